@@ -1,0 +1,61 @@
+//! What can go wrong while a model is loaded or run, each with what to do about it.
+
+/// The result of loading or running a model.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong while a model is loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's files.
+    #[error(transparent)]
+    Format(#[from] model_format::Error),
+    /// The GPU.
+    #[error(transparent)]
+    Gpu(#[from] webgpu_kernels::Error),
+    /// The CPU backend.
+    #[error("the CPU backend failed: {0}")]
+    Cpu(#[from] candle_core::Error),
+    /// tokenizer.json does not load, or a text does not encode.
+    #[error("the tokenizer failed: {reason}")]
+    Tokenizer {
+        /// What it said.
+        reason: String,
+    },
+    /// The chat template does not parse, or refuses the conversation.
+    #[error("the chat template failed: {reason}")]
+    ChatTemplate {
+        /// What it said.
+        reason: String,
+    },
+    /// The conversation is longer than the context.
+    #[error("the conversation has {tokens} tokens, the context has room for {context}")]
+    ContextFull {
+        /// Tokens of the prompt.
+        tokens: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// A sampling parameter is out of its range.
+    #[error("`{name}` must be {expected}, found: {found}")]
+    BadParameter {
+        /// The parameter.
+        name: &'static str,
+        /// Its range.
+        expected: &'static str,
+        /// What was given.
+        found: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, if anything.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Format(error) => error.hint(),
+            Error::Gpu(error) => error.hint(),
+            Error::Tokenizer { .. } => Some("download the model's `tokenizer.json` again".into()),
+            Error::ContextFull { .. } => Some("begin a new conversation, or load the model with a longer context".into()),
+            Error::Cpu(_) | Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
+        }
+    }
+}

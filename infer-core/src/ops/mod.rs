@@ -1,0 +1,103 @@
+//! [`Ops`]: the operations a decoder-only transformer is written in.
+//!
+//! `model/decoder.rs` is written once over this trait. [`gpu::GpuOps`] records the kernels of `webgpu-kernels`,
+//! [`candle::CandleOps`] runs the same operations on the CPU, and the quantizer wraps either to see what goes into each
+//! matrix. A fused operation has its plain meaning as the default; an override must compute the same.
+
+pub mod candle;
+pub mod gpu;
+
+use model_format::{Role, Weight};
+
+use crate::Result;
+
+/// The operations a decoder-only transformer is written in.
+///
+/// Activations are f32 matrices `[rows, cols]`, one row per token. Wrong shapes are our own fault and panic.
+#[expect(async_fn_in_trait, reason = "the engine owns no thread, so no Send bound is wanted")]
+pub trait Ops {
+    /// Activations `[rows, cols]`, and vectors `[1, cols]`.
+    type Tensor;
+    /// A weight matrix `[n, k]` of `n` outputs and `k` inputs, in whatever format it was loaded.
+    type Matrix;
+    /// Keys and values of one layer and one sequence.
+    type Kv;
+
+    /// Takes a weight matrix to the device. `role` says which one it is.
+    fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix>;
+    /// Takes `[rows, cols]` values to the device: norm weights, the rotary table, hidden states of the quantizer.
+    fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
+    /// Room for the keys and values of one layer.
+    fn new_kv(&mut self, shape: KvShape) -> Result<Self::Kv>;
+    /// The values of `x`, row-major. The only operation that waits.
+    async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// `y[t, :] = table[tokens[t], :]`.
+    fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor;
+    /// `y[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c]`.
+    fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32) -> Self::Tensor;
+    /// `y[m, n] = sum over k of x[m, k] * w[n, k]`.
+    fn linear(&mut self, x: &Self::Tensor, matrix: &Self::Matrix) -> Self::Tensor;
+    /// Causal attention: rotates queries and keys, appends keys and values to each span's cache at `past_len`, and
+    /// returns `[rows, heads * head_dim]`. `qkv` is `[rows, q | k | v]`; `spans` divide its rows among sequences, in order.
+    /// `rope` is `[positions, head_dim]`, cosine and sine of each pair side by side.
+    fn attention(
+        &mut self,
+        qkv: &Self::Tensor,
+        rope: &Self::Tensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, Self::Kv>],
+    ) -> Self::Tensor;
+    /// `y[r, i] = silu(gate_up[r, i]) * gate_up[r, inner + i]`.
+    fn swiglu(&mut self, gate_up: &Self::Tensor) -> Self::Tensor;
+    /// `x += y`.
+    fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor);
+    /// The named rows of `x`, in the given order.
+    fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+
+    /// `x += y`, then its norm.
+    fn add_rms_norm(
+        &mut self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        weight: &Self::Tensor,
+        eps: f32,
+    ) -> Self::Tensor {
+        self.add_assign(x, y);
+        self.rms_norm(x, weight, eps)
+    }
+}
+
+/// The rows of one sequence in a batch, and the cache they belong to.
+pub struct Span<'a, K> {
+    /// How many rows of the batch are this sequence's next tokens.
+    pub rows: usize,
+    /// How many tokens the cache holds before them: the position of the first row.
+    pub past_len: usize,
+    /// The layer's keys and values of this sequence.
+    pub kv: &'a mut K,
+}
+
+/// The shape of an attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head `h` reads `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Factor on `q . k` before the softmax.
+    pub scale: f32,
+}
+
+/// The shape of one layer's cache: keys and values are `[kv_heads, capacity, head_dim]` each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Tokens there is room for.
+    pub capacity: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}

@@ -1,0 +1,191 @@
+//! What can be wrong with a model's files, each with what to do about it.
+
+use std::path::PathBuf;
+
+/// The result of reading or writing a model's files.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can be wrong with a model's files. Messages name file, tensor, expected and found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused to read or write a file.
+    #[error("cannot {action} `{}`: {source}", path.display())]
+    Io {
+        /// What was attempted: `read`, `write`, `create` ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file that the model needs is not there.
+    #[error("`{file}` is missing in `{folder}`")]
+    MissingFile {
+        /// The file's name.
+        file: String,
+        /// Where it was looked for.
+        folder: String,
+    },
+    /// A JSON file does not parse or does not have the shape it must have.
+    #[error("`{file}` is not what it should be: {reason}")]
+    Malformed {
+        /// The file.
+        file: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field of a configuration is missing.
+    #[error("`{file}` has no `{field}`")]
+    MissingField {
+        /// The configuration file.
+        file: String,
+        /// The field's name.
+        field: String,
+    },
+    /// A field of a configuration has a value that cannot be.
+    #[error("`{field}` in `{file}` must be {expected}, found: {found}")]
+    BadField {
+        /// The configuration file.
+        file: String,
+        /// The field's name.
+        field: String,
+        /// What would be right.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The configuration's `model_type` is not one we have.
+    #[error("unsupported architecture: `{model_type}`")]
+    UnsupportedArchitecture {
+        /// The value of `model_type`.
+        model_type: String,
+    },
+    /// There is no quantization format of that name.
+    #[error("unknown quantization format: `{name}`")]
+    UnknownFormat {
+        /// The name that was given.
+        name: String,
+    },
+    /// There is no conversation template of that name.
+    #[error("unknown conversation template: `{name}`")]
+    UnknownConvTemplate {
+        /// The name that was given.
+        name: String,
+    },
+    /// A parameter that the architecture needs is not in the checkpoint.
+    #[error("parameter `{name}` is missing in `{file}`")]
+    MissingParam {
+        /// The parameter.
+        name: String,
+        /// The checkpoint.
+        file: String,
+        /// The name in the file that is nearest to it, if any is near.
+        nearest: Option<String>,
+    },
+    /// A parameter has another shape than the configuration says.
+    #[error("parameter `{name}` in `{file}` has shape {found:?}, expected {expected:?}")]
+    ParamShape {
+        /// The parameter.
+        name: String,
+        /// The checkpoint.
+        file: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The shape that the configuration implies.
+        expected: Vec<usize>,
+    },
+    /// A parameter has a number type that cannot be used here.
+    #[error("parameter `{name}` in `{file}` has dtype {found}, expected {expected}")]
+    ParamDtype {
+        /// The parameter.
+        name: String,
+        /// The checkpoint.
+        file: String,
+        /// The dtype in the file.
+        found: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// A weight is NaN or infinite.
+    #[error("parameter `{name}` in `{file}` holds {value} at index {index}")]
+    NonFinite {
+        /// The parameter.
+        name: String,
+        /// The checkpoint.
+        file: String,
+        /// Flat index of the first such value.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A file is shorter or longer than its index says.
+    #[error("`{file}` has {found} bytes, expected {expected}")]
+    FileSize {
+        /// The file.
+        file: String,
+        /// Bytes there are.
+        found: u64,
+        /// Bytes there should be.
+        expected: u64,
+    },
+    /// A file's checksum is not the recorded one.
+    #[error("`{file}` has checksum {found}, expected {expected}")]
+    Checksum {
+        /// The file.
+        file: String,
+        /// Of the bytes that are there.
+        found: String,
+        /// As recorded.
+        expected: String,
+    },
+    /// A GPTQ tensor cannot be expressed in the wanted format without changing its values.
+    #[error("`{name}` cannot be converted without loss: {reason}")]
+    NotLossless {
+        /// The module.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, if anything.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "free some disk space and run the same command again".into()
+            }
+            Error::Io { .. } => "check that the path exists and that you may use it".into(),
+            Error::MissingFile { .. } => {
+                "a model folder holds `config.json`, `tokenizer.json` and its weights; download it again if it is incomplete"
+                    .into()
+            }
+            Error::Malformed { .. } | Error::FileSize { .. } | Error::Checksum { .. } => {
+                "the file is damaged or incomplete: download or convert it again".into()
+            }
+            Error::MissingField { .. } | Error::BadField { .. } => {
+                "compare the file with the one published with the model".into()
+            }
+            Error::UnsupportedArchitecture { .. } => {
+                let known: Vec<_> = crate::arch::ARCHITECTURES.iter().map(|a| a.model_type).collect();
+                format!("supported: {}", known.join(", "))
+            }
+            Error::UnknownFormat { .. } => {
+                let known: Vec<_> = crate::quant::QUANT_FORMATS.iter().map(|f| f.name).collect();
+                format!("formats: {}", known.join(", "))
+            }
+            Error::UnknownConvTemplate { .. } => {
+                let known: Vec<_> = crate::conv_template::names().collect();
+                format!("templates: {}", known.join(", "))
+            }
+            Error::MissingParam { nearest: Some(near), .. } => format!("the nearest name in the file is `{near}`"),
+            Error::MissingParam { .. } => "is this a checkpoint of the architecture that `config.json` names?".into(),
+            Error::ParamShape { .. } => "`config.json` and the weights do not belong together".into(),
+            Error::ParamDtype { .. } => "float checkpoints are read in bf16, f16 and f32; GPTQ checkpoints with 4 bits".into(),
+            Error::NonFinite { .. } => "the checkpoint is damaged at its source; take another copy".into(),
+            Error::NotLossless { .. } => {
+                "quantize with `gptq-quant --grid q4f16_1`, or without `--sym false` and without act-order over dynamic groups".into()
+            }
+        })
+    }
+}

@@ -1,0 +1,121 @@
+//! Tensors in host memory: [`HostTensor`] as a checkpoint stores it, [`Weight`] as the engine loads it.
+
+use std::borrow::Cow;
+
+use half::{bf16, f16};
+
+use crate::quant::QuantizedMatrix;
+
+/// The number type of a stored tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// The upper half of an f32.
+    BF16,
+    /// Signed 32-bit words: packed codes and group indices of GPTQ checkpoints.
+    I32,
+    /// Unsigned 32-bit words: packed codes of MLC folders.
+    U32,
+    /// Signed 64-bit words, as some tools write `g_idx`.
+    I64,
+}
+
+impl Dtype {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F16 | Dtype::BF16 => 2,
+            Dtype::F32 | Dtype::I32 | Dtype::U32 => 4,
+            Dtype::I64 => 8,
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::BF16 => "bf16",
+            Dtype::I32 => "i32",
+            Dtype::U32 => "u32",
+            Dtype::I64 => "i64",
+        })
+    }
+}
+
+/// A tensor as its file stores it: little-endian, row-major, borrowed from a memory map where there is one.
+#[derive(Debug, Clone)]
+pub struct HostTensor<'a> {
+    /// Number type.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// `shape.product() * dtype.size()` bytes.
+    pub bytes: Cow<'a, [u8]>,
+}
+
+impl HostTensor<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.bytes.len() / self.dtype.size()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// The values widened to f32. Panics on an integer tensor: callers check [`HostTensor::dtype`] first.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self.dtype {
+            Dtype::F32 => self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+            Dtype::F16 => self.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            Dtype::BF16 => self.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
+            other => panic!("to_f32: a tensor of {other} holds no floating-point values"),
+        }
+    }
+}
+
+/// One parameter as the engine loads it.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// Unquantized, widened to f32: norms, biases, and whole models for calibration and reference.
+    F32 {
+        /// Extents, outermost first.
+        shape: Vec<usize>,
+        /// Row-major values.
+        data: Vec<f32>,
+    },
+    /// Unquantized, in f16.
+    F16 {
+        /// Extents, outermost first.
+        shape: Vec<usize>,
+        /// Row-major values.
+        data: Vec<f16>,
+    },
+    /// In groups of a quantization format.
+    Quantized(QuantizedMatrix),
+}
+
+impl Weight {
+    /// Extents of the matrix or vector that this stands for, outermost first.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Weight::F32 { shape, .. } | Weight::F16 { shape, .. } => shape.clone(),
+            Weight::Quantized(matrix) => vec![matrix.rows, matrix.cols],
+        }
+    }
+
+    /// The values in f32, row-major.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Weight::F32 { data, .. } => data.clone(),
+            Weight::F16 { data, .. } => data.iter().map(|v| v.to_f32()).collect(),
+            Weight::Quantized(matrix) => matrix.dequantize(),
+        }
+    }
+}
