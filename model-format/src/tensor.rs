@@ -110,6 +110,14 @@ impl Weight {
         }
     }
 
+    /// The values in f32, row-major, without a copy where they are f32 already.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            Weight::F32 { data, .. } => data,
+            other => other.to_f32(),
+        }
+    }
+
     /// The values in f32, row-major.
     pub fn to_f32(&self) -> Vec<f32> {
         match self {

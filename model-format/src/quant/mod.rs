@@ -5,8 +5,11 @@
 
 pub mod group_quant;
 pub mod no_quant;
+mod stored;
 
 use half::f16;
+
+pub use stored::StoredTensor;
 
 use crate::{Dtype, Error, Param, Result, Role};
 use group_quant::GroupQuant;

@@ -8,6 +8,8 @@
 //! The arithmetic of [`GroupQuant::quantize`] is done in f16, every step rounded, in MLC's order, so that the words are
 //! equal bit for bit.
 
+mod ggml;
+
 use half::f16;
 
 /// The numbers of a group format.

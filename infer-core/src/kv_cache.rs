@@ -1,0 +1,69 @@
+//! [`KvCache`]: the keys and values of one sequence in every layer, and the tokens they belong to.
+
+use model_format::DecoderConfig;
+
+use crate::{
+    Result,
+    ops::{KvShape, Ops, Span},
+};
+
+/// The keys and values of one sequence in every layer, and the tokens they belong to.
+///
+/// The cache remembers its tokens, so that a new turn keeps the common beginning: what lies beyond
+/// [`KvCache::len`] on the device is garbage and is written over.
+pub struct KvCache<O: Ops> {
+    layers: Vec<O::Kv>,
+    tokens: Vec<u32>,
+    capacity: usize,
+}
+
+impl<O: Ops> KvCache<O> {
+    /// An empty cache with room for `capacity` tokens.
+    pub fn new(ops: &mut O, config: &DecoderConfig, capacity: usize) -> Result<KvCache<O>> {
+        let shape = KvShape { kv_heads: config.num_key_value_heads, capacity, head_dim: config.head_dim };
+        let layers = (0..config.num_hidden_layers).map(|_| ops.new_kv(shape)).collect::<Result<_>>()?;
+        Ok(KvCache { layers, tokens: Vec::new(), capacity })
+    }
+
+    /// Tokens there is room for.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens held.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether no token is held.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// The tokens held.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Forgets all but the first `len` tokens.
+    pub fn truncate(&mut self, len: usize) {
+        self.tokens.truncate(len);
+    }
+
+    /// How many tokens at the beginning of `tokens` the cache holds already.
+    pub fn common_prefix(&self, tokens: &[u32]) -> usize {
+        self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Room in layer `i` for the sequence's next `rows` tokens. Panics when there is not enough.
+    pub(crate) fn span(&mut self, i: usize, rows: usize) -> Span<'_, O::Kv> {
+        let past_len = self.tokens.len();
+        assert!(past_len + rows <= self.capacity, "kv cache: {past_len} + {rows} tokens in room for {}", self.capacity);
+        Span { rows, past_len, kv: &mut self.layers[i] }
+    }
+
+    /// Notes that every layer now holds `tokens` too.
+    pub(crate) fn extend(&mut self, tokens: &[u32]) {
+        self.tokens.extend_from_slice(tokens);
+    }
+}

@@ -1,0 +1,7 @@
+//! The model: the forward pass, once, over [`crate::ops::Ops`], and where its weights come from.
+
+pub mod decoder;
+pub mod weights;
+
+pub use decoder::{Decoder, Layer, Parts, Sequence};
+pub use weights::{load_checkpoint, load_mlc, load_random};

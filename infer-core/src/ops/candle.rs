@@ -1,0 +1,210 @@
+//! [`CandleOps`]: the operations on candle tensors, on the CPU.
+//!
+//! It is the reference that the GPU is compared with, the fallback where there is no GPU adapter, and what the quantizer
+//! calibrates with. For the first and the last, weights are held as they are or dequantized ([`CpuWeights::Exact`]); for
+//! the fallback, four-bit matrices become candle's Q4_0 without loss and are multiplied in integers
+//! ([`CpuWeights::Integer`]), which rounds activations to eight bits.
+
+use candle_core::{
+    DType, Device, Module, Tensor,
+    quantized::{GgmlDType, QMatMul, QTensor, ggml_file::qtensor_from_ggml},
+};
+use model_format::{Role, Weight};
+
+use super::{AttentionShape, KvShape, Ops, Span};
+use crate::Result;
+
+/// Query rows that attend at a time: bounds the score matrix to `heads * 512 * context` numbers.
+const QUERY_BLOCK: usize = 512;
+
+/// How quantized matrices are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CpuWeights {
+    /// Dequantized to f32, multiplied in f32.
+    #[default]
+    Exact,
+    /// In four bits, multiplied with activations rounded to eight bits: less memory, and faster for one row.
+    Integer,
+}
+
+/// The operations on candle tensors, on the CPU.
+#[derive(Debug, Clone, Default)]
+pub struct CandleOps {
+    weights: CpuWeights,
+}
+
+/// A weight matrix `[n, k]`.
+#[derive(Debug)]
+pub enum CandleMatrix {
+    /// f32 values `[n, k]`.
+    Float(Tensor),
+    /// Four-bit blocks; and as a table, for a matrix whose rows are looked up.
+    Integer {
+        /// Multiplies.
+        matmul: QMatMul,
+        /// f16 rows `[n, k]`, where the matrix is the embedding.
+        table: Option<Tensor>,
+    },
+}
+
+/// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
+#[derive(Debug)]
+pub struct CandleKv {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl CandleOps {
+    /// Operations that hold quantized matrices as `weights` says.
+    pub fn new(weights: CpuWeights) -> CandleOps {
+        CandleOps { weights }
+    }
+
+    /// The values of `x`, row-major, without waiting: on the CPU they are there.
+    pub fn values(x: &Tensor) -> Vec<f32> {
+        x.flatten_all().and_then(|x| x.to_vec1()).expect("an f32 tensor on the CPU")
+    }
+}
+
+/// Operations on tensors whose shapes we chose fail only by our own mistake.
+fn ours<T>(result: candle_core::Result<T>, operation: &str) -> T {
+    result.unwrap_or_else(|error| panic!("{operation}: {error}"))
+}
+
+impl Ops for CandleOps {
+    type Tensor = Tensor;
+    type Matrix = CandleMatrix;
+    type Kv = CandleKv;
+
+    fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<CandleMatrix> {
+        let shape = weight.shape();
+        if let (CpuWeights::Integer, Weight::Quantized(matrix)) = (self.weights, &weight)
+            && let Some(blocks) = matrix.to_ggml_q4_0()
+        {
+            let tensor: QTensor = qtensor_from_ggml(GgmlDType::Q4_0, &blocks, shape.clone(), &Device::Cpu)?;
+            let table = match role {
+                Role::Embedding => Some(tensor.dequantize(&Device::Cpu)?.to_dtype(DType::F16)?),
+                _ => None,
+            };
+            return Ok(CandleMatrix::Integer { matmul: QMatMul::from_qtensor(tensor)?, table });
+        }
+        Ok(CandleMatrix::Float(Tensor::from_vec(weight.into_f32(), shape, &Device::Cpu)?))
+    }
+
+    fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(values, (rows, cols), &Device::Cpu)?)
+    }
+
+    fn new_kv(&mut self, shape: KvShape) -> Result<CandleKv> {
+        let dims = (shape.kv_heads, shape.capacity, shape.head_dim);
+        let zeros = || Tensor::zeros(dims, DType::F32, &Device::Cpu);
+        Ok(CandleKv { keys: zeros()?, values: zeros()? })
+    }
+
+    async fn read(&mut self, x: &Tensor) -> Result<Vec<f32>> {
+        Ok(CandleOps::values(x))
+    }
+
+    fn embedding(&mut self, table: &CandleMatrix, tokens: &[u32]) -> Tensor {
+        let table = match table {
+            CandleMatrix::Float(table) => table,
+            CandleMatrix::Integer { table, .. } => table.as_ref().expect("embedding: not uploaded as the embedding"),
+        };
+        let rows = Tensor::new(tokens, &Device::Cpu).and_then(|ids| table.index_select(&ids, 0)?.to_dtype(DType::F32));
+        ours(rows, "embedding")
+    }
+
+    fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+        ours(weight.flatten_all().and_then(|weight| candle_nn::ops::rms_norm(x, &weight, eps)), "rms_norm")
+    }
+
+    fn linear(&mut self, x: &Tensor, matrix: &CandleMatrix) -> Tensor {
+        let y = match matrix {
+            CandleMatrix::Float(w) => w.t().and_then(|w| x.matmul(&w)),
+            CandleMatrix::Integer { matmul, .. } => matmul.forward(x),
+        };
+        ours(y, "linear")
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Tensor,
+        rope: &Tensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, CandleKv>],
+    ) -> Tensor {
+        let mut first = 0;
+        let mut outputs = Vec::with_capacity(spans.len());
+        for span in spans.iter_mut() {
+            let rows = ours(qkv.narrow(0, first, span.rows), "attention rows");
+            outputs.push(ours(attend(&rows, rope, shape, span), "attention"));
+            first += span.rows;
+        }
+        assert_eq!(first, ours(qkv.dim(0), "attention"), "attention: spans must cover every row");
+        ours(Tensor::cat(&outputs, 0), "attention")
+    }
+
+    fn swiglu(&mut self, gate_up: &Tensor) -> Tensor {
+        ours(candle_nn::ops::swiglu(gate_up), "swiglu")
+    }
+
+    fn add_assign(&mut self, x: &mut Tensor, y: &Tensor) {
+        *x = ours(&*x + y, "add");
+    }
+
+    fn select_rows(&mut self, x: &Tensor, rows: &[usize]) -> Tensor {
+        let ids: Vec<u32> = rows.iter().map(|&row| u32::try_from(row).expect("a row number fits u32")).collect();
+        ours(Tensor::new(ids, &Device::Cpu).and_then(|ids| x.index_select(&ids, 0)), "select_rows")
+    }
+}
+
+/// Attention of one sequence's rows `[rows, q | k | v]`; returns `[rows, heads * head_dim]`.
+fn attend(
+    qkv: &Tensor,
+    rope: &Tensor,
+    shape: AttentionShape,
+    span: &mut Span<'_, CandleKv>,
+) -> candle_core::Result<Tensor> {
+    let AttentionShape { heads, kv_heads, head_dim, scale } = shape;
+    let (rows, past) = (span.rows, span.past_len);
+    let heads_of = |first: usize, count: usize| {
+        // [heads, rows, head_dim]
+        qkv.narrow(1, first * head_dim, count * head_dim)?.reshape((rows, count, head_dim))?.transpose(0, 1)?.contiguous()
+    };
+    let pairs = rope.narrow(0, past, rows)?.reshape((rows, head_dim / 2, 2))?;
+    let (cos, sin) = (pairs.narrow(2, 0, 1)?.squeeze(2)?.contiguous()?, pairs.narrow(2, 1, 1)?.squeeze(2)?.contiguous()?);
+    let rotate = |x: Tensor| candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0);
+
+    let queries = (rotate(heads_of(0, heads)?)? * f64::from(scale))?;
+    span.kv.keys.slice_set(&rotate(heads_of(heads, kv_heads)?)?, 1, past)?;
+    span.kv.values.slice_set(&heads_of(heads + kv_heads, kv_heads)?, 1, past)?;
+
+    let group = heads / kv_heads;
+    let mut outputs = Vec::new();
+    for first in (0..rows).step_by(QUERY_BLOCK) {
+        let count = QUERY_BLOCK.min(rows - first);
+        let total = past + first + count;
+        let keys = span.kv.keys.narrow(1, 0, total)?;
+        let values = span.kv.values.narrow(1, 0, total)?;
+        // The queries of the heads that share keys lie one above the other: [kv_heads, group * count, head_dim].
+        let block = queries.narrow(1, first, count)?.contiguous()?.reshape((kv_heads, group * count, head_dim))?;
+        let mut scores = block.matmul(&keys.t()?)?; // [kv_heads, group * count, total]
+        if count > 1 {
+            let mask = causal_mask(count, total)?;
+            scores = scores.reshape((kv_heads, group, count, total))?.broadcast_add(&mask)?;
+            scores = scores.reshape((kv_heads, group * count, total))?;
+        }
+        let weighted = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&values)?;
+        outputs.push(weighted.reshape((heads, count, head_dim))?.transpose(0, 1)?.reshape((count, heads * head_dim))?);
+    }
+    Tensor::cat(&outputs, 0)
+}
+
+/// `[count, total]`: zero where row `i`, the `count`-th last but `i`, may look; minus infinity where not.
+fn causal_mask(count: usize, total: usize) -> candle_core::Result<Tensor> {
+    let mut mask = vec![0.0f32; count * total];
+    for (row, mask) in mask.chunks_exact_mut(total).enumerate() {
+        mask[total - count + row + 1..].fill(f32::NEG_INFINITY);
+    }
+    Tensor::from_vec(mask, (count, total), &Device::Cpu)
+}

@@ -1,0 +1,12 @@
+//! [`Progress`]: how far loading has come. The terminal's bar and the page's meter implement it.
+
+/// How far loading has come.
+pub trait Progress {
+    /// `done` of `total` has reached the device. The unit is bytes for MLC folders and parameters for checkpoints.
+    fn loaded(&mut self, done: u64, total: u64);
+}
+
+/// Says nothing.
+impl Progress for () {
+    fn loaded(&mut self, _done: u64, _total: u64) {}
+}
