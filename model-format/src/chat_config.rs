@@ -1,8 +1,8 @@
-//! mlc-chat-config.json, read and written.
+//! mlc-chat-config.json, read. weight-convert writes it.
 
 use serde_json::{Map, Value};
 
-use crate::Result;
+use crate::{Error, Result, decoder_config::ConfigJson, files::check_file_name};
 
 /// mlc-chat-config.json.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,9 +24,55 @@ pub struct ChatConfig {
 }
 
 impl ChatConfig {
+    /// The file's name.
+    pub const FILE_NAME: &'static str = "mlc-chat-config.json";
+
     /// Reads the text of an mlc-chat-config.json.
     pub fn parse(json: &str) -> Result<ChatConfig> {
-        let _ = json;
-        todo!()
+        let config = ConfigJson::parse(ChatConfig::FILE_NAME, json)?;
+        let bad = |field: &str, expected: &str, found: &Value| Error::BadField {
+            file: config.file.clone(),
+            field: field.into(),
+            expected: expected.into(),
+            found: found.to_string(),
+        };
+        let field = |name: &str| config.value.get(name).unwrap_or(&Value::Null);
+
+        let model_config = match field("model_config") {
+            Value::Object(fields) => fields.clone(),
+            Value::Null => return Err(Error::MissingField { file: config.file.clone(), field: "model_config".into() }),
+            other => return Err(bad("model_config", "an object", other)),
+        };
+        let tokenizer_files = match field("tokenizer_files") {
+            Value::Null => Vec::new(),
+            Value::Array(names) => names
+                .iter()
+                .map(|name| {
+                    let name = name.as_str().ok_or_else(|| bad("tokenizer_files", "a list of file names", name))?;
+                    check_file_name(&config.file, name).map(|()| name.to_owned())
+                })
+                .collect::<Result<_>>()?,
+            other => return Err(bad("tokenizer_files", "a list of file names", other)),
+        };
+        let id = |value: &Value| {
+            value
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .ok_or_else(|| bad("eos_token_id", "a token id or a list of them", value))
+        };
+        let eos_token_id = match field("eos_token_id") {
+            Value::Null => Vec::new(),
+            Value::Array(ids) => ids.iter().map(id).collect::<Result<_>>()?,
+            one => vec![id(one)?],
+        };
+        Ok(ChatConfig {
+            model_type: config.str("model_type")?.into(),
+            quantization: config.str("quantization")?.into(),
+            model_config,
+            context_window_size: config.usize("context_window_size")?,
+            tokenizer_files,
+            eos_token_id,
+            value: config.value,
+        })
     }
 }

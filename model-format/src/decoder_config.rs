@@ -50,7 +50,8 @@ impl DecoderConfig {
         let fields = value.as_object_mut().expect("just made");
         fields.insert("model_type".into(), chat_config.model_type.clone().into());
         // MLC's words for the same two facts.
-        for (mlc, hf) in [("position_embedding_base", "rope_theta"), ("context_window_size", "max_position_embeddings")] {
+        for (mlc, hf) in [("position_embedding_base", "rope_theta"), ("context_window_size", "max_position_embeddings")]
+        {
             if let (Some(v), None) = (fields.get(mlc).cloned(), fields.get(hf)) {
                 fields.insert(hf.into(), v);
             }
@@ -189,7 +190,10 @@ impl ConfigJson {
     /// A required non-negative integer.
     pub fn usize(&self, name: &str) -> Result<usize> {
         let value = self.field(name)?;
-        value.as_u64().and_then(|v| usize::try_from(v).ok()).ok_or_else(|| self.bad(name, "a non-negative integer", value))
+        value
+            .as_u64()
+            .and_then(|v| usize::try_from(v).ok())
+            .ok_or_else(|| self.bad(name, "a non-negative integer", value))
     }
 
     /// A non-negative integer, or `default` where the field is absent or null.

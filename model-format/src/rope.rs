@@ -61,7 +61,12 @@ pub fn inverse_frequencies(config: &DecoderConfig) -> Vec<f32> {
             match &config.rope_scaling {
                 None => freq,
                 Some(RopeScaling::Linear { factor }) => freq / *factor as f32,
-                Some(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }) => {
+                Some(RopeScaling::Llama3 {
+                    factor,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position_embeddings,
+                }) => {
                     let original = *original_max_position_embeddings as f32;
                     let (factor, low, high) = (*factor as f32, *low_freq_factor as f32, *high_freq_factor as f32);
                     let wavelength = 2.0 * std::f32::consts::PI / freq;

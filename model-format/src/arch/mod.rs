@@ -5,10 +5,7 @@
 
 mod llama;
 
-use crate::{
-    DecoderConfig, Error, Result,
-    decoder_config::ConfigJson,
-};
+use crate::{DecoderConfig, Error, Result, decoder_config::ConfigJson};
 
 /// Every architecture there is.
 pub const ARCHITECTURES: &[Architecture] = &[llama::LLAMA];

@@ -21,7 +21,11 @@ impl QuantFormat {
     /// What is stored for `param`, in the order of the records.
     pub fn stored(&self, param: &Param) -> Vec<StoredTensor> {
         let (Some(group), true) = (self.group(), self.quantizes(param)) else {
-            return vec![StoredTensor { name: param.name.clone(), shape: param.shape.clone(), dtype: self.model_dtype }];
+            return vec![StoredTensor {
+                name: param.name.clone(),
+                shape: param.shape.clone(),
+                dtype: self.model_dtype,
+            }];
         };
         let [rows, cols] = param.shape[..] else { panic!("stored: `{}` is not a matrix", param.name) };
         let module = param.name.strip_suffix("weight").expect("parameters end in .weight");
@@ -75,9 +79,7 @@ impl QuantFormat {
                     q_scale: f16_values(scales),
                 })
             }
-            [whole] if whole.dtype == Dtype::F16 => {
-                Weight::F16 { shape: param.shape.clone(), data: f16_values(whole) }
-            }
+            [whole] if whole.dtype == Dtype::F16 => Weight::F16 { shape: param.shape.clone(), data: f16_values(whole) },
             [whole] => Weight::F32 { shape: param.shape.clone(), data: whole.to_f32() },
             _ => unreachable!("a parameter is stored in one or two tensors"),
         })

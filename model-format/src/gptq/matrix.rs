@@ -1,0 +1,273 @@
+//! [`GptqMatrix`]: one quantized matrix, read from and written to the four tensors of its module.
+
+use std::borrow::Cow;
+
+use half::f16;
+
+use super::{
+    GptqConfig,
+    words::{pack_rows, transpose, unpack_rows},
+};
+use crate::{Checkpoint, Dtype, Error, HostTensor, Result, checkpoint::missing_param};
+
+/// One quantized matrix, unpacked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GptqMatrix {
+    /// Outputs, N.
+    pub rows: usize,
+    /// Inputs, K.
+    pub cols: usize,
+    /// `[rows, cols]`.
+    pub codes: Vec<u8>,
+    /// `[rows, groups]`.
+    pub scales: Vec<f16>,
+    /// `[rows, groups]`, the true zeros (8 for symmetric 4 bits).
+    pub zeros: Vec<u8>,
+    /// `[cols]`, the group of each input.
+    pub g_idx: Vec<u32>,
+}
+
+impl GptqMatrix {
+    /// Reads `MODULE.qweight`, `.qzeros`, `.scales`, `.g_idx` (absent: `k / group_size`). `Ok(None)` where the module is
+    /// not quantized.
+    ///
+    /// A zero of 0 in a version 1 checkpoint is read as it was meant (stored as all ones), though its writer may have
+    /// spoilt its neighbours.
+    pub fn read(checkpoint: &dyn Checkpoint, config: &GptqConfig, module: &str) -> Result<Option<GptqMatrix>> {
+        let qweight_name = format!("{module}.qweight");
+        if checkpoint.info(&qweight_name).is_none() {
+            return Ok(None);
+        }
+        let per_word = 32 / config.bits;
+        let mut reader = Reader { checkpoint, module };
+        let (shape, qweight) = reader.words("qweight")?;
+        let [words_k, rows] = shape[..] else { return Err(reader.wrong_shape("qweight", &shape, &[0, 0])) };
+        let cols = words_k * per_word;
+        if rows == 0 || cols == 0 {
+            return Err(reader.wrong_shape("qweight", &shape, &[1, 1]));
+        }
+        let groups = config.groups(cols);
+        let (shape, qzeros) = reader.words("qzeros")?;
+        let expected = [groups, rows.div_ceil(per_word)];
+        if shape != expected {
+            return Err(reader.wrong_shape("qzeros", &shape, &expected));
+        }
+        let scales = reader.scales(&[groups, rows])?;
+        let g_idx = match checkpoint.info(&format!("{module}.g_idx")) {
+            Some(_) => reader.g_idx(cols, groups)?,
+            None => config.natural_g_idx(cols),
+        };
+
+        // [K / 8, N] words -> [N, K / 8] words -> [N, K] codes.
+        let codes = unpack_rows(config.bits, &transpose(rows, &qweight));
+        let mask = ((1u32 << config.bits) - 1) as u8;
+        let padded = expected[1] * per_word;
+        let stored: Vec<u8> = unpack_rows(config.bits, &qzeros)
+            .chunks_exact(padded)
+            .flat_map(|group| &group[..rows])
+            .map(|&zero| if config.v2 { zero } else { zero.wrapping_add(1) & mask })
+            .collect();
+        if let (true, Some(zero)) = (config.sym, stored.iter().find(|&&zero| zero != 1 << (config.bits - 1))) {
+            return Err(Error::Malformed {
+                file: checkpoint.location(),
+                reason: format!(
+                    "`{module}.qzeros` decodes to zero {zero}, but symmetric quantization has {}; is `checkpoint_format` \
+                     right (`gptq` stores zeros minus one, `gptq_v2` as they are)?",
+                    1 << (config.bits - 1)
+                ),
+            });
+        }
+        Ok(Some(GptqMatrix {
+            rows,
+            cols,
+            codes,
+            scales: transpose(rows, &scales),
+            zeros: transpose(rows, &stored),
+            g_idx,
+        }))
+    }
+
+    /// The four tensors, named `MODULE.qweight` and so on, with shape and little-endian bytes, for a safetensors file.
+    ///
+    /// Panics where codes do not fit whole words (N or K is no multiple of `32 / bits`), and on a zero of 0 in version
+    /// 1, which every reader understands differently.
+    pub fn to_tensors(&self, config: &GptqConfig, module: &str) -> Vec<(String, HostTensor<'static>)> {
+        let groups = self.groups();
+        let per_word = 32 / config.bits;
+        let name = |part: &str| format!("{module}.{part}");
+        let words = |shape: [usize; 2], words: Vec<u32>| HostTensor {
+            dtype: Dtype::I32,
+            shape: shape.to_vec(),
+            bytes: Cow::Owned(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
+        };
+
+        let qweight = transpose(self.cols / per_word, &pack_rows(config.bits, self.cols, &self.codes));
+        let stored: Vec<u8> = self
+            .zeros
+            .iter()
+            .map(|&zero| {
+                assert!(config.v2 || zero > 0, "{module}: zero 0 cannot be written in a version 1 checkpoint");
+                if config.v2 { zero } else { zero - 1 }
+            })
+            .collect();
+        let qzeros = pack_rows(config.bits, self.rows, &transpose(groups, &stored));
+        let scales = transpose(groups, &self.scales);
+        vec![
+            (name("qweight"), words([self.cols / per_word, self.rows], qweight)),
+            (name("qzeros"), words([groups, self.rows / per_word], qzeros)),
+            (
+                name("scales"),
+                HostTensor {
+                    dtype: Dtype::F16,
+                    shape: vec![groups, self.rows],
+                    bytes: Cow::Owned(scales.iter().flat_map(|s| s.to_le_bytes()).collect()),
+                },
+            ),
+            (
+                name("g_idx"),
+                HostTensor {
+                    dtype: Dtype::I32,
+                    shape: vec![self.cols],
+                    bytes: Cow::Owned(self.g_idx.iter().flat_map(|g| g.to_le_bytes()).collect()),
+                },
+            ),
+        ]
+    }
+
+    /// Groups per row.
+    pub fn groups(&self) -> usize {
+        self.scales.len() / self.rows
+    }
+
+    /// The values `[rows, cols]` in f32.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let groups = self.groups();
+        let mut values = Vec::with_capacity(self.rows * self.cols);
+        for (row, codes) in self.codes.chunks_exact(self.cols).enumerate() {
+            let scales = &self.scales[row * groups..][..groups];
+            let zeros = &self.zeros[row * groups..][..groups];
+            values.extend(
+                codes
+                    .iter()
+                    .zip(&self.g_idx)
+                    .map(|(&code, &g)| (f32::from(code) - f32::from(zeros[g as usize])) * scales[g as usize].to_f32()),
+            );
+        }
+        values
+    }
+
+    /// Refuses a matrix that is not `[n, k]` as the configuration says.
+    pub fn check_shape(&self, checkpoint: &dyn Checkpoint, module: &str, shape: &[usize]) -> Result<()> {
+        if [self.rows, self.cols] == *shape {
+            return Ok(());
+        }
+        Err(Error::ParamShape {
+            name: format!("{module}.qweight"),
+            file: checkpoint.location(),
+            found: vec![self.rows, self.cols],
+            expected: shape.to_vec(),
+        })
+    }
+}
+
+/// Reads the parts of one module.
+struct Reader<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    module: &'a str,
+}
+
+impl<'a> Reader<'a> {
+    fn tensor(&mut self, part: &str) -> Result<HostTensor<'a>> {
+        let name = format!("{}.{part}", self.module);
+        if self.checkpoint.info(&name).is_none() {
+            return Err(missing_param(self.checkpoint, &name));
+        }
+        self.checkpoint.tensor(&name)
+    }
+
+    fn wrong_shape(&self, part: &str, found: &[usize], expected: &[usize]) -> Error {
+        Error::ParamShape {
+            name: format!("{}.{part}", self.module),
+            file: self.checkpoint.location(),
+            found: found.to_vec(),
+            expected: expected.to_vec(),
+        }
+    }
+
+    fn wrong_dtype(&self, part: &str, found: Dtype, expected: &str) -> Error {
+        Error::ParamDtype {
+            name: format!("{}.{part}", self.module),
+            file: self.checkpoint.location(),
+            found: found.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    fn words(&mut self, part: &str) -> Result<(Vec<usize>, Vec<u32>)> {
+        let tensor = self.tensor(part)?;
+        if !matches!(tensor.dtype, Dtype::I32 | Dtype::U32) {
+            return Err(self.wrong_dtype(part, tensor.dtype, "i32"));
+        }
+        let words = tensor.bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        Ok((tensor.shape, words))
+    }
+
+    /// Scales as f16. Other float types are taken where no value changes.
+    fn scales(&mut self, shape: &[usize]) -> Result<Vec<f16>> {
+        let tensor = self.tensor("scales")?;
+        if tensor.shape != shape {
+            return Err(self.wrong_shape("scales", &tensor.shape, shape));
+        }
+        let scales: Vec<f16> = match tensor.dtype {
+            Dtype::F16 => tensor.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect(),
+            Dtype::BF16 | Dtype::F32 => {
+                let wide = tensor.to_f32();
+                let narrow: Vec<f16> = wide.iter().map(|&v| f16::from_f32(v)).collect();
+                if narrow.iter().zip(&wide).any(|(n, w)| n.to_f32() != *w && !w.is_nan()) {
+                    return Err(self.wrong_dtype(
+                        "scales",
+                        tensor.dtype,
+                        "f16 (some of its values are not f16 numbers)",
+                    ));
+                }
+                narrow
+            }
+            other => return Err(self.wrong_dtype("scales", other, "f16")),
+        };
+        match scales.iter().position(|s| !s.is_finite()) {
+            Some(index) => Err(Error::NonFinite {
+                name: format!("{}.scales", self.module),
+                file: self.checkpoint.location(),
+                index,
+                value: scales[index].to_f32(),
+            }),
+            None => Ok(scales),
+        }
+    }
+
+    fn g_idx(&mut self, cols: usize, groups: usize) -> Result<Vec<u32>> {
+        let tensor = self.tensor("g_idx")?;
+        if tensor.shape != [cols] {
+            return Err(self.wrong_shape("g_idx", &tensor.shape, &[cols]));
+        }
+        let wide: Vec<i64> = match tensor.dtype {
+            Dtype::I32 => {
+                tensor.bytes.chunks_exact(4).map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+            }
+            Dtype::I64 => tensor
+                .bytes
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes(b.try_into().expect("chunks of 8 bytes")))
+                .collect(),
+            other => return Err(self.wrong_dtype("g_idx", other, "i32")),
+        };
+        wide.iter()
+            .map(|&g| {
+                u32::try_from(g).ok().filter(|&g| (g as usize) < groups).ok_or_else(|| Error::Malformed {
+                    file: self.checkpoint.location(),
+                    reason: format!("`{}.g_idx` names group {g}, but there are {groups}", self.module),
+                })
+            })
+            .collect()
+    }
+}
