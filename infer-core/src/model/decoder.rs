@@ -60,19 +60,13 @@ impl<O: Ops> Decoder<O> {
         self.head(ops, &hidden)
     }
 
-    /// As [`Decoder::forward`], with the logits after every token: `[all rows, vocab_size]`.
-    pub fn forward_all(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
-        let hidden = self.hidden(ops, batch);
-        self.head(ops, &hidden)
-    }
-
     /// The logits of normed hidden states `[rows, hidden_size]`.
     pub fn head(&self, ops: &mut O, hidden: &O::Tensor) -> O::Tensor {
         ops.linear(hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))
     }
 
-    /// The normed output of the last layer for every row of the batch; the caches take the tokens in.
-    fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
+    /// The normed output of the last layer `[rows, hidden_size]` for every row of the batch; the caches take the tokens in.
+    pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
         let mut x = ops.embedding(&self.embedding, &tokens);

@@ -1,0 +1,263 @@
+//! [`Sampler`]: from logits to the next token. Penalties, temperature, top-k, top-p, min-p, and a seeded generator.
+//!
+//! This is the specification: a sampler on the device must choose the same tokens. It is a pure function of the logits,
+//! the parameters, the tokens so far and the generator's state; sums are in f64 and in the order of the ids.
+
+use std::collections::{HashMap, HashSet};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// How the next token is chosen, and when to stop.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SamplingParams {
+    /// Divides the logits. 0 takes the most likely token always (the lowest id among equals).
+    pub temperature: f32,
+    /// Keeps the most likely tokens whose probabilities sum up to this. 1 keeps all.
+    pub top_p: f32,
+    /// Keeps the `top_k` most likely tokens. 0 keeps all.
+    pub top_k: usize,
+    /// Keeps tokens at least this times as likely as the most likely. 0 keeps all.
+    pub min_p: f32,
+    /// Divides (above 0) or multiplies (below) the logit of each token of the prompt and the answer. 1 is none.
+    pub repetition_penalty: f32,
+    /// Subtracted from the logit of each token of the answer.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of each token of the answer, times how often it is there.
+    pub frequency_penalty: f32,
+    /// Seeds the generator. `None`: the engine takes one at random.
+    pub seed: Option<u64>,
+    /// Most tokens of an answer. `None`: as many as the context has room for.
+    pub max_tokens: Option<usize>,
+    /// Strings that end the answer, besides those of the model.
+    pub stop: Vec<String>,
+}
+
+impl Default for SamplingParams {
+    /// The distribution of the model itself, unchanged.
+    fn default() -> SamplingParams {
+        SamplingParams {
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+            max_tokens: None,
+            stop: Vec::new(),
+        }
+    }
+}
+
+impl SamplingParams {
+    /// The most likely token always.
+    pub fn greedy() -> SamplingParams {
+        SamplingParams { temperature: 0.0, ..SamplingParams::default() }
+    }
+
+    /// What the model's own files recommend: `mlc-chat-config.json`, or `generation_config.json`, else the default.
+    /// `files` are names and contents; values out of range are ignored.
+    pub fn from_files(files: &[(String, Vec<u8>)]) -> SamplingParams {
+        let json = |name: &str| -> Option<Value> {
+            let (_, content) = files.iter().find(|(file, _)| file == name)?;
+            serde_json::from_slice(content).ok()
+        };
+        let Some(config) = json("mlc-chat-config.json").or_else(|| json("generation_config.json")) else {
+            return SamplingParams::default();
+        };
+        let mut params = SamplingParams::default();
+        let mut take = |set: &dyn Fn(&mut SamplingParams, f64), name: &str| {
+            if let Some(value) = config.get(name).and_then(Value::as_f64) {
+                let mut with = params.clone();
+                set(&mut with, value);
+                if with.validate().is_ok() {
+                    params = with;
+                }
+            }
+        };
+        take(&|p, v| p.temperature = v as f32, "temperature");
+        take(&|p, v| p.top_p = v as f32, "top_p");
+        take(&|p, v| p.top_k = v as usize, "top_k");
+        take(&|p, v| p.min_p = v as f32, "min_p");
+        take(&|p, v| p.repetition_penalty = v as f32, "repetition_penalty");
+        take(&|p, v| p.presence_penalty = v as f32, "presence_penalty");
+        take(&|p, v| p.frequency_penalty = v as f32, "frequency_penalty");
+        if config.get("do_sample") == Some(&Value::Bool(false)) {
+            params.temperature = 0.0;
+        }
+        params
+    }
+
+    /// Checks every range. NaN and infinity are out of every range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |name, value: f32, holds: bool, expected| match holds && value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::BadParameter { name, expected, found: value.to_string() }),
+        };
+        check("temperature", self.temperature, self.temperature >= 0.0, "0 or more")?;
+        check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1")?;
+        check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "from 0 to 1")?;
+        check("repetition_penalty", self.repetition_penalty, self.repetition_penalty > 0.0, "above 0")?;
+        let within = |v: f32| (-2.0..=2.0).contains(&v);
+        check("presence_penalty", self.presence_penalty, within(self.presence_penalty), "from -2 to 2")?;
+        check("frequency_penalty", self.frequency_penalty, within(self.frequency_penalty), "from -2 to 2")?;
+        if self.max_tokens == Some(0) {
+            return Err(Error::BadParameter { name: "max_tokens", expected: "1 or more", found: "0".into() });
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(Error::BadParameter { name: "stop", expected: "strings that are not empty", found: "\"\"".into() });
+        }
+        Ok(())
+    }
+}
+
+/// Chooses tokens. One per generation.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    params: SamplingParams,
+    prompt: HashSet<u32>,
+    rng: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// A sampler for the answer to `prompt`, whose ids count for the repetition penalty. Checks `params`; without a
+    /// seed, seeds at random.
+    pub fn new(params: &SamplingParams, prompt: &[u32]) -> Result<Sampler> {
+        params.validate()?;
+        let seed = params.seed.unwrap_or_else(rand::random);
+        let prompt = match params.repetition_penalty == 1.0 {
+            true => HashSet::new(),
+            false => prompt.iter().copied().collect(),
+        };
+        Ok(Sampler { params: params.clone(), prompt, rng: ChaCha8Rng::seed_from_u64(seed) })
+    }
+
+    /// The next token, given its `logits` `[vocab_size]` and the tokens `generated` so far (the prompt not among them).
+    /// The penalties are applied to `logits` in place. NaN counts as minus infinity; if nothing is above that, the
+    /// lowest id is the answer.
+    pub fn sample(&mut self, logits: &mut [f32], generated: &[u32]) -> u32 {
+        assert!(!logits.is_empty(), "sample: there are no logits");
+        self.penalize(logits, generated);
+        for logit in logits.iter_mut().filter(|logit| logit.is_nan()) {
+            *logit = f32::NEG_INFINITY;
+        }
+        let best = argmax(logits);
+        if self.params.temperature == 0.0 || !logits[best].is_finite() {
+            return best as u32;
+        }
+        let candidates = self.candidates(logits, logits[best]);
+        let total: f64 = candidates.iter().map(|c| c.weight).sum();
+        let mut left = self.rng.random::<f64>() * total;
+        for candidate in &candidates {
+            left -= candidate.weight;
+            if left < 0.0 {
+                return candidate.id;
+            }
+        }
+        // Rounding let the draw pass the end: the last one that can be drawn at all.
+        candidates.iter().rev().find(|c| c.weight > 0.0).map_or(best as u32, |c| c.id)
+    }
+
+    /// `l -= presence + count * frequency`, then `l = l < 0 ? l * repetition : l / repetition`.
+    fn penalize(&self, logits: &mut [f32], generated: &[u32]) {
+        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.params;
+        if (repetition_penalty, presence_penalty, frequency_penalty) == (1.0, 0.0, 0.0) {
+            return;
+        }
+        let mut counts: HashMap<u32, u32> = HashMap::new();
+        for id in generated {
+            *counts.entry(*id).or_default() += 1;
+        }
+        for (id, count) in &counts {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit -= presence_penalty + *count as f32 * frequency_penalty;
+            }
+        }
+        if repetition_penalty == 1.0 {
+            return;
+        }
+        let answer_only = counts.keys().filter(|id| !self.prompt.contains(id));
+        for id in self.prompt.iter().chain(answer_only) {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit = if *logit < 0.0 { *logit * repetition_penalty } else { *logit / repetition_penalty };
+            }
+        }
+    }
+
+    /// The tokens that may be drawn, in the order of their ids, weighted by their probability over that of the best.
+    fn candidates(&self, logits: &[f32], best: f32) -> Vec<Candidate> {
+        let temperature = f64::from(self.params.temperature);
+        let weight = |logit: f32| ((f64::from(logit) - f64::from(best)) / temperature).exp();
+        let mut candidates: Vec<Candidate> =
+            logits.iter().zip(0..).map(|(logit, id)| Candidate { id, weight: weight(*logit) }).collect();
+        if self.params.top_k > 0 && self.params.top_k < candidates.len() {
+            candidates.select_nth_unstable_by(self.params.top_k - 1, Candidate::likelier);
+            candidates.truncate(self.params.top_k);
+        }
+        if self.params.top_p < 1.0 {
+            keep_top_p(&mut candidates, f64::from(self.params.top_p));
+        }
+        // The best weighs 1, so the limit is min_p itself, whatever was cut off before.
+        let min_p = f64::from(self.params.min_p);
+        candidates.retain(|c| c.weight >= min_p);
+        candidates.sort_unstable_by_key(|c| c.id);
+        candidates
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Candidate {
+    id: u32,
+    weight: f64,
+}
+
+impl Candidate {
+    /// The likelier first; the lower id first among equals, so that the order is total.
+    fn likelier(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
+        b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
+    }
+}
+
+/// Keeps the fewest likeliest candidates that hold at least `top_p` of the probability.
+fn keep_top_p(candidates: &mut Vec<Candidate>, top_p: f64) {
+    // Summed in the order of the ids, so that top-k's partial sort does not show in the last bit.
+    candidates.sort_unstable_by_key(|c| c.id);
+    let wanted = top_p * candidates.iter().map(|c| c.weight).sum::<f64>();
+    // A vocabulary is large and the answer is short: sort the first few only, then more if they are not enough.
+    let mut sorted = 0;
+    let mut sum = 0.0;
+    let mut step = 128;
+    while sorted < candidates.len() {
+        let rest = &mut candidates[sorted..];
+        let next = step.min(rest.len());
+        if next < rest.len() {
+            rest.select_nth_unstable_by(next - 1, Candidate::likelier);
+        }
+        rest[..next].sort_unstable_by(Candidate::likelier);
+        for (i, candidate) in rest[..next].iter().enumerate() {
+            sum += candidate.weight;
+            if sum >= wanted {
+                candidates.truncate(sorted + i + 1);
+                return;
+            }
+        }
+        sorted += next;
+        step *= 8;
+    }
+}
+
+/// The index of the largest logit, the lowest among equals.
+fn argmax(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, logit) in logits.iter().enumerate() {
+        if *logit > logits[best] {
+            best = i;
+        }
+    }
+    best
+}
