@@ -72,6 +72,20 @@ pub enum Error {
         /// The name that was given.
         name: String,
     },
+    /// No conversation template is known to fit a checkpoint.
+    #[error("cannot tell which conversation template fits: {reason}")]
+    NoConvTemplate {
+        /// What was looked at.
+        reason: String,
+    },
+    /// A conversation has a role that the template does not know.
+    #[error("conversation template `{template}` has no place for a message of role `{role}`")]
+    UnsupportedRole {
+        /// The template.
+        template: String,
+        /// The role.
+        role: String,
+    },
     /// A parameter that the architecture needs is not in the checkpoint.
     #[error("parameter `{name}` is missing in `{file}`")]
     MissingParam {
@@ -174,10 +188,9 @@ impl Error {
                 let known: Vec<_> = crate::quant::QUANT_FORMATS.iter().map(|f| f.name).collect();
                 format!("formats: {}", known.join(", "))
             }
-            Error::UnknownConvTemplate { .. } => {
-                let known: Vec<_> = crate::conv_template::names().collect();
-                format!("templates: {}", known.join(", "))
-            }
+            Error::UnknownConvTemplate { .. } => format!("templates: {}", conv_templates()),
+            Error::NoConvTemplate { .. } => format!("name one with `--conv-template`: {}", conv_templates()),
+            Error::UnsupportedRole { .. } => "a system message may only come first".into(),
             Error::MissingParam { nearest: Some(near), .. } => format!("the nearest name in the file is `{near}`"),
             Error::MissingParam { .. } => "is this a checkpoint of the architecture that `config.json` names?".into(),
             Error::ParamShape { .. } => "`config.json` and the weights do not belong together".into(),
@@ -188,4 +201,8 @@ impl Error {
             }
         })
     }
+}
+
+fn conv_templates() -> String {
+    crate::conv_template::names().collect::<Vec<_>>().join(", ")
 }

@@ -33,6 +33,7 @@ pub mod tensor_cache;
 pub use arch::Architecture;
 pub use chat_config::ChatConfig;
 pub use checkpoint::{Checkpoint, SafetensorsCheckpoint, TensorInfo};
+pub use conv_template::ConvTemplate;
 pub use decoder_config::DecoderConfig;
 pub use error::{Error, Result};
 pub use files::{DirFiles, ModelFiles};

@@ -23,6 +23,19 @@ pub struct Architecture {
     pub gate_up: Fused,
     /// Ends of checkpoint names that are known and not needed.
     pub unused: &'static [&'static str],
+    /// How llama.cpp writes the family, where its GGUF files are read.
+    pub gguf: Option<Gguf>,
+}
+
+/// A family in llama.cpp's GGUF files.
+#[derive(Debug, Clone, Copy)]
+pub struct Gguf {
+    /// `general.architecture`, which also begins the keys of the configuration.
+    pub architecture: &'static str,
+    /// Whether the rows of q and k were reordered, head by head, so that the two elements a rotation pairs are neighbours.
+    pub interleaves_qk: bool,
+    /// transformers' class, for `architectures` of config.json.
+    pub class: &'static str,
 }
 
 /// Matrices that a checkpoint keeps apart and MLC joins, row after row (rows are outputs).
