@@ -1,0 +1,54 @@
+//! `cargo xtask test`: everything a change must pass. The repository's checks call this and nothing else.
+
+use std::{env, path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::{setup, step::Steps, tidy};
+
+/// Runs every check, goes on after one that fails, and fails at the end if any did.
+///
+/// All of them build the release profile, the one that the programs run in: build scripts and macros are compiled once.
+pub fn run(root: &Path) -> Result<()> {
+    let mut steps = Steps::new()?;
+    let has_gpu = setup::vulkan()?;
+    let cargo = |words: &str| {
+        let mut command = Command::new("cargo");
+        command.args(words.split(' ')).current_dir(root);
+        command
+    };
+    let mut tests = cargo("test --release --workspace --no-fail-fast");
+    if has_gpu && env::var_os("REQUIRE_GPU").is_none() {
+        // A test that finds no device where there is one has failed; elsewhere it says why it is skipped.
+        tests.env("REQUIRE_GPU", "1");
+    }
+    let checks = [
+        ("formatting", cargo("fmt --all -- --check")),
+        ("clippy", cargo("clippy --release --workspace --all-targets -- -D warnings")),
+        ("documentation", {
+            let mut command = cargo("doc --release --workspace --no-deps");
+            command.env("RUSTDOCFLAGS", "-D warnings");
+            command
+        }),
+        ("tests", tests),
+    ];
+    let mut failed: Vec<String> = Vec::new();
+    if let Err(error) = tidy::run(root) {
+        failed.push(format!("tidy: {error:#}"));
+    }
+    for (title, mut command) in checks {
+        match steps.run(title, &mut command) {
+            Err(error) if error.is::<crate::step::Interrupted>() => return Err(error),
+            Err(error) => failed.push(format!("{title}: {error:#}")),
+            Ok(()) => {}
+        }
+    }
+    eprintln!();
+    for taken in &steps.taken {
+        eprintln!("{:<14} {}", taken.title, crate::step::seconds(taken.time));
+    }
+    match failed.as_slice() {
+        [] => Ok(()),
+        failed => bail!("failed:\n  {}", failed.join("\n  ")),
+    }
+}

@@ -1,0 +1,216 @@
+//! `cargo xtask tidy`: holds the repository to what ARCHITECTURE.md says of it. Also a test, so `cargo test` runs it.
+//!
+//! A rule is a record in [`RULES`]: a name, why it is there, and a check that returns what breaks it. Rules on who may
+//! import whom are tables in [`arrows`]; rules on words are a table in [`words`]; rules on documents are in
+//! [`documents`].
+
+mod arrows;
+mod documents;
+mod shape;
+mod source;
+mod tree;
+mod words;
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use tree::{File, Tree};
+
+/// One thing that every file is held to.
+struct Rule {
+    name: &'static str,
+    why: &'static str,
+    check: fn(&Tree) -> Vec<Finding>,
+}
+
+/// A place that breaks a rule.
+struct Finding {
+    path: String,
+    line: usize,
+    what: String,
+}
+
+impl Finding {
+    /// At an offset of a file.
+    fn at(file: &File, offset: usize, what: impl Into<String>) -> Finding {
+        Finding { path: file.path.clone(), line: file.line(offset), what: what.into() }
+    }
+
+    /// About a whole file.
+    fn of(path: &str, what: impl Into<String>) -> Finding {
+        Finding { path: path.to_string(), line: 1, what: what.into() }
+    }
+}
+
+/// Every rule, apart from the words and the arrows, which are tables of their own.
+const RULES: &[Rule] = &[
+    Rule {
+        name: "glob-export",
+        why: "a crate's surface is read in its `lib.rs`: name what is exported",
+        check: shape::glob_export,
+    },
+    Rule {
+        name: "orphan",
+        why: "a file that no `mod` line reaches is not compiled, not linted and not tested",
+        check: shape::orphan,
+    },
+    Rule {
+        name: "file-length",
+        why: "a file past 600 lines has two headings in it: split it",
+        check: shape::file_length,
+    },
+    Rule {
+        name: "name",
+        why: "such a name says nothing about what is inside: use the field's word for it",
+        check: shape::empty_name,
+    },
+    Rule {
+        name: "two-languages",
+        why: "a constant written in Rust and in WGSL drifts: Rust injects it",
+        check: shape::constant_in_two_languages,
+    },
+    Rule {
+        name: "missing-docs",
+        why: "a library says what its public items are: `#![deny(missing_docs)]` in lib.rs",
+        check: shape::missing_docs,
+    },
+    Rule {
+        name: "workspace-lints",
+        why: "one set of lints for all crates: `[lints] workspace = true`",
+        check: shape::workspace_lints,
+    },
+    Rule {
+        name: "architecture-name",
+        why: "an architecture is one record in `model-format/src/arch/`; elsewhere ask the record",
+        check: shape::architecture_name,
+    },
+    Rule {
+        name: "chat-markup",
+        why: "chat markup is one record in `model-format/src/conv_template/`; elsewhere ask the record",
+        check: shape::chat_markup,
+    },
+    Rule { name: "machine-path", why: "a path of one machine means nothing on another", check: shape::machine_path },
+    Rule {
+        name: "document-path",
+        why: "a document that names a file that is not there misleads its reader",
+        check: documents::paths_exist,
+    },
+    Rule {
+        name: "map",
+        why: "ARCHITECTURE.md has a line for every file (or for its folder), so that it can be found",
+        check: documents::map_is_complete,
+    },
+];
+
+/// Prints what breaks a rule and fails if anything does.
+pub fn run(root: &Path) -> Result<()> {
+    let findings = findings(root)?;
+    for line in &findings {
+        eprintln!("{line}");
+    }
+    match findings.len() {
+        0 => Ok(()),
+        count => bail!("tidy found {count} {}", if count == 1 { "place" } else { "places" }),
+    }
+}
+
+/// What breaks a rule, one line each: place, what, and why it matters.
+fn findings(root: &Path) -> Result<Vec<String>> {
+    let tree = Tree::read(root)?;
+    let mut lines = Vec::new();
+    let mut add = |name: &str, why: &str, findings: Vec<Finding>| {
+        lines.extend(
+            findings.iter().map(|found| format!("{}:{}: {} [{name}: {why}]", found.path, found.line, found.what)),
+        );
+    };
+    for rule in RULES {
+        add(rule.name, rule.why, (rule.check)(&tree));
+    }
+    for word in words::WORDS {
+        add(word.name, word.why, word.check(&tree));
+    }
+    let packages = arrows::packages(root)?;
+    add("arrow", "who may import whom is a table in xtask/src/tidy/arrows.rs", arrows::check(&packages, &tree));
+    lines.sort();
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repository_is_tidy() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let findings = findings(root).unwrap();
+        assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+    }
+
+    /// The names of the rules that a tree of these files breaks.
+    fn broken(files: &[(&str, &str)]) -> Vec<&'static str> {
+        let tree = Tree::new(files.iter().map(|(path, text)| (path.to_string(), text.to_string())).collect());
+        let rules = RULES.iter().filter(|rule| !(rule.check)(&tree).is_empty()).map(|rule| rule.name);
+        let words = words::WORDS.iter().filter(|word| !word.check(&tree).is_empty()).map(|word| word.name);
+        rules.chain(words).collect()
+    }
+
+    /// One tree that breaks each rule, and one that comes close and does not.
+    #[test]
+    fn each_rule_fires_where_it_should_and_only_there() {
+        const LIB: (&str, &str) = ("a/src/lib.rs", "#![deny(missing_docs)]\nmod b;");
+        const FORMAT: (&str, &str) =
+            ("model-format/src/lib.rs", "#![deny(missing_docs)]\nmod arch; mod conv_template;");
+        const ARCH: (&str, &str) = ("model-format/src/arch/mod.rs", "const X: A = A { model_type: \"llama\" };");
+        let long = "//\n".repeat(601);
+        let cases: &[(&str, &str, &str, bool)] = &[
+            ("glob-export", "a/src/b.rs", "pub use c::*;", true),
+            ("glob-export", "a/src/b.rs", "use c::*; pub use c::{d, e};", false),
+            ("orphan", "a/src/c.rs", "", true),
+            ("orphan", "a/src/b/mod.rs", "", false),
+            ("file-length", "a/src/b.rs", &long, true),
+            ("file-length", "a/src/b.rs", &long[3..], false),
+            ("name", "a/src/utils.rs", "", true),
+            ("name", "a/src/b.rs", "struct CacheManager;", true),
+            ("name", "a/src/b.rs", "struct Manager1; // struct CacheManager", false),
+            ("missing-docs", "z/src/lib.rs", "", true),
+            ("workspace-lints", "z/Cargo.toml", "[package]", true),
+            ("workspace-lints", "z/Cargo.toml", "[package]\n\n[lints]\nworkspace = true\n", false),
+            ("architecture-name", "a/src/b.rs", "let x = \"llama\";", true),
+            ("architecture-name", "a/src/b.rs", "fn llama_layer() {}", true),
+            ("architecture-name", "a/src/b.rs", "// llama\nlet x = \"llama.cpp\"; let y = \"llama3\";", false),
+            ("chat-markup", "a/src/b.rs", "let x = \"<|im_start|>user\";", true),
+            ("chat-markup", "a/src/b.rs", "let x = \"a <| b\"; // <|im_start|>", false),
+            ("chat-markup", "model-format/src/conv_template/x.rs", "const X: &str = \"<|im_start|>\";", false),
+            ("machine-path", "a/src/b.rs", "let x = \"/home/me/models\";", true),
+            ("machine-path", "a/src/b.rs", "let x = \"$HOME/models\";", false),
+            ("document-path", "README.md", "see `a/src/gone.rs`", true),
+            ("document-path", "README.md", "see `a/src/lib.rs` and `model.safetensors`", false),
+            ("silent-library", "a/src/b.rs", "fn f() { println!(); }", true),
+            ("silent-library", "a/src/b.rs", "fn f() { std::env::var_os(\"HOME\"); }", true),
+            ("silent-library", "a/src/b.rs", "// println!\n#[cfg(test)]\nmod tests { fn f() { println!(); } }", false),
+            ("silent-library", "a/src/main.rs", "fn main() { println!(); }", false),
+            ("no-wait", "a/src/b.rs", "fn f() { block_on(g()); }", true),
+            ("no-wait", "webgpu-kernels/src/gpu/readback.rs", "pub fn block_on() {}", false),
+            ("wasm-place", "a/src/b.rs", "#[cfg(target_arch = \"wasm32\")]", true),
+            ("wasm-place", "webgpu-kernels/src/gpu/device.rs", "#[cfg(target_arch = \"wasm32\")]", false),
+            ("unfinished", "a/src/b.rs", "// TODO: later", true),
+            ("unfinished", "a/src/b.rs", "fn f() { todo!() }", true),
+            ("unfinished", "a/src/b.rs", "#[ignore] fn f() {}", true),
+            ("unfinished", "a/src/b.rs", "let todos = ignore();", false),
+        ];
+        for (rule, path, text, expected) in cases {
+            let mut files = vec![LIB, FORMAT, ARCH];
+            files.retain(|(other, _)| other != path);
+            files.push((path, text));
+            assert_eq!(broken(&files).contains(rule), *expected, "rule `{rule}` on {path}: {text}");
+        }
+        let two = [("a/src/b.rs", "const TILE: u32 = 8;"), ("a/src/b.wgsl", "const TILE: u32 = 8u;")];
+        assert!(broken(&two).contains(&"two-languages"));
+        assert!(!broken(&two[..1]).contains(&"two-languages"));
+        let mapped = [LIB, ("ARCHITECTURE.md", "### a\n```\nsrc/lib.rs   the crate\n```")];
+        assert!(!broken(&mapped).contains(&"map"));
+        let unmapped = [LIB, ("a/src/b.rs", ""), mapped[1]];
+        assert!(broken(&unmapped).contains(&"map"));
+    }
+}

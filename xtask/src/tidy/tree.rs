@@ -1,0 +1,192 @@
+//! [`Tree`]: the files of the repository, each with the part it plays: library, binary or test.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use super::source::{Source, is_word};
+
+/// Every file of the repository that git does not ignore.
+pub struct Tree {
+    /// In the order of their paths.
+    pub files: Vec<File>,
+}
+
+/// One file.
+pub struct File {
+    /// From the root, with `/` between folders.
+    pub path: String,
+    /// Its text; empty for a file that is not text.
+    pub text: String,
+    /// Rust and WGSL files, taken apart.
+    pub source: Option<Source>,
+    /// Who compiles it.
+    pub part: Part,
+}
+
+/// Who compiles a Rust file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Part {
+    /// Reached from `lib.rs`.
+    Library,
+    /// Reached from `main.rs` or `src/bin/` and not from `lib.rs`.
+    Binary,
+    /// An integration test, a benchmark, an example, a build script, or a module behind `#[cfg(test)]`.
+    Test,
+    /// A file under `src/` that no `mod` reaches.
+    Orphan,
+    /// No Rust file.
+    NotRust,
+}
+
+impl Tree {
+    /// Reads the repository at `root`.
+    pub fn read(root: &Path) -> Result<Tree> {
+        let arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
+        let output = Command::new("git").args(arguments).current_dir(root).output().context("cannot run `git`")?;
+        ensure!(output.status.success(), "`git ls-files` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let paths = String::from_utf8(output.stdout).context("a path is not UTF-8")?;
+        let paths: BTreeSet<&str> = paths.split('\0').filter(|path| root.join(path).is_file()).collect();
+        let read = |path: &str| std::fs::read(root.join(path)).with_context(|| format!("cannot read `{path}`"));
+        let files =
+            paths.into_iter().map(|path| Ok((path.to_string(), String::from_utf8(read(path)?).unwrap_or_default())));
+        Ok(Tree::new(files.collect::<Result<_>>()?))
+    }
+
+    /// A tree of the given paths and texts.
+    pub fn new(files: Vec<(String, String)>) -> Tree {
+        let file = |(path, text): (String, String)| {
+            let source = match path.rsplit_once('.') {
+                Some((_, "rs")) => Some(Source::rust(&text)),
+                Some((_, "wgsl")) => Some(Source::wgsl(&text)),
+                _ => None,
+            };
+            let part = match path.split('/').nth(1) {
+                _ if !path.ends_with(".rs") => Part::NotRust,
+                Some("src") => Part::Orphan,
+                _ => Part::Test,
+            };
+            File { path, text, source, part }
+        };
+        let mut tree = Tree { files: files.into_iter().map(file).collect() };
+        tree.find_parts();
+        tree
+    }
+
+    /// The file at `path`.
+    pub fn file(&self, path: &str) -> Option<&File> {
+        self.files.iter().find(|file| file.path == path)
+    }
+
+    /// Rust files, each with its source.
+    pub fn rust(&self) -> impl Iterator<Item = (&File, &Source)> {
+        self.files
+            .iter()
+            .filter(|file| file.part != Part::NotRust)
+            .filter_map(|file| Some((file, file.source.as_ref()?)))
+    }
+
+    /// Rust and WGSL files, each with its source.
+    pub fn sources(&self) -> impl Iterator<Item = (&File, &Source)> {
+        self.files.iter().filter_map(|file| Some((file, file.source.as_ref()?)))
+    }
+
+    /// Follows `mod NAME;` from the roots of every crate.
+    fn find_parts(&mut self) {
+        let index: BTreeMap<String, usize> =
+            self.files.iter().enumerate().map(|(index, file)| (file.path.clone(), index)).collect();
+        for (root, part) in [("lib.rs", Part::Library), ("main.rs", Part::Binary), ("bin/", Part::Binary)] {
+            let is_root = |path: &str| {
+                path.split_once('/').and_then(|(_, rest)| rest.strip_prefix("src/")).is_some_and(|rest| {
+                    rest == root || root.ends_with('/') && rest.starts_with(root) && rest.ends_with(".rs")
+                })
+            };
+            let mut open: Vec<(usize, Part)> =
+                index.iter().filter(|(path, _)| is_root(path)).map(|(_, index)| (*index, part)).collect();
+            while let Some((at, part)) = open.pop() {
+                if !matches!(self.files[at].part, Part::Orphan) {
+                    continue;
+                }
+                self.files[at].part = part;
+                let file = &self.files[at];
+                let source = file.source.as_ref().expect("a Rust file has a source");
+                for (offset, name) in modules(&source.code) {
+                    let part = if source.is_test(offset) { Part::Test } else { part };
+                    let folder = module_folder(&file.path);
+                    let homes = [format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs")];
+                    open.extend(homes.iter().filter_map(|home| index.get(home)).map(|index| (*index, part)));
+                }
+            }
+        }
+    }
+}
+
+impl File {
+    /// The crate's folder.
+    pub fn package(&self) -> &str {
+        self.path.split('/').next().unwrap_or_default()
+    }
+
+    /// The file's own name.
+    pub fn name(&self) -> &str {
+        self.path.rsplit('/').next().unwrap_or_default()
+    }
+
+    /// The line of an offset, from 1.
+    pub fn line(&self, offset: usize) -> usize {
+        self.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+}
+
+/// Where the modules that a file names lie.
+fn module_folder(path: &str) -> &str {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    match name {
+        "lib.rs" | "main.rs" | "mod.rs" => folder,
+        _ if folder.ends_with("/src/bin") => folder,
+        _ => path.strip_suffix(".rs").unwrap_or(path),
+    }
+}
+
+/// `mod NAME;` of a file, with its offset.
+fn modules(code: &str) -> Vec<(usize, &str)> {
+    let mut modules = Vec::new();
+    for (offset, _) in code.match_indices("mod ") {
+        let starts_a_word = offset == 0 || !is_word(code.as_bytes()[offset - 1]);
+        let rest = &code[offset + 4..];
+        let name = &rest[..rest.bytes().take_while(|byte| is_word(*byte)).count()];
+        if starts_a_word && !name.is_empty() && rest[name.len()..].starts_with(';') {
+            modules.push((offset, name));
+        }
+    }
+    modules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_follow_the_mod_lines() {
+        let files = [
+            ("a/src/lib.rs", "pub mod b;\n#[cfg(test)]\nmod c;"),
+            ("a/src/b.rs", "mod d;"),
+            ("a/src/b/d.rs", ""),
+            ("a/src/c.rs", ""),
+            ("a/src/main.rs", "mod e;"),
+            ("a/src/e/mod.rs", ""),
+            ("a/src/f.rs", ""),
+            ("a/tests/g.rs", ""),
+            ("a/build.rs", ""),
+            ("README.md", ""),
+        ];
+        let tree = Tree::new(files.map(|(path, text)| (path.to_string(), text.to_string())).into());
+        let parts: Vec<Part> = tree.files.iter().map(|file| file.part).collect();
+        use Part::*;
+        assert_eq!(parts, [Library, Library, Library, Test, Binary, Binary, Orphan, Test, Test, NotRust]);
+    }
+}
