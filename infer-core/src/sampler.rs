@@ -60,6 +60,15 @@ impl SamplingParams {
         SamplingParams { temperature: 0.0, ..SamplingParams::default() }
     }
 
+    /// Whether the next token is simply the most likely one, so that its id is all that is needed of the logits.
+    pub fn is_plain_greedy(&self) -> bool {
+        self.temperature == 0.0 && !self.has_penalties()
+    }
+
+    fn has_penalties(&self) -> bool {
+        (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+    }
+
     /// What the model's own files recommend: `mlc-chat-config.json`, or `generation_config.json`, else the default.
     /// `files` are names and contents; values out of range are ignored.
     pub fn from_files(files: &[(String, Vec<u8>)]) -> SamplingParams {
@@ -110,7 +119,11 @@ impl SamplingParams {
             return Err(Error::BadParameter { name: "max_tokens", expected: "1 or more", found: "0".into() });
         }
         if self.stop.iter().any(String::is_empty) {
-            return Err(Error::BadParameter { name: "stop", expected: "strings that are not empty", found: "\"\"".into() });
+            return Err(Error::BadParameter {
+                name: "stop",
+                expected: "strings that are not empty",
+                found: "\"\"".into(),
+            });
         }
         Ok(())
     }
@@ -165,10 +178,10 @@ impl Sampler {
 
     /// `l -= presence + count * frequency`, then `l = l < 0 ? l * repetition : l / repetition`.
     fn penalize(&self, logits: &mut [f32], generated: &[u32]) {
-        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.params;
-        if (repetition_penalty, presence_penalty, frequency_penalty) == (1.0, 0.0, 0.0) {
+        if !self.params.has_penalties() {
             return;
         }
+        let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.params;
         let mut counts: HashMap<u32, u32> = HashMap::new();
         for id in generated {
             *counts.entry(*id).or_default() += 1;

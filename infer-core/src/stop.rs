@@ -59,7 +59,10 @@ impl StopStrings {
     fn longest_beginning(&self) -> usize {
         let longest = |s: &String| {
             let most = (s.len() - 1).min(self.held.len());
-            (1..=most).rev().find(|n| s.as_bytes().starts_with(&self.held.as_bytes()[self.held.len() - n..])).unwrap_or(0)
+            (1..=most)
+                .rev()
+                .find(|n| s.as_bytes().starts_with(&self.held.as_bytes()[self.held.len() - n..]))
+                .unwrap_or(0)
         };
         self.strings.iter().map(longest).max().unwrap_or(0)
     }
@@ -69,9 +72,10 @@ impl StopStrings {
 /// conversation template, `generation_config.json`, `config.json`, and the end token of `tokenizer_config.json`.
 pub fn stop_token_ids(files: &[(String, Vec<u8>)], tokenizer: &Tokenizer) -> Vec<u32> {
     let mut ids = Vec::new();
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
     let mut add = |value: Option<&Value>| match value {
-        Some(Value::Array(list)) => ids.extend(list.iter().filter_map(Value::as_u64).filter_map(|id| id.try_into().ok())),
-        Some(value) => ids.extend(value.as_u64().and_then(|id| u32::try_from(id).ok())),
+        Some(Value::Array(list)) => ids.extend(list.iter().filter_map(id)),
+        Some(value) => ids.extend(id(value)),
         None => {}
     };
     for (name, content) in files {

@@ -1,0 +1,71 @@
+//! Where a model keeps its chat template, and the names of its special tokens.
+
+use model_format::ChatConfig;
+use model_format::conv_template::ConvTemplate;
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// The text of the Jinja template, if the model has one.
+pub fn jinja_text(files: &[(String, Vec<u8>)]) -> Result<Option<String>> {
+    if let Some(content) = content(files, "chat_template.jinja") {
+        let text = String::from_utf8(content.to_vec());
+        return text.map(Some).map_err(|_| damaged("chat_template.jinja", "it is not UTF-8"));
+    }
+    for name in ["chat_template.json", "tokenizer_config.json"] {
+        match object(files, name)?.get("chat_template") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(text)) => return Ok(Some(text.clone())),
+            Some(Value::Array(list)) => return named_template(name, list).map(Some),
+            Some(_) => return Err(damaged(name, "`chat_template` is neither a text nor a list of texts")),
+        }
+    }
+    Ok(None)
+}
+
+/// The `default` of a list of `{"name": .., "template": ..}`, or the only one.
+fn named_template(file: &str, list: &[Value]) -> Result<String> {
+    let default = list.iter().find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"));
+    let text = default.or(list.first()).and_then(|entry| entry.get("template")).and_then(Value::as_str);
+    text.map(str::to_string).ok_or_else(|| damaged(file, "its list of chat templates has no `default`"))
+}
+
+/// The conversation template of an MLC folder.
+pub fn conv_template(files: &[(String, Vec<u8>)]) -> Result<Option<ConvTemplate>> {
+    let Some(content) = content(files, ChatConfig::FILE_NAME) else { return Ok(None) };
+    let text = std::str::from_utf8(content).map_err(|_| damaged(ChatConfig::FILE_NAME, "it is not UTF-8"))?;
+    Ok(ConvTemplate::from_chat_config(&ChatConfig::parse(text)?)?)
+}
+
+/// `bos_token`, `eos_token` and the like, which templates write.
+pub fn special_tokens(files: &[(String, Vec<u8>)]) -> Result<Map<String, Value>> {
+    let mut tokens = Map::new();
+    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
+        for (key, value) in object(files, name)? {
+            // A token is written as its text or as an object that says how to find it.
+            let text = value.as_str().or_else(|| value.get("content")?.as_str());
+            if let (true, Some(text)) = (key.ends_with("_token"), text) {
+                tokens.insert(key, Value::from(text));
+            }
+        }
+    }
+    Ok(tokens)
+}
+
+/// A JSON object among the files; empty if the file is not there.
+fn object(files: &[(String, Vec<u8>)], name: &str) -> Result<Map<String, Value>> {
+    match content(files, name).map(serde_json::from_slice) {
+        None => Ok(Map::new()),
+        Some(Ok(Value::Object(object))) => Ok(object),
+        Some(Ok(_)) => Err(damaged(name, "it is not a JSON object")),
+        Some(Err(error)) => Err(damaged(name, &error.to_string())),
+    }
+}
+
+fn content<'a>(files: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
+    files.iter().find(|(file, _)| file == name).map(|(_, content)| content.as_slice())
+}
+
+fn damaged(file: &str, reason: &str) -> Error {
+    model_format::Error::Malformed { file: file.into(), reason: reason.into() }.into()
+}

@@ -1,0 +1,152 @@
+//! [`JinjaTemplate`]: the `chat_template` of a Hugging Face model, rendered as `transformers` renders it.
+
+use std::sync::OnceLock;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
+use minijinja::{Environment, ErrorKind};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::strftime::strftime;
+use crate::{Error, Result};
+
+/// Steps that a template may take; one with an endless loop fails instead of hanging. A conversation of a thousand
+/// messages takes some hundred thousand.
+const FUEL: u64 = 50_000_000;
+
+const NAME: &str = "chat_template";
+
+/// A compiled template and what it sees besides the messages.
+pub struct JinjaTemplate {
+    environment: Environment<'static>,
+    variables: Map<String, Value>,
+}
+
+impl JinjaTemplate {
+    /// Compiles `text`. `variables` are those of the tokenizer: `bos_token`, `eos_token` ...
+    pub fn new(text: &str, variables: Map<String, Value>) -> Result<JinjaTemplate> {
+        let mut environment = Environment::new();
+        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_filter("tojson", tojson);
+        let now = OnceLock::new();
+        environment.add_function("strftime_now", move |format: &str| strftime(*now.get_or_init(unix_seconds), format));
+        environment.add_template_owned(NAME, without_generation_tags(text)).map_err(failed)?;
+        Ok(JinjaTemplate { environment, variables })
+    }
+
+    /// Fixes what `strftime_now` calls now.
+    pub fn set_time(&mut self, unix_seconds: i64) {
+        self.environment.add_function("strftime_now", move |format: &str| strftime(unix_seconds, format));
+    }
+
+    /// Sets a variable of the template.
+    pub fn set_variable(&mut self, name: &str, value: Value) {
+        self.variables.insert(name.to_string(), value);
+    }
+
+    /// Renders messages, each an object with `role` and `content`.
+    pub fn render(&self, messages: Vec<Value>, add_generation_prompt: bool) -> Result<String> {
+        let mut context = Map::new();
+        context.insert("messages".into(), Value::Array(messages));
+        context.insert("tools".into(), Value::Null);
+        context.insert("documents".into(), Value::Null);
+        context.insert("add_generation_prompt".into(), Value::Bool(add_generation_prompt));
+        for (name, value) in &self.variables {
+            context.insert(name.clone(), value.clone());
+        }
+        let template = self.environment.get_template(NAME).map_err(failed)?;
+        template.render(Serde(context)).map_err(failed)
+    }
+}
+
+fn failed(error: minijinja::Error) -> Error {
+    let line = error.line().map(|line| format!(" (line {line} of the template)")).unwrap_or_default();
+    // What the template itself says with `raise_exception` speaks for itself.
+    let reason = match (error.kind(), error.detail()) {
+        (ErrorKind::InvalidOperation, Some(said)) if said.starts_with(RAISED) => said[RAISED.len()..].to_string(),
+        (kind, Some(detail)) => format!("{kind}: {detail}{line}"),
+        (kind, None) => format!("{kind}{line}"),
+    };
+    Error::ChatTemplate { reason }
+}
+
+const RAISED: &str = "raised: ";
+
+fn raise_exception(message: &str) -> std::result::Result<String, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
+}
+
+fn unix_seconds() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which is what models saw in training.
+fn tojson(
+    value: JinjaValue,
+    indent: Option<usize>,
+    options: Kwargs,
+) -> std::result::Result<JinjaValue, minijinja::Error> {
+    let indent: Option<usize> = match indent {
+        Some(indent) => Some(indent),
+        None => options.get("indent")?,
+    };
+    let failed = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());
+    let mut out = Vec::new();
+    match indent {
+        Some(indent) => {
+            let indent = " ".repeat(indent.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine)).map_err(failed)?,
+    }
+    Ok(JinjaValue::from(String::from_utf8_lossy(&out).into_owned()))
+}
+
+/// `{"a": 1, "b": [2, 3]}`: one line, a space behind each comma and colon.
+struct OneLine;
+
+impl serde_json::ser::Formatter for OneLine {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { out.write_all(b", ") }
+    }
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+/// `{% generation %}` marks what to train on; for rendering it is a block that is always there.
+fn without_generation_tags(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find("{%") {
+        let Some(end) = rest[start..].find("%}").map(|end| start + end + 2) else { break };
+        let inside = &rest[start + 2..end - 2];
+        let statement = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
+        let replacement = match statement.trim() {
+            "generation" => Some("if true"),
+            "endgeneration" => Some("endif"),
+            _ => None,
+        };
+        match replacement {
+            Some(replacement) => {
+                let (open, close) = inside.split_at(inside.find(statement).unwrap_or(0));
+                out.push_str(&rest[..start]);
+                out.push_str(&format!("{{%{open} {replacement} {}%}}", &close[statement.len()..]));
+            }
+            None => out.push_str(&rest[..end]),
+        }
+        rest = &rest[end..];
+    }
+    out.push_str(rest);
+    out
+}

@@ -1,0 +1,82 @@
+//! The dates that chat templates write, in UTC.
+
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+const WEEKDAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+
+/// A time (seconds since 1970, UTC) in a format of C's `strftime`. What is not known stays as it is written.
+pub fn strftime(unix_seconds: i64, format: &str) -> String {
+    let (days, second) = (unix_seconds.div_euclid(86_400), unix_seconds.rem_euclid(86_400));
+    let (year, month, day) = civil(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let month_name = MONTHS[month as usize - 1];
+    let weekday = WEEKDAYS[(days + 4).rem_euclid(7) as usize];
+    let hour12 = (hour + 11) % 12 + 1;
+
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        // `%-d` is `%d` without the leading zero.
+        let mut letter = chars.next();
+        let padded = letter != Some('-');
+        if !padded {
+            letter = chars.next();
+        }
+        let number = |value: i64| if padded { format!("{value:02}") } else { value.to_string() };
+        match letter {
+            Some('d') => out.push_str(&number(day)),
+            Some('e') => out.push_str(&format!("{day:2}")),
+            Some('m') => out.push_str(&number(month)),
+            Some('y') => out.push_str(&number(year.rem_euclid(100))),
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('b' | 'h') => out.push_str(&month_name[..3]),
+            Some('B') => out.push_str(month_name),
+            Some('a') => out.push_str(&weekday[..3]),
+            Some('A') => out.push_str(weekday),
+            Some('H') => out.push_str(&number(hour)),
+            Some('I') => out.push_str(&number(hour12)),
+            Some('M') => out.push_str(&number(minute)),
+            Some('S') => out.push_str(&number(second)),
+            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
+            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
+            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
+            Some('Z') => out.push_str("UTC"),
+            Some('%') => out.push('%'),
+            other => {
+                out.push_str(if padded { "%" } else { "%-" });
+                out.extend(other);
+            }
+        }
+    }
+    out
+}
+
+/// Year, month and day of a number of days since 1970-01-01, in the Gregorian calendar (Hinnant's algorithm: the year
+/// begins in March, so that the leap day is its last).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
