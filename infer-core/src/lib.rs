@@ -1,18 +1,52 @@
-//! The engine: the model written once over a small set of operations, the cache, the text side, and the conversation.
+//! The engine: a model in MLC's or Hugging Face's files, on a GPU or the CPU, that one can talk to.
+//!
+//! [`Engine`] loads a model, [`Engine::chat`] begins an answer, [`Generation::next`] pulls it. The model is written once
+//! over [`ops::Ops`] ([`model::Decoder`]); the engine is asynchronous and owns no thread. It knows nothing of terminals,
+//! HTTP or JavaScript.
+//!
+//! ```no_run
+//! use infer_core::{Device, Engine, LoadOptions, Message, SamplingParams, block_on};
+//! use model_format::DirFiles;
+//!
+//! block_on(async {
+//!     let files = DirFiles::new("SmolLM2-135M-Instruct-q4f16_1");
+//!     let device = Device::Cpu(Default::default());
+//!     let mut engine = Engine::load_mlc(&files, device, &LoadOptions::default(), &mut ()).await?;
+//!     let mut answer = engine.chat(&[Message::user("What is the capital of France?")], SamplingParams::greedy())?;
+//!     while let Some(chunk) = answer.next().await? {
+//!         print!("{}", chunk.text);
+//!     }
+//!     Ok::<(), infer_core::Error>(())
+//! })?;
+//! # Ok::<(), infer_core::Error>(())
+//! ```
 
 #![deny(missing_docs)]
 
-pub mod error;
-pub mod kv_cache;
+pub mod chat_template;
+mod device;
+mod engine;
+mod error;
+mod generation;
+mod kv_cache;
 pub mod model;
 pub mod ops;
 pub mod perplexity;
-pub mod progress;
+mod progress;
+pub mod sampler;
+pub mod stop;
+pub mod tokenizer;
 
+pub use chat_template::{ChatTemplate, Message};
+pub use device::Device;
+pub use engine::{Engine, LoadOptions};
 pub use error::{Error, Result};
+pub use generation::{Chunk, FinishReason, Generation, Stats};
 pub use kv_cache::KvCache;
 pub use model::Decoder;
 pub use progress::Progress;
+pub use sampler::SamplingParams;
+pub use tokenizer::Tokenizer;
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
 pub fn block_on<F: std::future::Future>(future: F) -> F::Output {

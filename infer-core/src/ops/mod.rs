@@ -28,7 +28,7 @@ pub trait Ops {
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
     /// Room for the keys and values of one layer.
     fn new_kv(&mut self, shape: KvShape) -> Result<Self::Kv>;
-    /// The values of `x`, row-major. The only operation that waits.
+    /// The values of `x`, row-major. With [`Ops::argmax`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
     /// `y[t, :] = table[tokens[t], :]`.
@@ -53,6 +53,13 @@ pub trait Ops {
     fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// The named rows of `x`, in the given order.
     fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+
+    /// The column of the largest value of `x` `[1, cols]`, the first among equals; NaN is never chosen.
+    async fn argmax(&mut self, x: &Self::Tensor) -> Result<u32> {
+        let values = self.read(x).await?;
+        let best = values.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
+        Ok(best.map_or(0, |(column, _)| column as u32))
+    }
 
     /// `x += y`, then its norm.
     fn add_rms_norm(

@@ -1,0 +1,171 @@
+//! [`Engine`]: a loaded model one can talk to. Loads weights, tokenizer and template; turns a conversation into tokens;
+//! `generation.rs` does the rest.
+
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, Error as FormatError, ModelFiles, QuantFormat};
+
+use crate::{
+    ChatTemplate, Generation, Message, Progress, Result, SamplingParams, Tokenizer,
+    device::{Device, Model},
+    stop::{stop_strings, stop_token_ids},
+};
+
+/// Context where the caller names none: what the model was trained for, but no more than this.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// Files besides the weights that an engine reads, where they exist.
+const TEXT_FILES: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+    "mlc-chat-config.json",
+];
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Tokens there should be room for. `None`: the model's own context, but no more than 4096.
+    pub context: Option<usize>,
+}
+
+/// A loaded model one can talk to.
+pub struct Engine {
+    pub(crate) model: Model,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) stop_strings: Vec<String>,
+    template: Option<ChatTemplate>,
+    sampling: SamplingParams,
+    config: DecoderConfig,
+    context: usize,
+}
+
+impl Engine {
+    /// Loads an MLC folder.
+    pub async fn load_mlc(
+        files: &impl ModelFiles,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Engine> {
+        let mut texts = Vec::new();
+        for name in TEXT_FILES {
+            if files.exists(name).await {
+                texts.push((name.to_string(), files.read(name).await?));
+            }
+        }
+        let chat_config = ChatConfig::parse(&required_text(&texts, "mlc-chat-config.json", &files.location())?)?;
+        let config = DecoderConfig::from_mlc(&chat_config)?;
+        let format = QuantFormat::by_name(&chat_config.quantization)?;
+        let text = Text::new(&texts, &files.location())?;
+        let context = context(options, chat_config.context_window_size.min(config.max_position_embeddings));
+        let model = Model::load_mlc(device, &config, format, files, context, progress).await?;
+        Ok(Engine::assemble(model, text, config, context))
+    }
+
+    /// Loads a Hugging Face checkpoint: float, or GPTQ.
+    pub fn load_checkpoint(
+        checkpoint: &dyn Checkpoint,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<Engine> {
+        let texts = checkpoint.companion_files()?;
+        let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+        let text = Text::new(&texts, &checkpoint.location())?;
+        let context = context(options, config.max_position_embeddings);
+        let model = Model::load_checkpoint(device, &config, checkpoint, context, progress)?;
+        Ok(Engine::assemble(model, text, config, context))
+    }
+
+    fn assemble(model: Model, text: Text, config: DecoderConfig, context: usize) -> Engine {
+        let Text { tokenizer, stop_tokens, stop_strings, template, sampling } = text;
+        Engine { model, tokenizer, stop_tokens, stop_strings, template, sampling, config, context }
+    }
+
+    /// Begins the answer to a conversation. What the cache holds of it already is not run again.
+    ///
+    /// Dropping the generation ends the answer.
+    pub fn chat(&mut self, messages: &[Message], params: SamplingParams) -> Result<Generation<'_>> {
+        let tokens = self.chat_tokens(messages)?;
+        Generation::new(self, tokens, params)
+    }
+
+    /// Begins the continuation of a plain text. Control tokens in it are read as such.
+    pub fn complete(&mut self, text: &str, params: SamplingParams) -> Result<Generation<'_>> {
+        let tokens = self.tokenizer.encode(text)?;
+        Generation::new(self, tokens, params)
+    }
+
+    /// The tokens that [`Engine::chat`] runs for a conversation, up to where the answer begins.
+    pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        let template = self.template.as_ref().ok_or_else(|| crate::Error::ChatTemplate {
+            reason: "this model has none (`chat_template.jinja`, or one in `tokenizer_config.json`)".into(),
+        })?;
+        template.encode(&self.tokenizer, messages, true)
+    }
+
+    /// Forgets the conversation's cache.
+    pub fn reset(&mut self) {
+        self.model.truncate(0);
+    }
+
+    /// What the model's own files recommend.
+    pub fn default_sampling(&self) -> &SamplingParams {
+        &self.sampling
+    }
+
+    /// The model's tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Tokens there is room for, prompt and answers together.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+}
+
+/// The text side of a model.
+struct Text {
+    tokenizer: Tokenizer,
+    stop_tokens: Vec<u32>,
+    stop_strings: Vec<String>,
+    template: Option<ChatTemplate>,
+    sampling: SamplingParams,
+}
+
+impl Text {
+    fn new(files: &[(String, Vec<u8>)], location: &str) -> Result<Text> {
+        let tokenizer = Tokenizer::from_bytes(required(files, "tokenizer.json", location)?)?;
+        Ok(Text {
+            stop_tokens: stop_token_ids(files, &tokenizer),
+            stop_strings: stop_strings(files),
+            template: ChatTemplate::from_files(files)?,
+            sampling: SamplingParams::from_files(files),
+            tokenizer,
+        })
+    }
+}
+
+fn context(options: &LoadOptions, trained: usize) -> usize {
+    options.context.unwrap_or(DEFAULT_CONTEXT).min(trained)
+}
+
+fn required<'a>(files: &'a [(String, Vec<u8>)], name: &str, location: &str) -> Result<&'a [u8]> {
+    let found = files.iter().find(|(file, _)| file == name);
+    let missing = || FormatError::MissingFile { file: name.into(), folder: location.into() };
+    Ok(&found.ok_or_else(missing)?.1)
+}
+
+fn required_text(files: &[(String, Vec<u8>)], name: &str, location: &str) -> Result<String> {
+    let bytes = required(files, name, location)?.to_vec();
+    let malformed = |_| FormatError::Malformed { file: name.into(), reason: "not UTF-8".into() };
+    Ok(String::from_utf8(bytes).map_err(malformed)?)
+}
