@@ -23,6 +23,8 @@ pub struct Architecture {
     pub gate_up: Fused,
     /// Ends of checkpoint names that are known and not needed.
     pub unused: &'static [&'static str],
+    /// Fields of `model_config` in mlc-chat-config.json, in MLC's order.
+    pub model_config: &'static [&'static str],
     /// How llama.cpp writes the family, where its GGUF files are read.
     pub gguf: Option<Gguf>,
 }

@@ -5,8 +5,10 @@
 
 mod nearest;
 mod safetensors;
+mod writer;
 
-pub use self::safetensors::{SafetensorsCheckpoint, write_safetensors};
+pub use self::safetensors::{SafetensorsCheckpoint, companion_files};
+pub use writer::{SafetensorsWriter, write_safetensors};
 
 use crate::{Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix};
 

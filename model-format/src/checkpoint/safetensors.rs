@@ -1,4 +1,4 @@
-//! Hugging Face folders of safetensors files, memory-mapped, and the writing of such files.
+//! Hugging Face folders of safetensors files, memory-mapped.
 
 use std::{
     borrow::Cow,
@@ -9,7 +9,7 @@ use std::{
 };
 
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype as StoredDtype, SafeTensorError, TensorInfo as Header, View};
+use safetensors::tensor::{Dtype as StoredDtype, TensorInfo as Header};
 use serde_json::{Map, Value};
 
 use super::{Checkpoint, TensorInfo, missing_param};
@@ -159,17 +159,22 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 
     fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut files = Vec::new();
-        for &name in COMPANIONS {
-            let path = self.folder.join(name);
-            match fs::read(&path) {
-                Ok(content) => files.push((name.to_owned(), content)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(Error::Io { action: "read", path, source }),
-            }
-        }
-        Ok(files)
+        companion_files(&self.folder)
     }
+}
+
+/// The files of a Hugging Face folder that go with its weights: name and content, those that exist.
+pub fn companion_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut files = Vec::new();
+    for &name in COMPANIONS {
+        let path = folder.join(name);
+        match fs::read(&path) {
+            Ok(content) => files.push((name.to_owned(), content)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(source) => return Err(Error::Io { action: "read", path, source }),
+        }
+    }
+    Ok(files)
 }
 
 /// Reads a text file of `folder`.
@@ -320,44 +325,4 @@ fn dtype(stored: StoredDtype) -> Option<Dtype> {
         StoredDtype::I64 => Dtype::I64,
         _ => return None,
     })
-}
-
-/// Writes one safetensors file, marked as PyTorch's as transformers demands. The file appears whole or not at all.
-///
-/// Tensors are laid out in the order of the safetensors library: by falling alignment, then by name.
-pub fn write_safetensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (String, HostTensor<'a>)>) -> Result<()> {
-    let tensors = tensors.into_iter().map(|(name, tensor)| (name, Stored(tensor)));
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| match error {
-        SafeTensorError::IoError(source) => Error::Io { action: "write", path: path.into(), source },
-        other => panic!("write_safetensors: {other}"),
-    })
-}
-
-/// A [`HostTensor`] as the library wants to see it.
-struct Stored<'a>(HostTensor<'a>);
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> StoredDtype {
-        match self.0.dtype {
-            Dtype::F32 => StoredDtype::F32,
-            Dtype::F16 => StoredDtype::F16,
-            Dtype::BF16 => StoredDtype::BF16,
-            Dtype::I32 => StoredDtype::I32,
-            Dtype::U32 => StoredDtype::U32,
-            Dtype::I64 => StoredDtype::I64,
-        }
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.0.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Borrowed(&self.0.bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.0.bytes.len()
-    }
 }

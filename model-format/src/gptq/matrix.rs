@@ -39,7 +39,7 @@ impl GptqMatrix {
             return Ok(None);
         }
         let per_word = 32 / config.bits;
-        let mut reader = Reader { checkpoint, module };
+        let reader = Reader { checkpoint, module };
         let (shape, qweight) = reader.words("qweight")?;
         let [words_k, rows] = shape[..] else { return Err(reader.wrong_shape("qweight", &shape, &[0, 0])) };
         let cols = words_k * per_word;
@@ -85,6 +85,36 @@ impl GptqMatrix {
             zeros: transpose(rows, &stored),
             g_idx,
         }))
+    }
+
+    /// Whether `module` is quantized. If so, its tensors are checked to be those of a matrix `[rows, cols]`, by what the
+    /// checkpoint says of them and without reading them.
+    pub fn is_quantized(
+        checkpoint: &dyn Checkpoint,
+        config: &GptqConfig,
+        module: &str,
+        [rows, cols]: [usize; 2],
+    ) -> Result<bool> {
+        let info = |part: &str| checkpoint.info(&format!("{module}.{part}"));
+        if info("qweight").is_none() {
+            return Ok(false);
+        }
+        let reader = Reader { checkpoint, module };
+        let (per_word, groups) = (32 / config.bits, config.groups(cols));
+        for (part, shape) in [
+            ("qweight", vec![cols.div_ceil(per_word), rows]),
+            ("qzeros", vec![groups, rows.div_ceil(per_word)]),
+            ("scales", vec![groups, rows]),
+        ] {
+            let info = info(part).ok_or_else(|| missing_param(checkpoint, &format!("{module}.{part}")))?;
+            if info.shape != shape {
+                return Err(reader.wrong_shape(part, &info.shape, &shape));
+            }
+        }
+        match info("g_idx") {
+            Some(info) if info.shape != [cols] => Err(reader.wrong_shape("g_idx", &info.shape, &[cols])),
+            _ => Ok(true),
+        }
     }
 
     /// The four tensors, named `MODULE.qweight` and so on, with shape and little-endian bytes, for a safetensors file.
@@ -177,7 +207,7 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn tensor(&mut self, part: &str) -> Result<HostTensor<'a>> {
+    fn tensor(&self, part: &str) -> Result<HostTensor<'a>> {
         let name = format!("{}.{part}", self.module);
         if self.checkpoint.info(&name).is_none() {
             return Err(missing_param(self.checkpoint, &name));
@@ -203,7 +233,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn words(&mut self, part: &str) -> Result<(Vec<usize>, Vec<u32>)> {
+    fn words(&self, part: &str) -> Result<(Vec<usize>, Vec<u32>)> {
         let tensor = self.tensor(part)?;
         if !matches!(tensor.dtype, Dtype::I32 | Dtype::U32) {
             return Err(self.wrong_dtype(part, tensor.dtype, "i32"));
@@ -213,7 +243,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Scales as f16. Other float types are taken where no value changes.
-    fn scales(&mut self, shape: &[usize]) -> Result<Vec<f16>> {
+    fn scales(&self, shape: &[usize]) -> Result<Vec<f16>> {
         let tensor = self.tensor("scales")?;
         if tensor.shape != shape {
             return Err(self.wrong_shape("scales", &tensor.shape, shape));
@@ -245,7 +275,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn g_idx(&mut self, cols: usize, groups: usize) -> Result<Vec<u32>> {
+    fn g_idx(&self, cols: usize, groups: usize) -> Result<Vec<u32>> {
         let tensor = self.tensor("g_idx")?;
         if tensor.shape != [cols] {
             return Err(self.wrong_shape("g_idx", &tensor.shape, &[cols]));

@@ -86,6 +86,16 @@ impl QuantFormat {
     }
 }
 
+impl QuantizedMatrix {
+    /// The bytes of its stored tensors, in the order of [`QuantFormat::stored`].
+    pub fn stored_bytes(&self) -> [Vec<u8>; 2] {
+        [
+            self.q_weight.iter().flat_map(|word| word.to_le_bytes()).collect(),
+            self.q_scale.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
+        ]
+    }
+}
+
 fn f16_values(tensor: &HostTensor<'_>) -> Vec<f16> {
     tensor.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
 }

@@ -1,0 +1,139 @@
+//! [`SafetensorsWriter`]: a safetensors file whose tensors come one at a time, in any order.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::{BufWriter, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
+
+use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo as Header};
+
+use crate::{Dtype, Error, HostTensor, Result};
+
+/// A safetensors file being written under a temporary name. It takes its place when [`SafetensorsWriter::finish`] is
+/// called, and is removed when it is dropped before that.
+///
+/// Tensors are laid out as the safetensors library does: by falling alignment, then by name.
+pub struct SafetensorsWriter {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: Option<BufWriter<File>>,
+    /// Shape, number type, and offset in the file of each tensor that is still to come.
+    missing: HashMap<String, (Dtype, Vec<usize>, u64)>,
+    /// Whether the file is in its place.
+    finished: bool,
+}
+
+impl SafetensorsWriter {
+    /// Begins the file with what it will hold: names, number types and shapes.
+    pub fn create(path: &Path, tensors: &[(String, Dtype, Vec<usize>)]) -> Result<SafetensorsWriter> {
+        let mut sorted: Vec<_> = tensors.iter().collect();
+        sorted.sort_by(|(a, at, _), (b, bt, _)| stored(*bt).cmp(&stored(*at)).then_with(|| a.cmp(b)));
+        let mut end = 0;
+        let mut headers = Vec::with_capacity(sorted.len());
+        for (name, dtype, shape) in &sorted {
+            let first = end;
+            end += shape.iter().product::<usize>() * dtype.size();
+            let header = Header { dtype: stored(*dtype), shape: shape.clone(), data_offsets: (first, end) };
+            headers.push((name.clone(), header));
+        }
+        // transformers refuses files that do not say this.
+        let marks = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let metadata = Metadata::new(Some(marks), headers.clone()).expect("offsets and sizes were just computed");
+        let mut json = serde_json::to_vec(&metadata).expect("a header serializes");
+        json.resize(json.len().next_multiple_of(8), b' ');
+
+        let data_start = 8 + json.len() as u64;
+        let missing: HashMap<_, _> = sorted
+            .iter()
+            .zip(&headers)
+            .map(|((name, dtype, shape), (_, header))| {
+                (name.clone(), (*dtype, shape.clone(), data_start + header.data_offsets.0 as u64))
+            })
+            .collect();
+        assert_eq!(missing.len(), tensors.len(), "SafetensorsWriter: a name stands there twice");
+
+        let name = path.file_name().expect("a path to a file").to_string_lossy();
+        let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+        let io = |action, source| Error::Io { action, path: path.into(), source };
+        let file = File::create(&temporary).map_err(|e| io("create", e))?;
+        let mut writer = SafetensorsWriter {
+            path: path.into(),
+            temporary,
+            file: Some(BufWriter::with_capacity(1 << 20, file)),
+            missing,
+            finished: false,
+        };
+        writer.write_at(0, &(json.len() as u64).to_le_bytes())?;
+        writer.write_at(8, &json)?;
+        Ok(writer)
+    }
+
+    /// Writes one tensor. Panics when it was not announced so, or was written before.
+    pub fn write(&mut self, name: &str, tensor: &HostTensor<'_>) -> Result<()> {
+        let (dtype, shape, offset) =
+            self.missing.remove(name).unwrap_or_else(|| panic!("SafetensorsWriter: `{name}` is not expected"));
+        assert_eq!((tensor.dtype, &tensor.shape), (dtype, &shape), "SafetensorsWriter: `{name}` is not as announced");
+        assert_eq!(
+            tensor.bytes.len(),
+            shape.iter().product::<usize>() * dtype.size(),
+            "SafetensorsWriter: bytes of `{name}`"
+        );
+        self.write_at(offset, &tensor.bytes)
+    }
+
+    /// Puts the complete file in its place. Panics when a tensor is missing.
+    pub fn finish(mut self) -> Result<()> {
+        assert!(self.missing.is_empty(), "SafetensorsWriter: not written: {:?}", self.missing.keys());
+        let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
+        let file = self.file.take().expect("open until finished");
+        let file = file.into_inner().map_err(|e| io(e.into_error()))?;
+        file.sync_all().map_err(io)?;
+        drop(file);
+        fs::rename(&self.temporary, &self.path).map_err(io)?;
+        self.finished = true;
+        Ok(())
+    }
+
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let file = self.file.as_mut().expect("open until finished");
+        let written = match file.stream_position() {
+            Ok(position) if position == offset => file.write_all(bytes),
+            _ => file.seek(SeekFrom::Start(offset)).and_then(|_| file.write_all(bytes)),
+        };
+        written.map_err(|source| Error::Io { action: "write", path: self.path.clone(), source })
+    }
+}
+
+impl Drop for SafetensorsWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // There is nobody to tell when this fails; the name says what it is.
+            let _ = fs::remove_file(&self.temporary);
+        }
+    }
+}
+
+/// Writes one safetensors file of tensors that are all there. It appears whole or not at all.
+pub fn write_safetensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (String, HostTensor<'a>)>) -> Result<()> {
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    let announced: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.dtype, t.shape.clone())).collect();
+    let mut writer = SafetensorsWriter::create(path, &announced)?;
+    for (name, tensor) in &tensors {
+        writer.write(name, tensor)?;
+    }
+    writer.finish()
+}
+
+/// The library's name for one of our number types.
+fn stored(dtype: Dtype) -> StoredDtype {
+    match dtype {
+        Dtype::F32 => StoredDtype::F32,
+        Dtype::F16 => StoredDtype::F16,
+        Dtype::BF16 => StoredDtype::BF16,
+        Dtype::I32 => StoredDtype::I32,
+        Dtype::U32 => StoredDtype::U32,
+        Dtype::I64 => StoredDtype::I64,
+    }
+}
