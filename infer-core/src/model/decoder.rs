@@ -185,6 +185,11 @@ impl<O: Ops> Parts<O> {
         Ok(())
     }
 
+    /// Adds a matrix that is on the device already, in the place of one that was added before.
+    pub fn add_matrix(&mut self, role: Role, matrix: O::Matrix) {
+        self.matrices.insert(role, matrix);
+    }
+
     /// The matrix of a place. Panics when it was not added.
     pub fn take_matrix(&mut self, role: Role) -> O::Matrix {
         self.matrices.remove(&role).unwrap_or_else(|| panic!("no matrix was loaded for {role:?}"))
