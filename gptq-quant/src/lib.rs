@@ -1,1 +1,35 @@
-//! gptq-quant
+//! GPTQ: quantizes a Hugging Face checkpoint to few bits per weight with as little change to its outputs as may be.
+//!
+//! [`gptq::quantize`] does one matrix with the [`Hessian`] of its inputs; [`pipeline::quantize_layers`] runs calibration
+//! text through a model, layer after layer, and does them all; [`checkpoint`] writes what AutoGPTQ, GPTQModel and vLLM
+//! read.
+//!
+//! ```
+//! use gptq_quant::{Grid, Hessian, Options, TokenWeight, gptq::quantize};
+//! use ndarray::Array2;
+//!
+//! let inputs = Array2::from_shape_fn((64, 32), |(t, k)| ((t * 31 + k * 17) % 23) as f32 / 11.0 - 1.0);
+//! let mut hessian = Hessian::new(32, TokenWeight::EqualNorm);
+//! hessian.add(inputs.as_slice().unwrap());
+//!
+//! let weights = Array2::from_shape_fn((8, 32), |(n, k)| ((n * 7 + k * 5) % 19) as f32 / 9.0 - 1.0);
+//! let grid = Grid { bits: 4, group_size: Some(32), sym: true };
+//! let quantized = quantize(weights.view(), &hessian.matrix(), &Options::new(grid));
+//! assert!(quantized.relative_error(weights.view(), &hessian.matrix()) < 0.01);
+//! ```
+
+#![deny(missing_docs)]
+
+pub mod cholesky;
+mod error;
+pub mod gptq;
+mod grid;
+mod hessian;
+pub mod observe;
+pub mod pipeline;
+
+pub use error::{Error, Result};
+pub use gptq::{Options, Quantized};
+pub use grid::{Grid, GroupParams};
+pub use hessian::{Hessian, TokenWeight};
+pub use pipeline::{MatrixReport, Progress, Settings, quantize_layers};

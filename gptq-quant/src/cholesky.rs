@@ -1,0 +1,86 @@
+//! The upper Cholesky factor of the inverse Hessian, which `gptq.rs` compensates errors with.
+
+use faer::{
+    Auto, Mat, MatRef, Par, Spec,
+    dyn_stack::{MemBuffer, MemStack},
+    linalg::{
+        cholesky::llt::factor::{LltParams, cholesky_in_place, cholesky_in_place_scratch},
+        triangular_inverse::invert_lower_triangular,
+    },
+};
+use ndarray::Array2;
+
+/// Work is divided for this many threads, however many there are, so that sums are taken in the same order everywhere.
+const DEGREE: usize = 16;
+
+/// The upper triangular U with `U^T U = H^-1`, where H is `hessian` with rows and columns in the order `perm` and `damp`
+/// added to its diagonal. `None` when H is not positive definite.
+///
+/// With the order of rows and columns reversed, a lower Cholesky factor is an upper one: `H = R R^T` with R upper, and
+/// `U = R^-1`. One factorization and one triangular inverse, where factor - inverse - factor takes twice the work.
+pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Option<Array2<f64>> {
+    let n = perm.len();
+    let par = Par::rayon(DEGREE);
+    let source = |i: usize| perm[n - 1 - i];
+    let mut factor = Mat::from_fn(n, n, |i, j| hessian[(source(i), source(j))] + if i == j { damp } else { 0.0 });
+
+    let params = Spec::from(<LltParams as Auto<f64>>::auto());
+    let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, par, params));
+    cholesky_in_place(factor.as_mut(), Default::default(), par, MemStack::new(&mut memory), params).ok()?;
+    let mut inverse = Mat::zeros(n, n);
+    invert_lower_triangular(inverse.as_mut(), factor.as_ref(), par);
+
+    let upper = Array2::from_shape_fn((n, n), |(i, j)| if j < i { 0.0 } else { inverse[(n - 1 - i, n - 1 - j)] });
+    // A factor may pass with pivots so small that its inverse is useless.
+    upper.iter().all(|v| v.is_finite()).then_some(upper)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A well-conditioned symmetric matrix.
+    fn matrix(n: usize) -> Mat<f64> {
+        Mat::from_fn(n, n, |i, j| {
+            let distance = i.abs_diff(j) as f64;
+            (-distance / 3.0).exp() + if i == j { 1.0 + i as f64 / n as f64 } else { 0.0 }
+        })
+    }
+
+    #[test]
+    fn factor_inverts_the_damped_and_permuted_matrix() {
+        let n = 150;
+        let h = matrix(n);
+        let perm: Vec<usize> = (0..n).map(|i| (i * 7) % n).collect();
+        let u = inverse_factor(h.as_ref(), &perm, 0.25).unwrap();
+        // U^T U H = 1, so U H U^T = 1 too, which needs no inverse.
+        let damped = Array2::from_shape_fn((n, n), |(i, j)| h[(perm[i], perm[j])] + if i == j { 0.25 } else { 0.0 });
+        let one = u.dot(&damped).dot(&u.t());
+        for ((i, j), &value) in one.indexed_iter() {
+            let expected = if i == j { 1.0 } else { 0.0 };
+            assert!((value - expected).abs() < 1e-12, "({i}, {j}): {value}");
+        }
+        assert!(u.indexed_iter().all(|((i, j), &v)| if i == j { v > 0.0 } else { j > i || v == 0.0 }));
+    }
+
+    #[test]
+    fn refuses_what_is_not_positive_definite() {
+        let h = Mat::from_fn(3, 3, |i, j| if i == j { 1.0 } else { -1.0 });
+        assert!(inverse_factor(h.as_ref(), &[0, 1, 2], 0.0).is_none());
+        assert!(inverse_factor(h.as_ref(), &[0, 1, 2], 1.5).is_some());
+        let nan = Mat::from_fn(3, 3, |_, _| f64::NAN);
+        assert!(inverse_factor(nan.as_ref(), &[0, 1, 2], 1.0).is_none());
+    }
+
+    #[test]
+    fn same_bits_for_any_number_of_threads() {
+        let h = matrix(700);
+        let perm: Vec<usize> = (0..700).rev().collect();
+        let on = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| inverse_factor(h.as_ref(), &perm, 0.01).unwrap())
+        };
+        let one = on(1);
+        assert!([2, 3, 7].into_iter().all(|threads| on(threads) == one));
+    }
+}

@@ -1,0 +1,94 @@
+//! What can go wrong while a model is quantized, each with what to do about it.
+
+use std::path::PathBuf;
+
+/// The result of quantizing a model.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong while a model is quantized.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The model's files.
+    #[error(transparent)]
+    Format(#[from] model_format::Error),
+    /// The forward pass, the tokenizer or the chat template.
+    #[error(transparent)]
+    Engine(#[from] infer_core::Error),
+    /// The checkpoint is quantized already.
+    #[error("`{location}` is quantized already")]
+    AlreadyQuantized {
+        /// The checkpoint.
+        location: String,
+    },
+    /// A matrix has a shape that the packed layout cannot hold.
+    #[error("`{module}` is [{rows}, {cols}], and packed codes need multiples of {multiple}")]
+    Unpackable {
+        /// The module.
+        module: String,
+        /// Its outputs.
+        rows: usize,
+        /// Its inputs.
+        cols: usize,
+        /// Codes per word.
+        multiple: usize,
+    },
+    /// The model's activations became infinite or NaN on the calibration text.
+    #[error("the inputs of `{module}` are not finite on the calibration text")]
+    NonFiniteActivations {
+        /// The module.
+        module: String,
+    },
+    /// A calibration token is not in the vocabulary.
+    #[error("the calibration text holds token {token}, the vocabulary has {vocab_size}")]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// `vocab_size` in config.json.
+        vocab_size: usize,
+    },
+    /// A value of an unquantized tensor is too large for f16.
+    #[error("parameter `{name}` holds {value}, which is too large for f16")]
+    F16Overflow {
+        /// The tensor.
+        name: String,
+        /// The value.
+        value: f32,
+    },
+    /// The model lacks a file that is needed to generate calibration text.
+    #[error("`{location}` has no `{file}`")]
+    MissingFile {
+        /// The checkpoint.
+        location: String,
+        /// The file.
+        file: &'static str,
+    },
+    /// The output folder holds a model already.
+    #[error("`{}` holds a model already", folder.display())]
+    OutputExists {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// Whoever watches the progress asked to stop.
+    #[error("interrupted")]
+    Cancelled,
+}
+
+impl Error {
+    /// What the user can do about it, if anything.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Format(error) => error.hint(),
+            Error::Engine(error) => error.hint(),
+            Error::AlreadyQuantized { .. } => {
+                Some("quantize the unquantized model, or convert this one with weight-convert".into())
+            }
+            Error::NonFiniteActivations { .. } => {
+                Some("the weights before it are damaged, or the model needs a wider range than f32 has".into())
+            }
+            Error::UnknownToken { .. } => Some("`tokenizer.json` and `config.json` do not belong together".into()),
+            Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
+            Error::OutputExists { .. } => Some("choose another folder, or replace it with --overwrite".into()),
+            Error::Unpackable { .. } | Error::F16Overflow { .. } | Error::Cancelled => None,
+        }
+    }
+}

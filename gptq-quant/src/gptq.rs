@@ -1,0 +1,299 @@
+//! GPTQ of one matrix (Frantar and others, 2022): columns are rounded one after the other, and what each rounding does
+//! to the outputs is made good by the columns that are still free.
+//!
+//! `pipeline.rs` calls [`quantize`] for each matrix of a layer, with the [`Hessian`] of its inputs. Rows do not depend on
+//! each other, so they are divided among threads in fixed pieces and the result is the same for any number of them.
+
+use faer::Mat;
+use half::f16;
+use model_format::gptq::GptqMatrix;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use crate::{
+    cholesky::inverse_factor,
+    grid::{Grid, GroupParams},
+};
+
+/// Rows that one task works on, so that a block of the inverse's factor is read from the cache.
+const ROWS: usize = 32;
+
+/// How to quantize a matrix.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// The values that a weight may take.
+    pub grid: Grid,
+    /// Columns are quantized by falling Hessian diagonal: the most used inputs first, while all others can still make
+    /// up for them.
+    pub act_order: bool,
+    /// Scales are fixed beforehand from the weights as they came, in groups of the original order. With act-order this
+    /// keeps groups contiguous (`g_idx[k] = k / group_size`), so that reading the matrix costs nothing extra.
+    pub static_groups: bool,
+    /// Share of the mean diagonal that is added to the Hessian's diagonal.
+    pub damp_percent: f64,
+    /// Columns between two updates of all remaining columns. Changes speed and rounding errors only.
+    pub block_size: usize,
+    /// Follow gptq.py to the letter, for comparison with its results: min-max scales in full precision, no search; a
+    /// group that begins inside a block takes its scale from before the block's compensation.
+    pub gptq_py: bool,
+}
+
+impl Options {
+    /// What is best on this grid.
+    pub fn new(grid: Grid) -> Options {
+        Options { grid, act_order: true, static_groups: true, damp_percent: 0.01, block_size: 128, gptq_py: false }
+    }
+}
+
+/// How a matrix came to its codes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Method {
+    /// GPTQ, with this share of the mean diagonal as damping: more than was asked for where the Hessian needed it.
+    Gptq {
+        /// The share.
+        damp_percent: f64,
+    },
+    /// Round-to-nearest, because no damping made the Hessian positive definite.
+    RoundToNearest,
+}
+
+/// A quantized matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quantized {
+    /// The grid that `codes` belong to.
+    pub grid: Grid,
+    /// `[rows, cols]`.
+    pub codes: Array2<u8>,
+    /// `[rows, groups]`, exact in f16 unless gptq.py is followed.
+    pub scales: Array2<f32>,
+    /// `[rows, groups]`.
+    pub zeros: Array2<u8>,
+    /// `[cols]`, the group of each input.
+    pub g_idx: Vec<u32>,
+    /// `tr(D H D^T)` of the error D with the damped Hessian H: the squared error of the outputs on the calibration
+    /// tokens. Twice gptq.py's sum of losses. NaN after round-to-nearest.
+    pub loss: f64,
+    /// How the codes were found.
+    pub method: Method,
+}
+
+impl Quantized {
+    /// The values `[rows, cols]`.
+    pub fn dequantize(&self) -> Array2<f32> {
+        Array2::from_shape_fn(self.codes.dim(), |(row, col)| {
+            let group = self.g_idx[col] as usize;
+            let code = f32::from(self.codes[(row, col)]) - f32::from(self.zeros[(row, group)]);
+            code * self.scales[(row, group)]
+        })
+    }
+
+    /// `tr(D H D^T) / tr(W H W^T)`: the squared error of the outputs on the calibration tokens, as a share of their own
+    /// square. Zero where the outputs are.
+    pub fn relative_error(&self, weights: ArrayView2<'_, f32>, hessian: &Mat<f64>) -> f64 {
+        let n = hessian.nrows();
+        let hessian = Array2::from_shape_fn((n, n), |at| hessian[at] as f32);
+        let square = |m: &Array2<f32>| {
+            std::iter::zip(&m.dot(&hessian), m).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+        };
+        let quantized = self.dequantize();
+        let pieces = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter();
+        let pieces = pieces.zip(quantized.axis_chunks_iter(Axis(0), ROWS));
+        let sums: Vec<(f64, f64)> = pieces.map(|(w, q)| (square(&(&w - &q)), square(&w.to_owned()))).collect();
+        let (error, whole) = sums.iter().fold((0.0, 0.0), |sum, piece| (sum.0 + piece.0, sum.1 + piece.1));
+        if whole > 0.0 { error / whole } else { 0.0 }
+    }
+
+    /// The rows `start .. start + rows` as a matrix of a GPTQ checkpoint.
+    pub fn rows_to_checkpoint(&self, start: usize, rows: usize) -> GptqMatrix {
+        let range = s![start..start + rows, ..];
+        GptqMatrix {
+            rows,
+            cols: self.codes.ncols(),
+            codes: self.codes.slice(range).iter().copied().collect(),
+            scales: self.scales.slice(range).iter().map(|&s| f16::from_f32(s)).collect(),
+            zeros: self.zeros.slice(range).iter().copied().collect(),
+            g_idx: self.g_idx.clone(),
+        }
+    }
+}
+
+/// Quantizes `weights` `[rows, cols]` so that the outputs for the inputs behind `hessian` `[cols, cols]` change least.
+///
+/// Where the Hessian is not positive definite the damping grows tenfold, twice; then the matrix is rounded to nearest.
+/// Inputs that were always zero get weight zero.
+pub fn quantize(weights: ArrayView2<'_, f32>, hessian: &Mat<f64>, options: &Options) -> Quantized {
+    let cols = weights.ncols();
+    assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
+    let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
+    let diagonal: Vec<f64> = (0..cols).map(|i| if dead[i] { 1.0 } else { hessian[(i, i)] }).collect();
+    let mean_diagonal = diagonal.iter().sum::<f64>() / cols as f64;
+    if dead.iter().all(|&dead| dead) || !mean_diagonal.is_finite() {
+        return round_to_nearest(weights, None, options);
+    }
+
+    let mut perm: Vec<usize> = (0..cols).collect();
+    if options.act_order {
+        perm.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
+    }
+    let mut alive;
+    let hessian = if dead.contains(&true) {
+        alive = hessian.clone();
+        (0..cols).filter(|&i| dead[i]).for_each(|i| alive[(i, i)] = 1.0);
+        &alive
+    } else {
+        hessian
+    };
+    let attempts = [1.0, 10.0, 100.0].map(|factor| options.damp_percent * factor);
+    let factored = attempts.into_iter().find_map(|damp_percent| {
+        let factor = inverse_factor(hessian.as_ref(), &perm, damp_percent * mean_diagonal)?;
+        Some((factor, damp_percent))
+    });
+    let Some((factor, damp_percent)) = factored else {
+        return round_to_nearest(weights, Some(&diagonal), options);
+    };
+
+    let importance: Vec<f32> =
+        diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
+    let permuted_importance: Vec<f32> = perm.iter().map(|&k| importance[k]).collect();
+    let group_len = options.grid.group_len(cols);
+    let groups = options.grid.groups(cols);
+    // gptq.py looks at a whole row before it clears dead inputs.
+    let whole_row = options.grid.group_size.is_none();
+    let fixed_groups = options.static_groups || whole_row;
+
+    let mut codes = Array2::<u8>::zeros(weights.dim());
+    let mut scales = Array2::<f32>::zeros((weights.nrows(), groups));
+    let mut zeros = Array2::<u8>::zeros((weights.nrows(), groups));
+    let pieces = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter();
+    let pieces = pieces.zip(codes.axis_chunks_iter_mut(Axis(0), ROWS));
+    let pieces = pieces.zip(scales.axis_chunks_iter_mut(Axis(0), ROWS));
+    let pieces = pieces.zip(zeros.axis_chunks_iter_mut(Axis(0), ROWS));
+    let losses: Vec<f64> = pieces
+        .map(|(((weights, mut codes), mut scales), mut zeros)| {
+            let mut params = Array2::from_elem(scales.dim(), GroupParams { scale: 1.0, zero: 0.0 });
+            if fixed_groups {
+                for (row, mut params) in weights.rows().into_iter().zip(params.rows_mut()) {
+                    let clear = !(options.gptq_py && whole_row);
+                    let row: Vec<f32> =
+                        row.iter().zip(&dead).map(|(&w, &dead)| if dead && clear { 0.0 } else { w }).collect();
+                    for (group, params) in params.iter_mut().enumerate() {
+                        let range = group * group_len..((group + 1) * group_len).min(cols);
+                        *params = find_params(options, &row[range.clone()], &importance[range]);
+                    }
+                }
+            }
+            let mut permuted = Array2::from_shape_fn(weights.dim(), |(row, col)| {
+                let k = perm[col];
+                if dead[k] { 0.0 } else { f64::from(weights[(row, k)]) }
+            });
+            let piece = Piece { options, perm: &perm, importance: &permuted_importance, factor: &factor, fixed_groups };
+            let loss = piece.run(permuted.view_mut(), codes.view_mut(), params.view_mut());
+            ndarray::Zip::from(&mut scales).and(&mut zeros).and(&params).for_each(|scale, zero, params| {
+                *scale = params.scale as f32;
+                *zero = params.zero as u8;
+            });
+            loss
+        })
+        .collect();
+
+    let mut g_idx = vec![0; cols];
+    for (col, &k) in perm.iter().enumerate() {
+        g_idx[k] = (if fixed_groups { k } else { col } / group_len) as u32;
+    }
+    let method = Method::Gptq { damp_percent };
+    Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: losses.iter().sum(), method }
+}
+
+/// Each weight to the nearest value, scales chosen for the weights alone or, with `importance`, for their inputs too.
+pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>, options: &Options) -> Quantized {
+    let (rows, cols) = weights.dim();
+    let (group_len, groups) = (options.grid.group_len(cols), options.grid.groups(cols));
+    let importance: Vec<f32> = importance.map_or(vec![1.0; cols], |i| i.iter().map(|&v| v as f32).collect());
+    let mut codes = Array2::<u8>::zeros((rows, cols));
+    let mut scales = Array2::<f32>::zeros((rows, groups));
+    let mut zeros = Array2::<u8>::zeros((rows, groups));
+    for (row, weights) in weights.rows().into_iter().enumerate() {
+        let weights = weights.to_vec();
+        for group in 0..groups {
+            let range = group * group_len..((group + 1) * group_len).min(cols);
+            let params = find_params(options, &weights[range.clone()], &importance[range.clone()]);
+            scales[(row, group)] = params.scale as f32;
+            zeros[(row, group)] = params.zero as u8;
+            for col in range {
+                codes[(row, col)] = options.grid.code(f64::from(weights[col]), params);
+            }
+        }
+    }
+    let g_idx = (0..cols).map(|k| (k / group_len) as u32).collect();
+    Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: f64::NAN, method: Method::RoundToNearest }
+}
+
+fn find_params(options: &Options, weights: &[f32], importance: &[f32]) -> GroupParams {
+    if options.gptq_py {
+        let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+        options.grid.gptq_py_params(&weights)
+    } else {
+        options.grid.search_params(weights, importance)
+    }
+}
+
+/// What the rows of a matrix have in common while they are quantized. All but `perm` is in permuted order.
+struct Piece<'a> {
+    options: &'a Options,
+    perm: &'a [usize],
+    importance: &'a [f32],
+    factor: &'a Array2<f64>,
+    fixed_groups: bool,
+}
+
+impl Piece<'_> {
+    /// Quantizes `weights` `[rows, cols]` (permuted) into `codes` (original order); finds the `params` `[rows, groups]`
+    /// that are not fixed. Returns the loss.
+    fn run(
+        &self,
+        mut weights: ArrayViewMut2<'_, f64>,
+        mut codes: ArrayViewMut2<'_, u8>,
+        mut params: ArrayViewMut2<'_, GroupParams>,
+    ) -> f64 {
+        let (rows, cols) = weights.dim();
+        let Options { grid, block_size, .. } = *self.options;
+        let group_len = grid.group_len(cols);
+        let mut loss = 0.0;
+        for start in (0..cols).step_by(block_size) {
+            let end = (start + block_size).min(cols);
+            let mut errors = Array2::<f64>::zeros((rows, end - start));
+            for row in 0..rows {
+                let mut weights = weights.row_mut(row);
+                let weights = weights.as_slice_mut().expect("rows are contiguous");
+                let before_block = self.options.gptq_py.then(|| weights[start..].to_vec());
+                for col in start..end {
+                    let k = self.perm[col];
+                    let group = if self.fixed_groups { k } else { col } / group_len;
+                    if !self.fixed_groups && col % group_len == 0 {
+                        let range = col..(col + group_len).min(cols);
+                        params[(row, group)] = match &before_block {
+                            Some(before) => grid.gptq_py_params(&before[range.start - start..range.end - start]),
+                            None => {
+                                let weights: Vec<f32> = weights[range.clone()].iter().map(|&w| w as f32).collect();
+                                grid.search_params(&weights, &self.importance[range])
+                            }
+                        };
+                    }
+                    let code = grid.code(weights[col], params[(row, group)]);
+                    codes[(row, k)] = code;
+                    let factor = self.factor.row(col);
+                    let factor = factor.as_slice().expect("rows are contiguous");
+                    let error = (weights[col] - grid.value(code, params[(row, group)])) / factor[col];
+                    loss += error * error;
+                    errors[(row, col - start)] = error;
+                    for (w, f) in weights[col + 1..end].iter_mut().zip(&factor[col + 1..end]) {
+                        *w -= error * f;
+                    }
+                }
+            }
+            let update = self.factor.slice(s![start..end, end..]);
+            general_mat_mul(-1.0, &errors, &update, 1.0, &mut weights.slice_mut(s![.., end..]));
+        }
+        loss
+    }
+}

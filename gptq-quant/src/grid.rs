@@ -1,0 +1,222 @@
+//! [`Grid`]: the values that a quantized weight may take, and how a group's scale and zero are chosen.
+//!
+//! `value = (code - zero) * scale` with `code` in `0 .. 2^bits`, as GPTQ checkpoints store it. `gptq.rs` rounds on this.
+
+use half::f16;
+use model_format::QuantFormat;
+
+/// The values that a quantized weight may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Grid {
+    /// Bits per code, 2 to 8.
+    pub bits: u32,
+    /// Inputs that share a scale; `None` for the whole row. The last group of a row may be shorter.
+    pub group_size: Option<usize>,
+    /// Whether the zero is fixed in the middle of the codes.
+    pub sym: bool,
+}
+
+/// Scale and zero of one group.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GroupParams {
+    /// Distance of two codes. Negative where the code below the middle's mirror image is worth more on the other side.
+    pub scale: f64,
+    /// The code of zero.
+    pub zero: f64,
+}
+
+impl Grid {
+    /// The grid whose checkpoints turn into `format` without loss; `None` for a format without codes.
+    ///
+    /// A group format means `(n - max_int) * s`; with code `2^bits - 1 - n` and scale `-s` that is a symmetric GPTQ grid.
+    pub fn of_format(format: &QuantFormat) -> Option<Grid> {
+        let group = format.group()?;
+        Some(Grid { bits: group.bits as u32, group_size: Some(group.group_size), sym: true })
+    }
+
+    /// The largest code.
+    pub fn max_code(&self) -> u8 {
+        ((1u32 << self.bits) - 1) as u8
+    }
+
+    /// The code of zero on a symmetric grid.
+    pub fn middle(&self) -> u8 {
+        1 << (self.bits - 1)
+    }
+
+    /// Inputs per group in a row of `cols`.
+    pub fn group_len(&self, cols: usize) -> usize {
+        self.group_size.unwrap_or(cols)
+    }
+
+    /// Groups in a row of `cols`.
+    pub fn groups(&self, cols: usize) -> usize {
+        cols.div_ceil(self.group_len(cols))
+    }
+
+    /// The nearest code, halves to even.
+    #[inline]
+    pub fn code(&self, weight: f64, params: GroupParams) -> u8 {
+        (round_ties_even(weight / params.scale) + params.zero).clamp(0.0, f64::from(self.max_code())) as u8
+    }
+
+    /// What a code stands for.
+    #[inline]
+    pub fn value(&self, code: u8, params: GroupParams) -> f64 {
+        (f64::from(code) - params.zero) * params.scale
+    }
+
+    /// The scale, exact in f16, and the zero with the least squared error of `weights`, each counted `importance` times.
+    ///
+    /// Symmetric candidates put the largest weight on the outermost code (there is one more on the negative side, and
+    /// the scale's sign says which side that is) or use both sides alike, then shrink. Asymmetric ones shrink the range.
+    pub fn search_params(&self, weights: &[f32], importance: &[f32]) -> GroupParams {
+        let (max_code, middle) = (f32::from(self.max_code()), f32::from(self.middle()));
+        let mut best = (f32::INFINITY, GroupParams { scale: 1.0, zero: f64::from(middle) });
+        let mut consider = |scale: f32, zero: Option<f32>| {
+            let scale = to_f16(scale);
+            let zero = zero.map_or(middle, |lowest| round_ties_even_f32(-lowest / scale).clamp(1.0, max_code));
+            let error = squared_error(weights, importance, scale, -zero, max_code - zero);
+            if error < best.0 {
+                best = (error, GroupParams { scale: f64::from(scale), zero: f64::from(zero) });
+            }
+        };
+        let lowest = weights.iter().fold(0f32, |m, &w| m.min(w));
+        let highest = weights.iter().fold(0f32, |m, &w| m.max(w));
+        let largest = if -lowest > highest { lowest } else { highest };
+        for step in 0..8 {
+            let shrink = 1.0 - 0.05 * step as f32;
+            if self.sym {
+                consider(-largest * shrink / middle, None);
+                consider(largest * shrink / (middle - 1.0), None);
+                consider(-largest * shrink / (middle - 1.0), None);
+            } else {
+                // Zero 0 is left out: version 1 of the format stores zeros minus one, and its readers disagree on -1.
+                consider((highest - lowest) * shrink / max_code, Some(lowest * shrink));
+            }
+        }
+        best.1
+    }
+
+    /// Scale and zero as gptq.py's `find_params` has them.
+    pub fn gptq_py_params(&self, weights: &[f64]) -> GroupParams {
+        let mut lowest = weights.iter().fold(0f64, |m, &w| m.min(w));
+        let mut highest = weights.iter().fold(0f64, |m, &w| m.max(w));
+        if self.sym {
+            highest = highest.max(-lowest);
+            // A group without negative weights keeps 0 here, and loses half of its codes.
+            if lowest < 0.0 {
+                lowest = -highest;
+            }
+        }
+        if lowest == 0.0 && highest == 0.0 {
+            (lowest, highest) = (-1.0, 1.0);
+        }
+        let scale = (highest - lowest) / f64::from(self.max_code());
+        let zero = if self.sym { f64::from(self.middle()) } else { round_ties_even(-lowest / scale) };
+        GroupParams { scale, zero }
+    }
+}
+
+/// The nearest f16 that a scale can be: not zero, not infinite.
+fn to_f16(scale: f32) -> f32 {
+    let rounded = f16::from_f32(scale);
+    if rounded.to_bits() & 0x7fff == 0 {
+        return f16::from_bits(1).to_f32();
+    }
+    rounded.to_f32().clamp(f16::MIN.to_f32(), f16::MAX.to_f32())
+}
+
+/// Sum of `importance * (weight - nearest value)^2`, where values are `scale` times the integers `lowest ..= highest`.
+fn squared_error(weights: &[f32], importance: &[f32], scale: f32, lowest: f32, highest: f32) -> f32 {
+    let inverse = 1.0 / scale;
+    // Several sums, so that the compiler may use vectors.
+    let mut sums = [0f32; 8];
+    let mut add = |lane: usize, weight: f32, importance: f32| {
+        let multiple = round_ties_even_f32((weight * inverse).max(lowest).min(highest));
+        let error = weight - multiple * scale;
+        sums[lane] += importance * error * error;
+    };
+    let (mut w, mut h) = (weights.chunks_exact(8), importance.chunks_exact(8));
+    for (w, h) in w.by_ref().zip(h.by_ref()) {
+        for lane in 0..8 {
+            add(lane, w[lane], h[lane]);
+        }
+    }
+    for (lane, (&w, &h)) in w.remainder().iter().zip(h.remainder()).enumerate() {
+        add(lane, w, h);
+    }
+    sums.iter().sum()
+}
+
+/// `f64::round_ties_even` as additions, which every x86-64 does in vectors; exact for what codes can be.
+#[inline]
+fn round_ties_even(x: f64) -> f64 {
+    const MAGIC: f64 = 1.5 * (1u64 << 52) as f64;
+    // Beyond this range every caller clamps.
+    (x.clamp(-1e9, 1e9) + MAGIC) - MAGIC
+}
+
+/// The same in f32.
+#[inline]
+fn round_ties_even_f32(x: f32) -> f32 {
+    const MAGIC: f32 = 1.5 * (1u32 << 23) as f32;
+    (x.max(-1e6).min(1e6) + MAGIC) - MAGIC
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYM4: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
+    const ASYM4: Grid = Grid { bits: 4, group_size: Some(32), sym: false };
+
+    #[test]
+    fn rounds_halves_to_even() {
+        for x in [0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994, 7.5, -3.2, 1e300, -1e300] {
+            assert_eq!(round_ties_even(x), x.round_ties_even().clamp(-1e9, 1e9), "{x}");
+            let x = x as f32;
+            assert_eq!(round_ties_even_f32(x), x.round_ties_even().clamp(-1e6, 1e6), "{x}");
+        }
+    }
+
+    fn check_exact(grid: Grid, multiples: [i32; 8], scale: f32) {
+        let weights: Vec<f32> = multiples.iter().map(|&m| m as f32 * scale).collect();
+        let params = grid.search_params(&weights, &[1.0; 8]);
+        for &w in &weights {
+            assert_eq!(grid.value(grid.code(f64::from(w), params), params), f64::from(w), "{multiples:?} {params:?}");
+        }
+    }
+
+    #[test]
+    fn uses_all_sixteen_codes() {
+        check_exact(SYM4, [-8, -3, 0, 1, 2, 5, 6, 7], 0.25);
+        // The eighth multiple on the positive side needs a negative scale.
+        check_exact(SYM4, [8, 3, 0, -1, -2, -5, -6, -7], 0.25);
+        check_exact(SYM4, [7, 3, 0, -1, -2, -5, -6, -7], 0.25);
+        check_exact(ASYM4, [14, 3, 0, -1, 2, 5, 6, 7], 0.25);
+    }
+
+    #[test]
+    fn awkward_groups_have_usable_params() {
+        for grid in [SYM4, ASYM4] {
+            for weights in [[0.0f32; 8], [1e-9; 8], [3e38; 8], [5.0; 8], [-5.0; 8]] {
+                let params = grid.search_params(&weights, &[1.0; 8]);
+                assert!(params.scale != 0.0 && params.scale.is_finite(), "{weights:?} {params:?}");
+                assert!((1.0..=15.0).contains(&params.zero), "{weights:?} {params:?}");
+            }
+            let params = grid.search_params(&[0.0; 8], &[1.0; 8]);
+            assert_eq!(grid.value(grid.code(0.0, params), params), 0.0);
+        }
+    }
+
+    #[test]
+    fn importance_decides_which_weight_is_kept() {
+        let weights = [1.0f32, 0.137, 0.137, 0.137];
+        let of = |importance: &[f32; 4]| {
+            let params = SYM4.search_params(&weights, importance);
+            (SYM4.value(SYM4.code(0.137, params), params) - 0.137).abs()
+        };
+        assert!(of(&[0.0, 1.0, 1.0, 1.0]) < of(&[1.0, 0.0, 0.0, 0.0]));
+    }
+}

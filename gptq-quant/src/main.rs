@@ -1,0 +1,2 @@
+//! gptq-quant
+fn main() {}

@@ -1,0 +1,177 @@
+//! [`ObserveOps`]: wraps any [`Ops`] so that a decoder layer can be run from one matrix to another, and what goes into
+//! the last of them be seen.
+//!
+//! `pipeline.rs` walks a layer matrix by matrix: it needs the inputs of the first, quantizes it, then the inputs of the
+//! second as the quantized first makes them, and so on. The layer's code stays what it is; operations outside the part
+//! that is run compute nothing.
+
+use std::rc::Rc;
+
+use infer_core::{
+    Result,
+    ops::{AttentionShape, KvShape, Ops, Span},
+};
+use model_format::{Role, Weight};
+
+/// The part of a layer that a pass runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    /// The first matrix to multiply with; those before it contribute nothing, because the residual stream has them
+    /// already. `None`: from the beginning.
+    pub start: Option<Role>,
+    /// The matrix whose input is kept; it and everything behind it contributes nothing. `None`: to the end.
+    pub stop: Option<Role>,
+}
+
+/// An activation, or the fact that this pass does not compute it.
+pub enum Activation<T> {
+    /// Its value. Shared between the decoder and the observer.
+    Known(Rc<T>),
+    /// Outside the part that is run.
+    Skipped,
+}
+
+impl<T> Activation<T> {
+    fn new(value: T) -> Activation<T> {
+        Activation::Known(Rc::new(value))
+    }
+
+    /// Applies an operation, or passes on that there is nothing to apply it to.
+    fn then<U>(&self, operation: impl FnOnce(&T) -> U) -> Activation<U> {
+        match self {
+            Activation::Known(value) => Activation::new(operation(value)),
+            Activation::Skipped => Activation::Skipped,
+        }
+    }
+}
+
+/// A matrix that knows its place.
+pub struct PlacedMatrix<M> {
+    role: Role,
+    /// `None` where no pass multiplies with it.
+    matrix: Option<M>,
+}
+
+impl<M> PlacedMatrix<M> {
+    /// Stands for a matrix that no pass multiplies with.
+    pub fn absent(role: Role) -> PlacedMatrix<M> {
+        PlacedMatrix { role, matrix: None }
+    }
+}
+
+/// Operations that run a part of a layer and keep the input of the matrix where it ends.
+///
+/// Fused operations fall back to their plain meaning here, so that fusing hides no input.
+pub struct ObserveOps<O: Ops> {
+    inner: O,
+    pass: Pass,
+    /// The input of the first matrix, where it is not to be computed from the residual stream.
+    input: Option<O::Tensor>,
+    observed: Option<Rc<O::Tensor>>,
+}
+
+impl<O: Ops> ObserveOps<O> {
+    /// Runs on `inner`, everything until [`ObserveOps::begin`] says less.
+    pub fn new(inner: O) -> ObserveOps<O> {
+        ObserveOps { inner, pass: Pass { start: None, stop: None }, input: None, observed: None }
+    }
+
+    /// Sets the part that the next forward pass of a layer runs. `input` `[rows, cols]` is the input of its first matrix,
+    /// where that is known from an earlier pass.
+    pub fn begin(&mut self, pass: Pass, rows: usize, input: Option<&[f32]>) -> Result<()> {
+        self.pass = pass;
+        self.observed = None;
+        self.input = input.map(|values| self.inner.upload(rows, values.len() / rows, values)).transpose()?;
+        Ok(())
+    }
+
+    /// Waits for the values of the input that the pass ended at. Panics where it did not come there.
+    pub async fn read_observed(&mut self) -> Result<Vec<f32>> {
+        let observed = self.observed.take().expect("the pass met the matrix that it was to stop at");
+        self.inner.read(&observed).await
+    }
+}
+
+impl<O: Ops> Ops for ObserveOps<O> {
+    type Tensor = Activation<O::Tensor>;
+    type Matrix = PlacedMatrix<O::Matrix>;
+    type Kv = O::Kv;
+
+    fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix> {
+        Ok(PlacedMatrix { role, matrix: Some(self.inner.upload_matrix(role, weight)?) })
+    }
+
+    fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor> {
+        Ok(Activation::new(self.inner.upload(rows, cols, values)?))
+    }
+
+    fn new_kv(&mut self, shape: KvShape) -> Result<O::Kv> {
+        self.inner.new_kv(shape)
+    }
+
+    async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>> {
+        match x {
+            Activation::Known(x) => self.inner.read(x).await,
+            Activation::Skipped => panic!("read: this pass did not compute it"),
+        }
+    }
+
+    fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor {
+        Activation::new(self.inner.embedding(table.matrix.as_ref().expect("embedding: uploaded"), tokens))
+    }
+
+    fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32) -> Self::Tensor {
+        let Activation::Known(weight) = weight else { panic!("rms_norm: weights are uploaded") };
+        x.then(|x| self.inner.rms_norm(x, weight, eps))
+    }
+
+    fn linear(&mut self, x: &Self::Tensor, matrix: &Self::Matrix) -> Self::Tensor {
+        let mut x = match x {
+            Activation::Known(x) => Activation::Known(Rc::clone(x)),
+            Activation::Skipped => Activation::Skipped,
+        };
+        if let Some(start) = self.pass.start {
+            if matrix.role != start {
+                return Activation::Skipped;
+            }
+            self.pass.start = None;
+            if let Some(input) = self.input.take() {
+                x = Activation::new(input);
+            }
+        }
+        if self.pass.stop == Some(matrix.role) {
+            if let Activation::Known(x) = x {
+                self.observed = Some(x);
+            }
+            return Activation::Skipped;
+        }
+        x.then(|x| self.inner.linear(x, matrix.matrix.as_ref().expect("linear: the pass has this matrix")))
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &Self::Tensor,
+        rope: &Self::Tensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, O::Kv>],
+    ) -> Self::Tensor {
+        let Activation::Known(rope) = rope else { panic!("attention: the table is uploaded") };
+        qkv.then(|qkv| self.inner.attention(qkv, rope, shape, spans))
+    }
+
+    fn swiglu(&mut self, gate_up: &Self::Tensor) -> Self::Tensor {
+        gate_up.then(|gate_up| self.inner.swiglu(gate_up))
+    }
+
+    fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) {
+        // A part that is skipped adds nothing.
+        if let (Activation::Known(x), Activation::Known(y)) = (x, y) {
+            let x = Rc::get_mut(x).expect("nobody observes the residual stream");
+            self.inner.add_assign(x, y);
+        }
+    }
+
+    fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor {
+        x.then(|x| self.inner.select_rows(x, rows))
+    }
+}
