@@ -1,7 +1,7 @@
 //! [`Session`]: a decoder on one device with one conversation's cache.
 
 use super::{Decoder, Parts, Sequence};
-use crate::{KvCache, Result, ops::Ops};
+use crate::{KvCache, Result, ops::Ops, perplexity::token_losses};
 use model_format::DecoderConfig;
 
 /// Most tokens that are run at a time, so that scratch memory and the length of a submission are bounded.
@@ -44,6 +44,11 @@ impl<O: Ops> Session<O> {
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
         let logits = self.run(tokens).await?;
         self.ops.argmax(&logits).await
+    }
+
+    /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation's cache stays.
+    pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
+        token_losses(&mut self.ops, &self.decoder, window).await
     }
 
     async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {

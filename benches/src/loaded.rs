@@ -1,0 +1,96 @@
+//! A model opened by any name `model-hub` knows, or made up from a shape, and loaded onto a device: no template, no
+//! conversation.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use infer_core::{
+    block_on,
+    model::{Parts, Session, load_checkpoint, load_mlc, load_random},
+    ops::{
+        Ops,
+        candle::{CandleOps, CpuWeights},
+    },
+};
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, DirFiles, QuantFormat};
+use model_hub::{HubConfig, Model};
+
+/// What is to be loaded.
+pub enum Target {
+    /// A model's files.
+    Model(Opened),
+    /// Random weights of a shape.
+    Shape(DecoderConfig, &'static QuantFormat),
+}
+
+/// A model's files.
+pub enum Opened {
+    /// Float or GPTQ.
+    Checkpoint(Box<dyn Checkpoint>),
+    /// An MLC folder.
+    Mlc(PathBuf),
+}
+
+/// A model on its device.
+pub enum Loaded {
+    /// In f32 through candle.
+    Cpu(Session<CandleOps>, DecoderConfig),
+}
+
+/// Opens what `name` stands for, fetching it where need be.
+pub fn open(name: &str) -> Result<Opened> {
+    let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
+    Ok(match model_hub::open(name, &hub, &mut ())? {
+        Model::Checkpoint(checkpoint) => Opened::Checkpoint(checkpoint),
+        Model::Mlc(folder) => Opened::Mlc(folder),
+    })
+}
+
+impl Opened {
+    /// A file beside the weights.
+    pub fn file(&self, name: &str) -> Result<Vec<u8>> {
+        match self {
+            Opened::Mlc(folder) => {
+                let path = folder.join(name);
+                std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))
+            }
+            Opened::Checkpoint(checkpoint) => checkpoint
+                .companion_files()?
+                .into_iter()
+                .find_map(|(file, content)| (file == name).then_some(content))
+                .with_context(|| format!("`{name}` is missing in `{}`", checkpoint.location())),
+        }
+    }
+}
+
+impl Target {
+    /// Loads onto `device` (`cpu`, `auto`, a number or a name) with room for `context` tokens.
+    pub fn load_session(&self, device: &str, context: usize) -> Result<Loaded> {
+        let _ = device;
+        let (session, config) = self.session(CandleOps::new(CpuWeights::Exact), context)?;
+        Ok(Loaded::Cpu(session, config))
+    }
+
+    fn session<O: Ops>(&self, mut ops: O, context: usize) -> Result<(Session<O>, DecoderConfig)> {
+        let (config, parts) = self.parts(&mut ops)?;
+        Ok((Session::new(ops, &config, parts, context)?, config))
+    }
+
+    fn parts<O: Ops>(&self, ops: &mut O) -> Result<(DecoderConfig, Parts<O>)> {
+        Ok(match self {
+            Target::Shape(config, format) => (config.clone(), load_random(ops, config, format, 0, &mut ())?),
+            Target::Model(Opened::Checkpoint(checkpoint)) => {
+                let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+                let parts = load_checkpoint(ops, &config, checkpoint.as_ref(), None, &mut ())?;
+                (config, parts)
+            }
+            Target::Model(opened @ Opened::Mlc(folder)) => {
+                let chat_config = ChatConfig::parse(&String::from_utf8(opened.file(ChatConfig::FILE_NAME)?)?)?;
+                let config = DecoderConfig::from_mlc(&chat_config)?;
+                let format = QuantFormat::by_name(&chat_config.quantization)?;
+                let parts = block_on(load_mlc(ops, &config, format, &DirFiles::new(folder), &mut ()))?;
+                (config, parts)
+            }
+        })
+    }
+}
