@@ -12,6 +12,9 @@ use super::{
     words::find_word,
 };
 
+/// Why the tables are there.
+pub const WHY: &str = "who may import whom, and who owns what from outside, is a table in xtask/src/tidy/arrows.rs";
+
 /// One crate of ours.
 struct Crate {
     name: &'static str,
@@ -78,7 +81,10 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("md-5", Owner::Only(&["model-format"])),
     ("hf-hub", Owner::Only(&["model-hub"])),
     ("ureq", Owner::Only(&["model-hub"])),
+    ("sha1", Owner::Only(&["model-hub"])),
     ("sha2", Owner::Only(&["model-hub"])),
+    // Wheels of Python packages.
+    ("zip", Owner::Only(&["model-hub"])),
     // The tensors of the reference, and the reader of GGUF.
     ("candle-core", Owner::Only(&["infer-core", "model-hub"])),
     ("candle-nn", Owner::Only(&["infer-core"])),

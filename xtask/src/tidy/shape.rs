@@ -55,18 +55,18 @@ pub fn empty_name(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Constants that stand in a shader and in Rust under one name.
+/// Constants that stand in a shader and in the Rust files beside it under one name.
 pub fn constant_in_two_languages(tree: &Tree) -> Vec<Finding> {
     let mut in_rust = BTreeMap::new();
     for (file, source) in tree.rust() {
         for (offset, name) in names_after(&source.code, "const ").filter(|(offset, _)| !source.is_test(*offset)) {
-            in_rust.insert(name.to_string(), format!("{}:{}", file.path, file.line(offset)));
+            in_rust.insert((file.folder(), name), format!("{}:{}", file.path, file.line(offset)));
         }
     }
     let mut findings = Vec::new();
     for (file, source) in tree.sources().filter(|(file, _)| file.path.ends_with(".wgsl")) {
         for (offset, name) in names_after(&source.code, "const ") {
-            if let Some(place) = in_rust.get(name) {
+            if let Some(place) = in_rust.get(&(file.folder(), name)) {
                 findings.push(Finding::at(file, offset, format!("`{name}` is also written in {place}")));
             }
         }
@@ -76,7 +76,7 @@ pub fn constant_in_two_languages(tree: &Tree) -> Vec<Finding> {
 
 /// Libraries whose public items may go without a word.
 pub fn missing_docs(tree: &Tree) -> Vec<Finding> {
-    let libraries = tree.rust().filter(|(file, _)| file.path.ends_with("/src/lib.rs"));
+    let libraries = tree.rust().filter(|(file, _)| file.part == Part::Library && file.path.ends_with("/src/lib.rs"));
     let silent = libraries.filter(|(_, source)| !source.code.contains("#![deny(missing_docs)]"));
     silent.map(|(file, _)| Finding::of(&file.path, "`#![deny(missing_docs)]` is not there")).collect()
 }
@@ -90,8 +90,8 @@ pub fn workspace_lints(tree: &Tree) -> Vec<Finding> {
 
 /// Names of architectures outside their records.
 pub fn architecture_name(tree: &Tree) -> Vec<Finding> {
-    /// The records; readers of a family's config.json, which the records name; and measurements, which name models.
-    const PLACES: &[&str] = &["model-format/src/arch/", "benches/", "xtask/"];
+    /// The records; which template fits which of them; and measurements, which name models.
+    const PLACES: &[&str] = &["model-format/src/arch/", "model-format/src/conv_template/", "benches/", "xtask/"];
     /// Words that hold an architecture's name and mean something else: a program, and the reader shared by a family.
     const OTHER_THINGS: &[&str] = &["llama.cpp", "from_llama_like"];
 
@@ -116,7 +116,10 @@ pub fn architecture_name(tree: &Tree) -> Vec<Finding> {
         let is_start = |at: &usize| *at == 0 || !text.as_bytes()[at - 1].is_ascii_alphanumeric();
         for at in parts.filter(is_start).filter(|at| !source.is_test(*at)) {
             let length = text[at..].bytes().take_while(u8::is_ascii_alphanumeric).count();
-            let word = text[at..at + length].to_ascii_lowercase();
+            // A message may speak of Llama 3; a name in code or in a literal of its own is knowledge.
+            let is_code = source.code[at..].starts_with(&text[at..at + 1]);
+            let word =
+                if is_code { text[at..at + length].to_ascii_lowercase() } else { text[at..at + length].to_string() };
             if names.contains(&word.as_str()) {
                 findings.push(Finding::at(file, at, format!("`{word}`")));
             }

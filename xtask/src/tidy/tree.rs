@@ -10,6 +10,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::source::{Source, is_word};
 
+/// Crates whose library is what their own programs share, and nobody else's to import.
+const SHARED_BY_BINARIES: &[&str] = &["benches"];
+
 /// Every file of the repository that git does not ignore.
 pub struct Tree {
     /// In the order of their paths.
@@ -33,7 +36,7 @@ pub struct File {
 pub enum Part {
     /// Reached from `lib.rs`.
     Library,
-    /// Reached from `main.rs` or `src/bin/` and not from `lib.rs`.
+    /// Reached from `main.rs` or `src/bin/` and not from `lib.rs`; or from a `lib.rs` that is there for those alone.
     Binary,
     /// An integration test, a benchmark, an example, a build script, or a module behind `#[cfg(test)]`.
     Test,
@@ -105,8 +108,13 @@ impl Tree {
                     rest == root || root.ends_with('/') && rest.starts_with(root) && rest.ends_with(".rs")
                 })
             };
-            let mut open: Vec<(usize, Part)> =
-                index.iter().filter(|(path, _)| is_root(path)).map(|(_, index)| (*index, part)).collect();
+            let roots = index.iter().filter(|(path, _)| is_root(path));
+            let mut open: Vec<(usize, Part)> = roots
+                .map(|(path, index)| match path.split('/').next() {
+                    Some(package) if SHARED_BY_BINARIES.contains(&package) => (*index, Part::Binary),
+                    _ => (*index, part),
+                })
+                .collect();
             while let Some((at, part)) = open.pop() {
                 if !matches!(self.files[at].part, Part::Orphan) {
                     continue;
@@ -129,6 +137,11 @@ impl File {
     /// The crate's folder.
     pub fn package(&self) -> &str {
         self.path.split('/').next().unwrap_or_default()
+    }
+
+    /// Where it lies.
+    pub fn folder(&self) -> &str {
+        self.path.rsplit_once('/').map_or("", |(folder, _)| folder)
     }
 
     /// The file's own name.
