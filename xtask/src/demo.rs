@@ -1,13 +1,187 @@
-//! demo
-use anyhow::Result;
-use std::path::Path;
+//! `cargo xtask demo`: the whole job on a small real model, by the programs that anyone would use for it.
+//!
+//! Fetch, quantize, convert, measure, ask. Each step is a command that is printed before it runs, so that the demo is
+//! also an example. Outputs lie in `target/demo/`; a step whose output is there is not repeated.
 
-/// Options of the demo.
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::{
+    setup,
+    step::{Steps, seconds, shown, size},
+};
+
+/// The name by which every program knows the demo model.
+const MODEL: &str = "demo";
+const QUESTION: &str = "What is the capital of France?";
+const ANSWER: &str = "Paris";
+
+/// What to do differently.
 #[derive(clap::Args)]
-pub struct Options {}
+pub struct Options {
+    /// Do every step again, also those whose output is there
+    #[arg(long)]
+    fresh: bool,
+}
 
-/// run
-pub fn run(_root: &Path, _options: &Options) -> Result<()> {
-    let _ = crate::setup::is_software_only;
+/// Fetches, quantizes, converts, measures and asks.
+pub fn run(root: &Path, options: &Options) -> Result<()> {
+    let mut steps = Steps::new()?;
+    setup::vulkan()?;
+    let out = root.join("target").join("demo");
+    if options.fresh && out.exists() {
+        fs::remove_dir_all(&out).with_context(|| format!("cannot remove `{}`", out.display()))?;
+    }
+    fs::create_dir_all(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
+    let program = |name: &str| {
+        let mut command = Command::new(root.join("target").join("release").join(name));
+        command.current_dir(root);
+        command
+    };
+    // Outputs are named from the root, so that a command can be repeated as it is printed.
+    let gptq = "target/demo/SmolLM2-135M-Instruct-gptq";
+    let mlc = "target/demo/SmolLM2-135M-Instruct-q4f16_1";
+
+    let mut build = Command::new("cargo");
+    build.args(["build", "--release", "--workspace", "--exclude", "xtask", "--bins"]).current_dir(root);
+    steps.run("compile", &mut build)?;
+
+    let before = perplexity(&mut steps, "fetch; perplexity before", program("perplexity").arg(MODEL))?;
+
+    let mut quantize = program("gptq-quant");
+    quantize.args([MODEL, "--grid", "q4f16_1", "--calib", "self", "-o", gptq]);
+    once(&mut steps, "quantize", &mut quantize, &root.join(gptq))?;
+
+    let mut convert = program("weight-convert");
+    convert.args(["convert", gptq, "--quantization", "q4f16_1", "-o", mlc]);
+    once(&mut steps, "convert", &mut convert, &root.join(mlc))?;
+    let weights = Weights::read(&root.join(mlc))?;
+
+    let after = perplexity(&mut steps, "perplexity after", program("perplexity").arg(mlc))?;
+
+    let mut answers = Vec::new();
+    let devices = steps.capture("devices", program("chat-cli").args(["devices", "--json"]))?;
+    for device in [pick_gpu(&devices)?, Some("cpu".into())].into_iter().flatten() {
+        let mut ask = program("chat-cli");
+        ask.args(["chat", mlc, "-p", QUESTION, "--temperature", "0", "--device", &device, "--json"]);
+        let answer = steps.capture(&format!("ask, device {device}"), &mut ask)?;
+        answers.push(Answer::read(&answer)?);
+    }
+
+    println!("\n{:<22} {:>14} {:>14}", "SmolLM2-135M-Instruct", "before (f16)", "after (q4f16_1)");
+    println!("{:<22} {:>14} {:>15}", "size of the weights", size(weights.count * 2), size(weights.bytes));
+    println!("{:<22} {:>14.2} {:>15.2}", "bits per weight", 16.0, weights.bits_per_weight);
+    println!("{:<22} {before:>14.2} {after:>15.2}", "perplexity, short text");
+    println!("\n{QUESTION}");
+    for Answer { device, text, prefill, decode } in &answers {
+        println!("  {text}\n    on {device}: prefill {prefill:.1} tokens/s, decode {decode:.1} tokens/s");
+    }
+    println!();
+    for taken in &steps.taken {
+        let memory = taken.peak_memory.map(size).unwrap_or_default();
+        println!("{:<24} {:>12} {memory:>14}", taken.title, seconds(taken.time));
+    }
+    if answers.len() == 1 {
+        println!("\nno Vulkan device was found, so the GPU path was not shown");
+    }
+    let wrong = answers.iter().find(|answer| !answer.text.contains(ANSWER));
+    if let Some(Answer { device, text, .. }) = wrong {
+        anyhow::bail!("the answer on {device} does not name {ANSWER}: {text}");
+    }
+    let mut chat = program("chat-cli");
+    println!("\nNow talk to it:\n  {}", shown(chat.args(["chat", mlc])));
     Ok(())
+}
+
+/// Runs a command that writes a folder, unless the same command has written it before.
+fn once(steps: &mut Steps, title: &str, command: &mut Command, output: &Path) -> Result<()> {
+    let stamp = PathBuf::from(format!("{}.command", output.display()));
+    if output.exists() {
+        if fs::read_to_string(&stamp).is_ok_and(|before| before == shown(command)) {
+            eprintln!("\n== {title}: done before, in `{}` (`--fresh` does it again)", output.display());
+            return Ok(());
+        }
+        fs::remove_dir_all(output).with_context(|| format!("cannot remove `{}`", output.display()))?;
+    }
+    steps.run(title, command)?;
+    fs::write(&stamp, shown(command)).with_context(|| format!("cannot write `{}`", stamp.display()))
+}
+
+fn perplexity(steps: &mut Steps, title: &str, command: &mut Command) -> Result<f64> {
+    let report = steps.capture(title, command.arg("--json"))?;
+    let report: Value = serde_json::from_str(&report).context("cannot read the report of `perplexity`")?;
+    report["perplexity"].as_f64().context("the report of `perplexity` has no `perplexity`")
+}
+
+/// The number of the first real GPU, else of a software one.
+fn pick_gpu(devices: &str) -> Result<Option<String>> {
+    let devices: Value = serde_json::from_str(devices).context("cannot read the report of `chat-cli devices`")?;
+    let devices = devices.as_array().context("the report of `chat-cli devices` is no list")?;
+    let real = devices.iter().find(|device| device["is_software"] == false);
+    Ok(real.or(devices.first()).map(|device| device["device"].to_string()))
+}
+
+/// What the index of an MLC folder says of its weights.
+struct Weights {
+    count: u64,
+    bytes: u64,
+    bits_per_weight: f64,
+}
+
+impl Weights {
+    fn read(folder: &Path) -> Result<Weights> {
+        let path = folder.join("tensor-cache.json");
+        let index = fs::read_to_string(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let index: Value = serde_json::from_str(&index).with_context(|| format!("cannot read `{}`", path.display()))?;
+        let bytes = index["metadata"]["ParamBytes"].as_f64().context("`ParamBytes` is missing")?;
+        let bits_per_weight = index["metadata"]["BitsPerParam"].as_f64().context("`BitsPerParam` is missing")?;
+        ensure!(bits_per_weight > 0.0, "`BitsPerParam` is {bits_per_weight}");
+        Ok(Weights { count: (bytes * 8.0 / bits_per_weight).round() as u64, bytes: bytes as u64, bits_per_weight })
+    }
+}
+
+/// One answer of `chat-cli --json`.
+struct Answer {
+    device: String,
+    text: String,
+    prefill: f64,
+    decode: f64,
+}
+
+impl Answer {
+    fn read(report: &str) -> Result<Answer> {
+        let report: Value = serde_json::from_str(report).context("cannot read the report of `chat-cli`")?;
+        let text = |name: &str| report[name].as_str().map(|text| text.trim().to_string());
+        let rate = |name: &str| report["stats"][name].as_f64();
+        let read = || {
+            Some(Answer {
+                device: text("device")?,
+                text: text("text")?,
+                prefill: rate("prefill_tokens_per_s")?,
+                decode: rate("decode_tokens_per_s")?,
+            })
+        };
+        read().context("the report of `chat-cli` lacks a field")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_real_gpu_comes_first() {
+        let software = r#"{"device": 0, "is_software": true}"#;
+        let real = r#"{"device": 1, "is_software": false}"#;
+        let pick = |devices: &[&str]| pick_gpu(&format!("[{}]", devices.join(","))).unwrap();
+        assert_eq!(pick(&[software, real]).as_deref(), Some("1"));
+        assert_eq!(pick(&[software]).as_deref(), Some("0"));
+        assert_eq!(pick(&[]), None);
+    }
 }

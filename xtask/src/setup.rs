@@ -31,11 +31,6 @@ pub fn vulkan() -> Result<bool> {
     Ok(has_driver())
 }
 
-/// Whether the only driver runs on the CPU.
-pub fn is_software_only() -> bool {
-    cfg!(target_os = "linux") && !drivers().iter().any(|driver| is_usable(driver) && !is_software(driver))
-}
-
 fn apt_get(arguments: &[&str]) -> Result<()> {
     let status = Command::new("apt-get").args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status()?;
     ensure!(status.success(), "`apt-get {}` failed: {status}", arguments.join(" "));
