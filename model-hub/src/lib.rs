@@ -29,6 +29,7 @@ mod config;
 pub mod demo;
 mod error;
 mod gguf;
+mod hub;
 mod progress;
 mod save;
 mod source;

@@ -1,15 +1,48 @@
 //! [`save_checkpoint`]: any checkpoint as a plain Hugging Face folder.
 
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use model_format::Checkpoint;
+use model_format::checkpoint::SafetensorsWriter;
+use model_format::files::check_file_name;
 
 use crate::Result;
+use crate::error::io;
 
 /// Writes `checkpoint` to `folder` as `model.safetensors` with `config.json` and the files that go with it.
 ///
 /// Each file appears complete or not at all, `config.json` last. Memory: one tensor at a time.
 pub fn save_checkpoint(checkpoint: &dyn Checkpoint, folder: &Path) -> Result<()> {
-    let _ = (checkpoint, folder);
-    todo!()
+    fs::create_dir_all(folder).map_err(io("create", folder))?;
+    let tensors = checkpoint.tensors();
+    let announced: Vec<_> = tensors.iter().map(|info| (info.name.clone(), info.dtype, info.shape.clone())).collect();
+    let mut writer = SafetensorsWriter::create(&folder.join("model.safetensors"), &announced)?;
+    for info in tensors {
+        writer.write(&info.name, &checkpoint.tensor(&info.name)?)?;
+    }
+    writer.finish()?;
+
+    let mut companions = checkpoint.companion_files()?;
+    // Without it the folder is no model.
+    companions.sort_by_key(|(name, _)| name == "config.json");
+    for (name, content) in &companions {
+        check_file_name(&checkpoint.location(), name)?;
+        write_whole(folder, name, content)?;
+    }
+    Ok(())
+}
+
+/// Writes a small file under a temporary name in `folder`, and renames it when it is on the disk.
+pub(crate) fn write_whole(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let path = folder.join(name);
+    let mut options = tempfile::Builder::new();
+    // Temporary files are for their owner alone; this one is to be as readable as any new file.
+    #[cfg(unix)]
+    options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = options.tempfile_in(folder).map_err(io("write", folder))?;
+    file.write_all(content).and_then(|()| file.as_file().sync_all()).map_err(io("write", &path))?;
+    file.persist(&path).map_err(|error| io("write", &path)(error.error))?;
+    Ok(())
 }

@@ -1,10 +1,13 @@
 //! [`open`]: from what a user names to a [`Model`].
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-use model_format::Checkpoint;
+use model_format::{ChatConfig, Checkpoint, SafetensorsCheckpoint};
 
-use crate::{HubConfig, Progress, Result};
+use crate::error::io;
+use crate::hub::{self, RepoName};
+use crate::{Error, GgufCheckpoint, HubConfig, Progress, Result, demo};
 
 /// What a source turned out to be.
 pub enum Model {
@@ -17,12 +20,68 @@ pub enum Model {
 impl Model {
     /// The checkpoint; an error that says what is needed where this is an MLC folder.
     pub fn into_checkpoint(self) -> Result<Box<dyn Checkpoint>> {
-        todo!()
+        match self {
+            Model::Checkpoint(checkpoint) => Ok(checkpoint),
+            Model::Mlc(folder) => Err(Error::NotACheckpoint { folder }),
+        }
+    }
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Model::Checkpoint(checkpoint) => f.debug_tuple("Checkpoint").field(&checkpoint.location()).finish(),
+            Model::Mlc(folder) => f.debug_tuple("Mlc").field(folder).finish(),
+        }
     }
 }
 
 /// Opens what `source` names (see the [crate's](crate) table), fetching it first where it is not on this machine.
 pub fn open(source: &str, hub: &HubConfig, progress: &mut dyn Progress) -> Result<Model> {
-    let _ = (source, hub, progress);
-    todo!()
+    let path = Path::new(source);
+    if path.exists() {
+        return open_path(path);
+    }
+    if source == demo::NAME {
+        return open_path(&demo::fetch(hub, progress)?);
+    }
+    match RepoName::parse(source) {
+        Ok(name) => open_path(&hub::fetch_model(&name, hub, progress)?),
+        Err(reason) => Err(Error::UnknownSource { source_name: source.into(), reason }),
+    }
+}
+
+/// Opens a folder or a file of this machine.
+fn open_path(path: &Path) -> Result<Model> {
+    if path.is_dir() {
+        if path.join(ChatConfig::FILE_NAME).is_file() {
+            return Ok(Model::Mlc(path.into()));
+        }
+        if !path.join("config.json").is_file()
+            && let Some(file) = gguf_files(path).first()
+        {
+            let reason = format!("the folder holds no `config.json`, but `{file}`: name that file");
+            return Err(Error::UnknownSource { source_name: path.display().to_string(), reason });
+        }
+        return Ok(Model::Checkpoint(Box::new(SafetensorsCheckpoint::open(path)?)));
+    }
+    let mut magic = Vec::new();
+    let file = std::fs::File::open(path).map_err(io("read", path))?;
+    file.take(4).read_to_end(&mut magic).map_err(io("read", path))?;
+    if magic == b"GGUF" || path.extension().is_some_and(|extension| extension == "gguf") {
+        return Ok(Model::Checkpoint(Box::new(GgufCheckpoint::open(path)?)));
+    }
+    let reason = "it is a file and no GGUF file; of a checkpoint, name the folder".into();
+    Err(Error::UnknownSource { source_name: path.display().to_string(), reason })
+}
+
+/// Names of the GGUF files in a folder, sorted.
+fn gguf_files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name.ends_with(".gguf"))
+        .collect();
+    names.sort();
+    names
 }

@@ -7,7 +7,7 @@ mod nearest;
 mod safetensors;
 mod writer;
 
-pub use self::safetensors::{SafetensorsCheckpoint, companion_files};
+pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files};
 pub use writer::{SafetensorsWriter, write_safetensors};
 
 use crate::{Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix};
@@ -58,15 +58,18 @@ pub fn missing_param(checkpoint: &dyn Checkpoint, name: &str) -> Error {
     Error::MissingParam { name: name.into(), file: checkpoint.location(), nearest: nearest::nearest(name, names) }
 }
 
-/// The name of a companion file or a JSON index within `checkpoint`, for messages.
-fn file_of(checkpoint: &dyn Checkpoint, file: &str) -> String {
+/// The path of the file that holds a tensor, for messages.
+pub fn file_of(checkpoint: &dyn Checkpoint, name: &str) -> String {
     let location = checkpoint.location();
-    if location.ends_with(file) { location } else { format!("{location}/{file}") }
+    match checkpoint.info(name) {
+        Some(info) if !location.ends_with(&info.file) => format!("{location}/{}", info.file),
+        _ => location,
+    }
 }
 
 /// Checks that a tensor has floating-point values of `shape`. For use before anything is read.
 pub fn check_float(checkpoint: &dyn Checkpoint, info: &TensorInfo, shape: &[usize]) -> Result<()> {
-    let file = || file_of(checkpoint, &info.file);
+    let file = || file_of(checkpoint, &info.name);
     if info.shape != shape {
         return Err(Error::ParamShape {
             name: info.name.clone(),
@@ -89,15 +92,11 @@ pub fn check_float(checkpoint: &dyn Checkpoint, info: &TensorInfo, shape: &[usiz
 /// The values of a floating-point tensor in f32, of the expected shape and finite.
 pub fn read_float(checkpoint: &dyn Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let tensor = checkpoint.tensor(name)?;
-    let file = checkpoint.info(name).map_or_else(|| checkpoint.location(), |info| file_of(checkpoint, &info.file));
-    check_float(
-        checkpoint,
-        &TensorInfo { name: name.into(), dtype: tensor.dtype, shape: tensor.shape.clone(), file: file.clone() },
-        shape,
-    )?;
+    let info = TensorInfo { name: name.into(), dtype: tensor.dtype, shape: tensor.shape.clone(), file: String::new() };
+    check_float(checkpoint, &info, shape)?;
     let values = tensor.to_f32();
     match values.iter().position(|v| !v.is_finite()) {
-        Some(index) => Err(Error::NonFinite { name: name.into(), file, index, value: values[index] }),
+        Some(index) => Err(Error::NonFinite { name: name.into(), file: file_of(checkpoint, name), index, value: values[index] }),
         None => Ok(values),
     }
 }

@@ -19,7 +19,7 @@ use crate::{Dtype, Error, HostTensor, Result, files::check_file_name};
 const MAX_HEADER: usize = 100_000_000;
 
 /// The files beside the weights that belong to a model.
-const COMPANIONS: &[&str] = &[
+pub const COMPANIONS: &[&str] = &[
     "config.json",
     "generation_config.json",
     "tokenizer.json",
