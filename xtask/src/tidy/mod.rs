@@ -98,7 +98,7 @@ const RULES: &[Rule] = &[
     },
     Rule {
         name: "map",
-        why: "ARCHITECTURE.md has a line for every file (or for its folder), so that it can be found",
+        why: "ARCHITECTURE.md has a line for every source file (or its folder), so that it can be found",
         check: documents::map_is_complete,
     },
 ];

@@ -52,7 +52,7 @@ pub const WORDS: &[Banned] = &[
     Banned {
         name: "no-wait",
         why: "no library waits: return a future, and let the binary wait for it",
-        words: &["block_on(", "thread::sleep"],
+        words: &["block_on("],
         search: Search::Code,
         // These offer the wait to the binaries.
         holds: |file| {
