@@ -43,13 +43,13 @@ pub enum Error {
         reason: String,
     },
     /// The tokenizer refused a text.
-    #[error("the calibration text does not encode: {reason}")]
+    #[error("the text does not encode: {reason}")]
     Encode {
         /// What the tokenizer said.
         reason: String,
     },
     /// There are not enough tokens for the windows that were asked for.
-    #[error("the text has {tokens} tokens, {samples} windows of {seq_len} need {}", samples.saturating_mul(*seq_len))]
+    #[error("the text has {tokens} tokens, but {samples} windows of {seq_len} need {}", samples.saturating_mul(*seq_len))]
     TooShort {
         /// Tokens there are.
         tokens: usize,
@@ -63,7 +63,21 @@ pub enum Error {
 impl Error {
     /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
-        let _ = self;
-        todo!()
+        Some(match self {
+            Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "check the path: a calibration text is a plain text file, or a `.jsonl`".into()
+            }
+            Error::Read { .. } => "check that the path is a file that you may read".into(),
+            Error::Empty { .. } => "give a text of the kind that the model will meet".into(),
+            Error::NotUtf8 { .. } => "convert it first, for example with `iconv -f ISO-8859-1 -t UTF-8`".into(),
+            Error::BadLine { .. } => {
+                r#"each line is `{"text": ".."}` or `{"messages": [{"role": "user", "content": ".."}, ..]}`"#.into()
+            }
+            Error::Encode { .. } => return None,
+            Error::TooShort { tokens, seq_len, .. } => match tokens / seq_len {
+                0 => format!("give a longer text, or windows of at most {tokens} tokens"),
+                windows => format!("give a longer text, or ask for at most {windows} windows of {seq_len} tokens"),
+            },
+        })
     }
 }
