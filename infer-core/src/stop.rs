@@ -111,3 +111,80 @@ pub fn stop_strings(files: &[(String, Vec<u8>)]) -> Vec<String> {
     let list = json.as_ref().and_then(|json| json.pointer("/conv_template/stop_str")).and_then(Value::as_array);
     list.into_iter().flatten().filter_map(Value::as_str).map(str::to_string).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(stops: &[&str], pieces: &[&str]) -> (String, bool) {
+        let mut strings = StopStrings::new(stops.iter().map(|s| s.to_string()));
+        let mut out = String::new();
+        for piece in pieces {
+            let passed = strings.push(piece);
+            out.push_str(&passed.text);
+            if passed.stopped {
+                return (out, true);
+            }
+        }
+        (out + &strings.finish(), false)
+    }
+
+    #[test]
+    fn stops_across_pieces() {
+        assert_eq!(run(&["</s>"], &["Hello<", "/", "s>", "more"]), ("Hello".into(), true));
+        assert_eq!(run(&["</s>"], &["a<", "b</", "i>"]), ("a<b</i>".into(), false));
+        assert_eq!(run(&["\nUser:", "User"], &["x\nUs", "er: y"]), ("x\n".into(), true));
+        assert_eq!(run(&["ね。"], &["そうだね", "。はい"]), ("そうだ".into(), true));
+        assert_eq!(run(&[""], &["a", "b"]), ("ab".into(), false));
+        assert_eq!(run(&["aab"], &["a", "a", "a", "b"]), ("a".into(), true));
+    }
+
+    #[test]
+    fn holds_back_no_more_than_needed() {
+        let mut strings = StopStrings::new(["###".to_string()]);
+        assert_eq!(strings.push("a #"), Passed { text: "a ".into(), stopped: false });
+        assert_eq!(strings.push("b"), Passed { text: "#b".into(), stopped: false });
+        assert_eq!(strings.push("c##"), Passed { text: "c".into(), stopped: false });
+        assert_eq!(strings.finish(), "##");
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(
+            text in "[abé]{0,24}",
+            stops in prop::collection::vec("[abé]{1,3}", 0..3),
+            cuts in prop::collection::vec(0usize..24, 0..6),
+        ) {
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let mut cuts: Vec<usize> = cuts.into_iter().filter(|at| text.is_char_boundary(*at)).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&str> = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            let letters: Vec<String> = text.chars().map(String::from).collect();
+            let letters: Vec<&str> = letters.iter().map(String::as_str).collect();
+            let (out, stopped) = run(&stops, &pieces);
+            prop_assert_eq!((out.clone(), stopped), run(&stops, &letters));
+            prop_assert!(text.starts_with(&out));
+            prop_assert_eq!(stopped, stops.iter().any(|stop| text.contains(stop)));
+            prop_assert!(!stops.iter().any(|stop| out.contains(stop)));
+        }
+    }
+
+    #[test]
+    fn gathers_the_ids_that_end_an_answer() {
+        let tokenizer = include_bytes!("../../testdata/tokenizer/tiny-bpe/tokenizer.json");
+        let tokenizer = Tokenizer::from_bytes(tokenizer).unwrap();
+        let file = |name: &str, json: &str| (name.to_string(), json.as_bytes().to_vec());
+        let files = [
+            file("config.json", r#"{"eos_token_id": 7}"#),
+            file("generation_config.json", r#"{"eos_token_id": [7, 9, -1, 1e20]}"#),
+            file("tokenizer_config.json", r#"{"eos_token": {"content": "<|eot|>"}}"#),
+            file("mlc-chat-config.json", r#"{"conv_template": {"stop_token_ids": [5], "stop_str": ["</s>"]}}"#),
+        ];
+        assert_eq!(stop_token_ids(&files, &tokenizer), [2, 5, 7, 9]);
+        assert_eq!(stop_strings(&files), ["</s>"]);
+        assert!(stop_token_ids(&[file("config.json", "not json")], &tokenizer).is_empty());
+    }
+}

@@ -200,3 +200,183 @@ impl StreamDecoder {
         Ok(format!("{}{tail}", self.emitted))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    const TINY: &[u8] = include_bytes!("../../testdata/tokenizer/tiny-bpe/tokenizer.json");
+    const TINY_CASES: &[u8] = include_bytes!("../../testdata/tokenizer/tiny-bpe/cases.json");
+    const SMOLLM2: &[u8] = include_bytes!("../../testdata/tokenizer/smollm2/tokenizer.json");
+    const SMOLLM2_CASES: &[u8] = include_bytes!("../../testdata/tokenizer/smollm2/cases.json");
+
+    /// A vocabulary in the style of SentencePiece: `▁` for a space, byte tokens for what is not in it, and a decoder that
+    /// drops the first space.
+    fn sentencepiece() -> Tokenizer {
+        let mut vocab = serde_json::Map::new();
+        vocab.insert("</s>".into(), 0.into());
+        for byte in 0..=255u32 {
+            vocab.insert(format!("<0x{byte:02X}>"), (byte + 1).into());
+        }
+        for (i, piece) in ["▁", "a", "b", "▁a", "▁▁", "é", "ab"].iter().enumerate() {
+            vocab.insert(piece.to_string(), (257 + i).into());
+        }
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [{ "id": 0, "content": "</s>", "special": true, "normalized": false,
+                "lstrip": false, "rstrip": false, "single_word": false }],
+            "normalizer": { "type": "Sequence", "normalizers": [
+                { "type": "Prepend", "prepend": "▁" },
+                { "type": "Replace", "pattern": { "String": " " }, "content": "▁" },
+            ] },
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+                { "type": "ByteFallback" }, { "type": "Fuse" },
+                { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+            ] },
+            "model": { "type": "BPE", "byte_fallback": true, "unk_token": "</s>", "vocab": vocab,
+                "merges": [["▁", "a"], ["▁", "▁"], ["a", "b"]] },
+        });
+        Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap()
+    }
+
+    fn stream(tokenizer: &Tokenizer, ids: &[u32], skip_control: bool) -> String {
+        let mut decoder = StreamDecoder::new(tokenizer, skip_control);
+        let mut out: String = ids.iter().map(|id| decoder.push(*id).unwrap()).collect();
+        out.push_str(&decoder.finish().unwrap());
+        out
+    }
+
+    #[test]
+    fn equals_the_recorded_encodings() {
+        for (tokenizer, cases) in [(TINY, TINY_CASES), (SMOLLM2, SMOLLM2_CASES)] {
+            let tokenizer = Tokenizer::from_bytes(tokenizer).unwrap();
+            let golden: Value = serde_json::from_slice(cases).unwrap();
+            for case in golden["cases"].as_array().unwrap() {
+                let text = case["text"].as_str().unwrap();
+                let ids = tokenizer.encode(text).unwrap();
+                assert_eq!(Value::from(ids.clone()), case["ids"], "{text:?}");
+                assert_eq!(tokenizer.decode(&ids, false).unwrap(), case["decoded"].as_str().unwrap());
+                assert_eq!(tokenizer.decode(&ids, true).unwrap(), case["decoded_skip_special"].as_str().unwrap());
+                assert_eq!(stream(&tokenizer, &ids, false), case["decoded"].as_str().unwrap());
+                assert_eq!(stream(&tokenizer, &ids, true), case["decoded_skip_special"].as_str().unwrap());
+                let plain = case.get("ids_special_as_plain_text").unwrap_or(&case["ids"]);
+                assert_eq!(&Value::from(tokenizer.encode_plain(text).unwrap()), plain, "{text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_character_comes_when_its_last_byte_does() {
+        let tokenizer = Tokenizer::from_bytes(TINY).unwrap();
+        let ids = tokenizer.encode_plain("日!").unwrap();
+        let mut decoder = StreamDecoder::new(&tokenizer, true);
+        let pieces: Vec<String> = ids.iter().map(|id| decoder.push(*id).unwrap()).collect();
+        assert_eq!(pieces, ["", "", "日", "!"]);
+        assert_eq!(decoder.push(ids[0]).unwrap(), "");
+        assert_eq!(decoder.finish().unwrap(), "\u{FFFD}");
+    }
+
+    #[test]
+    fn a_sentencepiece_stream_keeps_its_spaces() {
+        let tokenizer = sentencepiece();
+        for text in ["a b  a", " a", "日本 a\nb", "é é", ""] {
+            let ids = tokenizer.encode_plain(text).unwrap();
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+            assert_eq!(stream(&tokenizer, &ids, true), text);
+        }
+        // The control token in front is silent, so the space behind it is the first.
+        let ids = [vec![0], tokenizer.encode_plain("a b").unwrap()].concat();
+        assert_eq!(stream(&tokenizer, &ids, true), "a b");
+    }
+
+    #[test]
+    fn a_wrong_byte_does_not_take_back_what_was_right() {
+        let tokenizer = sentencepiece();
+        let byte = |b: u32| b + 1;
+        let ids = [byte(0xE6), byte(0x97), byte(0xA5), byte(0xFF), tokenizer.token_id("a").unwrap()];
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "\u{FFFD}\u{FFFD}\u{FFFD}\u{FFFD}a");
+        assert_eq!(stream(&tokenizer, &ids, true), "日\u{FFFD}a");
+    }
+
+    #[test]
+    fn plain_text_holds_no_control_token() {
+        for tokenizer in
+            [Tokenizer::from_bytes(TINY).unwrap(), Tokenizer::from_bytes(SMOLLM2).unwrap(), sentencepiece()]
+        {
+            for token in tokenizer.control_tokens() {
+                let text = format!("a {token}b");
+                let ids = tokenizer.encode_plain(&text).unwrap();
+                assert!(!ids.iter().any(|id| tokenizer.is_control(*id)), "{text}");
+                assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+                let found = tokenizer.control_tokens_in(&text).unwrap();
+                assert_eq!(found, [(2..2 + token.len(), tokenizer.token_id(token).unwrap())]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_control_token_in_the_models_own_vocabulary_is_still_plain() {
+        let json = serde_json::json!({
+            "version": "1.0",
+            "added_tokens": [{ "id": 0, "content": "</s>", "special": true, "normalized": false,
+                "lstrip": false, "rstrip": false, "single_word": false }],
+            "model": { "type": "Unigram", "unk_id": 1, "vocab": [["</s>", 0.0], ["<unk>", -9.0], ["a", -1.0],
+                ["<", -3.0], ["/", -3.0], ["s", -3.0], [">", -3.0]] },
+        });
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("a</s>").unwrap(), [2, 0]);
+        assert_eq!(tokenizer.encode_plain("a</s>").unwrap(), [2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn crafted_files_are_errors() {
+        for json in [
+            "",
+            "{}",
+            "[]",
+            "null",
+            r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":["a b"]}}"#,
+            r#"{"version":"1.0","model":{"type":"BPE","vocab":{"a":0},"merges":["a"]}}"#,
+            r#"{"version":"1.0","model":{"type":"Unigram","unk_id":5,"vocab":[["a",0.0]]}}"#,
+            r#"{"version":"1.0","model":{"type":"WordLevel","vocab":{"a":-1},"unk_token":"b"}}"#,
+        ] {
+            assert!(Tokenizer::from_bytes(json.as_bytes()).is_err(), "{json}");
+        }
+        assert!(Tokenizer::from_bytes(&TINY[..TINY.len() / 2]).is_err());
+    }
+
+    #[test]
+    fn truncation_of_the_file_is_switched_off() {
+        let mut json: Value = serde_json::from_slice(TINY).unwrap();
+        json["truncation"] = serde_json::json!({
+            "direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0,
+        });
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();
+        assert!(tokenizer.encode("a long enough text").unwrap().len() > 2);
+    }
+
+    proptest! {
+        #[test]
+        fn a_stream_equals_the_whole(ids in prop::collection::vec(0u32..600, 0..60), skip_control: bool) {
+            let tokenizer = Tokenizer::from_bytes(TINY).unwrap();
+            prop_assert_eq!(stream(&tokenizer, &ids, skip_control), tokenizer.decode(&ids, skip_control).unwrap());
+        }
+
+        #[test]
+        fn bytes_in_any_order_equal_the_whole(ids in prop::collection::vec(128u32..260, 0..40)) {
+            let tokenizer = Tokenizer::from_bytes(TINY).unwrap();
+            prop_assert_eq!(stream(&tokenizer, &ids, true), tokenizer.decode(&ids, true).unwrap());
+        }
+
+        #[test]
+        fn text_survives(text in "\\PC{0,30}") {
+            let tokenizer = Tokenizer::from_bytes(TINY).unwrap();
+            let ids = tokenizer.encode_plain(&text).unwrap();
+            prop_assert_eq!(stream(&tokenizer, &ids, true), text);
+        }
+    }
+}

@@ -80,3 +80,19 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let month = if month < 10 { month + 3 } else { month - 9 };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right() {
+        // Checked with GNU date -u.
+        assert_eq!(strftime(0, "%F %T %a"), "1970-01-01 00:00:00 Thu");
+        assert_eq!(strftime(951_782_399, "%F %T %A"), "2000-02-28 23:59:59 Monday");
+        assert_eq!(strftime(951_782_400, "%d %b %y"), "29 Feb 00");
+        assert_eq!(strftime(4_107_542_399, "%-d %B %Y %I %p"), "28 February 2100 11 PM");
+        assert_eq!(strftime(-1, "%F %T"), "1969-12-31 23:59:59");
+        assert_eq!(strftime(0, "100%% %-Q %Q %"), "100% %-Q %Q %");
+    }
+}
