@@ -93,7 +93,7 @@ impl DecoderConfig {
             num_hidden_layers: config.usize("num_hidden_layers")?,
             num_attention_heads,
             num_key_value_heads: config.usize_or("num_key_value_heads", num_attention_heads)?,
-            head_dim: config.usize_or("head_dim", hidden_size / num_attention_heads)?,
+            head_dim: config.usize_or("head_dim", hidden_size.checked_div(num_attention_heads).unwrap_or(0))?,
             vocab_size: config.usize("vocab_size")?,
             rms_norm_eps: config.f64("rms_norm_eps")?,
             rope_theta,
@@ -124,6 +124,9 @@ impl DecoderConfig {
             if value == 0 || value > 1 << 24 {
                 return Err(bad(field, "between 1 and 16777216", value));
             }
+        }
+        if self.num_hidden_layers > 1 << 12 {
+            return Err(bad("num_hidden_layers", "at most 4096", self.num_hidden_layers));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(bad("num_key_value_heads", "a divisor of `num_attention_heads`", self.num_key_value_heads));

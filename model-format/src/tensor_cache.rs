@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use md5::{Digest, Md5};
 use serde::Deserialize;
 
 use crate::{Dtype, Error, Result, files::check_file_name};
@@ -102,6 +103,22 @@ impl TensorCache {
     /// The shard and the record of a tensor.
     pub fn find(&self, name: &str) -> Option<(&Shard, &Record)> {
         self.shards.iter().find_map(|shard| shard.records.iter().find(|r| r.name == name).map(|r| (shard, r)))
+    }
+}
+
+/// The checksum that the index records of a shard.
+#[derive(Clone, Default)]
+pub struct ShardSum(Md5);
+
+impl ShardSum {
+    /// Takes in the next bytes of the shard.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The sum of all bytes, in hexadecimal.
+    pub fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

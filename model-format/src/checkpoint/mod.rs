@@ -96,7 +96,9 @@ pub fn read_float(checkpoint: &dyn Checkpoint, name: &str, shape: &[usize]) -> R
     check_float(checkpoint, &info, shape)?;
     let values = tensor.to_f32();
     match values.iter().position(|v| !v.is_finite()) {
-        Some(index) => Err(Error::NonFinite { name: name.into(), file: file_of(checkpoint, name), index, value: values[index] }),
+        Some(index) => {
+            Err(Error::NonFinite { name: name.into(), file: file_of(checkpoint, name), index, value: values[index] })
+        }
         None => Ok(values),
     }
 }

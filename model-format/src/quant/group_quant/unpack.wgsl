@@ -15,8 +15,36 @@ fn load_block(row: u32, b: u32, blocks: u32) -> Block {
     return Block(q_weight[i], select(pair.x, pair.y, (i & 1u) == 1u));
 }
 
+// A dot product of block and x is block_scale(block) * sum over i of dot(raw4(block, i), spread(x4)): what can be done
+// once per block, or once per x for many rows, is not done per weight.
+
+#ifdef EIGHT_NIBBLES
+// A nibble that is put into the low bits of 2^23's mantissa is a float without a conversion: 2^23 + code * 16^j for the
+// j-th nibble. The 16^j is divided out of x. All of this is exact.
+const SPREAD: vec4<f32> = vec4<f32>(1.0, 1.0 / 16.0, 1.0 / 256.0, 1.0 / 4096.0);
+const MAGIC: vec4<f32> = vec4<f32>(8388608.0) + f32(MAX_INT) / SPREAD;
+
+fn spread(x: vec4<f32>) -> vec4<f32> {
+    return x * SPREAD;
+}
+
+// Weights 4 * i .. 4 * i + 4 without their scale, times 1 / SPREAD.
+fn raw4(block: Block, i: u32) -> vec4<f32> {
+    let nibbles = vec4<u32>(block.words[i >> 1u] >> (16u * (i & 1u))) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
+    return bitcast<vec4<f32>>(nibbles | vec4<u32>(0x4b000000u)) - MAGIC;
+}
+
 // Weights 4 * i .. 4 * i + 4 of a block.
 fn block4(block: Block, i: u32) -> vec4<f32> {
+    return raw4(block, i) * SPREAD * block.scale;
+}
+#else
+fn spread(x: vec4<f32>) -> vec4<f32> {
+    return x;
+}
+
+// Weights 4 * i .. 4 * i + 4 without their scale.
+fn raw4(block: Block, i: u32) -> vec4<f32> {
     // Four codes may straddle two words when a word does not hold a multiple of four.
     let first = 4u * i;
     let r = vec4<u32>(first, first + 1u, first + 2u, first + 3u);
@@ -25,5 +53,15 @@ fn block4(block: Block, i: u32) -> vec4<f32> {
         block.words[r.z / CODES_PER_WORD], block.words[r.w / CODES_PER_WORD],
     );
     let code = (w >> ((r % CODES_PER_WORD) * BITS)) & vec4<u32>(CODE_MASK);
-    return (vec4<f32>(code) - f32(MAX_INT)) * block.scale;
+    return vec4<f32>(code) - f32(MAX_INT);
+}
+
+// Weights 4 * i .. 4 * i + 4 of a block.
+fn block4(block: Block, i: u32) -> vec4<f32> {
+    return raw4(block, i) * block.scale;
+}
+#endif
+
+fn block_scale(block: Block) -> f32 {
+    return block.scale;
 }

@@ -1,4 +1,33 @@
 //! No quantization: numbers of the model's dtype. For baselines, calibration, and everything that has no codes.
+//!
+//! On the device a row is padded with zeros to whole blocks of [`BLOCK_SIZE`] weights, so that kernels read it through
+//! the interface of the quantized formats.
 
-/// WGSL that reads f16 weights through the interface of the quantized ones.
+use half::f16;
+
+/// WGSL that reads f16 weights, or f32 ones with the flag `PLAIN_F32`, through the interface of the quantized ones.
 pub const UNPACK_WGSL: &str = include_str!("unpack.wgsl");
+
+/// Weights in a block.
+pub const BLOCK_SIZE: usize = 32;
+
+/// Row-major f16 `[rows, cols]` as the words that the device reads.
+pub fn f16_words(cols: usize, weights: &[f16]) -> Vec<u32> {
+    let padded = cols.next_multiple_of(BLOCK_SIZE);
+    let mut words = Vec::with_capacity(weights.len() / cols.max(1) * padded / 2);
+    for row in weights.chunks_exact(cols) {
+        let bits = |c: usize| row.get(c).map_or(0, |w| u32::from(w.to_bits()));
+        words.extend((0..padded).step_by(2).map(|c| bits(c) | bits(c + 1) << 16));
+    }
+    words
+}
+
+/// Row-major f32 `[rows, cols]` as the words that the device reads.
+pub fn f32_words(cols: usize, weights: &[f32]) -> Vec<u32> {
+    let padded = cols.next_multiple_of(BLOCK_SIZE);
+    let mut words = Vec::with_capacity(weights.len() / cols.max(1) * padded);
+    for row in weights.chunks_exact(cols) {
+        words.extend((0..padded).map(|c| row.get(c).map_or(0, |w| w.to_bits())));
+    }
+    words
+}

@@ -1,0 +1,265 @@
+//! GPTQ checkpoints of other programs are read rightly, ours come back as they were, and what is called lossless is.
+
+mod common;
+
+use common::{Memory, testdata};
+use half::f16;
+use model_format::{
+    Checkpoint, Dtype, Error, HostTensor, QuantFormat, SafetensorsCheckpoint,
+    gptq::{GptqConfig, GptqMatrix},
+};
+use proptest::prelude::*;
+
+const MODULES: [&str; 2] = ["model.layers.0.self_attn.q_proj", "model.layers.0.mlp.down_proj"];
+
+fn open(case: &str) -> (SafetensorsCheckpoint, GptqConfig) {
+    let checkpoint = SafetensorsCheckpoint::open(&testdata(&format!("gptq/{case}"))).unwrap();
+    let config = GptqConfig::from_config(checkpoint.config_json()).unwrap().unwrap();
+    (checkpoint, config)
+}
+
+fn matrix(case: &str, module: &str) -> (GptqMatrix, GptqConfig) {
+    let (checkpoint, config) = open(case);
+    (GptqMatrix::read(&checkpoint, &config, module).unwrap().unwrap(), config)
+}
+
+fn q4f16_1() -> &'static QuantFormat {
+    QuantFormat::by_name("q4f16_1").unwrap()
+}
+
+/// Codes rounded to nearest lie within half a step of the weights that they were made from. A wrong order of nibbles, of
+/// groups or of zeros is far away.
+#[test]
+fn values_are_near_the_weights_they_were_made_from() {
+    let float = SafetensorsCheckpoint::open(&testdata("arch/llama/hf")).unwrap();
+    for case in ["llama-sym-g128-v1", "llama-sym-g32-v1", "llama-asym-g32-v1", "llama-actorder-sym-g32-v1"] {
+        for module in MODULES {
+            let weights = float.tensor(&format!("{module}.weight")).unwrap().to_f32();
+            let (matrix, _) = matrix(case, module);
+            let groups = matrix.groups();
+            for (i, (value, weight)) in matrix.dequantize().iter().zip(&weights).enumerate() {
+                let scale = matrix.scales[i / matrix.cols * groups + matrix.g_idx[i % matrix.cols] as usize].to_f32();
+                let error = (value - weight).abs();
+                assert!(error <= 0.51 * scale, "{case}, {module}, {i}: {value} for {weight}, scale {scale}");
+            }
+        }
+    }
+}
+
+#[test]
+fn both_versions_of_a_checkpoint_are_the_same_matrix() {
+    for module in MODULES {
+        assert_eq!(matrix("qwen2-sym-g32-v1", module).0, matrix("qwen2-sym-g32-v2", module).0);
+    }
+}
+
+#[test]
+fn what_is_read_is_written_back_byte_for_byte() {
+    for case in ["llama-sym-g128-v1", "llama-asym-g32-v1", "llama-actorder-sym-g32-v1", "qwen2-actorder-asym-g64-v2"] {
+        let (checkpoint, config) = open(case);
+        for module in MODULES {
+            let matrix = GptqMatrix::read(&checkpoint, &config, module).unwrap().unwrap();
+            for (name, tensor) in matrix.to_tensors(&config, module) {
+                let expected = checkpoint.tensor(&name).unwrap();
+                assert_eq!((tensor.dtype, &tensor.shape), (expected.dtype, &expected.shape), "{case}: {name}");
+                assert!(tensor.bytes == expected.bytes, "{case}: {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_configuration_is_written_as_autogptq_writes_it() {
+    for case in ["llama-sym-g128-v1", "llama-sym-g32-v1"] {
+        let (_, config) = open(case);
+        let expected = common::read(&format!("gptq/{case}/quantize_config.json"));
+        assert_eq!(serde_json::to_string_pretty(&config.to_json()).unwrap(), expected.trim_end());
+    }
+}
+
+#[test]
+fn an_old_checkpoint_keeps_its_configuration_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let copy =
+        |name: &str| std::fs::copy(testdata("gptq/llama-sym-g32-v1").join(name), folder.path().join(name)).unwrap();
+    copy("quantize_config.json");
+    let from = testdata("gptq/llama-sym-g32-v1").join("model.safetensors");
+    std::fs::copy(from, folder.path().join("gptq_model-4bit-32g.safetensors")).unwrap();
+    std::fs::copy(testdata("arch/llama/hf/config.json"), folder.path().join("config.json")).unwrap();
+    let checkpoint = SafetensorsCheckpoint::open(folder.path()).unwrap();
+    let config = GptqConfig::from_config(checkpoint.config_json()).unwrap().unwrap();
+    assert_eq!(config, open("llama-sym-g32-v1").1);
+}
+
+#[test]
+fn symmetric_checkpoints_convert_without_loss() {
+    for case in ["llama-sym-g128-v1", "llama-sym-g32-v1", "qwen2-sym-g32-v1"] {
+        for module in MODULES {
+            let (matrix, _) = matrix(case, module);
+            assert_eq!(
+                matrix.to_format(q4f16_1(), module).unwrap().dequantize(),
+                matrix.dequantize(),
+                "{case}: {module}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_kept_is_refused() {
+    let (shuffled, _) = matrix("llama-actorder-sym-g32-v1", MODULES[0]);
+    let (asymmetric, _) = matrix("llama-asym-g32-v1", MODULES[0]);
+    for (matrix, why) in [(shuffled, "act-order"), (asymmetric, "zero")] {
+        let error = matrix.to_format(q4f16_1(), "q_proj").unwrap_err();
+        assert!(matches!(error, Error::NotLossless { .. }) && error.to_string().contains(why), "{error}");
+    }
+}
+
+/// Every code with every finite scale, of either sign, for both zeros that the format can hold in full.
+#[test]
+fn every_code_and_scale_survives() {
+    let scales: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|s| s.is_finite()).collect();
+    let rows = scales.len();
+    for zero in [7, 8] {
+        let matrix = GptqMatrix {
+            rows,
+            cols: 32,
+            codes: (0..rows * 32).map(|i| (i % 16) as u8).collect(),
+            scales: scales.clone(),
+            zeros: vec![zero; rows],
+            g_idx: vec![0; 32],
+        };
+        let converted = matrix.to_format(q4f16_1(), "all").unwrap();
+        assert!(converted.dequantize() == matrix.dequantize(), "zero {zero}");
+    }
+}
+
+/// The grid of q4f16_1 travels in a GPTQ checkpoint of group 32: code 15 - n, scale -S.
+#[test]
+fn our_grid_travels_in_a_gptq_checkpoint() {
+    let config = GptqConfig {
+        bits: 4,
+        group_size: Some(32),
+        desc_act: false,
+        static_groups: false,
+        sym: true,
+        damp_percent: 0.01,
+        v2: false,
+        lm_head: false,
+    };
+    let (rows, cols) = (8, 64);
+    let n: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % 16) as u8).collect();
+    let scales: Vec<f16> = (0..rows * 2).map(|i| f16::from_f32((i as f32 - 7.0) * 0.01)).collect();
+    let ours = q4f16_1().pack(rows, cols, &n, scales.clone());
+    let travelling = GptqMatrix {
+        rows,
+        cols,
+        codes: n.iter().map(|n| 15 - n).collect(),
+        scales: scales.iter().map(|s| -*s).collect(),
+        zeros: vec![8; rows * 2],
+        g_idx: config.natural_g_idx(cols),
+    };
+    let mut memory = Memory::default();
+    for (name, tensor) in travelling.to_tensors(&config, "m") {
+        memory.add(&name, tensor);
+    }
+    let read = GptqMatrix::read(&memory, &config, "m").unwrap().unwrap();
+    let arrived = read.to_format(q4f16_1(), "m").unwrap();
+    assert_eq!(arrived.codes(), ours.codes());
+    assert_eq!(arrived.dequantize(), ours.dequantize());
+}
+
+/// 576 inputs are four groups of 128 and half a one.
+#[test]
+fn a_ragged_last_group_is_kept() {
+    let config = GptqConfig { group_size: Some(128), ..open("llama-sym-g128-v1").1 };
+    let matrix = GptqMatrix {
+        rows: 8,
+        cols: 576,
+        codes: (0..8 * 576).map(|i| (i * 5 % 16) as u8).collect(),
+        scales: (0..8 * 5).map(|i| f16::from_f32(1.0 + i as f32)).collect(),
+        zeros: vec![8; 8 * 5],
+        g_idx: config.natural_g_idx(576),
+    };
+    let mut memory = Memory::default();
+    for (name, tensor) in matrix.to_tensors(&config, "m") {
+        memory.add(&name, tensor);
+    }
+    assert_eq!(GptqMatrix::read(&memory, &config, "m").unwrap().unwrap(), matrix);
+    assert_eq!(matrix.to_format(q4f16_1(), "m").unwrap().dequantize(), matrix.dequantize());
+}
+
+#[test]
+fn broken_modules_are_named() {
+    let (checkpoint, config) = open("llama-sym-g32-v1");
+    let module = MODULES[0];
+    let part = |part: &str| {
+        let tensor = checkpoint.tensor(&format!("{module}.{part}")).unwrap();
+        HostTensor { dtype: tensor.dtype, shape: tensor.shape.clone(), bytes: tensor.bytes.into_owned().into() }
+    };
+    let check = |changed: &str, change: &dyn Fn(&mut HostTensor<'static>), message: &str| {
+        let mut memory = Memory::default();
+        for name in ["qweight", "qzeros", "scales", "g_idx"] {
+            let mut tensor = part(name);
+            if name == changed {
+                change(&mut tensor);
+            }
+            memory.add(&format!("{module}.{name}"), tensor);
+        }
+        let error = GptqMatrix::read(&memory, &config, module).unwrap_err().to_string();
+        assert!(error.contains(message), "{changed}: {error}");
+    };
+    check("scales", &|t| t.bytes.to_mut()[..2].copy_from_slice(&f16::NAN.to_le_bytes()), "NaN at index 0");
+    check("scales", &|t| t.shape = vec![t.shape[1], t.shape[0]], "scales` in `memory` has shape");
+    check("scales", &|t| t.dtype = Dtype::I32, "dtype i32");
+    check("qzeros", &|t| t.bytes.to_mut()[0] = 0x88, "is `checkpoint_format` right");
+    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&99i32.to_le_bytes()), "names group 99");
+    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&(-1i32).to_le_bytes()), "names group -1");
+    check("qweight", &|t| t.dtype = Dtype::F32, "dtype f32");
+    check("qweight", &|t| t.shape = vec![t.shape[0] * t.shape[1]], "has shape");
+
+    let mut memory = Memory::default();
+    memory.add(&format!("{module}.qweight"), part("qweight"));
+    let error = GptqMatrix::read(&memory, &config, module).unwrap_err();
+    assert!(error.to_string().contains("q_proj.qzeros` is missing"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn packing_then_unpacking_changes_nothing(
+        (bits, v2) in (prop_oneof![Just(2usize), Just(4), Just(8)], any::<bool>()),
+        rows in 1usize..6,
+        words in 1usize..12,
+        group in prop_oneof![Just(None), (1usize..70).prop_map(Some)],
+        seed in any::<u64>(),
+    ) {
+        let per_word = 32 / bits;
+        let (rows, cols) = (rows * per_word, words * per_word);
+        let config = GptqConfig {
+            bits, group_size: group, desc_act: false, static_groups: false, sym: false, damp_percent: 0.1, v2, lm_head: false,
+        };
+        let groups = config.groups(cols);
+        let mut state = seed | 1;
+        let mut next = move |below: u64| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 33) % below
+        };
+        let levels = 1u64 << bits;
+        let matrix = GptqMatrix {
+            rows,
+            cols,
+            codes: (0..rows * cols).map(|_| next(levels) as u8).collect(),
+            scales: (0..rows * groups).map(|_| f16::from_bits(next(0x7c00) as u16)).collect(),
+            zeros: (0..rows * groups).map(|_| (1 + next(levels - 1)) as u8).collect(),
+            g_idx: (0..cols).map(|_| next(groups as u64) as u32).collect(),
+        };
+        let mut memory = Memory::default();
+        for (name, tensor) in matrix.to_tensors(&config, "m") {
+            memory.add(&name, tensor);
+        }
+        prop_assert!(GptqMatrix::is_quantized(&memory, &config, "m", [rows, cols]).unwrap());
+        prop_assert_eq!(GptqMatrix::read(&memory, &config, "m").unwrap().unwrap(), matrix);
+    }
+}

@@ -1,0 +1,221 @@
+//! Broken files each give their error; no file makes a reader panic.
+
+mod common;
+
+use std::{fs, path::Path};
+
+use common::{read, testdata};
+use model_format::{
+    ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Dtype, HostTensor, SafetensorsCheckpoint, TensorCache,
+    checkpoint::write_safetensors, conv_template::infer, gptq::GptqConfig,
+};
+use proptest::prelude::*;
+
+const CONFIG: &str = "{}";
+
+fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}
+
+fn open_error(folder: &Path) -> String {
+    let error = SafetensorsCheckpoint::open(folder).unwrap_err();
+    assert!(error.hint().is_some());
+    error.to_string()
+}
+
+#[test]
+fn broken_safetensors_are_refused_with_their_reason() {
+    for (case, reason) in [
+        ("truncated", "bytes, expected"),
+        ("trailing", "bytes, expected"),
+        ("empty", "has 0 bytes, expected 8"),
+        ("too-short", "has 3 bytes, expected 8"),
+        ("header-too-long", "bytes, expected 1008"),
+        ("header-huge", "not a safetensors file"),
+        ("overlap", "tensor `b` overlaps the one before: it begins at 4, expected 8"),
+        ("hole", "tensor `b` leaves a hole before it: it begins at 12, expected 8"),
+        ("wrong-size", "tensor `a` lies at 0..8, but F16 of shape [5] takes 10 bytes"),
+        ("backwards", "tensor `a`"),
+        ("overflow", "tensor `a` has an impossible shape"),
+        ("wraps", "tensor `a` lies at"),
+        ("bad-name", "is not a tensor name"),
+        ("empty-name", "is not a tensor name"),
+        ("unknown-dtype", "tensor `a`: unknown variant `F17`"),
+        ("not-json", "its header is not JSON"),
+        ("array-header", "its header is not JSON"),
+    ] {
+        let content = fs::read(testdata(&format!("hostile/{case}.safetensors"))).unwrap();
+        let folder = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &content)]);
+        let error = open_error(folder.path());
+        assert!(error.contains("model.safetensors") && error.contains(reason), "{case}: {error}");
+    }
+}
+
+#[test]
+fn broken_indices_are_refused_with_their_reason() {
+    for (case, reason) in [
+        ("index-path-escape", "is not the name of a file beside it"),
+        ("index-no-map", "has no `weight_map`"),
+        ("index-number", "`a` is not mapped to a file name"),
+    ] {
+        let index = fs::read(testdata(&format!("hostile/{case}.json"))).unwrap();
+        let folder = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", &index)]);
+        let error = open_error(folder.path());
+        assert!(error.contains(reason), "{case}: {error}");
+    }
+}
+
+#[test]
+fn missing_files_are_named() {
+    let empty = folder(&[]);
+    assert!(open_error(empty.path()).contains("`config.json` is missing"));
+    let no_weights = folder(&[("config.json", CONFIG.as_bytes())]);
+    assert!(open_error(no_weights.path()).contains("`model.safetensors` is missing"));
+    let index = br#"{"weight_map": {"a": "model-00001-of-00002.safetensors"}}"#;
+    let no_shard = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", index)]);
+    assert!(open_error(no_shard.path()).contains("`model-00001-of-00002.safetensors` is missing"));
+}
+
+#[test]
+fn a_tensor_that_the_index_promises_must_be_there() {
+    let index = br#"{"weight_map": {"a": "s.safetensors", "b": "s.safetensors"}}"#;
+    let folder = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", index)]);
+    let tensor = HostTensor { dtype: Dtype::F32, shape: vec![1], bytes: vec![0; 4].into() };
+    write_safetensors(&folder.path().join("s.safetensors"), [("a".to_owned(), tensor)]).unwrap();
+    let error = open_error(folder.path());
+    assert!(error.contains("parameter `b` is missing in") && error.contains("s.safetensors"), "{error}");
+}
+
+#[test]
+fn broken_configurations_are_refused_with_their_reason() {
+    for (case, reason) in [
+        ("config-no-hidden-size", "`config.json` has no `hidden_size`"),
+        ("config-unknown-model-type", "unsupported architecture: `llamma`"),
+        ("config-zero-heads", "`num_attention_heads` in `config.json` must be"),
+        ("config-kv-heads", "`num_key_value_heads` in `config.json` must be a divisor"),
+        ("config-negative", "`hidden_size` in `config.json` must be"),
+        ("config-huge", "`vocab_size` in `config.json` must be between"),
+        ("config-nan-theta", "`rope_theta` in `config.json` must be a number"),
+        ("config-not-json", "`config.json` is not what it should be"),
+    ] {
+        let error = DecoderConfig::from_hf(&read(&format!("hostile/{case}.json"))).unwrap_err();
+        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+    }
+    for (case, reason) in [
+        ("config-awq", "`quant_method` in `config.json: quantization_config` must be `gptq`, found: awq"),
+        ("config-3-bits", "`bits` in"),
+        ("config-group-zero", "`group_size` in"),
+    ] {
+        let error = GptqConfig::from_config(&read(&format!("hostile/{case}.json"))).unwrap_err();
+        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+    }
+    for (case, reason) in [
+        ("chat-config-path-escape", "\"../tokenizer.json\" is not the name of a file beside it"),
+        ("chat-config-eos", "`eos_token_id` in"),
+        ("chat-config-no-model-config", "has no `model_config`"),
+    ] {
+        let error = ChatConfig::parse(&read(&format!("hostile/{case}.json"))).unwrap_err();
+        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+    }
+}
+
+#[test]
+fn broken_tensor_caches_are_refused_with_their_reason() {
+    for (case, reason) in [
+        ("path-escape", "is not the name of a file beside it"),
+        ("absolute-path", "is not the name of a file beside it"),
+        ("overlap", "tensor `b` overlaps the one before it in `params_shard_0.bin`"),
+        ("beyond-end", "tensor `a` reaches beyond the end of `params_shard_0.bin`"),
+        ("offset-wraps", "tensor `a` reaches beyond the end"),
+        ("wrong-nbytes", "tensor `a` has 6 bytes, but float16 of shape [4] takes 8"),
+        ("shape-wraps", "tensor `a` has 0 bytes"),
+        ("dtype", "tensor `a` has dtype \"float12\""),
+        ("twice", "tensor `a` stands there twice"),
+        ("md5", "is not an md5 sum"),
+        ("no-records", "names no shard"),
+        ("negative", "invalid value"),
+    ] {
+        let error = TensorCache::parse("tensor-cache.json", &read(&format!("hostile/cache-{case}.json"))).unwrap_err();
+        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+    }
+}
+
+#[test]
+fn what_is_written_is_read_back() {
+    let folder = folder(&[("config.json", CONFIG.as_bytes())]);
+    let tensors: Vec<(String, HostTensor<'_>)> = [
+        ("b", Dtype::F16, vec![3, 2], 12),
+        ("a", Dtype::F16, vec![1], 2),
+        ("w", Dtype::I32, vec![2], 8),
+        ("none", Dtype::F32, vec![0, 7], 0),
+        ("scalar", Dtype::BF16, vec![], 2),
+    ]
+    .map(|(name, dtype, shape, n)| {
+        (name.to_owned(), HostTensor { dtype, shape, bytes: (1..=n).collect::<Vec<u8>>().into() })
+    })
+    .into();
+    let path = folder.path().join("model.safetensors");
+    write_safetensors(&path, tensors.clone()).unwrap();
+    let checkpoint = SafetensorsCheckpoint::open(folder.path()).unwrap();
+    assert_eq!(checkpoint.tensors().len(), tensors.len());
+    for (name, tensor) in tensors {
+        let found = checkpoint.tensor(&name).unwrap();
+        assert_eq!((found.dtype, &found.shape, &found.bytes), (tensor.dtype, &tensor.shape, &tensor.bytes), "{name}");
+    }
+    // The file's own order, which is the library's: by falling alignment, then by name.
+    let order: Vec<_> = checkpoint.tensors().iter().map(|info| info.name.as_str()).collect();
+    assert_eq!(order, ["none", "w", "scalar", "a", "b"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
+}
+
+/// Changes, cuts and repeats bytes of a real file.
+fn mutated(original: &[u8], edits: &[(usize, u8)], cut: usize) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    for &(at, value) in edits {
+        let at = at % bytes.len();
+        bytes[at] = value;
+    }
+    bytes.truncate(bytes.len() - cut % bytes.len().min(64));
+    bytes
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn mutated_safetensors_never_panic(
+        edits in prop::collection::vec((0usize..1200, any::<u8>()), 0..6),
+        cut in 0usize..4,
+    ) {
+        let original = fs::read(testdata("gptq/qwen2-sym-g32-v1/model.safetensors")).unwrap();
+        let content = mutated(&original, &edits, cut);
+        let folder = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &content)]);
+        if let Ok(checkpoint) = SafetensorsCheckpoint::open(folder.path()) {
+            for info in checkpoint.tensors() {
+                let tensor = checkpoint.tensor(&info.name).unwrap();
+                prop_assert_eq!(tensor.bytes.len(), info.elements() * info.dtype.size());
+            }
+        }
+    }
+
+    #[test]
+    fn mutated_json_never_panics(
+        edits in prop::collection::vec((any::<usize>(), prop::sample::select(b"{}[]\",:0123456789-.eatn\\u \xff".to_vec())), 1..8),
+        cut in 0usize..64,
+    ) {
+        let of = |path: &str| String::from_utf8_lossy(&mutated(read(path).as_bytes(), &edits, cut)).into_owned();
+        let _ = TensorCache::parse("tensor-cache.json", &of("arch/llama/q4f16_1/tensor-cache.json"));
+        if let Ok(config) = ChatConfig::parse(&of("arch/llama/q4f16_1/mlc-chat-config.json")) {
+            let _ = DecoderConfig::from_mlc(&config);
+            let _ = ConvTemplate::from_chat_config(&config);
+        }
+        let config = of("gptq/llama-sym-g128-v1/config.json");
+        let _ = DecoderConfig::from_hf(&config);
+        let _ = GptqConfig::from_config(&config);
+        let _ = infer(&[("tokenizer.json".into(), of("mlc/gen_config/tied/tokenizer.json").into_bytes())]);
+    }
+}

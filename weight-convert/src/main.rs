@@ -1,0 +1,25 @@
+//! `weight-convert`: checkpoints into MLC folders, with the commands of mlc_llm and a shorter one.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let stop = cli::stop_on_ctrl_c();
+    match cli::run(cli::Args::parse(), &stop) {
+        Ok(code) => code,
+        Err(_) if stop.is_set() => {
+            eprintln!("stopped; nothing was kept");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = cli::hint(&error) {
+                eprintln!("\nhint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

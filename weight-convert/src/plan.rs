@@ -1,0 +1,162 @@
+//! [`Plan`]: every parameter with where it comes from, checked against the headers of a checkpoint.
+
+use std::collections::{HashMap, HashSet};
+
+use model_format::{
+    Checkpoint, DecoderConfig, Param, QuantFormat,
+    checkpoint::{check_float, missing_param},
+    gptq::{GptqConfig, GptqMatrix},
+    params,
+};
+
+use crate::{Error, Result};
+
+/// Parts of a GPTQ module, the first of which decides where its parameter stands among the records.
+const GPTQ_PARTS: [&str; 4] = ["qweight", "qzeros", "scales", "g_idx"];
+
+/// What a conversion will write, in the order of the records.
+#[derive(Debug)]
+pub struct Plan {
+    /// The decoder's shape.
+    pub config: DecoderConfig,
+    /// The format.
+    pub format: &'static QuantFormat,
+    /// How the checkpoint was quantized, if it was.
+    pub gptq: Option<GptqConfig>,
+    /// The parameters in MLC's order: each where the first of its sources stands in the checkpoint.
+    pub params: Vec<PlannedParam>,
+    /// Tensors that no parameter needs.
+    pub unused: Vec<String>,
+    /// Weights in the checkpoint, packed ones counted one by one: what bits per weight are averaged over.
+    pub elements: u64,
+    /// Bytes of the tensors that will be read.
+    pub source_bytes: u64,
+}
+
+/// One parameter of a [`Plan`].
+#[derive(Debug)]
+pub struct PlannedParam {
+    /// The parameter.
+    pub param: Param,
+    /// What each of its sources is, in the same order.
+    pub sources: Vec<SourceKind>,
+    /// Bytes of its sources.
+    pub source_bytes: u64,
+}
+
+/// How a checkpoint stores a source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceKind {
+    /// Floating-point numbers.
+    Float,
+    /// Codes of GPTQ.
+    Gptq,
+}
+
+impl Plan {
+    /// Reads the configuration and the headers of `checkpoint`, and checks that all that `format` needs is there, in the
+    /// right shapes. All that is wrong is reported at once.
+    pub fn new(checkpoint: &dyn Checkpoint, format: &'static QuantFormat) -> Result<Plan> {
+        let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+        let gptq = GptqConfig::from_config(checkpoint.config_json())?;
+        let positions: HashMap<&str, usize> =
+            checkpoint.tensors().iter().enumerate().map(|(i, info)| (info.name.as_str(), i)).collect();
+
+        let mut used = HashSet::new();
+        let mut problems = Vec::new();
+        let mut elements = 0;
+        let mut list = Vec::new();
+        for param in params(&config) {
+            let mut sources = Vec::with_capacity(param.sources.len());
+            let mut first = usize::MAX;
+            let mut source_bytes = 0;
+            for source in &param.sources {
+                let mut shape = param.shape.clone();
+                shape[0] = source.rows;
+                let kind = match kind(checkpoint, gptq.as_ref(), &param, source, &shape) {
+                    Ok(kind) => kind,
+                    Err(problem) => {
+                        problems.push(problem);
+                        continue;
+                    }
+                };
+                let names = match kind {
+                    SourceKind::Float => vec![source.name.clone()],
+                    SourceKind::Gptq => GPTQ_PARTS.iter().map(|part| format!("{}.{part}", source.module())).collect(),
+                };
+                for name in names {
+                    if let Some(&position) = positions.get(name.as_str()) {
+                        let info = &checkpoint.tensors()[position];
+                        source_bytes += (info.elements() * info.dtype.size()) as u64;
+                        first = first.min(position);
+                        used.insert(name);
+                    }
+                }
+                elements += shape.iter().product::<usize>() as u64;
+                sources.push(kind);
+            }
+            list.push((first, PlannedParam { param, sources, source_bytes }));
+        }
+        match problems.len() {
+            0 => {}
+            1 => return Err(problems.remove(0).into()),
+            _ => return Err(Error::Problems { location: checkpoint.location(), problems }),
+        }
+        list.sort_by_key(|(first, _)| *first);
+        let params: Vec<_> = list.into_iter().map(|(_, planned)| planned).collect();
+
+        let mut unused = Vec::new();
+        for info in checkpoint.tensors() {
+            let known = config.architecture().unused.iter().any(|end| info.name.ends_with(end));
+            if used.contains(&info.name) || known {
+                continue;
+            }
+            check_bias(checkpoint, &params, &info.name)?;
+            elements += info.elements() as u64;
+            unused.push(info.name.clone());
+        }
+        let source_bytes = params.iter().map(|p| p.source_bytes).sum();
+        Ok(Plan { config, format, gptq, params, unused, elements, source_bytes })
+    }
+}
+
+/// How `source` is stored, with its header checked.
+fn kind(
+    checkpoint: &dyn Checkpoint,
+    gptq: Option<&GptqConfig>,
+    param: &Param,
+    source: &model_format::params::Source,
+    shape: &[usize],
+) -> model_format::Result<SourceKind> {
+    if let (Some(gptq), true, [rows, cols]) = (gptq, param.role.is_matrix(), shape)
+        && GptqMatrix::is_quantized(checkpoint, gptq, source.module(), [*rows, *cols])?
+    {
+        return Ok(SourceKind::Gptq);
+    }
+    match checkpoint.info(&source.name) {
+        Some(info) => check_float(checkpoint, info, shape)?,
+        // Of a type that is not listed, or not there at all: the checkpoint says which.
+        None => {
+            checkpoint.tensor(&source.name)?;
+            return Err(missing_param(checkpoint, &source.name));
+        }
+    }
+    Ok(SourceKind::Float)
+}
+
+/// A bias where the architecture has none must be zero: AutoGPTQ used to write such for every module.
+fn check_bias(checkpoint: &dyn Checkpoint, params: &[PlannedParam], name: &str) -> Result<()> {
+    let Some(module) = name.strip_suffix(".bias") else { return Ok(()) };
+    let ours = params.iter().flat_map(|p| &p.param.sources).any(|source| source.module() == module);
+    // Floats of all widths are zero when their bytes are, but for the sign.
+    let zero = |bytes: &[u8], width: usize| {
+        bytes.chunks_exact(width).all(|v| v[..width - 1].iter().all(|&b| b == 0) && v[width - 1] & 0x7f == 0)
+    };
+    if ours {
+        let tensor = checkpoint.tensor(name)?;
+        if !zero(&tensor.bytes, tensor.dtype.size()) {
+            return Err(Error::UnexpectedBias { name: name.into(), location: checkpoint.location() });
+        }
+    }
+    Ok(())
+}

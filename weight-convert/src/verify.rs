@@ -1,0 +1,176 @@
+//! [`verify`]: an MLC folder held against the checkpoint that it was made from.
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use model_format::{
+    Checkpoint, Dtype, Error as FormatError, HostTensor, QuantFormat, TensorCache, Weight, checkpoint::read_param,
+    tensor_cache::ShardSum,
+};
+
+use crate::{Error, Plan, Progress, Result, SourceKind, encode::encode, inspect};
+
+/// What was found.
+#[derive(Debug, Clone)]
+pub struct Verification {
+    /// Every parameter, in the order of the records.
+    pub params: Vec<ParamCheck>,
+}
+
+impl Verification {
+    /// The parameters that are not what the checkpoint makes them.
+    pub fn failures(&self) -> impl Iterator<Item = &ParamCheck> {
+        self.params.iter().filter(|check| !check.passes())
+    }
+}
+
+/// One parameter, compared.
+#[derive(Debug, Clone)]
+pub struct ParamCheck {
+    /// MLC's name.
+    pub name: String,
+    /// Whether its values must be exactly the checkpoint's, because they are those of GPTQ.
+    pub lossless: bool,
+    /// Largest difference between the folder's values and the checkpoint's.
+    pub max_error: f32,
+    /// Largest difference that converting anew would leave.
+    pub expected_error: f32,
+    /// Whether the values are those that converting anew would give.
+    pub equal: bool,
+}
+
+impl ParamCheck {
+    /// Whether the folder is right: equal, or (made by another tool, whose rounding may differ by a step here and there)
+    /// about as near to a floating-point checkpoint as can be.
+    pub fn passes(&self) -> bool {
+        self.equal || (!self.lossless && self.expected_error > 0.0 && self.max_error <= 3.0 * self.expected_error)
+    }
+}
+
+/// Checks the shards' checksums, then compares every parameter of the MLC folder `folder` with `checkpoint`.
+pub fn verify(checkpoint: &dyn Checkpoint, folder: &Path, progress: &mut dyn Progress) -> Result<Verification> {
+    let contents = inspect(folder)?;
+    let missing = || FormatError::MissingFile {
+        file: model_format::ChatConfig::FILE_NAME.into(),
+        folder: folder.display().to_string(),
+    };
+    let chat_config = contents.chat_config.ok_or_else(missing)?;
+    let format = QuantFormat::by_name(&chat_config.quantization)?;
+    let plan = Plan::new(checkpoint, format)?;
+    check_sums(folder, &contents.cache)?;
+
+    let shards = Shards { folder, cache: &contents.cache, places: places(&contents.cache) };
+    let mut params = Vec::with_capacity(plan.params.len());
+    progress.start(plan.source_bytes);
+    for planned in &plan.params {
+        if progress.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let param = &planned.param;
+        let stored = format.stored(param);
+        let tensors = stored.iter().map(|t| shards.tensor(&t.name)).collect::<Result<Vec<_>>>()?;
+        let found = format.weight_from_stored(&shards.location(), param, &tensors)?.to_f32();
+
+        let encoded = encode(checkpoint, plan.gptq.as_ref(), format, planned)?;
+        let anew: Vec<HostTensor<'_>> = stored
+            .iter()
+            .zip(encoded)
+            .map(|(t, bytes)| HostTensor { dtype: t.dtype, shape: t.shape.clone(), bytes: bytes.into() })
+            .collect();
+        let anew: Weight = format.weight_from_stored("converted anew", param, &anew)?;
+        let anew = anew.to_f32();
+
+        let values = read_param(checkpoint, param)?;
+        let lossless = format.quantizes(param) && planned.sources.iter().all(|kind| *kind == SourceKind::Gptq);
+        params.push(ParamCheck {
+            name: param.name.clone(),
+            lossless,
+            max_error: max_difference(&found, &values),
+            expected_error: max_difference(&anew, &values),
+            // Where the checkpoint's own values are to be kept, it is they that count. Zeros of both signs are equal.
+            equal: found == if lossless { values } else { anew },
+        });
+        progress.advance(planned.source_bytes, &param.name);
+    }
+    Ok(Verification { params })
+}
+
+/// NaN counts as infinitely far.
+fn max_difference(a: &[f32], b: &[f32]) -> f32 {
+    let difference = |(a, b): (&f32, &f32)| if a == b { 0.0 } else { (a - b).abs() };
+    a.iter().zip(b).map(difference).fold(0.0, |max, d| if d.is_nan() { f32::INFINITY } else { max.max(d) })
+}
+
+/// Compares every shard with its recorded checksum.
+fn check_sums(folder: &Path, cache: &TensorCache) -> Result<()> {
+    for shard in &cache.shards {
+        let Some(expected) = &shard.md5sum else { continue };
+        let path = folder.join(&shard.data_path);
+        let found = sum(&path).map_err(|source| FormatError::Io { action: "read", path: path.clone(), source })?;
+        if found != *expected {
+            let file = path.display().to_string();
+            return Err(FormatError::Checksum { file, found, expected: expected.clone() }.into());
+        }
+    }
+    Ok(())
+}
+
+fn sum(path: &Path) -> std::io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let mut sum = ShardSum::default();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(sum.finish()),
+            n => sum.update(&buffer[..n]),
+        }
+    }
+}
+
+/// Name to shard and record.
+fn places(cache: &TensorCache) -> HashMap<&str, (usize, usize)> {
+    let shards = cache.shards.iter().enumerate();
+    shards
+        .flat_map(|(s, shard)| shard.records.iter().enumerate().map(move |(r, record)| (record.name.as_str(), (s, r))))
+        .collect()
+}
+
+struct Shards<'a> {
+    folder: &'a Path,
+    cache: &'a TensorCache,
+    places: HashMap<&'a str, (usize, usize)>,
+}
+
+impl Shards<'_> {
+    fn location(&self) -> String {
+        self.folder.display().to_string()
+    }
+
+    /// One tensor, read from its shard.
+    fn tensor(&self, name: &str) -> Result<HostTensor<'static>> {
+        let missing = || FormatError::MissingParam { name: name.into(), file: self.location(), nearest: None };
+        let &(shard, record) = self.places.get(name).ok_or_else(missing)?;
+        let shard = &self.cache.shards[shard];
+        let record = &shard.records[record];
+        let path = self.folder.join(&shard.data_path);
+        let bytes = read_range(&path, record.byte_offset as u64, record.nbytes).map_err(|source| FormatError::Io {
+            action: "read",
+            path,
+            source,
+        })?;
+        let dtype = if record.f32_as_bf16 { Dtype::BF16 } else { record.dtype };
+        Ok(HostTensor { dtype, shape: record.shape.clone(), bytes: bytes.into() })
+    }
+}
+
+fn read_range(path: &Path, offset: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut file = fs::File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = vec![0; length];
+    file.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

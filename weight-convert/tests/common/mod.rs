@@ -1,0 +1,48 @@
+//! Paths of the test data, and small checkpoints to spoil.
+
+#![allow(dead_code, reason = "each test file uses its part of this one")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use model_format::{QuantFormat, SafetensorsCheckpoint};
+
+pub fn testdata(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
+}
+
+pub fn open(path: &str) -> SafetensorsCheckpoint {
+    SafetensorsCheckpoint::open(&testdata(path)).unwrap()
+}
+
+pub fn format(name: &str) -> &'static QuantFormat {
+    QuantFormat::by_name(name).unwrap()
+}
+
+pub fn read(path: impl AsRef<Path>) -> Vec<u8> {
+    fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
+}
+
+/// A copy of the tiny Llama with its tokenizer, to be changed.
+pub fn tiny_llama() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, names) in [
+        ("arch/llama/hf", ["config.json", "generation_config.json", "model.safetensors"].as_slice()),
+        ("mlc/arch-llama/tokenizer", ["tokenizer.json", "tokenizer_config.json"].as_slice()),
+    ] {
+        for name in names {
+            fs::copy(testdata(from).join(name), folder.path().join(name)).unwrap();
+        }
+    }
+    folder
+}
+
+/// Files of a folder, by name.
+pub fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
