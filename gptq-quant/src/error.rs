@@ -62,8 +62,8 @@ pub enum Error {
         /// The file.
         file: &'static str,
     },
-    /// The output folder holds a model already.
-    #[error("`{}` holds a model already", folder.display())]
+    /// The output folder holds a model that is not quantized.
+    #[error("`{}` holds a model that is not quantized, and would be lost", folder.display())]
     OutputExists {
         /// The folder.
         folder: PathBuf,
@@ -87,7 +87,7 @@ impl Error {
             }
             Error::UnknownToken { .. } => Some("`tokenizer.json` and `config.json` do not belong together".into()),
             Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
-            Error::OutputExists { .. } => Some("choose another folder, or replace it with --overwrite".into()),
+            Error::OutputExists { .. } => Some("choose another folder".into()),
             Error::Unpackable { .. } | Error::F16Overflow { .. } | Error::Cancelled => None,
         }
     }

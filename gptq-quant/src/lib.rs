@@ -20,6 +20,7 @@
 
 #![deny(missing_docs)]
 
+pub mod checkpoint;
 pub mod cholesky;
 mod error;
 pub mod gptq;
@@ -27,9 +28,12 @@ mod grid;
 mod hessian;
 pub mod observe;
 pub mod pipeline;
+pub mod self_text;
 
+pub use checkpoint::CheckpointWriter;
 pub use error::{Error, Result};
 pub use gptq::{Options, Quantized};
 pub use grid::{Grid, GroupParams};
 pub use hessian::{Hessian, TokenWeight};
 pub use pipeline::{MatrixReport, Progress, Settings, quantize_layers};
+pub use self_text::{SelfText, write_windows};

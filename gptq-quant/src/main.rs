@@ -1,2 +1,25 @@
-//! gptq-quant
-fn main() {}
+//! `gptq-quant`: a checkpoint in, a GPTQ checkpoint out, and with `--to-mlc` the MLC folder too.
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let stop = cli::stop_on_ctrl_c();
+    match cli::run(&cli::Args::parse(), &stop) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) if stop.is_set() => {
+            eprintln!("stopped; nothing was kept");
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = cli::hint(&error) {
+                eprintln!("\nhint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -127,8 +127,8 @@ impl<O: Ops> Ops for ObserveOps<O> {
 
     fn linear(&mut self, x: &Self::Tensor, matrix: &Self::Matrix) -> Self::Tensor {
         let mut x = match x {
-            Activation::Known(x) => Activation::Known(Rc::clone(x)),
-            Activation::Skipped => Activation::Skipped,
+            Activation::Known(x) if self.observed.is_none() => Activation::Known(Rc::clone(x)),
+            _ => Activation::Skipped,
         };
         if let Some(start) = self.pass.start {
             if matrix.role != start {

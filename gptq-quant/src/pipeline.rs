@@ -59,6 +59,8 @@ pub struct MatrixReport {
 
 /// How far the quantizer has come. The terminal's bar implements it.
 pub trait Progress {
+    /// The model wrote `done` of `total` tokens of calibration text.
+    fn wrote(&mut self, done: usize, total: usize);
     /// `fraction` of the whole work is done; `module` is being worked on.
     fn advanced(&mut self, layer: usize, module: &str, fraction: f64);
     /// A matrix is done.
@@ -71,6 +73,7 @@ pub trait Progress {
 
 /// Says nothing.
 impl Progress for () {
+    fn wrote(&mut self, _done: usize, _total: usize) {}
     fn advanced(&mut self, _layer: usize, _module: &str, _fraction: f64) {}
     fn quantized(&mut self, _report: &MatrixReport) {}
 }

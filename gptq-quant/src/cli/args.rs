@@ -1,0 +1,143 @@
+//! The flags, named as in AutoGPTQ and GPTQModel.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, ValueEnum};
+use gptq_quant::{Grid, Options, Settings, TokenWeight};
+use model_format::QuantFormat;
+
+/// Quantize a model with GPTQ.
+#[derive(Parser)]
+#[command(
+    version,
+    after_long_help = "\
+Examples:
+  gptq-quant HuggingFaceTB/SmolLM2-135M-Instruct -o SmolLM2-GPTQ
+  gptq-quant ./model -o ./model-q4 --grid q4f16_1 --to-mlc ./model-q4f16_1-MLC
+  gptq-quant ./model -o ./model-gptq --bits 4 --group-size 128 --calib text.jsonl --samples 256
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
+)]
+pub struct Args {
+    /// A Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
+    pub model: String,
+    /// The folder for the GPTQ checkpoint
+    #[arg(short, long)]
+    pub output: PathBuf,
+    /// The values a weight may take: those of GPTQ checkpoints by --bits, --group-size and --sym, or those of q4f16_1,
+    /// into which the checkpoint then converts without loss
+    #[arg(long, value_enum, default_value_t = GridName::Gptq)]
+    pub grid: GridName,
+    /// Bits per weight: 2, 4 or 8 [default: 4]
+    #[arg(long, value_parser = ["2", "4", "8"])]
+    pub bits: Option<String>,
+    /// Inputs that share a scale, -1 for all [default: 128]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=1 << 20))]
+    pub group_size: Option<i64>,
+    /// Fix the zero in the middle of the codes [default: true]
+    #[arg(long)]
+    pub sym: Option<bool>,
+    /// Quantize columns by falling Hessian diagonal
+    #[arg(long, visible_alias = "desc-act", default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub act_order: bool,
+    /// Keep groups contiguous under act-order, which readers like better
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub static_groups: bool,
+    /// Share of the Hessian's mean diagonal that is added to its diagonal
+    #[arg(long, default_value_t = 0.01)]
+    pub damp_percent: f64,
+    /// Columns between two updates of the rest; changes speed only
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub block_size: u32,
+    /// How much each calibration token counts
+    #[arg(long, value_enum, default_value_t = Weighting::EqualNorm)]
+    pub token_weight: Weighting,
+    /// Calibration text: a text file, a .jsonl with `text` or `messages`, or `self` for text that the model writes
+    #[arg(long, default_value = "self")]
+    pub calib: String,
+    /// Windows of calibration text [default: 128; 64 of `self`]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub samples: Option<u32>,
+    /// Tokens per window [default: 2048, or the model's context; 512 of `self`]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
+    pub seq_len: Option<u32>,
+    /// Which windows of the text, or what the model writes
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Where the calibration text is run
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Convert to an MLC folder (q4f16_1) too
+    #[arg(long, value_name = "FOLDER")]
+    pub to_mlc: Option<PathBuf>,
+}
+
+/// What the weights are rounded to.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum GridName {
+    /// By --bits, --group-size and --sym
+    Gptq,
+    /// MLC's q4f16_1: 4 bits, groups of 32, symmetric
+    #[value(name = "q4f16_1")]
+    Q4f16_1,
+}
+
+/// How much each calibration token counts.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Weighting {
+    /// All the same, so that the few tokens with huge activations do not crowd out the others
+    EqualNorm,
+    /// By the square of their activations, as the first GPTQ
+    Plain,
+}
+
+/// Where the calibration text is run.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Device {
+    /// What there is; today that is the CPU
+    Auto,
+    /// The CPU
+    Cpu,
+}
+
+/// Flags that contradict each other.
+pub struct Contradiction(pub String);
+
+impl Args {
+    /// As the library takes them.
+    pub fn settings(&self) -> Result<Settings, Contradiction> {
+        let grid = match self.grid {
+            GridName::Gptq => Grid {
+                bits: self.bits.as_deref().unwrap_or("4").parse().expect("one of the listed values"),
+                group_size: match self.group_size.unwrap_or(128) {
+                    -1 => None,
+                    0 => return Err(Contradiction("--group-size must be -1 or more than 0".into())),
+                    size => Some(size as usize),
+                },
+                sym: self.sym.unwrap_or(true),
+            },
+            GridName::Q4f16_1 => {
+                if self.bits.is_some() || self.group_size.is_some() || self.sym.is_some() {
+                    return Err(Contradiction("--grid q4f16_1 sets --bits, --group-size and --sym itself".into()));
+                }
+                let format = QuantFormat::by_name("q4f16_1").expect("a format of ours");
+                Grid::of_format(format).expect("a format with codes")
+            }
+        };
+        if !(0.0..=1.0).contains(&self.damp_percent) {
+            return Err(Contradiction("--damp-percent must be between 0 and 1".into()));
+        }
+        let matrix = Options {
+            act_order: self.act_order,
+            static_groups: self.static_groups,
+            damp_percent: self.damp_percent,
+            block_size: self.block_size as usize,
+            ..Options::new(grid)
+        };
+        let token_weight = match self.token_weight {
+            Weighting::EqualNorm => TokenWeight::EqualNorm,
+            Weighting::Plain => TokenWeight::Plain,
+        };
+        Ok(Settings { token_weight, ..Settings::new(matrix) })
+    }
+}

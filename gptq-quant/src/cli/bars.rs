@@ -1,0 +1,191 @@
+//! Progress in the terminal: a bar for what is running, a line for each layer that is done. Without a terminal, the lines
+//! alone.
+
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
+
+use gptq_quant::{MatrixReport, gptq::Method};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+use super::Stop;
+
+/// Steps of a bar that shows a share of the work.
+const STEPS: u64 = 10_000;
+
+/// Between two lines about a text that the model writes, where there is no bar.
+const LINE_EVERY: Duration = Duration::from_secs(15);
+
+/// One bar at a time.
+pub struct Bars {
+    bar: ProgressBar,
+    stop: Stop,
+    /// Whether a bar can be seen.
+    terminal: bool,
+    /// When the current stage began, and when it last said something.
+    stage: Option<(Stage, Instant, Instant)>,
+    num_hidden_layers: usize,
+    damp_percent: f64,
+    /// Of the layer that is being quantized.
+    errors: Vec<String>,
+    fraction: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Writing,
+    Quantizing,
+    Converting,
+}
+
+impl Bars {
+    pub fn new(stop: Stop) -> Bars {
+        Bars {
+            bar: ProgressBar::hidden(),
+            stop,
+            terminal: std::io::stderr().is_terminal(),
+            stage: None,
+            num_hidden_layers: 0,
+            damp_percent: 0.0,
+            errors: Vec::new(),
+            fraction: 0.0,
+        }
+    }
+
+    /// Says how many layers are to come, and the damping that they should do with.
+    pub fn expect(&mut self, num_hidden_layers: usize, damp_percent: f64) {
+        self.num_hidden_layers = num_hidden_layers;
+        self.damp_percent = damp_percent;
+    }
+
+    /// Takes the bar away.
+    pub fn clear(&mut self) {
+        self.bar.finish_and_clear();
+        self.stage = None;
+    }
+
+    /// Prints a line above the bar.
+    pub fn line(&self, text: &str) {
+        self.bar.suspend(|| eprintln!("{text}"));
+    }
+
+    fn begin(&mut self, total: Option<u64>, template: &str, message: String) {
+        self.clear();
+        let style = ProgressStyle::with_template(template).expect("the template is well-formed");
+        self.bar = match total {
+            Some(total) => ProgressBar::new(total),
+            None => ProgressBar::new_spinner(),
+        }
+        .with_style(style)
+        .with_message(message);
+    }
+
+    /// Begins a stage, unless it has begun.
+    fn enter(&mut self, stage: Stage, total: u64, template: &str) {
+        if self.stage.is_none_or(|(current, ..)| current != stage) {
+            self.begin(Some(total), template, String::new());
+            self.stage = Some((stage, Instant::now(), Instant::now()));
+        }
+    }
+
+    /// What the stage took so far, and what is left of it at this pace.
+    fn times(&self) -> (Duration, Duration) {
+        let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
+        let left = if self.fraction > 0.0 { elapsed.as_secs_f64() * (1.0 / self.fraction - 1.0) } else { 0.0 };
+        (Duration::from_secs(elapsed.as_secs()), Duration::from_secs(left as u64))
+    }
+}
+
+impl gptq_quant::Progress for Bars {
+    fn wrote(&mut self, done: usize, total: usize) {
+        self.enter(Stage::Writing, total as u64, "{bar:30} {pos}/{len} tokens {eta:>4}  writing calibration text");
+        self.bar.set_position(done as u64);
+        if let Some((_, _, said)) = &mut self.stage
+            && !self.terminal
+            && (said.elapsed() > LINE_EVERY || done == total)
+        {
+            *said = Instant::now();
+            eprintln!("wrote {done} of {total} tokens of calibration text");
+        }
+    }
+
+    fn advanced(&mut self, layer: usize, module: &str, fraction: f64) {
+        self.enter(Stage::Quantizing, STEPS, "{bar:30} {percent:>3} % {wide_msg}");
+        self.fraction = fraction;
+        self.bar.set_position((fraction * STEPS as f64) as u64);
+        let (_, left) = self.times();
+        let last = self.errors.last().map_or(String::new(), |error| format!(", {error}"));
+        let layers = self.num_hidden_layers;
+        self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {} left", layer + 1, HumanDuration(left)));
+    }
+
+    fn quantized(&mut self, report: &MatrixReport) {
+        let name = report.module.rsplit('.').next().unwrap_or(&report.module);
+        self.errors.push(format!("{name} {:.3} %", report.relative_error * 100.0));
+        match report.method {
+            Method::RoundToNearest => self.line(&format!(
+                "warning: `{}` is rounded to nearest: its Hessian is not positive definite",
+                report.module
+            )),
+            Method::Gptq { damp_percent } if damp_percent > self.damp_percent => {
+                self.line(&format!("note: `{}` needed a damping of {damp_percent}", report.module));
+            }
+            Method::Gptq { .. } => {}
+        }
+        // Four matrices, in the order of the data; the last is the feed-forward's output.
+        if self.errors.len() == 4 {
+            let (elapsed, left) = self.times();
+            let (elapsed, left) = (HumanDuration(elapsed), HumanDuration(left));
+            let (layer, layers) = (report.layer + 1, self.num_hidden_layers);
+            let errors = std::mem::take(&mut self.errors).join(", ");
+            self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed}, {left} left"));
+        }
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.stop.is_set()
+    }
+}
+
+impl weight_convert::Progress for Bars {
+    fn start(&mut self, total: u64) {
+        self.enter(Stage::Converting, total, "{bar:30} {bytes}/{total_bytes} {eta:>4}  {wide_msg}");
+    }
+
+    fn advance(&mut self, bytes: u64, param: &str) {
+        self.bar.set_message(param.to_owned());
+        self.bar.inc(bytes);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.stop.is_set()
+    }
+}
+
+impl model_hub::Progress for Bars {
+    fn message(&mut self, text: &str) {
+        self.line(text);
+    }
+
+    fn start(&mut self, file: &str, done: u64, total: Option<u64>) {
+        let template = match total {
+            Some(_) => "{bar:30} {bytes}/{total_bytes} {eta:>4}  {wide_msg}",
+            None => "{spinner} {bytes}  {wide_msg}",
+        };
+        self.begin(total, template, file.to_owned());
+        self.bar.set_position(done);
+    }
+
+    fn update(&mut self, done: u64) {
+        self.bar.set_position(done);
+    }
+
+    fn finish(&mut self) {
+        self.clear();
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.stop.is_set()
+    }
+}

@@ -1,0 +1,140 @@
+//! Calibration text that the model writes itself, where no other can be had.
+//!
+//! Half of the windows are what the model makes of a conversation: its template up to the place where the user would
+//! speak, and from there everything is the model's own, the user's part too. The other half begins with some token of
+//! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn at
+//! temperature 1: what matters is the distribution that the model has, not its best text.
+
+use calib_data::TokenWindows;
+use infer_core::{
+    ChatTemplate, Decoder, KvCache, Message, SamplingParams, Tokenizer,
+    model::{Sequence, load_checkpoint},
+    ops::Ops,
+    sampler::Sampler,
+};
+use model_format::{Checkpoint, DecoderConfig};
+use rayon::prelude::*;
+
+use crate::{Error, Progress, Result};
+
+/// Most windows that are written at the same time: more make a step slower than they save steps.
+const BATCH: usize = 64;
+
+/// Bytes that the keys and values of these may take.
+const CACHE_MEMORY: usize = 768 << 20;
+
+/// What to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SelfText {
+    /// Windows.
+    pub samples: usize,
+    /// Tokens per window.
+    pub seq_len: usize,
+    /// Two runs with the same seed write the same.
+    pub seed: u64,
+}
+
+/// Lets the model of `checkpoint` write calibration text.
+pub async fn write_windows<O: Ops>(
+    mut ops: O,
+    checkpoint: &dyn Checkpoint,
+    text: SelfText,
+    progress: &mut dyn Progress,
+) -> Result<TokenWindows> {
+    let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+    let beginnings = beginnings(checkpoint, &config, text)?;
+    let parts = load_checkpoint(&mut ops, &config, checkpoint, None, &mut ())?;
+    let decoder = Decoder::new(&mut ops, &config, parts, text.seq_len)?;
+
+    let kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>();
+    let batch = (CACHE_MEMORY / (kv_bytes * text.seq_len)).clamp(1, BATCH);
+    let mut windows = Vec::with_capacity(text.samples);
+    for beginnings in beginnings.chunks(batch) {
+        let mut writers = Vec::with_capacity(beginnings.len());
+        for tokens in beginnings {
+            let params =
+                SamplingParams { seed: Some(seed(text.seed, windows.len() + writers.len())), ..Default::default() };
+            writers.push(Writer {
+                tokens: tokens.clone(),
+                cache: KvCache::new(&mut ops, &config, text.seq_len)?,
+                sampler: Sampler::new(&params, &[])?,
+            });
+        }
+        while writers.iter().any(|writer| writer.tokens.len() < text.seq_len) {
+            step(&mut ops, &decoder, &mut writers, text.seq_len).await?;
+            let written: usize = writers.iter().map(|writer| writer.tokens.len()).sum();
+            progress.wrote(windows.len() * text.seq_len + written, text.samples * text.seq_len);
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+        }
+        windows.extend(writers.into_iter().map(|writer| writer.tokens));
+    }
+    Ok(TokenWindows::from_windows(&windows))
+}
+
+/// One window being written.
+struct Writer<O: Ops> {
+    tokens: Vec<u32>,
+    cache: KvCache<O>,
+    sampler: Sampler,
+}
+
+/// One token more for each window that is not full.
+async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], seq_len: usize) -> Result<()> {
+    let mut open: Vec<_> = writers.iter_mut().filter(|writer| writer.tokens.len() < seq_len).collect();
+    let mut batch: Vec<_> = open
+        .iter_mut()
+        .map(|writer| Sequence { tokens: &writer.tokens[writer.cache.len()..], cache: &mut writer.cache })
+        .collect();
+    let logits = decoder.forward(ops, &mut batch);
+    let mut logits = ops.read(&logits).await?;
+    // The caches need not be sent between threads.
+    let mut choices: Vec<_> = open.into_iter().map(|writer| (&mut writer.tokens, &mut writer.sampler)).collect();
+    choices.par_iter_mut().zip(logits.par_chunks_exact_mut(decoder.config().vocab_size)).for_each(
+        |((tokens, sampler), logits)| {
+            let token = sampler.sample(logits, &[]);
+            tokens.push(token);
+        },
+    );
+    Ok(())
+}
+
+/// How each window begins: conversations and single tokens in turn.
+fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfText) -> Result<Vec<Vec<u32>>> {
+    let files = checkpoint.companion_files()?;
+    let Some((_, tokenizer)) = files.iter().find(|(name, _)| name == "tokenizer.json") else {
+        return Err(Error::MissingFile { location: checkpoint.location(), file: "tokenizer.json" });
+    };
+    let tokenizer = Tokenizer::from_bytes(tokenizer)?;
+    let conversation = match ChatTemplate::from_files(&files)? {
+        Some(template) => before_the_user(&template, &tokenizer),
+        None => None,
+    };
+    let is_text = |id: &u32| (*id as usize) < tokenizer.vocab_size() && !tokenizer.is_control(*id);
+    let words: Vec<u32> = (0..config.vocab_size as u32).filter(is_text).collect();
+    if words.is_empty() {
+        return Err(Error::MissingFile { location: checkpoint.location(), file: "token that is text" });
+    }
+    let beginnings = (0..text.samples).map(|i| match &conversation {
+        Some(conversation) if i % 2 == 0 && conversation.len() < text.seq_len => conversation.clone(),
+        _ => vec![words[(seed(text.seed, i) % words.len() as u64) as usize]],
+    });
+    Ok(beginnings.collect())
+}
+
+/// The tokens of a conversation before the user's first word; `None` where the template refuses a lone user.
+fn before_the_user(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<Vec<u32>> {
+    let encode = |word: &str| template.encode(tokenizer, &[Message::user(word)], false).ok();
+    let (one, other) = (encode("Hello")?, encode("12")?);
+    let common = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+    (common > 0).then(|| one[..common].to_vec())
+}
+
+/// A seed for window `i`: SplitMix64, so that neighbours have nothing in common.
+fn seed(seed: u64, i: usize) -> u64 {
+    let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
