@@ -1,9 +1,62 @@
 //! WGSL kernels, their CPU references, and the GPU runtime that records them.
+//!
+//! **How to read a kernel folder**, say [`rms_norm`]: `mod.rs` says what it computes, in one formula, with shapes, and
+//! holds the typed wrapper whose `record` picks a variant; `rms_norm.wgsl` is the shader, with a shape on every binding;
+//! `reference.rs` is the same in plain loops. The folder's [`Kernel`] record is in [`KERNELS`], from which the tests
+//! check every case against its reference and the benches time it.
+//!
+//! ```no_run
+//! use webgpu_kernels::{gpu::{self, Gpu, OpenOptions, Recorder, Selection}, rms_norm::RmsNorm};
+//!
+//! # fn main() -> webgpu_kernels::Result<()> {
+//! let gpu = gpu::block_on(Gpu::open(&Selection::Auto, OpenOptions::default()))?;
+//! let (x, weight) = (gpu.upload(&[1.0f32, 2.0])?, gpu.upload(&[1.0f32, 1.0])?);
+//! let mut recorder = Recorder::new(&gpu);
+//! let y = recorder.temporary(2);
+//! RmsNorm { rows: 1, cols: 2, eps: 1e-5 }.record(&mut recorder, &x, &weight, &y);
+//! let values: Vec<f32> = gpu::block_on(recorder.read(&y)?)?;
+//! # Ok(()) }
+//! ```
 
+#![deny(missing_docs)]
+
+pub mod add;
+pub mod argmax;
+pub mod attention;
+mod cases;
+pub mod embedding;
 pub mod error;
-pub use error::{Error, Result};
+pub mod gemm;
+pub mod gemv;
+pub mod gpu;
+pub mod kernel;
+pub mod kv;
+pub mod matrix;
+pub mod rms_norm;
+pub mod rope;
+pub mod select_rows;
+mod source;
+pub mod swiglu;
 
-/// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
-pub fn block_on<F: std::future::Future>(future: F) -> F::Output {
-    pollster::block_on(future)
-}
+pub use error::{Error, Result};
+pub use gpu::Gpu;
+pub use kernel::{Case, CaseSet, Kernel, Variant, WeightFormat};
+pub use kv::{KvCache, KvDtype};
+pub use matrix::Matrix;
+
+/// Every kernel there is.
+pub const KERNELS: &[&Kernel] = &[
+    &embedding::KERNEL,
+    &rms_norm::KERNEL,
+    &rms_norm::ADD_KERNEL,
+    &gemv::KERNEL,
+    &gemm::KERNEL,
+    &rope::KERNEL,
+    &attention::TILE_KERNEL,
+    &attention::DECODE_KERNEL,
+    &attention::REDUCE_KERNEL,
+    &swiglu::KERNEL,
+    &add::KERNEL,
+    &select_rows::KERNEL,
+    &argmax::KERNEL,
+];

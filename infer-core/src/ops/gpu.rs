@@ -1,0 +1,167 @@
+//! [`GpuOps`]: the operations recorded as kernels of `webgpu-kernels`.
+//!
+//! Nothing waits until [`Ops::read`] or [`Ops::argmax`]. Outputs are temporaries of the device's pool: recording the
+//! same operations again, as every decode step does, meets the same buffers. An allocation that fails between two reads
+//! is reported by the next one.
+
+use model_format::{Role, Weight};
+use webgpu_kernels::{
+    Gpu, KvCache, KvDtype, Matrix,
+    add::Add,
+    argmax::Argmax,
+    attention::Attention,
+    gpu::{Buffer, Recorder},
+    rms_norm::{AddRmsNorm, RmsNorm},
+    rope::Rope,
+    select_rows::SelectRows,
+    swiglu::Swiglu,
+};
+
+use super::{AttentionShape, KvShape, Ops, Span};
+use crate::Result;
+
+/// The operations on a GPU.
+pub struct GpuOps {
+    gpu: Gpu,
+    recorder: Recorder,
+    kv_dtype: KvDtype,
+}
+
+/// Activations `[rows, cols]` on the device.
+pub struct GpuTensor {
+    /// Rows, one per token.
+    pub rows: usize,
+    /// Columns.
+    pub cols: usize,
+    values: Buffer<f32>,
+}
+
+impl GpuOps {
+    /// Operations on `gpu`, with caches that store `kv_dtype`.
+    pub fn new(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
+        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    fn temporary(&mut self, rows: usize, cols: usize) -> GpuTensor {
+        GpuTensor { rows, cols, values: self.recorder.temporary(rows * cols) }
+    }
+}
+
+impl Ops for GpuOps {
+    type Tensor = GpuTensor;
+    type Matrix = Matrix;
+    type Kv = KvCache;
+
+    fn upload_matrix(&mut self, _role: Role, weight: Weight) -> Result<Matrix> {
+        Ok(Matrix::upload(&self.gpu, &weight)?)
+    }
+
+    fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
+        assert_eq!(values.len(), rows * cols, "upload: values of {rows} x {cols}");
+        Ok(GpuTensor { rows, cols, values: self.gpu.upload(values)? })
+    }
+
+    fn new_kv(&mut self, shape: KvShape) -> Result<KvCache> {
+        Ok(KvCache::new(&self.gpu, shape.kv_heads, shape.capacity, shape.head_dim, self.kv_dtype)?)
+    }
+
+    async fn read(&mut self, x: &GpuTensor) -> Result<Vec<f32>> {
+        Ok(self.recorder.read(&x.values)?.await?)
+    }
+
+    fn embedding(&mut self, table: &Matrix, tokens: &[u32]) -> GpuTensor {
+        let beyond = tokens.iter().find(|&&token| token as usize >= table.rows);
+        assert!(beyond.is_none(), "embedding: token {beyond:?} of {}", table.rows);
+        let ids = self.recorder.upload(tokens);
+        let y = self.temporary(tokens.len(), table.cols);
+        table.embedding(&mut self.recorder, &ids, tokens.len(), &y.values);
+        y
+    }
+
+    fn rms_norm(&mut self, x: &GpuTensor, weight: &GpuTensor, eps: f32) -> GpuTensor {
+        assert_eq!(x.cols, weight.values.len(), "rms_norm: one weight per column");
+        let y = self.temporary(x.rows, x.cols);
+        let norm = RmsNorm { rows: x.rows, cols: x.cols, eps };
+        norm.record(&mut self.recorder, &x.values, &weight.values, &y.values);
+        y
+    }
+
+    fn linear(&mut self, x: &GpuTensor, matrix: &Matrix) -> GpuTensor {
+        assert_eq!(x.cols, matrix.cols, "linear: inputs");
+        let y = self.temporary(x.rows, matrix.rows);
+        matrix.linear(&mut self.recorder, &x.values, x.rows, &y.values);
+        y
+    }
+
+    fn attention(
+        &mut self,
+        qkv: &GpuTensor,
+        rope: &GpuTensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, KvCache>],
+    ) -> GpuTensor {
+        let AttentionShape { heads, kv_heads, head_dim, scale } = shape;
+        assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "attention: columns of q | k | v");
+        assert_eq!(
+            spans.iter().map(|span| span.rows).sum::<usize>(),
+            qkv.rows,
+            "attention: spans must cover every row"
+        );
+        let q = self.temporary(qkv.rows, heads * head_dim);
+        let y = self.temporary(qkv.rows, heads * head_dim);
+        let mut first_row = 0;
+        for Span { rows, past_len, kv } in spans {
+            let (rows, past_len) = (*rows, *past_len);
+            assert_eq!((kv.kv_heads, kv.head_dim), (kv_heads, head_dim), "attention: the cache's shape");
+            let turn = Rope { first_row, rows, heads, past_len };
+            turn.record(&mut self.recorder, &qkv.values, &rope.values, &q.values, kv);
+            let attention = Attention { first_row, rows, heads, past_len, scale };
+            attention.record(&mut self.recorder, &q.values, kv, &y.values);
+            first_row += rows;
+        }
+        y
+    }
+
+    fn swiglu(&mut self, gate_up: &GpuTensor) -> GpuTensor {
+        let (rows, inner) = (gate_up.rows, gate_up.cols / 2);
+        let y = self.temporary(rows, inner);
+        Swiglu { rows, inner }.record(&mut self.recorder, &gate_up.values, &y.values);
+        y
+    }
+
+    fn add_assign(&mut self, x: &mut GpuTensor, y: &GpuTensor) {
+        assert_eq!((x.rows, x.cols), (y.rows, y.cols), "add_assign: shapes");
+        Add { len: x.rows * x.cols }.record(&mut self.recorder, &x.values, &y.values);
+    }
+
+    fn select_rows(&mut self, x: &GpuTensor, rows: &[usize]) -> GpuTensor {
+        assert!(rows.iter().all(|&row| row < x.rows), "select_rows: {rows:?} of {}", x.rows);
+        let ids: Vec<u32> = rows.iter().map(|&row| u32::try_from(row).expect("a row number fits u32")).collect();
+        let ids = self.recorder.upload(&ids);
+        let y = self.temporary(rows.len(), x.cols);
+        let select = SelectRows { count: rows.len(), cols: x.cols };
+        select.record(&mut self.recorder, &x.values, &ids, &y.values);
+        y
+    }
+
+    async fn argmax(&mut self, x: &GpuTensor) -> Result<u32> {
+        assert_eq!(x.rows, 1, "argmax: of one row");
+        let id = self.recorder.temporary(1);
+        Argmax { rows: 1, cols: x.cols }.record(&mut self.recorder, &x.values, &id);
+        Ok(self.recorder.read(&id)?.await?[0])
+    }
+
+    fn add_rms_norm(&mut self, x: &mut GpuTensor, y: &GpuTensor, weight: &GpuTensor, eps: f32) -> GpuTensor {
+        assert_eq!((x.rows, x.cols), (y.rows, y.cols), "add_rms_norm: shapes");
+        assert_eq!(x.cols, weight.values.len(), "add_rms_norm: one weight per column");
+        let normed = self.temporary(x.rows, x.cols);
+        let norm = AddRmsNorm { rows: x.rows, cols: x.cols, eps };
+        norm.record(&mut self.recorder, &x.values, &y.values, &weight.values, &normed.values);
+        normed
+    }
+}

@@ -1,0 +1,173 @@
+// y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
+//
+// A workgroup takes one row, HEADS heads that share a key head, and one of `splits` ranges of keys. Scores: a lane per
+// key. Values: a lane per eight dims and one of KEY_GROUPS keys at a time. Softmax is online over tiles of WORKGROUP
+// keys. With SPLIT_K the workgroup leaves sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
+#import invocation
+#import kv
+
+struct Params {
+    rows: u32, first_row: u32, heads: u32, past_len: u32, capacity: u32, splits: u32, split_keys: u32, groups: u32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, heads, HEAD_DIM / 4]
+@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity, EIGHTS]
+@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity, EIGHTS]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], with SPLIT_K
+                                                                       // [rows, heads, splits, HEAD_DIM + 2]
+const LOWEST: f32 = -3.0e38;
+const HEAD_QUADS: u32 = HEAD_DIM / 4u;
+const KEY_GROUPS: u32 = WORKGROUP / EIGHTS;
+// Lanes that find the largest score of one head.
+const HEAD_LANES: u32 = WORKGROUP / 8u;
+
+var<workgroup> q_tile: array<vec4<f32>, HEADS * EIGHTS * 2u>;          // [HEADS, EIGHTS, 2]
+var<workgroup> p_tile: array<f32, HEADS * WORKGROUP>;                  // [HEADS, key]
+var<workgroup> parts: array<f32, WORKGROUP>;                           // [HEADS, HEAD_LANES]
+var<workgroup> part_sums: array<f32, WORKGROUP>;                       // [HEADS, HEAD_LANES]
+var<workgroup> largest: array<f32, HEADS>;
+var<workgroup> sums: array<f32, HEADS>;
+var<workgroup> corrections: array<f32, HEADS>;
+var<workgroup> y_parts: array<vec4<f32>, KEY_GROUPS * EIGHTS * 2u>;    // [KEY_GROUPS, EIGHTS, 2]
+
+@compute @workgroup_size(WORKGROUP)
+fn main(invocation: Invocation) {
+    let group = workgroup_index(invocation);
+    if (group >= params.groups) {
+        return;
+    }
+    let lane = invocation.lane;
+    let split = group % params.splits;
+    let first_head = group / params.splits % (params.heads / HEADS) * HEADS;
+    let row = group / params.splits / (params.heads / HEADS);
+    let cache = first_head / GROUP * params.capacity;
+    let keys = params.past_len + row + 1u;
+    let end = min((split + 1u) * params.split_keys, keys);
+
+    for (var i = lane; i < HEADS * EIGHTS * 2u; i += WORKGROUP) {
+        let quad = i % (EIGHTS * 2u);
+        var value = vec4<f32>(0.0);
+        if (quad < HEAD_QUADS) {
+            let head = (params.first_row + row) * params.heads + first_head + i / (EIGHTS * 2u);
+            value = q[head * HEAD_QUADS + quad] * params.scale;
+        }
+        q_tile[i] = value;
+    }
+    if (lane < HEADS) {
+        largest[lane] = LOWEST;
+        sums[lane] = 0.0;
+    }
+    let eight = lane % EIGHTS;
+    let key_group = lane / EIGHTS;
+#for h in 0..HEADS
+    var y$h_0 = vec4<f32>(0.0);
+    var y$h_1 = vec4<f32>(0.0);
+#endfor
+    workgroupBarrier();
+
+    for (var first_key = split * params.split_keys; first_key < end; first_key += WORKGROUP) {
+        let count = min(WORKGROUP, end - first_key);
+#for h in 0..HEADS
+        var score$h = 0.0;
+#endfor
+        if (lane < count) {
+            let at = (cache + first_key + lane) * EIGHTS;
+            for (var e = 0u; e < EIGHTS; e++) {
+                let k = to_eight(k_cache[at + e]);
+#for h in 0..HEADS
+                score$h += dot(q_tile[($hu * EIGHTS + e) * 2u], k.a) + dot(q_tile[($hu * EIGHTS + e) * 2u + 1u], k.b);
+#endfor
+            }
+        }
+#for h in 0..HEADS
+        p_tile[$hu * WORKGROUP + lane] = select(LOWEST, score$h, lane < count);
+#endfor
+        workgroupBarrier();
+
+        // A lane finds the largest and the sum of eight scores of its head, and adds up those of its HEAD_LANES fellows.
+        let head = lane / HEAD_LANES;
+        let part = lane % HEAD_LANES;
+        var m = LOWEST;
+        if (head < HEADS) {
+            for (var i = part; i < WORKGROUP; i += HEAD_LANES) {
+                m = max(m, p_tile[head * WORKGROUP + i]);
+            }
+        }
+        parts[lane] = m;
+        workgroupBarrier();
+        var m_old = LOWEST;
+        var sum = 0.0;
+        if (head < HEADS) {
+            m_old = largest[head];
+            m = max(m, m_old);
+            for (var i = 0u; i < HEAD_LANES; i++) {
+                m = max(m, parts[head * HEAD_LANES + i]);
+            }
+            for (var i = part; i < WORKGROUP; i += HEAD_LANES) {
+                let p = select(0.0, exp(p_tile[head * WORKGROUP + i] - m), i < count);
+                p_tile[head * WORKGROUP + i] = p;
+                sum += p;
+            }
+        }
+        part_sums[lane] = sum;
+        workgroupBarrier();
+        if (head < HEADS && part == 0u) {
+            let correction = exp(m_old - m);
+            var total = sums[head] * correction;
+            for (var i = 0u; i < HEAD_LANES; i++) {
+                total += part_sums[head * HEAD_LANES + i];
+            }
+            sums[head] = total;
+            largest[head] = m;
+            corrections[head] = correction;
+        }
+        workgroupBarrier();
+
+#for h in 0..HEADS
+        y$h_0 *= corrections[$h];
+        y$h_1 *= corrections[$h];
+#endfor
+        if (key_group < KEY_GROUPS) {
+            for (var i = key_group; i < count; i += KEY_GROUPS) {
+                let v = to_eight(v_cache[(cache + first_key + i) * EIGHTS + eight]);
+#for h in 0..HEADS
+                y$h_0 += p_tile[$hu * WORKGROUP + i] * v.a;
+                y$h_1 += p_tile[$hu * WORKGROUP + i] * v.b;
+#endfor
+            }
+        }
+        workgroupBarrier();
+    }
+
+#for h in 0..HEADS
+    if (key_group < KEY_GROUPS) {
+        y_parts[2u * lane] = y$h_0;
+        y_parts[2u * lane + 1u] = y$h_1;
+    }
+    workgroupBarrier();
+    {
+        let head = first_head + $hu;
+#ifdef SPLIT_K
+        let to = ((row * params.heads + head) * params.splits + split) * (HEAD_DIM + 2u);
+        let factor = 1.0;
+        if (lane == 0u) {
+            y[to + HEAD_DIM] = largest[$h];
+            y[to + HEAD_DIM + 1u] = sums[$h];
+        }
+#else
+        let to = ((params.first_row + row) * params.heads + head) * HEAD_DIM;
+        let factor = 1.0 / sums[$h];
+#endif
+        for (var d = lane; d < HEAD_DIM; d += WORKGROUP) {
+            var total = 0.0;
+            for (var g = 0u; g < KEY_GROUPS; g++) {
+                total += y_parts[g * EIGHTS * 2u + d / 4u][d % 4u];
+            }
+            y[to + d] = total * factor;
+        }
+    }
+    workgroupBarrier();
+#endfor
+}

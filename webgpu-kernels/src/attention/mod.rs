@@ -1,0 +1,425 @@
+//! `y[r, h] = sum over p of softmax_p(scale * q[r, h] . k[h', p]) * v[h', p]`, `p <= past_len + r`, where `h'` is the key
+//! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already.
+//!
+//! Three kernels: `attention_tile` for many rows; `attention_decode` for few, one row at a time; and, where the context
+//! is long, `attention_decode` with `split_k`, several workgroups sharing the keys of a row, and `attention_reduce` to
+//! join what they found.
+
+mod reference;
+
+use crate::{
+    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
+    cases::Random,
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, params},
+    kv::padded,
+};
+use half::f16;
+
+pub use reference::{Shape as AttentionShape, attention};
+
+/// Causal attention of some rows of one sequence.
+pub struct Attention {
+    /// First of the rows of `q` and `y`.
+    pub first_row: usize,
+    /// Number of rows, one per token of the sequence.
+    pub rows: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Position of the first row; the cache holds `past_len + rows` tokens.
+    pub past_len: usize,
+    /// Factor on `q . k`.
+    pub scale: f32,
+}
+
+params! {
+    struct TileParams {
+        rows: u32, first_row: u32, kv_heads: u32, past_len: u32, capacity: u32, groups: u32, scale: f32,
+    }
+}
+
+params! {
+    struct DecodeParams {
+        rows: u32, first_row: u32, heads: u32, past_len: u32, capacity: u32, splits: u32, split_keys: u32, groups: u32,
+        scale: f32,
+    }
+}
+
+params! { struct ReduceParams { first_row: u32, heads: u32, splits: u32, groups: u32 } }
+
+/// The record of the kernel for many rows.
+pub static TILE_KERNEL: Kernel = Kernel {
+    name: "attention_tile",
+    wgsl: include_str!("tile.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: TileParams::LAYOUT,
+    cases: tile_cases,
+};
+
+/// The record of the kernel for few rows.
+pub static DECODE_KERNEL: Kernel = Kernel {
+    name: "attention_decode",
+    wgsl: include_str!("decode.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: DecodeParams::LAYOUT,
+    cases: decode_cases,
+};
+
+/// The record of the kernel that joins what the splits found.
+pub static REDUCE_KERNEL: Kernel = Kernel {
+    name: "attention_reduce",
+    wgsl: include_str!("reduce.wgsl"),
+    bindings: &[Access::Read, Access::ReadWrite],
+    params: ReduceParams::LAYOUT,
+    cases: reduce_cases,
+};
+
+/// Slots (a row and a head) of a workgroup of the tile kernel.
+const TILE_SLOTS: usize = 32;
+/// Lanes, and keys per tile, of the decode kernel.
+const DECODE_KEYS: usize = 128;
+/// Lanes of the reduce kernel, and the most splits.
+const MAX_SPLITS: usize = 64;
+/// Workgroups of the decode kernel that keep a large device busy.
+const ENOUGH_GROUPS: usize = 256;
+/// More rows than this go to the tile kernel.
+const DECODE_ROWS: usize = 4;
+
+impl Attention {
+    /// `q`, `y`: [any, heads * head_dim].
+    pub fn record(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>) {
+        let end = self.past_len + self.rows;
+        assert!(end <= cache.capacity, "attention: {end} tokens in a cache for {}", cache.capacity);
+        assert!(self.heads.is_multiple_of(cache.kv_heads), "attention: {} over {}", self.heads, cache.kv_heads);
+        if self.rows > DECODE_ROWS {
+            self.record_tile(recorder, q, cache, y);
+        } else {
+            self.record_decode(recorder, q, cache, y, self.splits(cache));
+        }
+    }
+
+    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>) {
+        let slots = self.rows * self.heads / cache.kv_heads;
+        let groups = slots.div_ceil(TILE_SLOTS) * cache.kv_heads;
+        let params = TileParams {
+            rows: self.rows as u32,
+            first_row: self.first_row as u32,
+            kv_heads: cache.kv_heads as u32,
+            past_len: self.past_len as u32,
+            capacity: cache.capacity as u32,
+            groups: groups as u32,
+            scale: self.scale,
+        };
+        let variant = tile_variant(self.heads / cache.kv_heads, cache.head_dim, cache.dtype);
+        let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
+        recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
+    }
+
+    /// Ranges that the keys are divided in: one per tile of keys, as long as that makes workgroups the device has need of.
+    fn splits(&self, cache: &KvCache) -> usize {
+        let tiles = (self.past_len + self.rows).div_ceil(DECODE_KEYS);
+        let groups = self.rows * self.heads / workgroup_heads(self.heads / cache.kv_heads, cache.head_dim);
+        tiles.min(ENOUGH_GROUPS.div_ceil(groups)).min(MAX_SPLITS)
+    }
+
+    fn record_decode(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, splits: usize) {
+        let tiles = (self.past_len + self.rows).div_ceil(DECODE_KEYS);
+        let split_tiles = tiles.div_ceil(splits);
+        // With so many tiles each, fewer may do.
+        let splits = tiles.div_ceil(split_tiles);
+        if splits == 1 {
+            self.record_split(recorder, q, cache, y, 1, split_tiles);
+            return;
+        }
+        let parts = recorder.temporary(self.rows * self.heads * splits * (cache.head_dim + 2));
+        self.record_split(recorder, q, cache, &parts, splits, split_tiles);
+        let reduce = Reduce { first_row: self.first_row, rows: self.rows, heads: self.heads, splits };
+        reduce.record(recorder, cache.head_dim, &parts, y);
+    }
+
+    fn record_split(
+        &self,
+        recorder: &mut Recorder,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+        y: &Buffer<f32>,
+        splits: usize,
+        split_tiles: usize,
+    ) {
+        let group = self.heads / cache.kv_heads;
+        let groups = self.rows * self.heads / workgroup_heads(group, cache.head_dim) * splits;
+        let params = DecodeParams {
+            rows: self.rows as u32,
+            first_row: self.first_row as u32,
+            heads: self.heads as u32,
+            past_len: self.past_len as u32,
+            capacity: cache.capacity as u32,
+            splits: splits as u32,
+            split_keys: (split_tiles * DECODE_KEYS) as u32,
+            groups: groups as u32,
+            scale: self.scale,
+        };
+        let variant = decode_variant(group, cache.head_dim, cache.dtype, splits > 1);
+        let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
+        recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
+    }
+}
+
+/// Joins the splits of the decode kernel.
+struct Reduce {
+    first_row: usize,
+    rows: usize,
+    heads: usize,
+    splits: usize,
+}
+
+impl Reduce {
+    fn record(&self, recorder: &mut Recorder, head_dim: usize, parts: &Buffer<f32>, y: &Buffer<f32>) {
+        let groups = self.rows * self.heads;
+        let params = ReduceParams {
+            first_row: self.first_row as u32,
+            heads: self.heads as u32,
+            splits: self.splits as u32,
+            groups: groups as u32,
+        };
+        recorder.dispatch(&REDUCE_KERNEL, &reduce_variant(head_dim), &params, &[parts.into(), y.into()], groups);
+    }
+}
+
+fn tile_variant(group: usize, head_dim: usize, dtype: KvDtype) -> Variant {
+    dtype
+        .flag(Variant::new())
+        .constant_is("HEAD_DIM", head_dim as u32)
+        .constant_is("KV_DIM", padded(head_dim) as u32)
+        .constant_is("GROUP", group as u32)
+        .constant_is("CHUNKS", head_dim.div_ceil(32) as u32)
+}
+
+fn decode_variant(group: usize, head_dim: usize, dtype: KvDtype, is_split: bool) -> Variant {
+    dtype
+        .flag(Variant::new())
+        .flag_if("SPLIT_K", is_split)
+        .constant_is("WORKGROUP", DECODE_KEYS as u32)
+        .constant_is("HEAD_DIM", head_dim as u32)
+        .constant_is("KV_DIM", padded(head_dim) as u32)
+        .constant_is("GROUP", group as u32)
+        .constant_is("HEADS", workgroup_heads(group, head_dim) as u32)
+}
+
+fn reduce_variant(head_dim: usize) -> Variant {
+    Variant::new().constant_is("WORKGROUP", MAX_SPLITS as u32).constant_is("HEAD_DIM", head_dim as u32)
+}
+
+/// Heads of a workgroup of the decode kernel: as many of those that share a key head as workgroup memory has room for.
+fn workgroup_heads(group: usize, head_dim: usize) -> usize {
+    let fits = |heads: &usize| group.is_multiple_of(*heads) && heads * padded(head_dim) <= 1024;
+    (1..=8).rev().find(fits).unwrap_or(1)
+}
+
+/// Shape of a case.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    past_len: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl Shape {
+    const fn new(rows: usize, past_len: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
+        Shape { rows, past_len, heads, kv_heads, head_dim }
+    }
+
+    fn capacity(&self) -> usize {
+        self.past_len + self.rows + 5
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn cache(&self, dtype: KvDtype, k: &Buffer<u32>, v: &Buffer<u32>) -> KvCache {
+        let Shape { kv_heads, head_dim, .. } = *self;
+        KvCache { k: k.clone(), v: v.clone(), kv_heads, capacity: self.capacity(), head_dim, dtype }
+    }
+
+    /// Words of a cache of random values, zero in the padding, and NaN where no key is.
+    fn cache_words(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
+        let mut words = Vec::new();
+        for _ in 0..self.kv_heads {
+            for position in 0..self.capacity() {
+                let is_key = position < self.past_len + self.rows;
+                let value = |c: usize, random: &mut Random| match c < self.head_dim {
+                    true if is_key => random.value(),
+                    true => f32::NAN,
+                    false => 0.0,
+                };
+                match dtype {
+                    KvDtype::F32 => words.extend((0..padded(self.head_dim)).map(|c| value(c, random).to_bits())),
+                    KvDtype::F16 => words.extend((0..padded(self.head_dim)).step_by(2).map(|c| {
+                        let pair = [c, c + 1].map(|c| u32::from(f16::from_f32(value(c, random)).to_bits()));
+                        pair[0] | pair[1] << 16
+                    })),
+                }
+            }
+        }
+        words
+    }
+
+    /// A case of this shape. `record`: buffers are q, k, v, y.
+    fn case(
+        self,
+        dtype: KvDtype,
+        variant: Variant,
+        record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + 'static,
+    ) -> Case {
+        let Shape { rows, past_len, heads, kv_heads, head_dim } = self;
+        // A row sees the keys up to itself.
+        let pairs = rows * past_len + rows * (rows + 1) / 2;
+        let keys = past_len + rows;
+        Case {
+            label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}"),
+            variant,
+            flops: 4 * (pairs * heads * head_dim) as u64,
+            bytes: (2 * keys * kv_heads * head_dim * dtype.size() + 8 * rows * heads * head_dim) as u64,
+            tolerance: 1e-10,
+            buffers: Box::new(move || {
+                let mut random = Random::new((heads * keys) as u64);
+                // Large enough for a softmax that is neither flat nor one key.
+                let q: Vec<f32> = random.values(rows * heads * head_dim).iter().map(|v| 8.0 * v).collect();
+                let k = CaseBuffer::words(self.cache_words(dtype, &mut random));
+                let v = CaseBuffer::words(self.cache_words(dtype, &mut random));
+                vec![CaseBuffer::input(&q), k, v, CaseBuffer::output(rows * heads * head_dim)]
+            }),
+            record: Box::new(move |recorder, b| {
+                record(recorder, &b[0].cast(), &self.cache(dtype, &b[1], &b[2]), &b[3].cast());
+            }),
+            reference: Box::new(move |b| {
+                let cache = |words: &[u32]| match dtype {
+                    KvDtype::F32 => bytemuck::cast_slice(words).to_vec(),
+                    KvDtype::F16 => crate::cases::halves(words).iter().map(|v| v.to_f32()).collect(),
+                };
+                let mut y = vec![0.0; rows * heads * head_dim];
+                let shape = AttentionShape {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    past_len,
+                    capacity: self.capacity(),
+                    scale: self.scale(),
+                };
+                attention(shape, b[0].values(), &cache(&b[1].words), &cache(&b[2].words), &mut y);
+                vec![y]
+            }),
+        }
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    fn attention(&self) -> Attention {
+        let Shape { rows, past_len, heads, .. } = *self;
+        Attention { first_row: 0, rows, heads, past_len, scale: self.scale() }
+    }
+}
+
+const BOTH: [KvDtype; 2] = [KvDtype::F16, KvDtype::F32];
+
+fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[Shape] = match set {
+        CaseSet::Test => &[
+            Shape::new(5, 0, 9, 3, 64),
+            Shape::new(33, 0, 6, 2, 64),
+            Shape::new(40, 70, 3, 1, 128),
+            Shape::new(1, 31, 4, 1, 16),
+            Shape::new(9, 3, 2, 2, 20),
+            Shape::new(20, 10, 2, 1, 256),
+            Shape::new(6, 10, 7, 1, 96),
+        ],
+        CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
+    };
+    let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
+    all.map(|(shape, dtype)| {
+        let variant = tile_variant(shape.group(), shape.head_dim, dtype);
+        shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y))
+    })
+    .collect()
+}
+
+fn decode_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(Shape, usize)] = match set {
+        CaseSet::Test => &[
+            (Shape::new(1, 0, 9, 3, 64), 1),
+            (Shape::new(1, 127, 24, 8, 128), 1),
+            (Shape::new(1, 300, 9, 3, 64), 1),
+            (Shape::new(1, 300, 9, 3, 64), 3),
+            (Shape::new(1, 1000, 4, 1, 128), 4),
+            (Shape::new(3, 254, 14, 2, 64), 3),
+            (Shape::new(2, 10, 2, 2, 20), 1),
+            (Shape::new(1, 200, 16, 1, 32), 2),
+            (Shape::new(1, 40, 8, 2, 256), 1),
+            (Shape::new(1, 40, 3, 1, 96), 1),
+        ],
+        CaseSet::Bench => &[
+            (Shape::new(1, 127, 24, 8, 128), 1),
+            (Shape::new(1, 511, 24, 8, 128), 1),
+            (Shape::new(1, 511, 24, 8, 128), 4),
+            (Shape::new(1, 2047, 24, 8, 128), 16),
+            (Shape::new(1, 8191, 24, 8, 128), 32),
+        ],
+    };
+    let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
+    all.map(|((shape, splits), dtype)| {
+        let variant = decode_variant(shape.group(), shape.head_dim, dtype, splits > 1);
+        shape.case(dtype, variant, move |recorder, q, cache, y| {
+            shape.attention().record_decode(recorder, q, cache, y, splits);
+        })
+    })
+    .collect()
+}
+
+fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize, usize, usize)] = match set {
+        CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20)],
+        CaseSet::Bench => &[(1, 24, 16, 128)],
+    };
+    let case = |&(rows, heads, splits, head_dim): &(usize, usize, usize, usize)| Case {
+        label: format!("{rows}, {heads} heads of {head_dim}, {splits} splits"),
+        variant: reduce_variant(head_dim),
+        flops: 2 * (rows * heads * splits * head_dim) as u64,
+        bytes: 4 * (rows * heads * (splits * (head_dim + 2) + head_dim)) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let mut parts = Random::new(splits as u64).values(rows * heads * splits * (head_dim + 2));
+            for (i, part) in parts.chunks_exact_mut(head_dim + 2).enumerate() {
+                let l = &mut part[head_dim + 1];
+                *l = l.abs() + 0.5;
+                // A split without keys, as the last of an early row is.
+                if splits > 1 && i % splits == splits - 1 {
+                    part.fill(0.0);
+                    part[head_dim] = -3.0e38;
+                }
+            }
+            vec![CaseBuffer::input(&parts), CaseBuffer::output(rows * heads * head_dim)]
+        }),
+        record: Box::new(move |recorder, b| {
+            let reduce = Reduce { first_row: 0, rows, heads, splits };
+            reduce.record(recorder, head_dim, &b[0].cast(), &b[1].cast());
+        }),
+        reference: Box::new(move |b| {
+            let mut y = Vec::with_capacity(rows * heads * head_dim);
+            for parts in b[0].values().chunks_exact(splits * (head_dim + 2)) {
+                let splits = || parts.chunks_exact(head_dim + 2);
+                let m = splits().map(|part| part[head_dim]).fold(f32::NEG_INFINITY, f32::max);
+                let sum: f32 = splits().map(|part| (part[head_dim] - m).exp() * part[head_dim + 1]).sum();
+                y.extend(
+                    (0..head_dim).map(|d| splits().map(|part| (part[head_dim] - m).exp() * part[d]).sum::<f32>() / sum),
+                );
+            }
+            vec![y]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}

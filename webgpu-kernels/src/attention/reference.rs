@@ -1,0 +1,42 @@
+//! The same in plain loops.
+
+use crate::kv::padded;
+
+/// Sizes that the buffers' lengths do not tell.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Position of the first row.
+    pub past_len: usize,
+    /// Tokens that the cache has room for.
+    pub capacity: usize,
+    /// Factor on `q . k`.
+    pub scale: f32,
+}
+
+/// `q`, `y`: [rows, heads, head_dim]. `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
+pub fn attention(shape: Shape, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
+    let Shape { heads, kv_heads, head_dim, past_len, capacity, scale } = shape;
+    let cached = |head: usize, key: usize| (head / (heads / kv_heads) * capacity + key) * padded(head_dim);
+    for (i, (q, y)) in q.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)).enumerate() {
+        let (row, head) = (i / heads, i % heads);
+        let keys = past_len + row + 1;
+        let scores: Vec<f32> = (0..keys)
+            .map(|key| scale * q.iter().zip(&k[cached(head, key)..]).map(|(q, k)| q * k).sum::<f32>())
+            .collect();
+        let m = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = scores.iter().map(|s| (s - m).exp()).sum();
+        y.fill(0.0);
+        for (key, score) in scores.iter().enumerate() {
+            let p = (score - m).exp() / sum;
+            for (y, v) in y.iter_mut().zip(&v[cached(head, key)..]) {
+                *y += p * v;
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Seeded inputs for the kernels' cases.
+
+use half::f16;
+use model_format::quant::{QUANT_FORMATS, no_quant};
+
+use crate::{
+    WeightFormat,
+    kernel::CaseBuffer,
+    matrix::{Slice, pairs},
+};
+
+/// A small seeded generator (splitmix64): the same numbers everywhere.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        Random(seed)
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1..1.
+    pub fn value(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    pub fn values(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.value()).collect()
+    }
+
+    pub fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+}
+
+/// A random matrix: `q_weight` and `q_scale`. Codes and scales are random words, so that every code and both signs of
+/// the scale occur.
+pub(crate) fn random_matrix(format: WeightFormat, rows: usize, cols: usize, seed: u64) -> [CaseBuffer; 2] {
+    let mut random = Random::new(seed);
+    let (q_weight, q_scale) = match format {
+        WeightFormat::Group { bits, group_size } => {
+            let (groups, per_word) = (format.blocks(cols), 32 / bits as usize);
+            let code_bits = ((1u64 << (per_word * bits as usize)) - 1) as u32;
+            let mut words: Vec<u32> = (0..rows * groups * 4).map(|_| random.next() as u32 & code_bits).collect();
+            // As the format has it, codes beyond the last column are zero.
+            let ragged = cols % group_size as usize;
+            if ragged > 0 {
+                for words in words.chunks_exact_mut(groups * 4) {
+                    for (w, word) in words[groups * 4 - 4..].iter_mut().enumerate() {
+                        let kept = (ragged.saturating_sub(w * per_word)).min(per_word) * bits as usize;
+                        *word &= if kept == 32 { u32::MAX } else { (1 << kept) - 1 };
+                    }
+                }
+            }
+            let scales: Vec<f16> = (0..rows * groups).map(|_| f16::from_f32(0.1 * random.value())).collect();
+            (words, pairs(&scales).into_owned())
+        }
+        WeightFormat::F16 => {
+            let values: Vec<f16> = (0..rows * cols).map(|_| f16::from_f32(random.value())).collect();
+            (no_quant::f16_words(cols, &values), vec![0; 4])
+        }
+        WeightFormat::F32 => (no_quant::f32_words(cols, &random.values(rows * cols)), vec![0; 4]),
+    };
+    [CaseBuffer::words(q_weight), CaseBuffer::words(q_scale)]
+}
+
+/// The values `[rows, cols]` of a matrix in device words.
+pub(crate) fn values(format: WeightFormat, rows: usize, cols: usize, q_weight: &[u32], q_scale: &[u32]) -> Vec<f32> {
+    match format {
+        WeightFormat::Group { bits, group_size } => {
+            let group =
+                model_format::quant::group_quant::GroupQuant { bits: bits as usize, group_size: group_size as usize };
+            let scales: Vec<f16> = halves(q_scale)[..rows * group.groups(cols)].to_vec();
+            group.dequantize(rows, cols, q_weight, &scales)
+        }
+        WeightFormat::F16 => {
+            let padded = cols.next_multiple_of(no_quant::BLOCK_SIZE);
+            let all = halves(q_weight);
+            all.chunks_exact(padded).take(rows).flat_map(|row| row[..cols].iter().map(|v| v.to_f32())).collect()
+        }
+        WeightFormat::F32 => {
+            let padded = cols.next_multiple_of(no_quant::BLOCK_SIZE);
+            let rows = q_weight.chunks_exact(padded).take(rows);
+            rows.flat_map(|row| row[..cols].iter().map(|v| f32::from_bits(*v))).collect()
+        }
+    }
+}
+
+/// Two f16 out of each word.
+pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
+    words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
+}
+
+/// The format most models come in.
+pub(crate) fn four_bits() -> WeightFormat {
+    let format = QUANT_FORMATS.iter().find_map(|format| format.group().filter(|group| group.bits == 4));
+    format.expect("there is a 4-bit format").into()
+}
+
+/// A case's buffers as a matrix of one slice.
+pub(crate) fn slice(
+    format: WeightFormat,
+    rows: usize,
+    cols: usize,
+    q_weight: &crate::gpu::Buffer<u32>,
+    q_scale: &crate::gpu::Buffer<u32>,
+) -> Slice {
+    Slice { first_row: 0, rows, cols, format, q_weight: q_weight.clone(), q_scale: q_scale.clone() }
+}

@@ -1,0 +1,166 @@
+//! `y[m, n] = sum over k of x[m, k] * w[n, k]` for one row m, and for up to [`MAX_BATCH`]: decoding.
+//!
+//! Bound by the memory that `w` is read from. A workgroup of about as many lanes as a row of `w` has blocks computes
+//! [`ROWS`] outputs, so each lane loads that many blocks at once and uses its piece of `x` for all of them. Choices:
+//! - `WORKGROUP`: the size that leaves the fewest lanes without a block.
+//! - `staged`: one row of `x` goes through workgroup memory, because lanes that read whole blocks of it from memory
+//!   would meet in the cache's banks.
+//! - `subgroups`: the sum over lanes within a subgroup needs no memory.
+//! - `ragged`: rows of `x` that are no multiple of four values long.
+
+mod reference;
+
+use crate::{
+    Case, CaseSet, Kernel, Variant, WeightFormat,
+    cases::{self, Random, four_bits, random_matrix},
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, params},
+    matrix::Slice,
+};
+
+pub use reference::gemv;
+
+/// Most rows of `x`.
+pub const MAX_BATCH: usize = 8;
+
+/// Outputs per workgroup.
+pub const ROWS: u32 = 4;
+
+/// `y[m, n] = sum over k of x[m, k] * w[n, k]`.
+pub struct Gemv {
+    /// Rows of `x`, M: 1 to [`MAX_BATCH`].
+    pub batch: usize,
+    /// Columns of `y`: rows of the whole matrix, where `w` is a slice of one.
+    pub y_stride: usize,
+}
+
+params! { struct GemvParams { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32 } }
+
+/// The kernel's record.
+pub static KERNEL: Kernel = Kernel {
+    name: "gemv",
+    wgsl: include_str!("gemv.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: GemvParams::LAYOUT,
+    cases,
+};
+
+impl Gemv {
+    /// `x`: [batch, w.cols]. `y`: [batch, y_stride].
+    pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+        let variant = variant(recorder.gpu().caps(), w.format, w.cols, self.batch);
+        self.record_variant(recorder, &variant, w, x, y);
+    }
+
+    fn record_variant(&self, recorder: &mut Recorder, variant: &Variant, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+        assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, got {}", self.batch);
+        let params = GemvParams {
+            rows: w.rows as u32,
+            cols: w.cols as u32,
+            blocks: w.format.blocks(w.cols) as u32,
+            first_row: w.first_row as u32,
+            y_stride: self.y_stride as u32,
+        };
+        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
+        recorder.dispatch(&KERNEL, variant, &params, &buffers, w.rows.div_ceil(ROWS as usize));
+    }
+}
+
+fn variant(caps: &Caps, format: WeightFormat, cols: usize, batch: usize) -> Variant {
+    Variant::new()
+        .weights(format)
+        .constant_is("WORKGROUP", workgroup(format.blocks(cols)))
+        .constant_is("ROWS", ROWS)
+        .constant_is("BATCH", batch as u32)
+        .flag_if("STAGED", batch == 1)
+        .flag_if("RAGGED", cols % 4 != 0)
+        .subgroups(caps)
+}
+
+/// Lanes for rows of so many blocks: of 32, 64 and 96 the one that wastes the fewest, the larger when equal. Workgroup
+/// memory has no room for the `x` of more.
+fn workgroup(blocks: usize) -> u32 {
+    let wasted = |lanes: usize| blocks.next_multiple_of(lanes);
+    [96, 64, 32].into_iter().min_by_key(|&lanes| wasted(lanes)).expect("three sizes") as u32
+}
+
+fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
+    let q4 = four_bits();
+    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
+    let (f16, f32) = (WeightFormat::F16, WeightFormat::F32);
+    let shapes: &[(WeightFormat, usize, usize, usize)] = match set {
+        CaseSet::Test => &[
+            (q4, 1, 64, 576),
+            (q4, 1, 67, 1536),
+            (q4, 1, 30, 2048),
+            (q4, 1, 33, 3072),
+            (q4, 1, 16, 8192),
+            (q4, 1, 1, 32),
+            (q4, 1, 5, 100),
+            (q4, 1, 5, 77),
+            (q4, 2, 67, 576),
+            (q4, 5, 30, 3072),
+            (q4, 8, 19, 2048),
+            (q4, 3, 9, 77),
+            (f16, 1, 30, 3072),
+            (f16, 1, 30, 77),
+            (f16, 4, 30, 576),
+            (f32, 1, 30, 576),
+            (q3, 1, 20, 640),
+            (q3, 3, 20, 100),
+        ],
+        CaseSet::Bench => &[
+            (q4, 1, 5120, 3072),
+            (q4, 1, 3072, 3072),
+            (q4, 1, 16_384, 3072),
+            (q4, 1, 3072, 8192),
+            (q4, 1, 128_256, 3072),
+            (q4, 1, 1024, 3072),
+            (q4, 1, 576, 576),
+            (q4, 4, 16_384, 3072),
+            (q4, 8, 16_384, 3072),
+            (f16, 1, 16_384, 3072),
+        ],
+    };
+    shapes.iter().map(|&(format, batch, rows, cols)| case(caps, format, batch, rows, cols)).collect()
+}
+
+fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
+    let variant = variant(caps, format, cols, batch);
+    let recorded = variant.clone();
+    Case {
+        label: format!("{batch} x {rows} x {cols}"),
+        variant,
+        flops: 2 * (batch * rows * cols) as u64,
+        bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * batch * (rows + cols)) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
+            let x = Random::new(rows as u64).values(batch * cols);
+            vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::output(batch * rows)]
+        }),
+        record: Box::new(move |recorder, b| {
+            let w = cases::slice(format, rows, cols, &b[0], &b[1]);
+            let gemv = Gemv { batch, y_stride: rows };
+            gemv.record_variant(recorder, &recorded, &w, &b[2].cast(), &b[3].cast());
+        }),
+        reference: Box::new(move |b| {
+            let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
+            let mut y = vec![0.0; batch * rows];
+            gemv(&w, b[2].values(), cols, &mut y);
+            vec![y]
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::workgroup;
+
+    #[test]
+    fn workgroups_fit_the_rows_of_real_models() {
+        for (cols, lanes) in [(576, 32), (1536, 64), (2048, 64), (3072, 96), (4096, 64), (8192, 64)] {
+            assert_eq!(workgroup(cols / 32), lanes, "{cols}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Which devices there are and what they can do: [`AdapterSummary`], [`Selection`], [`Caps`].
+
+use std::{convert::Infallible, fmt, str::FromStr};
+
+/// A device that can be opened, as `chat-cli devices` lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterSummary {
+    /// The name its driver gives it.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12` or `webgpu`.
+    pub backend: String,
+    /// What kind of device it is.
+    pub device_type: DeviceType,
+    /// Driver and version, as far as known.
+    pub driver: String,
+    /// What it can do.
+    pub caps: Caps,
+}
+
+/// Kinds of devices, the preferred first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DeviceType {
+    /// A GPU with memory of its own.
+    Discrete,
+    /// A GPU that shares the processor's memory.
+    Integrated,
+    /// A GPU behind a virtual machine.
+    Virtual,
+    /// Unknown.
+    Other,
+    /// The processor, in the role of a GPU.
+    Cpu,
+}
+
+impl fmt::Display for DeviceType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            DeviceType::Discrete => "discrete GPU",
+            DeviceType::Integrated => "integrated GPU",
+            DeviceType::Virtual => "virtual GPU",
+            DeviceType::Other => "unknown device",
+            DeviceType::Cpu => "software",
+        })
+    }
+}
+
+/// What a device can do, as far as a kernel's choice of variant depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caps {
+    /// Whether shaders may compute in f16. No kernel needs it: f16 is stored in pairs.
+    pub f16: bool,
+    /// Sizes of subgroups, if shaders may use them.
+    pub subgroups: Option<SubgroupSizes>,
+    /// Whether the device measures time.
+    pub timestamps: bool,
+    /// Largest buffer that a kernel sees, in bytes.
+    pub max_binding: u64,
+    /// Largest buffer, in bytes.
+    pub max_buffer: u64,
+}
+
+impl Caps {
+    /// What every WebGPU device has.
+    pub const WEBGPU_DEFAULTS: Caps =
+        Caps { f16: false, subgroups: None, timestamps: false, max_binding: 128 << 20, max_buffer: 256 << 20 };
+}
+
+/// Smallest and largest number of lanes in a subgroup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubgroupSizes {
+    /// Smallest.
+    pub min: u32,
+    /// Largest.
+    pub max: u32,
+}
+
+/// Which device to open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Selection {
+    /// The first of [`crate::Gpu::adapters`]: real GPUs before software ones.
+    #[default]
+    Auto,
+    /// By position in [`crate::Gpu::adapters`].
+    Index(usize),
+    /// The first whose name contains this, in any case.
+    Name(String),
+}
+
+impl FromStr for Selection {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Selection, Infallible> {
+        Ok(match text.parse() {
+            Ok(index) => Selection::Index(index),
+            Err(_) if text.eq_ignore_ascii_case("auto") => Selection::Auto,
+            Err(_) => Selection::Name(text.into()),
+        })
+    }
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Selection::Auto => f.write_str("auto"),
+            Selection::Index(index) => write!(f, "{index}"),
+            Selection::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl Selection {
+    /// The position of the selected adapter among these names.
+    pub(crate) fn choose(&self, names: &[String]) -> Option<usize> {
+        match self {
+            Selection::Auto => (!names.is_empty()).then_some(0),
+            Selection::Index(index) => (*index < names.len()).then_some(*index),
+            Selection::Name(part) => {
+                let part = part.to_lowercase();
+                names.iter().position(|name| name.to_lowercase().contains(&part))
+            }
+        }
+    }
+}
+
+/// How to open a device. The default takes all it has; tests take less.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Use f16 arithmetic where the device has it.
+    pub f16: bool,
+    /// Use subgroups where the device has them.
+    pub subgroups: bool,
+    /// Ask for no more than WebGPU's default limits.
+    pub default_limits: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions { f16: true, subgroups: true, default_limits: false }
+    }
+}
+
+impl OpenOptions {
+    /// The least that a WebGPU implementation offers.
+    pub const WEBGPU_DEFAULTS: OpenOptions = OpenOptions { f16: false, subgroups: false, default_limits: true };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_selection_is_read_and_matched() {
+        let names = ["NVIDIA H100".to_string(), "llvmpipe".to_string()];
+        let choose = |text: &str| text.parse::<Selection>().unwrap().choose(&names);
+        assert_eq!(choose("auto"), Some(0));
+        assert_eq!(choose("1"), Some(1));
+        assert_eq!(choose("2"), None);
+        assert_eq!(choose("LLVM"), Some(1));
+        assert_eq!(choose("radeon"), None);
+        assert_eq!(Selection::Auto.choose(&[]), None);
+    }
+}

@@ -1,0 +1,167 @@
+//! [`Buffer`]: typed memory on the device.
+
+use std::{
+    marker::PhantomData,
+    sync::{Arc, atomic::Ordering},
+};
+
+use super::{
+    device::{Gpu, Shared, lock},
+    pool::size_class,
+};
+use crate::{Error, Result};
+
+/// Element types of buffers: four bytes.
+pub trait Word: bytemuck::Pod {}
+impl Word for f32 {}
+impl Word for u32 {}
+
+/// Memory on the device, `len` elements of `T`. Clones share it; the last one to go frees it, or gives it back to the
+/// pool when it is a temporary.
+pub struct Buffer<T> {
+    pub(crate) raw: Arc<RawBuffer>,
+    /// First element that a kernel sees.
+    start: usize,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+pub(crate) struct RawBuffer {
+    pub id: u64,
+    pub buffer: wgpu::Buffer,
+    is_temporary: bool,
+    shared: Arc<Shared>,
+}
+
+impl Drop for RawBuffer {
+    fn drop(&mut self) {
+        let size = self.buffer.size();
+        if self.is_temporary {
+            lock(&self.shared.pool).give_back(self.id, size, self.buffer.clone());
+        } else {
+            self.shared.in_use.fetch_sub(size, Ordering::Relaxed);
+            lock(&self.shared.dead).push(self.id);
+        }
+    }
+}
+
+impl<T> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        Buffer { raw: self.raw.clone(), start: self.start, len: self.len, element: PhantomData }
+    }
+}
+
+impl<T: Word> Buffer<T> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The same memory with elements of another type.
+    pub fn cast<U: Word>(&self) -> Buffer<U> {
+        Buffer { raw: self.raw.clone(), start: self.start, len: self.len, element: PhantomData }
+    }
+
+    /// `len` elements from `start`, which must be a multiple of 64 (256 bytes, WebGPU's alignment of bindings).
+    pub fn slice(&self, start: usize, len: usize) -> Buffer<T> {
+        assert!(start % 64 == 0, "slice: start must be a multiple of 64, got {start}");
+        assert!(start + len <= self.len, "slice: {start} + {len} is beyond {}", self.len);
+        Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
+    }
+
+    /// First byte that a kernel sees.
+    pub(crate) fn offset(&self) -> u64 {
+        4 * self.start as u64
+    }
+}
+
+impl Gpu {
+    /// `len` elements, all zero.
+    ///
+    /// Errors: larger than the device allows, or out of memory.
+    pub fn zeroed<T: Word>(&self, len: usize) -> Result<Buffer<T>> {
+        let bytes = byte_size(len).max(16);
+        let buffer = self.allocate(bytes)?;
+        Ok(self.wrap(buffer, len, false, None))
+    }
+
+    /// A copy of `values`. Copies start in the background; nothing waits.
+    ///
+    /// Errors: larger than the device allows, or out of memory.
+    pub fn upload<T: Word>(&self, values: &[T]) -> Result<Buffer<T>> {
+        let buffer = self.zeroed(values.len())?;
+        self.write(&buffer, values);
+        Ok(buffer)
+    }
+
+    /// Writes from the start of `buffer`, after what was submitted and before what is being recorded.
+    pub(crate) fn write<T: Word>(&self, buffer: &Buffer<T>, values: &[T]) {
+        assert!(values.len() <= buffer.len, "write: {} values into {}", values.len(), buffer.len);
+        const CHUNK: usize = 16 << 20;
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
+            self.shared.queue.write_buffer(&buffer.raw.buffer, buffer.offset() + (i * CHUNK) as u64, chunk);
+            let staged = self.shared.staged.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
+            if staged >= 2 * CHUNK as u64 {
+                self.shared.start_copies();
+            }
+        }
+    }
+
+    /// A temporary of `len` elements with any content. `for_host`: it will be written with [`Gpu::write`].
+    pub(crate) fn temporary<T: Word>(&self, len: usize, for_host: bool) -> Result<Buffer<T>> {
+        let bytes = byte_size(len);
+        let limit = self.caps().max_binding.min(self.caps().max_buffer);
+        // Rounding up must not be what makes it too large.
+        let size = if size_class(bytes) <= limit { size_class(bytes) } else { bytes };
+        let found = lock(&self.shared.pool).take(size, for_host);
+        Ok(match found {
+            Some((id, buffer)) => self.wrap(buffer, len, true, Some(id)),
+            None => self.wrap(self.allocate(size)?, len, true, None),
+        })
+    }
+
+    fn wrap<T: Word>(&self, buffer: wgpu::Buffer, len: usize, is_temporary: bool, id: Option<u64>) -> Buffer<T> {
+        let id = id.unwrap_or_else(|| self.shared.next_id());
+        let raw = RawBuffer { id, buffer, is_temporary, shared: self.shared.clone() };
+        Buffer { raw: Arc::new(raw), start: 0, len, element: PhantomData }
+    }
+
+    fn allocate(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let limit = self.caps().max_binding.min(self.caps().max_buffer);
+        if bytes > limit {
+            return Err(Error::BufferTooLarge { bytes, limit });
+        }
+        use wgpu::BufferUsages as Usage;
+        let buffer = self.shared.create_buffer(bytes, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)?;
+        self.shared.in_use.fetch_add(bytes, Ordering::Relaxed);
+        Ok(buffer)
+    }
+}
+
+impl Shared {
+    /// A buffer, or the error where the device tells at once, as native ones do. A browser tells later, and the error
+    /// waits for the next read.
+    pub fn create_buffer(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        #[cfg(not(target_arch = "wasm32"))]
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer =
+            self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
+        #[cfg(not(target_arch = "wasm32"))]
+        if let std::task::Poll::Ready(Some(_)) =
+            std::pin::pin!(scope.pop()).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+        {
+            return Err(Error::OutOfMemory { bytes: size, in_use: self.in_use.load(Ordering::Relaxed) });
+        }
+        Ok(buffer)
+    }
+}
+
+fn byte_size(len: usize) -> u64 {
+    (len as u64).saturating_mul(4)
+}

@@ -1,0 +1,244 @@
+//! [`Gpu`]: an open device, shared by everything that lives on it.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
+
+use super::{
+    adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
+    pipeline::Pipelines,
+    pool::Pool,
+};
+use crate::{Error, Result};
+
+/// Parameters of one submission, all dispatches together, in bytes.
+pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
+
+/// Matrices are cut into slices of at most this many bytes, WebGPU's default limit, also where the device allows more:
+/// one path to test.
+const SLICE_BYTES: u64 = 128 << 20;
+
+/// An open device. Clones share it.
+#[derive(Clone)]
+pub struct Gpu {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub device: wgpu::Device,
+    pub queue: wgpu::Queue,
+    pub summary: AdapterSummary,
+    pub limits: wgpu::Limits,
+    pub uniforms: wgpu::Buffer,
+    pub pool: Mutex<Pool>,
+    pub pipelines: Mutex<Pipelines>,
+    /// Ids of buffers that are gone, whose bind groups must go too.
+    pub dead: Mutex<Vec<u64>>,
+    /// Bytes in buffers.
+    pub in_use: AtomicU64,
+    /// Bytes written since the last submission.
+    pub staged: AtomicU64,
+    next_id: AtomicU64,
+    error: Arc<Mutex<Option<Error>>>,
+}
+
+/// A lock that a panic elsewhere does not close: the data is only ever replaced whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Gpu {
+    /// Every device there is: discrete GPUs first, then integrated ones, software last.
+    pub async fn adapters() -> Vec<AdapterSummary> {
+        enumerate().await.into_iter().map(|(_, summary)| summary).collect()
+    }
+
+    /// Opens a device.
+    ///
+    /// Errors: no adapter, none that matches, or one that does not open.
+    pub async fn open(selection: &Selection, options: OpenOptions) -> Result<Gpu> {
+        let mut adapters = enumerate().await;
+        if adapters.is_empty() {
+            return Err(Error::NoAdapter);
+        }
+        let names: Vec<String> = adapters.iter().map(|(_, summary)| summary.name.clone()).collect();
+        let index = selection.choose(&names).ok_or_else(|| Error::NoSuchAdapter {
+            selection: selection.to_string(),
+            found: names.iter().enumerate().map(|(index, name)| format!("{index} {name}")).collect(),
+        })?;
+        let (adapter, summary) = adapters.swap_remove(index);
+        Gpu::open_adapter(&adapter, summary, options).await
+    }
+
+    async fn open_adapter(adapter: &wgpu::Adapter, mut summary: AdapterSummary, options: OpenOptions) -> Result<Gpu> {
+        let mut features = wgpu::Features::empty();
+        summary.caps.f16 &= options.f16;
+        if summary.caps.f16 {
+            features |= wgpu::Features::SHADER_F16;
+        }
+        if !options.subgroups {
+            summary.caps.subgroups = None;
+        }
+        if summary.caps.subgroups.is_some() {
+            features |= wgpu::Features::SUBGROUP;
+        }
+        if summary.caps.timestamps {
+            features |= wgpu::Features::TIMESTAMP_QUERY;
+        }
+        let limits = required_limits(&adapter.limits(), options.default_limits);
+        summary.caps.max_binding = limits.max_storage_buffer_binding_size;
+        summary.caps.max_buffer = limits.max_buffer_size;
+
+        let (device, queue) = adapter
+            .request_device(&wgpu::DeviceDescriptor {
+                label: Some("model"),
+                required_features: features,
+                required_limits: limits.clone(),
+                memory_hints: wgpu::MemoryHints::MemoryUsage,
+                ..Default::default()
+            })
+            .await
+            .map_err(|e| Error::OpenDevice { adapter: summary.name.clone(), reason: e.to_string() })?;
+
+        let error = Arc::new(Mutex::new(None));
+        let first = error.clone();
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
+            lock(&first).get_or_insert(Error::Refused { reason: e.to_string() });
+        }));
+        let first = error.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                // What led to the loss was reported first and says more.
+                lock(&first).get_or_insert(Error::DeviceLost { reason: message });
+            }
+        });
+
+        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("params"),
+            size: UNIFORM_BYTES,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Ok(Gpu {
+            shared: Arc::new(Shared {
+                device,
+                queue,
+                summary,
+                limits,
+                uniforms,
+                pool: Mutex::default(),
+                pipelines: Mutex::default(),
+                dead: Mutex::default(),
+                in_use: AtomicU64::new(0),
+                staged: AtomicU64::new(0),
+                next_id: AtomicU64::new(1),
+                error,
+            }),
+        })
+    }
+
+    /// The device and its driver.
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.shared.summary
+    }
+
+    /// What the device can do, less what [`OpenOptions`] left out.
+    pub fn caps(&self) -> &Caps {
+        &self.shared.summary.caps
+    }
+
+    /// Bytes of device memory that this program holds.
+    pub fn bytes_in_use(&self) -> u64 {
+        self.shared.in_use.load(Ordering::Relaxed)
+    }
+
+    /// Largest piece of a matrix that is bound at once, in bytes.
+    pub(crate) fn slice_bytes(&self) -> u64 {
+        self.caps().max_binding.min(self.caps().max_buffer).min(SLICE_BYTES)
+    }
+
+    /// The first error that no call has returned, if there is one. It stays.
+    pub fn error(&self) -> Option<Error> {
+        self.shared.error()
+    }
+}
+
+impl Shared {
+    pub fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub fn error(&self) -> Option<Error> {
+        lock(&self.error).clone()
+    }
+
+    /// Keeps the first error, for the next read.
+    pub fn fail(&self, error: Error) {
+        lock(&self.error).get_or_insert(error);
+    }
+
+    /// Starts copies that were asked for and frees the memory of those that are done, so that loading a model does not
+    /// hold it twice. Never waits.
+    pub fn start_copies(&self) {
+        self.staged.store(0, Ordering::Relaxed);
+        self.queue.submit([]);
+        // An error is a lost device, which its callback keeps.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+    }
+}
+
+async fn enumerate() -> Vec<(wgpu::Adapter, AdapterSummary)> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::PRIMARY,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    let mut list: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter), adapter)).collect();
+    // Stable: drivers of one kind stay in their order, which is the system's preference.
+    list.sort_by_key(|(summary, _)| summary.device_type);
+    list.into_iter().map(|(summary, adapter)| (adapter, summary)).collect()
+}
+
+fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    let features = adapter.features();
+    let limits = adapter.limits();
+    let subgroups = features
+        .contains(wgpu::Features::SUBGROUP)
+        .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
+    AdapterSummary {
+        name: info.name,
+        backend: info.backend.to_string(),
+        device_type: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => DeviceType::Discrete,
+            wgpu::DeviceType::IntegratedGpu => DeviceType::Integrated,
+            wgpu::DeviceType::VirtualGpu => DeviceType::Virtual,
+            wgpu::DeviceType::Cpu => DeviceType::Cpu,
+            wgpu::DeviceType::Other => DeviceType::Other,
+        },
+        driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
+        caps: Caps {
+            f16: features.contains(wgpu::Features::SHADER_F16),
+            subgroups,
+            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+            max_binding: limits.max_storage_buffer_binding_size,
+            max_buffer: limits.max_buffer_size,
+        },
+    }
+}
+
+/// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment unless those are unwanted. No kernel
+/// needs more than the defaults in anything else.
+fn required_limits(adapter: &wgpu::Limits, default_limits: bool) -> wgpu::Limits {
+    let defaults = wgpu::Limits::default();
+    if default_limits {
+        return defaults;
+    }
+    wgpu::Limits {
+        max_buffer_size: adapter.max_buffer_size,
+        max_storage_buffer_binding_size: adapter.max_storage_buffer_binding_size,
+        min_uniform_buffer_offset_alignment: adapter.min_uniform_buffer_offset_alignment,
+        ..defaults
+    }
+}

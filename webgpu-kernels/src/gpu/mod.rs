@@ -1,0 +1,24 @@
+//! The GPU runtime: the only place that touches `wgpu`.
+//!
+//! [`Gpu`] opens a device, [`Buffer`] is memory on it, a [`Recorder`] collects dispatches and submits them in one pass,
+//! and reading a buffer back is the only thing that waits. Start with `recorder.rs`.
+
+mod adapter;
+mod buffer;
+mod device;
+mod pipeline;
+mod pool;
+mod readback;
+mod recorder;
+mod timing;
+#[cfg(not(target_arch = "wasm32"))]
+mod wait;
+
+pub use adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes};
+pub use buffer::{Buffer, Word};
+pub use device::Gpu;
+pub use readback::Readback;
+pub use recorder::{Binding, Recorder};
+pub use timing::PassTimer;
+#[cfg(not(target_arch = "wasm32"))]
+pub use wait::block_on;

@@ -1,0 +1,110 @@
+//! [`Readback`]: the future of values on their way to the host. The only wait of this crate.
+
+use std::{
+    future::Future,
+    marker::PhantomData,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+};
+
+use super::{
+    buffer::{Buffer, Word},
+    device::{Gpu, lock},
+    pool::size_class,
+};
+use crate::{Error, Result};
+
+/// Values on their way to the host. In a browser the event loop completes it, natively [`super::block_on`] does.
+pub struct Readback<T> {
+    gpu: Gpu,
+    /// Taken when the values were read.
+    staging: Option<wgpu::Buffer>,
+    size: u64,
+    len: usize,
+    submission: Option<wgpu::SubmissionIndex>,
+    progress: Arc<Mutex<Progress>>,
+    element: PhantomData<T>,
+}
+
+#[derive(Default)]
+struct Progress {
+    outcome: Option<Result<(), wgpu::BufferAsyncError>>,
+    waker: Option<Waker>,
+}
+
+impl<T: Word> Readback<T> {
+    pub(crate) fn new(gpu: &Gpu, len: usize) -> Result<Readback<T>> {
+        let size = size_class(4 * len as u64);
+        let pooled = lock(&gpu.shared.pool).take_staging(size);
+        let staging = match pooled {
+            Some(staging) => staging,
+            None => gpu.shared.create_buffer(size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?,
+        };
+        Ok(Readback {
+            gpu: gpu.clone(),
+            staging: Some(staging),
+            size,
+            len,
+            submission: None,
+            progress: Arc::default(),
+            element: PhantomData,
+        })
+    }
+
+    pub(crate) fn copy_from(&mut self, encoder: &mut wgpu::CommandEncoder, source: &Buffer<T>) {
+        let staging = self.staging.as_ref().expect("not read yet");
+        if self.len > 0 {
+            encoder.copy_buffer_to_buffer(&source.raw.buffer, source.offset(), staging, 0, 4 * self.len as u64);
+        }
+    }
+
+    /// Asks for the mapping, after the copy was submitted.
+    pub(crate) fn begin(&mut self, submission: wgpu::SubmissionIndex) {
+        self.submission = Some(submission);
+        let progress = self.progress.clone();
+        self.staging.as_ref().expect("not read yet").map_async(wgpu::MapMode::Read, .., move |outcome| {
+            let mut progress = lock(&progress);
+            progress.outcome = Some(outcome);
+            if let Some(waker) = progress.waker.take() {
+                waker.wake();
+            }
+        });
+    }
+}
+
+impl<T: Word + Unpin> Future for Readback<T> {
+    type Output = Result<Vec<T>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Result<Vec<T>>> {
+        let this = &mut *self;
+        {
+            let mut progress = lock(&this.progress);
+            match progress.outcome {
+                None => {
+                    if let Some(error) = this.gpu.error() {
+                        return Poll::Ready(Err(error));
+                    }
+                    progress.waker = Some(context.waker().clone());
+                    #[cfg(not(target_arch = "wasm32"))]
+                    super::wait::expect(&this.gpu.shared.device, this.submission.clone());
+                    return Poll::Pending;
+                }
+                Some(Err(wgpu::BufferAsyncError)) => {
+                    let lost = Error::DeviceLost { reason: "a result could not be read back".into() };
+                    return Poll::Ready(Err(this.gpu.error().unwrap_or(lost)));
+                }
+                Some(Ok(())) => {}
+            }
+        }
+        let staging = this.staging.take().expect("a readback is awaited once");
+        let values = match staging.get_mapped_range(..4 * this.len.max(1) as u64) {
+            Ok(view) => bytemuck::pod_collect_to_vec::<u8, T>(&view)[..this.len].to_vec(),
+            Err(e) => return Poll::Ready(Err(Error::Refused { reason: e.to_string() })),
+        };
+        staging.unmap();
+        lock(&this.gpu.shared.pool).give_back_staging(this.size, staging);
+        // Values that were computed after an error mean nothing.
+        Poll::Ready(this.gpu.error().map_or(Ok(values), Err))
+    }
+}

@@ -1,0 +1,207 @@
+//! [`Recorder`]: dispatches, collected and submitted in one compute pass.
+//!
+//! Kernels' `record` functions call [`Recorder::dispatch`]. Parameters of all dispatches of a submission lie in one
+//! uniform buffer, written once. Nothing waits until a [`Readback`] is awaited.
+
+use std::collections::HashMap;
+
+use super::{
+    buffer::{Buffer, Word},
+    device::{Gpu, UNIFORM_BYTES, lock},
+    pipeline::MAX_BINDINGS,
+    readback::Readback,
+    timing::PassTimer,
+};
+use crate::{Kernel, Result, Variant, kernel::Params};
+
+/// Most workgroups in one dimension: WebGPU's default limit.
+const MAX_GROUPS: u32 = 65_535;
+
+/// Submit at the latest after this many dispatches: the device starts while the host goes on recording, and no
+/// submission takes so long that a driver's watchdog resets the device.
+const MAX_DISPATCHES: usize = 128;
+
+/// A buffer in a kernel's list of bindings.
+pub struct Binding<'a> {
+    id: u64,
+    offset: u64,
+    buffer: &'a wgpu::Buffer,
+}
+
+impl<'a, T: Word> From<&'a Buffer<T>> for Binding<'a> {
+    fn from(buffer: &'a Buffer<T>) -> Binding<'a> {
+        Binding { id: buffer.raw.id, offset: buffer.offset(), buffer: &buffer.raw.buffer }
+    }
+}
+
+/// Collects dispatches and submits them.
+pub struct Recorder {
+    gpu: Gpu,
+    dispatches: Vec<Dispatch>,
+    params: Vec<u8>,
+    offsets: HashMap<Vec<u8>, u32>,
+    max_dispatches: usize,
+}
+
+struct Dispatch {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    params: u32,
+    groups: (u32, u32),
+}
+
+impl Recorder {
+    /// An empty recorder.
+    pub fn new(gpu: &Gpu) -> Recorder {
+        Recorder {
+            gpu: gpu.clone(),
+            dispatches: Vec::new(),
+            params: Vec::new(),
+            offsets: HashMap::new(),
+            max_dispatches: MAX_DISPATCHES,
+        }
+    }
+
+    /// The device.
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// A temporary of `len` elements with any content. When its last clone is dropped it may be used again by what is
+    /// recorded after that.
+    ///
+    /// Out of memory, or too large: the error waits for the next read, and a small buffer stands in.
+    pub fn temporary<T: Word>(&mut self, len: usize) -> Buffer<T> {
+        self.gpu.temporary(len, false).unwrap_or_else(|error| self.stand_in(error))
+    }
+
+    /// A temporary that holds `values` when what is recorded from now on runs. Errors as with [`Recorder::temporary`].
+    pub fn upload<T: Word>(&mut self, values: &[T]) -> Buffer<T> {
+        match self.gpu.temporary(values.len(), true) {
+            Ok(buffer) => {
+                self.gpu.write(&buffer, values);
+                buffer
+            }
+            Err(error) => self.stand_in(error),
+        }
+    }
+
+    fn stand_in<T: Word>(&mut self, error: crate::Error) -> Buffer<T> {
+        self.gpu.shared.fail(error);
+        self.gpu.temporary(64, false).expect("256 bytes of device memory")
+    }
+
+    /// Records `groups` workgroups of a kernel. More than 65,535 wrap into the second dimension; the last row may hold
+    /// more than were asked for, and kernels return early there.
+    pub fn dispatch<P: Params>(
+        &mut self,
+        kernel: &'static Kernel,
+        variant: &Variant,
+        params: &P,
+        buffers: &[Binding<'_>],
+        groups: usize,
+    ) {
+        assert_eq!(buffers.len(), kernel.bindings.len(), "{}: number of buffers", kernel.name);
+        assert_eq!(size_of::<P>(), kernel.params.size, "{}: size of the parameters", kernel.name);
+        if groups == 0 || self.gpu.error().is_some() {
+            return;
+        }
+        let groups = u32::try_from(groups).unwrap_or_else(|_| panic!("{}: {groups} workgroups", kernel.name));
+        let step = self.gpu.shared.limits.min_uniform_buffer_offset_alignment as usize;
+        if self.dispatches.len() >= self.max_dispatches
+            || self.params.len().next_multiple_of(step) + kernel.params.size > UNIFORM_BYTES as usize
+        {
+            self.submit();
+        }
+
+        let pipeline = self.gpu.shared.pipeline(kernel, variant);
+        let mut bound: [(u64, u64, &wgpu::Buffer); MAX_BINDINGS] = [(0, 0, &self.gpu.shared.uniforms); MAX_BINDINGS];
+        for (slot, binding) in bound.iter_mut().zip(buffers) {
+            *slot = (binding.id, binding.offset, binding.buffer);
+        }
+        let bind_group = self.gpu.shared.bind_group(&pipeline.layout, &bound[..buffers.len()]);
+        let params = self.place_params(bytemuck::bytes_of(params), step);
+        let rows = groups.div_ceil(MAX_GROUPS);
+        self.dispatches.push(Dispatch {
+            pipeline: pipeline.pipeline.clone(),
+            bind_group,
+            params,
+            groups: (groups.div_ceil(rows), rows),
+        });
+    }
+
+    /// Where these parameters lie in the uniform buffer. Equal ones, as of every layer's norm, lie there once.
+    fn place_params(&mut self, bytes: &[u8], step: usize) -> u32 {
+        if let Some(&offset) = self.offsets.get(bytes) {
+            return offset;
+        }
+        let offset = self.params.len().next_multiple_of(step);
+        self.params.resize(offset, 0);
+        self.params.extend_from_slice(bytes);
+        self.offsets.insert(bytes.to_vec(), offset as u32);
+        offset as u32
+    }
+
+    /// Hands what was recorded to the device.
+    pub fn submit(&mut self) {
+        self.submit_with(|_| {}, None);
+    }
+
+    /// Hands what was recorded to the device, and measures the time it takes there.
+    pub fn submit_timed(&mut self, timer: &PassTimer) {
+        self.submit_with(|encoder| timer.resolve(encoder), Some(timer));
+    }
+
+    /// Lets a submission hold any number of dispatches, for measurements of one pass.
+    pub fn without_early_submission(mut self) -> Recorder {
+        self.max_dispatches = usize::MAX;
+        self
+    }
+
+    fn submit_with(
+        &mut self,
+        after: impl FnOnce(&mut wgpu::CommandEncoder),
+        timer: Option<&PassTimer>,
+    ) -> wgpu::SubmissionIndex {
+        let shared = &self.gpu.shared;
+        if !self.params.is_empty() {
+            self.params.resize(self.params.len().next_multiple_of(4), 0);
+            shared.queue.write_buffer(&shared.uniforms, 0, &self.params);
+        }
+        let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+        if !self.dispatches.is_empty() {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: None,
+                timestamp_writes: timer.map(PassTimer::writes),
+            });
+            for dispatch in self.dispatches.drain(..) {
+                pass.set_pipeline(&dispatch.pipeline);
+                pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);
+                pass.dispatch_workgroups(dispatch.groups.0, dispatch.groups.1, 1);
+            }
+        }
+        after(&mut encoder);
+        let index = shared.queue.submit([encoder.finish()]);
+        self.params.clear();
+        self.offsets.clear();
+        lock(&shared.pool).submission += 1;
+        shared.forget_dead();
+        index
+    }
+
+    /// Submits, and copies `buffer` to the host. Await the result for its values.
+    pub fn read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Readback<T>> {
+        if let Some(error) = self.gpu.error() {
+            return Err(error);
+        }
+        let mut readback = Readback::new(&self.gpu, buffer.len())?;
+        let index = self.submit_with(|encoder| readback.copy_from(encoder, buffer), None);
+        readback.begin(index);
+        Ok(readback)
+    }
+
+    /// Bind groups that exist on the device. It stays the same from one decode step to the next.
+    pub fn bind_group_count(&self) -> usize {
+        self.gpu.shared.bind_group_count()
+    }
+}

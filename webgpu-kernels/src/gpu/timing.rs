@@ -1,0 +1,77 @@
+//! Device time: [`PassTimer`] for one pass, and the bandwidth of a copy to hold results against.
+
+use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
+use crate::Result;
+
+/// Two timestamps around a pass.
+pub struct PassTimer {
+    queries: wgpu::QuerySet,
+    resolved: wgpu::Buffer,
+    ticks: Buffer<u32>,
+    nanoseconds_per_tick: f64,
+}
+
+impl PassTimer {
+    /// `None` where the device has no timestamps.
+    pub fn new(gpu: &Gpu) -> Result<Option<PassTimer>> {
+        if !gpu.caps().timestamps {
+            return Ok(None);
+        }
+        let device = &gpu.shared.device;
+        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: None,
+            ty: wgpu::QueryType::Timestamp,
+            count: 2,
+        });
+        use wgpu::BufferUsages as Usage;
+        let resolved = gpu.shared.create_buffer(256, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?;
+        let nanoseconds_per_tick = f64::from(gpu.shared.queue.get_timestamp_period());
+        Ok(Some(PassTimer { queries, resolved, ticks: gpu.zeroed(4)?, nanoseconds_per_tick }))
+    }
+
+    pub(crate) fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+        wgpu::ComputePassTimestampWrites {
+            query_set: &self.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        }
+    }
+
+    pub(crate) fn resolve(&self, encoder: &mut wgpu::CommandEncoder) {
+        encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
+        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.ticks.raw.buffer, self.ticks.offset(), 16);
+    }
+
+    /// Seconds between the beginning and the end of the pass that was submitted last.
+    pub async fn seconds(&self, recorder: &mut Recorder) -> Result<f64> {
+        let ticks = recorder.read(&self.ticks)?.await?;
+        let tick = |i: usize| u64::from(ticks[i]) | u64::from(ticks[i + 1]) << 32;
+        Ok(tick(2).saturating_sub(tick(0)) as f64 * self.nanoseconds_per_tick * 1e-9)
+    }
+}
+
+impl Gpu {
+    /// Bytes per second of a large copy on the device, read and written bytes together: what its memory can do.
+    pub async fn copy_bandwidth(&self) -> Result<f64> {
+        const PASSES: u32 = 16;
+        let limit = self.caps().max_binding.min(self.caps().max_buffer).min(256 << 20);
+        let len = limit as usize / 4;
+        let (source, target): (Buffer<u32>, Buffer<u32>) = (self.zeroed(len)?, self.zeroed(len)?);
+        let mut recorder = Recorder::new(self);
+        let mut best = f64::INFINITY;
+        // The first round pays for the memory's first touch.
+        for _ in 0..3 {
+            recorder.read(&self.zeroed::<u32>(1)?)?.await?;
+            let start = std::time::Instant::now();
+            let mut encoder =
+                self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
+            for _ in 0..PASSES {
+                encoder.copy_buffer_to_buffer(&source.raw.buffer, 0, &target.raw.buffer, 0, 4 * len as u64);
+            }
+            self.shared.queue.submit([encoder.finish()]);
+            recorder.read(&self.zeroed::<u32>(1)?)?.await?;
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(f64::from(PASSES) * 8.0 * len as f64 / best)
+    }
+}

@@ -1,0 +1,301 @@
+//! [`Kernel`]: what a kernel folder exports. One list of these, [`crate::KERNELS`], feeds the tests and the benches.
+
+use model_format::quant::{group_quant::GroupQuant, no_quant};
+
+use crate::gpu::{Buffer, Caps, Recorder};
+
+/// A shader, the types on its border, and the cases that prove and measure it.
+pub struct Kernel {
+    /// Name of its folder, or of the operation when a folder holds several.
+    pub name: &'static str,
+    /// The shader's text, before [`Variant`] is applied.
+    pub wgsl: &'static str,
+    /// Storage bindings in order, from `@binding(1)`. `@binding(0)` is the uniform [`Params`].
+    pub bindings: &'static [Access],
+    /// Layout of the uniform.
+    pub params: ParamsLayout,
+    /// Cases for the tests and the benches.
+    pub cases: fn(&Caps, CaseSet) -> Vec<Case>,
+}
+
+impl Kernel {
+    /// The WGSL of a variant.
+    pub fn source(&self, variant: &Variant) -> String {
+        crate::source::expand(self.name, self.wgsl, variant)
+    }
+}
+
+/// What a kernel does with a storage binding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// `var<storage, read>`.
+    Read,
+    /// `var<storage, read_write>`.
+    ReadWrite,
+}
+
+/// A kernel's uniform: `repr(C)`, fields of four bytes. Made by the `params!` macro.
+pub trait Params: bytemuck::Pod {
+    /// Size and fields.
+    const LAYOUT: ParamsLayout;
+}
+
+/// Size of a [`Params`], and name and offset of each field, for the comparison with WGSL.
+#[derive(Debug, Clone, Copy)]
+pub struct ParamsLayout {
+    /// Bytes.
+    pub size: usize,
+    /// Name and offset.
+    pub fields: &'static [(&'static str, usize)],
+}
+
+/// Declares a kernel's uniform struct and its [`ParamsLayout`].
+macro_rules! params {
+    ($(#[$attribute:meta])* struct $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
+        $(#[$attribute])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+        struct $name { $($field: $kind),* }
+
+        impl crate::kernel::Params for $name {
+            const LAYOUT: crate::kernel::ParamsLayout = crate::kernel::ParamsLayout {
+                size: size_of::<$name>(),
+                fields: &[$((stringify!($field), std::mem::offset_of!($name, $field))),*],
+            };
+        }
+    };
+}
+pub(crate) use params;
+
+/// One way to build a kernel: constants, flags, and the layout of its weights.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Variant {
+    constants: Vec<(&'static str, u32)>,
+    flags: Vec<&'static str>,
+    pub(crate) weights: Option<WeightFormat>,
+}
+
+impl Variant {
+    /// The kernel as it is written.
+    pub fn new() -> Variant {
+        Variant::default()
+    }
+
+    /// Adds a constant.
+    pub fn constant_is(mut self, name: &'static str, value: u32) -> Variant {
+        self.constants.push((name, value));
+        self
+    }
+
+    /// Adds a flag for `#ifdef`.
+    pub fn flag(mut self, name: &'static str) -> Variant {
+        self.flags.push(name);
+        self
+    }
+
+    /// Adds a flag if `is_set`.
+    pub fn flag_if(self, name: &'static str, is_set: bool) -> Variant {
+        if is_set { self.flag(name) } else { self }
+    }
+
+    /// Names the layout of the weights.
+    pub fn weights(mut self, format: WeightFormat) -> Variant {
+        self.weights = Some(format);
+        self
+    }
+
+    /// The flag and the constants of subgroup operations, where the device has them.
+    pub fn subgroups(self, caps: &Caps) -> Variant {
+        match caps.subgroups {
+            Some(sizes) => self.flag("SUBGROUPS").constant_is("SUBGROUP_MIN_SIZE", sizes.min),
+            None => self,
+        }
+    }
+
+    /// Whether a flag is set, the flags of the weights included.
+    pub fn has_flag(&self, name: &str) -> bool {
+        self.flags.contains(&name) || self.weights.is_some_and(|weights| weights.flag() == Some(name))
+    }
+
+    /// The value of a constant.
+    pub fn constant(&self, name: &str) -> Option<u32> {
+        self.all_constants().find(|(constant, _)| *constant == name).map(|(_, value)| value)
+    }
+
+    /// Every constant, those of the weights included.
+    pub(crate) fn all_constants(&self) -> impl Iterator<Item = (&'static str, u32)> {
+        self.constants.iter().copied().chain(self.weights.into_iter().flat_map(WeightFormat::constants))
+    }
+}
+
+impl std::fmt::Display for Variant {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut words: Vec<String> = self.weights.iter().map(|weights| weights.to_string()).collect();
+        words.extend(self.flags.iter().map(|flag| flag.to_lowercase()));
+        words.extend(self.constants.iter().map(|(name, value)| format!("{}={value}", name.to_lowercase())));
+        f.write_str(&words.join(" "))
+    }
+}
+
+/// How the weights that a kernel reads are stored. The layouts themselves are `model-format/src/quant`'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// Codes in groups with a scale.
+    Group {
+        /// Bits per code.
+        bits: u32,
+        /// Weights per scale.
+        group_size: u32,
+    },
+    /// f16, two per word.
+    F16,
+    /// f32.
+    F32,
+}
+
+impl WeightFormat {
+    /// Weights in a block, the unit that `load_block` reads.
+    pub fn block_size(self) -> usize {
+        match self {
+            WeightFormat::Group { group_size, .. } => group_size as usize,
+            WeightFormat::F16 | WeightFormat::F32 => no_quant::BLOCK_SIZE,
+        }
+    }
+
+    /// Blocks in a row of `cols` weights; the last may be ragged.
+    pub fn blocks(self, cols: usize) -> usize {
+        cols.div_ceil(self.block_size())
+    }
+
+    /// Bytes of a block, its scale included.
+    pub fn block_bytes(self) -> usize {
+        match self {
+            WeightFormat::Group { .. } => 16 + 2,
+            WeightFormat::F16 => 2 * no_quant::BLOCK_SIZE,
+            WeightFormat::F32 => 4 * no_quant::BLOCK_SIZE,
+        }
+    }
+
+    pub(crate) fn unpack_wgsl(self) -> &'static str {
+        match self {
+            WeightFormat::Group { .. } => GroupQuant::UNPACK_WGSL,
+            WeightFormat::F16 | WeightFormat::F32 => no_quant::UNPACK_WGSL,
+        }
+    }
+
+    fn flag(self) -> Option<&'static str> {
+        match self {
+            WeightFormat::Group { bits: 4, group_size: 32 } => Some("EIGHT_NIBBLES"),
+            WeightFormat::F32 => Some("PLAIN_F32"),
+            WeightFormat::Group { .. } | WeightFormat::F16 => None,
+        }
+    }
+
+    fn constants(self) -> Vec<(&'static str, u32)> {
+        let quads = ("QUADS", self.block_size() as u32 / 4);
+        match self {
+            WeightFormat::Group { bits, group_size } => {
+                vec![quads, ("BITS", bits), ("GROUP_SIZE", group_size), ("MAX_INT", (1 << (bits - 1)) - 1)]
+            }
+            WeightFormat::F16 | WeightFormat::F32 => vec![quads, ("BLOCK_WORDS", self.block_bytes() as u32 / 16)],
+        }
+    }
+}
+
+impl From<GroupQuant> for WeightFormat {
+    fn from(group: GroupQuant) -> WeightFormat {
+        WeightFormat::Group { bits: group.bits as u32, group_size: group.group_size as u32 }
+    }
+}
+
+impl std::fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            WeightFormat::Group { bits, group_size } => write!(f, "q{bits}g{group_size}"),
+            WeightFormat::F16 => f.write_str("f16"),
+            WeightFormat::F32 => f.write_str("f32"),
+        }
+    }
+}
+
+/// Which cases are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaseSet {
+    /// Quick ones that together reach every corner: odd sizes, one row, many rows.
+    Test,
+    /// The shapes of a 3-billion-parameter Llama, in full.
+    Bench,
+}
+
+/// One shape of a kernel in one variant: inputs, how to record it, what must come out, and what it costs.
+pub struct Case {
+    /// Shape and data type, short.
+    pub label: String,
+    /// How the kernel is built for it.
+    pub variant: Variant,
+    /// Floating-point operations, a multiplication and an addition counted as two.
+    pub flops: u64,
+    /// Bytes that must be read or written at least once.
+    pub bytes: u64,
+    /// Largest normalised mean squared error.
+    pub tolerance: f64,
+    /// The buffers, in the order that `record` and `reference` expect.
+    pub buffers: Box<dyn Fn() -> Vec<CaseBuffer>>,
+    /// Records the kernel once.
+    pub record: Box<dyn Fn(&mut Recorder, &[Buffer<u32>])>,
+    /// Expected values of each output, from the inputs.
+    pub reference: Box<dyn Fn(&[CaseBuffer]) -> Vec<Vec<f32>>>,
+}
+
+/// A buffer of a [`Case`].
+pub struct CaseBuffer {
+    /// What it starts with.
+    pub words: Vec<u32>,
+    /// What happens to it.
+    pub purpose: Purpose,
+}
+
+/// What a case does with a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Read only.
+    Input,
+    /// Written, f32.
+    F32,
+    /// Written, two f16 to a word.
+    F16,
+    /// Written, whole numbers that must be equal.
+    U32,
+}
+
+impl CaseBuffer {
+    /// An input of f32 values.
+    pub fn input(values: &[f32]) -> CaseBuffer {
+        CaseBuffer { words: bytemuck::cast_slice(values).to_vec(), purpose: Purpose::Input }
+    }
+
+    /// An input of words.
+    pub fn words(words: Vec<u32>) -> CaseBuffer {
+        CaseBuffer { words, purpose: Purpose::Input }
+    }
+
+    /// An output of f32 values that starts with `values`.
+    pub fn in_out(values: &[f32]) -> CaseBuffer {
+        CaseBuffer { words: bytemuck::cast_slice(values).to_vec(), purpose: Purpose::F32 }
+    }
+
+    /// An output of `len` f32 values that starts with NaN, so that what is not written is seen.
+    pub fn output(len: usize) -> CaseBuffer {
+        CaseBuffer { words: vec![f32::NAN.to_bits(); len], purpose: Purpose::F32 }
+    }
+
+    /// Scratch that is neither checked nor set.
+    pub fn scratch(len: usize) -> CaseBuffer {
+        CaseBuffer { words: vec![0; len], purpose: Purpose::Input }
+    }
+
+    /// The f32 values it starts with.
+    pub fn values(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.words)
+    }
+}

@@ -1,0 +1,163 @@
+//! [`Matrix`]: a weight matrix on the device, and the operations that read one.
+//!
+//! A matrix larger than a binding may be is cut by rows into slices; each operation is recorded once per slice. Rows are
+//! outputs, so nothing else changes.
+
+use std::borrow::Cow;
+
+use bytemuck::cast_slice;
+use half::f16;
+use model_format::{Weight, quant::no_quant};
+
+use crate::{
+    Gpu, Result, WeightFormat,
+    embedding::Embedding,
+    gemm::Gemm,
+    gemv::{self, Gemv},
+    gpu::{Buffer, Recorder},
+};
+
+/// A weight matrix `[rows, cols]` on the device: `rows` outputs, `cols` inputs.
+pub struct Matrix {
+    /// Outputs, N.
+    pub rows: usize,
+    /// Inputs, K.
+    pub cols: usize,
+    /// How the weights are stored.
+    pub format: WeightFormat,
+    /// From the first row to the last.
+    pub slices: Vec<Slice>,
+}
+
+/// Some rows of a [`Matrix`], in one piece.
+#[derive(Clone)]
+pub struct Slice {
+    /// First row.
+    pub first_row: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Inputs of the whole matrix, K.
+    pub cols: usize,
+    /// How the weights are stored.
+    pub format: WeightFormat,
+    /// Blocks, as the format lays them out.
+    pub q_weight: Buffer<u32>,
+    /// Scales, two f16 to a word. Plain formats have none, and any buffer stands here.
+    pub q_scale: Buffer<u32>,
+}
+
+impl Matrix {
+    /// Takes a matrix to the device.
+    ///
+    /// Errors: out of memory. Panics when `weight` is no matrix: callers know the roles of their weights.
+    pub fn upload(gpu: &Gpu, weight: &Weight) -> Result<Matrix> {
+        Matrix::upload_sliced(gpu, weight, gpu.slice_bytes())
+    }
+
+    /// The same, in slices of at most `slice_bytes`.
+    pub fn upload_sliced(gpu: &Gpu, weight: &Weight, slice_bytes: u64) -> Result<Matrix> {
+        let shape = weight.shape();
+        let &[rows, cols] = shape.as_slice() else { panic!("Matrix: a matrix has two extents, found: {shape:?}") };
+        let stored = Stored::of(weight);
+        let row_words = stored.row_words(cols);
+        // A pair of rows has a whole number of words of scales.
+        let slice_rows = ((slice_bytes / (4 * row_words as u64)).max(2) as usize) & !1;
+        let mut slices = Vec::with_capacity(rows.div_ceil(slice_rows));
+        for first_row in (0..rows).step_by(slice_rows) {
+            let rows = slice_rows.min(rows - first_row);
+            let (q_weight, q_scale) = stored.upload(gpu, first_row, rows, cols)?;
+            slices.push(Slice { first_row, rows, cols, format: stored.format(), q_weight, q_scale });
+        }
+        Ok(Matrix { rows, cols, format: stored.format(), slices })
+    }
+
+    /// `y[t, :] = w[tokens[t], :]`. `tokens`: [count]. `y`: [count, cols].
+    pub fn embedding(&self, recorder: &mut Recorder, tokens: &Buffer<u32>, count: usize, y: &Buffer<f32>) {
+        for slice in &self.slices {
+            Embedding { tokens: count }.record(recorder, slice, tokens, y);
+        }
+    }
+
+    /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows].
+    pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
+        for slice in &self.slices {
+            if m <= gemv::MAX_BATCH {
+                Gemv { batch: m, y_stride: self.rows }.record(recorder, slice, x, y);
+            } else {
+                Gemm { m, y_stride: self.rows }.record(recorder, slice, x, y);
+            }
+        }
+    }
+}
+
+/// A host matrix in the words of its device format.
+enum Stored<'a> {
+    Group { format: WeightFormat, q_weight: &'a [u32], q_scale: &'a [f16] },
+    F16(&'a [f16]),
+    F32(&'a [f32]),
+}
+
+impl<'a> Stored<'a> {
+    fn of(weight: &'a Weight) -> Stored<'a> {
+        match weight {
+            Weight::Quantized(matrix) => {
+                let group = matrix.group();
+                assert_eq!(group.words_per_group(), 4, "{}: kernels read a group as four words", matrix.format.name);
+                Stored::Group { format: group.into(), q_weight: &matrix.q_weight, q_scale: &matrix.q_scale }
+            }
+            Weight::F16 { data, .. } => Stored::F16(data),
+            Weight::F32 { data, .. } => Stored::F32(data),
+        }
+    }
+
+    fn format(&self) -> WeightFormat {
+        match self {
+            Stored::Group { format, .. } => *format,
+            Stored::F16(_) => WeightFormat::F16,
+            Stored::F32(_) => WeightFormat::F32,
+        }
+    }
+
+    /// Words of a row on the device, scales aside.
+    fn row_words(&self, cols: usize) -> usize {
+        let format = self.format();
+        let block_words = match format {
+            WeightFormat::Group { .. } => 4,
+            WeightFormat::F16 | WeightFormat::F32 => format.block_bytes() / 4,
+        };
+        format.blocks(cols) * block_words
+    }
+
+    fn upload(&self, gpu: &Gpu, first: usize, rows: usize, cols: usize) -> Result<(Buffer<u32>, Buffer<u32>)> {
+        match self {
+            Stored::Group { q_weight, q_scale, .. } => {
+                let row_words = self.row_words(cols);
+                let groups = row_words / 4;
+                let q_weight = gpu.upload(&q_weight[first * row_words..(first + rows) * row_words])?;
+                let q_scale = gpu.upload(&pairs(&q_scale[first * groups..(first + rows) * groups]))?;
+                Ok((q_weight, q_scale))
+            }
+            Stored::F16(data) => {
+                let words = gpu.upload(&no_quant::f16_words(cols, &data[first * cols..(first + rows) * cols]))?;
+                Ok((words.clone(), words))
+            }
+            Stored::F32(data) => {
+                let words = gpu.upload(&no_quant::f32_words(cols, &data[first * cols..(first + rows) * cols]))?;
+                Ok((words.clone(), words))
+            }
+        }
+    }
+}
+
+/// Two f16 to a word.
+pub(crate) fn pairs(values: &[f16]) -> Cow<'_, [u32]> {
+    match bytemuck::try_cast_slice(values) {
+        Ok(words) => Cow::Borrowed(words),
+        // An odd number of them, or memory that is aligned for f16 alone.
+        Err(_) => {
+            let mut padded = values.to_vec();
+            padded.resize(values.len().next_multiple_of(2), f16::ZERO);
+            Cow::Owned(bytemuck::pod_collect_to_vec(cast_slice::<f16, u8>(&padded)))
+        }
+    }
+}

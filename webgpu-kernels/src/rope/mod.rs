@@ -1,0 +1,145 @@
+//! Rotary position embedding of queries and keys, and the keys' and values' way into the cache, in one kernel.
+//!
+//! For each row at position p, each head of q and k, and each pair i < half, half = head_dim / 2, with (c, s) the cosine
+//! and sine of the pair's angle at p:
+//! `out[i] = in[i] * c - in[i + half] * s`, `out[i + half] = in[i + half] * c + in[i] * s`.
+
+mod reference;
+
+use crate::{
+    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
+    cases::Random,
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, Purpose, params},
+    kv::padded,
+};
+
+pub use reference::{Shape as RopeShape, rope};
+
+/// Rotates the queries and keys of some rows, and appends keys and values to a cache.
+pub struct Rope {
+    /// First of the rows of `qkv` and `q`.
+    pub first_row: usize,
+    /// Number of rows, one per token of the sequence.
+    pub rows: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Tokens that the cache holds already: the position of the first row.
+    pub past_len: usize,
+}
+
+params! {
+    struct RopeParams {
+        lanes: u32, first_row: u32, heads: u32, kv_heads: u32, reach: u32, past_len: u32, capacity: u32, kv_dim: u32,
+    }
+}
+
+const WORKGROUP: usize = 64;
+
+/// The kernel's record.
+pub static KERNEL: Kernel = Kernel {
+    name: "rope",
+    wgsl: include_str!("rope.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite, Access::ReadWrite],
+    params: RopeParams::LAYOUT,
+    cases,
+};
+
+impl Rope {
+    /// `qkv`: [any, (heads + 2 * kv_heads) * head_dim]. `rope`: [positions, head_dim / 2, 2]. `q`: [any, heads * head_dim].
+    pub fn record(
+        &self,
+        recorder: &mut Recorder,
+        qkv: &Buffer<f32>,
+        rope: &Buffer<f32>,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+    ) {
+        let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
+        assert!(head_dim % 4 == 0, "rope: head_dim must be a multiple of 4, got {head_dim}");
+        let end = self.past_len + self.rows;
+        assert!(end <= capacity, "rope: {end} tokens in a cache for {capacity}");
+        assert!(end * head_dim <= rope.len(), "rope: position {end} is beyond the table");
+        let lanes = self.rows * (self.heads + 2 * kv_heads) * head_dim / 4;
+        let params = RopeParams {
+            lanes: lanes as u32,
+            first_row: self.first_row as u32,
+            heads: self.heads as u32,
+            kv_heads: kv_heads as u32,
+            reach: head_dim as u32 / 2,
+            past_len: self.past_len as u32,
+            capacity: capacity as u32,
+            kv_dim: padded(head_dim) as u32,
+        };
+        let buffers = [qkv.into(), rope.into(), q.into(), (&cache.k).into(), (&cache.v).into()];
+        recorder.dispatch(&KERNEL, &variant(dtype), &params, &buffers, lanes.div_ceil(WORKGROUP));
+    }
+}
+
+fn variant(dtype: KvDtype) -> Variant {
+    dtype.flag(Variant::new().constant_is("WORKGROUP", WORKGROUP as u32))
+}
+
+/// Shape of a case.
+#[derive(Clone, Copy)]
+struct Shape {
+    rows: usize,
+    past_len: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shape = |rows, past_len, heads, kv_heads, head_dim| Shape { rows, past_len, heads, kv_heads, head_dim };
+    let shapes = match set {
+        CaseSet::Test => vec![
+            shape(1, 0, 9, 3, 64),
+            shape(7, 5, 24, 8, 128),
+            shape(3, 30, 4, 1, 16),
+            shape(2, 1, 3, 3, 20),
+            shape(40, 0, 2, 2, 64),
+        ],
+        CaseSet::Bench => vec![shape(1, 1000, 24, 8, 128), shape(512, 0, 24, 8, 128)],
+    };
+    shapes.into_iter().flat_map(|shape| [KvDtype::F16, KvDtype::F32].map(|dtype| case(shape, dtype))).collect()
+}
+
+fn case(shape: Shape, dtype: KvDtype) -> Case {
+    let Shape { rows, past_len, heads, kv_heads, head_dim } = shape;
+    let capacity = past_len + rows + 3;
+    let width = (heads + 2 * kv_heads) * head_dim;
+    let cache_words = kv_heads * capacity * padded(head_dim) * dtype.size() / 4;
+    Case {
+        label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}"),
+        variant: variant(dtype),
+        flops: 3 * (rows * (heads + kv_heads) * head_dim) as u64,
+        bytes: (rows * (4 * width + 4 * heads * head_dim + 2 * kv_heads * head_dim * dtype.size())) as u64,
+        // The cache is rounded to f16, by rules that differ between devices.
+        tolerance: if dtype == KvDtype::F16 { 1e-6 } else { 1e-12 },
+        buffers: Box::new(move || {
+            let mut random = Random::new(width as u64);
+            let purpose = if dtype == KvDtype::F16 { Purpose::F16 } else { Purpose::F32 };
+            let cache = || CaseBuffer { words: vec![0; cache_words], purpose };
+            vec![
+                CaseBuffer::input(&random.values(rows * width)),
+                CaseBuffer::input(&random.values(capacity * head_dim)),
+                CaseBuffer::output(rows * heads * head_dim),
+                cache(),
+                cache(),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let cache = KvCache { k: b[3].clone(), v: b[4].clone(), kv_heads, capacity, head_dim, dtype };
+            let rope = Rope { first_row: 0, rows, heads, past_len };
+            rope.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &cache);
+        }),
+        reference: Box::new(move |b| {
+            let len = kv_heads * capacity * padded(head_dim);
+            let (mut q, mut k, mut v) = (vec![0.0; rows * heads * head_dim], vec![0.0; len], vec![0.0; len]);
+            let shape = reference::Shape { heads, kv_heads, head_dim, past_len, capacity };
+            rope(shape, b[0].values(), b[1].values(), &mut q, &mut k, &mut v);
+            vec![q, k, v]
+        }),
+    }
+}

@@ -1,0 +1,44 @@
+//! The same in plain loops.
+
+use crate::kv::padded;
+
+/// Sizes that the buffers' lengths do not tell.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Position of the first row.
+    pub past_len: usize,
+    /// Tokens that the cache has room for.
+    pub capacity: usize,
+}
+
+/// `qkv`: [rows, heads + 2 * kv_heads, head_dim]. `table`: [positions, head_dim / 2, 2]. `q`: [rows, heads, head_dim].
+/// `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
+pub fn rope(shape: Shape, qkv: &[f32], table: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+    let Shape { heads, kv_heads, head_dim, past_len, capacity } = shape;
+    let (all_heads, half) = (heads + 2 * kv_heads, head_dim / 2);
+    for (r, row) in qkv.chunks_exact(all_heads * head_dim).enumerate() {
+        let position = past_len + r;
+        for (head, values) in row.chunks_exact(head_dim).enumerate() {
+            let cached = |kv_head: usize| (kv_head * capacity + position) * padded(head_dim);
+            let out = if head < heads {
+                &mut q[(r * heads + head) * head_dim..][..head_dim]
+            } else if head < heads + kv_heads {
+                &mut k[cached(head - heads)..][..head_dim]
+            } else {
+                v[cached(head - heads - kv_heads)..][..head_dim].copy_from_slice(values);
+                continue;
+            };
+            for i in 0..half {
+                let (cos, sin) = (table[position * head_dim + 2 * i], table[position * head_dim + 2 * i + 1]);
+                out[i] = values[i] * cos - values[i + half] * sin;
+                out[i + half] = values[i + half] * cos + values[i] * sin;
+            }
+        }
+    }
+}

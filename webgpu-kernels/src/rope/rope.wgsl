@@ -1,0 +1,82 @@
+// For each row r of a sequence, at position p = past_len + r, and each pair i < reach = head_dim / 2 of a head, with (c, s) the cosine
+// and sine of the pair's angle at p:
+//     out[i]        = in[i] * c - in[i + reach] * s
+//     out[i + reach] = in[i + reach] * c + in[i] * s
+// Query heads go to q, key heads to the cache at p; value heads go to the cache as they are.
+// A lane takes two neighbouring pairs: a pair of f16 is one word of the cache.
+#import invocation
+
+struct Params {
+    lanes: u32, first_row: u32, heads: u32, kv_heads: u32, reach: u32, past_len: u32, capacity: u32, kv_dim: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> qkv: array<f32>;              // [any, heads + 2 * kv_heads, 2, reach]
+@group(0) @binding(2) var<storage, read> rope: array<f32>;             // [positions, reach, 2]
+@group(0) @binding(3) var<storage, read_write> q: array<f32>;          // [any, heads, 2, reach]
+@group(0) @binding(4) var<storage, read_write> k_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
+@group(0) @binding(5) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
+
+@compute @workgroup_size(WORKGROUP)
+fn main(invocation: Invocation) {
+    let at = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+    if (at >= params.lanes) {
+        return;
+    }
+    let reach = params.reach;
+    let all_heads = params.heads + 2u * params.kv_heads;
+    let i = 2u * (at % (reach / 2u));
+    let head = (at / (reach / 2u)) % all_heads;
+    let r = at / (reach / 2u * all_heads);
+    let position = params.past_len + r;
+    let row = params.first_row + r;
+
+    let start = (row * all_heads + head) * 2u * reach + i;
+    var low = vec2<f32>(qkv[start], qkv[start + 1u]);
+    var high = vec2<f32>(qkv[start + reach], qkv[start + reach + 1u]);
+    if (head < params.heads + params.kv_heads) {
+        let angle = 2u * (position * reach + i);
+        let c = vec2<f32>(rope[angle], rope[angle + 2u]);
+        let s = vec2<f32>(rope[angle + 1u], rope[angle + 3u]);
+        let turned = low * c - high * s;
+        high = high * c + low * s;
+        low = turned;
+    }
+
+    if (head < params.heads) {
+        let to = (row * params.heads + head) * 2u * reach + i;
+        q[to] = low.x;
+        q[to + 1u] = low.y;
+        q[to + reach] = high.x;
+        q[to + reach + 1u] = high.y;
+        return;
+    }
+    let is_key = head < params.heads + params.kv_heads;
+    let kv_head = head - params.heads - select(params.kv_heads, 0u, is_key);
+    let to = (kv_head * params.capacity + position) * params.kv_dim + i;
+#ifdef KV_F16
+    let low_word = pack2x16float(low);
+    let high_word = pack2x16float(high);
+    if (is_key) {
+        k_cache[to / 2u] = low_word;
+        k_cache[(to + reach) / 2u] = high_word;
+    } else {
+        v_cache[to / 2u] = low_word;
+        v_cache[(to + reach) / 2u] = high_word;
+    }
+#else
+    let low_words = bitcast<vec2<u32>>(low);
+    let high_words = bitcast<vec2<u32>>(high);
+    if (is_key) {
+        k_cache[to] = low_words.x;
+        k_cache[to + 1u] = low_words.y;
+        k_cache[to + reach] = high_words.x;
+        k_cache[to + reach + 1u] = high_words.y;
+    } else {
+        v_cache[to] = low_words.x;
+        v_cache[to + 1u] = low_words.y;
+        v_cache[to + reach] = high_words.x;
+        v_cache[to + reach + 1u] = high_words.y;
+    }
+#endif
+}

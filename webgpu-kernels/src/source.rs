@@ -1,0 +1,194 @@
+//! From a kernel's text to WGSL: imports, flags, constants from Rust, unrolled loops.
+//!
+//! Four directives, each on a line of its own:
+//! - `#import NAME`: a file of `shared/`, or `unpack`, the layout of the variant's weights. Once per shader.
+//! - `#ifdef FLAG`, `#ifndef FLAG`, `#else`, `#endif`.
+//! - `#for v in A..B` ... `#endfor`: the lines between, once per value, with `$v` replaced by it. `v` is one letter; `A`
+//!   and `B` are numbers or constants. Unrolled here so that every driver keeps small arrays in registers and no loop
+//!   counter is checked in the innermost loop.
+//!
+//! Constants come first in the result as `const NAME: u32 = ...;`. [`crate::Kernel::source`] calls this.
+
+use std::collections::HashMap;
+
+use crate::Variant;
+
+/// The importable files of `shared/`.
+const SHARED: &[(&str, &str)] = &[
+    ("invocation", include_str!("shared/invocation.wgsl")),
+    ("kv", include_str!("shared/kv.wgsl")),
+    ("reduce", include_str!("shared/reduce.wgsl")),
+];
+
+/// The WGSL of `text` in `variant`. Panics on a malformed directive, with the kernel's name.
+pub(crate) fn expand(kernel: &str, text: &str, variant: &Variant) -> String {
+    let mut out = String::with_capacity(2 * text.len());
+    for (name, value) in variant.all_constants() {
+        out.push_str(&format!("const {name}: u32 = {value}u;\n"));
+    }
+    let mut expansion = Expansion { kernel, variant, imported: Vec::new() };
+    let lines: Vec<&str> = text.lines().collect();
+    expansion.lines(&lines, &HashMap::new(), &mut out);
+    out
+}
+
+struct Expansion<'a> {
+    kernel: &'a str,
+    variant: &'a Variant,
+    imported: Vec<String>,
+}
+
+impl Expansion<'_> {
+    fn lines(&mut self, lines: &[&str], loops: &HashMap<char, u32>, out: &mut String) {
+        let mut at = 0;
+        while at < lines.len() {
+            let line = lines[at].trim();
+            if let Some(name) = line.strip_prefix("#import ") {
+                self.import(name.trim(), out);
+            } else if line.starts_with("#ifdef ") || line.starts_with("#ifndef ") {
+                let (then, otherwise, next) = self.branches(lines, at);
+                let flag = line.split_whitespace().nth(1).unwrap_or_default();
+                let is_taken = self.variant.has_flag(flag) == line.starts_with("#ifdef ");
+                self.lines(if is_taken { then } else { otherwise }, loops, out);
+                at = next;
+                continue;
+            } else if let Some(header) = line.strip_prefix("#for ") {
+                let end = self.closing(lines, at, "#for ", "#endfor");
+                let (name, from, to) = self.loop_header(header);
+                for value in from..to {
+                    let mut loops = loops.clone();
+                    loops.insert(name, value);
+                    self.lines(&lines[at + 1..end], &loops, out);
+                }
+                at = end + 1;
+                continue;
+            } else {
+                assert!(!line.starts_with('#'), "{}: unknown directive: {line}", self.kernel);
+                push_line(lines[at], loops, out);
+            }
+            at += 1;
+        }
+    }
+
+    fn import(&mut self, name: &str, out: &mut String) {
+        if self.imported.iter().any(|done| done == name) {
+            return;
+        }
+        self.imported.push(name.to_string());
+        let text = match name {
+            "unpack" => self.variant.weights.expect("a kernel that imports `unpack` names its weights").unpack_wgsl(),
+            _ => SHARED
+                .iter()
+                .find(|(shared, _)| *shared == name)
+                .map(|(_, text)| *text)
+                .unwrap_or_else(|| panic!("{}: nothing to import is called `{name}`", self.kernel)),
+        };
+        let lines: Vec<&str> = text.lines().collect();
+        self.lines(&lines, &HashMap::new(), out);
+    }
+
+    /// The lines of both branches of the condition at `at`, and the line after its end.
+    fn branches<'l, 't>(&self, lines: &'l [&'t str], at: usize) -> (&'l [&'t str], &'l [&'t str], usize) {
+        let mut depth = 0;
+        let mut middle = None;
+        for (i, line) in lines.iter().enumerate().skip(at) {
+            match line.trim() {
+                l if l.starts_with("#ifdef ") || l.starts_with("#ifndef ") => depth += 1,
+                "#else" if depth == 1 => middle = Some(i),
+                "#endif" => {
+                    depth -= 1;
+                    if depth == 0 {
+                        let then = &lines[at + 1..middle.unwrap_or(i)];
+                        let otherwise = middle.map_or(&lines[i..i], |m| &lines[m + 1..i]);
+                        return (then, otherwise, i + 1);
+                    }
+                }
+                _ => {}
+            }
+        }
+        panic!("{}: `{}` has no #endif", self.kernel, lines[at].trim())
+    }
+
+    fn closing(&self, lines: &[&str], at: usize, open: &str, close: &str) -> usize {
+        let mut depth = 0;
+        for (i, line) in lines.iter().enumerate().skip(at) {
+            let line = line.trim();
+            if line.starts_with(open) {
+                depth += 1;
+            } else if line == close {
+                depth -= 1;
+                if depth == 0 {
+                    return i;
+                }
+            }
+        }
+        panic!("{}: `{}` has no {close}", self.kernel, lines[at].trim())
+    }
+
+    /// `v in A..B`.
+    fn loop_header(&self, header: &str) -> (char, u32, u32) {
+        let parsed = header.split_once(" in ").and_then(|(name, range)| {
+            let mut letters = name.trim().chars();
+            let (name, None) = (letters.next()?, letters.next()) else { return None };
+            let (from, to) = range.split_once("..")?;
+            Some((name, self.number(from)?, self.number(to)?))
+        });
+        parsed.unwrap_or_else(|| panic!("{}: `#for {header}` is not `v in A..B`", self.kernel))
+    }
+
+    fn number(&self, text: &str) -> Option<u32> {
+        let text = text.trim();
+        text.parse().ok().or_else(|| self.variant.constant(text))
+    }
+}
+
+fn push_line(line: &str, loops: &HashMap<char, u32>, out: &mut String) {
+    let mut letters = line.chars().peekable();
+    while let Some(letter) = letters.next() {
+        match letters.peek().and_then(|name| loops.get(name)) {
+            Some(value) if letter == '$' => {
+                letters.next();
+                out.push_str(&value.to_string());
+            }
+            _ => out.push(letter),
+        }
+    }
+    out.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expanded(text: &str, variant: &Variant) -> String {
+        expand("test", text, variant)
+    }
+
+    #[test]
+    fn constants_come_first() {
+        let variant = Variant::new().constant_is("ROWS", 4);
+        assert_eq!(expanded("let a = ROWS;", &variant), "const ROWS: u32 = 4u;\nlet a = ROWS;\n");
+    }
+
+    #[test]
+    fn loops_are_unrolled_and_nested() {
+        let variant = Variant::new().constant_is("ROWS", 2);
+        let text = "#for r in 0..ROWS\n#for i in 1..3\nlet a$r_$i = $ru;\n#endfor\n#endfor";
+        let expected = "const ROWS: u32 = 2u;\nlet a0_1 = 0u;\nlet a0_2 = 0u;\nlet a1_1 = 1u;\nlet a1_2 = 1u;\n";
+        assert_eq!(expanded(text, &variant), expected);
+    }
+
+    #[test]
+    fn flags_choose_a_branch() {
+        let text = "#ifdef A\n1\n#ifndef B\n2\n#else\n3\n#endif\n#else\n4\n#endif\n5";
+        assert_eq!(expanded(text, &Variant::new().flag("A")), "1\n2\n5\n");
+        assert_eq!(expanded(text, &Variant::new().flag("A").flag("B")), "1\n3\n5\n");
+        assert_eq!(expanded(text, &Variant::new()), "4\n5\n");
+    }
+
+    #[test]
+    #[should_panic(expected = "has no #endif")]
+    fn an_open_condition_is_refused() {
+        expanded("#ifdef A\n1", &Variant::new());
+    }
+}

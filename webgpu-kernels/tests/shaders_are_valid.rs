@@ -1,0 +1,114 @@
+//! Without a GPU: every variant that any case uses parses and validates, and agrees with its Rust side.
+
+use std::collections::BTreeSet;
+
+use naga::{
+    AddressSpace, Module, ScalarKind, StorageAccess, TypeInner,
+    valid::{Capabilities, ValidationFlags, Validator},
+};
+use webgpu_kernels::{
+    CaseSet, KERNELS, Kernel, Variant,
+    gpu::{Caps, SubgroupSizes},
+    kernel::Access,
+};
+
+/// The variants of all cases, for devices that have everything and for those that have nothing.
+fn variants(kernel: &Kernel) -> Vec<Variant> {
+    let subgroups = |min, max| Caps { subgroups: Some(SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
+    let devices = [Caps::WEBGPU_DEFAULTS, subgroups(4, 4), subgroups(32, 32), subgroups(8, 64)];
+    let sets = [CaseSet::Test, CaseSet::Bench];
+    let mut seen = BTreeSet::new();
+    let cases = devices.iter().flat_map(|caps| sets.map(|set| (kernel.cases)(caps, set))).flatten();
+    cases.map(|case| case.variant).filter(|variant| seen.insert(variant.to_string())).collect()
+}
+
+/// Parses and validates with no capability beyond WebGPU's, but for subgroups where the variant has them.
+fn module(kernel: &Kernel, variant: &Variant) -> Module {
+    let source = kernel.source(variant);
+    let place = format!("{} {variant}", kernel.name);
+    let module =
+        naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{place}: {}", e.emit_to_string(&source)));
+    // The name that naga has for pack2x16float and unpack2x16float, which are in WebGPU.
+    let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    if variant.has_flag("SUBGROUPS") {
+        capabilities |= Capabilities::SUBGROUP;
+    }
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    validator.validate(&module).unwrap_or_else(|e| panic!("{place}: {}", e.emit_to_string(&source)));
+    module
+}
+
+#[test]
+fn every_variant_validates_and_agrees_with_its_wrapper() {
+    for kernel in KERNELS {
+        let variants = variants(kernel);
+        assert!(!variants.is_empty(), "{}: no case", kernel.name);
+        for variant in &variants {
+            let place = format!("{} {variant}", kernel.name);
+            let module = module(kernel, variant);
+            check_bindings(&place, kernel, &module);
+            check_params(&place, kernel, &module);
+            check_limits(&place, &module);
+        }
+    }
+}
+
+/// `@binding(0)` is the uniform, `@binding(1..)` are the storage buffers that `Kernel::bindings` lists.
+fn check_bindings(place: &str, kernel: &Kernel, module: &Module) {
+    let mut found: Vec<(u32, Option<Access>)> = Vec::new();
+    for (_, variable) in module.global_variables.iter() {
+        let Some(binding) = &variable.binding else { continue };
+        assert_eq!(binding.group, 0, "{place}: {:?} is not in group 0", variable.name);
+        let access = match variable.space {
+            AddressSpace::Uniform => None,
+            AddressSpace::Storage { access } if access.contains(StorageAccess::STORE) => Some(Access::ReadWrite),
+            AddressSpace::Storage { .. } => Some(Access::Read),
+            other => panic!("{place}: {:?} is in {other:?}", variable.name),
+        };
+        found.push((binding.binding, access));
+    }
+    found.sort_by_key(|(binding, _)| *binding);
+    let mut expected = vec![(0, None)];
+    expected.extend(kernel.bindings.iter().zip(1..).map(|(access, binding)| (binding, Some(*access))));
+    assert_eq!(found, expected, "{place}: bindings");
+    assert!(kernel.bindings.len() <= wgpu_default_storage_buffers(), "{place}: too many storage buffers");
+}
+
+fn wgpu_default_storage_buffers() -> usize {
+    8
+}
+
+/// The uniform has the same fields at the same offsets in both languages, and the same size.
+fn check_params(place: &str, kernel: &Kernel, module: &Module) {
+    let (_, uniform) = module
+        .global_variables
+        .iter()
+        .find(|(_, variable)| variable.space == AddressSpace::Uniform)
+        .unwrap_or_else(|| panic!("{place}: no uniform"));
+    let TypeInner::Struct { members, span } = &module.types[uniform.ty].inner else {
+        panic!("{place}: the uniform is no struct")
+    };
+    for member in members {
+        let is_word = matches!(&module.types[member.ty].inner,
+            TypeInner::Scalar(s) if s.width == 4 && matches!(s.kind, ScalarKind::Uint | ScalarKind::Float));
+        assert!(is_word, "{place}: {:?} is neither u32 nor f32", member.name);
+    }
+    let found: Vec<(&str, usize)> =
+        members.iter().map(|member| (member.name.as_deref().unwrap_or(""), member.offset as usize)).collect();
+    assert_eq!(found, kernel.params.fields, "{place}: fields of the parameters");
+    assert_eq!(*span as usize, kernel.params.size, "{place}: size of the parameters");
+}
+
+/// Workgroups and their memory fit WebGPU's default limits.
+fn check_limits(place: &str, module: &Module) {
+    let [entry] = module.entry_points.as_slice() else { panic!("{place}: not one entry point") };
+    let [x, y, z] = entry.workgroup_size;
+    assert!(x * y * z <= 256 && x <= 256 && y <= 256 && z <= 64, "{place}: workgroup of {x} x {y} x {z}");
+    let memory: u32 = module
+        .global_variables
+        .iter()
+        .filter(|(_, variable)| variable.space == AddressSpace::WorkGroup)
+        .map(|(_, variable)| module.types[variable.ty].inner.size(module.to_ctx()).next_multiple_of(16))
+        .sum();
+    assert!(memory <= 16_384, "{place}: {memory} bytes of workgroup memory");
+}
