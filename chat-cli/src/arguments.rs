@@ -1,0 +1,146 @@
+//! The flags of `chat-cli`.
+
+use chat_cli::DeviceChoice;
+use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use infer_core::SamplingParams;
+
+/// Talk to a language model in the terminal, on the GPU or the CPU.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Talk to a model, or ask it one thing with -p
+    Chat(ChatArguments),
+    /// List the devices that --device can name
+    Devices(DevicesArguments),
+}
+
+#[derive(Args)]
+pub struct DevicesArguments {
+    /// Print a JSON array
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Talk to a model, or ask it one thing with -p.
+#[derive(Args)]
+#[command(after_long_help = "\
+Examples:
+  chat-cli chat ./SmolLM2-135M-Instruct-q4f16_1
+  chat-cli chat HuggingFaceTB/SmolLM2-135M-Instruct -p 'What is the capital of France?' --temperature 0
+  cat letter.txt | chat-cli chat model.gguf --system 'Summarize in one sentence.' -p - --json
+
+Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.")]
+pub struct ChatArguments {
+    /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
+    pub model: String,
+
+    /// Ask this, print the answer, and leave; `-` reads it from stdin
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+
+    /// Instructions above the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+
+    /// Print text, token ids and statistics as a JSON object
+    #[arg(long, requires = "prompt")]
+    pub json: bool,
+
+    /// Where to run: `auto` (a GPU if there is one), `cpu`, or a number or part of a name from `chat-cli devices`
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Tokens that fit in the conversation; fewer need less memory [default: the model's, at most 4096]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_positive)]
+    pub context: Option<usize>,
+
+    #[command(flatten)]
+    pub sampling: SamplingArguments,
+
+    /// Say nothing but the answers and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Do not keep what is typed for the next chat
+    #[arg(long)]
+    pub no_history: bool,
+}
+
+/// How the next token is chosen. What is not given is as the model's own files recommend.
+#[derive(Args)]
+#[command(next_help_heading = "Sampling (default: as the model's own files recommend)")]
+pub struct SamplingArguments {
+    /// Randomness: 0 always takes the most likely token
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Choose among the most likely tokens that hold this share of the probability
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Choose among this many most likely tokens; 0 is no limit
+    #[arg(long, value_name = "COUNT")]
+    top_k: Option<usize>,
+    /// Leave out tokens less likely than this times the most likely
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Make tokens of the conversation less likely; 1 does not
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// Make tokens that the answer holds less likely, by this much
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Make tokens that the answer holds less likely, by this much for each time
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// The same seed gives the same answer
+    #[arg(long, value_name = "NUMBER")]
+    seed: Option<u64>,
+    /// Longest answer
+    #[arg(long, value_name = "TOKENS")]
+    max_tokens: Option<usize>,
+    /// End the answer at this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+impl SamplingArguments {
+    /// The flags over the model's defaults.
+    pub fn over(&self, defaults: &SamplingParams) -> infer_core::Result<SamplingParams> {
+        let params = SamplingParams {
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            seed: self.seed.or(defaults.seed),
+            max_tokens: self.max_tokens.or(defaults.max_tokens),
+            stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
+        };
+        params.validate()?;
+        Ok(params)
+    }
+}
+
+impl Arguments {
+    /// Reads the command line. What is out of range is wrong usage, and found before a model is loaded.
+    pub fn parse() -> Arguments {
+        let arguments = <Arguments as Parser>::parse();
+        if let Command::Chat(chat) = &arguments.command
+            && let Err(error) = chat.sampling.over(&SamplingParams::default())
+        {
+            Arguments::command().error(ErrorKind::ValueValidation, error).exit();
+        }
+        arguments
+    }
+}
+
+fn parse_positive(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number, 1 or more".into())
+}

@@ -1,0 +1,123 @@
+//! `chat-cli`: talk to a model in the terminal. Flags are in `arguments.rs`; what happens is here.
+
+mod arguments;
+mod engine;
+mod load;
+mod progress;
+mod terminal;
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use chat_cli::{Answer, Assistant, Repl, report};
+use infer_core::Message;
+
+use arguments::{Arguments, ChatArguments, Command, DevicesArguments};
+use engine::EngineAssistant;
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Chat(arguments) => chat(&arguments),
+        Command::Devices(arguments) => devices(&arguments),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if let Some(hint) = hint(&error) {
+                eprintln!("\nhint: {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn chat(arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
+    // Before the model is loaded, which takes a while.
+    let prompt = arguments.prompt.as_deref().map(prompt).transpose()?;
+    let interrupt = terminal::Interrupt::install()?;
+    let mut assistant = load::load(arguments, &interrupt)?;
+    let params = arguments.sampling.over(assistant.default_sampling())?;
+    let Some(prompt) = prompt else {
+        let (to_terminal, quiet) = (io::stdout().is_terminal(), arguments.quiet || !io::stdin().is_terminal());
+        if !quiet {
+            eprintln!("{} on {}; /help lists the commands", arguments.model, assistant.device());
+        }
+        let mut lines = terminal::Editor::new(!arguments.no_history)?;
+        let (mut out, mut err) = (io::stdout(), io::stderr());
+        Repl::new(&mut assistant, params, arguments.system.clone(), to_terminal, &mut out, &mut err).run(&mut lines)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+
+    let system = arguments.system.clone().map(Message::system);
+    let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
+    let answer = if arguments.json {
+        let answer = assistant.answer(&messages, &params, &mut |_| Ok(()))?;
+        writeln!(io::stdout(), "{}", report::answer_json(&answer, &arguments.model, assistant.device()))?;
+        answer
+    } else {
+        print_answer(&mut assistant, &messages, &params)?
+    };
+    if !arguments.quiet && !arguments.json {
+        eprintln!("{}", report::stats_line(&answer.stats));
+    }
+    Ok(if answer.finish_reason.is_some() { ExitCode::SUCCESS } else { ExitCode::from(130) })
+}
+
+/// The text of `-p`; `-` stands for what comes on stdin.
+fn prompt(argument: &str) -> anyhow::Result<String> {
+    if argument != "-" {
+        return Ok(argument.to_string());
+    }
+    let mut text = String::new();
+    io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_string())
+}
+
+fn print_answer(
+    assistant: &mut EngineAssistant,
+    messages: &[Message],
+    params: &infer_core::SamplingParams,
+) -> anyhow::Result<Answer> {
+    let mut out = io::stdout();
+    let to_terminal = out.is_terminal();
+    let mut printable = chat_cli::Printable::default();
+    let answer = assistant.answer(messages, params, &mut |text| {
+        let clean = if to_terminal { printable.clean(text) } else { text.to_string() };
+        out.write_all(clean.as_bytes())?;
+        out.flush()
+    })?;
+    writeln!(out)?;
+    Ok(answer)
+}
+
+fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
+    let devices = load::devices();
+    if arguments.json {
+        writeln!(io::stdout(), "{:#}", chat_cli::device::devices_json(&devices))?;
+    } else {
+        write!(io::stdout(), "{}", chat_cli::device::devices_table(&devices))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<chat_cli::Error>().is_some_and(chat_cli::Error::is_broken_pipe)
+            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// What the libraries say can be done about it.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    error.chain().find_map(|cause| {
+        let of_chat = || cause.downcast_ref::<chat_cli::Error>()?.hint();
+        let of_engine = || cause.downcast_ref::<infer_core::Error>()?.hint();
+        let of_hub = || cause.downcast_ref::<model_hub::Error>()?.hint();
+        let of_format = || cause.downcast_ref::<model_format::Error>()?.hint();
+        let of_device = || cause.downcast_ref::<load::NoSuchDevice>().map(load::NoSuchDevice::hint);
+        of_chat().or_else(of_engine).or_else(of_hub).or_else(of_format).or_else(of_device)
+    })
+}

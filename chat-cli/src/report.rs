@@ -1,0 +1,88 @@
+//! What is told about answers: `/stats`, and the object of `--json`.
+
+use infer_core::Stats;
+use serde_json::{Value, json};
+
+use crate::Answer;
+
+/// One line on what an answer took.
+pub fn stats_line(stats: &Stats) -> String {
+    let cached = match stats.cached_tokens {
+        0 => String::new(),
+        cached => format!(" ({cached} of them cached)"),
+    };
+    format!(
+        "prompt: {} tokens{cached}, prefill: {:.1} tokens/s, first token after {:.2} s; answer: {} tokens, decode: {:.1} tokens/s",
+        stats.prompt_tokens,
+        stats.prefill_tokens_per_second(),
+        stats.time_to_first_token,
+        stats.generated_tokens,
+        stats.decode_tokens_per_second(),
+    )
+}
+
+/// The word for why an answer ended.
+pub fn finish_reason(answer: &Answer) -> &'static str {
+    answer.finish_reason.map_or("interrupted", |reason| reason.as_str())
+}
+
+/// The object of `--json`.
+pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
+    let Answer { stats, .. } = answer;
+    json!({
+        "model": model,
+        "device": device,
+        "text": answer.text,
+        "finish_reason": finish_reason(answer),
+        "prompt_token_ids": answer.prompt_tokens,
+        "token_ids": answer.tokens,
+        "stats": {
+            "prompt_tokens": stats.prompt_tokens,
+            "cached_tokens": stats.cached_tokens,
+            "generated_tokens": stats.generated_tokens,
+            "time_to_first_token_s": stats.time_to_first_token,
+            "prefill_tokens_per_s": stats.prefill_tokens_per_second(),
+            "decode_tokens_per_s": stats.decode_tokens_per_second(),
+        },
+    })
+}
+
+/// Rows in columns as wide as they need, two spaces between.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).filter_map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stats_fit_on_a_line() {
+        let stats = Stats {
+            prompt_tokens: 50,
+            cached_tokens: 40,
+            generated_tokens: 21,
+            time_to_first_token: 0.25,
+            prefill_seconds: 0.1,
+            decode_seconds: 2.0,
+        };
+        assert_eq!(
+            stats_line(&stats),
+            "prompt: 50 tokens (40 of them cached), prefill: 100.0 tokens/s, first token after 0.25 s; \
+             answer: 21 tokens, decode: 10.0 tokens/s"
+        );
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let rows = [vec!["a".to_string(), "bb".into(), "c".into()], vec!["éé".into(), "".into(), "dd".into()]];
+        assert_eq!(table(&rows), "a   bb  c\néé      dd\n");
+    }
+}

@@ -1,0 +1,102 @@
+//! The program from outside: usage, exit codes and messages that need no model.
+
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// Runs `chat-cli` in a folder of its own, which also stands for the user's home, without network.
+fn chat_cli(arguments: &[&str]) -> Output {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::cargo_bin("chat-cli").unwrap();
+    command.current_dir(home.path()).env_clear().env("HOME", home.path()).env("HF_HUB_OFFLINE", "1");
+    command.args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn help_explains_itself() {
+    for arguments in [&["--help"][..], &["chat", "--help"], &["devices", "--help"], &["help", "chat"]] {
+        let output = chat_cli(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(text(&output.stdout).contains("Usage:"), "{arguments:?}");
+    }
+    let help = text(&chat_cli(&["chat", "--help"]).stdout);
+    for flag in [
+        "--prompt",
+        "--system",
+        "--json",
+        "--device",
+        "--context",
+        "--temperature",
+        "--top-p",
+        "--top-k",
+        "--min-p",
+        "--repetition-penalty",
+        "--seed",
+        "--max-tokens",
+        "--stop",
+        "--quiet",
+    ] {
+        assert!(help.contains(flag), "{flag}");
+    }
+    assert!(text(&chat_cli(&["--version"]).stdout).starts_with("chat-cli "));
+}
+
+#[test]
+fn wrong_usage_exits_with_2_before_anything_is_loaded() {
+    for arguments in [
+        &[][..],
+        &["chat"],
+        &["talk"],
+        &["chat", "m", "--nonsense"],
+        &["chat", "m", "--json"],
+        &["chat", "m", "--temperature", "-1"],
+        &["chat", "m", "--temperature", "NaN"],
+        &["chat", "m", "--temperature", "warm"],
+        &["chat", "m", "--top-p", "0"],
+        &["chat", "m", "--top-p", "1.5"],
+        &["chat", "m", "--min-p", "2"],
+        &["chat", "m", "--repetition-penalty", "0"],
+        &["chat", "m", "--presence-penalty", "-3"],
+        &["chat", "m", "--max-tokens", "0"],
+        &["chat", "m", "--context", "0"],
+        &["chat", "m", "--stop", ""],
+        &["devices", "all"],
+    ] {
+        let output = chat_cli(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+/// Exit code 1, and on stderr an error that contains `expected`, then a hint.
+fn check_failure(arguments: &[&str], expected: &str) {
+    let output = chat_cli(arguments);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {err}");
+    assert!(output.stdout.is_empty(), "{arguments:?}");
+    let error = err.lines().position(|line| line.starts_with("error: ") && line.contains(expected));
+    let hint = err.lines().position(|line| line.starts_with("hint: "));
+    assert!(error < hint && error.is_some(), "{arguments:?}: {err}");
+}
+
+#[test]
+fn what_is_not_there_is_an_error_with_a_hint() {
+    check_failure(&["chat", "./no-such-folder", "-p", "x"], "no-such-folder");
+    check_failure(&["chat", "nobody/no-such-model", "-p", "x"], "no-such-model");
+    check_failure(&["chat", "m", "-p", "x", "--device", "no such GPU"], "no such GPU");
+    check_failure(&["chat", "m", "-p", "x", "--device", "99"], "99");
+}
+
+#[test]
+fn devices_are_listed_for_people_and_for_programs() {
+    let output = chat_cli(&["devices"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    assert!(table.starts_with("DEVICE") && table.lines().any(|line| line.starts_with("cpu")), "{table}");
+    let list: serde_json::Value = serde_json::from_slice(&chat_cli(&["devices", "--json"]).stdout).unwrap();
+    assert_eq!(list.as_array().unwrap().len() + 2, table.lines().count());
+}
