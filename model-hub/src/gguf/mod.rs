@@ -17,6 +17,7 @@ use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use half::{bf16, f16};
+use model_format::checkpoint::missing_param;
 use model_format::{Checkpoint, DecoderConfig, Dtype, HostTensor, TensorInfo};
 
 use self::header::{Header, Stored};
@@ -124,15 +125,20 @@ impl GgufCheckpoint {
     }
 }
 
+impl std::fmt::Debug for GgufCheckpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("GgufCheckpoint").field(&self.path).finish()
+    }
+}
+
 impl Checkpoint for GgufCheckpoint {
     fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
     fn tensor(&self, name: &str) -> model_format::Result<HostTensor<'_>> {
-        let index = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name)).map_err(|_| {
-            model_format::Error::MissingParam { name: name.into(), file: self.location(), nearest: None }
-        })?;
+        let found = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name));
+        let index = found.map_err(|_| missing_param(self, name))?;
         let (info, origin) = (&self.tensors[index], &self.origins[index]);
         let mut bytes = Vec::with_capacity(info.shape.iter().product::<usize>() * info.dtype.size());
         let read = for_each_piece(&self.path, &origin.stored, |values| push_as(info.dtype, values, &mut bytes));

@@ -233,12 +233,12 @@ fn with_id(id: usize, token: &Value) -> Value {
 
 /// The post-processor that puts one token before every text.
 fn begin_with(token: &str, id: usize) -> Value {
-    let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let special = |type_id: usize| json!({ "SpecialToken": { "id": token, "type_id": type_id } });
     let sequence = |name: &str, type_id: usize| json!({ "Sequence": { "id": name, "type_id": type_id } });
     json!({
         "type": "TemplateProcessing",
-        "single": [special, sequence("A", 0)],
-        "pair": [special, sequence("A", 0), sequence("B", 1)],
+        "single": [special(0), sequence("A", 0)],
+        "pair": [special(0), sequence("A", 0), special(1), sequence("B", 1)],
         "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
     })
 }

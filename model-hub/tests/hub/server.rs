@@ -46,7 +46,6 @@ impl Request {
     pub fn is_head_of(&self, file: &str) -> bool {
         self.method == "HEAD" && self.path.ends_with(&format!("/{file}"))
     }
-
 }
 
 #[derive(Debug, Clone, Default)]
