@@ -11,7 +11,7 @@ use std::{
 use half::f16;
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param,
-    checkpoint::{SafetensorsWriter, read_float},
+    checkpoint::{SafetensorsWriter, check_float, missing_param, read_float},
     gptq::GptqConfig,
     params,
 };
@@ -58,11 +58,13 @@ impl<'a> CheckpointWriter<'a> {
     /// A quantized model that is there already stays as it is until this one is finished. Any other is refused: it may
     /// be the source.
     pub fn create(source: &'a dyn Checkpoint, folder: &Path, config: GptqConfig) -> Result<CheckpointWriter<'a>> {
-        let decoder = DecoderConfig::from_hf(source.config_json())?;
+        let decoder = unquantized_config(source)?;
         let mut announced = Vec::new();
         let mut quantized = Vec::new();
         for param in params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
             for part in &param.sources {
+                let info = source.info(&part.name).ok_or_else(|| missing_param(source, &part.name))?;
+                check_float(source, info, &[part.rows, param.shape[1]])?;
                 announced.extend(part_tensors(&config, part.module(), part.rows, param.shape[1])?);
                 quantized.push(part.name.clone());
             }
@@ -159,6 +161,15 @@ impl Drop for CheckpointWriter<'_> {
             // Fails where others put files there meanwhile, and then it shall stay.
             let _ = fs::remove_dir(&self.folder);
         }
+    }
+}
+
+/// The shape of a model that is not quantized yet.
+pub fn unquantized_config(checkpoint: &dyn Checkpoint) -> Result<DecoderConfig> {
+    let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+    match GptqConfig::from_config(checkpoint.config_json())? {
+        None => Ok(config),
+        Some(_) => Err(Error::AlreadyQuantized { location: checkpoint.location() }),
     }
 }
 

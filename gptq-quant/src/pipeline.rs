@@ -12,11 +12,12 @@ use infer_core::{
     model::{Layer, Parts, decoder::rope_table},
     ops::{KvShape, Ops, Span},
 };
-use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, gptq::GptqConfig, params};
+use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params};
 use ndarray::ArrayView2;
 
 use crate::{
     Error, Hessian, Result, TokenWeight,
+    checkpoint::unquantized_config,
     gptq::{Method, Options, Quantized, quantize},
     observe::{ObserveOps, Pass, PlacedMatrix},
 };
@@ -87,10 +88,7 @@ pub async fn quantize_layers<O: Ops>(
     progress: &mut dyn Progress,
     sink: &mut dyn FnMut(&Param, &Quantized) -> Result<()>,
 ) -> Result<()> {
-    let config = DecoderConfig::from_hf(checkpoint.config_json())?;
-    if GptqConfig::from_config(checkpoint.config_json())?.is_some() {
-        return Err(Error::AlreadyQuantized { location: checkpoint.location() });
-    }
+    let config = unquantized_config(checkpoint)?;
     let list = params(&config);
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 

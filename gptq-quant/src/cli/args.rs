@@ -70,6 +70,9 @@ pub struct Args {
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,
+    /// The conversation template of the MLC folder; told from the model where it can be
+    #[arg(long, requires = "to_mlc", value_name = "NAME")]
+    pub conv_template: Option<String>,
 }
 
 /// What the weights are rounded to.

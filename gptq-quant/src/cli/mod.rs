@@ -14,7 +14,11 @@ use std::{
 use anyhow::{Context, Result};
 use calib_data::{ChatMessage, Choice, TokenWindows, read_documents};
 use clap::{CommandFactory, error::ErrorKind};
-use gptq_quant::{CheckpointWriter, SelfText, checkpoint::gptq_config, quantize_layers, write_windows};
+use gptq_quant::{
+    CheckpointWriter, SelfText,
+    checkpoint::{gptq_config, unquantized_config},
+    quantize_layers, write_windows,
+};
 use infer_core::{
     ChatTemplate, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
@@ -22,10 +26,13 @@ use infer_core::{
 };
 use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
-use weight_convert::{ConfigOptions, convert};
+use weight_convert::{ConfigOptions, ConfigSource, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
+
+/// The format of `--to-mlc`.
+const MLC_FORMAT: &str = "q4f16_1";
 
 /// Windows of a file, where the user does not say.
 const FILE_SAMPLES: usize = 128;
@@ -87,11 +94,17 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
     let checkpoint = model_hub::open(&args.model, &hub, &mut bars)?.into_checkpoint()?;
     let checkpoint = checkpoint.as_ref();
-    let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+    let config = unquantized_config(checkpoint)?;
     bars.expect(config.num_hidden_layers, args.damp_percent);
 
     // Everything that can be wrong with the output or the text comes out before the long work.
     let mut writer = CheckpointWriter::create(checkpoint, &args.output, gptq_config(&settings.matrix))?;
+    let mlc_format = QuantFormat::by_name(MLC_FORMAT)?;
+    let mlc_options = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
+    if args.to_mlc.is_some() {
+        let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
+        gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options, trial.path())?;
+    }
     let windows = calibration(args, checkpoint, &config, &mut bars)?;
     bars.line(&format!("calibrating on {} windows of {} tokens", windows.len(), windows.seq_len()));
 
@@ -102,9 +115,8 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     println!("wrote `{}`", args.output.display());
 
     if let Some(folder) = &args.to_mlc {
-        let format = QuantFormat::by_name("q4f16_1")?;
         let quantized = SafetensorsCheckpoint::open(&args.output)?;
-        let report = convert(&quantized, format, &ConfigOptions::default(), folder, &mut bars)?;
+        let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
         bars.clear();
         println!(
             "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss",

@@ -1,0 +1,158 @@
+//! `gptq-quant` as a program: what it writes, and how it fails.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+
+fn testdata(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
+}
+
+/// The tiny model with a tokenizer of its size, in `folder/model`.
+fn tiny_model(folder: &Path) -> PathBuf {
+    let model = folder.join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(testdata("arch/llama/hf").join(file), model.join(file)).unwrap();
+    }
+    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    model
+}
+
+fn gptq_quant(folder: &Path) -> Command {
+    let mut command = Command::cargo_bin("gptq-quant").unwrap();
+    command.current_dir(folder).env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.join("hub"));
+    command
+}
+
+/// Runs it, expects an error with these words, and no output folder.
+fn check_fails(folder: &Path, args: &[&str], words: &[&str]) {
+    let output = gptq_quant(folder).args(args).args(["-o", "out"]).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: ") && stderr.contains("\n\nhint: "), "{stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+    }
+    assert!(!folder.join("out/config.json").exists(), "{stderr}");
+    assert!(!folder.join("out").exists(), "{stderr}");
+}
+
+#[test]
+fn quantizes_on_text_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    let args = ["model", "-o", "out", "--samples", "6", "--seq-len", "40", "--grid", "q4f16_1"];
+    let output = gptq_quant(folder.path()).args(args).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("layer   2 of 2"), "{stderr}");
+    for file in ["config.json", "quantize_config.json", "model.safetensors", "tokenizer.json", "generation_config.json"]
+    {
+        assert!(folder.path().join("out").join(file).is_file(), "{file}");
+    }
+    // Nothing temporary is left.
+    assert!(
+        std::fs::read_dir(folder.path().join("out"))
+            .unwrap()
+            .all(|file| { !file.unwrap().file_name().to_string_lossy().starts_with('.') })
+    );
+}
+
+#[test]
+fn quantizes_on_a_file_and_converts() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    let text = "The quick brown fox jumps over the lazy dog, and the dog does not mind. ".repeat(60);
+    std::fs::write(folder.path().join("text.txt"), &text).unwrap();
+    let lines: String = (0..40).map(|i| format!("{}\n", serde_json::json!({ "text": &text[i..i + 400] }))).collect();
+    std::fs::write(folder.path().join("text.jsonl"), lines).unwrap();
+    for (i, calib) in ["text.txt", "text.jsonl"].into_iter().enumerate() {
+        let (out, mlc) = (format!("out{i}"), format!("mlc{i}"));
+        let args = ["model", "-o", &out, "--calib", calib, "--seq-len", "64", "--group-size", "64"];
+        let mlc_args = ["--to-mlc", &mlc, "--conv-template", "chatml"];
+        let output = gptq_quant(folder.path()).args(args).args(mlc_args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(stdout.contains("8 matrices without loss"), "{stdout}");
+        assert!(folder.path().join(mlc).join("mlc-chat-config.json").is_file());
+    }
+}
+
+#[test]
+fn a_conversion_that_could_not_be_done() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    check_fails(folder.path(), &["model", "--to-mlc", "mlc"], &["conversation template"]);
+    assert!(!folder.path().join("mlc").exists());
+}
+
+#[test]
+fn a_missing_calibration_file() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    check_fails(folder.path(), &["model", "--calib", "nowhere.txt"], &["nowhere.txt"]);
+}
+
+#[test]
+fn a_text_that_is_too_short() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    std::fs::write(folder.path().join("text.txt"), "Once upon a time").unwrap();
+    check_fails(folder.path(), &["model", "--calib", "text.txt"], &["tokens"]);
+    check_fails(folder.path(), &["model", "--calib", "text.txt", "--samples", "9", "--seq-len", "4"], &["9 windows"]);
+}
+
+#[test]
+fn a_weight_that_is_not_a_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path());
+    let path = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last tensor's last element, bf16.
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&[0xc0, 0x7f]);
+    std::fs::write(&path, bytes).unwrap();
+    check_fails(folder.path(), &["model", "--samples", "2", "--seq-len", "16"], &["NaN"]);
+}
+
+#[test]
+fn a_truncated_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny_model(folder.path());
+    let path = model.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    check_fails(folder.path(), &["model"], &["model.safetensors"]);
+}
+
+#[test]
+fn a_model_that_is_quantized_already() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("model")).unwrap();
+    let source = std::fs::read_dir(testdata("gptq")).unwrap().map(|entry| entry.unwrap().path());
+    let source = source.filter(|path| path.join("config.json").is_file()).min().unwrap();
+    let source = source.to_str().unwrap();
+    check_fails(folder.path(), &[source], &["quantized already"]);
+}
+
+#[test]
+fn a_model_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    check_fails(folder.path(), &["./nowhere"], &["nowhere"]);
+}
+
+#[test]
+fn contradictions_are_usage_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    for args in [
+        &["m", "-o", "out", "--grid", "q4f16_1", "--bits", "8"][..],
+        &["m", "-o", "out", "--bits", "5"],
+        &["m", "-o", "out", "--group-size", "0"],
+        &["m", "-o", "out", "--damp-percent", "2"],
+        &["m"],
+    ] {
+        let output = gptq_quant(folder.path()).args(args).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}

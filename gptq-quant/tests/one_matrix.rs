@@ -1,0 +1,137 @@
+//! GPTQ of one matrix: by hand, on any number of threads, and with Hessians that cannot be factored.
+
+use faer::Mat;
+use gptq_quant::{
+    Grid, Hessian, Options, TokenWeight,
+    gptq::{Method, Quantized, quantize},
+};
+use ndarray::{Array2, array};
+
+const GRID: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
+
+/// Numbers without a pattern that a quantizer could use, in [-1, 1).
+fn numbers(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
+    let mut state = seed;
+    Array2::from_shape_simple_fn((rows, cols), || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((state >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+    })
+}
+
+/// The Hessian of inputs that depend on each other, as activations do.
+fn hessian(cols: usize) -> Mat<f64> {
+    let inputs = numbers(2 * cols, cols / 4, 1).dot(&numbers(cols / 4, cols, 2)) + 0.3 * numbers(2 * cols, cols, 3);
+    let mut hessian = Hessian::new(cols, TokenWeight::Plain);
+    hessian.add(inputs.as_slice().unwrap());
+    hessian.matrix()
+}
+
+#[test]
+fn four_by_four_by_hand() {
+    // With H^-1 = U^T U, each error e_k of column k moves column k + 1 by -e_k / 2 and no other.
+    let u_inverse = |i: usize, j: usize| if j < i { 0.0 } else { (-0.5f64).powi((j - i) as i32) };
+    let h = Mat::from_fn(4, 4, |i, j| (0..4).map(|k| u_inverse(i, k) * u_inverse(j, k)).sum::<f64>());
+    // The range of each row is 15, so that its scale is 1 and its zero 7.
+    let weights = array![
+        [8.0f32, -7.0, 2.4, 1.6], // 2.4 becomes 2, so 1.6 is 1.4 when its turn comes
+        [-7.0, 8.0, -3.6, 0.6],   // -3.6 becomes -4, 0.6 is 0.4
+        [8.0, -6.6, -7.0, 0.45],  // -6.6 becomes -7, -7 is -7.2, 0.45 is 0.55
+        [7.6, -7.0, 8.0, 3.47],   // 7.6 becomes 8, -7 is -6.8, 8 is 7.9, 3.47 is 3.52
+    ];
+    let by_hand =
+        array![[8.0f32, -7.0, 2.0, 1.0], [-7.0, 8.0, -4.0, 0.0], [8.0, -7.0, -7.0, 1.0], [8.0, -7.0, 8.0, 4.0]];
+    let loss = 2.0 * (0.4 * 0.4 + 0.4 * 0.4)
+        + (0.4f64 * 0.4 + 0.2 * 0.2 + 0.45 * 0.45)
+        + (0.4 * 0.4 + 0.2 * 0.2 + 0.1 * 0.1 + 0.48 * 0.48);
+
+    for block_size in [1, 2, 3, 128] {
+        let grid = Grid { bits: 4, group_size: None, sym: false };
+        let options = Options { act_order: false, damp_percent: 0.0, gptq_py: true, block_size, ..Options::new(grid) };
+        let quantized = quantize(weights.view(), &h, &options);
+        assert_eq!(quantized.dequantize(), by_hand, "blocks of {block_size}");
+        assert!((quantized.loss - loss).abs() < 1e-5, "{} is not {loss}", quantized.loss);
+        assert_eq!(quantized.method, Method::Gptq { damp_percent: 0.0 });
+    }
+}
+
+#[test]
+fn same_result_on_any_number_of_threads() {
+    let (weights, hessian) = (numbers(100, 320, 4), hessian(320));
+    let on = |threads: usize| -> Quantized {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| quantize(weights.view(), &hessian, &Options::new(GRID)))
+    };
+    let one = on(1);
+    for threads in [2, 3, 8] {
+        assert_eq!(on(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn every_variant_beats_round_to_nearest() {
+    let (weights, hessian) = (numbers(64, 288, 5), hessian(288));
+    // 288 is two groups of 128 and a shorter one.
+    for group_size in [Some(32), Some(128), None] {
+        for sym in [true, false] {
+            for act_order in [true, false] {
+                for static_groups in [true, false] {
+                    let grid = Grid { bits: 4, group_size, sym };
+                    let options = Options { act_order, static_groups, ..Options::new(grid) };
+                    let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
+                    let quantized = quantize(weights.view(), &hessian, &options);
+                    assert_ne!(quantized.codes, nearest.codes);
+                    let error = |q: &Quantized| q.relative_error(weights.view(), &hessian);
+                    let (ours, theirs) = (error(&quantized), error(&nearest));
+                    assert!(ours < 0.6 * theirs, "{options:?}: {ours} and {theirs}");
+                    let natural = (0..288).map(|k| group_size.map_or(0, |size| k / size) as u32);
+                    let is_natural = quantized.g_idx.iter().copied().eq(natural);
+                    assert_eq!(is_natural, !act_order || static_groups || group_size.is_none(), "{options:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dead_inputs_get_weight_zero() {
+    let weights = numbers(16, 64, 6);
+    let mut hessian = hessian(64);
+    for i in 0..64 {
+        hessian[(7, i)] = 0.0;
+        hessian[(i, 7)] = 0.0;
+    }
+    let quantized = quantize(weights.view(), &hessian, &Options::new(GRID));
+    assert!(quantized.dequantize().column(7).iter().all(|&w| w == 0.0));
+    assert!(matches!(quantized.method, Method::Gptq { .. }));
+}
+
+#[test]
+fn damping_grows_until_the_hessian_can_be_factored() {
+    let weights = numbers(16, 64, 7);
+    // Eigenvalues 1 + 0.05 * 63 and 1 - 0.05, then one made negative.
+    let mut hessian = Mat::from_fn(64, 64, |i, j| if i == j { 1.0 } else { 0.05 });
+    hessian[(5, 5)] = 0.1;
+    hessian[(5, 6)] = 0.35;
+    hessian[(6, 5)] = 0.35;
+    let quantized = quantize(weights.view(), &hessian, &Options::new(GRID));
+    let Method::Gptq { damp_percent } = quantized.method else { panic!("{:?}", quantized.method) };
+    assert!((damp_percent - 0.1).abs() < 1e-12, "{damp_percent}");
+}
+
+#[test]
+fn what_cannot_be_factored_is_rounded_to_nearest() {
+    let weights = numbers(16, 64, 8);
+    let options = Options::new(GRID);
+    let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
+    for hessian in [
+        Mat::zeros(64, 64),
+        Mat::from_fn(64, 64, |_, _| f64::NAN),
+        Mat::from_fn(64, 64, |i, j| if i == j { 1.0 } else { -9.0 }),
+    ] {
+        let quantized = quantize(weights.view(), &hessian, &options);
+        assert_eq!(quantized.method, Method::RoundToNearest);
+        assert_eq!(quantized.codes.dim(), nearest.codes.dim());
+        let worst = (quantized.dequantize() - &weights).iter().fold(0f32, |m, d| m.max(d.abs()));
+        assert!(worst < 0.2, "{worst}");
+    }
+}

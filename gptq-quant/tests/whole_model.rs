@@ -1,0 +1,271 @@
+//! A tiny model from checkpoint to GPTQ checkpoint and back: what was written is what was computed, and it is nearer to
+//! the original than rounding.
+
+use std::path::{Path, PathBuf};
+
+use calib_data::TokenWindows;
+use gptq_quant::{
+    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Quantized, SelfText, Settings,
+    checkpoint::gptq_config,
+    gptq::{Method, round_to_nearest},
+    quantize_layers, write_windows,
+};
+use infer_core::{
+    Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Ops, ops::candle::CandleOps,
+};
+use model_format::{
+    Checkpoint, DecoderConfig, Dtype, QuantFormat, SafetensorsCheckpoint, checkpoint::read_param, gptq::GptqConfig,
+    gptq::GptqMatrix, params,
+};
+use ndarray::ArrayView2;
+
+const Q4F16_1: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
+
+fn testdata(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
+}
+
+fn tiny() -> SafetensorsCheckpoint {
+    SafetensorsCheckpoint::open(&testdata("arch/llama/hf")).unwrap()
+}
+
+/// Tokens of a vocabulary of 512 in no order.
+fn windows(count: usize, seq_len: usize, seed: u32) -> TokenWindows {
+    let mut state = seed;
+    let mut token = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        state >> 23
+    };
+    let windows: Vec<Vec<u32>> = (0..count).map(|_| (0..seq_len).map(|_| token()).collect()).collect();
+    TokenWindows::from_windows(&windows)
+}
+
+/// The logits after each of some windows that nothing is calibrated on.
+fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
+    let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
+    let mut ops = CandleOps::default();
+    let parts = load_checkpoint(&mut ops, &config, checkpoint, None, &mut ()).unwrap();
+    let decoder = Decoder::new(&mut ops, &config, parts, 64).unwrap();
+    let mut all = Vec::new();
+    for tokens in windows(6, 64, 99).iter() {
+        let mut cache = KvCache::new(&mut ops, &config, 64).unwrap();
+        let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
+        let logits = decoder.head(&mut ops, &hidden);
+        all.extend(block_on(ops.read(&logits)).unwrap());
+    }
+    all
+}
+
+fn mean_square_difference(a: &[f32], b: &[f32]) -> f64 {
+    let sum: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    sum / a.len() as f64
+}
+
+/// What a run reported.
+#[derive(Default)]
+struct Reports {
+    matrices: Vec<MatrixReport>,
+    fractions: Vec<f64>,
+    cancel_at: Option<usize>,
+}
+
+impl Progress for Reports {
+    fn wrote(&mut self, _done: usize, _total: usize) {}
+
+    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64) {
+        self.fractions.push(fraction);
+    }
+
+    fn quantized(&mut self, report: &MatrixReport) {
+        self.matrices.push(report.clone());
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.cancel_at.is_some_and(|matrices| self.matrices.len() >= matrices)
+    }
+}
+
+/// Quantizes the tiny model into `folder`.
+fn run(folder: &Path, settings: &Settings, reports: &mut Reports) -> Result<Vec<Quantized>, Error> {
+    let checkpoint = tiny();
+    let mut writer = CheckpointWriter::create(&checkpoint, folder, gptq_config(&settings.matrix))?;
+    let mut matrices = Vec::new();
+    let mut add = |param: &_, quantized: &Quantized| {
+        matrices.push(quantized.clone());
+        writer.add(param, quantized)
+    };
+    // 40 tokens per window: the batches are not all of one size.
+    block_on(quantize_layers(CandleOps::default(), &checkpoint, &windows(60, 40, 1), settings, reports, &mut add))?;
+    writer.finish()?;
+    Ok(matrices)
+}
+
+/// Logit error of GPTQ and of round-to-nearest on the same grid.
+fn check(options: Options) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut reports = Reports::default();
+    let matrices = run(&folder.path().join("gptq"), &Settings::new(options), &mut reports).unwrap();
+
+    assert_eq!(reports.matrices.len(), 8);
+    for report in &reports.matrices {
+        assert!(matches!(report.method, Method::Gptq { .. }), "{report:?}");
+        assert!(report.relative_error > 0.0 && report.relative_error < 0.05, "{report:?}");
+    }
+    assert!(reports.fractions.is_sorted(), "{:?}", reports.fractions);
+    // The last layer's outputs are not needed, so a little is saved.
+    assert!((0.7..=1.0).contains(reports.fractions.last().unwrap()), "{:?}", reports.fractions);
+
+    // What is read back is what was computed.
+    let written = SafetensorsCheckpoint::open(&folder.path().join("gptq")).unwrap();
+    let config = GptqConfig::from_config(written.config_json()).unwrap().expect("a quantization_config");
+    assert_eq!(config, gptq_config(&options));
+    let decoder = DecoderConfig::from_hf(written.config_json()).unwrap();
+    let list = params(&decoder);
+    let layer_matrices: Vec<_> = list.iter().filter(|param| param.role.is_layer_matrix()).collect();
+    assert_eq!(layer_matrices.len(), matrices.len());
+    for (param, quantized) in layer_matrices.iter().zip(&matrices) {
+        assert_eq!(
+            read_param(&written, param).unwrap(),
+            quantized.dequantize().into_raw_vec_and_offset().0,
+            "{}",
+            param.name
+        );
+        for part in &param.sources {
+            assert!(written.info(&part.name).is_none());
+            let g_idx = written.info(&format!("{}.g_idx", part.module())).unwrap();
+            assert_eq!(g_idx.dtype, Dtype::I32);
+        }
+    }
+    for name in ["model.embed_tokens.weight", "model.norm.weight"] {
+        assert_eq!(written.info(name).unwrap().dtype, Dtype::F16, "{name}");
+    }
+    let quantize_config = std::fs::read(folder.path().join("gptq/quantize_config.json")).unwrap();
+    let quantize_config: serde_json::Value = serde_json::from_slice(&quantize_config).unwrap();
+    let whole: serde_json::Value = serde_json::from_str(written.config_json()).unwrap();
+    assert_eq!(whole["quantization_config"], quantize_config);
+    assert_eq!(whole["torch_dtype"], "float16");
+
+    // Nearer to the original than rounding, on text that it was not calibrated on.
+    let source = tiny();
+    let nearest = folder.path().join("nearest");
+    let mut writer = CheckpointWriter::create(&source, &nearest, gptq_config(&options)).unwrap();
+    for (param, quantized) in layer_matrices.iter().zip(&matrices) {
+        let values = read_param(&source, param).unwrap();
+        let weights = ArrayView2::from_shape((param.shape[0], param.shape[1]), &values).unwrap();
+        let rounded = round_to_nearest(weights, None, &options);
+        assert_ne!(rounded.codes, quantized.codes, "{}", param.name);
+        writer.add(param, &rounded).unwrap();
+    }
+    writer.finish().unwrap();
+    let original = logits(&source);
+    let gptq = mean_square_difference(&logits(&written), &original);
+    let rounded = mean_square_difference(&logits(&SafetensorsCheckpoint::open(&nearest).unwrap()), &original);
+    println!("{options:?}: logit error {gptq:.5}, round-to-nearest {rounded:.5}");
+    assert!(gptq < 0.95 * rounded, "{gptq} and {rounded}");
+}
+
+#[test]
+fn the_q4f16_1_grid() {
+    check(Options::new(Q4F16_1));
+}
+
+#[test]
+fn asymmetric_groups_of_64_without_act_order() {
+    let grid = Grid { bits: 4, group_size: Some(64), sym: false };
+    check(Options { act_order: false, ..Options::new(grid) });
+}
+
+#[test]
+fn eight_bits_and_shuffled_groups() {
+    let grid = Grid { bits: 8, group_size: Some(64), sym: true };
+    check(Options { static_groups: false, ..Options::new(grid) });
+}
+
+#[test]
+fn the_q4f16_1_grid_converts_without_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    run(folder.path(), &Settings::new(Options::new(Q4F16_1)), &mut Reports::default()).unwrap();
+    let written = SafetensorsCheckpoint::open(folder.path()).unwrap();
+    let config = GptqConfig::from_config(written.config_json()).unwrap().unwrap();
+    let format = QuantFormat::by_name("q4f16_1").unwrap();
+    let mut negative_scales = 0;
+    for param in params(&DecoderConfig::from_hf(written.config_json()).unwrap()) {
+        for part in param.sources.iter().filter(|_| param.role.is_layer_matrix()) {
+            let matrix = GptqMatrix::read(&written, &config, part.module()).unwrap().unwrap();
+            let converted = matrix.to_format(format, part.module()).unwrap();
+            assert_eq!(converted.dequantize(), matrix.dequantize(), "{}", part.name);
+            negative_scales += matrix.scales.iter().filter(|scale| scale.is_sign_negative()).count();
+        }
+    }
+    assert!(negative_scales > 0, "the sixteenth code is used on either side");
+}
+
+#[test]
+fn activations_that_are_not_kept_are_computed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings::new(Options::new(Q4F16_1));
+    let kept = run(&folder.path().join("a"), &settings, &mut Reports::default()).unwrap();
+    let settings = Settings { activation_memory: 0, ..settings };
+    let again = run(&folder.path().join("b"), &settings, &mut Reports::default()).unwrap();
+    assert_eq!(kept, again);
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let mut reports = Reports { cancel_at: Some(5), ..Reports::default() };
+    let error = run(&out, &Settings::new(Options::new(Q4F16_1)), &mut reports).unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn an_interrupted_run_leaves_the_older_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings::new(Options::new(Q4F16_1));
+    run(folder.path(), &settings, &mut Reports::default()).unwrap();
+    let before = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    let count = files();
+    let mut reports = Reports { cancel_at: Some(1), ..Reports::default() };
+    run(folder.path(), &settings, &mut reports).unwrap_err();
+    assert_eq!(files(), count);
+    assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), before);
+    // And a run that is not interrupted replaces it.
+    run(folder.path(), &settings, &mut Reports::default()).unwrap();
+    assert_eq!(files(), count);
+}
+
+#[test]
+fn an_unquantized_model_is_not_written_over() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(testdata("arch/llama/hf/config.json"), folder.path().join("config.json")).unwrap();
+    let error = run(folder.path(), &Settings::new(Options::new(Q4F16_1)), &mut Reports::default()).unwrap_err();
+    assert!(matches!(error, Error::OutputExists { .. }), "{error}");
+}
+
+/// The tiny model with a tokenizer of its size.
+fn tiny_with_tokenizer(folder: &Path) -> SafetensorsCheckpoint {
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(testdata("arch/llama/hf").join(file), folder.join(file)).unwrap();
+    }
+    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    SafetensorsCheckpoint::open(folder).unwrap()
+}
+
+#[test]
+fn a_seed_decides_what_the_model_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = tiny_with_tokenizer(folder.path());
+    let write = |seed| {
+        let text = SelfText { samples: 5, seq_len: 24, seed };
+        block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut ())).unwrap()
+    };
+    let first = write(1);
+    assert_eq!((first.len(), first.seq_len()), (5, 24));
+    assert_eq!(first, write(1));
+    assert_ne!(first, write(2));
+    let distinct: std::collections::HashSet<&[u32]> = first.iter().collect();
+    assert_eq!(distinct.len(), 5, "no two windows are the same");
+}
