@@ -11,7 +11,7 @@ use benches::{
     shapes::{self, bytes_per_token},
 };
 use clap::Parser;
-use infer_core::{block_on, model::Session, ops::Ops};
+use infer_core::{KvDtype, block_on, model::Session, ops::Ops};
 use model_format::{DecoderConfig, QuantFormat};
 
 /// Prefill and decode of a whole model.
@@ -39,6 +39,9 @@ struct Args {
     /// Counted runs of each.
     #[arg(long, short, default_value_t = 5)]
     repeat: usize,
+    /// Number type of the cache on a GPU.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
     /// cpu, auto, or the number or name of a GPU adapter.
     #[arg(long, default_value = "auto")]
     device: String,
@@ -48,6 +51,22 @@ struct Args {
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// Number type of the cache.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Kv {
+    F16,
+    F32,
+}
+
+impl From<Kv> for KvDtype {
+    fn from(kv: Kv) -> KvDtype {
+        match kv {
+            Kv::F16 => KvDtype::F16,
+            Kv::F32 => KvDtype::F32,
+        }
+    }
 }
 
 /// What is measured.
@@ -75,11 +94,12 @@ fn run(args: Args) -> Result<()> {
             (Target::Shape(config, format), format!("{} {}", args.shape, args.format), Some(bytes))
         }
     };
-    match target.load_session(&args.device, context)? {
-        Loaded::Cpu(session, config) => {
-            let device = "CPU (candle)".into();
-            let measured = Measured { name, bytes_per_token: bytes, device, copy_bandwidth: None };
-            measure(&args, &measured, session, &config)
+    let measured = |device: String, copy_bandwidth| Measured { name, bytes_per_token: bytes, device, copy_bandwidth };
+    match target.load_session(&args.device, args.kv.into(), context)? {
+        Loaded::Cpu(session, config) => measure(&args, &measured("CPU (candle)".into(), None), session, &config),
+        Loaded::Gpu(session, config, gpu) => {
+            let bandwidth = Some(block_on(gpu.copy_bandwidth())?);
+            measure(&args, &measured(gpu.summary().name.clone(), bandwidth), session, &config)
         }
     }
 }

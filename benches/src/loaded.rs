@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use infer_core::{
-    block_on,
+    Gpu, KvDtype, OpenOptions, block_on,
     model::{Parts, Session, load_checkpoint, load_mlc, load_random},
     ops::{
         Ops,
         candle::{CandleOps, CpuWeights},
+        gpu::GpuOps,
     },
 };
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, DirFiles, QuantFormat};
@@ -35,6 +36,8 @@ pub enum Opened {
 pub enum Loaded {
     /// In f32 through candle.
     Cpu(Session<CandleOps>, DecoderConfig),
+    /// On a GPU.
+    Gpu(Session<GpuOps>, DecoderConfig, Gpu),
 }
 
 /// Opens what `name` stands for, fetching it where need be.
@@ -44,6 +47,16 @@ pub fn open(name: &str) -> Result<Opened> {
         Model::Checkpoint(checkpoint) => Opened::Checkpoint(checkpoint),
         Model::Mlc(folder) => Opened::Mlc(folder),
     })
+}
+
+impl Loaded {
+    /// The losses of a text that is run alone.
+    pub fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
+        Ok(match self {
+            Loaded::Cpu(session, _) => block_on(session.token_losses(window))?,
+            Loaded::Gpu(session, ..) => block_on(session.token_losses(window))?,
+        })
+    }
 }
 
 impl Opened {
@@ -65,10 +78,15 @@ impl Opened {
 
 impl Target {
     /// Loads onto `device` (`cpu`, `auto`, a number or a name) with room for `context` tokens.
-    pub fn load_session(&self, device: &str, context: usize) -> Result<Loaded> {
-        let _ = device;
-        let (session, config) = self.session(CandleOps::new(CpuWeights::Exact), context)?;
-        Ok(Loaded::Cpu(session, config))
+    pub fn load_session(&self, device: &str, kv: KvDtype, context: usize) -> Result<Loaded> {
+        if device == "cpu" {
+            let (session, config) = self.session(CandleOps::new(CpuWeights::Exact), context)?;
+            return Ok(Loaded::Cpu(session, config));
+        }
+        let selection = device.parse().expect("any text is a selection");
+        let gpu = block_on(Gpu::open(&selection, OpenOptions::default()))?;
+        let (session, config) = self.session(GpuOps::new(gpu.clone(), kv), context)?;
+        Ok(Loaded::Gpu(session, config, gpu))
     }
 
     fn session<O: Ops>(&self, mut ops: O, context: usize) -> Result<(Session<O>, DecoderConfig)> {

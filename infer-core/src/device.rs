@@ -1,23 +1,30 @@
 //! [`Device`]: what a model is loaded onto; and the loaded model, whichever that is.
 
 use model_format::{Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
+use webgpu_kernels::{Gpu, KvDtype};
 
 use crate::{
     Progress, Result,
     model::{Session, load_checkpoint, load_mlc},
-    ops::candle::{CandleOps, CpuWeights},
+    ops::{
+        Ops,
+        candle::{CandleOps, CpuWeights},
+        gpu::GpuOps,
+    },
 };
 
 /// What a model is loaded onto.
-#[derive(Debug)]
 pub enum Device {
     /// The CPU, through candle.
     Cpu(CpuWeights),
+    /// A GPU, with caches of this number type.
+    Gpu(Gpu, KvDtype),
 }
 
 /// A loaded model on its device.
 pub(crate) enum Model {
     Cpu(Session<CandleOps>),
+    Gpu(Session<GpuOps>),
 }
 
 /// The same call on whichever session there is.
@@ -25,6 +32,7 @@ macro_rules! on_session {
     ($model:expr, $session:ident => $call:expr) => {
         match $model {
             Model::Cpu($session) => $call,
+            Model::Gpu($session) => $call,
         }
     };
 }
@@ -38,13 +46,25 @@ impl Model {
         context: usize,
         progress: &mut dyn Progress,
     ) -> Result<Model> {
-        match device {
-            Device::Cpu(weights) => {
-                let mut ops = CandleOps::new(weights);
-                let parts = load_mlc(&mut ops, config, format, files, progress).await?;
-                Ok(Model::Cpu(Session::new(ops, config, parts, context)?))
-            }
+        async fn session<O: Ops>(
+            mut ops: O,
+            config: &DecoderConfig,
+            format: &'static QuantFormat,
+            files: &impl ModelFiles,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            let parts = load_mlc(&mut ops, config, format, files, progress).await?;
+            Session::new(ops, config, parts, context)
         }
+        Ok(match device {
+            Device::Cpu(weights) => {
+                Model::Cpu(session(CandleOps::new(weights), config, format, files, context, progress).await?)
+            }
+            Device::Gpu(gpu, kv) => {
+                Model::Gpu(session(GpuOps::new(gpu, kv), config, format, files, context, progress).await?)
+            }
+        })
     }
 
     pub(crate) fn load_checkpoint(
@@ -54,13 +74,24 @@ impl Model {
         context: usize,
         progress: &mut dyn Progress,
     ) -> Result<Model> {
-        match device {
-            Device::Cpu(weights) => {
-                let mut ops = CandleOps::new(weights);
-                let parts = load_checkpoint(&mut ops, config, checkpoint, None, progress)?;
-                Ok(Model::Cpu(Session::new(ops, config, parts, context)?))
-            }
+        fn session<O: Ops>(
+            mut ops: O,
+            config: &DecoderConfig,
+            checkpoint: &dyn Checkpoint,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            // Four-bit matrices of a GPTQ checkpoint stay in four bits.
+            let format = QuantFormat::by_name("q4f16_1").expect("a known format");
+            let parts = load_checkpoint(&mut ops, config, checkpoint, Some(format), progress)?;
+            Session::new(ops, config, parts, context)
         }
+        Ok(match device {
+            Device::Cpu(weights) => {
+                Model::Cpu(session(CandleOps::new(weights), config, checkpoint, context, progress)?)
+            }
+            Device::Gpu(gpu, kv) => Model::Gpu(session(GpuOps::new(gpu, kv), config, checkpoint, context, progress)?),
+        })
     }
 
     pub(crate) async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::{
     Engine, Error, Result, SamplingParams,
+    model::session::PREFILL_CHUNK,
     sampler::Sampler,
     stop::StopStrings,
     tokenizer::StreamDecoder,
@@ -49,7 +50,7 @@ pub struct Stats {
     pub cached_tokens: usize,
     /// Tokens of the answer, the stop token included.
     pub generated_tokens: usize,
-    /// Seconds from the first pull to the first token.
+    /// Seconds that the device took until the first token was there.
     pub time_to_first_token: f64,
     /// Seconds in the prefill of the tokens that were not cached.
     pub prefill_seconds: f64,
@@ -113,9 +114,25 @@ impl<'a> Generation<'a> {
     }
 
     /// The next piece of text, or `None` when the answer has ended.
+    ///
+    /// A long prompt is prefilled in parts, and each part but the last answers with an empty piece, so that a caller can
+    /// stop in between. After an error the conversation's cache is empty.
     pub async fn next(&mut self) -> Result<Option<Chunk>> {
+        let result = self.pull().await;
+        if result.is_err() {
+            self.finished = Some(FinishReason::Stop);
+            self.engine.reset();
+        }
+        result
+    }
+
+    async fn pull(&mut self) -> Result<Option<Chunk>> {
         let mut tokens = Vec::new();
         while self.finished.is_none() {
+            if self.next.len() > PREFILL_CHUNK {
+                self.prefill_part().await?;
+                return Ok(Some(Chunk { text: String::new(), tokens }));
+            }
             let token = self.sample().await?;
             self.generated.push(token);
             tokens.push(token);
@@ -141,6 +158,16 @@ impl<'a> Generation<'a> {
         Ok(None)
     }
 
+    /// Runs the first part of a long prompt.
+    async fn prefill_part(&mut self) -> Result<()> {
+        let start = Instant::now();
+        let rest = self.next.split_off(PREFILL_CHUNK);
+        let part = std::mem::replace(&mut self.next, rest);
+        self.engine.model.most_likely(&part).await?;
+        self.stats.prefill_seconds += start.elapsed().as_secs_f64();
+        Ok(())
+    }
+
     /// Runs what is to be run and chooses the next token.
     async fn sample(&mut self) -> Result<u32> {
         let start = Instant::now();
@@ -153,8 +180,8 @@ impl<'a> Generation<'a> {
         };
         let seconds = start.elapsed().as_secs_f64();
         if self.generated.is_empty() {
-            self.stats.prefill_seconds = seconds;
-            self.stats.time_to_first_token = seconds;
+            self.stats.prefill_seconds += seconds;
+            self.stats.time_to_first_token = self.stats.prefill_seconds;
         } else {
             self.stats.decode_seconds += seconds;
         }

@@ -47,8 +47,9 @@ pub use model::Decoder;
 pub use progress::Progress;
 pub use sampler::SamplingParams;
 pub use tokenizer::Tokenizer;
+pub use webgpu_kernels::{Gpu, KvDtype, gpu::{AdapterSummary, DeviceType, OpenOptions, Selection}};
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
 pub fn block_on<F: std::future::Future>(future: F) -> F::Output {
-    webgpu_kernels::block_on(future)
+    webgpu_kernels::gpu::block_on(future)
 }

@@ -131,3 +131,74 @@ mod cpu {
         infer_core::block_on(check_cache(&mut CandleOps::default()));
     }
 }
+
+mod gpu {
+    use super::*;
+    use infer_core::{Gpu, KvDtype, OpenOptions, ops::gpu::GpuOps};
+
+    /// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
+    fn profiles() -> Vec<(&'static str, Gpu)> {
+        let plain = OpenOptions { f16: false, subgroups: false, default_limits: true };
+        let mut open = Vec::new();
+        for (name, options) in [("all features", OpenOptions::default()), ("WebGPU's defaults", plain)] {
+            match infer_core::block_on(Gpu::open(&Default::default(), options)) {
+                Ok(gpu) => open.push((name, gpu)),
+                Err(error) => {
+                    assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+                    eprintln!("skipped: {error}");
+                }
+            }
+        }
+        open
+    }
+
+    /// Normalised mean squared error of GPU logits against the CPU's, for both kinds of cache.
+    fn check_near_cpu<D, M>(cpu: D, gpu: M)
+    where
+        D: AsyncFn(&mut CandleOps, &Golden) -> Decoder<CandleOps>,
+        M: AsyncFn(&mut GpuOps, &Golden) -> Decoder<GpuOps>,
+    {
+        let golden = Golden::open("arch/llama");
+        let ids = golden.tensors("logits.safetensors").ids("ids_0");
+        infer_core::block_on(async {
+            let mut ops = CandleOps::default();
+            let decoder = cpu(&mut ops, &golden).await;
+            let expected = logits(&mut ops, &decoder, &ids).await;
+            for (profile, device) in profiles() {
+                for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
+                    let mut ops = GpuOps::new(device.clone(), kv);
+                    let decoder = gpu(&mut ops, &golden).await;
+                    let error = nmse(&logits(&mut ops, &decoder, &ids).await, &expected);
+                    assert!(error <= limit, "{profile}, {kv:?}: nmse {error}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn float_logits_are_near_the_cpus() {
+        check_near_cpu(float_decoder, float_decoder);
+    }
+
+    #[test]
+    fn q4f16_1_logits_are_near_the_cpus() {
+        check_near_cpu(
+            async |ops, golden| mlc_decoder(ops, golden, "q4f16_1").await,
+            async |ops, golden| mlc_decoder(ops, golden, "q4f16_1").await,
+        );
+    }
+
+    #[test]
+    fn float_logits_and_text_equal_transformers() {
+        for (_, gpu) in profiles() {
+            infer_core::block_on(check_float(&mut GpuOps::new(gpu, KvDtype::F32), 1e-3));
+        }
+    }
+
+    #[test]
+    fn batches_and_caches_change_nothing() {
+        for (_, gpu) in profiles() {
+            infer_core::block_on(check_cache(&mut GpuOps::new(gpu, KvDtype::F32)));
+        }
+    }
+}

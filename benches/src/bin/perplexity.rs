@@ -6,10 +6,10 @@
 use std::{io::IsTerminal, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result};
-use benches::loaded::{self, Loaded, Target};
+use benches::loaded::{self, Target};
 use calib_data::{Choice, TokenWindows, perplexity};
 use clap::Parser;
-use infer_core::{Tokenizer, block_on};
+use infer_core::{KvDtype, Tokenizer};
 
 /// Perplexity of a model on a text.
 #[derive(Parser)]
@@ -64,12 +64,9 @@ fn run(args: Args) -> Result<()> {
             eprint!("\r{} / {} windows, perplexity {soon:.4} ", losses.len(), windows.len());
         }
     };
-    match Target::Model(opened).load_session(&args.device, seq_len)? {
-        Loaded::Cpu(mut session, _) => {
-            for window in windows.iter() {
-                measure(mean(&block_on(session.token_losses(window))?));
-            }
-        }
+    let mut loaded = Target::Model(opened).load_session(&args.device, KvDtype::F32, seq_len)?;
+    for window in windows.iter() {
+        measure(mean(&loaded.token_losses(window)?));
     }
     if show {
         eprintln!();

@@ -1,0 +1,117 @@
+//! The real demo model against what transformers computes for it (testdata/smollm2, see testdata/README.md).
+//!
+//! Needs the demo model in the cache: `cargo xtask test` fetches it first. Where it is not there the tests say so and
+//! pass, unless `REQUIRE_DEMO_MODEL=1`.
+
+use std::{path::Path, sync::OnceLock};
+
+use infer_core::{
+    Decoder, Device, Engine, KvCache, LoadOptions, Message, SamplingParams, block_on,
+    model::{Sequence, load_checkpoint},
+    ops::{
+        Ops,
+        candle::{CandleOps, CpuWeights},
+    },
+};
+use model_format::{Checkpoint, DecoderConfig};
+use model_hub::HubConfig;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// The demo model's GGUF file, opened once, from the cache alone.
+fn demo_model() -> Option<&'static dyn Checkpoint> {
+    static MODEL: OnceLock<Option<Box<dyn Checkpoint>>> = OnceLock::new();
+    let model = MODEL.get_or_init(|| {
+        let hub = HubConfig::from_vars(|name| std::env::var(name).ok()).unwrap();
+        let Some(path) = model_hub::demo::kept_gguf(&hub) else {
+            assert!(std::env::var_os("REQUIRE_DEMO_MODEL").is_none(), "the demo model's GGUF file is not in the cache");
+            eprintln!("skipped: the demo model's GGUF file is not in the cache; `cargo xtask test` fetches it");
+            return None;
+        };
+        Some(model_hub::open(path.to_str().unwrap(), &hub, &mut ()).unwrap().into_checkpoint().unwrap())
+    });
+    model.as_deref()
+}
+
+fn golden(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/smollm2").join(name)).unwrap()
+}
+
+fn words(file: &SafeTensors<'_>, name: &str) -> Vec<[u8; 4]> {
+    file.tensor(name).unwrap().data().chunks_exact(4).map(|b| [b[0], b[1], b[2], b[3]]).collect()
+}
+
+fn f32s(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    words(file, name).into_iter().map(f32::from_le_bytes).collect()
+}
+
+fn ids(file: &SafeTensors<'_>, name: &str) -> Vec<u32> {
+    words(file, name).into_iter().map(u32::from_le_bytes).collect()
+}
+
+/// The decoder and the logits of every position of `ids`.
+fn load<O: Ops>(ops: &mut O, checkpoint: &dyn Checkpoint) -> Decoder<O> {
+    let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
+    let parts = load_checkpoint(ops, &config, checkpoint, None, &mut ()).unwrap();
+    Decoder::new(ops, &config, parts, 128).unwrap()
+}
+
+fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f32> {
+    let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
+    let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
+    let logits = decoder.head(ops, &hidden);
+    block_on(ops.read(&logits)).unwrap()
+}
+
+#[test]
+fn cpu_logits_equal_transformers() {
+    let Some(checkpoint) = demo_model() else { return };
+    let mut ops = CandleOps::new(CpuWeights::Exact);
+    let decoder = load(&mut ops, checkpoint);
+    let vocab = decoder.config().vocab_size;
+    let bytes = golden("logits_f32.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for prompt in ["p0", "p1", "p2"] {
+        let ids_in = ids(&file, &format!("{prompt}.ids"));
+        let found = logits(&mut ops, &decoder, &ids_in);
+        let close = |found: f32, expected: f32| {
+            assert!((found - expected).abs() <= 1e-3, "{prompt}: found {found}, expected {expected}");
+        };
+        for (&found, expected) in found[found.len() - vocab..].iter().zip(f32s(&file, &format!("{prompt}.last_logits"))) {
+            close(found, expected);
+        }
+        let top_ids = ids(&file, &format!("{prompt}.top20_ids"));
+        let top_values = f32s(&file, &format!("{prompt}.top20_values"));
+        let rows = found.chunks_exact(vocab).zip(top_ids.chunks_exact(20).zip(top_values.chunks_exact(20)));
+        for (row, (ids, values)) in rows {
+            ids.iter().zip(values).for_each(|(&id, &expected)| close(row[id as usize], expected));
+        }
+    }
+}
+
+/// Greedy answers are the golden ones up to the first step whose two best tokens lie within 0.05 of each other.
+fn check_chats(device: Device) {
+    let Some(checkpoint) = demo_model() else { return };
+    let mut engine = Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ()).unwrap();
+    let golden: Value = serde_json::from_slice(&golden("logits.json")).unwrap();
+    let ids = |value: &Value| -> Vec<u32> {
+        value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    };
+    for chat in golden["chats"].as_array().unwrap() {
+        let messages = [Message::user(chat["user"].as_str().unwrap())];
+        assert_eq!(engine.chat_tokens(&messages).unwrap(), ids(&chat["prompt_ids"]));
+        let expected = ids(&chat["greedy_ids"]);
+        let gaps = chat["top1_top2_gap"].as_array().unwrap();
+        let sure = gaps.iter().take_while(|gap| gap.as_f64().unwrap() >= 0.05).count().min(expected.len());
+        let params = SamplingParams { max_tokens: Some(64), ..SamplingParams::greedy() };
+        let mut answer = engine.chat(&messages, params).unwrap();
+        while block_on(answer.next()).unwrap().is_some() {}
+        let found = &answer.tokens()[..sure.min(answer.tokens().len())];
+        assert_eq!(found, &expected[..sure], "{}", chat["user"]);
+    }
+}
+
+#[test]
+fn cpu_answers_equal_transformers() {
+    check_chats(Device::Cpu(CpuWeights::Exact));
+}
