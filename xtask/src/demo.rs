@@ -62,6 +62,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     convert.args(["convert", gptq, "--quantization", "q4f16_1", "-o", mlc]);
     once(&mut steps, "convert", &mut convert, &root.join(mlc))?;
     let weights = Weights::read(&root.join(mlc))?;
+    let verified = steps.capture("verify", program("weight-convert").args(["verify", gptq, mlc]))?;
 
     let after = perplexity(&mut steps, "perplexity after", program("perplexity").arg(mlc))?;
 
@@ -78,6 +79,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     println!("{:<22} {:>14} {:>15}", "size of the weights", size(weights.count * 2), size(weights.bytes));
     println!("{:<22} {:>14.2} {:>15.2}", "bits per weight", 16.0, weights.bits_per_weight);
     println!("{:<22} {before:>14.2} {after:>15.2}", "perplexity, short text");
+    println!("{}", verified.lines().last().unwrap_or_default());
     println!("\n{QUESTION}");
     for Answer { device, text, prefill, decode } in &answers {
         println!("  {text}\n    on {device}: prefill {prefill:.1} tokens/s, decode {decode:.1} tokens/s");
