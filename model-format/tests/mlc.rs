@@ -6,7 +6,7 @@ use common::{read, testdata};
 use half::f16;
 use model_format::{
     ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Dtype, QuantFormat, SafetensorsCheckpoint, TensorCache,
-    conv_template::{Segment, Turn, names},
+    conv_template::{Segment, Turn, infer, names},
     files::check_file_name,
 };
 use serde::Deserialize;
@@ -54,6 +54,25 @@ fn prompts_are_mlcs_for_every_template() {
         assert_eq!(prompt, *expected, "{name}, {conversation}, {system:?}");
     }
     assert_eq!(names().count(), 53);
+}
+
+/// The Jinja templates that models are published with, each with the id of its end token.
+#[test]
+fn published_templates_are_recognized() {
+    for (model, end, id, expected) in [
+        ("smollm2", "<|im_end|>", 2, "chatml"),
+        ("qwen2.5", "<|im_end|>", 151645, "qwen2"),
+        ("qwen3", "<|im_end|>", 151645, "qwen3"),
+        ("mistral-v0.3", "</s>", 2, "mistral_default"),
+        ("phi-3.5", "<|end|>", 32007, "phi-3"),
+    ] {
+        let tokenizer = format!(r#"{{"added_tokens": [{{"content": "{end}", "id": {id}}}]}}"#);
+        let files = [
+            ("chat_template.jinja".to_owned(), read(&format!("templates/{model}/chat_template.jinja")).into_bytes()),
+            ("tokenizer.json".to_owned(), tokenizer.into_bytes()),
+        ];
+        assert_eq!(infer(&files).unwrap().name, expected, "{model}");
+    }
 }
 
 #[test]

@@ -18,6 +18,8 @@ use crate::{
 /// The files that a configuration is made from.
 #[derive(Debug, Clone)]
 pub struct ConfigSource {
+    /// What to call their place in messages.
+    pub location: String,
     /// The text of config.json.
     pub config_json: String,
     /// The files beside it: name and content.
@@ -27,17 +29,22 @@ pub struct ConfigSource {
 impl ConfigSource {
     /// Those of a checkpoint.
     pub fn of(checkpoint: &dyn Checkpoint) -> Result<ConfigSource> {
-        Ok(ConfigSource { config_json: checkpoint.config_json().into(), files: checkpoint.companion_files()? })
+        Ok(ConfigSource {
+            location: checkpoint.location(),
+            config_json: checkpoint.config_json().into(),
+            files: checkpoint.companion_files()?,
+        })
     }
 
     /// Those of a folder, which need not hold weights.
     pub fn folder(folder: &Path) -> Result<ConfigSource> {
         let files = companion_files(folder)?;
-        let missing = || FormatError::MissingFile { file: "config.json".into(), folder: folder.display().to_string() };
+        let location = folder.display().to_string();
+        let missing = || FormatError::MissingFile { file: "config.json".into(), folder: location.clone() };
         let config = files.iter().find(|(name, _)| name == "config.json").ok_or_else(missing)?;
         let not_text = |_| FormatError::Malformed { file: "config.json".into(), reason: "not UTF-8 text".into() };
         let config_json = String::from_utf8(config.1.clone()).map_err(not_text)?;
-        Ok(ConfigSource { config_json, files })
+        Ok(ConfigSource { location, config_json, files })
     }
 
     fn file(&self, name: &str) -> Option<&[u8]> {
@@ -150,7 +157,7 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
     let arch = decoder.architecture();
     let tokenizer = source
         .json("tokenizer.json")?
-        .ok_or_else(|| FormatError::MissingFile { file: "tokenizer.json".into(), folder: "the checkpoint".into() })?;
+        .ok_or_else(|| FormatError::MissingFile { file: "tokenizer.json".into(), folder: source.location.clone() })?;
     check_added_tokens(&tokenizer)?;
     let tokenizer_config = source.json("tokenizer_config.json")?;
 

@@ -10,8 +10,8 @@ fn main() -> ExitCode {
     let stop = cli::stop_on_ctrl_c();
     match cli::run(cli::Args::parse(), &stop) {
         Ok(code) => code,
-        Err(_) if stop.is_set() => {
-            eprintln!("stopped; nothing was kept");
+        Err(error) if stop.is_set() => {
+            eprintln!("{error:#}");
             ExitCode::from(130)
         }
         Err(error) => {

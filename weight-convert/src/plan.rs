@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use model_format::{
     Checkpoint, DecoderConfig, Param, QuantFormat,
-    checkpoint::{check_float, missing_param},
+    checkpoint::{check_float, missing_param, nearest},
     gptq::{GptqConfig, GptqMatrix},
     params,
+    params::Source,
 };
 
 use crate::{Error, Result};
@@ -97,6 +98,13 @@ impl Plan {
             }
             list.push((first, PlannedParam { param, sources, source_bytes }));
         }
+        // A name that is right for another parameter is not what was meant.
+        let free = || checkpoint.tensors().iter().map(|info| info.name.as_str()).filter(|name| !used.contains(*name));
+        for problem in &mut problems {
+            if let model_format::Error::MissingParam { name, nearest: found, .. } = problem {
+                *found = nearest(name, free());
+            }
+        }
         match problems.len() {
             0 => {}
             1 => return Err(problems.remove(0).into()),
@@ -125,7 +133,7 @@ fn kind(
     checkpoint: &dyn Checkpoint,
     gptq: Option<&GptqConfig>,
     param: &Param,
-    source: &model_format::params::Source,
+    source: &Source,
     shape: &[usize],
 ) -> model_format::Result<SourceKind> {
     if let (Some(gptq), true, [rows, cols]) = (gptq, param.role.is_matrix(), shape)

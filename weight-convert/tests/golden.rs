@@ -101,7 +101,7 @@ fn published(case: &str) -> ConfigSource {
         files.push(("generation_config.json".to_owned(), read(generation)));
     }
     let config_json = String::from_utf8(read(folder.join("input.config.json"))).unwrap();
-    ConfigSource { config_json, files }
+    ConfigSource { location: case.into(), config_json, files }
 }
 
 #[test]

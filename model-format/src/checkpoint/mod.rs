@@ -7,6 +7,7 @@ mod nearest;
 mod safetensors;
 mod writer;
 
+pub use self::nearest::nearest;
 pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files};
 pub use writer::{SafetensorsWriter, write_safetensors};
 
@@ -55,7 +56,7 @@ pub trait Checkpoint: Send + Sync {
 /// The error for a tensor that `checkpoint` lacks.
 pub fn missing_param(checkpoint: &dyn Checkpoint, name: &str) -> Error {
     let names = checkpoint.tensors().iter().map(|info| info.name.as_str());
-    Error::MissingParam { name: name.into(), file: checkpoint.location(), nearest: nearest::nearest(name, names) }
+    Error::MissingParam { name: name.into(), file: checkpoint.location(), nearest: nearest(name, names) }
 }
 
 /// The path of the file that holds a tensor, for messages.

@@ -1,7 +1,7 @@
 //! The name that someone probably meant.
 
 /// The candidate with the fewest edits to `name`, if that is fewer than a third of its length.
-pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
+pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     let limit = name.len() / 3;
     candidates
         .filter(|c| c.len().abs_diff(name.len()) <= limit)

@@ -113,11 +113,11 @@ fn run_verify(args: &VerifyArgs, bars: &mut Bars) -> Result<ExitCode> {
     bars.clear();
     let width = verification.params.iter().map(|p| p.name.len()).max().unwrap_or(0);
     for check in &verification.params {
-        let verdict = match (check.equal, check.passes()) {
-            (true, _) if check.lossless => "equal to the checkpoint",
-            (true, _) => "equal to a new conversion",
-            (false, true) => "close to a new conversion",
-            (false, false) => "DIFFERENT",
+        let verdict = match check.different {
+            0 if check.lossless => "equal to the checkpoint".to_owned(),
+            0 => "equal to a new conversion".to_owned(),
+            n if check.passes() => format!("like a new conversion, but for {n} of {} values", check.values),
+            n => format!("DIFFERENT in {n} of {} values", check.values),
         };
         println!("{:width$}  max error {:<12}  {verdict}", check.name, format!("{:.3e}", check.max_error));
     }
