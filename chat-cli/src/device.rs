@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use infer_core::{AdapterSummary, DeviceType};
 use serde_json::{Value, json};
 
 use crate::report::table;
@@ -23,6 +24,20 @@ pub struct DeviceInfo {
     pub f16: bool,
     /// Largest buffer, in bytes.
     pub max_buffer: u64,
+}
+
+impl From<AdapterSummary> for DeviceInfo {
+    fn from(summary: AdapterSummary) -> DeviceInfo {
+        DeviceInfo {
+            kind: summary.device_type.to_string(),
+            is_software: summary.device_type == DeviceType::Cpu,
+            name: summary.name,
+            backend: summary.backend,
+            driver: summary.driver,
+            f16: summary.caps.f16,
+            max_buffer: summary.caps.max_buffer,
+        }
+    }
 }
 
 /// What `--device` asks for.

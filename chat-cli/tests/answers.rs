@@ -1,0 +1,135 @@
+//! The program from outside with a tiny model of random weights: what it says makes no sense, but must be the same
+//! whichever way it is asked.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// An MLC folder with a tokenizer beside it.
+fn model() -> TempDir {
+    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(testdata.join("arch/llama/q4f16_1")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    std::fs::copy(testdata.join("tokenizer/tiny-bpe/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    // The template is that of a large vocabulary, whose first token this one does not have.
+    let path = folder.path().join("mlc-chat-config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["conv_template"]["system_prefix_token_ids"] = Value::Null;
+    config["conv_template"]["system_message"] = "".into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+fn chat(model: &TempDir, arguments: &[&str], stdin: &str) -> Output {
+    let mut command = Command::cargo_bin("chat-cli").unwrap();
+    command.env("HOME", model.path()).env_remove("XDG_STATE_HOME").arg("chat").arg(model.path());
+    command.args(["--device", "cpu", "--context", "512"]).args(arguments).write_stdin(stdin).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Standard output of a run that succeeds.
+fn out(model: &TempDir, arguments: &[&str], stdin: &str) -> String {
+    let output = chat(model, arguments, stdin);
+    assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn json(model: &TempDir, arguments: &[&str]) -> Value {
+    let mut all = vec!["--json", "--max-tokens", "12"];
+    all.extend(arguments);
+    serde_json::from_str(&out(model, &all, "from stdin")).unwrap()
+}
+
+#[test]
+fn every_way_of_asking_gives_the_same_answer() {
+    let model = model();
+    let greedy = ["--temperature", "0", "--max-tokens", "12"];
+    let report = json(&model, &["-p", "from stdin", "--temperature", "0"]);
+    let answer = report["text"].as_str().unwrap();
+    assert_eq!(report["token_ids"].as_array().unwrap().len(), 12);
+    assert_eq!(report["finish_reason"], "length");
+    assert_eq!(report["stats"]["generated_tokens"], 12);
+    assert_eq!(report["stats"]["prompt_tokens"], report["prompt_token_ids"].as_array().unwrap().len());
+    assert_eq!(report["device"], "the CPU");
+
+    let with = |arguments: &[&str], stdin: &str| out(&model, &[&greedy[..], arguments].concat(), stdin);
+    assert_eq!(with(&["-p", "from stdin"], ""), format!("{answer}\n"));
+    assert_eq!(with(&["-p", "-"], "from stdin\n"), format!("{answer}\n"));
+    assert_eq!(with(&[], "from stdin\n"), format!("{answer}\n"));
+    assert_eq!(
+        with(&["-q"], "/set temperature=1\n/set temperature=0\nfrom stdin\n/exit\nnot read\n"),
+        format!("{answer}\n")
+    );
+    assert_eq!(json(&model, &["-p", "-", "--temperature", "0"])["token_ids"], report["token_ids"]);
+}
+
+#[test]
+fn a_seed_repeats_an_answer() {
+    let model = model();
+    let ids = |seed: &str| json(&model, &["-p", "x", "--temperature", "1.5", "--seed", seed])["token_ids"].clone();
+    assert_eq!(ids("1"), ids("1"));
+    assert_ne!(ids("1"), ids("2"));
+}
+
+#[test]
+fn later_turns_run_only_what_is_new() {
+    let model = model();
+    let arguments = ["--temperature", "0", "--max-tokens", "8"];
+    let output = chat(&model, &arguments, "one\n/stats\ntwo\n/stats\n/reset\none\n/stats\n");
+    let (answers, reports) = (text(&output.stdout), text(&output.stderr));
+    let stats: Vec<&str> = reports.lines().filter(|line| line.starts_with("prompt: ")).collect();
+    assert_eq!(stats.len(), 3, "{reports}");
+    assert_eq!(stats.iter().map(|line| line.contains("cached")).collect::<Vec<_>>(), [false, true, false], "{reports}");
+    let answers: Vec<&str> = answers.split_inclusive('\n').collect();
+    assert!(answers.len() >= 3, "{answers:?}");
+}
+
+#[test]
+fn answers_stop_where_they_are_told_to() {
+    let model = model();
+    let whole = json(&model, &["-p", "x", "--temperature", "0"])["text"].as_str().unwrap().to_string();
+    let middle: String = whole.chars().skip(4).take(3).collect();
+    let report = json(&model, &["-p", "x", "--temperature", "0", "--stop", &middle]);
+    assert_eq!(report["finish_reason"], "stop");
+    assert_eq!(report["text"].as_str().unwrap(), &whole[..whole.find(&middle).unwrap()]);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_with_a_hint() {
+    let output = chat(&model(), &["-p", &"many words ".repeat(400)], "");
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("error: the conversation has ") && err.contains("\nhint: "), "{err}");
+}
+
+#[test]
+fn a_broken_model_is_an_error_with_a_hint() {
+    for (file, content) in [
+        ("tokenizer.json", Some("{}")),
+        ("tokenizer.json", None),
+        ("mlc-chat-config.json", Some("{")),
+        ("params_shard_0.bin", Some("short")),
+        ("tensor-cache.json", Some("{}")),
+    ] {
+        let model = model();
+        let path = model.path().join(file);
+        match content {
+            Some(content) => std::fs::write(&path, content).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let output = chat(&model, &["-p", "x"], "");
+        let err = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{file}: {err}");
+        assert!(output.stdout.is_empty(), "{file}");
+        assert!(err.contains("error: ") && err.contains("\nhint: "), "{file}: {err}");
+    }
+}
