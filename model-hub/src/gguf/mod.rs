@@ -137,8 +137,9 @@ impl Checkpoint for GgufCheckpoint {
     }
 
     fn tensor(&self, name: &str) -> model_format::Result<HostTensor<'_>> {
-        let found = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name));
-        let index = found.map_err(|_| missing_param(self, name))?;
+        let Ok(index) = self.tensors.binary_search_by(|info| info.name.as_str().cmp(name)) else {
+            return Err(missing_param(self, name));
+        };
         let (info, origin) = (&self.tensors[index], &self.origins[index]);
         let mut bytes = Vec::with_capacity(info.shape.iter().product::<usize>() * info.dtype.size());
         let read = for_each_piece(&self.path, &origin.stored, |values| push_as(info.dtype, values, &mut bytes));

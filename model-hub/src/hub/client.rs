@@ -62,11 +62,10 @@ impl<'a> Client<'a> {
             .timeout_per_read(Some(config.stall_timeout))
             .build()
             .into();
-        let origin = config.endpoint.parse().map_err(|_| Error::BadVariable {
-            name: "HF_ENDPOINT",
-            expected: "an address",
-            found: config.endpoint.clone(),
-        })?;
+        let Ok(origin) = config.endpoint.parse() else {
+            let found = config.endpoint.clone();
+            return Err(Error::BadVariable { name: "HF_ENDPOINT", expected: "an address", found });
+        };
         Ok(Client { config, agent, origin })
     }
 
@@ -109,7 +108,9 @@ impl<'a> Client<'a> {
         let is_servers_own = is_servers_own && !etag.starts_with("W/");
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
         // It becomes the name of a file.
-        model_format::files::check_file_name("", &etag).map_err(|_| nonsense("its etag is not a hash"))?;
+        if model_format::files::check_file_name("", &etag).is_err() {
+            return Err(nonsense("its etag is not a hash"));
+        }
         let size = seen.linked_size.or_else(|| {
             let own = response.status().is_success().then(|| text(headers, "content-length")).flatten();
             own.and_then(|size| size.parse().ok())
@@ -153,7 +154,7 @@ impl<'a> Client<'a> {
         limit: Option<Duration>,
     ) -> Result<(Response<Body>, Linked), Failure> {
         let nonsense = |url: &str, reason: &str| Error::BadAnswer { url: url.into(), reason: reason.into() };
-        let mut at: Uri = url.parse().map_err(|_| nonsense(url, "it is no address"))?;
+        let Ok(mut at) = url.parse::<Uri>() else { return Err(nonsense(url, "it is no address").into()) };
         let mut at_home = true;
         let mut seen = Linked::default();
         for _ in 0..=MAX_REDIRECTS {

@@ -459,7 +459,8 @@ fn an_mlc_repository_is_a_folder_for_the_engine() {
 
 #[test]
 fn repositories_without_safetensors_say_what_they_have() {
-    let cases: [(&[(&str, Vec<u8>)], &str); 3] = [
+    type Files = [(&'static str, Vec<u8>)];
+    let cases: [(&Files, &str); 3] = [
         (&[("tiny.Q4_0.gguf", vec![]), ("README.md", vec![])], "tiny.Q4_0.gguf"),
         (&[("config.json", vec![]), ("pytorch_model.bin", vec![])], "pytorch_model.bin"),
         (&[("README.md", vec![])], "language model"),
@@ -523,4 +524,17 @@ fn sources_that_are_nothing_say_so() {
     assert!(message(home.path().join("x.gguf").to_str().unwrap()).contains("does not begin with `GGUF`"));
     std::fs::remove_file(home.path().join("x.gguf")).unwrap();
     assert!(message(home.path().to_str().unwrap()).contains("config.json"));
+}
+
+#[test]
+fn the_demo_model_comes_from_the_hub_where_there_is_one() {
+    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+    let config = server.config(home.path());
+    assert!(matches!(open("demo", &config, &mut ()), Ok(Model::Checkpoint(_))));
+    assert!(server.log()[0].path.starts_with("/api/models/HuggingFaceTB/SmolLM2-135M-Instruct/"));
+    assert!(open("demo", &HubConfig { offline: true, ..config.clone() }, &mut ()).is_ok());
+    // Offline and not here, it is not looked for elsewhere.
+    let other = Home::new();
+    let offline = HubConfig { offline: true, ..server.config(other.path()) };
+    assert!(matches!(open("demo", &offline, &mut ()), Err(Error::Offline { .. })));
 }

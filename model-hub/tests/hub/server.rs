@@ -84,7 +84,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A hub with the repository `org/tiny`. `tamper` changes its replies.
+    /// A hub whose repositories all have these files. `tamper` changes its replies.
     pub fn start(
         files: &[(&str, Vec<u8>)],
         tamper: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
@@ -166,11 +166,11 @@ fn reply(files: &BTreeMap<String, Vec<u8>>, request: &Request, content_port: u16
         let Some(bytes) = files.get(path.trim_start_matches('/')) else { return Reply::status(404) };
         return ranged(request, bytes);
     }
-    if path == "/api/models/org/tiny/revision/main" {
+    if path.starts_with("/api/models/") && path.ends_with("/revision/main") {
         let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
         return Reply::status(200).body(serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string());
     }
-    let name = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")).unwrap_or("");
+    let name = path.split_once(&format!("/resolve/{COMMIT}/")).map_or("", |(_, name)| name);
     let Some(bytes) = files.get(name) else { return Reply::status(404).with("x-error-code", "EntryNotFound") };
     if is_large(name) {
         Reply::status(302)
