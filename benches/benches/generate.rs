@@ -138,7 +138,8 @@ fn measure<O: Ops>(args: &Args, measured: &Measured, mut session: Session<O>, co
             }
             Ok(args.decode as f64 / start.elapsed().as_secs_f64())
         })?;
-        let name = if depth == 0 { format!("decode {}", args.decode) } else { format!("decode {} @ {depth}", args.decode) };
+        let name =
+            if depth == 0 { format!("decode {}", args.decode) } else { format!("decode {} @ {depth}", args.decode) };
         report(args, measured, &name, &rates, measured.bytes_per_token);
     }
     Ok(())

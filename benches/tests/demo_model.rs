@@ -6,11 +6,13 @@
 use std::{path::Path, sync::OnceLock};
 
 use infer_core::{
-    Decoder, Device, Engine, KvCache, LoadOptions, Message, SamplingParams, block_on,
+    Decoder, Device, DeviceType, Engine, Gpu, KvCache, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams,
+    Selection, block_on,
     model::{Sequence, load_checkpoint},
     ops::{
         Ops,
         candle::{CandleOps, CpuWeights},
+        gpu::GpuOps,
     },
 };
 use model_format::{Checkpoint, DecoderConfig};
@@ -77,7 +79,8 @@ fn cpu_logits_equal_transformers() {
         let close = |found: f32, expected: f32| {
             assert!((found - expected).abs() <= 1e-3, "{prompt}: found {found}, expected {expected}");
         };
-        for (&found, expected) in found[found.len() - vocab..].iter().zip(f32s(&file, &format!("{prompt}.last_logits"))) {
+        for (&found, expected) in found[found.len() - vocab..].iter().zip(f32s(&file, &format!("{prompt}.last_logits")))
+        {
             close(found, expected);
         }
         let top_ids = ids(&file, &format!("{prompt}.top20_ids"));
@@ -90,14 +93,14 @@ fn cpu_logits_equal_transformers() {
 }
 
 /// Greedy answers are the golden ones up to the first step whose two best tokens lie within 0.05 of each other.
-fn check_chats(device: Device) {
+fn check_chats(device: Device, chats: usize) {
     let Some(checkpoint) = demo_model() else { return };
     let mut engine = Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ()).unwrap();
     let golden: Value = serde_json::from_slice(&golden("logits.json")).unwrap();
     let ids = |value: &Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     };
-    for chat in golden["chats"].as_array().unwrap() {
+    for chat in golden["chats"].as_array().unwrap().iter().take(chats) {
         let messages = [Message::user(chat["user"].as_str().unwrap())];
         assert_eq!(engine.chat_tokens(&messages).unwrap(), ids(&chat["prompt_ids"]));
         let expected = ids(&chat["greedy_ids"]);
@@ -113,5 +116,47 @@ fn check_chats(device: Device) {
 
 #[test]
 fn cpu_answers_equal_transformers() {
-    check_chats(Device::Cpu(CpuWeights::Exact));
+    check_chats(Device::Cpu(CpuWeights::Exact), usize::MAX);
+}
+
+/// The machine's first adapter; without one the tests are skipped with the reason.
+fn gpu() -> Option<Gpu> {
+    match block_on(Gpu::open(&Selection::Auto, OpenOptions::default())) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+#[test]
+fn gpu_logits_are_near_the_cpus() {
+    let (Some(checkpoint), Some(gpu)) = (demo_model(), gpu()) else { return };
+    let mut cpu = CandleOps::new(CpuWeights::Exact);
+    let reference = load(&mut cpu, checkpoint);
+    let bytes = golden("logits_f32.safetensors");
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
+        let mut ops = GpuOps::new(gpu.clone(), kv);
+        let decoder = load(&mut ops, checkpoint);
+        for prompt in ["p0.ids", "p1.ids", "p2.ids"] {
+            let ids = ids(&file, prompt);
+            let expected = logits(&mut cpu, &reference, &ids);
+            let found = logits(&mut ops, &decoder, &ids);
+            let error: f64 = found.iter().zip(&expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();
+            let nmse = error / expected.iter().map(|&e| f64::from(e).powi(2)).sum::<f64>();
+            eprintln!("{}, cache in {kv:?}, {prompt}: nmse {nmse:.2e}", gpu.summary().name);
+            assert!(nmse <= limit, "cache in {kv:?}, {prompt}: nmse {nmse}");
+        }
+    }
+}
+
+#[test]
+fn gpu_answers_equal_transformers() {
+    let Some(gpu) = gpu() else { return };
+    // A software device answers the first question only: it is slow.
+    let chats = if gpu.summary().device_type == DeviceType::Cpu { 1 } else { usize::MAX };
+    check_chats(Device::Gpu(gpu, KvDtype::F32), chats);
 }

@@ -54,7 +54,9 @@ impl Error {
             Error::Format(error) => error.hint(),
             Error::Gpu(error) => error.hint(),
             Error::Tokenizer { .. } => Some("download the model's `tokenizer.json` again".into()),
-            Error::ContextFull { .. } => Some("begin a new conversation, or load the model with a longer context".into()),
+            Error::ContextFull { .. } => {
+                Some("begin a new conversation, or load the model with a longer context".into())
+            }
             Error::Cpu(_) | Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
         }
     }

@@ -6,10 +6,7 @@
 use std::time::Instant;
 
 use crate::{
-    Engine, Error, Result, SamplingParams,
-    model::session::PREFILL_CHUNK,
-    sampler::Sampler,
-    stop::StopStrings,
+    Engine, Error, Result, SamplingParams, model::session::PREFILL_CHUNK, sampler::Sampler, stop::StopStrings,
     tokenizer::StreamDecoder,
 };
 

@@ -47,7 +47,10 @@ pub use model::Decoder;
 pub use progress::Progress;
 pub use sampler::SamplingParams;
 pub use tokenizer::Tokenizer;
-pub use webgpu_kernels::{Gpu, KvDtype, gpu::{AdapterSummary, DeviceType, OpenOptions, Selection}};
+pub use webgpu_kernels::{
+    Gpu, KvDtype,
+    gpu::{AdapterSummary, DeviceType, OpenOptions, Selection},
+};
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
 pub fn block_on<F: std::future::Future>(future: F) -> F::Output {

@@ -1,10 +1,6 @@
 //! How surprised a model is by a text: the measure of what quantizing cost.
 
-use crate::{
-    Decoder, KvCache, Result,
-    model::Sequence,
-    ops::Ops,
-};
+use crate::{Decoder, KvCache, Result, model::Sequence, ops::Ops};
 
 /// Rows whose logits are held at a time: 256 rows of a vocabulary of 128,256 are 131 MB.
 const ROWS: usize = 256;

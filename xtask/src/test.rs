@@ -4,7 +4,11 @@ use std::{env, path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::{setup, step::Steps, tidy};
+use crate::{
+    setup,
+    step::{Interrupted, Steps},
+    tidy,
+};
 
 /// Runs every check, goes on after one that fails, and fails at the end if any did.
 ///
@@ -22,6 +26,15 @@ pub fn run(root: &Path) -> Result<()> {
         // A test that finds no device where there is one has failed; elsewhere it says why it is skipped.
         tests.env("REQUIRE_GPU", "1");
     }
+    // A test that finds no model though it was fetched has failed; elsewhere it says why it is skipped.
+    let mut fetch = cargo("run --release --package benches --bin fetch-demo-weights");
+    match steps.run("fetch the demo model's weights", &mut fetch) {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => eprintln!("warning: {error:#}; the tests that need them are skipped"),
+        Ok(()) => {
+            tests.env("REQUIRE_DEMO_MODEL", "1");
+        }
+    }
     let checks = [
         ("formatting", cargo("fmt --all -- --check")),
         ("clippy", cargo("clippy --release --workspace --all-targets -- -D warnings")),
@@ -38,14 +51,14 @@ pub fn run(root: &Path) -> Result<()> {
     }
     for (title, mut command) in checks {
         match steps.run(title, &mut command) {
-            Err(error) if error.is::<crate::step::Interrupted>() => return Err(error),
+            Err(error) if error.is::<Interrupted>() => return Err(error),
             Err(error) => failed.push(format!("{title}: {error:#}")),
             Ok(()) => {}
         }
     }
     eprintln!();
     for taken in &steps.taken {
-        eprintln!("{:<14} {}", taken.title, crate::step::seconds(taken.time));
+        eprintln!("{:<30} {}", taken.title, crate::step::seconds(taken.time));
     }
     match failed.as_slice() {
         [] => Ok(()),

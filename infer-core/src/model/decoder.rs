@@ -133,13 +133,7 @@ impl<O: Ops> Layer<O> {
 }
 
 /// The norm of the residual stream, after what is still to be added.
-fn normed<O: Ops>(
-    ops: &mut O,
-    x: &mut O::Tensor,
-    delta: Option<O::Tensor>,
-    weight: &O::Tensor,
-    eps: f32,
-) -> O::Tensor {
+fn normed<O: Ops>(ops: &mut O, x: &mut O::Tensor, delta: Option<O::Tensor>, weight: &O::Tensor, eps: f32) -> O::Tensor {
     match delta {
         Some(delta) => ops.add_rms_norm(x, &delta, weight, eps),
         None => ops.rms_norm(x, weight, eps),

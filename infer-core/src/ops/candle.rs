@@ -169,10 +169,14 @@ fn attend(
     let (rows, past) = (span.rows, span.past_len);
     let heads_of = |first: usize, count: usize| {
         // [heads, rows, head_dim]
-        qkv.narrow(1, first * head_dim, count * head_dim)?.reshape((rows, count, head_dim))?.transpose(0, 1)?.contiguous()
+        qkv.narrow(1, first * head_dim, count * head_dim)?
+            .reshape((rows, count, head_dim))?
+            .transpose(0, 1)?
+            .contiguous()
     };
     let pairs = rope.narrow(0, past, rows)?.reshape((rows, head_dim / 2, 2))?;
-    let (cos, sin) = (pairs.narrow(2, 0, 1)?.squeeze(2)?.contiguous()?, pairs.narrow(2, 1, 1)?.squeeze(2)?.contiguous()?);
+    let (cos, sin) =
+        (pairs.narrow(2, 0, 1)?.squeeze(2)?.contiguous()?, pairs.narrow(2, 1, 1)?.squeeze(2)?.contiguous()?);
     let rotate = |x: Tensor| candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0);
 
     let queries = (rotate(heads_of(0, heads)?)? * f64::from(scale))?;

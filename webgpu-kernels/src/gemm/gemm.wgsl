@@ -16,6 +16,7 @@ struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_str
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;          // [m, cols / 4]
 #endif
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [m, y_stride]
+#import load_x
 
 const WORKGROUP: u32 = 64u;
 const TILE_M: u32 = 8u * LANE_M;
@@ -28,26 +29,9 @@ const DEPTH: u32 = 4u * STEP_QUADS;
 var<workgroup> tile_x: array<vec4<f32>, DEPTH * COLUMN_M>;             // [k, m / 4]
 var<workgroup> tile_w: array<vec4<f32>, DEPTH * COLUMN_N>;             // [k, n / 4]
 
-// x[m, 4 * quad .. 4 * quad + 4], zero beyond the last row or column.
-fn load_x(m: u32, quad: u32) -> vec4<f32> {
-#ifdef RAGGED
-    let c = 4u * quad;
-    var v = vec4<f32>(0.0);
-    if (m < params.m) {
-#for j in 0..4
-        if (c + $ju < params.cols) {
-            v[$j] = x[m * params.cols + c + $ju];
-        }
-#endfor
-    }
-    return v;
-#else
-    let quads = params.cols / 4u;
-    if (m < params.m && quad < quads) {
-        return x[m * quads + quad];
-    }
-    return vec4<f32>(0.0);
-#endif
+// Rows beyond the last are computed like it and not written.
+fn row_x(m: u32, quad: u32) -> vec4<f32> {
+    return load_x(min(m, params.m - 1u), quad);
 }
 
 @compute @workgroup_size(8, 8)
@@ -76,7 +60,7 @@ fn main(invocation: Invocation) {
             let m = first_m + 4u * (q % COLUMN_M);
             let quad = step * STEP_QUADS + k;
             let v = transpose(mat4x4<f32>(
-                load_x(m, quad), load_x(m + 1u, quad), load_x(m + 2u, quad), load_x(m + 3u, quad),
+                row_x(m, quad), row_x(m + 1u, quad), row_x(m + 2u, quad), row_x(m + 3u, quad),
             ));
 #for j in 0..4
             tile_x[(4u * k + $ju) * COLUMN_M + q % COLUMN_M] = v[$j];

@@ -1,7 +1,10 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for many rows m: prefilling.
 //!
 //! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. Smaller tiles
-//! (`LANE_M`, `LANE_N`) serve few rows, and matrices that would not give every core of the device a tile.
+//! (`LANE_M`, `LANE_N`) serve few rows, and matrices that would not give every core of the device a tile. Software devices
+//! have a kernel of their own, [`LaneRows`].
+
+mod lane_rows;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
@@ -11,6 +14,8 @@ use crate::{
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
 };
+
+pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is [`gemv`]'s.
 pub struct Gemm {
@@ -129,9 +134,23 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
 }
 
 fn case(tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
+    case_with(variant(tile, format, cols), format, m, rows, cols, move |recorder, w, x, y| {
+        Gemm { m, y_stride: rows }.record_tile(recorder, tile, w, x, y);
+    })
+}
+
+/// A case of a matrix product. `record`: with w, x, y.
+pub(crate) fn case_with(
+    variant: Variant,
+    format: WeightFormat,
+    m: usize,
+    rows: usize,
+    cols: usize,
+    record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + 'static,
+) -> Case {
     Case {
         label: format!("{m} x {rows} x {cols}"),
-        variant: variant(tile, format, cols),
+        variant,
         flops: 2 * (m * rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * m * (rows + cols)) as u64,
         tolerance: 1e-10,
@@ -142,7 +161,7 @@ fn case(tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) ->
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            Gemm { m, y_stride: rows }.record_tile(recorder, tile, &w, &b[2].cast(), &b[3].cast());
+            record(recorder, &w, &b[2].cast(), &b[3].cast());
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);

@@ -15,6 +15,7 @@ struct Params { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;          // [BATCH, cols / 4]
 #endif
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [BATCH, y_stride]
+#import load_x
 
 const OUTPUTS: u32 = ROWS * BATCH;
 
@@ -32,26 +33,6 @@ const PARTS: u32 = WORKGROUP;
 const SEGMENTS: u32 = WORKGROUP / OUTPUTS;
 #endif
 var<workgroup> parts: array<f32, PARTS * OUTPUTS>;                     // [PARTS, OUTPUTS]
-
-// x[m, 4 * quad .. 4 * quad + 4], zero beyond the last column.
-fn load_x(m: u32, quad: u32) -> vec4<f32> {
-#ifdef RAGGED
-    let c = 4u * quad;
-    var v = vec4<f32>(0.0);
-#for j in 0..4
-    if (c + $ju < params.cols) {
-        v[$j] = x[m * params.cols + c + $ju];
-    }
-#endfor
-    return v;
-#else
-    let quads = params.cols / 4u;
-    if (quad < quads) {
-        return x[m * quads + quad];
-    }
-    return vec4<f32>(0.0);
-#endif
-}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(invocation: Invocation) {

@@ -12,9 +12,10 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, four_bits, random_matrix},
+    cases::four_bits,
+    gemm::case_with,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, Params, params},
     matrix::Slice,
 };
 
@@ -128,29 +129,9 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
     let variant = variant(caps, format, cols, batch);
     let recorded = variant.clone();
-    Case {
-        label: format!("{batch} x {rows} x {cols}"),
-        variant,
-        flops: 2 * (batch * rows * cols) as u64,
-        bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * batch * (rows + cols)) as u64,
-        tolerance: 1e-10,
-        buffers: Box::new(move || {
-            let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
-            let x = Random::new(rows as u64).values(batch * cols);
-            vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::output(batch * rows)]
-        }),
-        record: Box::new(move |recorder, b| {
-            let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            let gemv = Gemv { batch, y_stride: rows };
-            gemv.record_variant(recorder, &recorded, &w, &b[2].cast(), &b[3].cast());
-        }),
-        reference: Box::new(move |b| {
-            let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
-            let mut y = vec![0.0; batch * rows];
-            gemv(&w, b[2].values(), cols, &mut y);
-            vec![y]
-        }),
-    }
+    case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
+        Gemv { batch, y_stride: rows }.record_variant(recorder, &recorded, w, x, y);
+    })
 }
 
 #[cfg(test)]

@@ -47,6 +47,8 @@ impl fmt::Display for DeviceType {
 /// What a device can do, as far as a kernel's choice of variant depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
+    /// Whether the lanes are a processor's, where loads are dear and registers cheap.
+    pub is_software: bool,
     /// Whether shaders may compute in f16. No kernel needs it: f16 is stored in pairs.
     pub f16: bool,
     /// Sizes of subgroups, if shaders may use them.
@@ -61,8 +63,14 @@ pub struct Caps {
 
 impl Caps {
     /// What every WebGPU device has.
-    pub const WEBGPU_DEFAULTS: Caps =
-        Caps { f16: false, subgroups: None, timestamps: false, max_binding: 128 << 20, max_buffer: 256 << 20 };
+    pub const WEBGPU_DEFAULTS: Caps = Caps {
+        is_software: false,
+        f16: false,
+        subgroups: None,
+        timestamps: false,
+        max_binding: 128 << 20,
+        max_buffer: 256 << 20,
+    };
 }
 
 /// Smallest and largest number of lanes in a subgroup.

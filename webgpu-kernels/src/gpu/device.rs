@@ -219,6 +219,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
         },
         driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
         caps: Caps {
+            is_software: info.device_type == wgpu::DeviceType::Cpu,
             f16: features.contains(wgpu::Features::SHADER_F16),
             subgroups,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
