@@ -53,6 +53,6 @@ pub use webgpu_kernels::{
 };
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
-pub fn block_on<F: std::future::Future>(future: F) -> F::Output {
+pub fn block_on<F: Future>(future: F) -> F::Output {
     webgpu_kernels::gpu::block_on(future)
 }

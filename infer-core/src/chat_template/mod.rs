@@ -136,7 +136,7 @@ impl ChatTemplate {
 }
 
 fn render_mlc(template: &ConvTemplate, messages: &[Message]) -> Result<Vec<Segment>> {
-    let turns: Vec<Turn> = messages.iter().map(|m| Turn { role: m.role.as_str(), content: &m.content }).collect();
+    let turns: Vec<Turn<'_>> = messages.iter().map(|m| Turn { role: m.role.as_str(), content: &m.content }).collect();
     let prefix = template.system_prefix_token_ids.clone().map(Segment::Tokens);
     let text = template.render(&turns)?.into_iter().map(|segment| match segment {
         conv_template::Segment::Markup(text) => Segment::Template(text),

@@ -14,8 +14,8 @@ use model_format::{Role, Weight};
 use super::{AttentionShape, KvShape, Ops, Span};
 use crate::Result;
 
-/// Query rows that attend at a time: bounds the score matrix to `heads * 512 * context` numbers.
-const QUERY_BLOCK: usize = 512;
+/// Query rows that attend at a time: bounds the score matrix to `heads * 128 * context` numbers.
+const QUERY_BLOCK: usize = 128;
 
 /// How quantized matrices are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -255,9 +255,12 @@ fn shards(file: &str, index_json: &str) -> Result<Vec<(String, Vec<String>)>> {
     Ok(shards)
 }
 
+/// A tensor's name, what the header says of it, and where its bytes lie in the file.
+type Entry = (String, (Header, Range<usize>));
+
 /// The tensors of a safetensors file by offset, with the ranges of their bytes in it. Everything is checked: sizes
 /// against shapes and types, no overlap, no hole, nothing beyond the end.
-fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<(String, (Header, Range<usize>))>> {
+fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
     let size = |expected: u64| Error::FileSize { file: file.into(), found: bytes.len() as u64, expected };
     let length = bytes.first_chunk::<8>().ok_or_else(|| size(8))?;
