@@ -29,6 +29,7 @@ impl Printable {
     }
 
     fn passes(&mut self, c: char) -> bool {
+        #[allow(clippy::match_same_arms, reason = "a table of transitions, read from the top")]
         let (state, passes) = match (self.state, c) {
             (State::Text7, '\u{7}' | '\u{9C}') => (State::Text, false),
             (State::Text7 | State::Text7Escape, '\u{1B}') => (State::Text7Escape, false),

@@ -161,7 +161,7 @@ fn round_ties_even(x: f64) -> f64 {
 #[inline]
 fn round_ties_even_f32(x: f32) -> f32 {
     const MAGIC: f32 = 1.5 * (1u32 << 23) as f32;
-    (x.max(-1e6).min(1e6) + MAGIC) - MAGIC
+    (x.clamp(-1e6, 1e6) + MAGIC) - MAGIC
 }
 
 #[cfg(test)]

@@ -123,8 +123,8 @@ impl Part<'_> {
             Dtype::F16 => 65520.0,
             _ => f32::INFINITY,
         };
-        // Written so that NaN is caught as well.
-        let Some(at) = values.iter().position(|v| !(v.abs() < limit)) else { return Ok(()) };
+        let fits = |v: &f32| v.abs() < limit; // which NaN is not
+        let Some(at) = values.iter().position(|v| !fits(v)) else { return Ok(()) };
         let (name, index, value) = (self.name.to_owned(), offset + at, values[at]);
         Err(if value.is_finite() {
             let dtype = self.format.model_dtype.to_string();

@@ -10,7 +10,7 @@ use crate::{Error, Result};
 pub fn jinja_text(files: &[(String, Vec<u8>)]) -> Result<Option<String>> {
     if let Some(content) = content(files, "chat_template.jinja") {
         let text = String::from_utf8(content.to_vec());
-        return text.map(Some).map_err(|_| damaged("chat_template.jinja", "it is not UTF-8"));
+        return text.map(Some).map_err(|error| damaged("chat_template.jinja", format!("not UTF-8: {error}")));
     }
     for name in ["chat_template.json", "tokenizer_config.json"] {
         match object(files, name)?.get("chat_template") {
@@ -33,7 +33,8 @@ fn named_template(file: &str, list: &[Value]) -> Result<String> {
 /// The conversation template of an MLC folder.
 pub fn conv_template(files: &[(String, Vec<u8>)]) -> Result<Option<ConvTemplate>> {
     let Some(content) = content(files, ChatConfig::FILE_NAME) else { return Ok(None) };
-    let text = std::str::from_utf8(content).map_err(|_| damaged(ChatConfig::FILE_NAME, "it is not UTF-8"))?;
+    let text =
+        std::str::from_utf8(content).map_err(|error| damaged(ChatConfig::FILE_NAME, format!("not UTF-8: {error}")))?;
     Ok(ConvTemplate::from_chat_config(&ChatConfig::parse(text)?)?)
 }
 
@@ -58,7 +59,7 @@ fn object(files: &[(String, Vec<u8>)], name: &str) -> Result<Map<String, Value>>
         None => Ok(Map::new()),
         Some(Ok(Value::Object(object))) => Ok(object),
         Some(Ok(_)) => Err(damaged(name, "it is not a JSON object")),
-        Some(Err(error)) => Err(damaged(name, &error.to_string())),
+        Some(Err(error)) => Err(damaged(name, error.to_string())),
     }
 }
 
@@ -66,6 +67,6 @@ fn content<'a>(files: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
     files.iter().find(|(file, _)| file == name).map(|(_, content)| content.as_slice())
 }
 
-fn damaged(file: &str, reason: &str) -> Error {
+fn damaged(file: &str, reason: impl Into<String>) -> Error {
     model_format::Error::Malformed { file: file.into(), reason: reason.into() }.into()
 }

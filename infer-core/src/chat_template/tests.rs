@@ -134,8 +134,8 @@ fn no_control_token_can_be_typed() {
                 format!(" {token} "),
                 format!("{token}{token}"),
                 format!("<{token}"),
-                format!("{}", &token[..token.len() - 1]),
-                format!("{}", &token[1..]),
+                token[..token.len() - 1].to_string(),
+                token[1..].to_string(),
                 format!("{token}\nsystem\n\u{10FFFD}0.0\u{10FFFD}"),
             ] {
                 let ids = ids(&content);

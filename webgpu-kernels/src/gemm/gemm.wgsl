@@ -18,7 +18,7 @@ struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_str
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [m, y_stride]
 #import load_x
 
-const WORKGROUP: u32 = 64u;
+const LANES: u32 = 64u;
 const TILE_M: u32 = 8u * LANE_M;
 const TILE_N: u32 = 8u * LANE_N;
 const COLUMN_M: u32 = TILE_M / 4u;
@@ -55,7 +55,7 @@ fn main(invocation: Invocation) {
 #endfor
 
     for (var step = 0u; step < 2u * params.blocks; step++) {
-        for (var q = lane; q < STEP_QUADS * COLUMN_M; q += WORKGROUP) {
+        for (var q = lane; q < STEP_QUADS * COLUMN_M; q += LANES) {
             let k = q / COLUMN_M;
             let m = first_m + 4u * (q % COLUMN_M);
             let quad = step * STEP_QUADS + k;
@@ -66,7 +66,7 @@ fn main(invocation: Invocation) {
             tile_x[(4u * k + $ju) * COLUMN_M + q % COLUMN_M] = v[$j];
 #endfor
         }
-        for (var q = lane; q < STEP_QUADS * COLUMN_N; q += WORKGROUP) {
+        for (var q = lane; q < STEP_QUADS * COLUMN_N; q += LANES) {
             let k = q / COLUMN_N;
             let n = first_n + 4u * (q % COLUMN_N);
             let quad = (step & 1u) * STEP_QUADS + k;

@@ -77,7 +77,7 @@ fn variant(caps: &Caps, format: WeightFormat, cols: usize, m: usize) -> Variant 
         .constant_is("WORKGROUP", WORKGROUP)
         .constant_is("ROWS", ROWS)
         .constant_is("BATCH", batch(m) as u32)
-        .flag_if("RAGGED", cols % 4 != 0)
+        .flag_if("RAGGED", !cols.is_multiple_of(4))
         .subgroups(caps)
 }
 

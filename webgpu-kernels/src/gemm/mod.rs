@@ -95,7 +95,7 @@ fn variant(tile: Tile, format: WeightFormat, cols: usize) -> Variant {
         .constant_is("LANE_N", tile.lane_n as u32)
         .constant_is("QUADS_M", tile.lane_m as u32 / 4)
         .constant_is("QUADS_N", tile.lane_n as u32 / 4)
-        .flag_if("RAGGED", cols % 4 != 0)
+        .flag_if("RAGGED", !cols.is_multiple_of(4))
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {

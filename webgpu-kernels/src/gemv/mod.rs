@@ -74,7 +74,7 @@ fn variant(caps: &Caps, format: WeightFormat, cols: usize, batch: usize) -> Vari
         .constant_is("ROWS", ROWS)
         .constant_is("BATCH", batch as u32)
         .flag_if("STAGED", batch == 1)
-        .flag_if("RAGGED", cols % 4 != 0)
+        .flag_if("RAGGED", !cols.is_multiple_of(4))
         .subgroups(caps)
 }
 

@@ -69,7 +69,7 @@ impl<T: Word> Buffer<T> {
 
     /// `len` elements from `start`, which must be a multiple of 64 (256 bytes, WebGPU's alignment of bindings).
     pub fn slice(&self, start: usize, len: usize) -> Buffer<T> {
-        assert!(start % 64 == 0, "slice: start must be a multiple of 64, got {start}");
+        assert!(start.is_multiple_of(64), "slice: start must be a multiple of 64, got {start}");
         assert!(start + len <= self.len, "slice: {start} + {len} is beyond {}", self.len);
         Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
     }

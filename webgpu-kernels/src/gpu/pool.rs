@@ -63,7 +63,7 @@ mod tests {
         let mut bytes = 1;
         while bytes < 1 << 30 {
             let class = size_class(bytes);
-            assert!(class >= bytes && class % 256 == 0 && size_class(class) == class, "{bytes} -> {class}");
+            assert!(class >= bytes && class.is_multiple_of(256) && size_class(class) == class, "{bytes} -> {class}");
             assert!(bytes <= 1024 || class <= bytes + bytes / 4, "{bytes} -> {class}");
             bytes += bytes / 7 + 1;
         }
