@@ -6,12 +6,13 @@
 //! ([`CpuWeights::Integer`]), which rounds activations to eight bits.
 
 use candle_core::{
-    DType, Device, Module, Tensor,
+    DType, Device, Module, Storage, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor, ggml_file::qtensor_from_ggml},
 };
 use model_format::{Role, Weight};
 
-use super::{AttentionShape, KvShape, Ops, Span};
+pub use super::candle_kv::CandleKv;
+use super::{AttentionShape, KvShape, Ops, Span, candle_kv::attend_rows};
 use crate::Result;
 
 /// Query rows that attend at a time: bounds the score matrix to `heads * 128 * context` numbers.
@@ -47,13 +48,6 @@ pub enum CandleMatrix {
     },
 }
 
-/// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
-#[derive(Debug)]
-pub struct CandleKv {
-    keys: Tensor,
-    values: Tensor,
-}
-
 impl CandleOps {
     /// Operations that hold quantized matrices as `weights` says.
     pub fn new(weights: CpuWeights) -> CandleOps {
@@ -64,6 +58,14 @@ impl CandleOps {
     pub fn values(x: &Tensor) -> Vec<f32> {
         x.flatten_all().and_then(|x| x.to_vec1()).expect("an f32 tensor on the CPU")
     }
+}
+
+/// Calls `read` with the values of a contiguous tensor, without copying them.
+fn with_values<R>(x: &Tensor, read: impl FnOnce(&[f32]) -> R) -> R {
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { panic!("a tensor on the CPU") };
+    let (start, end) = layout.contiguous_offsets().expect("a contiguous tensor");
+    read(&ours(storage.as_slice(), "an f32 tensor")[start..end])
 }
 
 /// Operations on tensors whose shapes we chose fail only by our own mistake.
@@ -96,9 +98,7 @@ impl Ops for CandleOps {
     }
 
     fn new_kv(&mut self, shape: KvShape) -> Result<CandleKv> {
-        let dims = (shape.kv_heads, shape.capacity, shape.head_dim);
-        let zeros = || Tensor::zeros(dims, DType::F32, &Device::Cpu);
-        Ok(CandleKv { keys: zeros()?, values: zeros()? })
+        Ok(CandleKv::new(shape))
     }
 
     async fn read(&mut self, x: &Tensor) -> Result<Vec<f32>> {
@@ -133,6 +133,12 @@ impl Ops for CandleOps {
         shape: AttentionShape,
         spans: &mut [Span<'_, CandleKv>],
     ) -> Tensor {
+        let rows: usize = spans.iter().map(|span| span.rows).sum();
+        assert_eq!(rows, ours(qkv.dim(0), "attention"), "attention: spans must cover every row");
+        if rows == spans.len() {
+            let output = with_values(qkv, |qkv| with_values(rope, |rope| attend_rows(qkv, rope, shape, spans)));
+            return ours(Tensor::from_vec(output, (rows, shape.heads * shape.head_dim), &Device::Cpu), "attention");
+        }
         let mut first = 0;
         let mut outputs = Vec::with_capacity(spans.len());
         for span in spans.iter_mut() {
@@ -140,7 +146,6 @@ impl Ops for CandleOps {
             outputs.push(ours(attend(&rows, rope, shape, span), "attention"));
             first += span.rows;
         }
-        assert_eq!(first, ours(qkv.dim(0), "attention"), "attention: spans must cover every row");
         ours(Tensor::cat(&outputs, 0), "attention")
     }
 
@@ -180,16 +185,17 @@ fn attend(
     let rotate = |x: Tensor| candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0);
 
     let queries = (rotate(heads_of(0, heads)?)? * f64::from(scale))?;
-    span.kv.keys.slice_set(&rotate(heads_of(heads, kv_heads)?)?, 1, past)?;
-    span.kv.values.slice_set(&heads_of(heads + kv_heads, kv_heads)?, 1, past)?;
+    let (new_keys, new_values) = (rotate(heads_of(heads, kv_heads)?)?, heads_of(heads + kv_heads, kv_heads)?);
+    with_values(&new_keys, |keys| with_values(&new_values, |values| span.kv.put(past, keys, values)));
+    let (all_keys, all_values) = span.kv.tensors(past + rows)?;
 
     let group = heads / kv_heads;
     let mut outputs = Vec::new();
     for first in (0..rows).step_by(QUERY_BLOCK) {
         let count = QUERY_BLOCK.min(rows - first);
         let total = past + first + count;
-        let keys = span.kv.keys.narrow(1, 0, total)?;
-        let values = span.kv.values.narrow(1, 0, total)?;
+        let keys = all_keys.narrow(1, 0, total)?;
+        let values = all_values.narrow(1, 0, total)?;
         // The queries of the heads that share keys lie one above the other: [kv_heads, group * count, head_dim].
         let block = queries.narrow(1, first, count)?.contiguous()?.reshape((kv_heads, group * count, head_dim))?;
         let mut scores = block.matmul(&keys.t()?)?; // [kv_heads, group * count, total]

@@ -5,6 +5,7 @@
 //! matrix. A fused operation has its plain meaning as the default; an override must compute the same.
 
 pub mod candle;
+mod candle_kv;
 pub mod gpu;
 
 use model_format::{Role, Weight};
