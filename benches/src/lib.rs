@@ -6,7 +6,7 @@ pub mod shapes;
 /// Prints an error and its hint to stderr and ends the process with exit code 1, or returns.
 pub fn exit_with(result: anyhow::Result<()>) {
     let Err(error) = result else { return };
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", model_format::error::messages(error.as_ref()));
     let hint = error.chain().find_map(|cause| {
         None.or_else(|| cause.downcast_ref::<model_hub::Error>().map(model_hub::Error::hint))
             .or_else(|| cause.downcast_ref::<infer_core::Error>().map(infer_core::Error::hint))

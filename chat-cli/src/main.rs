@@ -25,7 +25,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", model_format::error::messages(error.as_ref()));
             if let Some(hint) = hint(&error) {
                 eprintln!("\nhint: {hint}");
             }

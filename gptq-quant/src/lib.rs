@@ -35,5 +35,5 @@ pub use error::{Error, Result};
 pub use gptq::{Options, Quantized};
 pub use grid::{Grid, GroupParams};
 pub use hessian::{Hessian, TokenWeight};
-pub use pipeline::{MatrixReport, Progress, Settings, quantize_layers};
+pub use pipeline::{MatrixReport, Progress, Settings, check_weights, quantize_layers};
 pub use self_text::{SelfText, write_windows};

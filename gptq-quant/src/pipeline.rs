@@ -14,6 +14,7 @@ use infer_core::{
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params};
 use ndarray::ArrayView2;
+use rayon::prelude::*;
 
 use crate::{
     Error, Hessian, Result, TokenWeight,
@@ -131,6 +132,13 @@ pub async fn quantize_layers<O: Ops>(
             walk.run(matrices, Pass { start, stop: None }, keep.then_some(&activated), &mut |_| {}).await?;
         }
     }
+    Ok(())
+}
+
+/// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
+pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
+    let config = unquantized_config(checkpoint)?;
+    params(&config).par_iter().try_for_each(|param| read_param(checkpoint, param).map(drop))?;
     Ok(())
 }
 

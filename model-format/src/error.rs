@@ -162,6 +162,21 @@ pub enum Error {
     },
 }
 
+/// The messages of an error and of its causes, from the outermost on; a cause that the message before it names already is
+/// not repeated.
+pub fn messages(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let message = error.to_string();
+        if !text.ends_with(&message) {
+            text = format!("{text}: {message}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl Error {
     /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
@@ -205,4 +220,18 @@ impl Error {
 
 fn conv_templates() -> String {
     crate::conv_template::names().collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let source = std::io::Error::other("no such luck");
+        let error = Error::Io { action: "read", path: "a.json".into(), source };
+        assert_eq!(messages(&error), "cannot read `a.json`: no such luck");
+        let outer = std::io::Error::other(error);
+        assert_eq!(messages(&outer), "cannot read `a.json`: no such luck");
+    }
 }

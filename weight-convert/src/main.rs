@@ -15,7 +15,7 @@ fn main() -> ExitCode {
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", model_format::error::messages(error.as_ref()));
             if let Some(hint) = cli::hint(&error) {
                 eprintln!("\nhint: {hint}");
             }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use calib_data::{ChatMessage, Choice, TokenWindows, read_documents};
 use clap::{CommandFactory, error::ErrorKind};
 use gptq_quant::{
-    CheckpointWriter, SelfText,
+    CheckpointWriter, SelfText, check_weights,
     checkpoint::{gptq_config, unquantized_config},
     quantize_layers, write_windows,
 };
@@ -105,6 +105,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options, trial.path())?;
     }
+    check_weights(checkpoint)?;
     let windows = calibration(args, checkpoint, &config, &mut bars)?;
     bars.line(&format!("calibrating on {} windows of {} tokens", windows.len(), windows.seq_len()));
 
