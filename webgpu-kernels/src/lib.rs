@@ -24,6 +24,7 @@ pub mod add;
 pub mod argmax;
 pub mod attention;
 mod cases;
+pub mod copy;
 pub mod embedding;
 pub mod error;
 pub mod gemm;
@@ -58,6 +59,7 @@ pub const KERNELS: &[&Kernel] = &[
     &attention::REDUCE_KERNEL,
     &swiglu::KERNEL,
     &add::KERNEL,
+    &copy::KERNEL,
     &select_rows::KERNEL,
     &argmax::KERNEL,
 ];

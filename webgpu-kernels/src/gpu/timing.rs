@@ -1,7 +1,7 @@
 //! Device time: [`PassTimer`] for one pass, and the bandwidth of a copy to hold results against.
 
 use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
-use crate::Result;
+use crate::{Result, copy::Copy};
 
 /// Two timestamps around a pass.
 pub struct PassTimer {
@@ -51,7 +51,8 @@ impl PassTimer {
 }
 
 impl Gpu {
-    /// Bytes per second of a large copy on the device, read and written bytes together: what its memory can do.
+    /// Bytes per second of a large copy on the device, read and written bytes together: what its memory can do, by the
+    /// copy command or by a kernel, whichever is faster.
     pub async fn copy_bandwidth(&self) -> Result<f64> {
         const PASSES: u32 = 16;
         let limit = self.caps().max_binding.min(self.caps().max_buffer).min(256 << 20);
@@ -59,16 +60,22 @@ impl Gpu {
         let (source, target): (Buffer<u32>, Buffer<u32>) = (self.zeroed(len)?, self.zeroed(len)?);
         let mut recorder = Recorder::new(self);
         let mut best = f64::INFINITY;
-        // The first round pays for the memory's first touch.
-        for _ in 0..3 {
+        // The first round of each pays for the memory's first touch, or for the pipeline.
+        for round in 0..6 {
             recorder.read(&self.zeroed::<u32>(1)?)?.await?;
             let start = std::time::Instant::now();
-            let mut encoder =
-                self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
-            for _ in 0..PASSES {
-                encoder.copy_buffer_to_buffer(&source.raw.buffer, 0, &target.raw.buffer, 0, 4 * len as u64);
+            if round < 3 {
+                let description = wgpu::CommandEncoderDescriptor { label: None };
+                let mut encoder = self.shared.device.create_command_encoder(&description);
+                for _ in 0..PASSES {
+                    encoder.copy_buffer_to_buffer(&source.raw.buffer, 0, &target.raw.buffer, 0, 4 * len as u64);
+                }
+                self.shared.queue.submit([encoder.finish()]);
+            } else {
+                for _ in 0..PASSES {
+                    Copy { len }.record(&mut recorder, &source, &target);
+                }
             }
-            self.shared.queue.submit([encoder.finish()]);
             recorder.read(&self.zeroed::<u32>(1)?)?.await?;
             best = best.min(start.elapsed().as_secs_f64());
         }
