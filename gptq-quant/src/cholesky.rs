@@ -11,7 +11,7 @@ use faer::{
 use ndarray::Array2;
 
 /// Work is divided for this many threads, however many there are, so that sums are taken in the same order everywhere.
-const DEGREE: usize = 16;
+pub(crate) const DEGREE: usize = 16;
 
 /// The upper triangular U with `U^T U = H^-1`, where H is `hessian` with rows and columns in the order `perm` and `damp`
 /// added to its diagonal. `None` when H is not positive definite.

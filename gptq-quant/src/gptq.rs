@@ -4,14 +4,14 @@
 //! `pipeline.rs` calls [`quantize`] for each matrix of a layer, with the [`Hessian`] of its inputs. Rows do not depend on
 //! each other, so they are divided among threads in fixed pieces and the result is the same for any number of them.
 
-use faer::Mat;
+use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use half::f16;
 use model_format::gptq::GptqMatrix;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
 use crate::{
-    cholesky::inverse_factor,
+    cholesky::{DEGREE, inverse_factor},
     grid::{Grid, GroupParams},
 };
 
@@ -33,6 +33,9 @@ pub struct Options {
     pub damp_percent: f64,
     /// Columns between two updates of all remaining columns. Changes speed and rounding errors only.
     pub block_size: usize,
+    /// How much of the inputs' drift from the float model's is made good (GPTAQ, Li and others, 2025): 0 for GPTQ, whose
+    /// target is the float weights on the drifted inputs; 1 for the float model's outputs.
+    pub gptaq_alpha: f64,
     /// Follow gptq.py to the letter, for comparison with its results: min-max scales in full precision, no search; a
     /// group that begins inside a block takes its scale from before the block's compensation.
     pub gptq_py: bool,
@@ -41,7 +44,15 @@ pub struct Options {
 impl Options {
     /// What is best on this grid.
     pub fn new(grid: Grid) -> Options {
-        Options { grid, act_order: true, static_groups: true, damp_percent: 0.01, block_size: 128, gptq_py: false }
+        Options {
+            grid,
+            act_order: true,
+            static_groups: true,
+            damp_percent: 0.01,
+            block_size: 128,
+            gptaq_alpha: 0.0,
+            gptq_py: false,
+        }
     }
 }
 
@@ -119,9 +130,15 @@ impl Quantized {
 
 /// Quantizes `weights` `[rows, cols]` so that the outputs for the inputs behind `hessian` `[cols, cols]` change least.
 ///
-/// Where the Hessian is not positive definite the damping grows tenfold, twice; then the matrix is rounded to nearest.
-/// Inputs that were always zero get weight zero.
-pub fn quantize(weights: ArrayView2<'_, f32>, hessian: &Mat<f64>, options: &Options) -> Quantized {
+/// `drift` `[cols, cols]` is [`Hessian::drift`](crate::Hessian::drift), where it is to be corrected. Where the Hessian is
+/// not positive definite the damping grows tenfold, twice; then the matrix is rounded to nearest. Inputs that were always
+/// zero get weight zero.
+pub fn quantize(
+    weights: ArrayView2<'_, f32>,
+    hessian: &Mat<f64>,
+    drift: Option<&Mat<f64>>,
+    options: &Options,
+) -> Quantized {
     let cols = weights.ncols();
     assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
     let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
@@ -151,6 +168,10 @@ pub fn quantize(weights: ArrayView2<'_, f32>, hessian: &Mat<f64>, options: &Opti
     let Some((factor, damp_percent)) = factored else {
         return round_to_nearest(weights, Some(&diagonal), options);
     };
+
+    let correction = drift
+        .filter(|_| options.gptaq_alpha != 0.0)
+        .map(|drift| correction(drift.as_ref(), &perm, &factor, options.gptaq_alpha));
 
     let importance: Vec<f32> =
         diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
@@ -186,7 +207,14 @@ pub fn quantize(weights: ArrayView2<'_, f32>, hessian: &Mat<f64>, options: &Opti
                 let k = perm[col];
                 if dead[k] { 0.0 } else { f64::from(weights[(row, k)]) }
             });
-            let piece = Piece { options, perm: &perm, importance: &permuted_importance, factor: &factor, fixed_groups };
+            let piece = Piece {
+                options,
+                perm: &perm,
+                importance: &permuted_importance,
+                factor: &factor,
+                correction: correction.as_ref(),
+                fixed_groups,
+            };
             let loss = piece.run(permuted.view_mut(), codes.view_mut(), params.view_mut());
             ndarray::Zip::from(&mut scales).and(&mut zeros).and(&params).for_each(|scale, zero, params| {
                 *scale = params.scale as f32;
@@ -202,6 +230,19 @@ pub fn quantize(weights: ArrayView2<'_, f32>, hessian: &Mat<f64>, options: &Opti
     }
     let method = Method::Gptq { damp_percent };
     Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: losses.iter().sum(), method }
+}
+
+/// `alpha * triu(D U^T, 1) U` with D the drift in the order `perm` and U the `factor` (GPTAQ's equation for P).
+fn correction(drift: MatRef<'_, f64>, perm: &[usize], factor: &Array2<f64>, alpha: f64) -> Array2<f64> {
+    let n = perm.len();
+    let drift = Mat::from_fn(n, n, |i, j| drift[(perm[i], perm[j])]);
+    let factor = Mat::from_fn(n, n, |i, j| factor[(i, j)]);
+    let mut product = Mat::zeros(n, n);
+    matmul(product.as_mut(), Accum::Replace, drift.as_ref(), factor.transpose(), alpha, Par::rayon(DEGREE));
+    (0..n).for_each(|j| (j..n).for_each(|i| product[(i, j)] = 0.0));
+    let mut correction = Mat::zeros(n, n);
+    matmul(correction.as_mut(), Accum::Replace, product.as_ref(), factor.as_ref(), 1.0, Par::rayon(DEGREE));
+    Array2::from_shape_fn((n, n), |at| correction[at])
 }
 
 /// Each weight to the nearest value, scales chosen for the weights alone or, with `importance`, for their inputs too.
@@ -243,6 +284,8 @@ struct Piece<'a> {
     perm: &'a [usize],
     importance: &'a [f32],
     factor: &'a Array2<f64>,
+    /// What a weight adds to those after it, so that they make good its input's drift. Strictly upper triangular.
+    correction: Option<&'a Array2<f64>>,
     fixed_groups: bool,
 }
 
@@ -262,6 +305,7 @@ impl Piece<'_> {
         for start in (0..cols).step_by(block_size) {
             let end = (start + block_size).min(cols);
             let mut errors = Array2::<f64>::zeros((rows, end - start));
+            let mut unrounded = Array2::<f64>::zeros((rows, end - start));
             for row in 0..rows {
                 let mut weights = weights.row_mut(row);
                 let weights = weights.as_slice_mut().expect("rows are contiguous");
@@ -289,10 +333,22 @@ impl Piece<'_> {
                     for (w, f) in weights[col + 1..end].iter_mut().zip(&factor[col + 1..end]) {
                         *w -= error * f;
                     }
+                    if let Some(correction) = self.correction {
+                        let (weight, correction) = (weights[col], correction.row(col));
+                        let correction = correction.as_slice().expect("rows are contiguous");
+                        unrounded[(row, col - start)] = weight;
+                        for (w, c) in weights[col + 1..end].iter_mut().zip(&correction[col + 1..end]) {
+                            *w += weight * c;
+                        }
+                    }
                 }
             }
             let update = self.factor.slice(s![start..end, end..]);
             general_mat_mul(-1.0, &errors, &update, 1.0, &mut weights.slice_mut(s![.., end..]));
+            if let Some(correction) = self.correction {
+                let update = correction.slice(s![start..end, end..]);
+                general_mat_mul(1.0, &unrounded, &update, 1.0, &mut weights.slice_mut(s![.., end..]));
+            }
         }
         loss
     }

@@ -1,4 +1,5 @@
-//! [`Hessian`]: X^T X of a matrix's inputs, accumulated over the calibration tokens.
+//! [`Hessian`]: X^T X of a matrix's inputs, accumulated over the calibration tokens; and how far these inputs have
+//! drifted from those of the float model.
 //!
 //! `pipeline.rs` feeds it; `gptq.rs` reads it. Products are f32 over at most [`CHUNK`] tokens, sums between chunks f64.
 
@@ -29,6 +30,8 @@ pub struct Hessian {
     tokens: usize,
     /// The lower triangle in blocks of [`BLOCK`] columns: block `b` is column-major `[cols - b * BLOCK, width]`.
     blocks: Vec<Mat<f64>>,
+    /// `(X_float - X)^T X` in blocks of [`BLOCK`] columns `[cols, width]`; empty where there are no float inputs.
+    drift: Vec<Mat<f64>>,
     cols: usize,
 }
 
@@ -36,7 +39,7 @@ impl Hessian {
     /// No token seen yet.
     pub fn new(cols: usize, token_weight: TokenWeight) -> Hessian {
         let blocks = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
-        Hessian { token_weight, tokens: 0, blocks, cols }
+        Hessian { token_weight, tokens: 0, blocks, drift: Vec::new(), cols }
     }
 
     /// Adds the inputs `x`, row-major `[tokens, cols]`.
@@ -50,10 +53,39 @@ impl Hessian {
                 TokenWeight::Plain => self.add_products(chunk),
                 TokenWeight::EqualNorm => {
                     let mut scaled = chunk.to_vec();
-                    scaled.par_chunks_exact_mut(self.cols).for_each(divide_by_root_mean_square);
+                    scaled.par_chunks_exact_mut(self.cols).for_each(|row| multiply(row, root_mean_square_inverse(row)));
                     self.add_products(&scaled);
                 }
             }
+        }
+    }
+
+    /// Adds the inputs `x`, and with them those that the float model has for the same tokens; both row-major
+    /// `[tokens, cols]`.
+    pub fn add_with_float(&mut self, x: &[f32], float: &[f32]) {
+        assert_eq!(x.len(), float.len(), "Hessian::add_with_float: as many float inputs as others");
+        let cols = self.cols;
+        if self.drift.is_empty() {
+            self.drift = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols, BLOCK.min(cols - start))).collect();
+        }
+        self.tokens += x.len() / cols;
+        for (x, float) in x.chunks(CHUNK * cols).zip(float.chunks(CHUNK * cols)) {
+            let mut x = x.to_vec();
+            let mut drift: Vec<f32> = float.iter().zip(&x).map(|(float, x)| float - x).collect();
+            if self.token_weight == TokenWeight::EqualNorm {
+                x.par_chunks_exact_mut(cols).zip(drift.par_chunks_exact_mut(cols)).for_each(|(x, drift)| {
+                    let factor = root_mean_square_inverse(x);
+                    multiply(x, factor);
+                    multiply(drift, factor);
+                });
+            }
+            self.add_products(&x);
+            let x_t = MatRef::from_column_major_slice(&x, cols, x.len() / cols);
+            let drift_t = MatRef::from_column_major_slice(&drift, cols, x.len() / cols);
+            self.drift.par_iter_mut().enumerate().for_each(|(b, sum)| {
+                let right = x_t.subrows(b * BLOCK, sum.ncols()).transpose();
+                add_product(sum.as_mut(), drift_t, right);
+            });
         }
     }
 
@@ -63,16 +95,9 @@ impl Hessian {
         // Row-major [tokens, cols] is column-major [cols, tokens].
         let x_t = MatRef::from_column_major_slice(x, cols, x.len() / cols);
         self.blocks.par_iter_mut().enumerate().for_each(|(b, sum)| {
-            let (start, rows, width) = (b * BLOCK, sum.nrows(), sum.ncols());
-            let mut product = vec![0f32; rows * width];
-            let mut product = MatMut::from_column_major_slice_mut(&mut product, rows, width);
-            let right = x_t.subrows(start, width).transpose();
-            matmul(product.as_mut(), Accum::Replace, x_t.subrows(start, rows), right, 1.0, Par::Seq);
-            for c in 0..width {
-                for r in c..rows {
-                    sum[(r, c)] += f64::from(product[(r, c)]);
-                }
-            }
+            let (start, rows) = (b * BLOCK, sum.nrows());
+            let right = x_t.subrows(start, sum.ncols()).transpose();
+            add_product(sum.as_mut(), x_t.subrows(start, rows), right);
         });
     }
 
@@ -95,15 +120,37 @@ impl Hessian {
             self.blocks[col / BLOCK][(row - start, col - start)] * scale
         })
     }
+
+    /// `2 / tokens * (X_float - X)^T X`: entry `(i, j)` is how input `i` has drifted where input `j` is large. `None`
+    /// without float inputs.
+    pub fn drift(&self) -> Option<Mat<f64>> {
+        let scale = 2.0 / self.tokens.max(1) as f64;
+        let entry = |i: usize, j: usize| self.drift[j / BLOCK][(i, j % BLOCK)] * scale;
+        (!self.drift.is_empty()).then(|| Mat::from_fn(self.cols, self.cols, entry))
+    }
 }
 
-/// Rows of zeros stay.
-fn divide_by_root_mean_square(row: &mut [f32]) {
-    let mean_square = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / row.len() as f64;
-    if mean_square > 0.0 {
-        let factor = (1.0 / mean_square.sqrt()) as f32;
-        row.iter_mut().for_each(|v| *v *= factor);
+/// `sum += left * right`, the product in f32, on one thread.
+fn add_product(mut sum: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) {
+    let (rows, width) = (sum.nrows(), sum.ncols());
+    let mut product = vec![0f32; rows * width];
+    let mut product = MatMut::from_column_major_slice_mut(&mut product, rows, width);
+    matmul(product.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
+    for c in 0..width {
+        for r in 0..rows {
+            sum[(r, c)] += f64::from(product[(r, c)]);
+        }
     }
+}
+
+/// One for a row of zeros.
+fn root_mean_square_inverse(row: &[f32]) -> f32 {
+    let mean_square = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / row.len() as f64;
+    if mean_square > 0.0 { (1.0 / mean_square.sqrt()) as f32 } else { 1.0 }
+}
+
+fn multiply(row: &mut [f32], factor: f32) {
+    row.iter_mut().for_each(|v| *v *= factor);
 }
 
 #[cfg(test)]
@@ -140,7 +187,22 @@ mod tests {
         let mut large = inputs();
         large[..COLS].iter_mut().for_each(|v| *v *= 1000.0);
         let mut scaled = inputs();
-        scaled.chunks_exact_mut(COLS).for_each(divide_by_root_mean_square);
+        scaled.chunks_exact_mut(COLS).for_each(|row| multiply(row, root_mean_square_inverse(row)));
         check(TokenWeight::EqualNorm, &large, &scaled);
+    }
+
+    #[test]
+    fn drift_is_the_product_of_the_difference_with_the_inputs() {
+        let x = inputs();
+        let float: Vec<f32> = x.iter().enumerate().map(|(i, v)| v + ((i * 31) % 17) as f32 / 100.0).collect();
+        let mut hessian = Hessian::new(COLS, TokenWeight::Plain);
+        hessian.add_with_float(&x, &float);
+        let drift = hessian.drift().unwrap();
+        for (i, j) in [(0, 0), (1, 0), (0, 1), (COLS - 1, 3), (130, 129), (5, COLS - 1)] {
+            let rows = x.chunks(COLS).zip(float.chunks(COLS));
+            let sum: f64 = rows.map(|(x, float)| f64::from(float[i] - x[i]) * f64::from(x[j])).sum();
+            let expected = 2.0 / TOKENS as f64 * sum;
+            assert!((drift[(i, j)] - expected).abs() < 1e-5, "({i}, {j}): {} is not {expected}", drift[(i, j)]);
+        }
     }
 }

@@ -14,7 +14,7 @@
 //!
 //! let weights = Array2::from_shape_fn((8, 32), |(n, k)| ((n * 7 + k * 5) % 19) as f32 / 9.0 - 1.0);
 //! let grid = Grid { bits: 4, group_size: Some(32), sym: true };
-//! let quantized = quantize(weights.view(), &hessian.matrix(), &Options::new(grid));
+//! let quantized = quantize(weights.view(), &hessian.matrix(), None, &Options::new(grid));
 //! assert!(quantized.relative_error(weights.view(), &hessian.matrix()) < 0.01);
 //! ```
 

@@ -96,9 +96,7 @@ pub async fn quantize_layers<O: Ops>(
     let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
-        let norms = [Role::InputNorm(layer), Role::PostAttentionNorm(layer)];
-        walk.layer = layer;
-        walk.norms = norms.map(|role| read_param(checkpoint, param(role))).into_iter().collect::<Result<_, _>>()?;
+        walk.enter(layer)?;
         let mut solve = |walk: &mut Walk<'_, O>, role: Role, hessian: Hessian| {
             let quantized = walk.solve(param(role), hessian)?;
             sink(param(role), &quantized)?;
@@ -106,30 +104,33 @@ pub async fn quantize_layers<O: Ops>(
             Ok::<_, Error>((role, Weight::F32 { shape, data: quantized.dequantize().into_raw_vec_and_offset().0 }))
         };
 
-        let hessian = walk.observe(vec![], Pass { start: None, stop: Some(qkv) }, None, None).await?;
+        let hessian = walk.observe(&[], Pass { start: None, stop: Some(qkv) }, Kept::Neither).await?;
         let weight = solve(&mut walk, qkv, hessian)?;
 
-        let mut attended = Vec::new();
         let pass = Pass { start: None, stop: Some(attention_out) };
-        let hessian = walk.observe(vec![weight], pass, None, Some(&mut attended)).await?;
+        let hessian = walk.observe(&[weight], pass, Kept::End).await?;
         let weight = solve(&mut walk, attention_out, hessian)?;
 
         let pass = Pass { start: Some(attention_out), stop: Some(gate_up) };
-        let hessian = walk.observe(vec![weight], pass, Some(&attended), None).await?;
-        drop(attended);
+        let hessian = walk.observe(&[weight], pass, Kept::Beginning).await?;
         let gate_up_weight = solve(&mut walk, gate_up, hessian)?;
 
-        let mut activated = Vec::new();
-        let keep = walk.tokens() * config.intermediate_size * size_of::<f32>() <= settings.activation_memory;
+        let bytes = walk.tokens() * config.intermediate_size * size_of::<f32>() * walk.streams.len();
+        let keep = bytes <= settings.activation_memory;
         let pass = Pass { start: Some(gate_up), stop: Some(down) };
-        let again = if keep { vec![] } else { vec![gate_up_weight.clone()] };
-        let hessian = walk.observe(vec![gate_up_weight], pass, None, keep.then_some(&mut activated)).await?;
+        let hessian = walk
+            .observe(std::slice::from_ref(&gate_up_weight), pass, if keep { Kept::End } else { Kept::Neither })
+            .await?;
         let weight = solve(&mut walk, down, hessian)?;
 
         if layer + 1 < config.num_hidden_layers {
-            let start = Some(if keep { down } else { gate_up });
-            let matrices = again.into_iter().chain([weight]).collect();
-            walk.run(matrices, Pass { start, stop: None }, keep.then_some(&activated), &mut |_| {}).await?;
+            if keep {
+                let pass = Pass { start: Some(down), stop: None };
+                walk.run(&[weight], pass, Kept::Beginning, &mut |_| {}).await?;
+            } else {
+                let pass = Pass { start: Some(gate_up), stop: None };
+                walk.run(&[gate_up_weight, weight], pass, Kept::Neither, &mut |_| {}).await?;
+            }
         }
     }
     Ok(())
@@ -147,6 +148,25 @@ fn matrix_roles(layer: usize) -> [Role; 4] {
     [Role::Qkv(layer), Role::AttentionOut(layer), Role::GateUp(layer), Role::Down(layer)]
 }
 
+/// Whether the inputs of a matrix are kept between two passes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// Not in this pass.
+    Neither,
+    /// Those of the matrix that the pass begins with were.
+    Beginning,
+    /// Those of the matrix that the pass ends at are to be.
+    End,
+}
+
+/// The activations of all windows in one of the models.
+struct Stream {
+    /// The residual stream `[windows * seq_len, hidden_size]`.
+    hidden: Vec<f32>,
+    /// The inputs of a matrix `[windows * seq_len, cols]`, if they are kept.
+    kept: Vec<f32>,
+}
+
 /// The calibration windows on their way through the layers.
 struct Walk<'a, O: Ops> {
     ops: ObserveOps<O>,
@@ -158,8 +178,8 @@ struct Walk<'a, O: Ops> {
     /// Keys and values of the windows of one batch.
     kv: Vec<O::Kv>,
     seq_len: usize,
-    /// The residual stream of all windows, `[windows * seq_len, hidden_size]`.
-    hidden: Vec<f32>,
+    /// In the model that is quantized so far, and where drift is corrected in the float model too.
+    streams: Vec<Stream>,
     layer: usize,
     /// Of the input and of the feed-forward.
     norms: Vec<Vec<f32>>,
@@ -192,6 +212,9 @@ impl<'a, O: Ops> Walk<'a, O> {
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let batch = (BATCH_TOKENS / seq_len).clamp(1, windows.len());
+        let corrects_drift = settings.matrix.gptaq_alpha != 0.0;
+        let float = corrects_drift.then(|| Stream { hidden: hidden.clone(), kept: Vec::new() });
+        let streams: Vec<_> = [Stream { hidden, kept: Vec::new() }].into_iter().chain(float).collect();
         Ok(Walk {
             rope: rope_table(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
@@ -201,25 +224,33 @@ impl<'a, O: Ops> Walk<'a, O> {
             settings,
             progress,
             seq_len,
-            hidden,
+            work: Work::new(config, seq_len, windows.len(), streams.len()),
+            streams,
             layer: 0,
             norms: Vec::new(),
-            work: Work::new(config, seq_len, windows.len()),
         })
     }
 
     fn tokens(&self) -> usize {
-        self.hidden.len() / self.config.hidden_size
+        self.streams[0].hidden.len() / self.config.hidden_size
     }
 
-    /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs, which `keep` takes in.
-    async fn observe(
-        &mut self,
-        matrices: Vec<(Role, Weight)>,
-        pass: Pass,
-        inputs: Option<&Vec<f32>>,
-        mut keep: Option<&mut Vec<f32>>,
-    ) -> Result<Hessian> {
+    /// Turns to a layer.
+    fn enter(&mut self, layer: usize) -> Result<()> {
+        self.layer = layer;
+        let norms = [Role::InputNorm(layer), Role::PostAttentionNorm(layer)];
+        self.norms = norms.map(|role| self.read(role)).into_iter().collect::<Result<_>>()?;
+        Ok(())
+    }
+
+    fn read(&self, role: Role) -> Result<Vec<f32>> {
+        let list = params(self.config);
+        let param = list.iter().find(|p| p.role == role).expect("the list has every role");
+        Ok(read_param(self.checkpoint, param)?)
+    }
+
+    /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
+    async fn observe(&mut self, matrices: &[(Role, Weight)], pass: Pass, kept: Kept) -> Result<Hessian> {
         let role = pass.stop.expect("a pass that observes has an end");
         let cols = match role {
             Role::AttentionOut(_) => self.config.num_attention_heads * self.config.head_dim,
@@ -227,48 +258,61 @@ impl<'a, O: Ops> Walk<'a, O> {
             _ => self.config.hidden_size,
         };
         let mut hessian = Hessian::new(cols, self.settings.token_weight);
-        let mut add = |observed: Vec<f32>| {
-            hessian.add(&observed);
-            if let Some(keep) = &mut keep {
-                keep.extend(observed);
-            }
+        let mut add = |observed: &[Vec<f32>]| match observed {
+            [inputs] => hessian.add(inputs),
+            [inputs, float] => hessian.add_with_float(inputs, float),
+            _ => unreachable!("one stream or two"),
         };
-        self.run(matrices, pass, inputs, &mut add).await?;
+        self.run(matrices, pass, kept, &mut add).await?;
         Ok(hessian)
     }
 
-    /// Runs a part of the layer over every window. `matrices` are those that it multiplies with, `inputs` those of the
-    /// first where they are known. Its effect on the residual stream stays; `observe` gets the input of its end.
+    /// Runs a part of the layer over every window. `matrices` are those that it multiplies with. Its effect on the
+    /// residual streams stays; `observe` gets the inputs of its end in each.
     async fn run(
         &mut self,
-        matrices: Vec<(Role, Weight)>,
+        matrices: &[(Role, Weight)],
         pass: Pass,
-        inputs: Option<&Vec<f32>>,
-        observe: &mut dyn FnMut(Vec<f32>),
+        kept: Kept,
+        observe: &mut dyn FnMut(&[Vec<f32>]),
     ) -> Result<()> {
-        let layer = self.upload_layer(matrices)?;
-        let hidden_size = self.config.hidden_size;
+        let mut layers = vec![self.upload_layer(matrices.to_vec())?];
+        if self.streams.len() > 1 {
+            let float = matrices
+                .iter()
+                .map(|(role, weight)| Ok((*role, Weight::F32 { shape: weight.shape(), data: self.read(*role)? })));
+            let float = float.collect::<Result<_>>()?;
+            layers.push(self.upload_layer(float)?);
+        }
+        let inputs: Vec<Vec<f32>> = self.streams.iter_mut().map(|stream| std::mem::take(&mut stream.kept)).collect();
+        assert_eq!(inputs.iter().any(|kept| !kept.is_empty()), kept == Kept::Beginning, "what is kept is used next");
+        let tokens = self.tokens();
         let batch = self.kv.len() * self.seq_len;
-        for first in (0..self.tokens()).step_by(batch) {
-            let rows = batch.min(self.tokens() - first);
-            let input = inputs.map(|inputs| {
-                let cols = inputs.len() / self.tokens();
-                &inputs[first * cols..(first + rows) * cols]
-            });
-            let stream = first * hidden_size..(first + rows) * hidden_size;
-            let mut x = self.ops.upload(rows, hidden_size, &self.hidden[stream.clone()])?;
-            self.ops.begin(pass, rows, input)?;
-            let kv = self.kv.iter_mut().take(rows / self.seq_len);
-            let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
-            let delta = layer.forward(&mut self.ops, &mut x, None, &self.rope, &mut spans);
-            if pass.stop.is_some() {
-                observe(self.ops.read_observed().await?);
+        for first in (0..tokens).step_by(batch) {
+            let rows = batch.min(tokens - first);
+            let mut observed = Vec::with_capacity(layers.len());
+            for ((stream, layer), inputs) in self.streams.iter_mut().zip(&layers).zip(&inputs) {
+                let part = |values: &[f32]| first * (values.len() / tokens)..(first + rows) * (values.len() / tokens);
+                let residual = &mut stream.hidden[first * self.config.hidden_size..][..rows * self.config.hidden_size];
+                let mut x = self.ops.upload(rows, self.config.hidden_size, residual)?;
+                let inputs = (kept == Kept::Beginning).then(|| &inputs[part(inputs)]);
+                self.ops.begin(pass, rows, inputs)?;
+                let kv = self.kv.iter_mut().take(rows / self.seq_len);
+                let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
+                let delta = layer.forward(&mut self.ops, &mut x, None, &self.rope, &mut spans);
+                if pass.stop.is_some() {
+                    observed.push(self.ops.read_observed().await?);
+                }
+                if pass.start.is_some() {
+                    self.ops.add_assign(&mut x, &delta);
+                    residual.copy_from_slice(&self.ops.read(&x).await?);
+                }
             }
-            if pass.start.is_some() {
-                self.ops.add_assign(&mut x, &delta);
-                self.hidden[stream].copy_from_slice(&self.ops.read(&x).await?);
+            observe(&observed);
+            if kept == Kept::End {
+                self.streams.iter_mut().zip(observed).for_each(|(stream, observed)| stream.kept.extend(observed));
             }
-            self.advance(pass, rows as f64 / self.tokens() as f64)?;
+            self.advance(pass, rows as f64 / tokens as f64)?;
         }
         Ok(())
     }
@@ -296,11 +340,12 @@ impl<'a, O: Ops> Walk<'a, O> {
         let (rows, cols) = (param.shape[0], param.shape[1]);
         let values = read_param(self.checkpoint, param)?;
         let weights = ArrayView2::from_shape((rows, cols), &values).expect("read_param checked the shape");
+        let drift = hessian.drift();
         let hessian = hessian.matrix();
         if (0..cols).any(|i| !hessian[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
-        let quantized = quantize(weights, &hessian, &self.settings.matrix);
+        let quantized = quantize(weights, &hessian, drift.as_ref(), &self.settings.matrix);
         self.progress.quantized(&MatrixReport {
             layer: self.layer,
             module,
@@ -336,10 +381,11 @@ struct Work {
     qkv: f64,
     inner: f64,
     seq_len: f64,
+    streams: f64,
 }
 
 impl Work {
-    fn new(config: &DecoderConfig, seq_len: usize, windows: usize) -> Work {
+    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, streams: usize) -> Work {
         let mut work = Work {
             done: 0.0,
             total: 0.0,
@@ -349,6 +395,7 @@ impl Work {
             qkv: config.qkv_size() as f64,
             inner: config.intermediate_size as f64,
             seq_len: seq_len as f64,
+            streams: streams as f64,
         };
         let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
         let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
@@ -362,17 +409,17 @@ impl Work {
         work
     }
 
-    /// The forward pass and half of X^T X.
+    /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
     fn pass_cost(&self, pass: Pass) -> f64 {
-        let Work { tokens, hidden, attention, qkv, inner, seq_len, .. } = *self;
-        tokens
-            * match pass.stop {
-                Some(Role::Qkv(_)) => hidden * hidden / 2.0,
-                Some(Role::AttentionOut(_)) => hidden * qkv + 2.0 * seq_len * attention + attention * attention / 2.0,
-                Some(Role::GateUp(_)) => attention * hidden + hidden * hidden / 2.0,
-                Some(_) => hidden * 2.0 * inner + inner * inner / 2.0,
-                None => inner * hidden,
-            }
+        let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, .. } = *self;
+        let (forward, inputs) = match pass.stop {
+            Some(Role::Qkv(_)) => (0.0, hidden),
+            Some(Role::AttentionOut(_)) => (hidden * qkv + 2.0 * seq_len * attention, attention),
+            Some(Role::GateUp(_)) => (attention * hidden, hidden),
+            Some(_) => (hidden * 2.0 * inner, inner),
+            None => (inner * hidden, 0.0),
+        };
+        tokens * (streams * forward + (streams - 0.5) * inputs * inputs)
     }
 }
 

@@ -78,7 +78,7 @@ fn codes_scales_and_losses_are_those_of_gptq_py() {
     for config in &configurations {
         let (name, cfg) = (config["case"].as_str().unwrap(), config["cfg"].as_str().unwrap());
         let case = Case::open(name);
-        let quantized = quantize(case.f32("W").view(), &case.hessian(), &options(config));
+        let quantized = quantize(case.f32("W").view(), &case.hessian(), None, &options(config));
         assert!(matches!(quantized.method, Method::Gptq { .. }));
 
         let g_idx = case.tensor(&format!("{cfg}.g_idx")).1;
@@ -146,7 +146,7 @@ fn the_best_options_beat_round_to_nearest_and_equal_gptq_py_or_better() {
             Grid { bits: 3, group_size: None, sym: false },
         ] {
             let error = |options: &Options| {
-                output_error(weights.view(), &quantize(weights.view(), &hessian, options).dequantize(), &hessian)
+                output_error(weights.view(), &quantize(weights.view(), &hessian, None, options).dequantize(), &hessian)
             };
             let best = error(&Options::new(grid));
             let theirs = error(&Options { gptq_py: true, ..Options::new(grid) });

@@ -47,7 +47,7 @@ fn four_by_four_by_hand() {
     for block_size in [1, 2, 3, 128] {
         let grid = Grid { bits: 4, group_size: None, sym: false };
         let options = Options { act_order: false, damp_percent: 0.0, gptq_py: true, block_size, ..Options::new(grid) };
-        let quantized = quantize(weights.view(), &h, &options);
+        let quantized = quantize(weights.view(), &h, None, &options);
         assert_eq!(quantized.dequantize(), by_hand, "blocks of {block_size}");
         assert!((quantized.loss - loss).abs() < 1e-5, "{} is not {loss}", quantized.loss);
         assert_eq!(quantized.method, Method::Gptq { damp_percent: 0.0 });
@@ -59,7 +59,7 @@ fn same_result_on_any_number_of_threads() {
     let (weights, hessian) = (numbers(100, 320, 4), hessian(320));
     let on = |threads: usize| -> Quantized {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| quantize(weights.view(), &hessian, &Options::new(GRID)))
+        pool.install(|| quantize(weights.view(), &hessian, None, &Options::new(GRID)))
     };
     let one = on(1);
     for threads in [2, 3, 8] {
@@ -78,7 +78,7 @@ fn every_variant_beats_round_to_nearest() {
                     let grid = Grid { bits: 4, group_size, sym };
                     let options = Options { act_order, static_groups, ..Options::new(grid) };
                     let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
-                    let quantized = quantize(weights.view(), &hessian, &options);
+                    let quantized = quantize(weights.view(), &hessian, None, &options);
                     assert_ne!(quantized.codes, nearest.codes);
                     let error = |q: &Quantized| q.relative_error(weights.view(), &hessian);
                     let (ours, theirs) = (error(&quantized), error(&nearest));
@@ -100,7 +100,7 @@ fn dead_inputs_get_weight_zero() {
         hessian[(7, i)] = 0.0;
         hessian[(i, 7)] = 0.0;
     }
-    let quantized = quantize(weights.view(), &hessian, &Options::new(GRID));
+    let quantized = quantize(weights.view(), &hessian, None, &Options::new(GRID));
     assert!(quantized.dequantize().column(7).iter().all(|&w| w == 0.0));
     assert!(matches!(quantized.method, Method::Gptq { .. }));
 }
@@ -113,7 +113,7 @@ fn damping_grows_until_the_hessian_can_be_factored() {
     hessian[(5, 5)] = 0.1;
     hessian[(5, 6)] = 0.35;
     hessian[(6, 5)] = 0.35;
-    let quantized = quantize(weights.view(), &hessian, &Options::new(GRID));
+    let quantized = quantize(weights.view(), &hessian, None, &Options::new(GRID));
     let Method::Gptq { damp_percent } = quantized.method else { panic!("{:?}", quantized.method) };
     assert!((damp_percent - 0.1).abs() < 1e-12, "{damp_percent}");
 }
@@ -128,10 +128,34 @@ fn what_cannot_be_factored_is_rounded_to_nearest() {
         Mat::from_fn(64, 64, |_, _| f64::NAN),
         Mat::from_fn(64, 64, |i, j| if i == j { 1.0 } else { -9.0 }),
     ] {
-        let quantized = quantize(weights.view(), &hessian, &options);
+        let quantized = quantize(weights.view(), &hessian, None, &options);
         assert_eq!(quantized.method, Method::RoundToNearest);
         assert_eq!(quantized.codes.dim(), nearest.codes.dim());
         let worst = (quantized.dequantize() - &weights).iter().fold(0f32, |m, d| m.max(d.abs()));
         assert!(worst < 0.2, "{worst}");
     }
+}
+
+/// GPTAQ's aim: outputs on the drifted inputs near those of the float weights on the inputs without drift.
+#[test]
+fn drift_of_the_inputs_is_made_good() {
+    let (rows, cols, tokens) = (16, 128, 512);
+    let float = numbers(tokens, cols / 4, 1).dot(&numbers(cols / 4, cols, 2)) + 0.3 * numbers(tokens, cols, 3);
+    // Errors of earlier layers: each input takes a little of its neighbour's place.
+    let drifted = Array2::from_shape_fn(float.dim(), |(t, k)| 0.9 * float[(t, k)] + 0.1 * float[(t, (k + 1) % cols)]);
+    let weights = numbers(rows, cols, 4);
+    let mut hessian = Hessian::new(cols, TokenWeight::Plain);
+    hessian.add_with_float(drifted.as_slice().unwrap(), float.as_slice().unwrap());
+    let (h, drift) = (hessian.matrix(), hessian.drift());
+    let expected = float.dot(&weights.t());
+    let error = |alpha: f64, block_size: usize| {
+        let options = Options { gptaq_alpha: alpha, block_size, ..Options::new(GRID) };
+        let quantized = quantize(weights.view(), &h, drift.as_ref(), &options);
+        let difference = drifted.dot(&quantized.dequantize().t()) - &expected;
+        difference.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>()
+    };
+    let (without, half, whole) = (error(0.0, 128), error(0.5, 128), error(1.0, 128));
+    assert!(half < 0.7 * without && whole < 0.5 * without, "{without}, {half}, {whole}");
+    // Blocks change speed only.
+    assert!((error(1.0, 32) - whole).abs() < 0.02 * whole);
 }

@@ -170,6 +170,11 @@ fn the_q4f16_1_grid() {
 }
 
 #[test]
+fn the_q4f16_1_grid_with_gptaq() {
+    check(Options { gptaq_alpha: 0.5, ..Options::new(Q4F16_1) });
+}
+
+#[test]
 fn asymmetric_groups_of_64_without_act_order() {
     let grid = Grid { bits: 4, group_size: Some(64), sym: false };
     check(Options { act_order: false, ..Options::new(grid) });

@@ -46,6 +46,10 @@ pub struct Args {
     /// Share of the Hessian's mean diagonal that is added to its diagonal
     #[arg(long, default_value_t = 0.01)]
     pub damp_percent: f64,
+    /// How far later weights make good that the inputs have drifted from the float model's (GPTAQ): 0 not at all, 1 in
+    /// full; takes two to three times as long
+    #[arg(long, default_value_t = 0.0, value_name = "ALPHA")]
+    pub gptaq_alpha: f64,
     /// Columns between two updates of the rest; changes speed only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_size: u32,
@@ -130,10 +134,14 @@ impl Args {
         if !(0.0..=1.0).contains(&self.damp_percent) {
             return Err(Contradiction("--damp-percent must be between 0 and 1".into()));
         }
+        if !(0.0..=2.0).contains(&self.gptaq_alpha) {
+            return Err(Contradiction("--gptaq-alpha must be between 0 and 2".into()));
+        }
         let matrix = Options {
             act_order: self.act_order,
             static_groups: self.static_groups,
             damp_percent: self.damp_percent,
+            gptaq_alpha: self.gptaq_alpha,
             block_size: self.block_size as usize,
             ..Options::new(grid)
         };
