@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
+use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::quant::QuantizedMatrix;
 
@@ -82,7 +82,10 @@ pub fn widen(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {
     values.clear();
     match dtype {
         Dtype::F32 => values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
-        Dtype::BF16 => values.extend(bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
+        // The upper half of an f32.
+        Dtype::BF16 => {
+            values.extend(bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)));
+        }
         Dtype::F16 => {
             values.resize(bytes.len() / 2, 0.0);
             // By the processor's own instruction, where the numbers lie as it wants them.

@@ -218,3 +218,78 @@ fn remove(path: &Path) -> Result<()> {
 fn io(action: &'static str, path: &Path, source: std::io::Error) -> FormatError {
     FormatError::Io { action, path: path.into(), source }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::sum_of_file;
+
+    const SHARDS: [&str; 3] = ["params_shard_0.bin", "params_shard_1.bin", "params_shard_2.bin"];
+
+    /// A process that is ended: what it holds is closed, nothing is cleared.
+    fn end(mut staging: Staging) {
+        staging.lock = None;
+        std::mem::forget(staging);
+    }
+
+    /// Stages three shards and an index over a folder that holds an older model.
+    fn staged(folder: &Path) -> Staging {
+        for name in ["params_shard_0.bin", "params_shard_7.bin", "tensor-cache.json"] {
+            fs::write(folder.join(name), "old").unwrap();
+        }
+        let (mut staging, finished) = Staging::resumed(folder, "work").unwrap();
+        assert!(finished.is_empty());
+        for name in SHARDS {
+            staging.write(name, name.as_bytes()).unwrap();
+            let md5sum = sum_of_file(&staging.temporary(name)).unwrap();
+            staging.finished(&Finished { name: name.into(), nbytes: name.len() as u64, md5sum }).unwrap();
+        }
+        staging.write("tensor-cache.json", b"new").unwrap();
+        staging
+    }
+
+    /// A commit is a row of removals and renamings; wherever it ends, the next one finishes it.
+    #[test]
+    fn a_commit_that_was_ended_is_taken_up_again() {
+        for renamed in 0..=SHARDS.len() {
+            let folder = tempfile::tempdir().unwrap();
+            let staging = staged(folder.path());
+            fs::remove_file(folder.path().join("tensor-cache.json")).unwrap();
+            for name in ["params_shard_0.bin", "params_shard_7.bin"] {
+                fs::remove_file(folder.path().join(name)).unwrap();
+            }
+            for name in &SHARDS[..renamed] {
+                fs::rename(staging.temporary(name), folder.path().join(name)).unwrap();
+            }
+            end(staging);
+
+            let (mut staging, finished) = Staging::resumed(folder.path(), "work").unwrap();
+            assert_eq!(finished.len(), 3, "{renamed}");
+            staging.write("tensor-cache.json", b"new").unwrap();
+            staging.commit().unwrap();
+            let mut names: Vec<_> =
+                fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            assert_eq!(names, [&SHARDS[..], &["tensor-cache.json"]].concat(), "{renamed}");
+            for name in SHARDS {
+                assert_eq!(fs::read(folder.path().join(name)).unwrap(), name.as_bytes());
+            }
+        }
+    }
+
+    /// An older model that is still whole is not taken apart for its shards.
+    #[test]
+    fn a_whole_model_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let staging = staged(folder.path());
+        for name in SHARDS {
+            fs::rename(staging.temporary(name), folder.path().join(name)).unwrap();
+        }
+        end(staging);
+        let (staging, finished) = Staging::resumed(folder.path(), "work").unwrap();
+        assert!(finished.is_empty());
+        drop(staging);
+        assert_eq!(fs::read(folder.path().join("tensor-cache.json")).unwrap(), b"old");
+        assert_eq!(fs::read(folder.path().join(SHARDS[1])).unwrap(), SHARDS[1].as_bytes());
+    }
+}

@@ -82,61 +82,59 @@ impl GroupQuant {
         (words, scales)
     }
 
-    /// The same into memory that is there: `[rows, row_words]` words, which must be zero, and `[rows, groups]` scales.
+    /// The same into memory that is there: `[rows, row_words]` words and `[rows, groups]` scales.
     pub fn quantize_into(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) {
-        match self.dtype {
-            Dtype::F16 => self.quantize_in::<F16>(cols, weights, words, scales),
-            Dtype::BF16 => self.quantize_in::<BF16>(cols, weights, words, scales),
-            _ => self.quantize_in::<F32>(cols, weights, words, scales),
+        // The numbers of the formats that there are, so that the loops over a group have fixed lengths.
+        match (self.bits, self.group_size) {
+            (4, 32) => self.quantize_groups::<4, 32>(cols, weights, words, scales),
+            (3, 40) => self.quantize_groups::<3, 40>(cols, weights, words, scales),
+            (bits, group_size) => panic!("quantize: no format has {bits} bits in groups of {group_size}"),
         }
     }
 
-    fn quantize_in<T: Rounding>(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) {
+    fn quantize_groups<const BITS: usize, const GROUP: usize>(
+        self,
+        cols: usize,
+        weights: &[f32],
+        words: &mut [u32],
+        scales: &mut [u16],
+    ) {
+        match self.dtype {
+            Dtype::F16 => self.quantize_in::<F16, BITS, GROUP>(cols, weights, words, scales),
+            Dtype::BF16 => self.quantize_in::<BF16, BITS, GROUP>(cols, weights, words, scales),
+            _ => self.quantize_in::<F32, BITS, GROUP>(cols, weights, words, scales),
+        }
+    }
+
+    fn quantize_in<T: Rounding, const BITS: usize, const GROUP: usize>(
+        self,
+        cols: usize,
+        weights: &[f32],
+        words: &mut [u32],
+        scales: &mut [u16],
+    ) {
         let (row_words, groups) = (self.row_words(cols), self.groups(cols));
         assert_eq!(weights.len() / cols * row_words, words.len(), "quantize: words of rows of {cols} weights");
         assert_eq!(weights.len() / cols * groups, scales.len(), "quantize: scales of rows of {cols} weights");
-        let mut values = [0f32; MAX_GROUP];
-        let mut codes = [0u32; MAX_GROUP];
+        let scale_dtype = self.scale_dtype();
         let rows = words.chunks_exact_mut(row_words).zip(scales.chunks_exact_mut(groups));
         for (row, (words, scales)) in weights.chunks_exact(cols).zip(rows) {
             let groups = words.chunks_exact_mut(self.words_per_group()).zip(scales);
-            for (weights, (words, stored)) in row.chunks(self.group_size).zip(groups) {
-                let values = &mut values[..weights.len()];
-                for (value, &weight) in values.iter_mut().zip(weights) {
-                    *value = T::cast(weight);
+            for (weights, (words, scale)) in row.chunks(GROUP).zip(groups) {
+                // A ragged group is filled up with zeros, which change no maximum; their codes are cleared.
+                let mut values = [0f32; GROUP];
+                match <&[f32; GROUP]>::try_from(weights) {
+                    Ok(weights) => values.iter_mut().zip(weights).for_each(|(value, &weight)| *value = T::cast(weight)),
+                    Err(_) => values.iter_mut().zip(weights).for_each(|(value, &weight)| *value = T::cast(weight)),
                 }
-                let codes = &mut codes[..weights.len()];
-                *stored = scale_bits(self.scale_dtype(), self.group_codes::<T>(values, codes));
-                for (word, codes) in words.iter_mut().zip(codes.chunks(self.codes_per_word())) {
-                    *word = codes.iter().rev().fold(0, |word, code| word << self.bits | code);
+                let (exact, mut codes) = group_codes::<T, BITS, GROUP>(&values);
+                codes[weights.len()..].fill(0);
+                *scale = scale_bits(scale_dtype, exact);
+                for (word, codes) in words.iter_mut().zip(codes.chunks_exact(32 / BITS)) {
+                    *word = codes.iter().enumerate().fold(0, |word, (r, code)| word | code << (BITS * r));
                 }
             }
         }
-    }
-
-    /// The codes of one group, whose values are of the type already, and their scale `max|w| / max_int`.
-    #[inline(always)]
-    fn group_codes<T: Rounding>(self, values: &[f32], codes: &mut [u32]) -> f32 {
-        let max_int = f32::from(self.max_int());
-        let max_abs = values.iter().fold(0.0, |max: f32, v| if v.abs() > max { v.abs() } else { max });
-        let scale = T::cast(max_abs / max_int);
-        // Nearest, halves to even, clamped; NaN, as of 0 / 0, becomes 0.
-        if scale > 0.0 && scale.is_finite() && !values.iter().any(|v| v.is_nan()) {
-            for (code, &value) in codes.iter_mut().zip(values) {
-                let shifted = T::near(T::near(value / scale) + max_int);
-                let shifted = if shifted > 0.0 { shifted } else { 0.0 };
-                let clamped = if shifted < 2.0 * max_int { shifted } else { 2.0 * max_int };
-                // The last place of 2^23 is one: adding it rounds to a whole number, which is then in the low bits.
-                *code = (clamped + 8_388_608.0).to_bits() & 0xff;
-            }
-        } else {
-            for (code, &value) in codes.iter_mut().zip(values) {
-                let shifted = T::cast(T::cast(value / scale) + max_int);
-                // `max` drops NaN.
-                *code = shifted.round_ties_even().max(0.0).min(2.0 * max_int) as u32;
-            }
-        }
-        scale
     }
 
     /// Packs codes `[rows, cols]` into words `[rows, groups * words_per_group]`.
@@ -184,5 +182,31 @@ impl GroupQuant {
     }
 }
 
-/// Largest group of any format.
-const MAX_GROUP: usize = 64;
+/// MLC's scale of a group, `max|w| / max_int`, and its codes. The values are of the type already.
+#[inline(always)]
+fn group_codes<T: Rounding, const BITS: usize, const GROUP: usize>(values: &[f32; GROUP]) -> (f32, [u32; GROUP]) {
+    let max_int = ((1 << (BITS - 1)) - 1) as f32;
+    let mut codes = [0; GROUP];
+    // Sizes of floats are in the order of their bits, and NaN is above all: a maximum that vector code can take.
+    let largest = values.iter().fold(0, |max: i32, v| max.max(v.abs().to_bits() as i32));
+    let scale = T::cast(f32::from_bits(largest as u32) / max_int);
+    // Nearest, halves to even, clamped.
+    if scale > 0.0 && scale.is_finite() {
+        for (code, &value) in codes.iter_mut().zip(values) {
+            let shifted = T::near(T::near(value / scale) + max_int);
+            let shifted = if shifted > 0.0 { shifted } else { 0.0 };
+            let clamped = if shifted < 2.0 * max_int { shifted } else { 2.0 * max_int };
+            // The last place of 2^23 is one: adding it rounds to a whole number, which is then in the low bits.
+            *code = (clamped + 8_388_608.0).to_bits() & 0xff;
+        }
+        return (scale, codes);
+    }
+    // NaN has no size; as a quotient, of 0 / 0 say, it becomes code 0.
+    let max_abs = values.iter().fold(0f32, |max, v| max.max(v.abs()));
+    let scale = T::cast(max_abs / max_int);
+    for (code, &value) in codes.iter_mut().zip(values) {
+        let shifted = T::cast(T::cast(value / scale) + max_int);
+        *code = shifted.round_ties_even().max(0.0).min(2.0 * max_int) as u32;
+    }
+    (scale, codes)
+}
