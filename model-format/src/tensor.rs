@@ -84,7 +84,9 @@ pub fn widen(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {
         Dtype::F32 => values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
         // The upper half of an f32.
         Dtype::BF16 => {
-            values.extend(bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)));
+            values.extend(
+                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+            );
         }
         Dtype::F16 => {
             values.resize(bytes.len() / 2, 0.0);

@@ -267,8 +267,10 @@ mod tests {
             assert_eq!(finished.len(), 3, "{renamed}");
             staging.write("tensor-cache.json", b"new").unwrap();
             staging.commit().unwrap();
-            let mut names: Vec<_> =
-                fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            let mut names: Vec<_> = fs::read_dir(folder.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .collect();
             names.sort();
             assert_eq!(names, [&SHARDS[..], &["tensor-cache.json"]].concat(), "{renamed}");
             for name in SHARDS {
