@@ -9,6 +9,7 @@ use std::{
 };
 
 use half::f16;
+use infer_core::model::check_runnable;
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param,
     checkpoint::{SafetensorsWriter, check_float, missing_param, read_float},
@@ -164,11 +165,14 @@ impl Drop for CheckpointWriter<'_> {
     }
 }
 
-/// The shape of a model that is not quantized yet.
+/// The shape of a model that is not quantized yet, and that can be run to be calibrated.
 pub fn unquantized_config(checkpoint: &dyn Checkpoint) -> Result<DecoderConfig> {
     let config = DecoderConfig::from_hf(checkpoint.config_json())?;
     match GptqConfig::from_config(checkpoint.config_json())? {
-        None => Ok(config),
+        None => {
+            check_runnable(&config)?;
+            Ok(config)
+        }
         Some(_) => Err(Error::AlreadyQuantized { location: checkpoint.location() }),
     }
 }

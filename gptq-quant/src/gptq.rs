@@ -121,7 +121,7 @@ impl Quantized {
             rows,
             cols: self.codes.ncols(),
             codes: self.codes.slice(range).iter().copied().collect(),
-            scales: self.scales.slice(range).iter().map(|&s| f16::from_f32(s)).collect(),
+            scales: self.scales.slice(range).iter().map(|&s| f16::from_f32(s).to_f32()).collect(),
             zeros: self.zeros.slice(range).iter().copied().collect(),
             g_idx: self.g_idx.clone(),
         }

@@ -59,7 +59,8 @@ impl Engine {
         let config = DecoderConfig::from_mlc(&chat_config)?;
         let format = QuantFormat::by_name(&chat_config.quantization)?;
         let text = Text::new(&texts, &files.location())?;
-        let context = context(options, chat_config.context_window_size.min(config.max_position_embeddings));
+        let trained = config.max_position_embeddings;
+        let context = context(options, chat_config.context_window_size.map_or(trained, |size| size.min(trained)));
         let model = Model::load_mlc(device, &config, format, files, context, progress).await?;
         Ok(Engine::assemble(model, text, config, context))
     }

@@ -15,6 +15,14 @@ pub enum Error {
     /// The CPU backend.
     #[error("the CPU backend failed: {0}")]
     Cpu(#[from] candle_core::Error),
+    /// The decoder has a part that the forward pass does not have.
+    #[error("models of type `{model_type}` with {part} can be converted, but not run yet")]
+    NotRunnable {
+        /// `model_type` of the configuration.
+        model_type: String,
+        /// The part.
+        part: &'static str,
+    },
     /// tokenizer.json does not load, or a text does not encode.
     #[error("the tokenizer failed: {reason}")]
     Tokenizer {
@@ -57,6 +65,7 @@ impl Error {
             Error::ContextFull { .. } => {
                 Some("begin a new conversation, or load the model with a longer context".into())
             }
+            Error::NotRunnable { .. } => Some("another engine for MLC folders may run it".into()),
             Error::Cpu(_) | Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
         }
     }

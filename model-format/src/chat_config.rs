@@ -13,8 +13,8 @@ pub struct ChatConfig {
     pub quantization: String,
     /// The architecture's own fields, in MLC's order.
     pub model_config: Map<String, Value>,
-    /// Longest context the engine should use.
-    pub context_window_size: usize,
+    /// Longest context the engine should use; `None` where MLC says -1, that it has no end.
+    pub context_window_size: Option<usize>,
     /// Files of the tokenizer that lie beside this one.
     pub tokenizer_files: Vec<String>,
     /// Ids that end an answer.
@@ -69,7 +69,10 @@ impl ChatConfig {
             model_type: config.str("model_type")?.into(),
             quantization: config.str("quantization")?.into(),
             model_config,
-            context_window_size: config.usize("context_window_size")?,
+            context_window_size: match field("context_window_size").as_i64() {
+                Some(-1) => None,
+                _ => Some(config.usize("context_window_size")?),
+            },
             tokenizer_files,
             eos_token_id,
             value: config.value,

@@ -1,8 +1,11 @@
 //! [`DecoderConfig`]: the shape of a decoder, in the words of config.json.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{Architecture, ChatConfig, Error, Result, rope::RopeScaling};
+use crate::{Architecture, ChatConfig, Error, Result, arch::Context, rope::RopeScaling};
+
+/// More layers than any model has.
+const MAX_LAYERS: usize = 1 << 12;
 
 /// The shape of a decoder. Field names are those of config.json.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,12 +30,43 @@ pub struct DecoderConfig {
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// Base of the rotary frequencies, unscaled, of layers that have a window, where it is another.
+    pub window_rope_theta: Option<f64>,
+    /// Elements of each head, the first ones, that are rotated.
+    pub rotary_dim: usize,
     /// Change of the rotary frequencies for long contexts.
     pub rope_scaling: Option<RopeScaling>,
     /// Whether the head is the embedding table.
     pub tie_word_embeddings: bool,
     /// Longest context the model was trained for.
     pub max_position_embeddings: usize,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the attention's output projection has a bias.
+    pub attention_out_bias: bool,
+    /// Whether queries and keys are normed, head by head, before they are rotated.
+    pub qk_norm: bool,
+    /// What the gate of the feed-forward goes through.
+    pub hidden_act: Activation,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: f64,
+    /// Attention scores are divided by the root of this.
+    pub query_pre_attn_scalar: f64,
+    /// Cap `c` of the attention scores: `c * tanh(score / c)`.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Cap of the logits, in the same way.
+    pub final_logit_softcapping: Option<f64>,
+    /// For each layer how many keys a query sees, the last ones, its own among them. `None`: all.
+    pub layer_windows: Vec<Option<usize>>,
+}
+
+/// What the gate of a feed-forward goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// GELU by its formula with tanh.
+    GeluTanh,
 }
 
 impl DecoderConfig {
@@ -46,17 +80,28 @@ impl DecoderConfig {
     /// Reads the `model_config` of an mlc-chat-config.json.
     pub fn from_mlc(chat_config: &ChatConfig) -> Result<DecoderConfig> {
         let arch = Architecture::by_model_type(&chat_config.model_type)?;
-        let mut value = Value::Object(chat_config.model_config.clone());
-        let fields = value.as_object_mut().expect("just made");
+        let mut fields = chat_config.model_config.clone();
+        // The fields of an inner configuration, and what MLC could not name.
+        for inner in ["text_config", "kwargs"] {
+            if let Some(Value::Object(inner)) = fields.shift_remove(inner) {
+                for (name, value) in inner {
+                    fields.entry(name).or_insert(value);
+                }
+            }
+        }
         fields.insert("model_type".into(), chat_config.model_type.clone().into());
-        // MLC's words for the same two facts.
-        for (mlc, hf) in [("position_embedding_base", "rope_theta"), ("context_window_size", "max_position_embeddings")]
-        {
-            if let (Some(v), None) = (fields.get(mlc).cloned(), fields.get(hf)) {
+        // MLC's words for the same facts.
+        let mut words = vec![("position_embedding_base", "rope_theta"), ("sliding_window_size", "sliding_window")];
+        if arch.mlc_config.context == Context::Positions {
+            words.push(("context_window_size", "max_position_embeddings"));
+        }
+        for (mlc, hf) in words {
+            // MLC says -1 where there is none.
+            if let (Some(v), None) = (fields.get(mlc).filter(|v| v.as_i64() != Some(-1)).cloned(), fields.get(hf)) {
                 fields.insert(hf.into(), v);
             }
         }
-        let config = ConfigJson { file: "mlc-chat-config.json".into(), value };
+        let config = ConfigJson { file: ChatConfig::FILE_NAME.into(), value: Value::Object(fields) };
         (arch.decoder_config)(&config)?.checked(&config)
     }
 
@@ -75,32 +120,121 @@ impl DecoderConfig {
         (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
     }
 
-    /// Config of the Llama family and of those that kept its field names.
-    pub fn from_llama_like(config: &ConfigJson) -> Result<DecoderConfig> {
+    /// Config of the Llama family and of those that kept its field names. `positions`: the context where it is not said.
+    pub fn from_llama_like(config: &ConfigJson, positions: usize) -> Result<DecoderConfig> {
         let hidden_size = config.usize("hidden_size")?;
         let num_attention_heads = config.usize("num_attention_heads")?;
+        let head_dim = config.usize_or("head_dim", hidden_size.checked_div(num_attention_heads).unwrap_or(0))?;
+        let num_hidden_layers = config.usize("num_hidden_layers")?;
         // transformers 5 moved the rotary fields into `rope_parameters`.
-        let rope = config.value.get("rope_parameters").filter(|v| v.is_object());
+        let rope = config.rope_parameters("full_attention");
         let rope_theta = match rope.and_then(|r| r.get("rope_theta")) {
             Some(theta) => config.to_f64("rope_parameters.rope_theta", theta)?,
             None => config.f64_or("rope_theta", 10000.0)?,
         };
-        let scaling = rope.or_else(|| config.value.get("rope_scaling").filter(|v| !v.is_null()));
-        Ok(DecoderConfig {
+        let scaling = rope.or_else(|| config.value.get("rope_scaling").filter(|v| v.is_object()));
+        let mut decoder = DecoderConfig {
             model_type: config.str("model_type")?.into(),
             hidden_size,
             intermediate_size: config.usize("intermediate_size")?,
-            num_hidden_layers: config.usize("num_hidden_layers")?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads: config.usize_or("num_key_value_heads", num_attention_heads)?,
-            head_dim: config.usize_or("head_dim", hidden_size.checked_div(num_attention_heads).unwrap_or(0))?,
+            head_dim,
             vocab_size: config.usize("vocab_size")?,
             rms_norm_eps: config.f64("rms_norm_eps")?,
             rope_theta,
-            rope_scaling: scaling.map(|s| RopeScaling::from_json(config, s)).transpose()?.flatten(),
+            window_rope_theta: None,
+            rotary_dim: 0,
+            rope_scaling: None,
             tie_word_embeddings: config.bool_or("tie_word_embeddings", false)?,
-            max_position_embeddings: config.usize_or("max_position_embeddings", 2048)?,
-        })
+            max_position_embeddings: config.usize_or("max_position_embeddings", positions)?,
+            qkv_bias: false,
+            attention_out_bias: false,
+            qk_norm: false,
+            hidden_act: config.activation(&["hidden_act"])?.unwrap_or(Activation::Silu),
+            embedding_scale: 1.0,
+            query_pre_attn_scalar: 0.0,
+            attn_logit_softcapping: None,
+            final_logit_softcapping: None,
+            // A number that is out of range is refused later; it must not be a size before.
+            layer_windows: vec![None; num_hidden_layers.min(MAX_LAYERS)],
+        };
+        decoder.set_head_dim(head_dim);
+        let share = match rope.and_then(|r| r.get("partial_rotary_factor")) {
+            Some(share) => config.to_f64("rope_parameters.partial_rotary_factor", share)?,
+            None => config.f64_or("partial_rotary_factor", 1.0)?,
+        };
+        decoder.rotary_dim = (head_dim as f64 * share) as usize;
+        let facts = (decoder.max_position_embeddings, decoder.rotary_dim);
+        decoder.rope_scaling = scaling.map(|s| RopeScaling::from_json(config, s, facts)).transpose()?.flatten();
+        Ok(decoder)
+    }
+
+    /// Config of the Gemma family from its second version on. `positions`: the context where it is not said.
+    pub fn from_gemma_like(config: &ConfigJson, positions: usize) -> Result<DecoderConfig> {
+        let mut config = config.clone();
+        // transformers' defaults: published configurations leave such out.
+        let defaults = json!({
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6, "vocab_size": 262_208,
+        });
+        let fields = config.value.as_object_mut().expect("a ConfigJson is an object");
+        for (name, value) in defaults.as_object().expect("just made") {
+            fields.entry(name.clone()).or_insert(value.clone());
+        }
+        let mut decoder = DecoderConfig::from_llama_like(&config, positions)?;
+        decoder.hidden_act = config.activation(&["hidden_activation", "hidden_act"])?.unwrap_or(Activation::GeluTanh);
+        decoder.embedding_scale = (decoder.hidden_size as f64).sqrt();
+        decoder.query_pre_attn_scalar = config.f64_or("query_pre_attn_scalar", 256.0)?;
+        decoder.tie_word_embeddings = true;
+        Ok(decoder)
+    }
+
+    /// Takes another width of the heads, with what goes by it.
+    pub(crate) fn set_head_dim(&mut self, head_dim: usize) {
+        self.head_dim = head_dim;
+        self.rotary_dim = head_dim;
+        self.query_pre_attn_scalar = head_dim as f64;
+    }
+
+    /// `sliding_window` in all layers but every `every`-th; or where the newer `layer_types` says.
+    pub(crate) fn window_all_but_every(&mut self, config: &ConfigJson, every: usize) -> Result<()> {
+        let size = Some(config.usize_or("sliding_window", 4096)?);
+        self.set_windows(config, size, |layer| (layer + 1).checked_rem(every).is_none_or(|rest| rest != 0))
+    }
+
+    /// `sliding_window` from layer `max_window_layers` on, where `use_sliding_window` says so.
+    pub(crate) fn window_layers_from_max_window_layers(&mut self, config: &ConfigJson) -> Result<()> {
+        if !config.bool_or("use_sliding_window", false)? {
+            return Ok(());
+        }
+        let (size, first) = (config.opt_usize("sliding_window")?, config.usize_or("max_window_layers", 28)?);
+        self.set_windows(config, size, |layer| layer >= first)
+    }
+
+    fn set_windows(
+        &mut self,
+        config: &ConfigJson,
+        size: Option<usize>,
+        has_window: impl Fn(usize) -> bool,
+    ) -> Result<()> {
+        let types = match config.value.get("layer_types") {
+            Some(Value::Array(types)) if types.len() == self.layer_windows.len() => Some(types),
+            None | Some(Value::Null) => None,
+            Some(other) => return Err(config.bad("layer_types", "a list of one entry per layer", other)),
+        };
+        for (layer, window) in self.layer_windows.iter_mut().enumerate() {
+            let has_window = match types.map(|types| &types[layer]) {
+                None => has_window(layer),
+                Some(kind) if kind == "sliding_attention" => true,
+                Some(kind) if kind == "full_attention" => false,
+                Some(kind) => {
+                    return Err(config.bad("layer_types", "of `sliding_attention` and `full_attention`", kind));
+                }
+            };
+            *window = size.filter(|_| has_window);
+        }
+        Ok(())
     }
 
     /// Refuses shapes that no decoder can have, so that nothing after this divides by zero or overflows.
@@ -120,12 +254,14 @@ impl DecoderConfig {
             ("head_dim", self.head_dim),
             ("vocab_size", self.vocab_size),
             ("max_position_embeddings", self.max_position_embeddings),
+            ("partial_rotary_factor", self.rotary_dim),
+            ("sliding_window", self.layer_windows.iter().flatten().min().copied().unwrap_or(1)),
         ] {
             if value == 0 || value > 1 << 24 {
                 return Err(bad(field, "between 1 and 16777216", value));
             }
         }
-        if self.num_hidden_layers > 1 << 12 {
+        if self.num_hidden_layers > MAX_LAYERS {
             return Err(bad("num_hidden_layers", "at most 4096", self.num_hidden_layers));
         }
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
@@ -134,7 +270,17 @@ impl DecoderConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(bad("head_dim", "even", self.head_dim));
         }
-        for (field, value) in [("rms_norm_eps", self.rms_norm_eps), ("rope_theta", self.rope_theta)] {
+        if !self.rotary_dim.is_multiple_of(2) || self.rotary_dim > self.head_dim {
+            return Err(bad("partial_rotary_factor", "an even part of `head_dim`", self.rotary_dim));
+        }
+        for (field, value) in [
+            ("rms_norm_eps", self.rms_norm_eps),
+            ("rope_theta", self.rope_theta),
+            ("rope_local_base_freq", self.window_rope_theta.unwrap_or(1.0)),
+            ("query_pre_attn_scalar", self.query_pre_attn_scalar),
+            ("attn_logit_softcapping", self.attn_logit_softcapping.unwrap_or(1.0)),
+            ("final_logit_softcapping", self.final_logit_softcapping.unwrap_or(1.0)),
+        ] {
             if !value.is_finite() || value <= 0.0 {
                 return Err(Error::BadField {
                     file: config.file.clone(),
@@ -175,7 +321,8 @@ impl ConfigJson {
             .ok_or_else(|| Error::MissingField { file: self.file.clone(), field: name.into() })
     }
 
-    fn bad(&self, name: &str, expected: &str, found: &Value) -> Error {
+    /// The error for a field that is there and wrong.
+    pub fn bad(&self, name: &str, expected: &str, found: &Value) -> Error {
         Error::BadField {
             file: self.file.clone(),
             field: name.into(),
@@ -204,6 +351,16 @@ impl ConfigJson {
         if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.usize(name) }
     }
 
+    /// A non-negative integer, or `None` where the field is absent or null.
+    pub fn opt_usize(&self, name: &str) -> Result<Option<usize>> {
+        if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.usize(name).map(Some) }
+    }
+
+    /// A number, or `None` where the field is absent or null.
+    pub fn opt_f64(&self, name: &str) -> Result<Option<f64>> {
+        if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.f64(name).map(Some) }
+    }
+
     /// A required number.
     pub fn f64(&self, name: &str) -> Result<f64> {
         self.to_f64(name, self.field(name)?)
@@ -226,4 +383,30 @@ impl ConfigJson {
             Some(value) => value.as_bool().ok_or_else(|| self.bad(name, "true or false", value)),
         }
     }
+    /// transformers 5's `rope_parameters`; for models with two kinds of layers, those of one `kind`.
+    pub fn rope_parameters(&self, kind: &str) -> Option<&Value> {
+        let rope = self.value.get("rope_parameters").filter(|rope| rope.is_object())?;
+        match (rope.get(kind), rope.get("rope_theta")) {
+            (Some(inner), _) => Some(inner).filter(|inner| inner.is_object()),
+            // The other kind's are there, or a plain list of fields that stands for the layers without a window.
+            (None, theta) => Some(rope).filter(|_| kind == "full_attention" && (theta.is_some() || rope_type(rope))),
+        }
+    }
+
+    /// The activation that the first of `names` which is there tells.
+    fn activation(&self, names: &[&str]) -> Result<Option<Activation>> {
+        let Some(name) = names.iter().find(|name| self.value.get(**name).is_some_and(|v| !v.is_null())) else {
+            return Ok(None);
+        };
+        match self.str(name)? {
+            "silu" | "swish" => Ok(Some(Activation::Silu)),
+            // What the first configurations call GELU was computed by the formula with tanh.
+            "gelu_pytorch_tanh" | "gelu_new" | "gelu" => Ok(Some(Activation::GeluTanh)),
+            other => Err(self.bad(name, "`silu` or `gelu_pytorch_tanh`", &Value::from(other))),
+        }
+    }
+}
+
+fn rope_type(rope: &Value) -> bool {
+    rope.get("rope_type").is_some()
 }

@@ -78,6 +78,18 @@ pub enum Error {
         /// What was looked at.
         reason: String,
     },
+    /// The conversation template is that of another model.
+    #[error(
+        "conversation template `{name}` does not fit: it stops at tokens {ids:?}, which this tokenizer does not have as special tokens"
+    )]
+    WrongConvTemplate {
+        /// The template that was named.
+        name: String,
+        /// Its stop tokens that the tokenizer lacks.
+        ids: Vec<u32>,
+        /// The template that fits.
+        fitting: String,
+    },
     /// A conversation has a role that the template does not know.
     #[error("conversation template `{template}` has no place for a message of role `{role}`")]
     UnsupportedRole {
@@ -205,6 +217,9 @@ impl Error {
             }
             Error::UnknownConvTemplate { .. } => format!("templates: {}", conv_templates()),
             Error::NoConvTemplate { .. } => format!("name one with `--conv-template`: {}", conv_templates()),
+            Error::WrongConvTemplate { fitting, .. } => {
+                format!("this model's template is `{fitting}`: name that one, or none")
+            }
             Error::UnsupportedRole { .. } => "a system message may only come first".into(),
             Error::MissingParam { nearest: Some(near), .. } => format!("the nearest name in the file is `{near}`"),
             Error::MissingParam { .. } => "is this a checkpoint of the architecture that `config.json` names?".into(),
@@ -212,7 +227,9 @@ impl Error {
             Error::ParamDtype { .. } => "float checkpoints are read in bf16, f16 and f32; GPTQ checkpoints with 4 bits".into(),
             Error::NonFinite { .. } => "the checkpoint is damaged at its source; take another copy".into(),
             Error::NotLossless { .. } => {
-                "quantize with `gptq-quant --grid q4f16_1`, or without `--sym false` and without act-order over dynamic groups".into()
+                "`--refit` takes the nearest values the format has, and reports the error; or quantize again with \
+                 `gptq-quant --grid q4f16_1`, or symmetrically and without act-order over dynamic groups"
+                    .into()
             }
         })
     }

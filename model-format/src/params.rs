@@ -1,12 +1,12 @@
 //! The complete list of a decoder's parameters. The converter writes this list, the engine reads it, the quantizer
 //! walks it; there is no second list.
 
-use crate::DecoderConfig;
+use crate::{DecoderConfig, arch::Named};
 
 /// One parameter: its MLC name, its place in the decoder, its shape, and what it is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Param {
-    /// MLC's name, ending in `.weight`.
+    /// MLC's name, ending in `.weight` or `.bias`.
     pub name: String,
     /// Where the decoder uses it.
     pub role: Role,
@@ -14,21 +14,23 @@ pub struct Param {
     pub shape: Vec<usize>,
     /// Checkpoint tensors that make it up, joined by rows in this order.
     pub sources: Vec<Source>,
+    /// Whether the parameter is one more than what the checkpoint has: the norms of some families.
+    pub adds_one: bool,
 }
 
 /// A checkpoint tensor that is the whole or a part of a [`Param`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Checkpoint name, ending in `.weight`.
+    /// Checkpoint name, ending in `.weight` or `.bias`.
     pub name: String,
     /// Rows it contributes: its first extent.
     pub rows: usize,
 }
 
 impl Source {
-    /// The module of this tensor: its name without `.weight`. GPTQ names a matrix's parts `MODULE.qweight` and so on.
+    /// The module of this tensor: its name without the last part. GPTQ names a matrix's parts `MODULE.qweight` and so on.
     pub fn module(&self) -> &str {
-        self.name.strip_suffix(".weight").expect("sources end in .weight")
+        self.name.rsplit_once('.').expect("sources are parts of modules").0
     }
 }
 
@@ -41,14 +43,32 @@ pub enum Role {
     InputNorm(usize),
     /// Joined query, key and value projections.
     Qkv(usize),
+    /// The bias of these.
+    QkvBias(usize),
+    /// Query projection, where it is not joined with the others.
+    Query(usize),
+    /// Key projection, likewise.
+    Key(usize),
+    /// Value projection, likewise.
+    Value(usize),
+    /// The norm of each query head.
+    QueryNorm(usize),
+    /// The norm of each key head.
+    KeyNorm(usize),
     /// Attention output projection.
     AttentionOut(usize),
+    /// Its bias.
+    AttentionOutBias(usize),
+    /// The norm of the attention's output, before it is added to the residual stream.
+    AttentionOutNorm(usize),
     /// The norm before the feed-forward.
     PostAttentionNorm(usize),
     /// Joined gate and up projections.
     GateUp(usize),
     /// Feed-forward output projection.
     Down(usize),
+    /// The norm of the feed-forward's output, before it is added to the residual stream.
+    DownNorm(usize),
     /// The norm after the last layer.
     FinalNorm,
     /// The output projection to the vocabulary, where it is not the embedding table.
@@ -58,10 +78,24 @@ pub enum Role {
 impl Role {
     /// Whether this is one of a layer's matrices, the ones that GPTQ quantizes.
     pub fn is_layer_matrix(self) -> bool {
-        matches!(self, Role::Qkv(_) | Role::AttentionOut(_) | Role::GateUp(_) | Role::Down(_))
+        matches!(
+            self,
+            Role::Qkv(_)
+                | Role::Query(_)
+                | Role::Key(_)
+                | Role::Value(_)
+                | Role::AttentionOut(_)
+                | Role::GateUp(_)
+                | Role::Down(_)
+        )
     }
 
-    /// Whether this is a matrix (and so may be quantized) and not a norm.
+    /// Whether this is the weight of a norm.
+    pub fn is_norm(self) -> bool {
+        !self.is_matrix() && !matches!(self, Role::QkvBias(_) | Role::AttentionOutBias(_))
+    }
+
+    /// Whether this is a matrix (and so may be quantized) and not a norm or a bias.
     pub fn is_matrix(self) -> bool {
         self.is_layer_matrix() || matches!(self, Role::Embedding | Role::LmHead)
     }
@@ -71,10 +105,19 @@ impl Role {
         match self {
             Role::InputNorm(i)
             | Role::Qkv(i)
+            | Role::QkvBias(i)
+            | Role::Query(i)
+            | Role::Key(i)
+            | Role::Value(i)
+            | Role::QueryNorm(i)
+            | Role::KeyNorm(i)
             | Role::AttentionOut(i)
+            | Role::AttentionOutBias(i)
+            | Role::AttentionOutNorm(i)
             | Role::PostAttentionNorm(i)
             | Role::GateUp(i)
-            | Role::Down(i) => Some(i),
+            | Role::Down(i)
+            | Role::DownNorm(i) => Some(i),
             Role::Embedding | Role::FinalNorm | Role::LmHead => None,
         }
     }
@@ -82,39 +125,68 @@ impl Role {
 
 /// Every parameter of `config`'s decoder, in the order of the forward pass.
 pub fn params(config: &DecoderConfig) -> Vec<Param> {
-    let arch = config.architecture();
-    let hidden = config.hidden_size;
-    let attention = config.num_attention_heads * config.head_dim;
-    let kv = config.num_key_value_heads * config.head_dim;
-    let inner = config.intermediate_size;
-
-    let mut list = vec![whole("model.embed_tokens.weight".into(), Role::Embedding, vec![config.vocab_size, hidden])];
-    for i in 0..config.num_hidden_layers {
-        let name = |module: &str| format!("model.layers.{i}.{module}.weight");
-        let joined = |fused: crate::arch::Fused, role, rows: &[usize], k| Param {
-            name: name(fused.name),
-            role,
-            shape: vec![rows.iter().sum(), k],
-            sources: fused.parts.iter().zip(rows).map(|(part, &rows)| Source { name: name(part), rows }).collect(),
+    let names = &config.architecture().names;
+    let mut list = Vec::new();
+    let mut add = |role, layer: Option<usize>, named: Named| {
+        let Some(shape) = shape(config, role) else { return };
+        let [mlc, source] = match layer {
+            Some(i) => [format!("{}.{i}.", names.layers.mlc), format!("{}.{i}.", names.layers.sources[0])],
+            None => [String::new(), String::new()],
         };
-        list.extend([
-            whole(name("input_layernorm"), Role::InputNorm(i), vec![hidden]),
-            joined(arch.qkv, Role::Qkv(i), &[attention, kv, kv], hidden),
-            whole(name("self_attn.o_proj"), Role::AttentionOut(i), vec![hidden, attention]),
-            whole(name("post_attention_layernorm"), Role::PostAttentionNorm(i), vec![hidden]),
-            joined(arch.gate_up, Role::GateUp(i), &[inner, inner], hidden),
-            whole(name("mlp.down_proj"), Role::Down(i), vec![hidden, inner]),
-        ]);
+        let rows = part_rows(config, role, named.sources.len(), shape[0]);
+        let sources =
+            named.sources.iter().zip(rows).map(|(name, rows)| Source { name: format!("{source}{name}"), rows });
+        let adds_one = role.is_norm() && config.architecture().norm_adds_one;
+        let name = format!("{mlc}{}", named.mlc);
+        list.push(Param { name, role, shape, sources: sources.collect(), adds_one });
+    };
+    add(Role::Embedding, None, names.embedding);
+    for i in 0..config.num_hidden_layers {
+        for (role, named) in names.layer {
+            add(role(i), Some(i), *named);
+        }
     }
-    list.push(whole("model.norm.weight".into(), Role::FinalNorm, vec![hidden]));
-    if !config.tie_word_embeddings {
-        list.push(whole("lm_head.weight".into(), Role::LmHead, vec![config.vocab_size, hidden]));
-    }
+    add(Role::FinalNorm, None, names.final_norm);
+    add(Role::LmHead, None, names.lm_head);
     list
 }
 
-/// A parameter that has the same name and shape in the checkpoint.
-fn whole(name: String, role: Role, shape: Vec<usize>) -> Param {
-    let sources = vec![Source { name: name.clone(), rows: shape[0] }];
-    Param { name, role, shape, sources }
+/// The shape of what stands in a place; `None` where `config` has nothing there.
+fn shape(config: &DecoderConfig, role: Role) -> Option<Vec<usize>> {
+    let hidden = config.hidden_size;
+    let query = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    Some(match role {
+        Role::Embedding => vec![config.vocab_size, hidden],
+        Role::LmHead if config.tie_word_embeddings => return None,
+        Role::LmHead => vec![config.vocab_size, hidden],
+        Role::Qkv(_) => vec![query + 2 * kv, hidden],
+        Role::QkvBias(_) if !config.qkv_bias => return None,
+        Role::QkvBias(_) => vec![query + 2 * kv],
+        Role::Query(_) => vec![query, hidden],
+        Role::Key(_) | Role::Value(_) => vec![kv, hidden],
+        Role::QueryNorm(_) | Role::KeyNorm(_) => vec![config.head_dim],
+        Role::AttentionOut(_) => vec![hidden, query],
+        Role::AttentionOutBias(_) if !config.attention_out_bias => return None,
+        Role::GateUp(_) => vec![2 * config.intermediate_size, hidden],
+        Role::Down(_) => vec![hidden, config.intermediate_size],
+        Role::AttentionOutBias(_)
+        | Role::InputNorm(_)
+        | Role::AttentionOutNorm(_)
+        | Role::PostAttentionNorm(_)
+        | Role::DownNorm(_)
+        | Role::FinalNorm => vec![hidden],
+    })
+}
+
+/// Rows of each of the `parts` that make up a parameter of `rows`.
+fn part_rows(config: &DecoderConfig, role: Role, parts: usize, rows: usize) -> Vec<usize> {
+    let query = config.num_attention_heads * config.head_dim;
+    let kv = config.num_key_value_heads * config.head_dim;
+    match (role, parts) {
+        (_, 1) => vec![rows],
+        (Role::Qkv(_) | Role::QkvBias(_), 3) => vec![query, kv, kv],
+        (Role::GateUp(_), 2) => vec![config.intermediate_size; 2],
+        _ => panic!("{role:?} is not made of {parts} parts"),
+    }
 }

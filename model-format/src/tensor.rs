@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use half::{bf16, f16};
+use half::{f16, slice::HalfFloatSliceExt};
 
 use crate::quant::QuantizedMatrix;
 
@@ -71,12 +71,36 @@ impl HostTensor<'_> {
 
     /// The values widened to f32. Panics on an integer tensor: callers check [`HostTensor::dtype`] first.
     pub fn to_f32(&self) -> Vec<f32> {
-        match self.dtype {
-            Dtype::F32 => self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-            Dtype::F16 => self.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            Dtype::BF16 => self.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect(),
-            other => panic!("to_f32: a tensor of {other} holds no floating-point values"),
+        let mut values = Vec::new();
+        widen(self.dtype, &self.bytes, &mut values);
+        values
+    }
+}
+
+/// Puts the numbers in `bytes`, widened to f32, into `values`, in place of what is there. Panics where they are integers.
+pub fn widen(dtype: Dtype, bytes: &[u8], values: &mut Vec<f32>) {
+    values.clear();
+    match dtype {
+        Dtype::F32 => values.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))),
+        // The upper half of an f32.
+        Dtype::BF16 => {
+            values.extend(
+                bytes.chunks_exact(2).map(|b| f32::from_bits(u32::from(u16::from_le_bytes([b[0], b[1]])) << 16)),
+            );
         }
+        Dtype::F16 => {
+            values.resize(bytes.len() / 2, 0.0);
+            // By the processor's own instruction, where the numbers lie as it wants them.
+            match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+                Ok(halves) if cfg!(target_endian = "little") => halves.convert_to_f32_slice(values),
+                _ => {
+                    for (value, b) in values.iter_mut().zip(bytes.chunks_exact(2)) {
+                        *value = f16::from_le_bytes([b[0], b[1]]).to_f32();
+                    }
+                }
+            }
+        }
+        other => panic!("widen: a tensor of {other} holds no floating-point values"),
     }
 }
 

@@ -7,6 +7,7 @@ use half::f16;
 use model_format::{
     Checkpoint, Dtype, Error, HostTensor, QuantFormat, SafetensorsCheckpoint,
     gptq::{GptqConfig, GptqMatrix},
+    quant::group_quant::Scales,
 };
 use proptest::prelude::*;
 
@@ -38,7 +39,7 @@ fn values_are_near_the_weights_they_were_made_from() {
             let (matrix, _) = matrix(case, module);
             let groups = matrix.groups();
             for (i, (value, weight)) in matrix.dequantize().iter().zip(&weights).enumerate() {
-                let scale = matrix.scales[i / matrix.cols * groups + matrix.g_idx[i % matrix.cols] as usize].to_f32();
+                let scale = matrix.scales[i / matrix.cols * groups + matrix.g_idx[i % matrix.cols] as usize];
                 let error = (value - weight).abs();
                 assert!(error <= 0.51 * scale, "{case}, {module}, {i}: {value} for {weight}, scale {scale}");
             }
@@ -125,7 +126,7 @@ fn every_code_and_scale_survives() {
             rows,
             cols: 32,
             codes: (0..rows * 32).map(|i| (i % 16) as u8).collect(),
-            scales: scales.clone(),
+            scales: scales.iter().map(|s| s.to_f32()).collect(),
             zeros: vec![zero; rows],
             g_idx: vec![0; 32],
         };
@@ -150,12 +151,12 @@ fn our_grid_travels_in_a_gptq_checkpoint() {
     let (rows, cols) = (8, 64);
     let n: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % 16) as u8).collect();
     let scales: Vec<f16> = (0..rows * 2).map(|i| f16::from_f32((i as f32 - 7.0) * 0.01)).collect();
-    let ours = q4f16_1().pack(rows, cols, &n, scales.clone());
+    let ours = q4f16_1().pack(rows, cols, &n, Scales::f16(&scales));
     let travelling = GptqMatrix {
         rows,
         cols,
         codes: n.iter().map(|n| 15 - n).collect(),
-        scales: scales.iter().map(|s| -*s).collect(),
+        scales: scales.iter().map(|s| -s.to_f32()).collect(),
         zeros: vec![8; rows * 2],
         g_idx: config.natural_g_idx(cols),
     };
@@ -177,7 +178,7 @@ fn a_ragged_last_group_is_kept() {
         rows: 8,
         cols: 576,
         codes: (0..8 * 576).map(|i| (i * 5 % 16) as u8).collect(),
-        scales: (0..8 * 5).map(|i| f16::from_f32(1.0 + i as f32)).collect(),
+        scales: (0..8 * 5).map(|i| 1.0 + i as f32).collect(),
         zeros: vec![8; 8 * 5],
         g_idx: config.natural_g_idx(576),
     };
@@ -186,6 +187,112 @@ fn a_ragged_last_group_is_kept() {
         memory.add(&name, tensor);
     }
     assert_eq!(GptqMatrix::read(&memory, &config, "m").unwrap().unwrap(), matrix);
+    assert_eq!(matrix.to_format(q4f16_1(), "m").unwrap().dequantize(), matrix.dequantize());
+}
+
+/// What cannot be kept is fitted group by group; what can be kept is kept.
+#[test]
+fn a_refit_changes_only_what_it_must() {
+    let (symmetric, _) = matrix("llama-sym-g128-v1", MODULES[0]);
+    assert_eq!(symmetric.refit(q4f16_1(), "m"), (symmetric.to_format(q4f16_1(), "m").unwrap(), None));
+
+    for (case, module) in [
+        ("llama-asym-g32-v1", MODULES[0]),
+        ("llama-actorder-sym-g32-v1", MODULES[1]),
+        ("qwen2-actorder-asym-g64-v2", MODULES[0]),
+    ] {
+        let (matrix, _) = matrix(case, module);
+        let (refitted, refit) = matrix.refit(q4f16_1(), "m");
+        let refit = refit.unwrap();
+        let values = matrix.dequantize();
+        let error = |found: &[f32]| {
+            found.iter().zip(&values).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>()
+                / values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>()
+        };
+        let found = error(&refitted.dequantize());
+        assert!((found.sqrt() - f64::from(refit.relative_error)).abs() < 1e-6, "{case}: {refit:?}");
+        assert!(refit.groups > 0 && refit.groups <= refit.of_groups && refit.max_error > 0.0, "{case}: {refit:?}");
+        // Never further away than rounding to nearest, MLC's own way.
+        let nearest = q4f16_1().quantize(matrix.rows, matrix.cols, &values);
+        assert!(found < error(&nearest.dequantize()), "{case}: {found}");
+        // Where one group in two can be kept, it is.
+        if case == "llama-asym-g32-v1" {
+            assert!(refit.groups < refit.of_groups, "{refit:?}");
+        }
+    }
+}
+
+#[test]
+fn scales_that_the_format_cannot_hold_are_refused_and_refitted() {
+    let matrix = |scale: f32| GptqMatrix {
+        rows: 1,
+        cols: 32,
+        codes: (0..32).map(|i| i % 16).collect(),
+        scales: vec![scale],
+        zeros: vec![8],
+        g_idx: vec![0; 32],
+    };
+    // Below half of f16's last place, between two of its numbers, and above its largest.
+    for scale in [1e-9, 0.1, 1e6] {
+        let error = matrix(scale).to_format(q4f16_1(), "m").unwrap_err().to_string();
+        assert!(error.contains("which `q4f16_1` cannot hold in f16"), "{error}");
+    }
+    let (_, refit) = matrix(0.1).refit(q4f16_1(), "m");
+    assert!(refit.unwrap().relative_error < 5e-4);
+    // An f16 number with more digits than bf16 has.
+    let q4f32_1 = QuantFormat::by_name("q4f32_1").unwrap();
+    assert!(matrix(f16::from_f32(0.1).to_f32()).to_format(q4f32_1, "m").is_err());
+    assert!(matrix(0.125).to_format(q4f32_1, "m").is_ok());
+}
+
+/// 32 codes of 3 bits in three words, as AutoGPTQ packs them: ten in the first, the eleventh in both, ten, the
+/// twenty-second in both, ten.
+#[test]
+fn three_bits_run_across_words() {
+    let code = |k: usize, n: usize| ((k * 5 + n * 3 + k / 7) % 8) as u32;
+    let words = |code: &dyn Fn(usize) -> u32| {
+        let mut words = [0u32; 3];
+        for j in 0..10 {
+            words[0] |= code(j) << (3 * j);
+            words[1] |= code(j + 11) << (3 * j + 1);
+            words[2] |= code(j + 22) << (3 * j + 2);
+        }
+        words[0] |= code(10) << 30;
+        words[1] |= (code(10) >> 2 & 1) | code(21) << 31;
+        words[2] |= code(21) >> 1 & 3;
+        words
+    };
+    let (cols, rows) = (64, 32);
+    let tensor = |shape: [usize; 2], words: Vec<u32>| HostTensor {
+        dtype: Dtype::I32,
+        shape: shape.to_vec(),
+        bytes: words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>().into(),
+    };
+    // [K * 3 / 32, N]
+    let mut qweight = vec![0; 6 * rows];
+    for n in 0..rows {
+        for block in 0..2 {
+            for (i, word) in words(&|k| code(block * 32 + k, n)).into_iter().enumerate() {
+                qweight[(block * 3 + i) * rows + n] = word;
+            }
+        }
+    }
+    // Zero 4, stored minus one.
+    let qzeros: Vec<u32> = [words(&|_| 3), words(&|_| 3)].concat();
+    let mut memory = Memory::default();
+    memory.add("m.qweight", tensor([6, rows], qweight));
+    memory.add("m.qzeros", tensor([2, 3], qzeros));
+    memory.add_f32("m.scales", &[2, rows], &vec![0.25; 2 * rows]);
+    let config = GptqConfig { bits: 3, group_size: Some(32), sym: true, v2: false, ..open("llama-sym-g32-v1").1 };
+    assert!(GptqMatrix::is_quantized(&memory, &config, "m", [rows, cols]).unwrap());
+    let matrix = GptqMatrix::read(&memory, &config, "m").unwrap().unwrap();
+    for n in 0..rows {
+        for k in 0..cols {
+            assert_eq!(u32::from(matrix.codes[n * cols + k]), code(k, n), "{n}, {k}");
+        }
+    }
+    assert!(matrix.zeros.iter().all(|&zero| zero == 4));
+    // Eight values around zero fit into sixteen.
     assert_eq!(matrix.to_format(q4f16_1(), "m").unwrap().dequantize(), matrix.dequantize());
 }
 
@@ -251,7 +358,7 @@ proptest! {
             rows,
             cols,
             codes: (0..rows * cols).map(|_| next(levels) as u8).collect(),
-            scales: (0..rows * groups).map(|_| f16::from_bits(next(0x7c00) as u16)).collect(),
+            scales: (0..rows * groups).map(|_| f16::from_bits(next(0x7c00) as u16).to_f32()).collect(),
             zeros: (0..rows * groups).map(|_| (1 + next(levels - 1)) as u8).collect(),
             g_idx: (0..cols).map(|_| next(groups as u64) as u32).collect(),
         };

@@ -107,7 +107,7 @@ fn broken_configurations_are_refused_with_their_reason() {
     }
     for (case, reason) in [
         ("config-awq", "`quant_method` in `config.json: quantization_config` must be `gptq`, found: awq"),
-        ("config-3-bits", "`bits` in"),
+        ("config-5-bits", "`bits` in"),
         ("config-group-zero", "`group_size` in"),
     ] {
         let error = GptqConfig::from_config(&read(&format!("hostile/{case}.json"))).unwrap_err();
@@ -216,6 +216,6 @@ proptest! {
         let config = of("gptq/llama-sym-g128-v1/config.json");
         let _ = DecoderConfig::from_hf(&config);
         let _ = GptqConfig::from_config(&config);
-        let _ = infer(&[("tokenizer.json".into(), of("mlc/gen_config/tied/tokenizer.json").into_bytes())]);
+        let _ = infer(&[("tokenizer.json".into(), of("mlc/tied-bf16/hf/tokenizer.json").into_bytes())]);
     }
 }

@@ -3,7 +3,6 @@
 mod common;
 
 use common::{read, testdata};
-use half::f16;
 use model_format::{
     ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Dtype, QuantFormat, SafetensorsCheckpoint, TensorCache,
     conv_template::{Segment, Turn, infer, names},
@@ -21,14 +20,15 @@ fn rounding_is_mlcs_word_for_word() {
     let weight = golden.tensor("weight").unwrap();
     let [rows, cols] = weight.shape[..] else { panic!("a matrix") };
     let quantized = QuantFormat::by_name("q4f16_1").unwrap().quantize(rows, cols, &weight.to_f32());
-    let [words, scales] = quantized.stored_bytes();
+    let words: Vec<u8> = quantized.q_weight.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let scales: Vec<u8> = quantized.q_scale.bits.iter().flat_map(|scale| scale.to_le_bytes()).collect();
     assert_eq!(words, golden.tensor("q_weight").unwrap().bytes.as_ref());
     assert_eq!(scales, golden.tensor("q_scale").unwrap().bytes.as_ref());
 
     // The first groups, as documented: all zero, one -0.7, one 0.7.
     let first: Vec<u32> = (0..3).map(|row| quantized.q_weight[row * quantized.q_weight.len() / rows]).collect();
     assert!(first.contains(&0), "{first:08x?}");
-    assert_eq!(quantized.q_scale[0], f16::ZERO);
+    assert_eq!(quantized.q_scale.bits[0], 0);
 }
 
 #[derive(Deserialize)]
@@ -137,12 +137,51 @@ fn real_indices_are_read() {
 #[test]
 fn real_configurations_are_read() {
     let config = ChatConfig::parse(&read("arch/llama/q4f16_1/mlc-chat-config.json")).unwrap();
-    assert_eq!((config.quantization.as_str(), config.context_window_size), ("q4f16_1", 1024));
+    assert_eq!((config.quantization.as_str(), config.context_window_size), ("q4f16_1", Some(1024)));
     assert_eq!(config.eos_token_id, [1, 2]);
     let decoder = DecoderConfig::from_mlc(&config).unwrap();
     assert_eq!(decoder, DecoderConfig::from_hf(&read("arch/llama/hf/config.json")).unwrap());
     let template = ConvTemplate::from_chat_config(&config).unwrap().unwrap();
     assert_eq!(&template, ConvTemplate::by_name("llama-3_1").unwrap());
+}
+
+/// What MLC writes of a model says the same as its config.json, but for what MLC drops.
+#[test]
+fn both_configurations_of_every_architecture_say_the_same() {
+    for arch in ["llama", "mistral", "qwen2", "qwen3", "phi3", "phi3-longrope", "gemma2", "gemma3"] {
+        let config = ChatConfig::parse(&read(&format!("arch/{arch}/q4f16_1/mlc-chat-config.json"))).unwrap();
+        let mut found = DecoderConfig::from_mlc(&config).unwrap();
+        let expected = DecoderConfig::from_hf(&read(&format!("arch/{arch}/hf/config.json"))).unwrap();
+        match arch {
+            // It says only that there is no end, or the sliding window.
+            "mistral" | "gemma2" => found.max_position_embeddings = expected.max_position_embeddings,
+            // It has no field for it.
+            "phi3" | "phi3-longrope" => found.layer_windows.clone_from(&expected.layer_windows),
+            _ => {}
+        }
+        // Of a longrope without its own factor, both are computed.
+        assert_eq!(found, expected, "{arch}");
+    }
+}
+
+#[test]
+fn windows_are_in_the_layers_that_transformers_gives_them() {
+    let windows = |json: &str| DecoderConfig::from_hf(json).unwrap().layer_windows;
+    let config = |arch: &str| read(&format!("arch/{arch}/hf/config.json"));
+    assert_eq!(windows(&config("mistral")), [Some(16); 3]);
+    assert_eq!(windows(&config("qwen2")), [None; 3]);
+    assert_eq!(windows(&config("gemma2")), [Some(16), None, Some(16), None]);
+    assert_eq!(windows(&config("gemma3")), [Some(12), Some(12), None, Some(12)]);
+    let with = |arch: &str, field: &str, value: &str| {
+        windows(&config(arch).replacen('{', &format!("{{ \"{field}\": {value},"), 1))
+    };
+    let types = r#"["full_attention", "sliding_attention", "sliding_attention", "full_attention"]"#;
+    assert_eq!(with("gemma3", "layer_types", types), [None, Some(12), Some(12), None]);
+    let qwen = config("qwen2").replace("\"use_sliding_window\": false", "\"use_sliding_window\": true");
+    assert_eq!(
+        windows(&qwen.replace("\"max_window_layers\": 3", "\"max_window_layers\": 1")),
+        [None, Some(1024), Some(1024)]
+    );
 }
 
 #[test]

@@ -1,7 +1,14 @@
 //! Seeded inputs for the kernels' cases.
 
 use half::f16;
-use model_format::quant::{QUANT_FORMATS, no_quant};
+use model_format::{
+    Dtype,
+    quant::{
+        QUANT_FORMATS,
+        group_quant::{GroupQuant, Scales},
+        no_quant,
+    },
+};
 
 use crate::{
     WeightFormat,
@@ -74,9 +81,9 @@ pub(crate) fn random_matrix(format: WeightFormat, rows: usize, cols: usize, seed
 pub(crate) fn values(format: WeightFormat, rows: usize, cols: usize, q_weight: &[u32], q_scale: &[u32]) -> Vec<f32> {
     match format {
         WeightFormat::Group { bits, group_size } => {
-            let group =
-                model_format::quant::group_quant::GroupQuant { bits: bits as usize, group_size: group_size as usize };
-            let scales: Vec<f16> = halves(q_scale)[..rows * group.groups(cols)].to_vec();
+            let (bits, group_size) = (bits as usize, group_size as usize);
+            let group = GroupQuant { bits, group_size, dtype: Dtype::F16 };
+            let scales = Scales::f16(&halves(q_scale)[..rows * group.groups(cols)]);
             group.dequantize(rows, cols, q_weight, &scales)
         }
         WeightFormat::F16 => {

@@ -95,9 +95,9 @@ impl Matrix {
 
 /// A host matrix in the words of its device format.
 enum Stored<'a> {
-    Group { format: WeightFormat, q_weight: &'a [u32], q_scale: &'a [f16] },
+    Group { format: WeightFormat, q_weight: &'a [u32], q_scale: Vec<f16> },
     F16(&'a [f16]),
-    F32(&'a [f32]),
+    F32(Cow<'a, [f32]>),
 }
 
 impl<'a> Stored<'a> {
@@ -106,10 +106,14 @@ impl<'a> Stored<'a> {
             Weight::Quantized(matrix) => {
                 let group = matrix.group();
                 assert_eq!(group.words_per_group(), 4, "{}: kernels read a group as four words", matrix.format.name);
-                Stored::Group { format: group.into(), q_weight: &matrix.q_weight, q_scale: &matrix.q_scale }
+                match matrix.q_scale.to_f16() {
+                    Some(q_scale) => Stored::Group { format: group.into(), q_weight: &matrix.q_weight, q_scale },
+                    // Scales that are too small for the kernels' number type.
+                    None => Stored::F32(matrix.dequantize().into()),
+                }
             }
             Weight::F16 { data, .. } => Stored::F16(data),
-            Weight::F32 { data, .. } => Stored::F32(data),
+            Weight::F32 { data, .. } => Stored::F32(data.into()),
         }
     }
 

@@ -1,17 +1,52 @@
 //! [`convert_weight`]: the weights of a checkpoint in a quantization format. [`convert`]: with the configuration.
+//! [`preview`]: what either would write.
 
-use std::path::Path;
+use std::{path::Path, sync::mpsc, thread};
 
-use model_format::{Checkpoint, QuantFormat};
+use model_format::{Checkpoint, QuantFormat, gptq::Refit};
+use serde::Serialize;
 
 use crate::{
-    ConfigOptions, ConfigReport, ConfigSource, Error, Plan, Progress, Result, SourceKind, encode::encode, gen_config,
-    shards::ShardWriter, staging::Staging,
+    ConfigOptions, ConfigReport, ConfigSource, Error, Plan, Progress, Result, SourceKind,
+    encode::{Content, encode},
+    gen_config,
+    journal::fingerprint,
+    shards::{SHARD_SIZE, ShardWriter, Shards, data_path},
+    staging::Staging,
 };
 
-/// What became of the weights.
+/// Tensors that may wait for the disk: enough that neither side waits for the other at every small one.
+const WAITING: usize = 4;
+
+/// How weights are to be converted. The defaults are mlc_llm's.
 #[derive(Debug, Clone)]
+pub struct WeightOptions {
+    /// GPTQ matrices that the format cannot hold become the nearest that it can, instead of an error.
+    pub refit: bool,
+    /// Size of a shard, which one holds only where a single tensor is as large or larger.
+    pub shard_size: usize,
+}
+
+impl Default for WeightOptions {
+    fn default() -> WeightOptions {
+        WeightOptions { refit: false, shard_size: SHARD_SIZE }
+    }
+}
+
+/// How a checkpoint is to be converted.
+#[derive(Debug, Clone, Default)]
+pub struct ConvertOptions {
+    /// Its weights.
+    pub weights: WeightOptions,
+    /// Its configuration.
+    pub config: ConfigOptions,
+}
+
+/// What became of the weights.
+#[derive(Debug, Clone, Serialize)]
 pub struct WeightsReport {
+    /// The quantization format.
+    pub quantization: &'static str,
     /// Tensors written.
     pub records: usize,
     /// Files that they are in.
@@ -22,14 +57,53 @@ pub struct WeightsReport {
     pub bits_per_param: f64,
     /// Matrices whose values are exactly those of the GPTQ checkpoint, by their MLC names.
     pub lossless: Vec<String>,
+    /// Matrices of the GPTQ checkpoint that the format could not hold, with the error that was added.
+    pub refitted: Vec<RefitReport>,
     /// Parameters that were rounded to nearest although the checkpoint is a GPTQ one: it holds them in floating point.
     pub rounded: Vec<String>,
     /// Tensors of the checkpoint that the architecture has no use for.
     pub unused: Vec<String>,
+    /// Shards and indices.
+    pub files: Vec<FileReport>,
+    /// Shards that an earlier process had finished.
+    pub resumed: usize,
+}
+
+/// A matrix that was brought onto a grid which cannot hold its values.
+#[derive(Debug, Clone, Serialize)]
+pub struct RefitReport {
+    /// The checkpoint's module.
+    pub name: String,
+    /// Why the first group that was changed had to be.
+    pub reason: String,
+    /// Groups that were changed.
+    pub groups: usize,
+    /// Groups that there are.
+    pub of_groups: usize,
+    /// Largest change of a value.
+    pub max_error: f32,
+    /// Root of the mean square of the changes over that of the values.
+    pub relative_error: f32,
+}
+
+impl From<Refit> for RefitReport {
+    fn from(refit: Refit) -> RefitReport {
+        let Refit { name, reason, groups, of_groups, max_error, relative_error } = refit;
+        RefitReport { name, reason, groups, of_groups, max_error, relative_error }
+    }
+}
+
+/// A file of an MLC folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileReport {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
 }
 
 /// What became of a checkpoint.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// The weights.
     pub weights: WeightsReport,
@@ -39,16 +113,17 @@ pub struct Report {
 
 /// Writes the weights of `checkpoint` to `out` in `format`: shards and their index.
 ///
-/// Memory: one tensor at a time. All that headers tell is checked before anything is written.
+/// Memory: two tensors at a time. All that headers tell is checked before anything is written. What a process that was
+/// ended has finished of the same work is not done again.
 pub fn convert_weight(
     checkpoint: &dyn Checkpoint,
     format: &'static QuantFormat,
+    options: &WeightOptions,
     out: &Path,
     progress: &mut dyn Progress,
 ) -> Result<WeightsReport> {
-    let plan = Plan::new(checkpoint, format)?;
-    let mut staging = Staging::new(out)?;
-    let report = write_weights(checkpoint, &plan, &mut staging, progress)?;
+    let work = Work::new(checkpoint, format, options)?;
+    let (staging, report) = work.write(out, progress)?;
     staging.commit()?;
     Ok(report)
 }
@@ -57,56 +132,167 @@ pub fn convert_weight(
 pub fn convert(
     checkpoint: &dyn Checkpoint,
     format: &'static QuantFormat,
-    options: &ConfigOptions,
+    options: &ConvertOptions,
     out: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Report> {
-    let plan = Plan::new(checkpoint, format)?;
+    let work = Work::new(checkpoint, format, &options.weights)?;
     let source = ConfigSource::of(checkpoint)?;
-    let config = gen_config::build(&source, format, options)?;
-    let mut staging = Staging::new(out)?;
-    let weights = write_weights(checkpoint, &plan, &mut staging, progress)?;
+    let config = gen_config::build(&source, format, &options.config)?;
+    let (mut staging, weights) = work.write(out, progress)?;
     config.stage(&source, &mut staging)?;
     staging.commit()?;
     Ok(Report { weights, config: config.report })
 }
 
-fn write_weights(
+/// What [`convert_weight`] would write, or [`convert`] where `config` says how: names and sizes, to the byte. Nothing is
+/// written, and of the weights only headers are read, so whether GPTQ codes convert without loss is not known yet.
+pub fn preview(
     checkpoint: &dyn Checkpoint,
-    plan: &Plan,
-    staging: &mut Staging,
-    progress: &mut dyn Progress,
-) -> Result<WeightsReport> {
-    let format = plan.format;
-    let stored = plan.params.iter().flat_map(|planned| format.stored(&planned.param)).collect();
-    let mut writer = ShardWriter::new(staging, stored);
-    let (mut lossless, mut rounded) = (Vec::new(), Vec::new());
-    progress.start(plan.source_bytes);
-    for planned in &plan.params {
+    format: &'static QuantFormat,
+    options: &WeightOptions,
+    config: Option<&ConfigOptions>,
+) -> Result<(WeightsReport, Option<ConfigReport>)> {
+    let work = Work::new(checkpoint, format, options)?;
+    let config = config
+        .map(|options| Ok::<_, Error>(gen_config::build(&ConfigSource::of(checkpoint)?, format, options)?.report))
+        .transpose()?;
+    Ok((work.report(), config))
+}
+
+/// A conversion that is about to be done.
+struct Work<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    plan: Plan,
+    shards: Shards,
+    options: &'a WeightOptions,
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        checkpoint: &'a dyn Checkpoint,
+        format: &'static QuantFormat,
+        options: &'a WeightOptions,
+    ) -> Result<Work<'a>> {
+        let plan = Plan::new(checkpoint, format)?;
+        let stored = plan.params.iter().flat_map(|planned| format.stored(&planned.param)).collect();
+        let shards = Shards::new(stored, options.shard_size, plan.elements);
+        Ok(Work { checkpoint, plan, shards, options })
+    }
+
+    /// The report, as far as headers tell.
+    fn report(&self) -> WeightsReport {
+        let (format, shards) = (self.plan.format, &self.shards);
+        let (mut lossless, mut rounded) = (Vec::new(), Vec::new());
+        for planned in self.plan.params.iter().filter(|p| self.plan.gptq.is_some() && p.param.role.is_matrix()) {
+            let codes = format.quantizes(&planned.param) && planned.sources.iter().all(|k| *k == SourceKind::Gptq);
+            if codes { &mut lossless } else { &mut rounded }.push(planned.param.name.clone());
+        }
+        let shard_file =
+            |(number, &bytes): (usize, &usize)| FileReport { name: data_path(number), bytes: bytes as u64 };
+        let mut files: Vec<_> = shards.sizes.iter().enumerate().map(shard_file).collect();
+        // Every md5 is as long as any other.
+        for (name, text) in shards.indices(&vec!["0".repeat(32); shards.sizes.len()]) {
+            files.push(FileReport { name: name.into(), bytes: text.len() as u64 });
+        }
+        WeightsReport {
+            quantization: format.name,
+            records: shards.tensors.len(),
+            shards: shards.sizes.len(),
+            param_bytes: shards.param_bytes(),
+            bits_per_param: shards.bits_per_param(),
+            lossless,
+            refitted: Vec::new(),
+            rounded,
+            unused: self.plan.unused.clone(),
+            files,
+            resumed: 0,
+        }
+    }
+
+    /// Writes shards and indices. One thread writes while all others work on the next tensor.
+    fn write(&self, out: &Path, progress: &mut dyn Progress) -> Result<(Staging, WeightsReport)> {
+        let fingerprint = fingerprint(self.checkpoint, &self.plan, self.options.shard_size, self.options.refit);
+        let (mut staging, finished) = Staging::resumed(out, &fingerprint)?;
+        let mut report = WeightsReport { resumed: finished.len(), ..self.report() };
+        let mut writer = ShardWriter::new(&mut staging, &self.shards, &finished);
+        let is_finished = writer.finished();
+        let (sender, receiver) = mpsc::sync_channel::<Piece>(WAITING);
+        let (encoded, written) = thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                for piece in receiver {
+                    match piece {
+                        Piece::Skip(count) => writer.skip(count),
+                        Piece::Write(mut content) => writer.write(content.bytes())?,
+                        Piece::End => return writer.finish(),
+                    }
+                }
+                Ok(())
+            });
+            let encoded = self.encode_all(&is_finished, &sender, &mut report, progress);
+            drop(sender);
+            (encoded, thread.join().expect("the writing thread does not panic"))
+        });
+        // An error of the writer ends the work on the other side too, for want of a receiver: it comes first.
+        match written.and(encoded) {
+            Ok(()) => Ok((staging, report)),
+            Err(error) => {
+                // Stopped, or out of disk: the work so far is good.
+                if matches!(error, Error::Cancelled | Error::Format(model_format::Error::Io { .. })) {
+                    staging.keep();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn encode_all(
+        &self,
+        is_finished: &[bool],
+        sender: &mpsc::SyncSender<Piece>,
+        report: &mut WeightsReport,
+        progress: &mut dyn Progress,
+    ) -> Result<()> {
+        let send = |piece| sender.send(piece).map_err(|mpsc::SendError(_)| Error::Cancelled);
+        progress.start(self.plan.source_bytes);
+        let mut next = 0;
+        for planned in &self.plan.params {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let count = self.plan.format.stored(&planned.param).len();
+            let tensors = &self.shards.tensors[next..next + count];
+            next += count;
+            let reports_refits = self.options.refit && planned.sources.contains(&SourceKind::Gptq);
+            if !reports_refits && tensors.iter().all(|(_, place)| is_finished[place.shard]) {
+                send(Piece::Skip(count))?;
+            } else {
+                let encoded = encode(self.checkpoint, &self.plan, planned, self.options.refit)?;
+                if !encoded.refits.is_empty() {
+                    report.lossless.retain(|name| *name != planned.param.name);
+                    report.refitted.extend(encoded.refits.into_iter().map(RefitReport::from));
+                }
+                for content in encoded.tensors {
+                    send(Piece::Write(content))?;
+                }
+                for name in planned.source_names() {
+                    self.checkpoint.release(&name);
+                }
+            }
+            progress.advance(planned.source_bytes, &planned.param.name);
+        }
         if progress.is_cancelled() {
             return Err(Error::Cancelled);
         }
-        for bytes in encode(checkpoint, plan.gptq.as_ref(), format, planned)? {
-            writer.write(&bytes)?;
-        }
-        let name = &planned.param.name;
-        if plan.gptq.is_some() && planned.param.role.is_matrix() {
-            let codes = format.group().is_some() && planned.sources.iter().all(|kind| *kind == SourceKind::Gptq);
-            if codes { lossless.push(name.clone()) } else { rounded.push(name.clone()) }
-        }
-        progress.advance(planned.source_bytes, name);
+        send(Piece::End)
     }
-    if progress.is_cancelled() {
-        return Err(Error::Cancelled);
-    }
-    let totals = writer.finish(plan.elements)?;
-    Ok(WeightsReport {
-        records: totals.records,
-        shards: totals.shards,
-        param_bytes: totals.param_bytes,
-        bits_per_param: totals.bits_per_param,
-        lossless,
-        rounded,
-        unused: plan.unused.clone(),
-    })
+}
+
+/// What the writing thread is told.
+enum Piece {
+    /// So many tensors are in shards that were finished before.
+    Skip(usize),
+    Write(Content),
+    /// The indices are to be written.
+    End,
 }

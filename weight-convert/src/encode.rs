@@ -1,51 +1,98 @@
-//! One parameter, from the checkpoint's numbers to the bytes of an MLC folder.
+//! One parameter, from the checkpoint's numbers to the tensors of an MLC folder.
 
-use half::f16;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 use model_format::{
-    Checkpoint, Dtype, Error as FormatError, HostTensor, QuantFormat, QuantizedMatrix,
+    Checkpoint, Dtype, Error as FormatError, QuantFormat,
     checkpoint::file_of,
-    gptq::{GptqConfig, GptqMatrix},
+    gptq::{GptqConfig, GptqMatrix, Refit},
+    quant::{bf16_on_disk, group_quant::GroupQuant},
+    tensor::widen,
 };
 use rayon::prelude::*;
 
 use crate::{
     Error, Result,
-    plan::{PlannedParam, SourceKind},
+    plan::{Plan, PlannedParam, SourceKind},
 };
 
-/// Weights that are handled at a time by one thread: enough to be worth the change of thread, small beside a tensor.
-const CHUNK: usize = 1 << 18;
+/// Weights that one thread handles at a time: enough to be worth the change of thread, few enough to stay in its cache.
+const CHUNK: usize = 1 << 15;
 
-/// Reads a parameter and returns the bytes of its stored tensors, in the order of `QuantFormat::stored`.
-pub(crate) fn encode(
-    checkpoint: &dyn Checkpoint,
-    gptq: Option<&GptqConfig>,
-    format: &'static QuantFormat,
-    planned: &PlannedParam,
-) -> Result<Vec<Vec<u8>>> {
-    let param = &planned.param;
-    let parts = param.sources.iter().zip(&planned.sources).map(|(source, kind)| {
+/// A stored tensor's content.
+pub(crate) enum Content {
+    Words(Vec<u32>),
+    /// Numbers of 16 bits.
+    Halves(Vec<u16>),
+}
+
+impl Content {
+    /// Little-endian bytes.
+    pub(crate) fn bytes(&mut self) -> &[u8] {
+        match self {
+            Content::Words(words) => {
+                words.iter_mut().for_each(|word| *word = word.to_le());
+                bytemuck::cast_slice(words)
+            }
+            Content::Halves(halves) => {
+                halves.iter_mut().for_each(|half| *half = half.to_le());
+                bytemuck::cast_slice(halves)
+            }
+        }
+    }
+}
+
+/// A parameter, ready to be written.
+pub(crate) struct Encoded {
+    /// In the order of `QuantFormat::stored`.
+    pub(crate) tensors: Vec<Content>,
+    /// Its GPTQ matrices whose values the format cannot hold.
+    pub(crate) refits: Vec<Refit>,
+}
+
+/// Reads a parameter and brings it into the format. `refit`: GPTQ matrices may be changed where they have to be.
+pub(crate) fn encode(checkpoint: &dyn Checkpoint, plan: &Plan, planned: &PlannedParam, refit: bool) -> Result<Encoded> {
+    let (format, param) = (plan.format, &planned.param);
+    let quantizes = format.group().filter(|_| format.quantizes(param));
+    let cols = param.shape.get(1).copied().unwrap_or(1);
+    let rows = param.shape[0];
+    let (mut words, mut halves) = match quantizes {
+        Some(group) => (vec![0u32; rows * group.row_words(cols)], vec![0u16; rows * group.groups(cols)]),
+        None => (Vec::new(), vec![0u16; rows * cols]),
+    };
+    let mut refits = Vec::new();
+    let mut row = 0;
+    for (source, kind) in param.sources.iter().zip(&planned.sources) {
         let mut shape = param.shape.clone();
         shape[0] = source.rows;
-        Part {
+        let part = Part {
             checkpoint,
             format,
             name: &source.name,
             module: source.module(),
             shape,
-            gptq: gptq.filter(|_| *kind == SourceKind::Gptq),
+            cols,
+            gptq: plan.gptq.as_ref().filter(|_| *kind == SourceKind::Gptq),
+            adds_one: param.adds_one,
+        };
+        let end = row + source.rows;
+        match quantizes {
+            Some(group) => {
+                let words = &mut words[row * group.row_words(cols)..end * group.row_words(cols)];
+                let scales = &mut halves[row * group.groups(cols)..end * group.groups(cols)];
+                refits.extend(part.quantize(group, refit, words, scales)?);
+            }
+            None => part.plain(&mut halves[row * cols..end * cols])?,
         }
-    });
-    if format.quantizes(param) {
-        let matrices = parts.map(|part| part.quantized()).collect::<Result<Vec<_>>>()?;
-        Ok(QuantizedMatrix::concat_rows(matrices).stored_bytes().into())
-    } else {
-        let mut bytes = Vec::with_capacity(param.shape.iter().product::<usize>() * format.model_dtype.size());
-        for part in parts {
-            bytes.extend(part.plain()?);
-        }
-        Ok(vec![bytes])
+        row = end;
     }
+    let tensors = match quantizes {
+        Some(_) => {
+            let (words, scales) = format.arranged(param, words, halves);
+            vec![Content::Words(words), Content::Halves(scales)]
+        }
+        None => vec![Content::Halves(halves)],
+    };
+    Ok(Encoded { tensors, refits })
 }
 
 /// One source of a parameter.
@@ -55,35 +102,64 @@ struct Part<'a> {
     name: &'a str,
     module: &'a str,
     shape: Vec<usize>,
+    /// Weights of a row.
+    cols: usize,
     /// How its codes are to be read, where it has codes.
     gptq: Option<&'a GptqConfig>,
+    adds_one: bool,
 }
 
 impl Part<'_> {
     /// The source in the format's codes: those it has, or the nearest.
-    fn quantized(&self) -> Result<QuantizedMatrix> {
+    fn quantize(&self, group: GroupQuant, refit: bool, words: &mut [u32], scales: &mut [u16]) -> Result<Option<Refit>> {
         if let Some(matrix) = self.gptq_matrix()? {
-            return Ok(matrix.to_format(self.format, self.module)?);
+            let (matrix, refit) = match refit {
+                true => matrix.refit(self.format, self.module),
+                false => (matrix.to_format(self.format, self.module)?, None),
+            };
+            words.copy_from_slice(&matrix.q_weight);
+            scales.copy_from_slice(&matrix.q_scale.bits);
+            return Ok(refit);
         }
-        let cols = self.shape[1];
-        let chunks = self.by_rows(|values| self.format.quantize(values.len() / cols, cols, values))?;
-        Ok(QuantizedMatrix::concat_rows(chunks))
+        let rows = CHUNK.div_ceil(self.cols);
+        let tensor = self.checkpoint.tensor(self.name)?;
+        assert_eq!(tensor.shape, self.shape, "the plan has checked the shape of `{}`", self.name);
+        let chunks = tensor.bytes.par_chunks(rows * self.cols * tensor.dtype.size());
+        let out = words
+            .par_chunks_mut(rows * group.row_words(self.cols))
+            .zip(scales.par_chunks_mut(rows * group.groups(self.cols)));
+        let results = chunks.zip(out).enumerate().map_init(Vec::new, |values, (i, (bytes, (words, scales)))| {
+            widen(tensor.dtype, bytes, values);
+            self.check_range(values, i * rows * self.cols)?;
+            group.quantize_into(self.cols, values, words, scales);
+            Ok(())
+        });
+        first_error(results)?;
+        Ok(None)
     }
 
-    /// The source in numbers of the model's type.
-    fn plain(&self) -> Result<Vec<u8>> {
-        let to_bytes = |values: &[f32]| match self.format.model_dtype {
-            Dtype::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>(),
-            other => panic!("no format stores weights in {other}"),
-        };
-        match self.gptq_matrix()? {
-            Some(matrix) => {
-                let values = matrix.dequantize();
-                self.check_range(&values, 0)?;
-                Ok(to_bytes(&values))
-            }
-            None => Ok(self.by_rows(to_bytes)?.concat()),
+    /// The source in numbers of the model's type, as they lie on disk.
+    fn plain(&self, out: &mut [u16]) -> Result<()> {
+        if let Some(matrix) = self.gptq_matrix()? {
+            let values = matrix.dequantize();
+            self.check_range(&values, 0)?;
+            narrow(self.format.model_dtype(), &values, out);
+            return Ok(());
         }
+        let tensor = self.checkpoint.tensor(self.name)?;
+        assert_eq!(tensor.shape, self.shape, "the plan has checked the shape of `{}`", self.name);
+        let chunks = tensor.bytes.par_chunks(CHUNK * tensor.dtype.size()).zip(out.par_chunks_mut(CHUNK));
+        let results = chunks.enumerate().map_init(Vec::new, |values, (i, (bytes, out))| {
+            widen(tensor.dtype, bytes, values);
+            if self.adds_one {
+                // In the checkpoint's own type, as MLC does it.
+                values.iter_mut().for_each(|v| *v = rounded(tensor.dtype, *v + 1.0));
+            }
+            self.check_range(values, i * CHUNK)?;
+            narrow(self.format.model_dtype(), values, out);
+            Ok(())
+        });
+        first_error(results)
     }
 
     fn gptq_matrix(&self) -> Result<Option<GptqMatrix>> {
@@ -95,42 +171,47 @@ impl Part<'_> {
         Ok(matrix)
     }
 
-    /// Applies `work` to runs of whole rows, widened and checked, on all threads.
-    fn by_rows<T: Send>(&self, work: impl Fn(&[f32]) -> T + Sync) -> Result<Vec<T>> {
-        let tensor = self.checkpoint.tensor(self.name)?;
-        assert_eq!(tensor.shape, self.shape, "the plan has checked the shape of `{}`", self.name);
-        let row: usize = self.shape[1..].iter().product();
-        let values = CHUNK.div_ceil(row) * row;
-        let chunks: Vec<Result<T>> = tensor
-            .bytes
-            .par_chunks(values * tensor.dtype.size())
-            .enumerate()
-            .map(|(i, bytes)| {
-                let shape = vec![bytes.len() / tensor.dtype.size()];
-                let chunk = HostTensor { dtype: tensor.dtype, shape, bytes: bytes.into() }.to_f32();
-                self.check_range(&chunk, i * values)?;
-                Ok(work(&chunk))
-            })
-            .collect();
-        // One after another, so that the first bad value is the one that is named.
-        chunks.into_iter().collect()
-    }
-
     /// Refuses NaN, infinities, and numbers that become infinite in the model's type. `offset` is the index of the first.
     fn check_range(&self, values: &[f32], offset: usize) -> Result<()> {
-        let limit = match self.format.model_dtype {
-            // Halfway from the largest f16 to what would be the next.
+        let limit = match self.format.model_dtype() {
+            // Halfway from the largest number of the type to what would be the next.
             Dtype::F16 => 65520.0,
+            Dtype::BF16 => f32::from_bits(0x7f7f_8000),
             _ => f32::INFINITY,
         };
         let fits = |v: &f32| v.abs() < limit; // which NaN is not
         let Some(at) = values.iter().position(|v| !fits(v)) else { return Ok(()) };
         let (name, index, value) = (self.name.to_owned(), offset + at, values[at]);
         Err(if value.is_finite() {
-            let dtype = self.format.model_dtype.to_string();
+            let dtype = self.format.model_dtype().to_string();
             Error::Overflow { name, location: self.checkpoint.location(), index, value, dtype }
         } else {
             FormatError::NonFinite { name, file: file_of(self.checkpoint, self.name), index, value }.into()
         })
+    }
+}
+
+/// The first error in the order of the chunks, so that the first bad value is the one that is named.
+fn first_error(results: impl IndexedParallelIterator<Item = Result<()>>) -> Result<()> {
+    let mut all = Vec::new();
+    results.collect_into_vec(&mut all);
+    all.into_iter().collect()
+}
+
+/// The nearest number of a type.
+fn rounded(dtype: Dtype, value: f32) -> f32 {
+    match dtype {
+        Dtype::F16 => f16::from_f32(value).to_f32(),
+        Dtype::BF16 => bf16::from_f32(value).to_f32(),
+        _ => value,
+    }
+}
+
+/// Values in the 16 bits that they take on disk.
+fn narrow(dtype: Dtype, values: &[f32], out: &mut [u16]) {
+    match dtype {
+        Dtype::F16 => bytemuck::cast_slice_mut::<u16, f16>(out).convert_from_f32_slice(values),
+        Dtype::BF16 => bytemuck::cast_slice_mut::<u16, bf16>(out).convert_from_f32_slice(values),
+        _ => out.iter_mut().zip(values).for_each(|(out, &value)| *out = bf16_on_disk(value).to_bits()),
     }
 }

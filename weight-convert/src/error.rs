@@ -47,8 +47,14 @@ pub enum Error {
         /// The token.
         content: String,
     },
+    /// Another process writes to the same folder.
+    #[error("another conversion is writing to `{folder}`")]
+    InUse {
+        /// The folder.
+        folder: String,
+    },
     /// The caller asked to stop.
-    #[error("stopped; nothing was kept")]
+    #[error("stopped; the same command goes on from here")]
     Cancelled,
 }
 
@@ -63,6 +69,7 @@ impl Error {
             Error::DuplicateToken { .. } => {
                 "remove one of the two entries; tokenizers disagree about such files".into()
             }
+            Error::InUse { .. } => "wait for it, or write to another folder".into(),
             Error::Cancelled => return None,
         })
     }

@@ -3,13 +3,18 @@
 use std::path::Path;
 
 use model_format::{
-    Architecture, ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Error as FormatError, QuantFormat,
-    checkpoint::companion_files, conv_template::infer, decoder_config::ConfigJson,
+    ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Error as FormatError, QuantFormat,
+    arch::Context,
+    checkpoint::companion_files,
+    conv_template::{check_fits, infer},
+    decoder_config::ConfigJson,
 };
-use serde_json::{Map, Value, json};
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
-    Result,
+    FileReport, Result,
+    model_config::ModelConfig,
     python_json::to_python_json,
     staging::Staging,
     tokenizer_info::{TOKENIZER_FILES, active_vocab_size, check_added_tokens, tokenizer_info},
@@ -79,8 +84,8 @@ pub struct ConfigOptions {
     pub disaggregation: Option<bool>,
     /// Sequences at a time.
     pub max_batch_size: u64,
-    /// Write MLC's bytes also where they are wrong for the model: it does not know transformers 5's `rope_parameters`, and
-    /// drops a `rope_scaling` without `rope_type`.
+    /// Write MLC's bytes also where they are wrong for the model: it does not know transformers 5's `rope_parameters`, drops
+    /// a `rope_scaling` in words that it does not expect, and takes any conversation template.
     pub mlc_compat: bool,
 }
 
@@ -102,7 +107,7 @@ impl Default for ConfigOptions {
 }
 
 /// What was written.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct ConfigReport {
     /// The conversation template.
     pub conv_template: &'static str,
@@ -112,6 +117,8 @@ pub struct ConfigReport {
     pub tokenizer_files: Vec<&'static str>,
     /// What the user may want to know.
     pub notes: Vec<String>,
+    /// The configuration and the files that were copied.
+    pub files: Vec<FileReport>,
 }
 
 /// Writes mlc-chat-config.json and the tokenizer's files to `out`.
@@ -136,10 +143,9 @@ pub(crate) struct Built {
 
 impl Built {
     pub(crate) fn stage(&self, source: &ConfigSource, staging: &mut Staging) -> Result<()> {
-        // The Jinja template is not MLC's, but our engine prefers it.
-        for &name in self.report.tokenizer_files.iter().chain(&["chat_template.jinja"]) {
-            if let Some(content) = source.file(name) {
-                staging.write(name, content)?;
+        for file in &self.report.files {
+            if let Some(content) = source.file(&file.name) {
+                staging.write(&file.name, content)?;
             }
         }
         staging.write(ChatConfig::FILE_NAME, self.text.as_bytes())
@@ -154,6 +160,9 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
         Some(name) => ConvTemplate::by_name(name)?,
         None => infer(&source.files)?,
     };
+    if !options.mlc_compat {
+        check_fits(template, &source.files)?;
+    }
     let arch = decoder.architecture();
     let tokenizer = source
         .json("tokenizer.json")?
@@ -161,7 +170,7 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
     check_added_tokens(&tokenizer)?;
     let tokenizer_config = source.json("tokenizer_config.json")?;
 
-    let model_config = ModelConfig { config: &config, decoder: &decoder, options }.build(arch)?;
+    let model_config = ModelConfig::new(&config, &decoder, options)?.build()?;
     let of_model = |name: &str, default: Value| model_config.get(name).cloned().unwrap_or(default);
     let tokenizer_files: Vec<&str> = TOKENIZER_FILES.into_iter().filter(|name| source.file(name).is_some()).collect();
     let generation_config = source.json("generation_config.json")?;
@@ -199,138 +208,30 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
 
     let mut notes = Vec::new();
     for (name, given) in [
+        ("context_window_size", options.context_window_size.is_some()),
         ("sliding_window_size", options.sliding_window_size.is_some()),
         ("attention_sink_size", options.attention_sink_size.is_some()),
+        ("pipeline_parallel_stages", options.pipeline_parallel_stages.is_some()),
+        ("disaggregation", options.disaggregation.is_some()),
     ] {
-        if given && !arch.model_config.contains(&name) {
-            notes.push(format!("`{name}` has no effect: a `{}` model has none", decoder.model_type));
+        let is_fixed = name == "context_window_size" && arch.mlc_config.context == Context::Window;
+        if given && (is_fixed || !arch.mlc_config.fields.iter().any(|field| field.name == name)) {
+            notes.push(format!("`{name}` has no effect: a `{}` model has none to choose", decoder.model_type));
         }
     }
+    let text = to_python_json(&value, 2);
+    // The Jinja template is not MLC's, but our engine prefers it.
+    let copied = tokenizer_files.iter().chain(&["chat_template.jinja"]);
+    let mut files: Vec<_> = copied
+        .filter_map(|&name| Some(FileReport { name: name.into(), bytes: source.file(name)?.len() as u64 }))
+        .collect();
+    files.push(FileReport { name: ChatConfig::FILE_NAME.into(), bytes: text.len() as u64 });
     let report = ConfigReport {
         conv_template: &template.name,
         inferred: options.conv_template.is_none(),
         tokenizer_files,
         notes,
+        files,
     };
-    Ok(Built { text: to_python_json(&value, 2), report })
-}
-
-/// The architecture's own part of the configuration.
-struct ModelConfig<'a> {
-    config: &'a ConfigJson,
-    decoder: &'a DecoderConfig,
-    options: &'a ConfigOptions,
-}
-
-impl ModelConfig<'_> {
-    fn build(&self, arch: &Architecture) -> Result<Map<String, Value>> {
-        arch.model_config.iter().map(|&name| Ok((name.to_owned(), self.field(name)?))).collect()
-    }
-
-    /// A field's value. Numbers that config.json gives are passed on as they are written there.
-    fn field(&self, name: &str) -> Result<Value> {
-        let given = |name: &str| self.config.value.get(name).filter(|v| !v.is_null()).cloned();
-        let options = self.options;
-        Ok(match name {
-            "tie_word_embeddings" => given(name).unwrap_or(json!(false)),
-            "position_embedding_base" => self.rope_base(),
-            "rope_scaling" => self.rope_scaling()?,
-            "context_window_size" => json!(self.context_window_size()?),
-            "prefill_chunk_size" => json!(self.prefill_chunk_size()?),
-            "num_key_value_heads" => json!(self.decoder.num_key_value_heads),
-            "head_dim" => json!(self.decoder.head_dim),
-            "tensor_parallel_shards" => self.parallel(name, options.tensor_parallel_shards, u64::MAX)?,
-            "pipeline_parallel_stages" => {
-                self.parallel(name, options.pipeline_parallel_stages, self.decoder.num_hidden_layers as u64)?
-            }
-            "max_batch_size" => json!(options.max_batch_size),
-            "disaggregation" => json!(options.disaggregation.unwrap_or(false)),
-            _ => given(name)
-                .ok_or_else(|| FormatError::MissingField { file: self.config.file.clone(), field: name.into() })?,
-        })
-    }
-
-    /// transformers 5's `rope_parameters`, where it is to be looked at.
-    fn rope_parameters(&self) -> Option<&Value> {
-        self.config.value.get("rope_parameters").filter(|v| v.is_object() && !self.options.mlc_compat)
-    }
-
-    fn rope_base(&self) -> Value {
-        let in_parameters = self.rope_parameters().and_then(|rope| rope.get("rope_theta"));
-        let fields =
-            [self.config.value.get("position_embedding_base"), in_parameters, self.config.value.get("rope_theta")];
-        fields.into_iter().flatten().find(|v| !v.is_null()).cloned().unwrap_or(json!(10000))
-    }
-
-    fn rope_scaling(&self) -> Result<Value> {
-        let given = self.rope_parameters().or_else(|| self.config.value.get("rope_scaling"));
-        let Some(Value::Object(scaling)) = given else { return Ok(Value::Null) };
-        let mut scaling = scaling.clone();
-        if self.options.mlc_compat {
-            return match scaling.get("rope_type") {
-                None => Ok(Value::Null),
-                Some(kind) if kind == "llama3" => Ok(Value::Object(scaling)),
-                Some(other) => Err(FormatError::BadField {
-                    file: self.config.file.clone(),
-                    field: "rope_scaling.rope_type".into(),
-                    expected: "`llama3`, the only one that MLC knows".into(),
-                    found: other.to_string(),
-                }
-                .into()),
-            };
-        }
-        if self.decoder.rope_scaling.is_none() {
-            return Ok(Value::Null);
-        }
-        scaling.shift_remove("rope_theta");
-        if !scaling.contains_key("rope_type") {
-            // The older word for it.
-            let kind = scaling.shift_remove("type").unwrap_or(Value::Null);
-            scaling.insert("rope_type".into(), kind);
-        }
-        Ok(Value::Object(scaling))
-    }
-
-    /// The context of the model itself.
-    fn own_context(&self) -> Result<u64> {
-        for name in ["context_window_size", "max_position_embeddings", "max_sequence_length"] {
-            if let size @ 1.. = self.config.usize_or(name, 0)? {
-                return Ok(size as u64);
-            }
-        }
-        Err(FormatError::MissingField { file: self.config.file.clone(), field: "max_position_embeddings".into() }
-            .into())
-    }
-
-    fn context_window_size(&self) -> Result<u64> {
-        match self.options.context_window_size {
-            Some(size) => Ok(size),
-            None => self.own_context(),
-        }
-    }
-
-    fn prefill_chunk_size(&self) -> Result<u64> {
-        let limited = |context: u64| context.min(8192);
-        let fitting = |chunk: u64, context| if chunk == 0 || chunk > context { limited(context) } else { chunk };
-        let own_context = self.own_context()?;
-        let own = fitting(self.config.usize_or("prefill_chunk_size", 0)? as u64, own_context);
-        Ok(fitting(self.options.prefill_chunk_size.unwrap_or(own), self.context_window_size()?))
-    }
-
-    fn parallel(&self, name: &str, option: Option<u64>, limit: u64) -> Result<Value> {
-        let value = match option {
-            Some(value) => value,
-            None => self.config.usize_or(name, 1)? as u64,
-        };
-        if value == 0 || value > limit {
-            return Err(FormatError::BadField {
-                file: self.config.file.clone(),
-                field: name.into(),
-                expected: "at least 1, and no more stages than layers".into(),
-                found: value.to_string(),
-            }
-            .into());
-        }
-        Ok(json!(value))
-    }
+    Ok(Built { text, report })
 }

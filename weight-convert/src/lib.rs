@@ -6,16 +6,17 @@
 //! checkpoint, [`inspect`] says what is in one.
 //!
 //! Everything that headers can tell is checked before the first byte is written. What is written appears under temporary
-//! names and is renamed at the end, the indices last, so a folder that looks whole is whole.
+//! names and is renamed at the end, the indices last, so a folder that looks whole is whole. A conversion that was ended in
+//! the middle is taken up again by the same call, and ends in the same bytes.
 //!
 //! ```no_run
 //! use model_format::{SafetensorsCheckpoint, quant::QuantFormat};
-//! use weight_convert::{ConfigOptions, convert};
+//! use weight_convert::{ConvertOptions, convert};
 //! use std::path::Path;
 //!
 //! let checkpoint = SafetensorsCheckpoint::open(Path::new("SmolLM2-135M-Instruct"))?;
 //! let format = QuantFormat::by_name("q4f16_1")?;
-//! let report = convert(&checkpoint, format, &ConfigOptions::default(), Path::new("out"), &mut ())?;
+//! let report = convert(&checkpoint, format, &ConvertOptions::default(), Path::new("out"), &mut ())?;
 //! println!("{:.2} bits per weight", report.weights.bits_per_param);
 //! # Ok::<(), weight_convert::Error>(())
 //! ```
@@ -27,6 +28,8 @@ mod encode;
 mod error;
 mod gen_config;
 mod inspect;
+mod journal;
+mod model_config;
 mod plan;
 mod progress;
 mod python_json;
@@ -35,7 +38,9 @@ mod staging;
 mod tokenizer_info;
 mod verify;
 
-pub use convert::{Report, WeightsReport, convert, convert_weight};
+pub use convert::{
+    ConvertOptions, FileReport, RefitReport, Report, WeightOptions, WeightsReport, convert, convert_weight, preview,
+};
 pub use error::{Error, Result};
 pub use gen_config::{ConfigOptions, ConfigReport, ConfigSource, gen_config};
 pub use inspect::{Contents, inspect};

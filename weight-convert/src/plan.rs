@@ -54,6 +54,23 @@ pub enum SourceKind {
     Gptq,
 }
 
+impl PlannedParam {
+    /// Names of the checkpoint's tensors that are read for it.
+    pub fn source_names(&self) -> Vec<String> {
+        let names = |(source, kind): (&Source, &SourceKind)| kind.names(source);
+        self.param.sources.iter().zip(&self.sources).flat_map(names).collect()
+    }
+}
+
+impl SourceKind {
+    fn names(self, source: &Source) -> Vec<String> {
+        match self {
+            SourceKind::Float => vec![source.name.clone()],
+            SourceKind::Gptq => GPTQ_PARTS.iter().map(|part| format!("{}.{part}", source.module())).collect(),
+        }
+    }
+}
+
 impl Plan {
     /// Reads the configuration and the headers of `checkpoint`, and checks that all that `format` needs is there, in the
     /// right shapes. All that is wrong is reported at once.
@@ -81,11 +98,7 @@ impl Plan {
                         continue;
                     }
                 };
-                let names = match kind {
-                    SourceKind::Float => vec![source.name.clone()],
-                    SourceKind::Gptq => GPTQ_PARTS.iter().map(|part| format!("{}.{part}", source.module())).collect(),
-                };
-                for name in names {
+                for name in kind.names(source) {
                     if let Some(&position) = positions.get(name.as_str()) {
                         let info = &checkpoint.tensors()[position];
                         source_bytes += (info.elements() * info.dtype.size()) as u64;

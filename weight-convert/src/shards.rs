@@ -5,12 +5,13 @@ use serde_json::{Value, json};
 
 use crate::{
     Result,
+    journal::Finished,
     python_json::to_python_json,
     staging::{StagedFile, Staging},
 };
 
 /// MLC's size of a shard, which one holds only where a single tensor is as large or larger.
-pub(crate) const SHARD_SIZE: usize = 32 << 20;
+pub const SHARD_SIZE: usize = 32 << 20;
 
 /// Where a tensor goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub(crate) struct Place {
 ///
 /// A tensor that does not fit beside those that wait gets a shard of its own when it is half a shard or more, and that
 /// shard has the lower number, because the others are still waiting.
-pub(crate) fn plan_shards(sizes: &[usize]) -> Vec<Place> {
+fn plan_shards(sizes: &[usize], shard_size: usize) -> Vec<Place> {
     let mut places = vec![Place { shard: 0, offset: 0 }; sizes.len()];
     let mut waiting: Vec<usize> = Vec::new();
     let (mut pending, mut next) = (0, 0);
@@ -36,8 +37,8 @@ pub(crate) fn plan_shards(sizes: &[usize]) -> Vec<Place> {
         *next += 1;
     };
     for (i, &size) in sizes.iter().enumerate() {
-        if pending + size >= SHARD_SIZE {
-            if size >= SHARD_SIZE / 2 {
+        if pending + size >= shard_size {
+            if 2 * size >= shard_size {
                 places[i] = Place { shard: next, offset: 0 };
                 next += 1;
                 continue;
@@ -57,145 +58,172 @@ pub(crate) fn plan_shards(sizes: &[usize]) -> Vec<Place> {
     places
 }
 
-/// Writes stored tensors in the order in which they were announced, then the index.
+/// The files of a conversion: which tensor goes where, and the index that says so.
+pub(crate) struct Shards {
+    /// In the order in which they are written.
+    pub(crate) tensors: Vec<(StoredTensor, Place)>,
+    /// Bytes of each shard.
+    pub(crate) sizes: Vec<usize>,
+    /// Weights that the bits are averaged over.
+    elements: u64,
+}
+
+impl Shards {
+    pub(crate) fn new(tensors: Vec<StoredTensor>, shard_size: usize, elements: u64) -> Shards {
+        let places = plan_shards(&tensors.iter().map(StoredTensor::disk_bytes).collect::<Vec<_>>(), shard_size);
+        let mut sizes = vec![0; places.iter().map(|place| place.shard + 1).max().unwrap_or(0)];
+        for (tensor, place) in tensors.iter().zip(&places) {
+            sizes[place.shard] += tensor.disk_bytes();
+        }
+        Shards { tensors: tensors.into_iter().zip(places).collect(), sizes, elements }
+    }
+
+    /// Bytes that the tensors take in memory, as MLC counts them.
+    pub(crate) fn param_bytes(&self) -> u64 {
+        self.tensors.iter().map(|(t, _)| (t.shape.iter().product::<usize>() * t.dtype.size()) as u64).sum()
+    }
+
+    /// The same, in bits per weight of the checkpoint.
+    pub(crate) fn bits_per_param(&self) -> f64 {
+        self.param_bytes() as f64 * 8.0 / self.elements as f64
+    }
+
+    /// The indices by name, given the md5 of each shard: the same under two names, and one more for readers that take
+    /// bf16 as what it is, where there is any f32.
+    pub(crate) fn indices(&self, sums: &[String]) -> Vec<(&'static str, String)> {
+        let mut files: Vec<_> = TensorCache::FILE_NAMES.map(|name| (name, self.index(sums, false))).into();
+        if self.tensors.iter().any(|(tensor, _)| tensor.dtype == Dtype::F32) {
+            files.push(("tensor-cache-b16.json", self.index(sums, true)));
+        }
+        files
+    }
+
+    fn index(&self, sums: &[String], as_bf16: bool) -> String {
+        let mut records: Vec<Vec<Value>> = vec![Vec::new(); self.sizes.len()];
+        for (tensor, place) in &self.tensors {
+            let is_bf16 = as_bf16 && tensor.dtype == Dtype::F32;
+            records[place.shard].push(json!({
+                "name": tensor.name,
+                "shape": tensor.shape,
+                "dtype": dtype_name(if is_bf16 { Dtype::BF16 } else { tensor.dtype }),
+                // MLC writes this for every tensor and means it for f32 alone.
+                "format": if is_bf16 { "raw" } else { "f32-to-bf16" },
+                "nbytes": tensor.disk_bytes(),
+                "byteOffset": place.offset,
+            }));
+        }
+        let shards =
+            records.into_iter().zip(&self.sizes).zip(sums).enumerate().map(|(number, ((records, nbytes), sum))| {
+                json!({
+                    "dataPath": data_path(number),
+                    "format": "raw-shard",
+                    "nbytes": nbytes,
+                    "records": records,
+                    "md5sum": sum,
+                })
+            });
+        let index = json!({
+            "metadata": {
+                "ParamSize": self.tensors.len(),
+                "ParamBytes": self.param_bytes() as f64,
+                "BitsPerParam": self.bits_per_param(),
+            },
+            "records": shards.collect::<Vec<_>>(),
+        });
+        to_python_json(&index, 4)
+    }
+}
+
+/// Writes stored tensors in the order of [`Shards`], passing over shards that are finished already.
 pub(crate) struct ShardWriter<'a> {
     staging: &'a mut Staging,
-    tensors: Vec<(StoredTensor, Place)>,
-    /// How many tensors have been written.
-    written: usize,
+    shards: &'a Shards,
+    /// How many tensors have been dealt with.
+    next: usize,
     /// Files that have begun, by number.
     open: Vec<Option<OpenShard>>,
-    finished: Vec<Option<FinishedShard>>,
+    sums: Vec<Option<String>>,
 }
 
 struct OpenShard {
     file: StagedFile,
     sum: ShardSum,
     nbytes: usize,
-    records: Vec<Value>,
-    /// Tensors that are still to come.
-    remaining: usize,
-}
-
-struct FinishedShard {
-    nbytes: usize,
-    records: Vec<Value>,
-    md5sum: String,
-}
-
-/// What the index says of the whole.
-pub(crate) struct Totals {
-    /// Bytes in memory.
-    pub(crate) param_bytes: u64,
-    /// Bits per weight of the checkpoint.
-    pub(crate) bits_per_param: f64,
-    /// Number of files.
-    pub(crate) shards: usize,
-    /// Number of records.
-    pub(crate) records: usize,
 }
 
 impl<'a> ShardWriter<'a> {
-    pub(crate) fn new(staging: &'a mut Staging, tensors: Vec<StoredTensor>) -> ShardWriter<'a> {
-        let sizes: Vec<usize> = tensors.iter().map(nbytes).collect();
-        let places = plan_shards(&sizes);
-        let shards = places.iter().map(|place| place.shard + 1).max().unwrap_or(0);
+    pub(crate) fn new(staging: &'a mut Staging, shards: &'a Shards, finished: &[Finished]) -> ShardWriter<'a> {
+        let count = shards.sizes.len();
+        let sum =
+            |number: usize| finished.iter().find(|shard| shard.name == data_path(number)).map(|s| s.md5sum.clone());
         ShardWriter {
             staging,
-            tensors: tensors.into_iter().zip(places).collect(),
-            written: 0,
-            open: (0..shards).map(|_| None).collect(),
-            finished: (0..shards).map(|_| None).collect(),
+            shards,
+            next: 0,
+            open: (0..count).map(|_| None).collect(),
+            sums: (0..count).map(sum).collect(),
         }
+    }
+
+    /// Which of the shards were finished before.
+    pub(crate) fn finished(&self) -> Vec<bool> {
+        self.sums.iter().map(Option::is_some).collect()
+    }
+
+    /// Passes over the next `count` tensors, whose shards are finished.
+    pub(crate) fn skip(&mut self, count: usize) {
+        self.next += count;
     }
 
     /// Writes the next tensor.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let (tensor, place) = self.tensors[self.written].clone();
-        self.written += 1;
-        assert_eq!(bytes.len(), nbytes(&tensor), "bytes of `{}`", tensor.name);
-        if self.open[place.shard].is_none() {
-            self.open[place.shard] = Some(OpenShard {
-                file: self.staging.create(&data_path(place.shard))?,
-                sum: ShardSum::default(),
-                nbytes: 0,
-                records: Vec::new(),
-                remaining: self.tensors.iter().filter(|(_, other)| other.shard == place.shard).count(),
-            });
+        let (tensor, place) = &self.shards.tensors[self.next];
+        self.next += 1;
+        assert_eq!(bytes.len(), tensor.disk_bytes(), "bytes of `{}`", tensor.name);
+        let open = &mut self.open[place.shard];
+        if open.is_none() {
+            if self.sums[place.shard].is_some() {
+                return Ok(());
+            }
+            let file = self.staging.create(&data_path(place.shard))?;
+            *open = Some(OpenShard { file, sum: ShardSum::default(), nbytes: 0 });
         }
-        let shard = self.open[place.shard].as_mut().expect("just opened");
+        let shard = open.as_mut().expect("just opened");
         assert_eq!(shard.nbytes, place.offset, "tensors of a shard are written in the order of their offsets");
         shard.file.write(bytes)?;
         shard.sum.update(bytes);
         shard.nbytes += bytes.len();
-        shard.records.push(json!({
-            "name": tensor.name,
-            "shape": tensor.shape,
-            "dtype": dtype_name(tensor.dtype),
-            // MLC writes this for every tensor and means it for f32 alone.
-            "format": "f32-to-bf16",
-            "nbytes": bytes.len(),
-            "byteOffset": place.offset,
-        }));
-        shard.remaining -= 1;
-        if shard.remaining == 0 {
-            let shard = self.open[place.shard].take().expect("it is open");
+        if shard.nbytes == self.shards.sizes[place.shard] {
+            let shard = open.take().expect("it is open");
             shard.file.finish()?;
-            self.finished[place.shard] =
-                Some(FinishedShard { nbytes: shard.nbytes, records: shard.records, md5sum: shard.sum.finish() });
+            let md5sum = shard.sum.finish();
+            self.sums[place.shard] = Some(md5sum.clone());
+            let (name, nbytes) = (data_path(place.shard), shard.nbytes as u64);
+            self.staging.finished(&Finished { name, nbytes, md5sum })?;
         }
         Ok(())
     }
 
-    /// Writes the index, under both of its names. `elements` are the weights that the bits are averaged over.
-    pub(crate) fn finish(self, elements: u64) -> Result<Totals> {
-        assert_eq!(self.written, self.tensors.len(), "every announced tensor is written");
-        let param_bytes: u64 =
-            self.tensors.iter().map(|(t, _)| (t.shape.iter().product::<usize>() * t.dtype.size()) as u64).sum();
-        let bits_per_param = param_bytes as f64 * 8.0 / elements as f64;
-        let shards: Vec<Value> = self
-            .finished
-            .into_iter()
-            .enumerate()
-            .map(|(number, shard)| {
-                let shard = shard.expect("every shard is finished");
-                json!({
-                    "dataPath": data_path(number),
-                    "format": "raw-shard",
-                    "nbytes": shard.nbytes,
-                    "records": shard.records,
-                    "md5sum": shard.md5sum,
-                })
-            })
-            .collect();
-        let totals = Totals { param_bytes, bits_per_param, shards: shards.len(), records: self.tensors.len() };
-        let index = json!({
-            "metadata": {
-                "ParamSize": totals.records,
-                "ParamBytes": param_bytes as f64,
-                "BitsPerParam": bits_per_param,
-            },
-            "records": shards,
-        });
-        let index = to_python_json(&index, 4);
-        for name in TensorCache::FILE_NAMES {
-            self.staging.write(name, index.as_bytes())?;
+    /// Writes the indices.
+    pub(crate) fn finish(self) -> Result<()> {
+        let sums: Vec<String> =
+            self.sums.into_iter().map(|sum| sum.expect("every announced tensor was written")).collect();
+        for (name, text) in self.shards.indices(&sums) {
+            self.staging.write(name, text.as_bytes())?;
         }
-        Ok(totals)
+        Ok(())
     }
 }
 
-fn nbytes(tensor: &StoredTensor) -> usize {
-    tensor.shape.iter().product::<usize>() * tensor.dtype.size()
-}
-
-fn data_path(number: usize) -> String {
+pub(crate) fn data_path(number: usize) -> String {
     format!("params_shard_{number}.bin")
 }
 
 fn dtype_name(dtype: Dtype) -> &'static str {
     match dtype {
         Dtype::F16 => "float16",
+        Dtype::BF16 => "bfloat16",
+        Dtype::F32 => "float32",
         Dtype::U32 => "uint32",
         other => panic!("no format stores {other}"),
     }
@@ -219,7 +247,7 @@ mod tests {
         assert_eq!(cases.len(), 8);
         for (name, case) in cases {
             let sizes: Vec<usize> = case.input.iter().map(|(_, size)| *size).collect();
-            let places = plan_shards(&sizes);
+            let places = plan_shards(&sizes, SHARD_SIZE);
             for (file, records) in case.shards {
                 for (tensor, offset, size) in records {
                     let i = case.input.iter().position(|(input, _)| *input == tensor).unwrap();

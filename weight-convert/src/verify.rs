@@ -11,13 +11,13 @@ use model_format::{
     ChatConfig, Checkpoint, Dtype, Error as FormatError, HostTensor, QuantFormat, TensorCache, Weight,
     checkpoint::read_param,
     quant::{QUANT_FORMATS, StoredTensor},
-    tensor_cache::ShardSum,
 };
+use serde::Serialize;
 
-use crate::{Error, Plan, Progress, Result, SourceKind, encode::encode, inspect};
+use crate::{Error, Plan, Progress, Result, SourceKind, encode::encode, inspect, journal::sum_of_file};
 
 /// What was found.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Verification {
     /// Every parameter, in the order of the records.
     pub params: Vec<ParamCheck>,
@@ -31,7 +31,7 @@ impl Verification {
 }
 
 /// One parameter, compared.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct ParamCheck {
     /// MLC's name.
     pub name: String,
@@ -39,6 +39,8 @@ pub struct ParamCheck {
     pub lossless: bool,
     /// Largest difference between the folder's values and the checkpoint's.
     pub max_error: f32,
+    /// Mean of the differences' sizes.
+    pub mean_error: f32,
     /// Largest difference that converting anew would leave.
     pub expected_error: f32,
     /// Values that there are.
@@ -49,6 +51,11 @@ pub struct ParamCheck {
 }
 
 impl ParamCheck {
+    /// Whether every value is what it should be.
+    pub fn is_equal(&self) -> bool {
+        self.different == 0
+    }
+
     /// Whether the folder is right: equal, or made by another tool whose rounding differs by a step here and there.
     pub fn passes(&self) -> bool {
         let isolated = self.different <= self.values / 100 && self.max_error <= 3.0 * self.expected_error;
@@ -78,25 +85,35 @@ pub fn verify(checkpoint: &dyn Checkpoint, folder: &Path, progress: &mut dyn Pro
         let tensors = stored.iter().map(|t| shards.tensor(&t.name)).collect::<Result<Vec<_>>>()?;
         let found = format.weight_from_stored(&shards.location(), param, &tensors)?.to_f32();
 
-        let encoded = encode(checkpoint, plan.gptq.as_ref(), format, planned)?;
+        let mut encoded = encode(checkpoint, &plan, planned, true)?;
         let anew: Vec<HostTensor<'_>> = stored
             .iter()
-            .zip(encoded)
-            .map(|(t, bytes)| HostTensor { dtype: t.dtype, shape: t.shape.clone(), bytes: bytes.into() })
+            .zip(&mut encoded.tensors)
+            .map(|(t, content)| HostTensor {
+                dtype: t.disk_dtype(),
+                shape: t.shape.clone(),
+                bytes: content.bytes().into(),
+            })
             .collect();
         let anew: Weight = format.weight_from_stored("converted anew", param, &anew)?;
         let anew = anew.to_f32();
 
         let values = read_param(checkpoint, param)?;
-        let lossless = format.quantizes(param) && planned.sources.iter().all(|kind| *kind == SourceKind::Gptq);
+        let lossless = format.quantizes(param)
+            && planned.sources.iter().all(|kind| *kind == SourceKind::Gptq)
+            && encoded.refits.is_empty();
         params.push(ParamCheck {
             name: param.name.clone(),
             lossless,
             max_error: max_difference(&found, &values),
+            mean_error: mean_difference(&found, &values),
             expected_error: max_difference(&anew, &values),
             values: values.len(),
             different: found.iter().zip(if lossless { &values } else { &anew }).filter(|(a, b)| a != b).count(),
         });
+        for name in planned.source_names() {
+            checkpoint.release(&name);
+        }
         progress.advance(planned.source_bytes, &param.name);
     }
     Ok(Verification { params })
@@ -110,7 +127,8 @@ fn format_of(checkpoint: &dyn Checkpoint, cache: &TensorCache, folder: &Path) ->
         let is_there = |tensor: StoredTensor| {
             places.get(tensor.name.as_str()).is_some_and(|&(shard, record)| {
                 let record = &cache.shards[shard].records[record];
-                (record.dtype, &record.shape) == (tensor.dtype, &tensor.shape)
+                let format_of_f32 = record.f32_as_bf16 || record.dtype != Dtype::F32;
+                (record.dtype, &record.shape) == (tensor.dtype, &tensor.shape) && format_of_f32
             })
         };
         if plan.params.iter().flat_map(|planned| format.stored(&planned.param)).all(is_there) {
@@ -127,30 +145,24 @@ fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(difference).fold(0.0, |max, d| if d.is_nan() { f32::INFINITY } else { max.max(d) })
 }
 
+fn mean_difference(a: &[f32], b: &[f32]) -> f32 {
+    let sum: f64 = a.iter().zip(b).map(|(a, b)| if a == b { 0.0 } else { f64::from((a - b).abs()) }).sum();
+    (sum / a.len().max(1) as f64) as f32
+}
+
 /// Compares every shard with its recorded checksum.
 fn check_sums(folder: &Path, cache: &TensorCache) -> Result<()> {
     for shard in &cache.shards {
         let Some(expected) = &shard.md5sum else { continue };
         let path = folder.join(&shard.data_path);
-        let found = sum(&path).map_err(|source| FormatError::Io { action: "read", path: path.clone(), source })?;
+        let found =
+            sum_of_file(&path).map_err(|source| FormatError::Io { action: "read", path: path.clone(), source })?;
         if found != *expected {
             let file = path.display().to_string();
             return Err(FormatError::Checksum { file, found, expected: expected.clone() }.into());
         }
     }
     Ok(())
-}
-
-fn sum(path: &Path) -> std::io::Result<String> {
-    let mut file = fs::File::open(path)?;
-    let mut sum = ShardSum::default();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(sum.finish()),
-            n => sum.update(&buffer[..n]),
-        }
-    }
 }
 
 /// Name to shard and record.

@@ -2,41 +2,161 @@
 
 mod common;
 
-use common::{format, names, open, read, testdata, tiny_llama};
-use weight_convert::{ConfigOptions, ConfigSource, convert_weight, gen_config};
+use common::{format, names, open, read, testdata};
+use weight_convert::{ConfigOptions, ConfigSource, WeightOptions, convert_weight, gen_config};
 
 /// The index holds the checksum of every shard, so an equal index means equal shards.
 fn check_weights(checkpoint: &str, quantization: &str, golden: &str) {
     let out = tempfile::tempdir().unwrap();
-    convert_weight(&open(checkpoint), format(quantization), out.path(), &mut ()).unwrap();
-    let expected = String::from_utf8(read(testdata(golden).join("tensor-cache.json"))).unwrap();
-    for name in ["tensor-cache.json", "ndarray-cache.json"] {
+    convert_weight(&open(checkpoint), format(quantization), &WeightOptions::default(), out.path(), &mut ()).unwrap();
+    let golden = testdata(golden);
+    let mut files = vec!["ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"];
+    for (name, expected) in [
+        ("tensor-cache.json", "tensor-cache.json"),
+        ("ndarray-cache.json", "tensor-cache.json"),
+        ("tensor-cache-b16.json", "tensor-cache-b16.json"),
+    ] {
+        if !golden.join(expected).exists() {
+            continue;
+        }
+        if name == "tensor-cache-b16.json" {
+            files.insert(2, name);
+        }
+        let expected = String::from_utf8(read(golden.join(expected))).unwrap();
         let found = String::from_utf8(read(out.path().join(name))).unwrap();
         // Line by line, so that the first difference is what one sees.
         for (found, expected) in found.lines().zip(expected.lines()) {
-            assert_eq!(found, expected, "{golden}/{name}");
+            assert_eq!(found, expected, "{}/{name}", golden.display());
         }
-        assert_eq!(found, expected, "{golden}/{name}");
+        assert_eq!(found, expected, "{}/{name}", golden.display());
     }
-    assert_eq!(names(out.path()), ["ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"]);
+    assert_eq!(names(out.path()), files);
 }
+
+/// The formats that mlc_llm was run with.
+const FORMATS: [&str; 6] = ["q4f16_1", "q4f32_1", "q4f16_0", "q3f16_1", "q0f16", "q0f32"];
 
 #[test]
 fn weights_of_a_tied_bf16_checkpoint() {
-    check_weights("arch/llama/hf", "q4f16_1", "mlc/arch-llama/q4f16_1");
-    check_weights("arch/llama/hf", "q0f16", "mlc/arch-llama/q0f16");
+    for format in FORMATS {
+        check_weights("mlc/tied-bf16/hf", format, &format!("mlc/tied-bf16/{format}"));
+    }
 }
 
 #[test]
 fn weights_of_an_untied_sharded_f16_checkpoint() {
-    check_weights("mlc/untied-f16-sharded/hf", "q4f16_1", "mlc/untied-f16-sharded/q4f16_1");
-    check_weights("mlc/untied-f16-sharded/hf", "q0f16", "mlc/untied-f16-sharded/q0f16");
+    for format in FORMATS {
+        check_weights("mlc/untied-f16-sharded/hf", format, &format!("mlc/untied-f16-sharded/{format}"));
+    }
+}
+
+/// Every architecture, with the conversation template that its recorded run had.
+const ARCHITECTURES: [(&str, &str); 8] = [
+    ("llama", "llama-3_1"),
+    ("mistral", "mistral_default"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("phi3", "phi-3"),
+    ("phi3-longrope", "phi-3"),
+    ("gemma2", "gemma_instruction"),
+    ("gemma3", "gemma3_instruction"),
+];
+
+fn recorded(arch: &str, quantization: &str) -> String {
+    if arch == "llama" { format!("mlc/arch-llama/{quantization}") } else { format!("arch/{arch}/{quantization}") }
+}
+
+#[test]
+fn weights_of_every_architecture() {
+    for (arch, _) in ARCHITECTURES {
+        for quantization in ["q4f16_1", "q0f16"] {
+            check_weights(&format!("arch/{arch}/hf"), quantization, &recorded(arch, quantization));
+        }
+    }
+}
+
+/// Formats that differ from recorded ones in one respect have the recorded bytes in all others.
+#[test]
+fn formats_between_the_recorded_ones() {
+    // q4f16_2 keeps embedding and head in f16 and is q4f16_1 otherwise.
+    for checkpoint in ["mlc/tied-bf16/hf", "mlc/untied-f16-sharded/hf"] {
+        let tensors = |quantization: &str| {
+            let out = tempfile::tempdir().unwrap();
+            let options = WeightOptions::default();
+            convert_weight(&open(checkpoint), format(quantization), &options, out.path(), &mut ()).unwrap();
+            let index = String::from_utf8(read(out.path().join("tensor-cache.json"))).unwrap();
+            let cache = model_format::TensorCache::parse("tensor-cache.json", &index).unwrap();
+            let mut tensors = std::collections::BTreeMap::new();
+            for shard in &cache.shards {
+                let bytes = read(out.path().join(&shard.data_path));
+                for record in &shard.records {
+                    let content = bytes[record.byte_offset..][..record.nbytes].to_vec();
+                    tensors.insert(record.name.clone(), (record.shape.clone(), record.dtype, content));
+                }
+            }
+            tensors
+        };
+        let (q4f16_1, q4f16_2, q0f16) = (tensors("q4f16_1"), tensors("q4f16_2"), tensors("q0f16"));
+        for (name, tensor) in &q4f16_2 {
+            let ends = name.contains("embed_tokens") || name.contains("lm_head");
+            assert!(!ends || name.ends_with(".weight"), "{name}");
+            assert!(*tensor == if ends { q0f16[name].clone() } else { q4f16_1[name].clone() }, "{name}");
+        }
+        // A transposed layout is the other one transposed, the embedding aside.
+        for (turned, straight) in [("q4f16_0", &q4f16_1), ("q3f16_0", &tensors("q3f16_1"))] {
+            for (name, (shape, _, content)) in &tensors(turned) {
+                let (original_shape, dtype, original) = &straight[name];
+                if shape.len() == 1 || name.contains("embed_tokens") {
+                    assert!(shape == original_shape && content == original, "{turned}: {name}");
+                    continue;
+                }
+                let ([rows, cols], size) = (shape[..].try_into().unwrap(), dtype.size());
+                assert_eq!([cols, rows], original_shape[..], "{turned}: {name}");
+                for row in 0..rows {
+                    for col in 0..cols {
+                        let found = &content[(row * cols + col) * size..][..size];
+                        assert_eq!(found, &original[(col * rows + row) * size..][..size], "{turned}: {name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// In bf16 each step of the arithmetic is rounded to bf16, and everything is stored as such.
+#[test]
+fn bf16_formats_round_every_step() {
+    use half::bf16;
+    let checkpoint = open("mlc/tied-bf16/hf");
+    let name = "model.layers.0.self_attn.o_proj";
+    let weights = model_format::Checkpoint::tensor(&checkpoint, &format!("{name}.weight")).unwrap();
+    let (rows, cols) = (weights.shape[0], weights.shape[1]);
+    let weights = weights.to_f32();
+    let found = format("q4bf16_1").quantize(rows, cols, &weights);
+    let (codes, seven) = (found.codes(), bf16::from_f32(7.0));
+    for (group, weights) in weights.chunks(32).enumerate() {
+        let max = weights.iter().fold(0f32, |max, w| max.max(w.abs()));
+        let scale = bf16::from_f32(max) / seven;
+        assert_eq!(found.q_scale.bits[group], scale.to_bits());
+        for (i, weight) in weights.iter().enumerate() {
+            let code = (bf16::from_f32(*weight) / scale + seven).to_f32().round_ties_even().clamp(0.0, 14.0);
+            assert_eq!(f32::from(codes[group * 32 + i]), code, "{group}, {i}");
+        }
+    }
+    let out = tempfile::tempdir().unwrap();
+    convert_weight(&checkpoint, format("q0bf16"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
+    let index = String::from_utf8(read(out.path().join("tensor-cache.json"))).unwrap();
+    assert!(index.contains("\"dtype\": \"bfloat16\"") && !out.path().join("tensor-cache-b16.json").exists());
+    // A bf16 checkpoint's numbers are kept as they are, so the bytes are those of q0f32, which is bf16 on disk.
+    let other = tempfile::tempdir().unwrap();
+    convert_weight(&checkpoint, format("q0f32"), &WeightOptions::default(), other.path(), &mut ()).unwrap();
+    assert!(read(out.path().join("params_shard_0.bin")) == read(other.path().join("params_shard_0.bin")));
 }
 
 #[test]
 fn shards_of_a_real_conversion_are_the_same_bytes() {
     let out = tempfile::tempdir().unwrap();
-    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), out.path(), &mut ()).unwrap();
+    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let expected = read(testdata("arch/llama/q4f16_1/params_shard_0.bin"));
     assert!(read(out.path().join("params_shard_0.bin")) == expected);
 }
@@ -60,23 +180,39 @@ fn with_template(name: &str) -> ConfigOptions {
 }
 
 #[test]
-fn configurations_of_whole_checkpoints() {
-    let llama = tiny_llama();
-    let source = ConfigSource::folder(llama.path()).unwrap();
-    for quantization in ["q4f16_1", "q0f16"] {
-        check_config(&source, quantization, &with_template("llama-3_1"), &format!("mlc/arch-llama/{quantization}"));
+fn configurations_of_every_architecture() {
+    for (arch, template) in ARCHITECTURES {
+        let source = with_tiny_tokenizer(arch);
+        for quantization in ["q4f16_1", "q0f16"] {
+            check_config(&source, quantization, &with_template(template), &recorded(arch, quantization));
+            let compatible = ConfigOptions { mlc_compat: true, ..with_template(template) };
+            check_config(&source, quantization, &compatible, &recorded(arch, quantization));
+        }
     }
-    let source = ConfigSource::folder(&testdata("mlc/untied-f16-sharded/hf")).unwrap();
-    for quantization in ["q4f16_1", "q0f16"] {
-        let golden = format!("mlc/untied-f16-sharded/{quantization}");
-        check_config(&source, quantization, &with_template("llama-3_1"), &golden);
+}
+
+/// The tiny checkpoint of an architecture, with the tokenizer that its recorded run had.
+fn with_tiny_tokenizer(arch: &str) -> ConfigSource {
+    let mut source = ConfigSource::folder(&testdata(&format!("arch/{arch}/hf"))).unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        source.files.push((name.into(), read(testdata("mlc/arch-llama/tokenizer").join(name))));
+    }
+    source
+}
+
+#[test]
+fn configurations_of_every_format() {
+    for (case, template) in [("tied-bf16", "chatml"), ("untied-f16-sharded", "llama-3_1")] {
+        let source = ConfigSource::folder(&testdata(&format!("mlc/{case}/hf"))).unwrap();
+        for quantization in FORMATS {
+            check_config(&source, quantization, &with_template(template), &format!("mlc/{case}/{quantization}"));
+        }
     }
 }
 
 #[test]
 fn configurations_with_flags() {
-    let source = ConfigSource::folder(&testdata("mlc/gen_config/tied")).unwrap();
-    check_config(&source, "q4f16_1", &with_template("chatml"), "mlc/gen_config/tied");
+    let source = ConfigSource::folder(&testdata("mlc/tied-bf16/hf")).unwrap();
     let options = ConfigOptions { context_window_size: Some(512), ..with_template("llama-3") };
     check_config(&source, "q4f16_1", &options, "mlc/gen_config/tied_ctx512");
     let options = ConfigOptions {

@@ -6,12 +6,13 @@ use std::fs;
 
 use common::{format, open, read};
 use model_format::TensorCache;
-use weight_convert::{Error, convert_weight, verify};
+use weight_convert::{Error, WeightOptions, convert_weight, verify};
 
 fn convert_and_verify(case: &str) -> (weight_convert::WeightsReport, weight_convert::Verification) {
     let checkpoint = open(case);
     let out = tempfile::tempdir().unwrap();
-    let report = convert_weight(&checkpoint, format("q4f16_1"), out.path(), &mut ()).unwrap();
+    let report =
+        convert_weight(&checkpoint, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let verification = verify(&checkpoint, out.path(), &mut ()).unwrap();
     (report, verification)
 }
@@ -42,7 +43,7 @@ fn packed_weights_are_counted_one_by_one() {
 fn verify_finds_what_was_changed() {
     let checkpoint = open("gptq/llama-sym-g32-v1");
     let out = tempfile::tempdir().unwrap();
-    convert_weight(&checkpoint, format("q4f16_1"), out.path(), &mut ()).unwrap();
+    convert_weight(&checkpoint, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let index = String::from_utf8(read(out.path().join("tensor-cache.json"))).unwrap();
     let cache = TensorCache::parse("tensor-cache.json", &index).unwrap();
     let (shard, record) = cache.find("model.layers.1.mlp.down_proj.q_weight").unwrap();

@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use common::{format, names, open, read, tiny_llama};
 use half::bf16;
 use model_format::{Checkpoint, HostTensor, SafetensorsCheckpoint, checkpoint::write_safetensors};
-use weight_convert::{ConfigOptions, Error, Progress, convert, convert_weight, inspect};
+use weight_convert::{ConfigOptions, ConvertOptions, Error, Progress, WeightOptions, convert, convert_weight, inspect};
 
 /// Writes the tiny Llama again with its tensors changed.
 fn with_tensors(change: impl Fn(&mut Vec<(String, HostTensor<'static>)>)) -> tempfile::TempDir {
@@ -36,7 +36,8 @@ fn check(folder: &Path, messages: &[&str]) {
     let checkpoint = SafetensorsCheckpoint::open(folder).unwrap();
     let parent = tempfile::tempdir().unwrap();
     let out = parent.path().join("deep/out");
-    let options = ConfigOptions { conv_template: Some("chatml".into()), ..ConfigOptions::default() };
+    let config = ConfigOptions { conv_template: Some("chatml".into()), ..ConfigOptions::default() };
+    let options = ConvertOptions { config, ..ConvertOptions::default() };
     let error = convert(&checkpoint, format("q4f16_1"), &options, &out, &mut ()).unwrap_err();
     for message in messages {
         assert!(error.to_string().contains(message), "{error}");
@@ -105,7 +106,8 @@ fn a_bias_without_a_place_must_be_zero() {
     let zero = bias(-0.0);
     let out = tempfile::tempdir().unwrap();
     let checkpoint = SafetensorsCheckpoint::open(zero.path()).unwrap();
-    let report = convert_weight(&checkpoint, format("q4f16_1"), out.path(), &mut ()).unwrap();
+    let report =
+        convert_weight(&checkpoint, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     assert_eq!(report.unused, ["model.layers.0.self_attn.o_proj.bias"]);
 }
 
@@ -114,7 +116,7 @@ fn a_template_that_cannot_be_told_is_refused() {
     let folder = tiny_llama();
     let checkpoint = SafetensorsCheckpoint::open(folder.path()).unwrap();
     let out = tempfile::tempdir().unwrap();
-    let result = convert(&checkpoint, format("q4f16_1"), &ConfigOptions::default(), out.path(), &mut ());
+    let result = convert(&checkpoint, format("q4f16_1"), &ConvertOptions::default(), out.path(), &mut ());
     let error = result.unwrap_err();
     assert!(error.to_string().contains("cannot tell which conversation template fits"), "{error}");
     assert!(error.hint().unwrap().contains("`--conv-template`"));
@@ -137,14 +139,26 @@ impl Progress for StopAfter {
 #[test]
 fn stopping_leaves_what_was_there() {
     let out = tempfile::tempdir().unwrap();
-    let result = convert_weight(&open("arch/llama/hf"), format("q4f16_1"), out.path(), &mut StopAfter(5));
+    let result = convert_weight(
+        &open("arch/llama/hf"),
+        format("q4f16_1"),
+        &WeightOptions::default(),
+        out.path(),
+        &mut StopAfter(5),
+    );
     assert!(matches!(result, Err(Error::Cancelled)));
     assert_eq!(names(out.path()), Vec::<String>::new());
 
     // An earlier conversion stays as it is.
-    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), out.path(), &mut ()).unwrap();
+    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let before = read(out.path().join("params_shard_0.bin"));
-    let result = convert_weight(&open("arch/llama/hf"), format("q0f16"), out.path(), &mut StopAfter(5));
+    let result = convert_weight(
+        &open("arch/llama/hf"),
+        format("q0f16"),
+        &WeightOptions::default(),
+        out.path(),
+        &mut StopAfter(5),
+    );
     assert!(result.is_err());
     assert!(read(out.path().join("params_shard_0.bin")) == before);
     inspect(out.path()).unwrap();
@@ -157,7 +171,7 @@ fn a_new_conversion_replaces_the_old_one_whole() {
         fs::write(out.path().join(stale), "stale").unwrap();
     }
     fs::write(out.path().join("README.md"), "kept").unwrap();
-    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), out.path(), &mut ()).unwrap();
+    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let expected = ["README.md", "ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"];
     assert_eq!(names(out.path()), expected);
     inspect(out.path()).unwrap();
@@ -167,7 +181,7 @@ fn a_new_conversion_replaces_the_old_one_whole() {
 fn inspect_misses_what_is_missing() {
     let out = tempfile::tempdir().unwrap();
     assert!(inspect(out.path()).unwrap_err().to_string().contains("`tensor-cache.json` is missing"));
-    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), out.path(), &mut ()).unwrap();
+    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let shard = out.path().join("params_shard_0.bin");
     fs::write(&shard, &read(&shard)[1..]).unwrap();
     assert!(inspect(out.path()).unwrap_err().to_string().contains("bytes, expected"));

@@ -26,7 +26,7 @@ use infer_core::{
 };
 use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
-use weight_convert::{ConfigOptions, ConfigSource, convert, gen_config};
+use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
@@ -100,10 +100,11 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     // Everything that can be wrong with the output or the text comes out before the long work.
     let mut writer = CheckpointWriter::create(checkpoint, &args.output, gptq_config(&settings.matrix))?;
     let mlc_format = QuantFormat::by_name(MLC_FORMAT)?;
-    let mlc_options = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
+    let mlc_config = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
+    let mlc_options = ConvertOptions { config: mlc_config, ..ConvertOptions::default() };
     if args.to_mlc.is_some() {
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
-        gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options, trial.path())?;
+        gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
     check_weights(checkpoint)?;
     let windows = calibration(args, checkpoint, &config, &mut bars)?;

@@ -5,18 +5,19 @@
 
 use std::collections::HashMap;
 
-use half::f16;
+use half::{bf16, f16};
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, Error, HostTensor, ModelFiles, Param, QuantFormat, QuantizedMatrix, Role,
     TensorCache, Weight,
     checkpoint::read_param,
     gptq::{GptqConfig, GptqMatrix},
     params,
+    quant::group_quant::Scales,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::Parts;
+use super::{Parts, check_runnable};
 use crate::{Progress, Result, ops::Ops};
 
 /// Loads an MLC folder's shards, one after the other.
@@ -27,6 +28,7 @@ pub async fn load_mlc<O: Ops>(
     files: &impl ModelFiles,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
+    check_runnable(config)?;
     let (index_name, cache) = read_index(files).await?;
     let mut expected = Expected::new(config, format);
     let mut parts = Parts::default();
@@ -122,6 +124,7 @@ pub fn load_checkpoint<O: Ops>(
     format: Option<&'static QuantFormat>,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
+    check_runnable(config)?;
     let gptq = GptqConfig::from_config(checkpoint.config_json())?;
     let mut parts = Parts::default();
     let list = params(config);
@@ -180,6 +183,7 @@ pub fn load_random<O: Ops>(
     seed: u64,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
+    check_runnable(config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut parts = Parts::default();
     let list = params(config);
@@ -188,14 +192,17 @@ pub fn load_random<O: Ops>(
         let weight = match (format.group(), &param.shape[..]) {
             (Some(group), &[rows, cols]) if format.quantizes(param) => {
                 // Uniform codes have a standard deviation of 4.3 steps; this keeps a row's output near its input's size.
-                let scale = f16::from_f32(1.0 / (4.3 * (cols as f32).sqrt()));
+                let scale = 1.0 / (4.3 * (cols as f32).sqrt());
                 let groups = group.groups(cols);
+                let dtype = group.scale_dtype();
+                let bits =
+                    if dtype == Dtype::F16 { f16::from_f32(scale).to_bits() } else { bf16::from_f32(scale).to_bits() };
                 Weight::Quantized(QuantizedMatrix {
                     format,
                     rows,
                     cols,
                     q_weight: (0..rows * groups * group.words_per_group()).map(|_| rng.random()).collect(),
-                    q_scale: vec![scale; rows * groups],
+                    q_scale: Scales { dtype, bits: vec![bits; rows * groups] },
                 })
             }
             (_, &[_, cols]) => {

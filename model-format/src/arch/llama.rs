@@ -1,32 +1,63 @@
 //! Llama, and everything that publishes itself as Llama: Llama 2, 3, 3.1, 3.2, SmolLM2, WizardMath ...
 
-use super::{Architecture, Fused, Gguf};
-use crate::DecoderConfig;
+use super::{
+    Architecture, Context, Gguf, MlcConfig, Names,
+    mlc_config::{needed, or},
+    named, same,
+};
+use crate::{DecoderConfig, Role};
 
 pub(super) const LLAMA: Architecture = Architecture {
     model_type: "llama",
-    decoder_config: DecoderConfig::from_llama_like,
-    qkv: Fused { name: "self_attn.qkv_proj", parts: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"] },
-    gate_up: Fused { name: "mlp.gate_up_proj", parts: &["mlp.gate_proj", "mlp.up_proj"] },
+    decoder_config: |config| DecoderConfig::from_llama_like(config, 2048),
+    names: NAMES,
+    norm_adds_one: false,
     unused: &["rotary_emb.inv_freq"],
-    model_config: &[
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "rms_norm_eps",
-        "vocab_size",
-        "tie_word_embeddings",
-        "position_embedding_base",
-        "rope_scaling",
-        "context_window_size",
-        "prefill_chunk_size",
-        "num_key_value_heads",
-        "head_dim",
-        "tensor_parallel_shards",
-        "pipeline_parallel_stages",
-        "max_batch_size",
-        "disaggregation",
-    ],
+    mlc_config: MlcConfig {
+        fields: &[
+            needed("hidden_size"),
+            needed("intermediate_size"),
+            needed("num_attention_heads"),
+            needed("num_hidden_layers"),
+            needed("rms_norm_eps"),
+            needed("vocab_size"),
+            or("tie_word_embeddings", "false"),
+            needed("position_embedding_base"),
+            needed("rope_scaling"),
+            needed("context_window_size"),
+            needed("prefill_chunk_size"),
+            needed("num_key_value_heads"),
+            needed("head_dim"),
+            or("tensor_parallel_shards", "1"),
+            or("pipeline_parallel_stages", "1"),
+            needed("max_batch_size"),
+            or("disaggregation", "false"),
+        ],
+        text_config: None,
+        context: Context::Positions,
+        prefill_limit: 8192,
+    },
     gguf: Some(Gguf { architecture: "llama", interleaves_qk: true, class: "LlamaForCausalLM" }),
+};
+
+/// Llama's names, which others have kept.
+pub(super) const NAMES: Names = Names {
+    embedding: same(&["model.embed_tokens.weight"]),
+    layers: same(&["model.layers"]),
+    layer: &[
+        (Role::InputNorm, same(&["input_layernorm.weight"])),
+        (
+            Role::Qkv,
+            named(
+                "self_attn.qkv_proj.weight",
+                &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
+            ),
+        ),
+        (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
+        (Role::PostAttentionNorm, same(&["post_attention_layernorm.weight"])),
+        (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+        (Role::Down, same(&["mlp.down_proj.weight"])),
+    ],
+    final_norm: same(&["model.norm.weight"]),
+    lm_head: same(&["lm_head.weight"]),
 };

@@ -1,14 +1,25 @@
 //! Architectures as records: one file each, listed in [`ARCHITECTURES`].
 //!
-//! A record says how to read the configuration, which parts are fused under which name, and what may be ignored.
-//! `params.rs` expands it into the list of parameters; nothing outside this folder names an architecture.
+//! A record says how to read the configuration, what the parameters are called, which of them are joined, and what MLC
+//! writes into its configuration. `params.rs` expands it into the list of parameters; nothing outside this folder names an
+//! architecture.
 
+mod gemma2;
+mod gemma3;
 mod llama;
+mod mistral;
+mod mlc_config;
+mod phi3;
+mod qwen2;
+mod qwen3;
 
-use crate::{DecoderConfig, Error, Result, decoder_config::ConfigJson};
+pub use mlc_config::{Context, Field, MlcConfig};
+
+use crate::{DecoderConfig, Error, Result, Role, decoder_config::ConfigJson};
 
 /// Every architecture there is.
-pub const ARCHITECTURES: &[Architecture] = &[llama::LLAMA];
+pub const ARCHITECTURES: &[Architecture] =
+    &[llama::LLAMA, mistral::MISTRAL, qwen2::QWEN2, qwen3::QWEN3, phi3::PHI3, gemma2::GEMMA2, gemma3::GEMMA3];
 
 /// What sets one family of decoders apart from another.
 #[derive(Debug, Clone, Copy)]
@@ -17,14 +28,14 @@ pub struct Architecture {
     pub model_type: &'static str,
     /// Reads the family's config.json.
     pub decoder_config: fn(&ConfigJson) -> Result<DecoderConfig>,
-    /// The attention's input projections, joined by rows.
-    pub qkv: Fused,
-    /// The feed-forward's input projections, joined by rows.
-    pub gate_up: Fused,
+    /// What its parameters are called.
+    pub names: Names,
+    /// Whether norms multiply by one plus their weight. MLC's folders hold the sum, checkpoints the weight.
+    pub norm_adds_one: bool,
     /// Ends of checkpoint names that are known and not needed.
     pub unused: &'static [&'static str],
-    /// Fields of `model_config` in mlc-chat-config.json, in MLC's order.
-    pub model_config: &'static [&'static str],
+    /// `model_config` of mlc-chat-config.json.
+    pub mlc_config: MlcConfig,
     /// How llama.cpp writes the family, where its GGUF files are read.
     pub gguf: Option<Gguf>,
 }
@@ -40,13 +51,39 @@ pub struct Gguf {
     pub class: &'static str,
 }
 
-/// Matrices that a checkpoint keeps apart and MLC joins, row after row (rows are outputs).
+/// What the parameters of a family are called.
 #[derive(Debug, Clone, Copy)]
-pub struct Fused {
-    /// Name of the joined module inside a layer.
-    pub name: &'static str,
-    /// Names of the parts inside a layer, in order.
-    pub parts: &'static [&'static str],
+pub struct Names {
+    /// The token embedding table.
+    pub embedding: Named,
+    /// What stands before the number of a layer.
+    pub layers: Named,
+    /// The parameters of a layer, named inside it, in the order of the forward pass. Those that a configuration does
+    /// without are passed over.
+    pub layer: &'static [(fn(usize) -> Role, Named)],
+    /// The norm after the last layer.
+    pub final_norm: Named,
+    /// The output projection, where it is not the embedding table.
+    pub lm_head: Named,
+}
+
+/// A parameter under MLC's name, and the checkpoint's tensors that make it up, joined by rows (rows are outputs).
+#[derive(Debug, Clone, Copy)]
+pub struct Named {
+    /// MLC's name.
+    pub mlc: &'static str,
+    /// The checkpoint's names, in order.
+    pub sources: &'static [&'static str],
+}
+
+/// A parameter that is called the same on both sides.
+const fn same(name: &'static [&'static str; 1]) -> Named {
+    Named { mlc: name[0], sources: name }
+}
+
+/// A parameter that MLC calls otherwise, or joins.
+const fn named(mlc: &'static str, sources: &'static [&'static str]) -> Named {
+    Named { mlc, sources }
 }
 
 impl Architecture {

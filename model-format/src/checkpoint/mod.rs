@@ -47,6 +47,11 @@ pub trait Checkpoint: Send + Sync {
     /// chat_template.jinja ...): name and content, those that exist. Includes config.json.
     fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>>;
 
+    /// Tells that a tensor's bytes will not be wanted again soon: memory that only repeats a file may be given back.
+    fn release(&self, name: &str) {
+        let _ = name;
+    }
+
     /// What the checkpoint says of one tensor.
     fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors().iter().find(|info| info.name == name)
@@ -105,7 +110,7 @@ pub fn read_float(checkpoint: &dyn Checkpoint, name: &str, shape: &[usize]) -> R
 }
 
 /// The values of `param` in f32, its sources joined by rows: shapes checked, NaN and infinity refused. GPTQ matrices are
-/// dequantized. Values of float tensors are widened, not rounded.
+/// dequantized. Values of float tensors are widened, not rounded. A parameter that is one more than its source is, in f32.
 pub fn read_param(checkpoint: &dyn Checkpoint, param: &Param) -> Result<Vec<f32>> {
     let gptq = if param.role.is_matrix() { GptqConfig::from_config(checkpoint.config_json())? } else { None };
     let mut values = Vec::with_capacity(param.shape.iter().product());
@@ -123,6 +128,9 @@ pub fn read_param(checkpoint: &dyn Checkpoint, param: &Param) -> Result<Vec<f32>
             }
             None => values.extend(read_float(checkpoint, &source.name, &shape)?),
         }
+    }
+    if param.adds_one {
+        values.iter_mut().for_each(|v| *v += 1.0);
     }
     Ok(values)
 }

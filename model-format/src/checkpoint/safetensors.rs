@@ -9,6 +9,8 @@ use std::{
 };
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 use safetensors::tensor::{Dtype as StoredDtype, TensorInfo as Header};
 use serde_json::{Map, Value};
 
@@ -144,6 +146,16 @@ impl Checkpoint for SafetensorsCheckpoint {
             });
         }
         Err(missing_param(self, name))
+    }
+
+    #[cfg(unix)]
+    fn release(&self, name: &str) {
+        let Some(place) = self.places.get(name) else { return };
+        let (map, range) = (&self.maps[place.map], &place.range);
+        // SAFETY: the map is of a file and read-only, so its pages are read again when they are wanted again.
+        let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        // Advice: where the system does not take it, memory is used for longer.
+        let _ = advised;
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {

@@ -54,6 +54,27 @@ const RULES: &[Rule] = &[
     rule("wizard_coder_or_math", &["Below is an instruction that describes a task", "### Instruction", "### Response"]),
 ];
 
+/// Refuses a template that was named although a checkpoint's files (name and content) tell that it is another's: none of
+/// the tokens that end its answers is a special token of this tokenizer, while those of the template that is told are.
+/// Where nothing can be told, the caller knows better.
+pub fn check_fits(template: &ConvTemplate, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let Ok(told) = infer(files) else { return Ok(()) };
+    let json = |name: &str| {
+        let content = files.iter().find(|(file, _)| file == name).map(|(_, content)| content)?;
+        serde_json::from_slice::<Value>(content).ok()
+    };
+    let tokens = special_tokens(json("tokenizer.json").as_ref(), json("tokenizer_config.json").as_ref());
+    let is_known = |id: &u32| tokens.values().any(|known| known == id);
+    if template.stop_token_ids.is_empty()
+        || template.stop_token_ids.iter().any(is_known)
+        || !told.stop_token_ids.iter().any(is_known)
+    {
+        return Ok(());
+    }
+    let ids = template.stop_token_ids.clone();
+    Err(Error::WrongConvTemplate { name: template.name.clone(), ids, fitting: told.name.clone() })
+}
+
 /// The template that fits a checkpoint, from its files (name and content). An error where it cannot be told.
 pub fn infer(files: &[(String, Vec<u8>)]) -> Result<&'static ConvTemplate> {
     let text = |name: &str| {

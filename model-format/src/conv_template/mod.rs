@@ -7,7 +7,7 @@
 mod infer;
 mod render;
 
-pub use infer::infer;
+pub use infer::{check_fits, infer};
 pub use render::{Segment, Turn};
 
 use std::sync::LazyLock;

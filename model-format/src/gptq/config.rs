@@ -53,8 +53,8 @@ impl GptqConfig {
             other => return Err(bad("quant_method", "`gptq`", other.into())),
         }
         let bits = config.usize("bits")?;
-        if !matches!(bits, 2 | 4 | 8) {
-            return Err(bad("bits", "2, 4 or 8", bits.to_string()));
+        if !matches!(bits, 2 | 3 | 4 | 8) {
+            return Err(bad("bits", "2, 3, 4 or 8", bits.to_string()));
         }
         let group_size = match config.value.get("group_size").and_then(Value::as_i64) {
             Some(-1) => None,

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::{
     GptqConfig,
-    words::{pack_rows, transpose, unpack_rows},
+    words::{pack_rows, transpose, unpack_rows, words},
 };
 use crate::{Checkpoint, Dtype, Error, HostTensor, Result, checkpoint::missing_param};
 
@@ -19,8 +19,8 @@ pub struct GptqMatrix {
     pub cols: usize,
     /// `[rows, cols]`.
     pub codes: Vec<u8>,
-    /// `[rows, groups]`.
-    pub scales: Vec<f16>,
+    /// `[rows, groups]`. Files of these have f16, a few a wider type.
+    pub scales: Vec<f32>,
     /// `[rows, groups]`, the true zeros (8 for symmetric 4 bits).
     pub zeros: Vec<u8>,
     /// `[cols]`, the group of each input.
@@ -38,17 +38,16 @@ impl GptqMatrix {
         if checkpoint.info(&qweight_name).is_none() {
             return Ok(None);
         }
-        let per_word = 32 / config.bits;
         let reader = Reader { checkpoint, module };
         let (shape, qweight) = reader.words("qweight")?;
         let [words_k, rows] = shape[..] else { return Err(reader.wrong_shape("qweight", &shape, &[0, 0])) };
-        let cols = words_k * per_word;
+        let cols = words_k * 32 / config.bits;
         if rows == 0 || cols == 0 {
             return Err(reader.wrong_shape("qweight", &shape, &[1, 1]));
         }
         let groups = config.groups(cols);
         let (shape, qzeros) = reader.words("qzeros")?;
-        let expected = [groups, rows.div_ceil(per_word)];
+        let expected = [groups, words(config.bits, rows)];
         if shape != expected {
             return Err(reader.wrong_shape("qzeros", &shape, &expected));
         }
@@ -59,10 +58,10 @@ impl GptqMatrix {
         };
 
         // [K / 8, N] words -> [N, K / 8] words -> [N, K] codes.
-        let codes = unpack_rows(config.bits, &transpose(rows, &qweight));
+        let codes = unpack_rows(config.bits, words_k, &transpose(rows, &qweight));
         let mask = ((1u32 << config.bits) - 1) as u8;
-        let padded = expected[1] * per_word;
-        let stored: Vec<u8> = unpack_rows(config.bits, &qzeros)
+        let padded = expected[1] * 32 / config.bits;
+        let stored: Vec<u8> = unpack_rows(config.bits, expected[1], &qzeros)
             .chunks_exact(padded)
             .flat_map(|group| &group[..rows])
             .map(|&zero| if config.v2 { zero } else { zero.wrapping_add(1) & mask })
@@ -100,10 +99,10 @@ impl GptqMatrix {
             return Ok(false);
         }
         let reader = Reader { checkpoint, module };
-        let (per_word, groups) = (32 / config.bits, config.groups(cols));
+        let groups = config.groups(cols);
         for (part, shape) in [
-            ("qweight", vec![cols.div_ceil(per_word), rows]),
-            ("qzeros", vec![groups, rows.div_ceil(per_word)]),
+            ("qweight", vec![words(config.bits, cols), rows]),
+            ("qzeros", vec![groups, words(config.bits, rows)]),
             ("scales", vec![groups, rows]),
         ] {
             let info = info(part).ok_or_else(|| missing_param(checkpoint, &format!("{module}.{part}")))?;
@@ -119,13 +118,13 @@ impl GptqMatrix {
 
     /// The four tensors, named `MODULE.qweight` and so on, with shape and little-endian bytes, for a safetensors file.
     ///
-    /// Panics where codes do not fit whole words (N or K is no multiple of `32 / bits`), and on a zero of 0 in version
+    /// Panics where codes do not fit whole words (the bits do not divide 32, or N or K is no multiple of `32 / bits`), and on a zero of 0 in version
     /// 1, which every reader understands differently.
     pub fn to_tensors(&self, config: &GptqConfig, module: &str) -> Vec<(String, HostTensor<'static>)> {
         let groups = self.groups();
         let per_word = 32 / config.bits;
         let name = |part: &str| format!("{module}.{part}");
-        let words = |shape: [usize; 2], words: Vec<u32>| HostTensor {
+        let tensor = |shape: [usize; 2], words: Vec<u32>| HostTensor {
             dtype: Dtype::I32,
             shape: shape.to_vec(),
             bytes: Cow::Owned(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
@@ -143,14 +142,14 @@ impl GptqMatrix {
         let qzeros = pack_rows(config.bits, self.rows, &transpose(groups, &stored));
         let scales = transpose(groups, &self.scales);
         vec![
-            (name("qweight"), words([self.cols / per_word, self.rows], qweight)),
-            (name("qzeros"), words([groups, self.rows / per_word], qzeros)),
+            (name("qweight"), tensor([self.cols / per_word, self.rows], qweight)),
+            (name("qzeros"), tensor([groups, self.rows / per_word], qzeros)),
             (
                 name("scales"),
                 HostTensor {
                     dtype: Dtype::F16,
                     shape: vec![groups, self.rows],
-                    bytes: Cow::Owned(scales.iter().flat_map(|s| s.to_le_bytes()).collect()),
+                    bytes: Cow::Owned(scales.iter().flat_map(|s| f16::from_f32(*s).to_le_bytes()).collect()),
                 },
             ),
             (
@@ -176,14 +175,17 @@ impl GptqMatrix {
         for (row, codes) in self.codes.chunks_exact(self.cols).enumerate() {
             let scales = &self.scales[row * groups..][..groups];
             let zeros = &self.zeros[row * groups..][..groups];
-            values.extend(
-                codes
-                    .iter()
-                    .zip(&self.g_idx)
-                    .map(|(&code, &g)| (f32::from(code) - f32::from(zeros[g as usize])) * scales[g as usize].to_f32()),
-            );
+            let value =
+                |(&code, &g): (&u8, &u32)| (f32::from(code) - f32::from(zeros[g as usize])) * scales[g as usize];
+            values.extend(codes.iter().zip(&self.g_idx).map(value));
         }
         values
+    }
+
+    /// What `code` stands for in `row` and `group`.
+    pub(super) fn value(&self, row: usize, code: u8, group: u32) -> f32 {
+        let at = row * self.groups() + group as usize;
+        (f32::from(code) - f32::from(self.zeros[at])) * self.scales[at]
     }
 
     /// Refuses a matrix that is not `[n, k]` as the configuration says.
@@ -242,34 +244,21 @@ impl<'a> Reader<'a> {
         Ok((tensor.shape, words))
     }
 
-    /// Scales as f16. Other float types are taken where no value changes.
-    fn scales(&self, shape: &[usize]) -> Result<Vec<f16>> {
+    fn scales(&self, shape: &[usize]) -> Result<Vec<f32>> {
         let tensor = self.tensor("scales")?;
         if tensor.shape != shape {
             return Err(self.wrong_shape("scales", &tensor.shape, shape));
         }
-        let scales: Vec<f16> = match tensor.dtype {
-            Dtype::F16 => tensor.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect(),
-            Dtype::BF16 | Dtype::F32 => {
-                let wide = tensor.to_f32();
-                let narrow: Vec<f16> = wide.iter().map(|&v| f16::from_f32(v)).collect();
-                if narrow.iter().zip(&wide).any(|(n, w)| n.to_f32() != *w && !w.is_nan()) {
-                    return Err(self.wrong_dtype(
-                        "scales",
-                        tensor.dtype,
-                        "f16 (some of its values are not f16 numbers)",
-                    ));
-                }
-                narrow
-            }
-            other => return Err(self.wrong_dtype("scales", other, "f16")),
-        };
+        if !matches!(tensor.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32) {
+            return Err(self.wrong_dtype("scales", tensor.dtype, "f16"));
+        }
+        let scales = tensor.to_f32();
         match scales.iter().position(|s| !s.is_finite()) {
             Some(index) => Err(Error::NonFinite {
                 name: format!("{}.scales", self.module),
                 file: self.checkpoint.location(),
                 index,
-                value: scales[index].to_f32(),
+                value: scales[index],
             }),
             None => Ok(scales),
         }

@@ -11,3 +11,4 @@ mod words;
 
 pub use config::GptqConfig;
 pub use matrix::GptqMatrix;
+pub use to_format::Refit;

@@ -1,57 +1,171 @@
-//! From GPTQ's grid to that of a group format, without changing a value.
+//! From GPTQ's grid to that of a group format: without changing a value where that can be, else to the nearest.
 //!
 //! GPTQ: `(q - zero) * s`. The format: `(n - max_int) * S`. The two are equal for `n = q - zero + max_int, S = s`, and
 //! also for the mirror image `n = max_int + zero - q, S = -s`. Symmetric 4-bit codes have zero 8 and `max_int` is 7: the
 //! mirror image `n = 15 - q` holds all sixteen of them.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::GptqMatrix;
-use crate::{Error, QuantFormat, QuantizedMatrix, Result};
+use crate::{
+    Dtype, Error, QuantFormat, QuantizedMatrix, Result,
+    quant::group_quant::{GroupQuant, Scales},
+};
+
+/// What it cost to put a matrix on a grid that cannot hold its values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refit {
+    /// The module.
+    pub name: String,
+    /// Why the first group that was changed had to be.
+    pub reason: String,
+    /// Groups of the format that hold other values now.
+    pub groups: usize,
+    /// Groups that there are.
+    pub of_groups: usize,
+    /// Largest change of a value.
+    pub max_error: f32,
+    /// Root of the mean square of the changes over that of the values.
+    pub relative_error: f32,
+}
 
 impl GptqMatrix {
     /// The same values in a group format, exactly (but for the sign of zero); an error that says why where that cannot
     /// be.
     pub fn to_format(&self, format: &'static QuantFormat, module: &str) -> Result<QuantizedMatrix> {
+        self.convert(format, module, None)
+    }
+
+    /// The nearest values in a group format, group by group exact where that can be, and what it cost: `None` where
+    /// nothing was changed.
+    ///
+    /// Panics when `format` has no codes.
+    pub fn refit(&self, format: &'static QuantFormat, module: &str) -> (QuantizedMatrix, Option<Refit>) {
+        assert!(format.group().is_some(), "refit: `{}` has no codes", format.name);
+        let mut first = None;
+        let matrix = self.convert(format, module, Some(&mut first)).expect("a refit changes what it cannot keep");
+        let Some((reason, groups)) = first else { return (matrix, None) };
+        let (mut max, mut changes, mut size) = (0f32, 0f64, 0f64);
+        for (found, meant) in matrix.dequantize().into_iter().zip(self.dequantize()) {
+            max = max.max((found - meant).abs());
+            changes += f64::from(found - meant).powi(2);
+            size += f64::from(meant).powi(2);
+        }
+        let relative_error = if size > 0.0 { (changes / size).sqrt() as f32 } else { 0.0 };
+        let of_groups = matrix.q_scale.len();
+        (matrix, Some(Refit { name: module.into(), reason, groups, of_groups, max_error: max, relative_error }))
+    }
+
+    /// Group by group. What a group cannot hold is an error, or with `refitted` its nearest values, whose first reason and
+    /// number are left there.
+    fn convert(
+        &self,
+        format: &'static QuantFormat,
+        module: &str,
+        mut refitted: Option<&mut Option<(String, usize)>>,
+    ) -> Result<QuantizedMatrix> {
         let fail = |reason: String| Error::NotLossless { name: module.into(), reason };
         let Some(grid) = format.group() else {
             return Err(fail(format!("`{}` has no codes", format.name)));
         };
-        let (max_int, largest) = (i16::from(grid.max_int()), (1i16 << grid.bits) - 1);
         let mut codes = vec![0u8; self.codes.len()];
-        let mut scales = Vec::with_capacity(self.rows * grid.groups(self.cols));
+        let mut scales =
+            Scales { dtype: grid.scale_dtype(), bits: Vec::with_capacity(self.rows * grid.groups(self.cols)) };
+        let mut values = Vec::with_capacity(grid.group_size);
         for (row, (q, n)) in self.codes.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)).enumerate() {
             let blocks = q.chunks(grid.group_size).zip(n.chunks_mut(grid.group_size));
             for ((q, n), g_idx) in blocks.zip(self.g_idx.chunks(grid.group_size)) {
-                let group = g_idx[0];
-                if g_idx.iter().any(|&g| g != group) {
-                    return Err(fail(format!(
-                        "its scales do not belong to whole runs of {} inputs (a smaller or odd group size, or act-order \
-                         without static groups)",
-                        grid.group_size
-                    )));
-                }
-                let at = row * self.groups() + group as usize;
-                let (zero, scale) = (i16::from(self.zeros[at]), self.scales[at]);
-                let direct = |q: u8| i16::from(q) - zero + max_int;
-                let mirrored = |q: u8| max_int + zero - i16::from(q);
-                let fits = |map: &dyn Fn(u8) -> i16| q.iter().all(|&q| (0..=largest).contains(&map(q)));
-                let kept: (&dyn Fn(u8) -> i16, f16) = (&direct, scale);
-                let turned: (&dyn Fn(u8) -> i16, f16) = (&mirrored, -scale);
-                // The mirror image first where only it holds all codes, so that equal scales give equal codes.
-                let order = if zero > max_int { [turned, kept] } else { [kept, turned] };
-                let Some((map, scale)) = order.into_iter().find(|(map, _)| fits(map)) else {
-                    return Err(fail(format!(
-                        "row {row}, group {group} has zero {zero}, which `{}` cannot hold",
-                        format.name
-                    )));
+                let scale = match (self.keep(format, grid, row, q, g_idx, n), &mut refitted) {
+                    (Ok(scale), _) => scale,
+                    (Err(reason), None) => return Err(fail(reason)),
+                    (Err(reason), Some(refitted)) => {
+                        refitted.get_or_insert((reason, 0)).1 += 1;
+                        values.clear();
+                        values.extend(q.iter().zip(g_idx).map(|(&q, &g)| self.value(row, q, g)));
+                        nearest_codes(grid, &values, n)
+                    }
                 };
-                for (n, &q) in n.iter_mut().zip(q) {
-                    *n = map(q) as u8;
-                }
-                scales.push(scale);
+                scales.bits.push(narrow(scales.dtype, scale).1);
             }
         }
         Ok(format.pack(self.rows, self.cols, &codes, scales))
+    }
+
+    /// The codes `n` and the scale that mean the same as `q`; why there are none.
+    fn keep(
+        &self,
+        format: &QuantFormat,
+        grid: GroupQuant,
+        row: usize,
+        q: &[u8],
+        g_idx: &[u32],
+        n: &mut [u8],
+    ) -> Result<f32, String> {
+        let group = g_idx[0];
+        if g_idx.iter().any(|&g| g != group) {
+            return Err(format!(
+                "its scales do not belong to whole runs of {} inputs (a smaller or odd group size, or act-order \
+                 without static groups)",
+                grid.group_size
+            ));
+        }
+        let at = row * self.groups() + group as usize;
+        let (zero, scale) = (i16::from(self.zeros[at]), self.scales[at]);
+        if narrow(grid.scale_dtype(), scale).0 != scale {
+            let (name, dtype) = (format.name, grid.scale_dtype());
+            return Err(format!("row {row}, group {group} has scale {scale:e}, which `{name}` cannot hold in {dtype}"));
+        }
+        let (max_int, largest) = (i16::from(grid.max_int()), i16::from(grid.largest_code()));
+        let direct = |q: u8| i16::from(q) - zero + max_int;
+        let mirrored = |q: u8| max_int + zero - i16::from(q);
+        let fits = |map: &dyn Fn(u8) -> i16| q.iter().all(|&q| (0..=largest).contains(&map(q)));
+        let kept: (&dyn Fn(u8) -> i16, f32) = (&direct, scale);
+        let turned: (&dyn Fn(u8) -> i16, f32) = (&mirrored, -scale);
+        // The mirror image first where only it holds all codes, so that equal scales give equal codes.
+        let order = if zero > max_int { [turned, kept] } else { [kept, turned] };
+        let Some((map, scale)) = order.into_iter().find(|(map, _)| fits(map)) else {
+            return Err(format!("row {row}, group {group} has zero {zero}, which `{}` cannot hold", format.name));
+        };
+        for (n, &q) in n.iter_mut().zip(q) {
+            *n = map(q) as u8;
+        }
+        Ok(scale)
+    }
+}
+
+/// The codes of the values' nearest points on the grid, and its scale: of many scales, the one that leaves the smallest
+/// sum of squares. The grid has one step more above zero than below, so the scale takes the sign of the largest value.
+fn nearest_codes(grid: GroupQuant, values: &[f32], codes: &mut [u8]) -> f32 {
+    /// Largest values from all of the grid's range down to this part of it are tried, the rest being cut off.
+    const SMALLEST: f32 = 0.7;
+    const STEPS: u8 = 30;
+    let extreme = values.iter().fold(0f32, |max, &v| if v.abs() > max.abs() { v } else { max });
+    let (below, above) = (f32::from(grid.max_int()), f32::from(grid.largest_code() - grid.max_int()));
+    let code = |value: f32, scale: f32| {
+        // A scale of zero has no quotient: `max` drops NaN.
+        (value / scale + below).round_ties_even().max(0.0).min(below + above) as u8
+    };
+    let mut best = (f64::INFINITY, 0f32);
+    for side in [above, -below] {
+        for step in 0..=STEPS {
+            let share = SMALLEST + (1.0 - SMALLEST) * f32::from(step) / f32::from(STEPS);
+            let scale = narrow(grid.scale_dtype(), extreme * share / side).0;
+            let error: f64 = values.iter().map(|&v| f64::from(v - grid.value(code(v, scale), scale)).powi(2)).sum();
+            if error < best.0 {
+                best = (error, scale);
+            }
+        }
+    }
+    for (n, &value) in codes.iter_mut().zip(values) {
+        *n = code(value, best.1);
+    }
+    best.1
+}
+
+/// The nearest number of a scale's type, and its bits.
+fn narrow(dtype: Dtype, scale: f32) -> (f32, u16) {
+    match dtype {
+        Dtype::F16 => (f16::from_f32(scale).to_f32(), f16::from_f32(scale).to_bits()),
+        _ => (bf16::from_f32(scale).to_f32(), bf16::from_f32(scale).to_bits()),
     }
 }

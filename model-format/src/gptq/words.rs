@@ -1,6 +1,7 @@
-//! Codes in 32-bit words, the lowest bits first: the one packing that both `qweight` and `qzeros` use.
+//! Codes in 32-bit words, the lowest bits first: the one packing that both `qweight` and `qzeros` use. Codes of 3 bits run
+//! across the words, 32 of them in three.
 
-/// Codes `[a, b]` along the second axis into words `[a, b / per_word]`.
+/// Codes `[a, b]` along the second axis into words `[a, b / per_word]`. The bits must divide a word.
 pub(super) fn pack_rows(bits: usize, cols: usize, codes: &[u8]) -> Vec<u32> {
     let per_word = 32 / bits;
     assert_eq!(cols % per_word, 0, "GPTQ packs {per_word} codes to a word: {cols} is not a multiple");
@@ -10,10 +11,29 @@ pub(super) fn pack_rows(bits: usize, cols: usize, codes: &[u8]) -> Vec<u32> {
         .collect()
 }
 
-/// The codes `[a, b]` of words `[a, b / per_word]`.
-pub(super) fn unpack_rows(bits: usize, words: &[u32]) -> Vec<u8> {
+/// The codes of rows of words, as many as fit whole into each row of `row_words`.
+pub(super) fn unpack_rows(bits: usize, row_words: usize, words: &[u32]) -> Vec<u8> {
     let mask = (1u64 << bits) - 1;
-    words.iter().flat_map(|&word| (0..32 / bits).map(move |r| (u64::from(word) >> (bits * r) & mask) as u8)).collect()
+    let mut codes = Vec::with_capacity(words.len() * 32 / bits);
+    for row in words.chunks_exact(row_words) {
+        // Bits that are left over from the words before.
+        let (mut left, mut count) = (0u64, 0);
+        for &word in row {
+            left |= u64::from(word) << count;
+            count += 32;
+            while count >= bits {
+                codes.push((left & mask) as u8);
+                left >>= bits;
+                count -= bits;
+            }
+        }
+    }
+    codes
+}
+
+/// Words that `count` codes take.
+pub(super) fn words(bits: usize, count: usize) -> usize {
+    (count * bits).div_ceil(32)
 }
 
 /// `[a, b]` to `[b, a]`.

@@ -7,35 +7,64 @@ pub mod group_quant;
 pub mod no_quant;
 mod stored;
 
-use half::f16;
-
-pub use stored::StoredTensor;
+pub use stored::{StoredTensor, bf16_on_disk};
 
 use crate::{Dtype, Error, Param, Result, Role};
-use group_quant::GroupQuant;
+use group_quant::{GroupQuant, Scales};
 
-/// Every format there is.
+/// Every format there is, under MLC's names: bits of a code, number type of the model, and a layout.
 pub const QUANT_FORMATS: &[QuantFormat] = &[
-    QuantFormat { name: "q4f16_1", model_dtype: Dtype::F16, kind: Kind::Group(GroupQuant { bits: 4, group_size: 32 }) },
-    QuantFormat { name: "q0f16", model_dtype: Dtype::F16, kind: Kind::Plain },
+    group("q4f16_1", 4, 32, Dtype::F16),
+    group("q4f32_1", 4, 32, Dtype::F32),
+    QuantFormat { layout: Layout::Kn, ..group("q4f16_0", 4, 32, Dtype::F16) },
+    QuantFormat { keeps_ends: true, ..group("q4f16_2", 4, 32, Dtype::F16) },
+    group("q3f16_1", 3, 40, Dtype::F16),
+    QuantFormat { layout: Layout::Kn, ..group("q3f16_0", 3, 40, Dtype::F16) },
+    group("q4bf16_1", 4, 32, Dtype::BF16),
+    QuantFormat { layout: Layout::Kn, ..group("q4bf16_0", 4, 32, Dtype::BF16) },
+    plain("q0f16", Dtype::F16),
+    plain("q0f32", Dtype::F32),
+    plain("q0bf16", Dtype::BF16),
 ];
+
+/// A format of codes in groups, stored as MLC stores most.
+const fn group(name: &'static str, bits: usize, group_size: usize, dtype: Dtype) -> QuantFormat {
+    let kind = Kind::Group(GroupQuant { bits, group_size, dtype });
+    QuantFormat { name, kind, layout: Layout::Nk, keeps_ends: false }
+}
+
+/// A format without codes.
+const fn plain(name: &'static str, dtype: Dtype) -> QuantFormat {
+    QuantFormat { name, kind: Kind::Plain(dtype), layout: Layout::Nk, keeps_ends: false }
+}
 
 /// A named way to store a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantFormat {
     /// MLC's name, `q4f16_1`.
     pub name: &'static str,
-    /// Number type of what is not quantized, of the scales, and of the arithmetic of quantizing.
-    pub model_dtype: Dtype,
     /// Family, with its numbers.
     pub kind: Kind,
+    /// How the codes and scales of linear layers lie in a folder. In memory they are always [`Layout::Nk`].
+    pub layout: Layout,
+    /// Whether the embedding table and the head stay plain numbers.
+    pub keeps_ends: bool,
+}
+
+/// Which way round a folder stores the codes and scales of a linear layer. Embedding tables are never turned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// A row per output.
+    Nk,
+    /// A row per word, or per group, of inputs: the transposed of the other.
+    Kn,
 }
 
 /// The families of formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Stored as numbers of the model's dtype.
-    Plain,
+    /// Stored as numbers of the model's type, which is this.
+    Plain(Dtype),
     /// Codes in groups that share a scale.
     Group(GroupQuant),
 }
@@ -50,18 +79,26 @@ impl QuantFormat {
     pub fn group(&self) -> Option<GroupQuant> {
         match self.kind {
             Kind::Group(group) => Some(group),
-            Kind::Plain => None,
+            Kind::Plain(_) => None,
+        }
+    }
+
+    /// Number type of what is not quantized, of the scales, and of the arithmetic of quantizing.
+    pub fn model_dtype(&self) -> Dtype {
+        match self.kind {
+            Kind::Group(group) => group.dtype,
+            Kind::Plain(dtype) => dtype,
         }
     }
 
     /// Whether `param` is stored in codes.
     pub fn quantizes(&self, param: &Param) -> bool {
-        self.group().is_some() && param.role.is_matrix()
+        self.quantizes_role(param.role)
     }
 
     /// Whether a matrix in this place is stored in codes.
     pub fn quantizes_role(&self, role: Role) -> bool {
-        self.group().is_some() && role.is_matrix()
+        self.group().is_some() && role.is_matrix() && (role.is_layer_matrix() || !self.keeps_ends)
     }
 
     /// Round-to-nearest, exactly as MLC does it. `weights` is row-major `[rows, cols]`.
@@ -76,10 +113,11 @@ impl QuantFormat {
     /// Packs codes `[rows, cols]` with scales `[rows, groups]` that were chosen elsewhere, by GPTQ say.
     ///
     /// Panics when this is a plain format or a length is wrong.
-    pub fn pack(&'static self, rows: usize, cols: usize, codes: &[u8], scales: Vec<f16>) -> QuantizedMatrix {
+    pub fn pack(&'static self, rows: usize, cols: usize, codes: &[u8], q_scale: Scales) -> QuantizedMatrix {
         let group = self.group().unwrap_or_else(|| panic!("pack: {} has no codes", self.name));
-        assert_eq!(scales.len(), rows * group.groups(cols), "pack: one scale per row and group");
-        QuantizedMatrix { format: self, rows, cols, q_weight: group.pack(rows, cols, codes), q_scale: scales }
+        assert_eq!(q_scale.len(), rows * group.groups(cols), "pack: one scale per row and group");
+        assert_eq!(q_scale.dtype, group.scale_dtype(), "pack: scales of {}", self.name);
+        QuantizedMatrix { format: self, rows, cols, q_weight: group.pack(rows, cols, codes), q_scale }
     }
 }
 
@@ -95,7 +133,7 @@ pub struct QuantizedMatrix {
     /// `[rows, groups * words per group]` packed codes.
     pub q_weight: Vec<u32>,
     /// `[rows, groups]` scales.
-    pub q_scale: Vec<f16>,
+    pub q_scale: Scales,
 }
 
 impl QuantizedMatrix {
@@ -127,7 +165,7 @@ impl QuantizedMatrix {
             assert_eq!((part.format, part.cols), (whole.format, whole.cols), "concat_rows: same format and inputs");
             whole.rows += part.rows;
             whole.q_weight.extend(part.q_weight);
-            whole.q_scale.extend(part.q_scale);
+            whole.q_scale.bits.extend(part.q_scale.bits);
         }
         whole
     }

@@ -1,20 +1,41 @@
 //! How an MLC folder stores a parameter: one tensor, or codes and scales. The converter writes these, the engine reads
 //! them.
 
-use half::f16;
+use half::{bf16, f16};
 
-use super::{QuantFormat, QuantizedMatrix};
-use crate::{Dtype, Error, HostTensor, Param, Result, Weight};
+use super::{Layout, QuantFormat, QuantizedMatrix, group_quant::Scales};
+use crate::{Dtype, Error, HostTensor, Param, Result, Role, Weight};
 
 /// A tensor as an MLC folder names and shapes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor {
-    /// `X.weight`, or `X.q_weight` and `X.q_scale`.
+    /// `X.weight` or `X.bias`, or `X.q_weight` and `X.q_scale`.
     pub name: String,
     /// Extents, outermost first.
     pub shape: Vec<usize>,
     /// Number type in memory.
     pub dtype: Dtype,
+}
+
+impl StoredTensor {
+    /// Number type in the file: MLC writes f32 as bf16.
+    pub fn disk_dtype(&self) -> Dtype {
+        if self.dtype == Dtype::F32 { Dtype::BF16 } else { self.dtype }
+    }
+
+    /// Bytes in the file.
+    pub fn disk_bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.disk_dtype().size()
+    }
+}
+
+/// An f32 number as MLC writes it: bf16, halves to even; what lies beyond bf16's range is cut off to its largest.
+pub fn bf16_on_disk(value: f32) -> bf16 {
+    let limit = bf16::MAX.to_f32();
+    if value > -limit && value < limit {
+        return bf16::from_f32(value);
+    }
+    bf16::from_bits((value.to_bits() >> 16) as u16)
 }
 
 impl QuantFormat {
@@ -24,20 +45,33 @@ impl QuantFormat {
             return vec![StoredTensor {
                 name: param.name.clone(),
                 shape: param.shape.clone(),
-                dtype: self.model_dtype,
+                dtype: self.model_dtype(),
             }];
         };
         let [rows, cols] = param.shape[..] else { panic!("stored: `{}` is not a matrix", param.name) };
-        let module = param.name.strip_suffix("weight").expect("parameters end in .weight");
-        let groups = group.groups(cols);
+        let module = param.name.strip_suffix("weight").expect("matrices end in .weight");
+        let mut shapes = [vec![rows, group.row_words(cols)], vec![rows, group.groups(cols)]];
+        if self.turns(param) {
+            shapes.iter_mut().for_each(|shape| shape.reverse());
+        }
+        let [codes, scales] = shapes;
         vec![
-            StoredTensor {
-                name: format!("{module}q_weight"),
-                shape: vec![rows, groups * group.words_per_group()],
-                dtype: Dtype::U32,
-            },
-            StoredTensor { name: format!("{module}q_scale"), shape: vec![rows, groups], dtype: self.model_dtype },
+            StoredTensor { name: format!("{module}q_weight"), shape: codes, dtype: Dtype::U32 },
+            StoredTensor { name: format!("{module}q_scale"), shape: scales, dtype: group.dtype },
         ]
+    }
+
+    /// Whether codes and scales of `param` are stored transposed.
+    fn turns(&self, param: &Param) -> bool {
+        self.layout == Layout::Kn && param.role != Role::Embedding
+    }
+
+    /// Codes `[rows, words]` and scales `[rows, groups]` of a quantized parameter as a folder stores them.
+    pub fn arranged(&self, param: &Param, q_weight: Vec<u32>, q_scale: Vec<u16>) -> (Vec<u32>, Vec<u16>) {
+        if !self.turns(param) {
+            return (q_weight, q_scale);
+        }
+        (transpose(&q_weight, param.shape[0]), transpose(&q_scale, param.shape[0]))
     }
 
     /// The parameter out of its stored tensors, in the order of [`QuantFormat::stored`], whose shapes and dtypes are
@@ -54,48 +88,54 @@ impl QuantFormat {
                     expected: expected.shape.clone(),
                 });
             }
-            let codes = expected.dtype == Dtype::U32;
-            if codes != (found.dtype == Dtype::U32) || (self.quantizes(param) && expected.dtype != found.dtype) {
+            let float = matches!(found.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
+            let fits = if self.quantizes(param) { expected.disk_dtype() == found.dtype } else { float };
+            if !fits {
                 return Err(Error::ParamDtype {
                     name: expected.name.clone(),
                     file: file.into(),
                     found: found.dtype.to_string(),
-                    expected: expected.dtype.to_string(),
+                    expected: expected.disk_dtype().to_string(),
                 });
             }
         }
         Ok(match tensors {
             [codes, scales] => {
                 let [rows, cols] = param.shape[..] else { panic!("only matrices are stored in two tensors") };
-                Weight::Quantized(QuantizedMatrix {
-                    format: self,
-                    rows,
-                    cols,
-                    q_weight: codes
-                        .bytes
-                        .chunks_exact(4)
-                        .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                        .collect(),
-                    q_scale: f16_values(scales),
-                })
+                let mut q_weight: Vec<u32> =
+                    codes.bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+                let mut bits: Vec<u16> =
+                    scales.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
+                if self.turns(param) {
+                    q_weight = transpose(&q_weight, q_weight.len() / rows);
+                    bits = transpose(&bits, bits.len() / rows);
+                }
+                let q_scale = Scales { dtype: scales.dtype, bits };
+                Weight::Quantized(QuantizedMatrix { format: self, rows, cols, q_weight, q_scale })
             }
-            [whole] if whole.dtype == Dtype::F16 => Weight::F16 { shape: param.shape.clone(), data: f16_values(whole) },
+            [whole] if whole.dtype == Dtype::F16 => {
+                let data = whole.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect();
+                Weight::F16 { shape: param.shape.clone(), data }
+            }
             [whole] => Weight::F32 { shape: param.shape.clone(), data: whole.to_f32() },
             _ => unreachable!("a parameter is stored in one or two tensors"),
         })
     }
 }
 
-impl QuantizedMatrix {
-    /// The bytes of its stored tensors, in the order of [`QuantFormat::stored`].
-    pub fn stored_bytes(&self) -> [Vec<u8>; 2] {
-        [
-            self.q_weight.iter().flat_map(|word| word.to_le_bytes()).collect(),
-            self.q_scale.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
-        ]
+/// `[rows, ..]` to `[.., rows]`, in tiles, so that neither side strides through memory.
+fn transpose<T: Copy + Default>(values: &[T], rows: usize) -> Vec<T> {
+    const TILE: usize = 16;
+    let cols = values.len() / rows;
+    let mut out = vec![T::default(); values.len()];
+    for first_row in (0..rows).step_by(TILE) {
+        for first_col in (0..cols).step_by(TILE) {
+            for row in first_row..rows.min(first_row + TILE) {
+                for col in first_col..cols.min(first_col + TILE) {
+                    out[col * rows + row] = values[row * cols + col];
+                }
+            }
+        }
     }
-}
-
-fn f16_values(tensor: &HostTensor<'_>) -> Vec<f16> {
-    tensor.bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()
+    out
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand, ValueEnum};
-use weight_convert::ConfigOptions;
+use weight_convert::{ConfigOptions, WeightOptions};
 
 /// Convert checkpoints into MLC folders.
 #[derive(Parser)]
@@ -40,7 +40,38 @@ pub struct ConvertArgs {
     #[arg(long, default_value = "q4f16_1")]
     pub quantization: String,
     #[command(flatten)]
+    pub weights: WeightArgs,
+    #[command(flatten)]
     pub config: ConfigArgs,
+    #[command(flatten)]
+    pub report: ReportArgs,
+}
+
+#[derive(clap::Args)]
+pub struct WeightArgs {
+    /// Where the format cannot hold the values of a GPTQ checkpoint, take the nearest and report the error
+    #[arg(long)]
+    pub refit: bool,
+    /// Largest file of weights, in MiB, but for single tensors that are larger
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub shard_size: u32,
+    /// Write nothing: say what would be written, and how large it is
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl WeightArgs {
+    /// As the library takes them.
+    pub fn options(&self) -> WeightOptions {
+        WeightOptions { refit: self.refit, shard_size: (self.shard_size as usize) << 20 }
+    }
+}
+
+#[derive(clap::Args)]
+pub struct ReportArgs {
+    /// Report in JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]
@@ -68,6 +99,10 @@ pub struct ConvertWeightArgs {
     /// A LoRA adapter to merge (not supported)
     #[arg(long, hide = true)]
     pub lora_adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub weights: WeightArgs,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -99,6 +134,8 @@ pub struct GenConfigArgs {
     pub output: PathBuf,
     #[command(flatten)]
     pub options: ConfigArgs,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(clap::Args)]
@@ -159,6 +196,14 @@ pub struct VerifyArgs {
     pub source: String,
     /// The MLC folder
     pub folder: PathBuf,
+    /// Fail also where a value is further than this from the checkpoint's
+    #[arg(long)]
+    pub max_error: Option<f32>,
+    /// Fail also where a parameter's values are on average further than this from the checkpoint's
+    #[arg(long)]
+    pub mean_error: Option<f32>,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }
 
 #[derive(clap::Args)]
@@ -168,4 +213,6 @@ pub struct InspectArgs {
     /// List every tensor
     #[arg(long)]
     pub tensors: bool,
+    #[command(flatten)]
+    pub report: ReportArgs,
 }

@@ -106,4 +106,8 @@ impl Checkpoint for WithConfig {
     fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.weights.info(name)
     }
+
+    fn release(&self, name: &str) {
+        self.weights.release(name);
+    }
 }

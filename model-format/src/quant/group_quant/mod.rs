@@ -1,16 +1,22 @@
 //! Group quantization as MLC defines it: weights in groups along K, one scale per group, zero point in the middle.
 //!
 //! `value = (code - max_int) * scale`. A group takes a whole number of u32 words; element `r` of a word is in its bits
-//! `bits * r ..`, lowest first; words of a ragged last group are padded with zero bits. MLC writes codes
-//! `0..=2 * max_int` and positive scales. Every reader takes the one code beyond and negative scales too, and our
-//! quantizer uses them.
+//! `bits * r ..`, lowest first, and bits that hold no whole element are zero; words of a ragged last group are padded with
+//! zero bits. MLC writes codes `0..=2 * max_int` and positive scales. Every reader takes the one code beyond and negative
+//! scales too, and our quantizer uses them.
 //!
-//! The arithmetic of [`GroupQuant::quantize`] is done in f16, every step rounded, in MLC's order, so that the words are
-//! equal bit for bit.
+//! The arithmetic of [`GroupQuant::quantize`] is done in the format's own number type, every step rounded, in MLC's order,
+//! so that the words are equal bit for bit.
 
 mod ggml;
+mod rounding;
+mod scales;
 
-use half::f16;
+pub use scales::Scales;
+
+use crate::Dtype;
+use rounding::{BF16, F16, F32, Rounding};
+use scales::scale_bits;
 
 /// The numbers of a group format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +25,8 @@ pub struct GroupQuant {
     pub bits: usize,
     /// Weights per scale, along K.
     pub group_size: usize,
+    /// Number type of the arithmetic: f16, bf16 or f32.
+    pub dtype: Dtype,
 }
 
 impl GroupQuant {
@@ -28,6 +36,11 @@ impl GroupQuant {
     /// The code of the value zero, and the largest multiple of the scale that MLC uses.
     pub fn max_int(self) -> u8 {
         (1 << (self.bits - 1)) - 1
+    }
+
+    /// The largest code that the bits hold.
+    pub fn largest_code(self) -> u8 {
+        ((1u16 << self.bits) - 1) as u8
     }
 
     /// Codes per u32.
@@ -45,51 +58,89 @@ impl GroupQuant {
         cols.div_ceil(self.group_size)
     }
 
-    /// MLC's scale of a group: `max|w| / max_int`.
-    pub fn scale(self, group: &[f16]) -> f16 {
-        let max_abs = group.iter().fold(f16::ZERO, |m, w| {
-            let a = f16::from_bits(w.to_bits() & 0x7fff);
-            if a > m { a } else { m }
-        });
-        max_abs / f16::from_f32(f32::from(self.max_int()))
+    /// Words in a row of `cols` weights.
+    pub fn row_words(self, cols: usize) -> usize {
+        self.groups(cols) * self.words_per_group()
     }
 
-    /// MLC's code of a value: nearest, halves to even, clamped to `0..=2 * max_int`. NaN, as of 0 / 0, becomes 0.
-    pub fn code(self, value: f16, scale: f16) -> u8 {
-        let max_int = f16::from_f32(f32::from(self.max_int()));
-        let shifted = (value / scale) + max_int;
-        let rounded = shifted.to_f32().round_ties_even();
-        // `max` drops NaN.
-        rounded.max(0.0).min(f32::from(2 * self.max_int())) as u8
+    /// Number type that scales are stored in. f32 scales lie on disk as bf16, like all that MLC stores in f32.
+    pub fn scale_dtype(self) -> Dtype {
+        if self.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 }
     }
 
     /// What a code stands for, in f32.
-    pub fn value(self, code: u8, scale: f16) -> f32 {
-        (f32::from(code) - f32::from(self.max_int())) * scale.to_f32()
+    pub fn value(self, code: u8, scale: f32) -> f32 {
+        (f32::from(code) - f32::from(self.max_int())) * scale
     }
 
     /// Round-to-nearest of `[rows, cols]`: packed words and scales.
-    pub fn quantize(self, rows: usize, cols: usize, weights: &[f32]) -> (Vec<u32>, Vec<f16>) {
+    pub fn quantize(self, rows: usize, cols: usize, weights: &[f32]) -> (Vec<u32>, Scales) {
         assert_eq!(weights.len(), rows * cols, "quantize: {rows} x {cols} weights");
-        let mut codes = Vec::with_capacity(rows * cols);
-        let mut scales = Vec::with_capacity(rows * self.groups(cols));
-        let mut group = Vec::with_capacity(self.group_size);
-        for row in weights.chunks_exact(cols) {
-            for weights in row.chunks(self.group_size) {
-                group.clear();
-                group.extend(weights.iter().map(|&w| f16::from_f32(w)));
-                let scale = self.scale(&group);
-                scales.push(scale);
-                codes.extend(group.iter().map(|&w| self.code(w, scale)));
+        let mut words = vec![0; rows * self.row_words(cols)];
+        let mut scales = Scales { dtype: self.scale_dtype(), bits: vec![0; rows * self.groups(cols)] };
+        self.quantize_into(cols, weights, &mut words, &mut scales.bits);
+        (words, scales)
+    }
+
+    /// The same into memory that is there: `[rows, row_words]` words and `[rows, groups]` scales.
+    pub fn quantize_into(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) {
+        // The numbers of the formats that there are, so that the loops over a group have fixed lengths.
+        match (self.bits, self.group_size) {
+            (4, 32) => self.quantize_groups::<4, 32>(cols, weights, words, scales),
+            (3, 40) => self.quantize_groups::<3, 40>(cols, weights, words, scales),
+            (bits, group_size) => panic!("quantize: no format has {bits} bits in groups of {group_size}"),
+        }
+    }
+
+    fn quantize_groups<const BITS: usize, const GROUP: usize>(
+        self,
+        cols: usize,
+        weights: &[f32],
+        words: &mut [u32],
+        scales: &mut [u16],
+    ) {
+        match self.dtype {
+            Dtype::F16 => self.quantize_in::<F16, BITS, GROUP>(cols, weights, words, scales),
+            Dtype::BF16 => self.quantize_in::<BF16, BITS, GROUP>(cols, weights, words, scales),
+            _ => self.quantize_in::<F32, BITS, GROUP>(cols, weights, words, scales),
+        }
+    }
+
+    fn quantize_in<T: Rounding, const BITS: usize, const GROUP: usize>(
+        self,
+        cols: usize,
+        weights: &[f32],
+        words: &mut [u32],
+        scales: &mut [u16],
+    ) {
+        let (row_words, groups) = (self.row_words(cols), self.groups(cols));
+        assert_eq!(weights.len() / cols * row_words, words.len(), "quantize: words of rows of {cols} weights");
+        assert_eq!(weights.len() / cols * groups, scales.len(), "quantize: scales of rows of {cols} weights");
+        let scale_dtype = self.scale_dtype();
+        let rows = words.chunks_exact_mut(row_words).zip(scales.chunks_exact_mut(groups));
+        for (row, (words, scales)) in weights.chunks_exact(cols).zip(rows) {
+            let groups = words.chunks_exact_mut(self.words_per_group()).zip(scales);
+            for (weights, (words, scale)) in row.chunks(GROUP).zip(groups) {
+                // A ragged group is filled up with zeros, which change no maximum; their codes are cleared.
+                let mut values = [0f32; GROUP];
+                match <&[f32; GROUP]>::try_from(weights) {
+                    Ok(weights) => values.iter_mut().zip(weights).for_each(|(value, &weight)| *value = T::cast(weight)),
+                    Err(_) => values.iter_mut().zip(weights).for_each(|(value, &weight)| *value = T::cast(weight)),
+                }
+                let (exact, mut codes) = group_codes::<T, BITS, GROUP>(&values);
+                codes[weights.len()..].fill(0);
+                *scale = scale_bits(scale_dtype, exact);
+                for (word, codes) in words.iter_mut().zip(codes.chunks_exact(32 / BITS)) {
+                    *word = codes.iter().enumerate().fold(0, |word, (r, code)| word | code << (BITS * r));
+                }
             }
         }
-        (self.pack(rows, cols, &codes), scales)
     }
 
     /// Packs codes `[rows, cols]` into words `[rows, groups * words_per_group]`.
     pub fn pack(self, rows: usize, cols: usize, codes: &[u8]) -> Vec<u32> {
         assert_eq!(codes.len(), rows * cols, "pack: {rows} x {cols} codes");
-        let row_words = self.groups(cols) * self.words_per_group();
+        let row_words = self.row_words(cols);
         let mut words = vec![0u32; rows * row_words];
         for (row, words) in codes.chunks_exact(cols).zip(words.chunks_exact_mut(row_words)) {
             for (word, codes) in words.iter_mut().zip(row.chunks(self.codes_per_word())) {
@@ -103,9 +154,9 @@ impl GroupQuant {
 
     /// The codes `[rows, cols]` of packed words.
     pub fn unpack(self, rows: usize, cols: usize, q_weight: &[u32]) -> Vec<u8> {
-        let row_words = self.groups(cols) * self.words_per_group();
+        let row_words = self.row_words(cols);
         assert_eq!(q_weight.len(), rows * row_words, "unpack: words of {rows} x {cols} codes");
-        let mask = (1u32 << self.bits) - 1;
+        let mask = u32::from(self.largest_code());
         let mut codes = Vec::with_capacity(rows * cols);
         for words in q_weight.chunks_exact(row_words) {
             for c in 0..cols {
@@ -117,16 +168,45 @@ impl GroupQuant {
     }
 
     /// The values `[rows, cols]` of packed words and scales.
-    pub fn dequantize(self, rows: usize, cols: usize, q_weight: &[u32], q_scale: &[f16]) -> Vec<f32> {
+    pub fn dequantize(self, rows: usize, cols: usize, q_weight: &[u32], q_scale: &Scales) -> Vec<f32> {
         let groups = self.groups(cols);
         assert_eq!(q_scale.len(), rows * groups, "dequantize: one scale per row and group");
         let mut values = Vec::with_capacity(rows * cols);
         for (row, codes) in self.unpack(rows, cols, q_weight).chunks_exact(cols).enumerate() {
             for (group, codes) in codes.chunks(self.group_size).enumerate() {
-                let scale = q_scale[row * groups + group];
+                let scale = q_scale.get(row * groups + group);
                 values.extend(codes.iter().map(|&code| self.value(code, scale)));
             }
         }
         values
     }
+}
+
+/// MLC's scale of a group, `max|w| / max_int`, and its codes. The values are of the type already.
+#[inline(always)]
+fn group_codes<T: Rounding, const BITS: usize, const GROUP: usize>(values: &[f32; GROUP]) -> (f32, [u32; GROUP]) {
+    let max_int = ((1 << (BITS - 1)) - 1) as f32;
+    let mut codes = [0; GROUP];
+    // Sizes of floats are in the order of their bits, and NaN is above all: a maximum that vector code can take.
+    let largest = values.iter().fold(0, |max: i32, v| max.max(v.abs().to_bits() as i32));
+    let scale = T::cast(f32::from_bits(largest as u32) / max_int);
+    // Nearest, halves to even, clamped.
+    if scale > 0.0 && scale.is_finite() {
+        for (code, &value) in codes.iter_mut().zip(values) {
+            let shifted = T::near(T::near(value / scale) + max_int);
+            let shifted = if shifted > 0.0 { shifted } else { 0.0 };
+            let clamped = if shifted < 2.0 * max_int { shifted } else { 2.0 * max_int };
+            // The last place of 2^23 is one: adding it rounds to a whole number, which is then in the low bits.
+            *code = (clamped + 8_388_608.0).to_bits() & 0xff;
+        }
+        return (scale, codes);
+    }
+    // NaN has no size; as a quotient, of 0 / 0 say, it becomes code 0.
+    let max_abs = values.iter().fold(0f32, |max, v| max.max(v.abs()));
+    let scale = T::cast(max_abs / max_int);
+    for (code, &value) in codes.iter_mut().zip(values) {
+        let shifted = T::cast(T::cast(value / scale) + max_int);
+        *code = shifted.round_ties_even().max(0.0).min(2.0 * max_int) as u32;
+    }
+    (scale, codes)
 }

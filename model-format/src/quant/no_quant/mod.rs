@@ -1,4 +1,4 @@
-//! No quantization: numbers of the model's dtype. For baselines, calibration, and everything that has no codes.
+//! No quantization: q0f16, q0f32 and q0bf16, numbers of the model's type. For baselines, calibration, and everything that has no codes.
 //!
 //! On the device a row is padded with zeros to whole blocks of [`BLOCK_SIZE`] weights, so that kernels read it through
 //! the interface of the quantized formats.

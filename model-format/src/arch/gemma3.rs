@@ -1,0 +1,77 @@
+//! Gemma 3, text only: Gemma 2 without the caps, with normed queries and keys, and a base of rotation of their own for the
+//! layers that have a window.
+
+use super::{
+    Architecture, Context, MlcConfig, Names,
+    mlc_config::{needed, or},
+    named, same,
+};
+use crate::{DecoderConfig, Role};
+
+pub(super) const GEMMA3: Architecture = Architecture {
+    model_type: "gemma3_text",
+    decoder_config: |config| {
+        let mut decoder = DecoderConfig::from_gemma_like(config, 131_072)?;
+        decoder.qk_norm = true;
+        let local = config.rope_parameters("sliding_attention").and_then(|rope| rope.get("rope_theta"));
+        decoder.window_rope_theta = Some(match local {
+            Some(theta) => config.to_f64("rope_parameters.sliding_attention.rope_theta", theta)?,
+            None => config.f64_or("rope_local_base_freq", 10000.0)?,
+        });
+        decoder.window_all_but_every(config, config.usize_or("sliding_window_pattern", 6)?)?;
+        Ok(decoder)
+    },
+    names: Names {
+        embedding: named("language_model.model.embed_tokens.weight", &["model.embed_tokens.weight"]),
+        layers: named("language_model.model.layers", &["model.layers"]),
+        layer: &[
+            (Role::InputNorm, same(&["input_layernorm.weight"])),
+            (Role::Query, same(&["self_attn.q_proj.weight"])),
+            (Role::Key, same(&["self_attn.k_proj.weight"])),
+            (Role::Value, same(&["self_attn.v_proj.weight"])),
+            (Role::QueryNorm, same(&["self_attn.q_norm.weight"])),
+            (Role::KeyNorm, same(&["self_attn.k_norm.weight"])),
+            (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
+            (Role::AttentionOutNorm, same(&["post_attention_layernorm.weight"])),
+            (Role::PostAttentionNorm, same(&["pre_feedforward_layernorm.weight"])),
+            (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+            (Role::Down, same(&["mlp.down_proj.weight"])),
+            (Role::DownNorm, same(&["post_feedforward_layernorm.weight"])),
+        ],
+        final_norm: named("language_model.model.norm.weight", &["model.norm.weight"]),
+        lm_head: named("language_model.lm_head.weight", &["lm_head.weight"]),
+    },
+    norm_adds_one: true,
+    unused: &["rotary_emb.inv_freq"],
+    mlc_config: MlcConfig {
+        fields: &[
+            or("vocab_size", "262208"),
+            or("tensor_parallel_shards", "1"),
+            needed("max_batch_size"),
+            needed("context_window_size"),
+            needed("sliding_window_size"),
+            needed("prefill_chunk_size"),
+            or("is_text_model", "true"),
+        ],
+        text_config: Some(&[
+            needed("hidden_size"),
+            needed("intermediate_size"),
+            needed("num_hidden_layers"),
+            or("attention_bias", "false"),
+            or("num_attention_heads", "8"),
+            or("num_key_value_heads", "4"),
+            or("head_dim", "256"),
+            or("rms_norm_eps", "1e-06"),
+            or("hidden_activation", "\"gelu_pytorch_tanh\""),
+            needed("position_embedding_base"),
+            or("rope_scaling", "0"),
+            needed("context_window_size"),
+            needed("prefill_chunk_size"),
+            or("query_pre_attn_scalar", "256"),
+            needed("sliding_window_size"),
+        ]),
+        context: Context::AtLeast(8192),
+        prefill_limit: 8192,
+    },
+    gguf: None,
+};

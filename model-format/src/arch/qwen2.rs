@@ -1,0 +1,68 @@
+//! Qwen 2 and 2.5: Llama with a bias on queries, keys and values.
+
+use super::{
+    Architecture, Context, MlcConfig, Names, llama,
+    mlc_config::{needed, or},
+    named, same,
+};
+use crate::{DecoderConfig, Role};
+
+pub(super) const QWEN2: Architecture = Architecture {
+    model_type: "qwen2",
+    decoder_config: |config| {
+        let mut decoder = DecoderConfig::from_llama_like(config, 32_768)?;
+        decoder.qkv_bias = true;
+        decoder.window_layers_from_max_window_layers(config)?;
+        Ok(decoder)
+    },
+    names: Names {
+        layer: &[
+            (Role::InputNorm, same(&["input_layernorm.weight"])),
+            (
+                Role::Qkv,
+                named(
+                    "self_attn.c_attn.weight",
+                    &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
+                ),
+            ),
+            (
+                Role::QkvBias,
+                named(
+                    "self_attn.c_attn.bias",
+                    &["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"],
+                ),
+            ),
+            (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
+            (Role::PostAttentionNorm, same(&["post_attention_layernorm.weight"])),
+            (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+            (Role::Down, same(&["mlp.down_proj.weight"])),
+        ],
+        ..llama::NAMES
+    },
+    norm_adds_one: false,
+    unused: &["rotary_emb.inv_freq"],
+    mlc_config: MlcConfig {
+        fields: &[
+            needed("hidden_act"),
+            needed("hidden_size"),
+            needed("intermediate_size"),
+            needed("num_attention_heads"),
+            needed("num_hidden_layers"),
+            needed("num_key_value_heads"),
+            needed("rms_norm_eps"),
+            needed("rope_theta"),
+            needed("vocab_size"),
+            or("tie_word_embeddings", "false"),
+            needed("context_window_size"),
+            needed("prefill_chunk_size"),
+            or("tensor_parallel_shards", "1"),
+            needed("head_dim"),
+            or("dtype", "\"float32\""),
+            needed("max_batch_size"),
+        ],
+        text_config: None,
+        context: Context::Positions,
+        prefill_limit: 8192,
+    },
+    gguf: None,
+};

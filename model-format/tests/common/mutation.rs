@@ -1,0 +1,155 @@
+//! Many spoilt copies of a good file, and what a reader may take of memory while it looks at one.
+//!
+//! `MUTATIONS=1000000` asks for more than the usual slice.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// Copies that are tried where nobody says otherwise.
+const SLICE: u64 = 50_000;
+/// Memory that a reader may take, beyond twice its input.
+const ALLOWANCE: usize = 64 << 20;
+
+/// The system's allocator, counting what the current thread holds.
+pub struct Counting;
+
+thread_local! {
+    static HELD: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn count(change: isize) {
+    // A thread that ends has no counters any more.
+    let _ = HELD.try_with(|held| {
+        held.set(held.get() + change);
+        PEAK.with(|peak| peak.set(peak.get().max(held.get())));
+    });
+}
+
+// SAFETY: every call is passed on to the system's allocator with the caller's own arguments.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller keeps the contract of this function, which is that one's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: as above.
+        unsafe { System.dealloc(pointer, layout) };
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+/// Gives spoilt copies of `good` files to `read`. It may take them or refuse them, but neither panic nor take much memory.
+pub fn check(good: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
+    let copies = std::env::var("MUTATIONS").map_or(SLICE, |count| count.parse().expect("MUTATIONS is a number"));
+    let mut random = Random(0x5eed);
+    for copy in 0..copies {
+        let input = spoilt(&good[random.below(good.len())], &mut random);
+        let before = HELD.get();
+        PEAK.set(before);
+        if catch_unwind(AssertUnwindSafe(|| read(&input))).is_err() {
+            panic!("copy {copy} makes the reader panic: {}", String::from_utf8_lossy(&input));
+        }
+        let taken = (PEAK.get() - before).max(0) as usize;
+        let allowed = ALLOWANCE + 2 * input.len();
+        assert!(taken <= allowed, "copy {copy} takes {taken} bytes: {}", String::from_utf8_lossy(&input));
+    }
+}
+
+/// splitmix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound.max(1) as u64) as usize
+    }
+}
+
+/// What readers stumble over, in JSON and in binary headers.
+const TOKENS: &[&[u8]] = &[
+    b"0",
+    b"-1",
+    b"1e308",
+    b"1e-308",
+    b"0.5",
+    b"4294967296",
+    b"9223372036854775807",
+    b"9223372036854775808",
+    b"18446744073709551615",
+    b"99999999999999999999999",
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b"\"\"",
+    b"\"../x\"",
+    b"\"\\u0000\"",
+    b"\"\\ud800\"",
+    b"[[[[[[[[",
+    b"NaN",
+    b"\xff\xff\xff\xff",
+    b"\xff\xff\xff\xff\xff\xff\xff\xff",
+    b"\xff\xff\xff\xff\xff\xff\xff\x7f",
+    b"\0\0\0\0\0\0\0\0",
+    b"\x01\0\0\0\0\0\0\0",
+    b"\0\0\0\x01\0\0\0\0",
+];
+
+/// Some changes to a copy of `good`.
+fn spoilt(good: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = good.to_vec();
+    for _ in 0..=random.below(5) {
+        let at = random.below(bytes.len());
+        let scale = random.below(8);
+        let length = random.below(1 << scale).min(bytes.len() - at);
+        let other = random.below(bytes.len());
+        match random.below(10) {
+            0 if !bytes.is_empty() => bytes[at] = random.next() as u8,
+            1 if !bytes.is_empty() => bytes[at] ^= 1 << random.below(8),
+            2 if !bytes.is_empty() => bytes[at] = b"{}[]\",:0123456789-.eatn\\ "[random.below(25)],
+            3 => drop(bytes.drain(at..at + length)),
+            4 => {
+                let piece = bytes[at..at + length].to_vec();
+                bytes.splice(other..other, piece);
+            }
+            5 => {
+                let piece = bytes[at..at + length].to_vec();
+                let end = (other + length).min(bytes.len());
+                bytes.splice(other..end, piece);
+            }
+            6 => {
+                let token = TOKENS[random.below(TOKENS.len())];
+                let end = (at + token.len()).min(bytes.len());
+                bytes.splice(at..end, token.iter().copied());
+            }
+            // A number for a number.
+            7 | 8 => {
+                let digit = bytes[at..].iter().position(u8::is_ascii_digit).map_or(at, |first| at + first);
+                let end = bytes[digit..].iter().position(|b| !b.is_ascii_digit()).map_or(bytes.len(), |n| digit + n);
+                bytes.splice(digit..end, TOKENS[random.below(14)].iter().copied());
+            }
+            _ if random.below(8) == 0 => bytes.truncate(at),
+            _ => {}
+        }
+    }
+    bytes
+}
