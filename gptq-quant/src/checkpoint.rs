@@ -18,7 +18,7 @@ use model_format::{
 };
 use serde_json::Value;
 
-use crate::{Error, Options, Quantized, Result};
+use crate::{Error, Options, Quantized, Result, Settings, pipeline::quantized_params};
 
 /// The files of an older model that a new one replaces.
 const OLD_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
@@ -58,16 +58,24 @@ impl<'a> CheckpointWriter<'a> {
     ///
     /// A quantized model that is there already stays as it is until this one is finished. Any other is refused: it may
     /// be the source.
-    pub fn create(source: &'a dyn Checkpoint, folder: &Path, config: GptqConfig) -> Result<CheckpointWriter<'a>> {
+    ///
+    /// Of the embedding table and the head, where they are to be quantized, it holds the values in f16: GPTQ's formats have
+    /// no codes for them.
+    pub fn create(source: &'a dyn Checkpoint, folder: &Path, settings: &Settings) -> Result<CheckpointWriter<'a>> {
+        let config = gptq_config(&settings.matrix);
         let decoder = unquantized_config(source)?;
         let mut announced = Vec::new();
         let mut quantized = Vec::new();
-        for param in params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
+        for param in quantized_params(&decoder, settings) {
             for part in &param.sources {
                 let info = source.info(&part.name).ok_or_else(|| missing_param(source, &part.name))?;
                 check_float(source, info, &[part.rows, param.shape[1]])?;
-                announced.extend(part_tensors(&config, part.module(), part.rows, param.shape[1])?);
                 quantized.push(part.name.clone());
+                if !param.role.is_layer_matrix() {
+                    announced.push((part.name.clone(), Dtype::F16, info.shape.clone()));
+                    continue;
+                }
+                announced.extend(part_tensors(&config, part.module(), part.rows, param.shape[1])?);
             }
         }
         let unused = decoder.architecture().unused;
@@ -99,6 +107,12 @@ impl<'a> CheckpointWriter<'a> {
 
     /// Writes one quantized matrix: a part for each of the parameter's sources.
     pub fn add(&mut self, param: &Param, quantized: &Quantized) -> Result<()> {
+        if !param.role.is_layer_matrix() {
+            let values = quantized.dequantize().into_raw_vec_and_offset().0;
+            let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
+            let tensor = to_f16(&part.name, param.shape.clone(), &values)?;
+            return Ok(self.weights().write(&part.name, &tensor)?);
+        }
         let mut start = 0;
         for part in &param.sources {
             let matrix = quantized.rows_to_checkpoint(start, part.rows);

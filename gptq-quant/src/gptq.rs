@@ -36,6 +36,8 @@ pub struct Options {
     /// How much of the inputs' drift from the float model's is made good (GPTAQ, Li and others, 2025): 0 for GPTQ, whose
     /// target is the float weights on the drifted inputs; 1 for the float model's outputs.
     pub gptaq_alpha: f64,
+    /// Values must be exact in f16, not only scales: for a table that checkpoints store as numbers.
+    pub values_in_f16: bool,
     /// Follow gptq.py to the letter, for comparison with its results: min-max scales in full precision, no search; a
     /// group that begins inside a block takes its scale from before the block's compensation.
     pub gptq_py: bool,
@@ -51,6 +53,7 @@ impl Options {
             damp_percent: 0.01,
             block_size: 128,
             gptaq_alpha: 0.0,
+            values_in_f16: false,
             gptq_py: false,
         }
     }
@@ -274,7 +277,7 @@ fn find_params(options: &Options, weights: &[f32], importance: &[f32]) -> GroupP
         let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
         options.grid.gptq_py_params(&weights)
     } else {
-        options.grid.search_params(weights, importance)
+        options.grid.search_params(weights, importance, options.values_in_f16)
     }
 }
 
@@ -319,7 +322,7 @@ impl Piece<'_> {
                             Some(before) => grid.gptq_py_params(&before[range.start - start..range.end - start]),
                             None => {
                                 let weights: Vec<f32> = weights[range.clone()].iter().map(|&w| w as f32).collect();
-                                grid.search_params(&weights, &self.importance[range])
+                                grid.search_params(&weights, &self.importance[range], self.options.values_in_f16)
                             }
                         };
                     }

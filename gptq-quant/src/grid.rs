@@ -67,14 +67,15 @@ impl Grid {
     }
 
     /// The scale, exact in f16, and the zero with the least squared error of `weights`, each counted `importance` times.
+    /// With `values_in_f16` a scale has eight significant bits, so that f16 holds every value as well.
     ///
     /// Symmetric candidates put the largest weight on the outermost code (there is one more on the negative side, and
     /// the scale's sign says which side that is) or use both sides alike, then shrink. Asymmetric ones shrink the range.
-    pub fn search_params(&self, weights: &[f32], importance: &[f32]) -> GroupParams {
+    pub fn search_params(&self, weights: &[f32], importance: &[f32], values_in_f16: bool) -> GroupParams {
         let (max_code, middle) = (f32::from(self.max_code()), f32::from(self.middle()));
         let mut best = (f32::INFINITY, GroupParams { scale: 1.0, zero: f64::from(middle) });
         let mut consider = |scale: f32, zero: Option<f32>| {
-            let scale = to_f16(scale);
+            let scale = if values_in_f16 { to_coarse_f16(scale, max_code) } else { to_f16(scale) };
             let zero = zero.map_or(middle, |lowest| round_ties_even_f32(-lowest / scale).clamp(1.0, max_code));
             let error = squared_error(weights, importance, scale, -zero, max_code - zero);
             if error < best.0 {
@@ -125,6 +126,15 @@ fn to_f16(scale: f32) -> f32 {
         return f16::from_bits(1).to_f32();
     }
     rounded.to_f32().clamp(f16::MIN.to_f32(), f16::MAX.to_f32())
+}
+
+/// The nearest f16 with eight significant bits whose products with codes up to `max_code` are exact in f16.
+fn to_coarse_f16(scale: f32, max_code: f32) -> f32 {
+    let largest = f16::MAX.to_f32() / max_code;
+    let bits = f16::from_f32(scale.clamp(-largest, largest)).to_bits();
+    let (sign, size) = (bits & 0x8000, bits & 0x7fff);
+    // A carry goes into the exponent, as it should.
+    f16::from_bits(sign | ((size + 4) & !7).max(8)).to_f32()
 }
 
 /// Sum of `importance * (weight - nearest value)^2`, where values are `scale` times the integers `lowest ..= highest`.
@@ -182,7 +192,7 @@ mod tests {
 
     fn check_exact(grid: Grid, multiples: [i32; 8], scale: f32) {
         let weights: Vec<f32> = multiples.iter().map(|&m| m as f32 * scale).collect();
-        let params = grid.search_params(&weights, &[1.0; 8]);
+        let params = grid.search_params(&weights, &[1.0; 8], false);
         for &w in &weights {
             assert_eq!(grid.value(grid.code(f64::from(w), params), params), f64::from(w), "{multiples:?} {params:?}");
         }
@@ -201,11 +211,11 @@ mod tests {
     fn awkward_groups_have_usable_params() {
         for grid in [SYM4, ASYM4] {
             for weights in [[0.0f32; 8], [1e-9; 8], [3e38; 8], [5.0; 8], [-5.0; 8]] {
-                let params = grid.search_params(&weights, &[1.0; 8]);
+                let params = grid.search_params(&weights, &[1.0; 8], false);
                 assert!(params.scale != 0.0 && params.scale.is_finite(), "{weights:?} {params:?}");
                 assert!((1.0..=15.0).contains(&params.zero), "{weights:?} {params:?}");
             }
-            let params = grid.search_params(&[0.0; 8], &[1.0; 8]);
+            let params = grid.search_params(&[0.0; 8], &[1.0; 8], false);
             assert_eq!(grid.value(grid.code(0.0, params), params), 0.0);
         }
     }
@@ -214,9 +224,24 @@ mod tests {
     fn importance_decides_which_weight_is_kept() {
         let weights = [1.0f32, 0.137, 0.137, 0.137];
         let of = |importance: &[f32; 4]| {
-            let params = SYM4.search_params(&weights, importance);
+            let params = SYM4.search_params(&weights, importance, false);
             (SYM4.value(SYM4.code(0.137, params), params) - 0.137).abs()
         };
         assert!(of(&[0.0, 1.0, 1.0, 1.0]) < of(&[1.0, 0.0, 0.0, 0.0]));
+    }
+
+    #[test]
+    fn coarse_scales_make_values_exact_in_f16() {
+        for step in 0..4000u32 {
+            let scale = (step as f32 / 100.0 - 20.0).exp2() * if step % 2 == 0 { 1.0 } else { -1.0 };
+            let coarse = to_coarse_f16(scale, 15.0);
+            let normal = scale.abs() > 2e-5;
+            assert!(!normal || (coarse / scale - 1.0).abs() < 0.004, "{scale} {coarse}");
+            for code in -15..=15 {
+                let value = code as f32 * coarse;
+                assert_eq!(f16::from_f32(value).to_f32(), value, "{code} * {coarse}");
+            }
+        }
+        assert_eq!(15.0 * to_coarse_f16(1e9, 15.0), f16::from_f32(15.0 * to_coarse_f16(1e9, 15.0)).to_f32());
     }
 }

@@ -14,7 +14,7 @@ use infer_core::{
 use model_format::{Role, Weight};
 
 /// The part of a layer that a pass runs.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pass {
     /// The first matrix to multiply with; those before it contribute nothing, because the residual stream has them
     /// already. `None`: from the beginning.

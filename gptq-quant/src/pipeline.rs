@@ -26,6 +26,9 @@ use crate::{
 /// Tokens that are run at a time, if windows are shorter.
 const BATCH_TOKENS: usize = 2048;
 
+/// A layer of the float model, from its beginning to its end.
+const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
+
 /// How to quantize a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
@@ -33,6 +36,8 @@ pub struct Settings {
     pub matrix: Options,
     /// How much each calibration token counts.
     pub token_weight: TokenWeight,
+    /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
+    pub quantize_ends: bool,
     /// Bytes of feed-forward activations that may be kept between two passes; beyond that they are computed twice.
     pub activation_memory: usize,
 }
@@ -40,15 +45,15 @@ pub struct Settings {
 impl Settings {
     /// What is best with these options.
     pub fn new(matrix: Options) -> Settings {
-        Settings { matrix, token_weight: TokenWeight::default(), activation_memory: 1 << 30 }
+        Settings { matrix, token_weight: TokenWeight::default(), quantize_ends: false, activation_memory: 1 << 30 }
     }
 }
 
 /// What became of one matrix.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MatrixReport {
-    /// Layer index.
-    pub layer: usize,
+    /// Layer index; `None` for the embedding table and the head.
+    pub layer: Option<usize>,
     /// MLC's name of the module: `model.layers.0.self_attn.qkv_proj`.
     pub module: String,
     /// Squared error of the outputs on the calibration text, as a share of their own square.
@@ -80,7 +85,8 @@ impl Progress for () {
     fn quantized(&mut self, _report: &MatrixReport) {}
 }
 
-/// Quantizes every layer matrix of `checkpoint`, calibrated on `windows`, and hands each to `sink`.
+/// Quantizes every layer matrix of `checkpoint`, and with [`Settings::quantize_ends`] before them the embedding table and
+/// the head, calibrated on `windows`, and hands each to `sink`.
 pub async fn quantize_layers<O: Ops>(
     ops: O,
     checkpoint: &dyn Checkpoint,
@@ -94,6 +100,25 @@ pub async fn quantize_layers<O: Ops>(
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
     let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
+    if settings.quantize_ends {
+        let hessian = walk.observe_head().await?;
+        // A table that is also the head is wanted for its outputs; one that is not, for its rows.
+        let of_rows = Hessian::new(config.hidden_size, settings.token_weight);
+        let hessians = if config.tie_word_embeddings {
+            vec![(Role::Embedding, hessian)]
+        } else {
+            vec![(Role::LmHead, hessian), (Role::Embedding, of_rows)]
+        };
+        for (role, hessian) in hessians {
+            let quantized = walk.solve(param(role), hessian)?;
+            sink(param(role), &quantized)?;
+            if role == Role::Embedding {
+                walk.begin(windows, Some(quantized)).await?;
+            }
+        }
+    } else {
+        walk.begin(windows, None).await?;
+    }
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         walk.enter(layer)?;
@@ -134,6 +159,12 @@ pub async fn quantize_layers<O: Ops>(
         }
     }
     Ok(())
+}
+
+/// The matrices that [`quantize_layers`] quantizes.
+pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Vec<Param> {
+    let is_end = |role: Role| settings.quantize_ends && matches!(role, Role::Embedding | Role::LmHead);
+    params(config).into_iter().filter(|param| param.role.is_layer_matrix() || is_end(param.role)).collect()
 }
 
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
@@ -187,7 +218,7 @@ struct Walk<'a, O: Ops> {
 }
 
 impl<'a, O: Ops> Walk<'a, O> {
-    /// Embeds the windows.
+    /// Embeds the windows, in the float model alone.
     async fn new(
         ops: O,
         checkpoint: &'a dyn Checkpoint,
@@ -198,24 +229,13 @@ impl<'a, O: Ops> Walk<'a, O> {
     ) -> Result<Walk<'a, O>> {
         let mut ops = ObserveOps::new(ops);
         let seq_len = windows.seq_len();
-        let list = params(config);
-        let table = list.iter().find(|p| p.role == Role::Embedding).expect("the list has every role");
-        let weight = Weight::F32 { shape: table.shape.clone(), data: read_param(checkpoint, table)? };
-        let table = ops.upload_matrix(Role::Embedding, weight)?;
-        let mut hidden = Vec::with_capacity(windows.len() * seq_len * config.hidden_size);
-        for window in windows.iter() {
-            if let Some(&token) = window.iter().find(|&&token| token as usize >= config.vocab_size) {
-                return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
-            }
-            let rows = ops.embedding(&table, window);
-            hidden.extend(ops.read(&rows).await?);
+        let mut tokens = windows.iter().flatten();
+        if let Some(&token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
+            return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let batch = (BATCH_TOKENS / seq_len).clamp(1, windows.len());
-        let corrects_drift = settings.matrix.gptaq_alpha != 0.0;
-        let float = corrects_drift.then(|| Stream { hidden: hidden.clone(), kept: Vec::new() });
-        let streams: Vec<_> = [Stream { hidden, kept: Vec::new() }].into_iter().chain(float).collect();
-        Ok(Walk {
+        let mut walk = Walk {
             rope: rope_table(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
             ops,
@@ -224,11 +244,63 @@ impl<'a, O: Ops> Walk<'a, O> {
             settings,
             progress,
             seq_len,
-            work: Work::new(config, seq_len, windows.len(), streams.len()),
-            streams,
+            work: Work::new(config, seq_len, windows.len(), settings),
+            streams: Vec::new(),
             layer: 0,
             norms: Vec::new(),
-        })
+        };
+        walk.streams.push(walk.embed(windows, walk.read(Role::Embedding)?).await?);
+        Ok(walk)
+    }
+
+    /// Goes back to the first layer: with the quantized table if there is one, and where drift is to be corrected, with
+    /// the float model beside it.
+    async fn begin(&mut self, windows: &TokenWindows, table: Option<Quantized>) -> Result<()> {
+        let corrects_drift = self.settings.matrix.gptaq_alpha != 0.0;
+        let mut streams = Vec::new();
+        if let Some(table) = &table {
+            streams.push(self.embed(windows, table.dequantize().into_raw_vec_and_offset().0).await?);
+        }
+        if table.is_none() || corrects_drift {
+            streams.push(self.embed(windows, self.read(Role::Embedding)?).await?);
+        }
+        if table.is_none() && corrects_drift {
+            streams.push(Stream { hidden: streams[0].hidden.clone(), kept: Vec::new() });
+        }
+        self.streams = streams;
+        Ok(())
+    }
+
+    /// The windows as rows of `table`.
+    async fn embed(&mut self, windows: &TokenWindows, table: Vec<f32>) -> Result<Stream> {
+        let shape = vec![self.config.vocab_size, self.config.hidden_size];
+        let table = self.ops.upload_matrix(Role::Embedding, Weight::F32 { shape, data: table })?;
+        let mut hidden = Vec::with_capacity(windows.len() * self.seq_len * self.config.hidden_size);
+        for window in windows.iter() {
+            let rows = self.ops.embedding(&table, window);
+            hidden.extend(self.ops.read(&rows).await?);
+        }
+        Ok(Stream { hidden, kept: Vec::new() })
+    }
+
+    /// Runs the float model to its end: the Hessian of the head's inputs.
+    async fn observe_head(&mut self) -> Result<Hessian> {
+        for layer in 0..self.config.num_hidden_layers {
+            self.enter(layer)?;
+            let weights = matrix_roles(layer).map(|role| Ok((role, self.weight(role)?)));
+            let weights: Vec<_> = weights.into_iter().collect::<Result<_>>()?;
+            self.run(&weights, WHOLE_LAYER, Kept::Neither, &mut |_| {}).await?;
+        }
+        let hidden_size = self.config.hidden_size;
+        let norm = self.read(Role::FinalNorm)?;
+        let norm = self.ops.upload(1, hidden_size, &norm)?;
+        let mut hessian = Hessian::new(hidden_size, self.settings.token_weight);
+        for rows in self.streams[0].hidden.chunks(BATCH_TOKENS * hidden_size) {
+            let x = self.ops.upload(rows.len() / hidden_size, hidden_size, rows)?;
+            let normed = self.ops.rms_norm(&x, &norm, self.config.rms_norm_eps as f32);
+            hessian.add(&self.ops.read(&normed).await?);
+        }
+        Ok(hessian)
     }
 
     fn tokens(&self) -> usize {
@@ -243,10 +315,17 @@ impl<'a, O: Ops> Walk<'a, O> {
         Ok(())
     }
 
+    /// The float model's values of a parameter.
     fn read(&self, role: Role) -> Result<Vec<f32>> {
+        let Weight::F32 { data, .. } = self.weight(role)? else { unreachable!("read as f32") };
+        Ok(data)
+    }
+
+    /// A parameter of the float model.
+    fn weight(&self, role: Role) -> Result<Weight> {
         let list = params(self.config);
         let param = list.iter().find(|p| p.role == role).expect("the list has every role");
-        Ok(read_param(self.checkpoint, param)?)
+        Ok(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? })
     }
 
     /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
@@ -303,7 +382,7 @@ impl<'a, O: Ops> Walk<'a, O> {
                 if pass.stop.is_some() {
                     observed.push(self.ops.read_observed().await?);
                 }
-                if pass.start.is_some() {
+                if pass.start.is_some() || pass.stop.is_none() {
                     self.ops.add_assign(&mut x, &delta);
                     residual.copy_from_slice(&self.ops.read(&x).await?);
                 }
@@ -333,7 +412,7 @@ impl<'a, O: Ops> Walk<'a, O> {
         Ok(Layer::new(self.config, &mut parts, self.layer))
     }
 
-    /// Quantizes one matrix.
+    /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
     fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Quantized> {
         let begun = Instant::now();
         let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
@@ -345,9 +424,11 @@ impl<'a, O: Ops> Walk<'a, O> {
         if (0..cols).any(|i| !hessian[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
-        let quantized = quantize(weights, &hessian, drift.as_ref(), &self.settings.matrix);
+        let is_end = param.role.layer().is_none();
+        let options = Options { values_in_f16: is_end, ..self.settings.matrix };
+        let quantized = quantize(weights, &hessian, drift.as_ref(), &options);
         self.progress.quantized(&MatrixReport {
-            layer: self.layer,
+            layer: param.role.layer(),
             module,
             relative_error: quantized.relative_error(weights, &hessian),
             method: quantized.method,
@@ -364,6 +445,7 @@ impl<'a, O: Ops> Walk<'a, O> {
             Some(role) if role == qkv => "qkv",
             Some(role) if role == attention_out => "o",
             Some(role) if role == gate_up => "gate_up",
+            _ if pass == WHOLE_LAYER => "head",
             _ => "down",
         };
         self.progress.advanced(self.layer, module, (self.work.done / self.work.total).min(1.0));
@@ -385,7 +467,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, streams: usize) -> Work {
+    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, settings: &Settings) -> Work {
         let mut work = Work {
             done: 0.0,
             total: 0.0,
@@ -395,7 +477,7 @@ impl Work {
             qkv: config.qkv_size() as f64,
             inner: config.intermediate_size as f64,
             seq_len: seq_len as f64,
-            streams: streams as f64,
+            streams: if settings.matrix.gptaq_alpha == 0.0 { 1.0 } else { 2.0 },
         };
         let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
         let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
@@ -405,13 +487,19 @@ impl Work {
             .filter(|param| param.role.is_layer_matrix() && param.role.layer() == Some(0))
             .map(|param| solve_cost(param.shape[0], param.shape[1]))
             .sum();
-        work.total = config.num_hidden_layers as f64 * (forward + solve);
+        let before = if settings.quantize_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
+        let ends = quantized_params(config, settings).into_iter().filter(|param| param.role.layer().is_none());
+        let ends: f64 = ends.map(|param| solve_cost(param.shape[0], param.shape[1])).sum();
+        work.total = config.num_hidden_layers as f64 * (forward + solve + before) + ends;
         work
     }
 
     /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
     fn pass_cost(&self, pass: Pass) -> f64 {
         let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, .. } = *self;
+        if pass == WHOLE_LAYER {
+            return tokens * (hidden * (qkv + attention + 3.0 * inner) + 2.0 * seq_len * attention);
+        }
         let (forward, inputs) = match pass.stop {
             Some(Role::Qkv(_)) => (0.0, hidden),
             Some(Role::AttentionOut(_)) => (hidden * qkv + 2.0 * seq_len * attention, attention),

@@ -272,6 +272,13 @@ impl<'a> Work<'a> {
                     report.lossless.retain(|name| *name != planned.param.name);
                     report.refitted.extend(encoded.refits.into_iter().map(RefitReport::from));
                 }
+                if encoded.rounded == 0
+                    && report.rounded.contains(&planned.param.name)
+                    && self.plan.format.quantizes(&planned.param)
+                {
+                    report.rounded.retain(|name| *name != planned.param.name);
+                    report.lossless.push(planned.param.name.clone());
+                }
                 for content in encoded.tensors {
                     send(Piece::Write(content))?;
                 }

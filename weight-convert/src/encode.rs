@@ -1,5 +1,7 @@
 //! One parameter, from the checkpoint's numbers to the tensors of an MLC folder.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use model_format::{
     Checkpoint, Dtype, Error as FormatError, QuantFormat,
@@ -47,6 +49,8 @@ pub(crate) struct Encoded {
     pub(crate) tensors: Vec<Content>,
     /// Its GPTQ matrices whose values the format cannot hold.
     pub(crate) refits: Vec<Refit>,
+    /// Groups of floating-point weights that were rounded.
+    pub(crate) rounded: usize,
 }
 
 /// Reads a parameter and brings it into the format. `refit`: GPTQ matrices may be changed where they have to be.
@@ -59,7 +63,7 @@ pub(crate) fn encode(checkpoint: &dyn Checkpoint, plan: &Plan, planned: &Planned
         Some(group) => (vec![0u32; rows * group.row_words(cols)], vec![0u16; rows * group.groups(cols)]),
         None => (Vec::new(), vec![0u16; rows * cols]),
     };
-    let mut refits = Vec::new();
+    let (mut refits, mut rounded) = (Vec::new(), 0);
     let mut row = 0;
     for (source, kind) in param.sources.iter().zip(&planned.sources) {
         let mut shape = param.shape.clone();
@@ -72,6 +76,7 @@ pub(crate) fn encode(checkpoint: &dyn Checkpoint, plan: &Plan, planned: &Planned
             shape,
             cols,
             gptq: plan.gptq.as_ref().filter(|_| *kind == SourceKind::Gptq),
+            keeps: plan.gptq.is_some(),
             adds_one: param.adds_one,
         };
         let end = row + source.rows;
@@ -79,7 +84,9 @@ pub(crate) fn encode(checkpoint: &dyn Checkpoint, plan: &Plan, planned: &Planned
             Some(group) => {
                 let words = &mut words[row * group.row_words(cols)..end * group.row_words(cols)];
                 let scales = &mut halves[row * group.groups(cols)..end * group.groups(cols)];
-                refits.extend(part.quantize(group, refit, words, scales)?);
+                let (refit, groups) = part.quantize(group, refit, words, scales)?;
+                refits.extend(refit);
+                rounded += groups;
             }
             None => part.plain(&mut halves[row * cols..end * cols])?,
         }
@@ -92,7 +99,7 @@ pub(crate) fn encode(checkpoint: &dyn Checkpoint, plan: &Plan, planned: &Planned
         }
         None => vec![Content::Halves(halves)],
     };
-    Ok(Encoded { tensors, refits })
+    Ok(Encoded { tensors, refits, rounded })
 }
 
 /// One source of a parameter.
@@ -106,12 +113,20 @@ struct Part<'a> {
     cols: usize,
     /// How its codes are to be read, where it has codes.
     gptq: Option<&'a GptqConfig>,
+    /// Whether numbers that lie on the format's grid are to stay what they are: a quantizer put them there.
+    keeps: bool,
     adds_one: bool,
 }
 
 impl Part<'_> {
-    /// The source in the format's codes: those it has, or the nearest.
-    fn quantize(&self, group: GroupQuant, refit: bool, words: &mut [u32], scales: &mut [u16]) -> Result<Option<Refit>> {
+    /// The source in the format's codes: those it has, or the nearest. Also the number of groups that were rounded.
+    fn quantize(
+        &self,
+        group: GroupQuant,
+        refit: bool,
+        words: &mut [u32],
+        scales: &mut [u16],
+    ) -> Result<(Option<Refit>, usize)> {
         if let Some(matrix) = self.gptq_matrix()? {
             let (matrix, refit) = match refit {
                 true => matrix.refit(self.format, self.module),
@@ -119,7 +134,7 @@ impl Part<'_> {
             };
             words.copy_from_slice(&matrix.q_weight);
             scales.copy_from_slice(&matrix.q_scale.bits);
-            return Ok(refit);
+            return Ok((refit, 0));
         }
         let rows = CHUNK.div_ceil(self.cols);
         let tensor = self.checkpoint.tensor(self.name)?;
@@ -128,14 +143,20 @@ impl Part<'_> {
         let out = words
             .par_chunks_mut(rows * group.row_words(self.cols))
             .zip(scales.par_chunks_mut(rows * group.groups(self.cols)));
+        let rounded = AtomicUsize::new(0);
         let results = chunks.zip(out).enumerate().map_init(Vec::new, |values, (i, (bytes, (words, scales)))| {
             widen(tensor.dtype, bytes, values);
             self.check_range(values, i * rows * self.cols)?;
-            group.quantize_into(self.cols, values, words, scales);
+            if self.keeps {
+                rounded.fetch_add(group.keep_into(self.cols, values, words, scales), Relaxed);
+            } else {
+                group.quantize_into(self.cols, values, words, scales);
+                rounded.fetch_add(scales.len(), Relaxed);
+            }
             Ok(())
         });
         first_error(results)?;
-        Ok(None)
+        Ok((None, rounded.into_inner()))
     }
 
     /// The source in numbers of the model's type, as they lie on disk.

@@ -100,7 +100,7 @@ pub fn verify(checkpoint: &dyn Checkpoint, folder: &Path, progress: &mut dyn Pro
 
         let values = read_param(checkpoint, param)?;
         let lossless = format.quantizes(param)
-            && planned.sources.iter().all(|kind| *kind == SourceKind::Gptq)
+            && (encoded.rounded == 0 || planned.sources.iter().all(|kind| *kind == SourceKind::Gptq))
             && encoded.refits.is_empty();
         params.push(ParamCheck {
             name: param.name.clone(),

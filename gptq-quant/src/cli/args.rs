@@ -53,6 +53,10 @@ pub struct Args {
     /// Columns between two updates of the rest; changes speed only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_size: u32,
+    /// What becomes of the embedding table and the head: GPTQ formats have no place for codes there, so that `gptq` stores
+    /// numbers on the grid, which readers take as they are [default: gptq with --grid q4f16_1, otherwise float]
+    #[arg(long, value_enum)]
+    pub embedding: Option<Ends>,
     /// How much each calibration token counts
     #[arg(long, value_enum, default_value_t = Weighting::EqualNorm)]
     pub token_weight: Weighting,
@@ -87,6 +91,15 @@ pub enum GridName {
     /// MLC's q4f16_1: 4 bits, groups of 32, symmetric
     #[value(name = "q4f16_1")]
     Q4f16_1,
+}
+
+/// What becomes of the embedding table and the head.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Ends {
+    /// Quantized by GPTQ, with the inputs of the head
+    Gptq,
+    /// Left in f16
+    Float,
 }
 
 /// How much each calibration token counts.
@@ -149,6 +162,8 @@ impl Args {
             Weighting::EqualNorm => TokenWeight::EqualNorm,
             Weighting::Plain => TokenWeight::Plain,
         };
-        Ok(Settings { token_weight, ..Settings::new(matrix) })
+        let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };
+        let quantize_ends = self.embedding.unwrap_or(default) == Ends::Gptq;
+        Ok(Settings { token_weight, quantize_ends, ..Settings::new(matrix) })
     }
 }

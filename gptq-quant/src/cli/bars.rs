@@ -121,6 +121,10 @@ impl gptq_quant::Progress for Bars {
     }
 
     fn quantized(&mut self, report: &MatrixReport) {
+        let Some(layer) = report.layer else {
+            self.line(&format!("`{}`: error {:.3} %", report.module, report.relative_error * 100.0));
+            return;
+        };
         let name = report.module.rsplit('.').next().unwrap_or(&report.module);
         self.errors.push(format!("{name} {:.3} %", report.relative_error * 100.0));
         match report.method {
@@ -137,7 +141,7 @@ impl gptq_quant::Progress for Bars {
         if self.errors.len() == 4 {
             let (elapsed, left) = self.times();
             let (elapsed, left) = (HumanDuration(elapsed), HumanDuration(left));
-            let (layer, layers) = (report.layer + 1, self.num_hidden_layers);
+            let (layer, layers) = (layer + 1, self.num_hidden_layers);
             let errors = std::mem::take(&mut self.errors).join(", ");
             self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed}, {left} left"));
         }

@@ -15,9 +15,7 @@ use anyhow::{Context, Result};
 use calib_data::{ChatMessage, Choice, TokenWindows, read_documents};
 use clap::{CommandFactory, error::ErrorKind};
 use gptq_quant::{
-    CheckpointWriter, SelfText, check_weights,
-    checkpoint::{gptq_config, unquantized_config},
-    quantize_layers, write_windows,
+    CheckpointWriter, SelfText, check_weights, checkpoint::unquantized_config, quantize_layers, write_windows,
 };
 use infer_core::{
     ChatTemplate, Message, Tokenizer, block_on,
@@ -98,7 +96,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     bars.expect(config.num_hidden_layers, args.damp_percent);
 
     // Everything that can be wrong with the output or the text comes out before the long work.
-    let mut writer = CheckpointWriter::create(checkpoint, &args.output, gptq_config(&settings.matrix))?;
+    let mut writer = CheckpointWriter::create(checkpoint, &args.output, &settings)?;
     let mlc_format = QuantFormat::by_name(MLC_FORMAT)?;
     let mlc_config = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
     let mlc_options = ConvertOptions { config: mlc_config, ..ConvertOptions::default() };

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::GptqMatrix;
 use crate::{
     Dtype, Error, QuantFormat, QuantizedMatrix, Result,
-    quant::group_quant::{GroupQuant, Scales},
+    quant::group_quant::{GroupQuant, Scales, narrow},
 };
 
 /// What it cost to put a matrix on a grid that cannot hold its values.
@@ -160,12 +160,4 @@ fn nearest_codes(grid: GroupQuant, values: &[f32], codes: &mut [u8]) -> f32 {
         *n = code(value, best.1);
     }
     best.1
-}
-
-/// The nearest number of a scale's type, and its bits.
-fn narrow(dtype: Dtype, scale: f32) -> (f32, u16) {
-    match dtype {
-        Dtype::F16 => (f16::from_f32(scale).to_f32(), f16::from_f32(scale).to_bits()),
-        _ => (bf16::from_f32(scale).to_f32(), bf16::from_f32(scale).to_bits()),
-    }
 }

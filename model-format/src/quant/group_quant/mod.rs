@@ -9,6 +9,7 @@
 //! so that the words are equal bit for bit.
 
 mod ggml;
+mod kept;
 mod rounding;
 mod scales;
 
@@ -16,6 +17,7 @@ pub use scales::Scales;
 
 use crate::Dtype;
 use rounding::{BF16, F16, F32, Rounding};
+pub(crate) use scales::narrow;
 use scales::scale_bits;
 
 /// The numbers of a group format.

@@ -51,3 +51,11 @@ pub(super) fn scale_bits(dtype: Dtype, value: f32) -> u16 {
         _ => super::super::bf16_on_disk(value).to_bits(),
     }
 }
+
+/// The nearest number of a scale's type, and its bits.
+pub(crate) fn narrow(dtype: Dtype, scale: f32) -> (f32, u16) {
+    match dtype {
+        Dtype::F16 => (f16::from_f32(scale).to_f32(), f16::from_f32(scale).to_bits()),
+        _ => (bf16::from_f32(scale).to_f32(), bf16::from_f32(scale).to_bits()),
+    }
+}
