@@ -6,10 +6,9 @@ use std::{fs, path::Path};
 
 use common::{read, testdata};
 use model_format::{
-    ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Dtype, HostTensor, SafetensorsCheckpoint, TensorCache,
-    checkpoint::write_safetensors, conv_template::infer, gptq::GptqConfig,
+    ChatConfig, Checkpoint, DecoderConfig, Dtype, Error, HostTensor, SafetensorsCheckpoint, TensorCache,
+    checkpoint::write_safetensors, gptq::GptqConfig,
 };
-use proptest::prelude::*;
 
 const CONFIG: &str = "{}";
 
@@ -21,9 +20,15 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     folder
 }
 
+/// Whether an error says why, in one line, and what to do.
+fn is_told(error: &Error, reason: &str) -> bool {
+    let text = error.to_string();
+    text.contains(reason) && text.lines().count() == 1 && error.hint().is_some()
+}
+
 fn open_error(folder: &Path) -> String {
     let error = SafetensorsCheckpoint::open(folder).unwrap_err();
-    assert!(error.hint().is_some());
+    assert!(is_told(&error, ""), "{error}");
     error.to_string()
 }
 
@@ -101,9 +106,30 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("config-huge", "`vocab_size` in `config.json` must be between"),
         ("config-nan-theta", "`rope_theta` in `config.json` must be a number"),
         ("config-not-json", "`config.json` is not what it should be"),
+        ("config-deep", "`config.json` is not what it should be: recursion limit exceeded"),
+        ("config-bom", "`config.json` is not what it should be: expected value at line 1 column 1"),
+        ("config-layers-4e9", "`num_hidden_layers` in `config.json` must be between 1 and 16777216, found: 4000000000"),
+        ("config-eps-text", "`rms_norm_eps` in `config.json` must be a number, found: \"small\""),
+        ("config-head-odd", "`head_dim` in `config.json` must be even, found: 33"),
+        ("config-layer-types-short", "`layer_types` in `config.json` must be a list of one entry per layer"),
+        ("config-layer-types-unknown", "`layer_types` in `config.json` must be of `sliding_attention`"),
+        ("config-window-zero", "`sliding_window` in `config.json` must be between 1 and 16777216, found: 0"),
+        ("config-window-negative", "`sliding_window` in `config.json` must be a non-negative integer, found: -5"),
+        ("config-softcap-zero", "`attn_logit_softcapping` in `config.json` must be a positive number, found: 0"),
+        ("config-activation", "`hidden_activation` in `config.json` must be `silu` or `gelu_pytorch_tanh`"),
+        (
+            "config-longrope-short",
+            "`short_factor` in `config.json: rope_scaling` must be a list of 16 positive numbers",
+        ),
+        ("config-longrope-text", "`long_factor` in `config.json: rope_scaling` must be a list of 16 positive numbers"),
+        ("config-longrope-no-original", "`config.json` has no `original_max_position_embeddings`"),
+        ("config-rope-factor-zero", "`factor` in `config.json: rope_scaling` must be a positive number"),
+        ("config-rope-yarn", "`rope_type` in `config.json: rope_scaling` must be `default`, `linear`"),
+        ("config-rotary-odd", "`partial_rotary_factor` in `config.json` must be an even part of `head_dim`"),
+        ("config-rotary-too-wide", "`partial_rotary_factor` in `config.json` must be an even part of `head_dim`"),
     ] {
         let error = DecoderConfig::from_hf(&read(&format!("hostile/{case}.json"))).unwrap_err();
-        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+        assert!(is_told(&error, reason), "{case}: {error}");
     }
     for (case, reason) in [
         ("config-awq", "`quant_method` in `config.json: quantization_config` must be `gptq`, found: awq"),
@@ -111,7 +137,7 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("config-group-zero", "`group_size` in"),
     ] {
         let error = GptqConfig::from_config(&read(&format!("hostile/{case}.json"))).unwrap_err();
-        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+        assert!(is_told(&error, reason), "{case}: {error}");
     }
     for (case, reason) in [
         ("chat-config-path-escape", "\"../tokenizer.json\" is not the name of a file beside it"),
@@ -119,7 +145,7 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("chat-config-no-model-config", "has no `model_config`"),
     ] {
         let error = ChatConfig::parse(&read(&format!("hostile/{case}.json"))).unwrap_err();
-        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+        assert!(is_told(&error, reason), "{case}: {error}");
     }
 }
 
@@ -140,7 +166,7 @@ fn broken_tensor_caches_are_refused_with_their_reason() {
         ("negative", "invalid value"),
     ] {
         let error = TensorCache::parse("tensor-cache.json", &read(&format!("hostile/cache-{case}.json"))).unwrap_err();
-        assert!(error.to_string().contains(reason) && error.hint().is_some(), "{case}: {error}");
+        assert!(is_told(&error, reason), "{case}: {error}");
     }
 }
 
@@ -170,52 +196,4 @@ fn what_is_written_is_read_back() {
     let order: Vec<_> = checkpoint.tensors().iter().map(|info| info.name.as_str()).collect();
     assert_eq!(order, ["none", "w", "scalar", "a", "b"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");
-}
-
-/// Changes, cuts and repeats bytes of a real file.
-fn mutated(original: &[u8], edits: &[(usize, u8)], cut: usize) -> Vec<u8> {
-    let mut bytes = original.to_vec();
-    for &(at, value) in edits {
-        let at = at % bytes.len();
-        bytes[at] = value;
-    }
-    bytes.truncate(bytes.len() - cut % bytes.len().min(64));
-    bytes
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn mutated_safetensors_never_panic(
-        edits in prop::collection::vec((0usize..1200, any::<u8>()), 0..6),
-        cut in 0usize..4,
-    ) {
-        let original = fs::read(testdata("gptq/qwen2-sym-g32-v1/model.safetensors")).unwrap();
-        let content = mutated(&original, &edits, cut);
-        let folder = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors", &content)]);
-        if let Ok(checkpoint) = SafetensorsCheckpoint::open(folder.path()) {
-            for info in checkpoint.tensors() {
-                let tensor = checkpoint.tensor(&info.name).unwrap();
-                prop_assert_eq!(tensor.bytes.len(), info.elements() * info.dtype.size());
-            }
-        }
-    }
-
-    #[test]
-    fn mutated_json_never_panics(
-        edits in prop::collection::vec((any::<usize>(), prop::sample::select(b"{}[]\",:0123456789-.eatn\\u \xff".to_vec())), 1..8),
-        cut in 0usize..64,
-    ) {
-        let of = |path: &str| String::from_utf8_lossy(&mutated(read(path).as_bytes(), &edits, cut)).into_owned();
-        let _ = TensorCache::parse("tensor-cache.json", &of("arch/llama/q4f16_1/tensor-cache.json"));
-        if let Ok(config) = ChatConfig::parse(&of("arch/llama/q4f16_1/mlc-chat-config.json")) {
-            let _ = DecoderConfig::from_mlc(&config);
-            let _ = ConvTemplate::from_chat_config(&config);
-        }
-        let config = of("gptq/llama-sym-g128-v1/config.json");
-        let _ = DecoderConfig::from_hf(&config);
-        let _ = GptqConfig::from_config(&config);
-        let _ = infer(&[("tokenizer.json".into(), of("mlc/tied-bf16/hf/tokenizer.json").into_bytes())]);
-    }
 }

@@ -6,6 +6,7 @@ use std::{fs, path::Path, process::Output};
 
 use assert_cmd::Command;
 use common::{names, read, testdata, tiny_llama};
+use serde_json::Value;
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::cargo_bin("weight-convert").unwrap();
@@ -121,4 +122,123 @@ fn errors_name_what_is_wrong_and_leave_nothing() {
     fs::write(&weights, &read(&weights)[..100_000]).unwrap();
     check_error(&arguments, 1, &["model.safetensors` has 100000 bytes, expected 724288", "hint: the file is damaged"]);
     assert!(!out.exists());
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = run(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_dry_run_tells_every_file_and_its_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let llama = tiny_llama();
+    for quantization in ["q4f16_1", "q4f32_1", "q3f16_0", "q0bf16"] {
+        let arguments = [
+            ["convert", text(llama.path()), "-o", text(&out)].as_slice(),
+            &["--conv-template", "chatml", "--quantization", quantization, "--shard-size", "1"],
+        ]
+        .concat();
+        let plan = json(&[&arguments[..], &["--dry-run", "--json"]].concat());
+        assert!(!out.exists());
+        let report = json(&[&arguments[..], &["--json"]].concat());
+        let files = |report: &Value| [&report["weights"]["files"], &report["config"]["files"]].map(Value::clone);
+        assert_eq!(files(&plan), files(&report));
+        let mut listed: Vec<(String, u64)> = files(&plan)
+            .iter()
+            .flat_map(|files| files.as_array().unwrap())
+            .map(|file| (file["name"].as_str().unwrap().to_owned(), file["bytes"].as_u64().unwrap()))
+            .collect();
+        listed.sort();
+        let written: Vec<(String, u64)> =
+            names(&out).into_iter().map(|name| (name.clone(), fs::metadata(out.join(name)).unwrap().len())).collect();
+        assert_eq!(listed, written, "{quantization}");
+        assert_eq!(plan["total_bytes"].as_u64().unwrap(), written.iter().map(|(_, bytes)| bytes).sum::<u64>());
+        let output = run(&[&arguments[..], &["--dry-run"]].concat());
+        assert!(
+            String::from_utf8(output.stdout).unwrap().contains("would write 23 tensors") || quantization == "q0bf16"
+        );
+        fs::remove_dir_all(&out).unwrap();
+    }
+}
+
+#[test]
+fn reports_are_json_where_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let gptq = testdata("gptq/llama-asym-g32-v1");
+    let convert = ["convert_weight", text(&gptq), "--quantization", "q4f16_1", "-o", text(&out)];
+    check_error(&convert, 1, &["cannot be converted without loss: row 0, group", "hint: `--refit` takes"]);
+    let report = json(&[&convert[..], &["--refit", "--json"]].concat());
+    assert_eq!(report["refitted"].as_array().unwrap().len(), 14);
+    assert!(report["refitted"][0]["relative_error"].as_f64().unwrap() > 0.0);
+    let contents = json(&["inspect", text(&out), "--json"]);
+    assert_eq!(contents["shards"][0]["tensors"].as_array().unwrap().len(), 23);
+    let verification = json(&["verify", text(&gptq), text(&out), "--json"]);
+    assert_eq!((verification["failures"].as_u64(), verification["params"].as_array().unwrap().len()), (Some(0), 14));
+    let llama = tiny_llama();
+    let arguments = ["gen_config", text(llama.path()), "--quantization", "q0f32", "-o", text(&out), "--json"];
+    let config = json(&[&arguments[..], &["--conv-template", "LM"]].concat());
+    assert_eq!(config["conv_template"], "LM");
+}
+
+#[test]
+fn verify_has_thresholds() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let llama = testdata("arch/llama/hf");
+    let convert = ["convert_weight", text(&llama), "--quantization", "q4f16_1", "-o", text(&out)];
+    assert!(run(&convert).status.success());
+    let check = |flags: &[&str], code: i32| {
+        let output = run(&[&["verify", text(&llama), text(&out)], flags].concat());
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{flags:?}: {stdout}");
+        stdout.contains("FURTHER")
+    };
+    assert!(!check(&["--max-error", "1.0", "--mean-error", "0.1"], 0));
+    assert!(check(&["--max-error", "0.001"], 3));
+    assert!(check(&["--mean-error", "0.000001"], 3));
+}
+
+/// A template that ends its answers with tokens that the tokenizer does not have.
+#[test]
+fn a_wrong_template_is_refused_and_the_right_one_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let llama = tiny_llama();
+    let path = llama.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&read(&path)).unwrap();
+    for (id, content) in [(151643, "<|endoftext|>"), (151644, "<|im_start|>"), (151645, "<|im_end|>")] {
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({"id": id, "content": content}));
+    }
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let convert = |template: &str, flags: &[&str]| {
+        let arguments = [
+            "gen_config",
+            text(llama.path()),
+            "--quantization",
+            "q4f16_1",
+            "-o",
+            text(&out),
+            "--conv-template",
+            template,
+        ];
+        run(&[&arguments[..], flags].concat())
+    };
+    for wrong in ["llama-3_1", "gemma3_instruction", "phi-4"] {
+        let output = convert(wrong, &[]);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        // Token 1 and 2 are the tiny tokenizer's own.
+        if wrong == "gemma3_instruction" {
+            assert!(output.status.success(), "{stderr}");
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(1), "{wrong}");
+        assert!(stderr.contains(&format!("conversation template `{wrong}` does not fit")), "{stderr}");
+        assert!(stderr.contains("hint: this model's template is `qwen2`"), "{stderr}");
+        assert!(convert(wrong, &["--mlc-compat"]).status.success());
+    }
+    assert!(convert("qwen2", &[]).status.success());
 }
