@@ -14,7 +14,6 @@ use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param,
     checkpoint::{SafetensorsWriter, check_float, missing_param, read_float},
     gptq::GptqConfig,
-    params,
 };
 use serde_json::Value;
 

@@ -67,7 +67,7 @@ impl Grid {
     }
 
     /// The scale, exact in f16, and the zero with the least squared error of `weights`, each counted `importance` times.
-    /// With `values_in_f16` a scale has eight significant bits, so that f16 holds every value as well.
+    /// With `values_in_f16` a scale has so few significant bits that f16 holds every value as well.
     ///
     /// Symmetric candidates put the largest weight on the outermost code (there is one more on the negative side, and
     /// the scale's sign says which side that is) or use both sides alike, then shrink. Asymmetric ones shrink the range.
@@ -75,7 +75,8 @@ impl Grid {
         let (max_code, middle) = (f32::from(self.max_code()), f32::from(self.middle()));
         let mut best = (f32::INFINITY, GroupParams { scale: 1.0, zero: f64::from(middle) });
         let mut consider = |scale: f32, zero: Option<f32>| {
-            let scale = if values_in_f16 { to_coarse_f16(scale, max_code) } else { to_f16(scale) };
+            let scale =
+                if values_in_f16 { to_coarse_f16(scale, self.bits - u32::from(self.sym)) } else { to_f16(scale) };
             let zero = zero.map_or(middle, |lowest| round_ties_even_f32(-lowest / scale).clamp(1.0, max_code));
             let error = squared_error(weights, importance, scale, -zero, max_code - zero);
             if error < best.0 {
@@ -128,13 +129,14 @@ fn to_f16(scale: f32) -> f32 {
     rounded.to_f32().clamp(f16::MIN.to_f32(), f16::MAX.to_f32())
 }
 
-/// The nearest f16 with eight significant bits whose products with codes up to `max_code` are exact in f16.
-fn to_coarse_f16(scale: f32, max_code: f32) -> f32 {
-    let largest = f16::MAX.to_f32() / max_code;
-    let bits = f16::from_f32(scale.clamp(-largest, largest)).to_bits();
-    let (sign, size) = (bits & 0x8000, bits & 0x7fff);
+/// The nearest f16 whose products with numbers of `bits` bits are exact in f16.
+fn to_coarse_f16(scale: f32, bits: u32) -> f32 {
+    let largest = 32_768.0 / (1u32 << bits) as f32;
+    let rounded = f16::from_f32(scale.clamp(-largest, largest)).to_bits();
+    let (sign, size) = (rounded & 0x8000, rounded & 0x7fff);
     // A carry goes into the exponent, as it should.
-    f16::from_bits(sign | ((size + 4) & !7).max(8)).to_f32()
+    let size = (size + (1 << (bits - 1))) >> bits << bits;
+    f16::from_bits(sign | size.max(1 << bits)).to_f32()
 }
 
 /// Sum of `importance * (weight - nearest value)^2`, where values are `scale` times the integers `lowest ..= highest`.
@@ -232,16 +234,20 @@ mod tests {
 
     #[test]
     fn coarse_scales_make_values_exact_in_f16() {
-        for step in 0..4000u32 {
-            let scale = (step as f32 / 100.0 - 20.0).exp2() * if step % 2 == 0 { 1.0 } else { -1.0 };
-            let coarse = to_coarse_f16(scale, 15.0);
-            let normal = scale.abs() > 2e-5;
-            assert!(!normal || (coarse / scale - 1.0).abs() < 0.004, "{scale} {coarse}");
-            for code in -15..=15 {
-                let value = code as f32 * coarse;
-                assert_eq!(f16::from_f32(value).to_f32(), value, "{code} * {coarse}");
+        for bits in [2, 3, 4, 8] {
+            for step in 0..4000u32 {
+                let scale = (step as f32 / 100.0 - 20.0).exp2() * if step % 2 == 0 { 1.0 } else { -1.0 };
+                let coarse = to_coarse_f16(scale, bits);
+                let is_normal = scale.abs() > 6.2e-5 && scale.abs() < 100.0;
+                assert!(
+                    !is_normal || (coarse / scale - 1.0).abs() < 1.3 * 2f32.powi(bits as i32 - 11),
+                    "{scale} {coarse}"
+                );
+                for multiple in 0..=1 << bits {
+                    let value = multiple as f32 * coarse;
+                    assert_eq!(f16::from_f32(value).to_f32(), value, "{multiple} * {coarse}");
+                }
             }
         }
-        assert_eq!(15.0 * to_coarse_f16(1e9, 15.0), f16::from_f32(15.0 * to_coarse_f16(1e9, 15.0)).to_f32());
     }
 }

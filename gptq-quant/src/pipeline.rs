@@ -249,7 +249,9 @@ impl<'a, O: Ops> Walk<'a, O> {
             layer: 0,
             norms: Vec::new(),
         };
-        walk.streams.push(walk.embed(windows, walk.read(Role::Embedding)?).await?);
+        let table = walk.read(Role::Embedding)?;
+        let stream = walk.embed(windows, table).await?;
+        walk.streams.push(stream);
         Ok(walk)
     }
 

@@ -14,8 +14,8 @@ use infer_core::{
     Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Ops, ops::candle::CandleOps,
 };
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, QuantFormat, SafetensorsCheckpoint, checkpoint::read_param, gptq::GptqConfig,
-    gptq::GptqMatrix, params,
+    Checkpoint, DecoderConfig, Dtype, QuantFormat, Role, SafetensorsCheckpoint, checkpoint::read_param,
+    gptq::GptqConfig, gptq::GptqMatrix, params, quant::group_quant::Scales,
 };
 use ndarray::ArrayView2;
 
@@ -88,7 +88,7 @@ impl Progress for Reports {
 /// Quantizes the tiny model into `folder`.
 fn run(folder: &Path, settings: &Settings, reports: &mut Reports) -> Result<Vec<Quantized>, Error> {
     let checkpoint = tiny();
-    let mut writer = CheckpointWriter::create(&checkpoint, folder, gptq_config(&settings.matrix))?;
+    let mut writer = CheckpointWriter::create(&checkpoint, folder, settings)?;
     let mut matrices = Vec::new();
     let mut add = |param: &_, quantized: &Quantized| {
         matrices.push(quantized.clone());
@@ -148,7 +148,7 @@ fn check(options: Options) {
     // Nearer to the original than rounding, on text that it was not calibrated on.
     let source = tiny();
     let nearest = folder.path().join("nearest");
-    let mut writer = CheckpointWriter::create(&source, &nearest, gptq_config(&options)).unwrap();
+    let mut writer = CheckpointWriter::create(&source, &nearest, &Settings::new(options)).unwrap();
     for (param, quantized) in layer_matrices.iter().zip(&matrices) {
         let values = read_param(&source, param).unwrap();
         let weights = ArrayView2::from_shape((param.shape[0], param.shape[1]), &values).unwrap();
@@ -273,4 +273,28 @@ fn a_seed_decides_what_the_model_writes() {
     assert_ne!(first, write(2));
     let distinct: std::collections::HashSet<&[u32]> = first.iter().collect();
     assert_eq!(distinct.len(), 5, "no two windows are the same");
+}
+
+/// The table goes through the checkpoint's f16 into the format's codes and comes out as it went in.
+#[test]
+fn the_table_converts_without_loss_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = Settings { quantize_ends: true, ..Settings::new(Options::new(Q4F16_1)) };
+    let mut reports = Reports::default();
+    let matrices = run(folder.path(), &settings, &mut reports).unwrap();
+    assert!(reports.fractions.is_sorted(), "{:?}", reports.fractions);
+    assert_eq!(reports.matrices.iter().filter(|report| report.layer.is_none()).count(), 1);
+    let written = SafetensorsCheckpoint::open(folder.path()).unwrap();
+    let list = params(&DecoderConfig::from_hf(written.config_json()).unwrap());
+    let table = list.iter().find(|param| param.role == Role::Embedding).unwrap();
+    let values = read_param(&written, table).unwrap();
+    assert_eq!(values, matrices[0].dequantize().into_raw_vec_and_offset().0);
+    assert_ne!(values, read_param(&tiny(), table).unwrap());
+
+    let (rows, cols) = (table.shape[0], table.shape[1]);
+    let group = QuantFormat::by_name("q4f16_1").unwrap().group().unwrap();
+    let (mut words, mut scales) = (vec![0; rows * group.row_words(cols)], vec![0; rows * group.groups(cols)]);
+    assert_eq!(group.keep_into(cols, &values, &mut words, &mut scales), 0, "groups that were rounded");
+    let scales = Scales { dtype: Dtype::F16, bits: scales };
+    assert_eq!(group.dequantize(rows, cols, &words, &scales), values);
 }

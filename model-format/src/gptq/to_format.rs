@@ -4,11 +4,9 @@
 //! also for the mirror image `n = max_int + zero - q, S = -s`. Symmetric 4-bit codes have zero 8 and `max_int` is 7: the
 //! mirror image `n = 15 - q` holds all sixteen of them.
 
-use half::{bf16, f16};
-
 use super::GptqMatrix;
 use crate::{
-    Dtype, Error, QuantFormat, QuantizedMatrix, Result,
+    Error, QuantFormat, QuantizedMatrix, Result,
     quant::group_quant::{GroupQuant, Scales, narrow},
 };
 

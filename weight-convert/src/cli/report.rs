@@ -16,7 +16,7 @@ impl Limits {
     /// Whether a parameter is beyond one of them.
     pub fn is_passed(&self, check: &ParamCheck) -> bool {
         // Written so that NaN is beyond.
-        let passed = |limit: Option<f32>, error: f32| limit.is_some_and(|limit| !(error <= limit));
+        let passed = |limit: Option<f32>, error: f32| limit.is_some_and(|limit| error > limit || error.is_nan());
         passed(self.max_error, check.max_error) || passed(self.mean_error, check.mean_error)
     }
 }
