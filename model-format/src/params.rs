@@ -157,9 +157,8 @@ fn shape(config: &DecoderConfig, role: Role) -> Option<Vec<usize>> {
     let query = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
     Some(match role {
-        Role::Embedding => vec![config.vocab_size, hidden],
         Role::LmHead if config.tie_word_embeddings => return None,
-        Role::LmHead => vec![config.vocab_size, hidden],
+        Role::Embedding | Role::LmHead => vec![config.vocab_size, hidden],
         Role::Qkv(_) => vec![query + 2 * kv, hidden],
         Role::QkvBias(_) if !config.qkv_bias => return None,
         Role::QkvBias(_) => vec![query + 2 * kv],

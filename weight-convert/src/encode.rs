@@ -179,11 +179,13 @@ impl Part<'_> {
             Dtype::BF16 => f32::from_bits(0x7f7f_8000),
             _ => f32::INFINITY,
         };
-        // Without an end at the first, so that it is vector code; written so that NaN is caught as well.
-        if values.iter().fold(true, |fits, v| fits & (v.abs() < limit)) {
+        // NaN does not fit either.
+        let fits = |v: &f32| v.abs() < limit;
+        // Without an end at the first that does not, so that it is vector code.
+        if values.iter().fold(true, |all, v| all & fits(v)) {
             return Ok(());
         }
-        let at = values.iter().position(|v| !(v.abs() < limit)).expect("one of them does not fit");
+        let at = values.iter().position(|v| !fits(v)).expect("one of them does not fit");
         let (name, index, value) = (self.name.to_owned(), offset + at, values[at]);
         Err(if value.is_finite() {
             let dtype = self.format.model_dtype().to_string();

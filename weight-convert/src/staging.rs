@@ -45,15 +45,11 @@ impl Staging {
             Staging { folder: folder.into(), made, files: Vec::new(), journal: None, lock: None, keep: false };
         let path = staging.temporary(LOCK);
         let lock = File::create(&path).map_err(|e| io("create", &path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                // It is the other's to remove.
-                staging.made = None;
-                return Err(Error::InUse { folder: folder.display().to_string() });
-            }
-            // A file system without locks: nothing is known of others.
-            Err(TryLockError::Error(_)) => {}
+        // Another error is that of a file system without locks, where nothing is known of others.
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            // It is the other's to remove.
+            staging.made = None;
+            return Err(Error::InUse { folder: folder.display().to_string() });
         }
         staging.lock = Some(lock);
         Ok(staging)

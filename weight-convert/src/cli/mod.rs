@@ -110,9 +110,9 @@ fn run_convert_weight(args: &ConvertWeightArgs, bars: &mut Bars) -> Result<()> {
     let report = convert_weight(checkpoint.as_ref(), format, &options, &args.output, bars)?;
     bars.clear();
     if args.report.json {
-        report::json(&report)
+        report::json(&report);
     } else {
-        report::weights(&report, &args.output)
+        report::weights(&report, &args.output);
     }
     Ok(())
 }
@@ -127,9 +127,9 @@ fn run_gen_config(args: &GenConfigArgs, bars: &mut Bars) -> Result<()> {
     let report = gen_config(&source, format, &args.options.options(), &args.output)?;
     bars.clear();
     if args.report.json {
-        report::json(&report)
+        report::json(&report);
     } else {
-        report::config(&report)
+        report::config(&report);
     }
     Ok(())
 }
@@ -151,9 +151,9 @@ fn run_verify(args: &VerifyArgs, bars: &mut Bars) -> Result<ExitCode> {
 fn run_inspect(args: &InspectArgs) -> Result<()> {
     let contents = inspect(&args.folder)?;
     if args.report.json {
-        report::json(&report::contents_json(&contents))
+        report::json(&report::contents_json(&contents));
     } else {
-        report::contents(&contents, args.tensors)
+        report::contents(&contents, args.tensors);
     }
     Ok(())
 }
