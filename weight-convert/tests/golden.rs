@@ -3,7 +3,8 @@
 mod common;
 
 use common::{format, names, open, read, testdata};
-use weight_convert::{ConfigOptions, ConfigSource, WeightOptions, convert_weight, gen_config};
+use model_format::quant::QUANT_FORMATS;
+use weight_convert::{ConfigOptions, ConfigSource, WeightOptions, convert_weight, gen_config, verify};
 
 /// The index holds the checksum of every shard, so an equal index means equal shards.
 fn check_weights(checkpoint: &str, quantization: &str, golden: &str) {
@@ -151,6 +152,23 @@ fn bf16_formats_round_every_step() {
     let other = tempfile::tempdir().unwrap();
     convert_weight(&checkpoint, format("q0f32"), &WeightOptions::default(), other.path(), &mut ()).unwrap();
     assert!(read(out.path().join("params_shard_0.bin")) == read(other.path().join("params_shard_0.bin")));
+}
+
+/// What is written of any format is read back as the same values, whichever way round it lies.
+#[test]
+fn folders_of_every_format_are_read_back() {
+    for checkpoint in ["mlc/untied-f16-sharded/hf", "arch/gemma3/hf", "arch/qwen2/hf"] {
+        for quantization in QUANT_FORMATS {
+            let out = tempfile::tempdir().unwrap();
+            let options = WeightOptions::default();
+            convert_weight(&open(checkpoint), quantization, &options, out.path(), &mut ()).unwrap();
+            let verification = verify(&open(checkpoint), out.path(), &mut ()).unwrap();
+            for check in &verification.params {
+                assert!(check.is_equal(), "{checkpoint}, {}: {check:?}", quantization.name);
+                assert!(check.mean_error < 0.02, "{checkpoint}, {}: {check:?}", quantization.name);
+            }
+        }
+    }
 }
 
 #[test]
