@@ -162,13 +162,24 @@ fn folders_of_every_format_are_read_back() {
             let out = tempfile::tempdir().unwrap();
             let options = WeightOptions::default();
             convert_weight(&open(checkpoint), quantization, &options, out.path(), &mut ()).unwrap();
-            let verification = verify(&open(checkpoint), out.path(), &mut ()).unwrap();
+            let verification = verify(&open(checkpoint), out.path(), Some(quantization), &mut ()).unwrap();
             for check in &verification.params {
                 assert!(check.is_equal(), "{checkpoint}, {}: {check:?}", quantization.name);
-                assert!(check.mean_error < 0.02, "{checkpoint}, {}: {check:?}", quantization.name);
+                assert!(check.mean_error < 0.05, "{checkpoint}, {}: {check:?}", quantization.name);
             }
         }
     }
+}
+
+/// Three groups of 32 or of 40 make 96 weights: the shapes do not tell 4 bits from 3.
+#[test]
+fn a_format_that_cannot_be_told_is_asked_for() {
+    let out = tempfile::tempdir().unwrap();
+    let gemma = open("arch/gemma3/hf");
+    convert_weight(&gemma, format("q3f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
+    let error = verify(&gemma, out.path(), None, &mut ()).unwrap_err();
+    assert!(error.to_string().contains("q4f16_1 and of q3f16_1"), "{error}");
+    assert!(error.hint().unwrap().contains("--quantization"));
 }
 
 #[test]
