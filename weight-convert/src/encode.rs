@@ -200,8 +200,13 @@ impl Part<'_> {
             Dtype::BF16 => f32::from_bits(0x7f7f_8000),
             _ => f32::INFINITY,
         };
-        let fits = |v: &f32| v.abs() < limit; // which NaN is not
-        let Some(at) = values.iter().position(|v| !fits(v)) else { return Ok(()) };
+        // NaN does not fit either.
+        let fits = |v: &f32| v.abs() < limit;
+        // Without an end at the first that does not, so that it is vector code.
+        if values.iter().fold(true, |all, v| all & fits(v)) {
+            return Ok(());
+        }
+        let at = values.iter().position(|v| !fits(v)).expect("one of them does not fit");
         let (name, index, value) = (self.name.to_owned(), offset + at, values[at]);
         Err(if value.is_finite() {
             let dtype = self.format.model_dtype().to_string();

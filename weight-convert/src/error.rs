@@ -47,6 +47,14 @@ pub enum Error {
         /// The token.
         content: String,
     },
+    /// A folder without a configuration could be of more than one format.
+    #[error("`{folder}` has no `mlc-chat-config.json`, and its tensors are shaped as those of {}", formats.join(" and of "))]
+    AmbiguousFormat {
+        /// The folder.
+        folder: String,
+        /// Names of the formats.
+        formats: Vec<&'static str>,
+    },
     /// Another process writes to the same folder.
     #[error("another conversion is writing to `{folder}`")]
     InUse {
@@ -69,6 +77,7 @@ impl Error {
             Error::DuplicateToken { .. } => {
                 "remove one of the two entries; tokenizers disagree about such files".into()
             }
+            Error::AmbiguousFormat { .. } => "name the format with `--quantization`".into(),
             Error::InUse { .. } => "wait for it, or write to another folder".into(),
             Error::Cancelled => return None,
         })

@@ -237,8 +237,10 @@ mod tests {
     #[derive(serde::Deserialize)]
     struct Case {
         input: Vec<(String, usize)>,
-        shards: Vec<(String, Vec<(String, usize, usize)>)>,
+        shards: Vec<(String, Vec<Record>)>,
     }
+
+    type Record = (String, usize, usize);
 
     #[test]
     fn shards_are_those_of_tvm() {

@@ -45,7 +45,7 @@ impl Staging {
             Staging { folder: folder.into(), made, files: Vec::new(), journal: None, lock: None, keep: false };
         let path = staging.temporary(LOCK);
         let lock = File::create(&path).map_err(|e| io("create", &path, e))?;
-        // A file system without locks tells nothing of others.
+        // Another error is that of a file system without locks, where nothing is known of others.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             // It is the other's to remove.
             staging.made = None;

@@ -64,11 +64,19 @@ impl ParamCheck {
 }
 
 /// Checks the shards' checksums, then compares every parameter of the MLC folder `folder` with `checkpoint`.
-pub fn verify(checkpoint: &dyn Checkpoint, folder: &Path, progress: &mut dyn Progress) -> Result<Verification> {
+///
+/// `format` is for folders without a configuration, where it can mostly, but not always, be told from the shapes.
+pub fn verify(
+    checkpoint: &dyn Checkpoint,
+    folder: &Path,
+    format: Option<&'static QuantFormat>,
+    progress: &mut dyn Progress,
+) -> Result<Verification> {
     let contents = inspect(folder)?;
-    let format = match &contents.chat_config {
-        Some(config) => QuantFormat::by_name(&config.quantization)?,
-        None => format_of(checkpoint, &contents.cache, folder)?,
+    let format = match (format, &contents.chat_config) {
+        (Some(format), _) => format,
+        (None, Some(config)) => QuantFormat::by_name(&config.quantization)?,
+        (None, None) => format_of(checkpoint, &contents.cache, folder)?,
     };
     let plan = Plan::new(checkpoint, format)?;
     check_sums(folder, &contents.cache)?;
@@ -122,6 +130,7 @@ pub fn verify(checkpoint: &dyn Checkpoint, folder: &Path, progress: &mut dyn Pro
 /// The format of weights without a configuration: the one whose tensors are there.
 fn format_of(checkpoint: &dyn Checkpoint, cache: &TensorCache, folder: &Path) -> Result<&'static QuantFormat> {
     let places = places(cache);
+    let mut fitting = Vec::new();
     for format in QUANT_FORMATS {
         let plan = Plan::new(checkpoint, format)?;
         let is_there = |tensor: StoredTensor| {
@@ -132,11 +141,20 @@ fn format_of(checkpoint: &dyn Checkpoint, cache: &TensorCache, folder: &Path) ->
             })
         };
         if plan.params.iter().flat_map(|planned| format.stored(&planned.param)).all(is_there) {
-            return Ok(format);
+            fitting.push(format);
         }
     }
-    let file = ChatConfig::FILE_NAME.to_owned();
-    Err(FormatError::MissingFile { file, folder: folder.display().to_string() }.into())
+    match fitting[..] {
+        [format] => Ok(format),
+        [] => {
+            let file = ChatConfig::FILE_NAME.to_owned();
+            Err(FormatError::MissingFile { file, folder: folder.display().to_string() }.into())
+        }
+        _ => {
+            let formats = fitting.iter().map(|format| format.name).collect();
+            Err(Error::AmbiguousFormat { folder: folder.display().to_string(), formats })
+        }
+    }
 }
 
 /// NaN counts as infinitely far.

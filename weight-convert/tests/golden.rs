@@ -3,7 +3,8 @@
 mod common;
 
 use common::{format, names, open, read, testdata};
-use weight_convert::{ConfigOptions, ConfigSource, WeightOptions, convert_weight, gen_config};
+use model_format::quant::QUANT_FORMATS;
+use weight_convert::{ConfigOptions, ConfigSource, WeightOptions, convert_weight, gen_config, verify};
 
 /// The index holds the checksum of every shard, so an equal index means equal shards.
 fn check_weights(checkpoint: &str, quantization: &str, golden: &str) {
@@ -151,6 +152,34 @@ fn bf16_formats_round_every_step() {
     let other = tempfile::tempdir().unwrap();
     convert_weight(&checkpoint, format("q0f32"), &WeightOptions::default(), other.path(), &mut ()).unwrap();
     assert!(read(out.path().join("params_shard_0.bin")) == read(other.path().join("params_shard_0.bin")));
+}
+
+/// What is written of any format is read back as the same values, whichever way round it lies.
+#[test]
+fn folders_of_every_format_are_read_back() {
+    for checkpoint in ["mlc/untied-f16-sharded/hf", "arch/gemma3/hf", "arch/qwen2/hf"] {
+        for quantization in QUANT_FORMATS {
+            let out = tempfile::tempdir().unwrap();
+            let options = WeightOptions::default();
+            convert_weight(&open(checkpoint), quantization, &options, out.path(), &mut ()).unwrap();
+            let verification = verify(&open(checkpoint), out.path(), Some(quantization), &mut ()).unwrap();
+            for check in &verification.params {
+                assert!(check.is_equal(), "{checkpoint}, {}: {check:?}", quantization.name);
+                assert!(check.mean_error < 0.05, "{checkpoint}, {}: {check:?}", quantization.name);
+            }
+        }
+    }
+}
+
+/// Three groups of 32 or of 40 make 96 weights: the shapes do not tell 4 bits from 3.
+#[test]
+fn a_format_that_cannot_be_told_is_asked_for() {
+    let out = tempfile::tempdir().unwrap();
+    let gemma = open("arch/gemma3/hf");
+    convert_weight(&gemma, format("q3f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
+    let error = verify(&gemma, out.path(), None, &mut ()).unwrap_err();
+    assert!(error.to_string().contains("q4f16_1 and of q3f16_1"), "{error}");
+    assert!(error.hint().unwrap().contains("--quantization"));
 }
 
 #[test]

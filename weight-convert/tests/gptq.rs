@@ -17,7 +17,7 @@ fn convert_and_verify(case: &str) -> (weight_convert::WeightsReport, weight_conv
     let out = tempfile::tempdir().unwrap();
     let report =
         convert_weight(&checkpoint, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
-    let verification = verify(&checkpoint, out.path(), &mut ()).unwrap();
+    let verification = verify(&checkpoint, out.path(), None, &mut ()).unwrap();
     (report, verification)
 }
 
@@ -45,7 +45,7 @@ fn another_architecture_and_both_versions() {
             convert_weight(&open(case), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
         assert_eq!(report.lossless.len(), 12, "{case}");
         assert_eq!(report.rounded, ["model.embed_tokens.weight"], "{case}");
-        assert_eq!(verify(&open(case), out.path(), &mut ()).unwrap().failures().count(), 0, "{case}");
+        assert_eq!(verify(&open(case), out.path(), None, &mut ()).unwrap().failures().count(), 0, "{case}");
         read(out.path().join("params_shard_0.bin"))
     });
     assert!(bytes[0] == bytes[1]);
@@ -73,7 +73,7 @@ fn sharded_checkpoints_are_read() {
     let out = tempfile::tempdir().unwrap();
     let report = convert_weight(&sharded, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     assert_eq!(report.lossless.len(), 8);
-    assert_eq!(verify(&whole, out.path(), &mut ()).unwrap().failures().count(), 0);
+    assert_eq!(verify(&whole, out.path(), None, &mut ()).unwrap().failures().count(), 0);
 }
 
 /// mlc_llm was given the dequantized weights, in f16, as a float checkpoint: what we read out of the codes is what it was
@@ -137,7 +137,7 @@ fn what_cannot_be_kept_is_refused_or_refitted() {
             assert!(refit.relative_error > 0.0 && refit.relative_error < 0.1 && refit.max_error > 0.0, "{refit:?}");
         }
         // What was refitted is not held against the checkpoint bit by bit.
-        let verification = verify(&open(case), out.path(), &mut ()).unwrap();
+        let verification = verify(&open(case), out.path(), None, &mut ()).unwrap();
         assert_eq!(verification.failures().count(), 0, "{case}");
         assert!(verification.params.iter().all(|check| !check.lossless), "{case}");
     }
@@ -164,14 +164,14 @@ fn verify_finds_what_was_changed() {
     fs::write(&path, &bytes).unwrap();
 
     // First by its checksum, ...
-    let error = verify(&checkpoint, out.path(), &mut ()).unwrap_err();
+    let error = verify(&checkpoint, out.path(), None, &mut ()).unwrap_err();
     assert!(matches!(error, Error::Format(model_format::Error::Checksum { .. })), "{error}");
     // ... and where the index has none, by its values.
     let without_sums = index.lines().filter(|line| !line.contains("md5sum")).collect::<Vec<_>>().join("\n");
     // The field before the sum ends in a comma that JSON does not want there.
     let without_sums = without_sums.replace("            ],\n        }", "            ]\n        }");
     fs::write(out.path().join("tensor-cache.json"), without_sums).unwrap();
-    let verification = verify(&checkpoint, out.path(), &mut ()).unwrap();
+    let verification = verify(&checkpoint, out.path(), None, &mut ()).unwrap();
     let failures: Vec<&str> = verification.failures().map(|check| check.name.as_str()).collect();
     assert_eq!(failures, ["model.layers.1.mlp.down_proj.weight"]);
 }

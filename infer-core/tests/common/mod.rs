@@ -1,5 +1,7 @@
 //! Reading golden data.
 
+#![allow(dead_code, reason = "each test file uses its part of this one")]
+
 use std::path::{Path, PathBuf};
 
 use safetensors::SafeTensors;

@@ -60,12 +60,15 @@ pub struct Names {
     pub layers: Named,
     /// The parameters of a layer, named inside it, in the order of the forward pass. Those that a configuration does
     /// without are passed over.
-    pub layer: &'static [(fn(usize) -> Role, Named)],
+    pub layer: &'static [LayerParam],
     /// The norm after the last layer.
     pub final_norm: Named,
     /// The output projection, where it is not the embedding table.
     pub lm_head: Named,
 }
+
+/// The place of a layer's parameter, by the layer's number, and its names.
+pub type LayerParam = (fn(usize) -> Role, Named);
 
 /// A parameter under MLC's name, and the checkpoint's tensors that make it up, joined by rows (rows are outputs).
 #[derive(Debug, Clone, Copy)]

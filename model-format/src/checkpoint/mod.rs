@@ -8,7 +8,7 @@ mod safetensors;
 mod writer;
 
 pub use self::nearest::nearest;
-pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files};
+pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files, indexed_files, tensor_ranges};
 pub use writer::{SafetensorsWriter, write_safetensors};
 
 use crate::{Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix};

@@ -76,7 +76,7 @@ impl SafetensorsCheckpoint {
         const INDEX: &str = "model.safetensors.index.json";
         if folder.join(INDEX).is_file() {
             let path = folder.join(INDEX).display().to_string();
-            for (file, names) in shards(&path, &read_text(folder, INDEX)?)? {
+            for (file, names) in indexed_files(&path, &read_text(folder, INDEX)?)? {
                 checkpoint.add_file(&file, Some(&names))?;
             }
         } else {
@@ -242,8 +242,9 @@ fn single_file(folder: &Path) -> Result<String> {
     }
 }
 
-/// The files of an index, each with its tensors, both in the order of first mention.
-fn shards(file: &str, index_json: &str) -> Result<Vec<(String, Vec<String>)>> {
+/// The files of a `model.safetensors.index.json`, each with its tensors, both in the order of first mention. `file` is for
+/// the error.
+pub fn indexed_files(file: &str, index_json: &str) -> Result<Vec<(String, Vec<String>)>> {
     let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
     let index: Value = serde_json::from_str(index_json).map_err(|e| malformed(e.to_string()))?;
     let weight_map = index
@@ -265,6 +266,12 @@ fn shards(file: &str, index_json: &str) -> Result<Vec<(String, Vec<String>)>> {
         return Err(malformed("`weight_map` names no tensor".into()));
     }
     Ok(shards)
+}
+
+/// Names of the tensors of a whole safetensors file, with the ranges of their bytes in it, by offset. Everything that its
+/// header says is checked. `file` is for the error.
+pub fn tensor_ranges(file: &str, bytes: &[u8]) -> Result<Vec<(String, Range<usize>)>> {
+    Ok(read_headers(file, bytes)?.into_iter().map(|(name, (_, range))| (name, range)).collect())
 }
 
 /// A tensor's name, what the header says of it, and where its bytes lie in the file.

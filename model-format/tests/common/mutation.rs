@@ -58,8 +58,8 @@ pub fn check(good: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
         let input = spoilt(&good[random.below(good.len())], &mut random);
         let before = HELD.get();
         PEAK.set(before);
-        let ended = catch_unwind(AssertUnwindSafe(|| read(&input)));
-        assert!(ended.is_ok(), "copy {copy} makes the reader panic: {}", String::from_utf8_lossy(&input));
+        let lived = catch_unwind(AssertUnwindSafe(|| read(&input))).is_ok();
+        assert!(lived, "copy {copy} makes the reader panic: {}", String::from_utf8_lossy(&input));
         let taken = (PEAK.get() - before).max(0) as usize;
         let allowed = ALLOWANCE + 2 * input.len();
         assert!(taken <= allowed, "copy {copy} takes {taken} bytes: {}", String::from_utf8_lossy(&input));

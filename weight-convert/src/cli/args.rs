@@ -196,6 +196,9 @@ pub struct VerifyArgs {
     pub source: String,
     /// The MLC folder
     pub folder: PathBuf,
+    /// The quantization format, for a folder without a configuration
+    #[arg(long)]
+    pub quantization: Option<String>,
     /// Fail also where a value is further than this from the checkpoint's
     #[arg(long)]
     pub max_error: Option<f32>,

@@ -135,8 +135,9 @@ fn run_gen_config(args: &GenConfigArgs, bars: &mut Bars) -> Result<()> {
 }
 
 fn run_verify(args: &VerifyArgs, bars: &mut Bars) -> Result<ExitCode> {
+    let format = args.quantization.as_deref().map(QuantFormat::by_name).transpose()?;
     let checkpoint = source::open(&args.source, bars)?;
-    let verification = verify(checkpoint.as_ref(), &args.folder, bars)?;
+    let verification = verify(checkpoint.as_ref(), &args.folder, format, bars)?;
     bars.clear();
     let limits = Limits { max_error: args.max_error, mean_error: args.mean_error };
     let failures = verification.params.iter().filter(|check| !check.passes() || limits.is_passed(check)).count();

@@ -15,8 +15,7 @@ pub struct Limits {
 impl Limits {
     /// Whether a parameter is beyond one of them.
     pub fn is_passed(&self, check: &ParamCheck) -> bool {
-        // Written so that NaN is beyond.
-        let passed = |limit: Option<f32>, error: f32| limit.is_some_and(|limit| error > limit || error.is_nan());
+        let passed = |limit: Option<f32>, error: f32| limit.is_some_and(|limit| error.is_nan() || error > limit);
         passed(self.max_error, check.max_error) || passed(self.mean_error, check.mean_error)
     }
 }
