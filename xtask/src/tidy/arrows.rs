@@ -96,7 +96,7 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("pollster", Owner::Only(&["webgpu-kernels"])),
     ("faer", Owner::Only(&["gptq-quant"])),
     ("ndarray", Owner::Only(&["gptq-quant"])),
-    ("rayon", Owner::Only(&["gptq-quant", "weight-convert"])),
+    ("rayon", Owner::Only(&["gptq-quant", "infer-core", "weight-convert"])),
     ("anyhow", Owner::Binaries),
     ("clap", Owner::Binaries),
     ("ctrlc", Owner::Binaries),
