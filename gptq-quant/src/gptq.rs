@@ -256,18 +256,20 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
     let mut codes = Array2::<u8>::zeros((rows, cols));
     let mut scales = Array2::<f32>::zeros((rows, groups));
     let mut zeros = Array2::<u8>::zeros((rows, groups));
-    for (row, weights) in weights.rows().into_iter().enumerate() {
+    let rows = weights.axis_iter(Axis(0)).into_par_iter().zip(codes.axis_iter_mut(Axis(0)));
+    let rows = rows.zip(scales.axis_iter_mut(Axis(0))).zip(zeros.axis_iter_mut(Axis(0)));
+    rows.for_each(|(((weights, mut codes), mut scales), mut zeros)| {
         let weights = weights.to_vec();
         for group in 0..groups {
             let range = group * group_len..((group + 1) * group_len).min(cols);
             let params = find_params(options, &weights[range.clone()], &importance[range.clone()]);
-            scales[(row, group)] = params.scale as f32;
-            zeros[(row, group)] = params.zero as u8;
+            scales[group] = params.scale as f32;
+            zeros[group] = params.zero as u8;
             for col in range {
-                codes[(row, col)] = options.grid.code(f64::from(weights[col]), params);
+                codes[col] = options.grid.code(f64::from(weights[col]), params);
             }
         }
-    }
+    });
     let g_idx = (0..cols).map(|k| (k / group_len) as u32).collect();
     Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: f64::NAN, method: Method::RoundToNearest }
 }

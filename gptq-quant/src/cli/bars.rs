@@ -14,7 +14,7 @@ use super::Stop;
 /// Steps of a bar that shows a share of the work.
 const STEPS: u64 = 10_000;
 
-/// Between two lines about a text that the model writes, where there is no bar.
+/// Between two lines about long work, where there is no bar.
 const LINE_EVERY: Duration = Duration::from_secs(15);
 
 /// One bar at a time.
@@ -89,6 +89,13 @@ impl Bars {
         }
     }
 
+    /// Notes that something was just said.
+    fn said(&mut self) {
+        if let Some((_, _, said)) = &mut self.stage {
+            *said = Instant::now();
+        }
+    }
+
     /// What the stage took so far, and what is left of it at this pace.
     fn times(&self) -> (Duration, Duration) {
         let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
@@ -113,6 +120,13 @@ impl gptq_quant::Progress for Bars {
     fn advanced(&mut self, layer: usize, module: &str, fraction: f64) {
         self.enter(Stage::Quantizing, STEPS, "{bar:30} {percent:>3} % {wide_msg}");
         self.fraction = fraction;
+        if let Some((_, _, said)) = &mut self.stage
+            && !self.terminal
+            && said.elapsed() > LINE_EVERY
+        {
+            *said = Instant::now();
+            eprintln!("{:.0} %: layer {} of {}, {module}", fraction * 100.0, layer + 1, self.num_hidden_layers);
+        }
         self.bar.set_position((fraction * STEPS as f64) as u64);
         let (_, left) = self.times();
         let last = self.errors.last().map_or(String::new(), |error| format!(", {error}"));
@@ -143,6 +157,7 @@ impl gptq_quant::Progress for Bars {
             let (elapsed, left) = (HumanDuration(elapsed), HumanDuration(left));
             let (layer, layers) = (layer + 1, self.num_hidden_layers);
             let errors = std::mem::take(&mut self.errors).join(", ");
+            self.said();
             self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed}, {left} left"));
         }
     }
