@@ -1,8 +1,9 @@
 //! GPTQ of one matrix (Frantar and others, 2022): columns are rounded one after the other, and what each rounding does
 //! to the outputs is made good by the columns that are still free.
 //!
-//! `pipeline.rs` calls [`quantize`] for each matrix of a layer, with the [`Hessian`] of its inputs. Rows do not depend on
-//! each other, so they are divided among threads in fixed pieces and the result is the same for any number of them.
+//! `pipeline.rs` calls [`quantize`] for each matrix of a layer, with the [`Hessian`](crate::Hessian) of its inputs. Rows
+//! do not depend on each other, so they are divided among threads in fixed pieces and the result is the same for any
+//! number of them.
 
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use half::f16;

@@ -1,7 +1,7 @@
 //! A model on disk: what its files are called, what they hold, and what that means.
 //!
 //! This crate knows the configuration of a decoder ([`DecoderConfig`]), the complete list of its parameters
-//! ([`params`]), how each quantization format lays weights out in bytes ([`quant`]), and the files of the two worlds we
+//! ([`params()`]), how each quantization format lays weights out in bytes ([`quant`]), and the files of the two worlds we
 //! stand between: a Hugging Face checkpoint ([`Checkpoint`], float or [`gptq`]) and an MLC folder ([`TensorCache`],
 //! [`ChatConfig`]). It knows nothing of GPUs, tokenizers, threads or the network.
 //!

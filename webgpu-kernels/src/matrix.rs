@@ -71,7 +71,7 @@ impl Matrix {
         Ok(Matrix { rows, cols, format: stored.format(), slices })
     }
 
-    /// `y[t, :] = w[tokens[t], :]`. `tokens`: [count]. `y`: [count, cols].
+    /// `y[t, :] = w[tokens[t], :]`. `tokens`: `[count]`. `y`: [count, cols].
     pub fn embedding(&self, recorder: &mut Recorder, tokens: &Buffer<u32>, count: usize, y: &Buffer<f32>) {
         for slice in &self.slices {
             Embedding { tokens: count }.record(recorder, slice, tokens, y);

@@ -1,6 +1,6 @@
 //! [`ChatTemplate`]: a conversation to the prompt that the model was trained on.
 //!
-//! The engine renders with the model's own Jinja template ([`jinja`]), or with the conversation template of an MLC
+//! The engine renders with the model's own Jinja template (`jinja.rs`), or with the conversation template of an MLC
 //! folder that has no other. What a user typed is never read as a control token: [`ChatTemplate::render`] returns
 //! [`Segment`]s, and [`encode_segments`] recognises control tokens only where the template wrote them.
 

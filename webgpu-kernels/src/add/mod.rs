@@ -31,7 +31,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl Add {
-    /// `x`, `y`: [len].
+    /// `x`, `y`: `[len]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, y: &Buffer<f32>) {
         let params = AddParams { len: self.len as u32 };
         let groups = self.len.div_ceil(WORKGROUP);

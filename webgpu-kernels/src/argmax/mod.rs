@@ -33,7 +33,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl Argmax {
-    /// `x`: [rows, cols]. `y`: [rows].
+    /// `x`: [rows, cols]. `y`: `[rows]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, y: &Buffer<u32>) {
         let params = ArgmaxParams { rows: self.rows as u32, cols: self.cols as u32 };
         recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into()], self.rows);

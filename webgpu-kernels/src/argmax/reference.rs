@@ -1,6 +1,6 @@
 //! The same in plain loops.
 
-/// `x`: [rows, cols]. `y`: [rows].
+/// `x`: [rows, cols]. `y`: `[rows]`.
 pub fn argmax(x: &[f32], cols: usize, y: &mut [u32]) {
     for (x, y) in x.chunks_exact(cols).zip(y) {
         let (mut best, mut best_value) = (0, f32::NEG_INFINITY);

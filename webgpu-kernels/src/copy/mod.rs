@@ -27,7 +27,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl Copy {
-    /// `x`, `y`: [len].
+    /// `x`, `y`: `[len]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<u32>, y: &Buffer<u32>) {
         assert!(self.len.is_multiple_of(4), "copy: {} words are no whole quads", self.len);
         let params = CopyParams { quads: (self.len / 4) as u32 };

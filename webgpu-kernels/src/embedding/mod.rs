@@ -34,7 +34,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl Embedding {
-    /// `tokens`: [tokens]. `y`: [tokens, cols].
+    /// `tokens`: `[tokens]`. `y`: [tokens, cols].
     pub fn record(&self, recorder: &mut Recorder, table: &Slice, tokens: &Buffer<u32>, y: &Buffer<f32>) {
         let blocks = table.format.blocks(table.cols);
         let params = EmbeddingParams {

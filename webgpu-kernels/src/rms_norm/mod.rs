@@ -57,7 +57,7 @@ pub static ADD_KERNEL: Kernel = Kernel {
 };
 
 impl RmsNorm {
-    /// `x`, `y`: [rows, cols]. `weight`: [cols].
+    /// `x`, `y`: [rows, cols]. `weight`: `[cols]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, weight: &Buffer<f32>, y: &Buffer<f32>) {
         let params = RmsNormParams { rows: self.rows as u32, cols: self.cols as u32, eps: self.eps };
         let variant = variant(recorder.gpu().caps());
@@ -66,7 +66,7 @@ impl RmsNorm {
 }
 
 impl AddRmsNorm {
-    /// `x`, `addend`, `y`: [rows, cols]. `weight`: [cols].
+    /// `x`, `addend`, `y`: [rows, cols]. `weight`: `[cols]`.
     pub fn record(
         &self,
         recorder: &mut Recorder,

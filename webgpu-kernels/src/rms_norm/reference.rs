@@ -1,6 +1,6 @@
 //! The same in plain loops.
 
-/// `x`, `y`: [rows, cols]. `weight`: [cols].
+/// `x`, `y`: [rows, cols]. `weight`: `[cols]`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     let cols = weight.len();
     for (x, y) in x.chunks_exact(cols).zip(y.chunks_exact_mut(cols)) {

@@ -33,7 +33,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl SelectRows {
-    /// `x`: [any, cols]. `rows`: [count], each a row of `x`. `y`: [count, cols].
+    /// `x`: [any, cols]. `rows`: `[count]`, each a row of `x`. `y`: [count, cols].
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, rows: &Buffer<u32>, y: &Buffer<f32>) {
         let len = self.count * self.cols;
         let params = SelectRowsParams { len: len as u32, cols: self.cols as u32 };
