@@ -11,7 +11,7 @@ use benches::{
     shapes::{self, bytes_per_token},
 };
 use clap::Parser;
-use infer_core::{KvDtype, block_on, model::Session, ops::Ops};
+use infer_core::{KvDtype, block_on, model::Session, ops::Choose};
 use model_format::{DecoderConfig, QuantFormat};
 
 /// Prefill and decode of a whole model.
@@ -104,7 +104,7 @@ fn run(args: Args) -> Result<()> {
     }
 }
 
-fn measure<O: Ops>(args: &Args, measured: &Measured, mut session: Session<O>, config: &DecoderConfig) -> Result<()> {
+fn measure<O: Choose>(args: &Args, measured: &Measured, mut session: Session<O>, config: &DecoderConfig) -> Result<()> {
     eprintln!("{} on {}", measured.name, measured.device);
     if let Some(bandwidth) = measured.copy_bandwidth {
         eprintln!("copy bandwidth {:.1} GB/s (read and written)", bandwidth / 1e9);

@@ -8,7 +8,7 @@ use infer_core::{
     Gpu, KvDtype, OpenOptions, block_on,
     model::{Parts, Session, load_checkpoint, load_mlc, load_random},
     ops::{
-        Ops,
+        Choose, Ops,
         candle::{CandleOps, CpuWeights},
         gpu::GpuOps,
     },
@@ -89,7 +89,7 @@ impl Target {
         Ok(Loaded::Gpu(session, config, gpu))
     }
 
-    fn session<O: Ops>(&self, mut ops: O, context: usize) -> Result<(Session<O>, DecoderConfig)> {
+    fn session<O: Choose>(&self, mut ops: O, context: usize) -> Result<(Session<O>, DecoderConfig)> {
         let (config, parts) = self.parts(&mut ops)?;
         Ok((Session::new(ops, &config, parts, context)?, config))
     }

@@ -7,7 +7,7 @@ use crate::{
     Progress, Result,
     model::{Session, load_checkpoint, load_mlc},
     ops::{
-        Ops,
+        Choose,
         candle::{CandleOps, CpuWeights},
         gpu::GpuOps,
     },
@@ -46,7 +46,7 @@ impl Model {
         context: usize,
         progress: &mut dyn Progress,
     ) -> Result<Model> {
-        async fn session<O: Ops>(
+        async fn session<O: Choose>(
             mut ops: O,
             config: &DecoderConfig,
             format: &'static QuantFormat,
@@ -74,7 +74,7 @@ impl Model {
         context: usize,
         progress: &mut dyn Progress,
     ) -> Result<Model> {
-        fn session<O: Ops>(
+        fn session<O: Choose>(
             mut ops: O,
             config: &DecoderConfig,
             checkpoint: &dyn Checkpoint,

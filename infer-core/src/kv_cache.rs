@@ -14,6 +14,8 @@ use crate::{
 pub struct KvCache<O: Ops> {
     layers: Vec<O::Kv>,
     tokens: Vec<u32>,
+    /// Tokens that layers hold beyond these, not known yet.
+    expected: usize,
     capacity: usize,
 }
 
@@ -22,7 +24,7 @@ impl<O: Ops> KvCache<O> {
     pub fn new(ops: &mut O, config: &DecoderConfig, capacity: usize) -> Result<KvCache<O>> {
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity, head_dim: config.head_dim };
         let layers = (0..config.num_hidden_layers).map(|_| ops.new_kv(shape)).collect::<Result<_>>()?;
-        Ok(KvCache { layers, tokens: Vec::new(), capacity })
+        Ok(KvCache { layers, tokens: Vec::new(), expected: 0, capacity })
     }
 
     /// Tokens there is room for.
@@ -48,6 +50,7 @@ impl<O: Ops> KvCache<O> {
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
+        self.expected = 0;
     }
 
     /// How many tokens at the beginning of `tokens` the cache holds already.
@@ -57,13 +60,30 @@ impl<O: Ops> KvCache<O> {
 
     /// Room in layer `i` for the sequence's next `rows` tokens. Panics when there is not enough.
     pub(crate) fn span(&mut self, i: usize, rows: usize) -> Span<'_, O::Kv> {
-        let past_len = self.tokens.len();
+        let past_len = self.tokens.len() + self.expected;
         assert!(past_len + rows <= self.capacity, "kv cache: {past_len} + {rows} tokens in room for {}", self.capacity);
         Span { rows, past_len, kv: &mut self.layers[i] }
     }
 
     /// Notes that every layer now holds `tokens` too.
     pub(crate) fn extend(&mut self, tokens: &[u32]) {
+        assert_eq!(self.expected, 0, "kv cache: tokens behind one that is not known");
         self.tokens.extend_from_slice(tokens);
+    }
+
+    /// Notes that every layer now holds one more token, which is not known yet.
+    pub(crate) fn expect(&mut self) {
+        self.expected += 1;
+    }
+
+    /// Which token the first of those was.
+    pub(crate) fn arrived(&mut self, token: u32) {
+        self.expected -= 1;
+        self.tokens.push(token);
+    }
+
+    /// Tokens there is room for still.
+    pub(crate) fn room(&self) -> usize {
+        self.capacity - self.tokens.len() - self.expected
     }
 }

@@ -6,7 +6,7 @@ mod common;
 use common::{Golden, nmse};
 use infer_core::{
     Decoder, KvCache,
-    model::{Sequence, load_checkpoint, load_mlc},
+    model::{Parts, Sequence, Session, load_checkpoint, load_mlc},
     ops::{Ops, candle::CandleOps},
 };
 use model_format::{ChatConfig, DecoderConfig, DirFiles, ModelFiles, QuantFormat, SafetensorsCheckpoint};
@@ -42,12 +42,17 @@ async fn float_decoder<O: Ops>(ops: &mut O, golden: &Golden) -> Decoder<O> {
 }
 
 async fn mlc_decoder<O: Ops>(ops: &mut O, golden: &Golden, format: &str) -> Decoder<O> {
+    let (config, parts) = mlc_parts(ops, golden, format).await;
+    Decoder::new(ops, &config, parts, 128).unwrap()
+}
+
+async fn mlc_parts<O: Ops>(ops: &mut O, golden: &Golden, format: &str) -> (DecoderConfig, Parts<O>) {
     let files = DirFiles::new(golden.folder(format));
     let json = String::from_utf8(files.read("mlc-chat-config.json").await.unwrap()).unwrap();
     let config = DecoderConfig::from_mlc(&ChatConfig::parse(&json).unwrap()).unwrap();
     let format = QuantFormat::by_name(format).unwrap();
     let parts = load_mlc(ops, &config, format, &files, &mut ()).await.unwrap();
-    Decoder::new(ops, &config, parts, 128).unwrap()
+    (config, parts)
 }
 
 /// Float logits equal transformers' within `max_abs`, and so does the greedy text up to the first step whose two best
@@ -199,6 +204,38 @@ mod gpu {
     fn batches_and_caches_change_nothing() {
         for (_, gpu) in profiles() {
             infer_core::block_on(check_cache(&mut GpuOps::new(gpu, KvDtype::F32)));
+        }
+    }
+
+    /// What a conversation does with a session: answers, answers cut short, other tokens than it gave, the cache's end.
+    async fn conversation(gpu: &Gpu, ahead: usize) -> Vec<u32> {
+        const CONTEXT: usize = 48;
+        let golden = Golden::open("arch/llama");
+        let prompt = golden.tensors("logits.safetensors").ids("ids_0");
+        let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32).with_ahead(ahead);
+        let (config, parts) = mlc_parts(&mut ops, &golden, "q4f16_1").await;
+        let mut session = Session::new(ops, &config, parts, CONTEXT).unwrap();
+        let mut text = vec![session.most_likely(&prompt[..20]).await.unwrap()];
+        for step in 0..CONTEXT - 20 {
+            let next = if step == 5 { prompt[20] } else { text[text.len() - 1] };
+            text.push(session.most_likely(&[next]).await.unwrap());
+            assert_eq!(session.cache().len(), 21 + step, "the cache holds what was asked for");
+        }
+        session.cache_mut().truncate(22);
+        assert_eq!(session.cache().tokens()[20..], text[..2]);
+        let logits = session.logits(&[text[2]]).await.unwrap();
+        text.push((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32);
+        text.push(session.most_likely(&prompt[20..25]).await.unwrap());
+        text
+    }
+
+    #[test]
+    fn running_ahead_changes_nothing() {
+        for (profile, gpu) in profiles() {
+            let expected = infer_core::block_on(conversation(&gpu, 0));
+            for ahead in [1, 2, 5] {
+                assert_eq!(infer_core::block_on(conversation(&gpu, ahead)), expected, "{profile}, {ahead} ahead");
+            }
         }
     }
 }

@@ -73,6 +73,8 @@ pub struct Variant {
     constants: Vec<(&'static str, u32)>,
     flags: Vec<&'static str>,
     pub(crate) weights: Option<WeightFormat>,
+    /// The weights' blocks are read in so many parts.
+    parts: u32,
 }
 
 impl Variant {
@@ -99,9 +101,14 @@ impl Variant {
     }
 
     /// Names the layout of the weights.
-    pub fn weights(mut self, format: WeightFormat) -> Variant {
-        self.weights = Some(format);
-        self
+    pub fn weights(self, format: WeightFormat) -> Variant {
+        self.weights_in_parts(format, 1)
+    }
+
+    /// Names the layout of the weights, whose blocks are read in parts: to the shader each part is a block.
+    pub(crate) fn weights_in_parts(mut self, format: WeightFormat, parts: u32) -> Variant {
+        (self.weights, self.parts) = (Some(format), parts);
+        self.flag_if("HALVES", parts == 2)
     }
 
     /// The flag and the constants of subgroup operations, where the device has them.
@@ -124,7 +131,8 @@ impl Variant {
 
     /// Every constant, those of the weights included.
     pub(crate) fn all_constants(&self) -> impl Iterator<Item = (&'static str, u32)> {
-        self.constants.iter().copied().chain(self.weights.into_iter().flat_map(WeightFormat::constants))
+        let of_weights = self.weights.into_iter().flat_map(|weights| weights.constants(self.parts));
+        self.constants.iter().copied().chain(of_weights)
     }
 }
 
@@ -191,13 +199,24 @@ impl WeightFormat {
         }
     }
 
-    fn constants(self) -> Vec<(&'static str, u32)> {
-        let quads = ("QUADS", self.block_size() as u32 / 4);
+    /// Parts of a block in which neighbouring lanes read neighbouring words, of as few bytes as a lane loads at once.
+    pub(crate) fn lane_parts(self) -> u32 {
+        match self {
+            WeightFormat::Group { bits: 4, group_size: 32 } => 2,
+            WeightFormat::Group { .. } => 1,
+            WeightFormat::F16 | WeightFormat::F32 => 4,
+        }
+    }
+
+    fn constants(self, parts: u32) -> Vec<(&'static str, u32)> {
+        let quads = ("QUADS", self.block_size() as u32 / 4 / parts);
         match self {
             WeightFormat::Group { bits, group_size } => {
                 vec![quads, ("BITS", bits), ("GROUP_SIZE", group_size), ("MAX_INT", (1 << (bits - 1)) - 1)]
             }
-            WeightFormat::F16 | WeightFormat::F32 => vec![quads, ("BLOCK_WORDS", self.block_bytes() as u32 / 16)],
+            WeightFormat::F16 | WeightFormat::F32 => {
+                vec![quads, ("BLOCK_WORDS", self.block_bytes() as u32 / 16 / parts)]
+            }
         }
     }
 }

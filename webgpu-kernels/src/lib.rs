@@ -43,7 +43,7 @@ pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use kernel::{Case, CaseSet, Kernel, Variant, WeightFormat};
 pub use kv::{KvCache, KvDtype};
-pub use matrix::Matrix;
+pub use matrix::{Factor, Matrix};
 
 /// Every kernel there is.
 pub const KERNELS: &[&Kernel] = &[
@@ -51,6 +51,8 @@ pub const KERNELS: &[&Kernel] = &[
     &rms_norm::KERNEL,
     &rms_norm::ADD_KERNEL,
     &gemv::KERNEL,
+    &gemv::ADD_KERNEL,
+    &gemv::SCALED_KERNEL,
     &gemm::KERNEL,
     &gemm::LANE_ROWS_KERNEL,
     &rope::KERNEL,
@@ -62,4 +64,5 @@ pub const KERNELS: &[&Kernel] = &[
     &copy::KERNEL,
     &select_rows::KERNEL,
     &argmax::KERNEL,
+    &argmax::JOIN_KERNEL,
 ];

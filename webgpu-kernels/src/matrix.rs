@@ -13,8 +13,8 @@ use crate::{
     Gpu, Result, WeightFormat,
     embedding::Embedding,
     gemm::{Gemm, LaneRows},
-    gemv::{self, Gemv},
-    gpu::{Buffer, Recorder},
+    gemv::{self, Gemv, GemvAdd, GemvScaled},
+    gpu::{Buffer, Caps, Recorder},
 };
 
 /// A weight matrix `[rows, cols]` on the device: `rows` outputs, `cols` inputs.
@@ -90,6 +90,58 @@ impl Matrix {
                 Gemm { m, y_stride: self.rows }.record(recorder, slice, x, y);
             }
         }
+    }
+
+    /// Whether [`Matrix::linear_add`] is for this matrix and device.
+    pub fn fuses(&self, caps: &Caps) -> bool {
+        !LaneRows::suits(caps) && self.slices.len() == 1
+    }
+
+    /// For one row `x`, `sum[n] += sum over k of x[k] * w[n, k]` and `y[n] = sum[n] * norm[n]`: the norm of `sum` but for
+    /// a factor, which the result holds for [`Matrix::linear_normed`]. `x`: [cols]. `norm`, `sum`, `y`: [rows].
+    pub fn linear_add(
+        &self,
+        recorder: &mut Recorder,
+        x: &Buffer<f32>,
+        norm: &Buffer<f32>,
+        sum: &Buffer<f32>,
+        y: &Buffer<f32>,
+        eps: f32,
+    ) -> Factor {
+        let parts = GemvAdd::parts(self.rows);
+        let squares = recorder.temporary(parts.next_multiple_of(4));
+        GemvAdd.record(recorder, &self.slices[0], x, norm, sum, y, &squares);
+        Factor { squares, parts, eps }
+    }
+
+    /// `y[n] = sum over k of factor * x[k] * w[n, k]`. `x`: [cols]. `y`: [rows].
+    pub fn linear_normed(&self, recorder: &mut Recorder, x: &Buffer<f32>, factor: &Factor, y: &Buffer<f32>) {
+        let Factor { squares, parts, eps } = factor;
+        for slice in &self.slices {
+            GemvScaled { parts: *parts, eps: *eps, swiglu: false }.record(recorder, slice, x, squares, y);
+        }
+    }
+
+    /// The same, then `silu` of the first half of the outputs times the second, for a matrix that [`Matrix::fuses`].
+    /// `y`: [rows / 2].
+    pub fn linear_normed_swiglu(&self, recorder: &mut Recorder, x: &Buffer<f32>, factor: &Factor, y: &Buffer<f32>) {
+        let Factor { squares, parts, eps } = factor;
+        GemvScaled { parts: *parts, eps: *eps, swiglu: true }.record(recorder, &self.slices[0], x, squares, y);
+    }
+}
+
+/// What one row is still to be multiplied by to be normed, on the device.
+pub struct Factor {
+    /// Sums of squares of the row, in parts.
+    pub squares: Buffer<f32>,
+    parts: usize,
+    eps: f32,
+}
+
+impl Factor {
+    /// The factor, from its squares and the number of columns of the row.
+    pub fn of(&self, squares: &[f32], cols: usize) -> f32 {
+        1.0 / (squares.iter().take(self.parts).sum::<f32>() / cols as f32 + self.eps).sqrt()
     }
 }
 

@@ -9,7 +9,7 @@ use model_format::{DecoderConfig, Role, Weight, rope};
 
 use crate::{
     KvCache, Result,
-    ops::{AttentionShape, Ops, Span},
+    ops::{AttentionShape, Choose, Ops, Span},
 };
 
 /// A decoder-only transformer on a device.
@@ -69,16 +69,37 @@ impl<O: Ops> Decoder<O> {
     pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
-        let mut x = ops.embedding(&self.embedding, &tokens);
-        let mut delta = None;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let mut spans: Vec<_> = batch.iter_mut().map(|s| s.cache.span(i, s.tokens.len())).collect();
-            delta = Some(layer.forward(ops, &mut x, delta, &self.rope, &mut spans));
-        }
+        let x = ops.embedding(&self.embedding, &tokens);
+        let mut caches: Vec<_> = batch.iter_mut().map(|s| (s.tokens.len(), &mut *s.cache)).collect();
+        let normed = self.run(ops, x, &mut caches);
         for sequence in batch {
             sequence.cache.extend(sequence.tokens);
         }
-        normed(ops, &mut x, delta, &self.final_norm, self.config.rms_norm_eps as f32)
+        normed
+    }
+
+    /// Runs a token that the host need not know yet: the logits `[1, vocab_size]` after it. The cache expects it.
+    pub fn forward_chosen(&self, ops: &mut O, token: &O::Token, cache: &mut KvCache<O>) -> O::Tensor
+    where
+        O: Choose,
+    {
+        let x = ops.embedding_of(&self.embedding, token);
+        let normed = self.run(ops, x, &mut [(1, cache)]);
+        cache.expect();
+        self.head(ops, &normed)
+    }
+
+    /// Takes the residual stream `x` through the layers to the final norm. Of each sequence: rows of `x`, and cache.
+    fn run(&self, ops: &mut O, mut x: O::Tensor, caches: &mut [(usize, &mut KvCache<O>)]) -> O::Tensor {
+        let eps = self.config.rms_norm_eps as f32;
+        let mut norms = self.layers.iter().map(|layer| &layer.input_norm).chain([&self.final_norm]);
+        let mut normed = ops.rms_norm(&x, norms.next().expect("the final norm"), eps);
+        for ((i, layer), next) in self.layers.iter().enumerate().zip(norms) {
+            let mut spans: Vec<_> = caches.iter_mut().map(|(rows, cache)| cache.span(i, *rows)).collect();
+            let activated = layer.activated(ops, &mut x, &normed, &self.rope, &mut spans);
+            normed = ops.linear_add_rms_norm(&mut x, &activated, &layer.down, next, eps);
+        }
+        normed
     }
 }
 
@@ -111,32 +132,32 @@ impl<O: Ops> Layer<O> {
 
     /// Runs the layer over the residual stream `x` `[rows, hidden_size]`.
     ///
-    /// The last addition to the stream is left to whoever comes next, who does it together with a norm: `delta` is what
-    /// the layer before left, the result is what this one leaves.
+    /// The last addition to the stream, the result, is left to the caller.
     pub fn forward(
         &self,
         ops: &mut O,
         x: &mut O::Tensor,
-        delta: Option<O::Tensor>,
         rope: &O::Tensor,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
-        let normed = normed(ops, x, delta, &self.input_norm, self.eps);
-        let qkv = ops.linear(&normed, &self.qkv);
-        let attended = ops.attention(&qkv, rope, self.attention, spans);
-        let attention_out = ops.linear(&attended, &self.attention_out);
-        let normed = ops.add_rms_norm(x, &attention_out, &self.post_attention_norm, self.eps);
-        let gate_up = ops.linear(&normed, &self.gate_up);
-        let activated = ops.swiglu(&gate_up);
+        let normed = ops.rms_norm(x, &self.input_norm, self.eps);
+        let activated = self.activated(ops, x, &normed, rope, spans);
         ops.linear(&activated, &self.down)
     }
-}
 
-/// The norm of the residual stream, after what is still to be added.
-fn normed<O: Ops>(ops: &mut O, x: &mut O::Tensor, delta: Option<O::Tensor>, weight: &O::Tensor, eps: f32) -> O::Tensor {
-    match delta {
-        Some(delta) => ops.add_rms_norm(x, &delta, weight, eps),
-        None => ops.rms_norm(x, weight, eps),
+    /// The layer up to what its last matrix takes in; `normed` is the input norm of `x`.
+    fn activated(
+        &self,
+        ops: &mut O,
+        x: &mut O::Tensor,
+        normed: &O::Tensor,
+        rope: &O::Tensor,
+        spans: &mut [Span<'_, O::Kv>],
+    ) -> O::Tensor {
+        let qkv = ops.linear(normed, &self.qkv);
+        let attended = ops.attention(&qkv, rope, self.attention, spans);
+        let normed = ops.linear_add_rms_norm(x, &attended, &self.attention_out, &self.post_attention_norm, self.eps);
+        ops.linear_swiglu(&normed, &self.gate_up)
     }
 }
 

@@ -1,25 +1,31 @@
 //! [`Session`]: a decoder on one device with one conversation's cache.
 
+use std::collections::VecDeque;
+
 use super::{Decoder, Parts, Sequence};
-use crate::{KvCache, Result, ops::Ops, perplexity::token_losses};
+use crate::{KvCache, Result, ops::Choose, perplexity::token_losses};
 use model_format::DecoderConfig;
 
 /// Most tokens that are run at a time, so that scratch memory and the length of a submission are bounded.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// A decoder on one device with one conversation's cache.
-pub struct Session<O: Ops> {
+pub struct Session<O: Choose> {
     ops: O,
     decoder: Decoder<O>,
     cache: KvCache<O>,
+    /// The token that [`Session::most_likely`] returned last, when more were run behind it.
+    returned: Option<u32>,
+    /// The tokens that are most likely after it, each after the one before, in the order in which they come.
+    ahead: VecDeque<O::Token>,
 }
 
-impl<O: Ops> Session<O> {
+impl<O: Choose> Session<O> {
     /// Puts uploaded parts together, with room for `context` tokens.
     pub fn new(mut ops: O, config: &DecoderConfig, parts: Parts<O>, context: usize) -> Result<Session<O>> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let cache = KvCache::new(&mut ops, config, context)?;
-        Ok(Session { ops, decoder, cache })
+        Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new() })
     }
 
     /// The conversation's cache.
@@ -29,6 +35,7 @@ impl<O: Ops> Session<O> {
 
     /// The conversation's cache, to forget its end.
     pub fn cache_mut(&mut self) -> &mut KvCache<O> {
+        self.turn_back();
         &mut self.cache
     }
 
@@ -36,19 +43,47 @@ impl<O: Ops> Session<O> {
     ///
     /// The device may fail in the middle; the cache then holds the chunks that were run.
     pub async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.turn_back();
         let logits = self.run(tokens).await?;
         self.ops.read(&logits).await
     }
 
     /// As [`Session::logits`], but only the most likely token, chosen on the device.
+    ///
+    /// After a single token the device goes on with the most likely one before the host asks for it. When the host does,
+    /// the answer is on its way; when it asks for something else, what was run ahead is thrown away.
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
-        let logits = self.run(tokens).await?;
-        self.ops.argmax(&logits).await
+        match (tokens, self.returned.take()) {
+            (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() => self.cache.arrived(token),
+            _ => {
+                self.turn_back();
+                let logits = self.run(tokens).await?;
+                self.ahead.push_back(self.ops.choose(&logits)?);
+            }
+        }
+        if tokens.len() == 1 {
+            while self.ahead.len() <= self.ops.ahead() && self.cache.room() > 0 {
+                let last = self.ahead.back().expect("a token was run");
+                let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
+                self.ahead.push_back(self.ops.choose(&logits)?);
+            }
+        }
+        let first = self.ahead.pop_front().expect("a token was run");
+        let token = self.ops.token(first).await?;
+        self.returned = Some(token);
+        Ok(token)
     }
 
     /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation's cache stays.
     pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
         token_losses(&mut self.ops, &self.decoder, window).await
+    }
+
+    /// Forgets what was run ahead.
+    fn turn_back(&mut self) {
+        self.returned = None;
+        self.ahead.clear();
+        self.cache.truncate(self.cache.len());
     }
 
     async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {
@@ -60,7 +95,8 @@ impl<O: Ops> Session<O> {
                 return Ok(logits);
             }
             // Waiting for each chunk bounds what is in flight, and gives a caller who drops the future a place to stop.
-            self.ops.argmax(&logits).await?;
+            let chosen = self.ops.choose(&logits)?;
+            self.ops.token(chosen).await?;
         }
     }
 }

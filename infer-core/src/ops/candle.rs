@@ -12,7 +12,7 @@ use candle_core::{
 use model_format::{Role, Weight};
 
 pub use super::candle_kv::CandleKv;
-use super::{AttentionShape, KvShape, Ops, Span, candle_kv::attend_rows};
+use super::{AttentionShape, Choose, KvShape, Ops, Span, candle_kv::attend_rows};
 use crate::Result;
 
 /// Query rows that attend at a time: bounds the score matrix to `heads * 128 * context` numbers.
@@ -160,6 +160,28 @@ impl Ops for CandleOps {
     fn select_rows(&mut self, x: &Tensor, rows: &[usize]) -> Tensor {
         let ids: Vec<u32> = rows.iter().map(|&row| u32::try_from(row).expect("a row number fits u32")).collect();
         ours(Tensor::new(ids, &Device::Cpu).and_then(|ids| x.index_select(&ids, 0)), "select_rows")
+    }
+}
+
+impl Choose for CandleOps {
+    type Token = u32;
+
+    fn ahead(&self) -> usize {
+        0
+    }
+
+    fn choose(&mut self, logits: &Tensor) -> Result<u32> {
+        let values = CandleOps::values(logits);
+        let best = values.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
+        Ok(best.map_or(0, |(column, _)| column as u32))
+    }
+
+    fn embedding_of(&mut self, table: &CandleMatrix, token: &u32) -> Tensor {
+        self.embedding(table, &[*token])
+    }
+
+    async fn token(&mut self, token: u32) -> Result<u32> {
+        Ok(token)
     }
 }
 

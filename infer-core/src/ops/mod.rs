@@ -30,7 +30,7 @@ pub trait Ops {
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
     /// Room for the keys and values of one layer.
     fn new_kv(&mut self, shape: KvShape) -> Result<Self::Kv>;
-    /// The values of `x`, row-major. With [`Ops::argmax`] the only operation that waits.
+    /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
     /// `y[t, :] = table[tokens[t], :]`.
@@ -56,13 +56,6 @@ pub trait Ops {
     /// The named rows of `x`, in the given order.
     fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
 
-    /// The column of the largest value of `x` `[1, cols]`, the first among equals; NaN is never chosen.
-    async fn argmax(&mut self, x: &Self::Tensor) -> Result<u32> {
-        let values = self.read(x).await?;
-        let best = values.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
-        Ok(best.map_or(0, |(column, _)| column as u32))
-    }
-
     /// `x += y`, then its norm.
     fn add_rms_norm(
         &mut self,
@@ -74,6 +67,42 @@ pub trait Ops {
         self.add_assign(x, y);
         self.rms_norm(x, weight, eps)
     }
+
+    /// `x +=` the product of `y` and `matrix`, then its norm: the end of a block of the residual stream. The norm goes to
+    /// [`Ops::linear`], [`Ops::linear_swiglu`] or [`Ops::read`]; an implementation may leave part of it to them.
+    fn linear_add_rms_norm(
+        &mut self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        matrix: &Self::Matrix,
+        weight: &Self::Tensor,
+        eps: f32,
+    ) -> Self::Tensor {
+        let y = self.linear(y, matrix);
+        self.add_rms_norm(x, &y, weight, eps)
+    }
+
+    /// The product of `x` and the joined matrix of a gate and what it gates, then [`Ops::swiglu`].
+    fn linear_swiglu(&mut self, x: &Self::Tensor, gate_up: &Self::Matrix) -> Self::Tensor {
+        let gate_up = self.linear(x, gate_up);
+        self.swiglu(&gate_up)
+    }
+}
+
+/// Choosing the next token where the logits are, so that the token after it can be run before the host knows the first.
+#[expect(async_fn_in_trait, reason = "the engine owns no thread, so no Send bound is wanted")]
+pub trait Choose: Ops {
+    /// A chosen token, perhaps still on its way to the host.
+    type Token;
+
+    /// How many tokens it pays to run before the first is known.
+    fn ahead(&self) -> usize;
+    /// The column of the largest value of `logits` `[1, cols]`, the first among equals; NaN is never chosen.
+    fn choose(&mut self, logits: &Self::Tensor) -> Result<Self::Token>;
+    /// `y[0, :] = table[token, :]`.
+    fn embedding_of(&mut self, table: &Self::Matrix, token: &Self::Token) -> Self::Tensor;
+    /// Waits for the token.
+    async fn token(&mut self, token: Self::Token) -> Result<u32>;
 }
 
 /// The rows of one sequence in a batch, and the cache they belong to.

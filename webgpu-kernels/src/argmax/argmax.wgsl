@@ -1,19 +1,30 @@
-// y[r] = argmax_c x[r, c], the lowest such c.
-// One workgroup per row.
+// y[r, s] = argmax_c x[r, c] over the SPAN columns of split s, the lowest such c; 0 where there is none but NaN.
+// With JOIN there is one split, of the columns that `candidates` names.
+// One workgroup per row and split.
 #import invocation
 
-struct Params { rows: u32, cols: u32 }
+struct Params { rows: u32, cols: u32, splits: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<f32>;                // [rows, cols]
+#ifdef JOIN
 @group(0) @binding(2) var<storage, read_write> y: array<u32>;          // [rows]
+@group(0) @binding(3) var<storage, read> candidates: array<u32>;       // [rows, splits]
+#else
+@group(0) @binding(2) var<storage, read_write> y: array<u32>;          // [rows, splits]
+#endif
 
 var<workgroup> values: array<f32, WORKGROUP>;
 var<workgroup> columns: array<u32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(invocation: Invocation) {
-    let row = workgroup_index(invocation);
+    let group = workgroup_index(invocation);
+#ifdef JOIN
+    let row = group;
+#else
+    let row = group / params.splits;
+#endif
     if (row >= params.rows) {
         return;
     }
@@ -21,13 +32,29 @@ fn main(invocation: Invocation) {
     // The lowest f32. NaN compares as not larger, so it never replaces this.
     var best = -3.4028234e38;
     var column = params.cols;
-    for (var c = lane; c < params.cols; c += WORKGROUP) {
+#ifdef JOIN
+    for (var i = lane; i < params.splits; i += WORKGROUP) {
+        let c = candidates[row * params.splits + i];
         let v = x[row * params.cols + c];
         if (v > best) {
             best = v;
             column = c;
         }
     }
+#else
+    let first = group % params.splits * SPAN + lane;
+#for i in 0..STEPS
+    // A column beyond the last is the last, once more.
+    let c$i = min(first + $iu * WORKGROUP, params.cols - 1u);
+    let v$i = x[row * params.cols + c$i];
+#endfor
+#for i in 0..STEPS
+    if (v$i > best) {
+        best = v$i;
+        column = c$i;
+    }
+#endfor
+#endif
     values[lane] = best;
     columns[lane] = column;
     workgroupBarrier();
@@ -43,6 +70,6 @@ fn main(invocation: Invocation) {
         workgroupBarrier();
     }
     if (lane == 0u) {
-        y[row] = select(columns[0], 0u, columns[0] == params.cols);
+        y[group] = select(columns[0], 0u, columns[0] == params.cols);
     }
 }

@@ -74,10 +74,17 @@ fn main(invocation: Invocation) {
 #endfor
         if (lane < count) {
             let at = (cache + first_key + lane) * EIGHTS;
-            for (var e = 0u; e < EIGHTS; e++) {
-                let k = to_eight(k_cache[at + e]);
+            for (var e = 0u; e < EIGHTS; e += KEY_EIGHTS) {
+#for j in 0..KEY_EIGHTS
+                let k$j = to_eight(k_cache[at + e + $ju]);
+#endfor
+#for j in 0..KEY_EIGHTS
 #for h in 0..HEADS
-                score$h += dot(q_tile[($hu * EIGHTS + e) * 2u], k.a) + dot(q_tile[($hu * EIGHTS + e) * 2u + 1u], k.b);
+                {
+                    let q_at = ($hu * EIGHTS + e + $ju) * 2u;
+                    score$h += dot(q_tile[q_at], k$j.a) + dot(q_tile[q_at + 1u], k$j.b);
+                }
+#endfor
 #endfor
             }
         }
@@ -130,11 +137,18 @@ fn main(invocation: Invocation) {
         y$h_1 *= corrections[$h];
 #endfor
         if (key_group < KEY_GROUPS) {
-            for (var i = key_group; i < count; i += KEY_GROUPS) {
-                let v = to_eight(v_cache[(cache + first_key + i) * EIGHTS + eight]);
+            for (var i = key_group; i < count; i += VALUES * KEY_GROUPS) {
+#for j in 0..VALUES
+                // A key beyond the last is the last with weight zero.
+                let i$j = i + $ju * KEY_GROUPS;
+                let v$j = to_eight(v_cache[(cache + first_key + min(i$j, count - 1u)) * EIGHTS + eight]);
+#endfor
+#for j in 0..VALUES
 #for h in 0..HEADS
-                y$h_0 += p_tile[$hu * WORKGROUP + i] * v.a;
-                y$h_1 += p_tile[$hu * WORKGROUP + i] * v.b;
+                let p$j_$h = select(0.0, p_tile[$hu * WORKGROUP + i$j], i$j < count);
+                y$h_0 += p$j_$h * v$j.a;
+                y$h_1 += p$j_$h * v$j.b;
+#endfor
 #endfor
             }
         }

@@ -78,6 +78,8 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
 const TILE_SLOTS: usize = 32;
 /// Lanes, and keys per tile, of the decode kernel.
 const DECODE_KEYS: usize = 128;
+/// Eights of a key, and values, that a lane of the decode kernel loads at a time.
+const DECODE_LOADS: usize = 8;
 /// Lanes of the reduce kernel, and the most splits.
 const MAX_SPLITS: usize = 64;
 /// Workgroups of the decode kernel that keep a large device busy.
@@ -159,7 +161,8 @@ impl Attention {
             groups: groups as u32,
             scale: self.scale,
         };
-        let variant = decode_variant(group, cache.head_dim, cache.dtype, splits > 1);
+        let caps = recorder.gpu().caps();
+        let variant = decode_variant(caps, group, cache.head_dim, cache.dtype, splits > 1);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
     }
@@ -190,20 +193,26 @@ fn tile_variant(group: usize, head_dim: usize, dtype: KvDtype) -> Variant {
     dtype
         .flag(Variant::new())
         .constant_is("HEAD_DIM", head_dim as u32)
-        .constant_is("KV_DIM", padded(head_dim) as u32)
+        .constant_is("EIGHTS", padded(head_dim) as u32 / 8)
         .constant_is("GROUP", group as u32)
         .constant_is("CHUNKS", head_dim.div_ceil(32) as u32)
 }
 
-fn decode_variant(group: usize, head_dim: usize, dtype: KvDtype, is_split: bool) -> Variant {
+fn decode_variant(caps: &Caps, group: usize, head_dim: usize, dtype: KvDtype, is_split: bool) -> Variant {
+    let eights = padded(head_dim) / 8;
+    // Loads of a software device do not overlap, and its compiler takes long for long functions.
+    let most = if caps.is_software { 1 } else { DECODE_LOADS };
+    let key_eights = (1..=most).rev().find(|&few| eights.is_multiple_of(few)).unwrap_or(1);
     dtype
         .flag(Variant::new())
         .flag_if("SPLIT_K", is_split)
         .constant_is("WORKGROUP", DECODE_KEYS as u32)
         .constant_is("HEAD_DIM", head_dim as u32)
-        .constant_is("KV_DIM", padded(head_dim) as u32)
+        .constant_is("EIGHTS", padded(head_dim) as u32 / 8)
         .constant_is("GROUP", group as u32)
         .constant_is("HEADS", workgroup_heads(group, head_dim) as u32)
+        .constant_is("KEY_EIGHTS", key_eights as u32)
+        .constant_is("VALUES", most as u32)
 }
 
 fn reduce_variant(head_dim: usize) -> Variant {
@@ -348,7 +357,7 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     .collect()
 }
 
-fn decode_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(Shape, usize)] = match set {
         CaseSet::Test => &[
             (Shape::new(1, 0, 9, 3, 64), 1),
@@ -372,7 +381,7 @@ fn decode_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     };
     let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
     all.map(|((shape, splits), dtype)| {
-        let variant = decode_variant(shape.group(), shape.head_dim, dtype, splits > 1);
+        let variant = decode_variant(caps, shape.group(), shape.head_dim, dtype, splits > 1);
         shape.case(dtype, variant, move |recorder, q, cache, y| {
             shape.attention().record_decode(recorder, q, cache, y, splits);
         })

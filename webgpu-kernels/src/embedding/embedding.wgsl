@@ -6,7 +6,7 @@
 struct Params { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q_weight: array<vec4<u32>>;   // [rows, blocks, ..], see unpack
+@group(0) @binding(1) var<storage, read> q_weight: array<Words>;       // [rows, blocks, ..], see unpack
 @group(0) @binding(2) var<storage, read> q_scale: array<u32>;          // [rows, blocks], two f16 to a word
 @group(0) @binding(3) var<storage, read> tokens: array<u32>;           // [tokens]
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [tokens, cols]

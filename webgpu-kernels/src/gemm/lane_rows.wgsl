@@ -7,7 +7,7 @@
 struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, groups: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q_weight: array<vec4<u32>>;   // [rows, blocks, ..], see unpack
+@group(0) @binding(1) var<storage, read> q_weight: array<Words>;       // [rows, blocks, ..], see unpack
 @group(0) @binding(2) var<storage, read> q_scale: array<u32>;          // [rows, blocks], two f16 to a word
 #ifdef RAGGED
 @group(0) @binding(3) var<storage, read> x: array<f32>;                // [m, cols]

@@ -1,13 +1,14 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for one row m, and for up to [`MAX_BATCH`]: decoding.
 //!
-//! Bound by the memory that `w` is read from. A workgroup of about as many lanes as a row of `w` has blocks computes
-//! [`ROWS`] outputs, so each lane loads that many blocks at once and uses its piece of `x` for all of them. Choices:
-//! - `WORKGROUP`: the size that leaves the fewest lanes without a block.
-//! - `staged`: one row of `x` goes through workgroup memory, because lanes that read whole blocks of it from memory
-//!   would meet in the cache's banks.
+//! Bound by the memory that `w` is read from: what counts is how many bytes are on their way at a time. Neighbouring
+//! lanes read neighbouring parts of a block, so that a subgroup reads whole lines of `w` and nearly so of `x`. Choices:
+//! - `WORKGROUP` and `STEPS`: a row's blocks are as many, or the workgroup goes along the row.
 //! - `subgroups`: the sum over lanes within a subgroup needs no memory.
 //! - `ragged`: rows of `x` that are no multiple of four values long.
+//!
+//! `fused.rs` does the same for one row together with what comes before and after it in a decoder.
 
+mod fused;
 mod reference;
 
 use crate::{
@@ -19,7 +20,8 @@ use crate::{
     matrix::Slice,
 };
 
-pub use reference::gemv;
+pub use fused::{ADD_KERNEL, GemvAdd, GemvScaled, SCALED_KERNEL};
+pub use reference::{gemv, gemv_add, gemv_scaled};
 
 /// Most rows of `x`.
 pub const MAX_BATCH: usize = 8;
@@ -58,7 +60,7 @@ impl Gemv {
         let params = GemvParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: w.format.blocks(w.cols) as u32,
+            blocks: blocks(w.format, w.cols) as u32,
             first_row: w.first_row as u32,
             y_stride: self.y_stride as u32,
         };
@@ -68,21 +70,32 @@ impl Gemv {
 }
 
 fn variant(caps: &Caps, format: WeightFormat, cols: usize, batch: usize) -> Variant {
+    let blocks = blocks(format, cols);
+    let (workgroup, steps) = shape(blocks, batch);
     Variant::new()
-        .weights(format)
-        .constant_is("WORKGROUP", workgroup(format.blocks(cols)))
+        .weights_in_parts(format, format.lane_parts())
+        .constant_is("WORKGROUP", workgroup)
+        .constant_is("STEPS", steps)
         .constant_is("ROWS", ROWS)
         .constant_is("BATCH", batch as u32)
-        .flag_if("STAGED", batch == 1)
+        .flag_if("ONCE", blocks <= (workgroup * steps) as usize)
         .flag_if("RAGGED", !cols.is_multiple_of(4))
         .subgroups(caps)
 }
 
-/// Lanes for rows of so many blocks: of 32, 64 and 96 the one that wastes the fewest, the larger when equal. Workgroup
-/// memory has no room for the `x` of more.
-fn workgroup(blocks: usize) -> u32 {
-    let wasted = |lanes: usize| blocks.next_multiple_of(lanes);
-    [96, 64, 32].into_iter().min_by_key(|&lanes| wasted(lanes)).expect("three sizes") as u32
+/// What a lane takes for a block in a row of `cols` weights.
+fn blocks(format: WeightFormat, cols: usize) -> usize {
+    format.blocks(cols) * format.lane_parts() as usize
+}
+
+/// Lanes, and blocks of a lane at a time, for rows of so many blocks, as measured on an H200. More rows of `x` have no
+/// registers for more blocks, and no workgroup memory for more lanes.
+fn shape(blocks: usize, batch: usize) -> (u32, u32) {
+    if batch > 1 {
+        return (64, 1);
+    }
+    let steps = 2;
+    (blocks.div_ceil(steps).next_multiple_of(32).min(256) as u32, steps as u32)
 }
 
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -136,12 +149,14 @@ fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usiz
 
 #[cfg(test)]
 mod tests {
-    use super::workgroup;
+    use super::shape;
 
     #[test]
     fn workgroups_fit_the_rows_of_real_models() {
-        for (cols, lanes) in [(576, 32), (1536, 64), (2048, 64), (3072, 96), (4096, 64), (8192, 64)] {
-            assert_eq!(workgroup(cols / 32), lanes, "{cols}");
+        let shapes = [(576, (32, 2)), (2048, (64, 2)), (3072, (96, 2)), (4096, (128, 2)), (8192, (256, 2))];
+        for (cols, expected) in shapes {
+            assert_eq!(shape(cols / 16, 1), expected, "{cols}");
         }
+        assert_eq!(shape(192, 4), (64, 1));
     }
 }

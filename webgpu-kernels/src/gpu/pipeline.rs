@@ -44,10 +44,17 @@ impl Shared {
         }
         let layout =
             pipelines.layouts.entry(kernel.name).or_insert_with(|| Arc::new(self.create_layout(kernel))).clone();
-        let module = self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+        let description = wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
             source: wgpu::ShaderSource::Wgsl(kernel.source(variant).into()),
-        });
+        };
+        // The counter that ends any loop keeps drivers from unrolling it: attention takes half as long again. A software
+        // driver would unroll for seconds.
+        let force_loop_bounding = self.summary.caps.is_software;
+        let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding, ..wgpu::ShaderRuntimeChecks::checked() };
+        // SAFETY: every loop of our kernels, whose text is part of this program, counts up to a bound or halves down to
+        // zero. All other checks stay.
+        let module = unsafe { self.device.create_shader_module_trusted(description, checks) };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.name),
             layout: Some(&layout.pipeline),

@@ -1,10 +1,8 @@
-// The key and value cache, [kv_heads, capacity, KV_DIM]: heads are padded with zeros to KV_DIM, a multiple of eight.
+// The key and value cache, [kv_heads, capacity, EIGHTS * 8]: heads are padded with zeros to a multiple of eight.
 // Values are f16 in pairs (KV_F16) or f32; both are read and written as whole words, the same on every device.
 
 // Eight neighbouring values.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
-
-const EIGHTS: u32 = KV_DIM / 8u;
 
 #ifdef KV_F16
 alias Stored8 = vec4<u32>;

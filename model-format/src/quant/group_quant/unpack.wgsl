@@ -1,18 +1,29 @@
 // Group quantization, the WGSL half: see mod.rs beside this file.
-// BITS, GROUP_SIZE, MAX_INT and the bindings `q_weight: array<vec4<u32>>` ([rows, groups], four words per group) and
-// `q_scale: array<u32>` ([rows, groups] f16, two per word) come from the kernel that imports this.
+// BITS, GROUP_SIZE, MAX_INT and the bindings `q_weight: array<Words>` ([rows, blocks], a block being a group of four
+// words or half of one) and `q_scale: array<u32>` ([rows, groups] f16, two per word) come from the kernel that imports
+// this.
 
 const CODES_PER_WORD: u32 = 32u / BITS;
 const CODE_MASK: u32 = (1u << BITS) - 1u;
 
-// GROUP_SIZE consecutive weights of one row.
-struct Block { words: vec4<u32>, scale: f32 }
+#ifdef HALVES
+// Half a group is a block.
+alias Words = vec2<u32>;
+const BLOCKS_PER_GROUP: u32 = 2u;
+#else
+alias Words = vec4<u32>;
+const BLOCKS_PER_GROUP: u32 = 1u;
+#endif
+
+// Consecutive weights of one row.
+struct Block { words: Words, scale: f32 }
 
 // Block `b` of row `row`, where a row has `blocks` of them.
 fn load_block(row: u32, b: u32, blocks: u32) -> Block {
     let i = row * blocks + b;
-    let pair = unpack2x16float(q_scale[i >> 1u]);
-    return Block(q_weight[i], select(pair.x, pair.y, (i & 1u) == 1u));
+    let group = i / BLOCKS_PER_GROUP;
+    let pair = unpack2x16float(q_scale[group >> 1u]);
+    return Block(q_weight[i], select(pair.x, pair.y, (group & 1u) == 1u));
 }
 
 // A dot product of block and x is block_scale(block) * sum over i of dot(raw4(block, i), spread(x4)): what can be done

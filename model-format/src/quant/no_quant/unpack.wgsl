@@ -1,7 +1,9 @@
-// Plain weights, read through the same interface as group_quant/unpack.wgsl: 32 weights are a block.
-// The binding `q_weight: array<vec4<u32>>` and the constant BLOCK_WORDS come from the kernel that imports this:
-// [rows, blocks, BLOCK_WORDS], where a quad of words holds eight f16, or with PLAIN_F32 four f32. A ragged last block is
-// padded with zeros.
+// Plain weights, read through the same interface as group_quant/unpack.wgsl: 32 weights are a block, or what a
+// kernel divides them in. The binding `q_weight: array<Words>` and the constant BLOCK_WORDS come from the kernel that
+// imports this: [rows, blocks, BLOCK_WORDS], where a quad of words holds eight f16, or with PLAIN_F32 four f32. A ragged
+// last block is padded with zeros.
+
+alias Words = vec4<u32>;
 
 struct Block { words: array<vec4<u32>, BLOCK_WORDS> }
 

@@ -1,0 +1,230 @@
+//! One row times a weight matrix, together with its neighbours in a decoder: [`GemvAdd`] ends a block of the residual
+//! stream, [`GemvScaled`] begins the next.
+//!
+//! A norm between them needs the mean over the whole row, which no workgroup of the first knows. So the first leaves the
+//! sums of squares of its rows in parts and multiplies by the norm's weights; the second adds the parts up beside its own
+//! sums, and divides its outputs.
+
+use super::{KERNEL, ROWS, blocks, reference, variant};
+use crate::{
+    Case, CaseSet, Kernel, Variant, WeightFormat,
+    cases::{self, Random, four_bits, random_matrix},
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, params},
+    matrix::Slice,
+};
+
+/// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`, and `squares`, whose total is that of
+/// `sum[n]^2`.
+pub struct GemvAdd;
+
+/// `y[n] = sum over k of x[k] / sqrt(total of squares / cols + eps) * w[n, k]`, and with `swiglu`
+/// `silu(y[i]) * y[rows / 2 + i]` of that.
+pub struct GemvScaled {
+    /// Number of parts in `squares`.
+    pub parts: usize,
+    /// Added to the mean square before its root.
+    pub eps: f32,
+    /// Whether the rows of `w` are those of a gate and then as many of what it gates. Such a matrix is in one slice.
+    pub swiglu: bool,
+}
+
+params! { struct AddParams { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32 } }
+
+params! {
+    struct ScaledParams {
+        rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32,
+    }
+}
+
+/// The record of [`GemvAdd`].
+pub static ADD_KERNEL: Kernel = Kernel {
+    name: "gemv_add",
+    wgsl: KERNEL.wgsl,
+    bindings: &[
+        Access::Read,
+        Access::Read,
+        Access::Read,
+        Access::ReadWrite,
+        Access::Read,
+        Access::ReadWrite,
+        Access::ReadWrite,
+    ],
+    params: AddParams::LAYOUT,
+    cases: add_cases,
+};
+
+/// The record of [`GemvScaled`].
+pub static SCALED_KERNEL: Kernel = Kernel {
+    name: "gemv_scaled",
+    wgsl: KERNEL.wgsl,
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::Read],
+    params: ScaledParams::LAYOUT,
+    cases: scaled_cases,
+};
+
+impl GemvAdd {
+    /// Length of `squares` for so many rows.
+    pub fn parts(rows: usize) -> usize {
+        rows.div_ceil(ROWS as usize)
+    }
+
+    /// `w` is a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
+    #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
+    pub fn record(
+        &self,
+        recorder: &mut Recorder,
+        w: &Slice,
+        x: &Buffer<f32>,
+        norm: &Buffer<f32>,
+        sum: &Buffer<f32>,
+        y: &Buffer<f32>,
+        squares: &Buffer<f32>,
+    ) {
+        let params = AddParams {
+            rows: w.rows as u32,
+            cols: w.cols as u32,
+            blocks: blocks(w.format, w.cols) as u32,
+            first_row: 0,
+            y_stride: w.rows as u32,
+        };
+        let variant = add_variant(recorder.gpu().caps(), w.format, w.cols);
+        let buffers =
+            [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), norm.into(), sum.into(), squares.into()];
+        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, GemvAdd::parts(w.rows));
+    }
+}
+
+impl GemvScaled {
+    /// `x`: [w.cols]. `squares`: [parts], in room for whole quads. `y`: [rows of the whole matrix], with `swiglu` half as many.
+    pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
+        let params = ScaledParams {
+            rows: w.rows as u32,
+            cols: w.cols as u32,
+            blocks: blocks(w.format, w.cols) as u32,
+            first_row: w.first_row as u32,
+            y_stride: 0,
+            parts: self.parts as u32,
+            eps: self.eps,
+        };
+        let variant = scaled_variant(recorder.gpu().caps(), w.format, w.cols, self.swiglu);
+        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), squares.into()];
+        let groups =
+            if self.swiglu { (w.rows / 2).div_ceil(ROWS as usize / 2) } else { w.rows.div_ceil(ROWS as usize) };
+        recorder.dispatch(&SCALED_KERNEL, &variant, &params, &buffers, groups);
+    }
+}
+
+fn add_variant(caps: &Caps, format: WeightFormat, cols: usize) -> Variant {
+    variant(caps, format, cols, 1).flag("EPILOGUE").flag("ADD")
+}
+
+fn scaled_variant(caps: &Caps, format: WeightFormat, cols: usize, swiglu: bool) -> Variant {
+    // A quad of parts is the squares of so many columns.
+    let is_wide = blocks(format, cols) < GemvAdd::parts(cols).div_ceil(4);
+    let variant = variant(caps, format, cols, 1).flag("EPILOGUE").flag("SCALED");
+    variant.flag_if("WIDE_BLOCKS", is_wide).flag_if("SWIGLU", swiglu)
+}
+
+fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
+    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
+    let shapes: &[(WeightFormat, usize, usize)] = match set {
+        CaseSet::Test => &[
+            (four_bits(), 64, 576),
+            (four_bits(), 67, 3072),
+            (four_bits(), 6, 77),
+            (WeightFormat::F16, 30, 2048),
+            (q3, 20, 100),
+        ],
+        CaseSet::Bench => &[(four_bits(), 3072, 3072), (four_bits(), 3072, 8192), (four_bits(), 2048, 8192)],
+    };
+    let caps = *caps;
+    let case = |&(format, rows, cols): &(WeightFormat, usize, usize)| Case {
+        label: format!("{rows} x {cols}"),
+        variant: add_variant(&caps, format, cols),
+        flops: 2 * (rows * cols) as u64,
+        bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + 4 * rows)) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
+            let mut random = Random::new(rows as u64);
+            let (x, norm, sum) = (random.values(cols), random.values(rows), random.values(rows));
+            let squares = CaseBuffer::output(GemvAdd::parts(rows));
+            let (x, norm, sum) = (CaseBuffer::input(&x), CaseBuffer::input(&norm), CaseBuffer::in_out(&sum));
+            vec![q_weight, q_scale, x, norm, sum, CaseBuffer::output(rows), squares]
+        }),
+        record: Box::new(move |recorder, b| {
+            let w = cases::slice(format, rows, cols, &b[0], &b[1]);
+            let [x, norm, sum, y, squares] = [2, 3, 4, 5, 6].map(|i: usize| b[i].cast());
+            GemvAdd.record(recorder, &w, &x, &norm, &sum, &y, &squares);
+        }),
+        reference: Box::new(move |b| {
+            let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
+            let (mut sum, mut y) = (b[4].values().to_vec(), vec![0.0; rows]);
+            reference::gemv_add(&w, b[2].values(), b[3].values(), &mut sum, &mut y);
+            let squares = sum.chunks(ROWS as usize).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
+            vec![sum, y, squares]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
+
+fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
+    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
+    let shapes: &[(WeightFormat, usize, usize, bool)] = match set {
+        CaseSet::Test => &[
+            (four_bits(), 67, 576, false),
+            (four_bits(), 64, 576, true),
+            (four_bits(), 66, 3072, true),
+            (four_bits(), 30, 8192, false),
+            (four_bits(), 6, 77, true),
+            (WeightFormat::F16, 30, 2048, true),
+            (WeightFormat::F32, 9, 100, false),
+            (q3, 20, 100, true),
+        ],
+        CaseSet::Bench => &[
+            (four_bits(), 5120, 3072, false),
+            (four_bits(), 16_384, 3072, true),
+            (four_bits(), 16_384, 2048, true),
+            (four_bits(), 128_256, 3072, false),
+        ],
+    };
+    let caps = *caps;
+    let case = |&(format, rows, cols, swiglu): &(WeightFormat, usize, usize, bool)| {
+        let parts = GemvAdd::parts(cols);
+        let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
+        let outputs = if swiglu { rows / 2 } else { rows };
+        Case {
+            label: format!("{rows} x {cols}"),
+            variant: scaled_variant(&caps, format, cols, swiglu),
+            flops: 2 * (rows * cols) as u64,
+            bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
+            tolerance: 1e-10,
+            buffers: Box::new(move || {
+                let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
+                let mut random = Random::new(rows as u64);
+                let (x, squares) = (random.values(cols), random.values(parts));
+                let mut squares: Vec<f32> = squares.iter().map(|v| v * v).collect();
+                squares.resize(parts.next_multiple_of(4), f32::NAN);
+                let output = CaseBuffer::output(outputs);
+                vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::input(&squares), output]
+            }),
+            record: Box::new(move |recorder, b| {
+                let w = cases::slice(format, rows, cols, &b[0], &b[1]);
+                scaled().record(recorder, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
+            }),
+            reference: Box::new(move |b| {
+                let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
+                let mut y = vec![0.0; rows];
+                reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut y);
+                if swiglu {
+                    let mut activated = vec![0.0; outputs];
+                    crate::swiglu::swiglu(&y, outputs, &mut activated);
+                    y = activated;
+                }
+                vec![y]
+            }),
+        }
+    };
+    shapes.iter().map(case).collect()
+}
