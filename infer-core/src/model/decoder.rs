@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use model_format::{DecoderConfig, Role, Weight, rope};
+use model_format::{DecoderConfig, Role, Weight, decoder_config::Activation, rope};
 
 use crate::{
     KvCache, Result,
@@ -20,7 +20,7 @@ pub struct Decoder<O: Ops> {
     final_norm: O::Tensor,
     /// `None`: the embedding table is the head.
     lm_head: Option<O::Matrix>,
-    rope: O::Tensor,
+    rope: RopeTables<O>,
 }
 
 /// The next tokens of one sequence, and the cache that holds what came before.
@@ -41,7 +41,7 @@ impl<O: Ops> Decoder<O> {
             layers: (0..config.num_hidden_layers).map(|i| Layer::new(config, &mut parts, i)).collect(),
             final_norm: parts.take_vector(Role::FinalNorm),
             lm_head: (!config.tie_word_embeddings).then(|| parts.take_matrix(Role::LmHead)),
-            rope: rope_table(ops, config, positions)?,
+            rope: RopeTables::new(ops, config, positions)?,
             config: config.clone(),
         })
     }
@@ -62,14 +62,18 @@ impl<O: Ops> Decoder<O> {
 
     /// The logits of normed hidden states `[rows, hidden_size]`.
     pub fn head(&self, ops: &mut O, hidden: &O::Tensor) -> O::Tensor {
-        ops.linear(hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))
+        let mut logits = ops.linear(hidden, self.lm_head.as_ref().unwrap_or(&self.embedding));
+        if let Some(cap) = self.config.final_logit_softcapping {
+            ops.soft_cap(&mut logits, cap as f32);
+        }
+        logits
     }
 
     /// The normed output of the last layer `[rows, hidden_size]` for every row of the batch; the caches take the tokens in.
     pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
-        let mut x = ops.embedding(&self.embedding, &tokens);
+        let mut x = embed(ops, &self.config, &self.embedding, &tokens);
         let mut delta = None;
         for (i, layer) in self.layers.iter().enumerate() {
             let mut spans: Vec<_> = batch.iter_mut().map(|s| s.cache.span(i, s.tokens.len())).collect();
@@ -86,11 +90,18 @@ impl<O: Ops> Decoder<O> {
 pub struct Layer<O: Ops> {
     input_norm: O::Tensor,
     qkv: O::Matrix,
+    qkv_bias: Option<O::Tensor>,
+    /// Of queries and of keys.
+    head_norms: Option<[O::Tensor; 2]>,
+    attention: AttentionShape,
     attention_out: O::Matrix,
+    attention_out_bias: Option<O::Tensor>,
+    attention_out_norm: Option<O::Tensor>,
     post_attention_norm: O::Tensor,
     gate_up: O::Matrix,
+    activation: Activation,
     down: O::Matrix,
-    attention: AttentionShape,
+    down_norm: Option<O::Tensor>,
     eps: f32,
 }
 
@@ -100,11 +111,19 @@ impl<O: Ops> Layer<O> {
         Layer {
             input_norm: parts.take_vector(Role::InputNorm(i)),
             qkv: parts.take_matrix(Role::Qkv(i)),
+            qkv_bias: parts.find_vector(Role::QkvBias(i)),
+            head_norms: config
+                .qk_norm
+                .then(|| [Role::QueryNorm(i), Role::KeyNorm(i)].map(|role| parts.take_vector(role))),
+            attention: attention_shape(config, i),
             attention_out: parts.take_matrix(Role::AttentionOut(i)),
+            attention_out_bias: parts.find_vector(Role::AttentionOutBias(i)),
+            attention_out_norm: parts.find_vector(Role::AttentionOutNorm(i)),
             post_attention_norm: parts.take_vector(Role::PostAttentionNorm(i)),
             gate_up: parts.take_matrix(Role::GateUp(i)),
+            activation: config.hidden_act,
             down: parts.take_matrix(Role::Down(i)),
-            attention: attention_shape(config),
+            down_norm: parts.find_vector(Role::DownNorm(i)),
             eps: config.rms_norm_eps as f32,
         }
     }
@@ -118,17 +137,36 @@ impl<O: Ops> Layer<O> {
         ops: &mut O,
         x: &mut O::Tensor,
         delta: Option<O::Tensor>,
-        rope: &O::Tensor,
+        rope: &RopeTables<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
         let normed = normed(ops, x, delta, &self.input_norm, self.eps);
-        let qkv = ops.linear(&normed, &self.qkv);
-        let attended = ops.attention(&qkv, rope, self.attention, spans);
-        let attention_out = ops.linear(&attended, &self.attention_out);
+        let mut qkv = ops.linear(&normed, &self.qkv);
+        if let Some(bias) = &self.qkv_bias {
+            ops.add_bias(&mut qkv, bias);
+        }
+        if let Some([query, key]) = &self.head_norms {
+            qkv = ops.norm_heads(&qkv, query, key, self.attention, self.eps);
+        }
+        let attended = ops.attention(&qkv, rope.of(self.attention), self.attention, spans);
+        let mut attention_out = ops.linear(&attended, &self.attention_out);
+        if let Some(bias) = &self.attention_out_bias {
+            ops.add_bias(&mut attention_out, bias);
+        }
+        if let Some(norm) = &self.attention_out_norm {
+            attention_out = ops.rms_norm(&attention_out, norm, self.eps);
+        }
         let normed = ops.add_rms_norm(x, &attention_out, &self.post_attention_norm, self.eps);
         let gate_up = ops.linear(&normed, &self.gate_up);
-        let activated = ops.swiglu(&gate_up);
-        ops.linear(&activated, &self.down)
+        let activated = match self.activation {
+            Activation::Silu => ops.swiglu(&gate_up),
+            Activation::GeluTanh => ops.geglu(&gate_up),
+        };
+        let down = ops.linear(&activated, &self.down);
+        match &self.down_norm {
+            Some(norm) => ops.rms_norm(&down, norm, self.eps),
+            None => down,
+        }
     }
 }
 
@@ -140,19 +178,50 @@ fn normed<O: Ops>(ops: &mut O, x: &mut O::Tensor, delta: Option<O::Tensor>, weig
     }
 }
 
-/// The attention of every layer of `config`.
-pub fn attention_shape(config: &DecoderConfig) -> AttentionShape {
+/// The residual stream `[tokens, hidden_size]` that the first layer begins with.
+pub fn embed<O: Ops>(ops: &mut O, config: &DecoderConfig, table: &O::Matrix, tokens: &[u32]) -> O::Tensor {
+    let mut x = ops.embedding(table, tokens);
+    if config.scales_embeddings() {
+        ops.scale(&mut x, config.embedding_scale as f32);
+    }
+    x
+}
+
+/// The attention of layer `i` of `config`.
+fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
     AttentionShape {
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
-        scale: 1.0 / (config.head_dim as f32).sqrt(),
+        rotary_dim: config.rotary_dim,
+        scale: 1.0 / (config.query_pre_attn_scalar as f32).sqrt(),
+        soft_cap: config.attn_logit_softcapping.map(|cap| cap as f32),
+        window: config.layer_windows[i],
     }
 }
 
-/// The rotary table of `positions` positions, on the device.
-pub fn rope_table<O: Ops>(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<O::Tensor> {
-    ops.upload(positions, config.head_dim, &rope::cos_sin_table(config, positions))
+/// The rotary tables of a decoder, `[positions, rotary_dim]` each.
+pub struct RopeTables<O: Ops> {
+    table: O::Tensor,
+    /// Of the layers that have a window, where it is another.
+    of_windows: Option<O::Tensor>,
+}
+
+impl<O: Ops> RopeTables<O> {
+    /// The tables of `positions` positions, on the device.
+    pub fn new(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<RopeTables<O>> {
+        let mut upload =
+            |config: &DecoderConfig| ops.upload(positions, config.rotary_dim, &rope::cos_sin_table(config, positions));
+        let of_windows = config
+            .window_rope_theta
+            .map(|rope_theta| upload(&DecoderConfig { rope_theta, rope_scaling: None, ..config.clone() }));
+        Ok(RopeTables { of_windows: of_windows.transpose()?, table: upload(config)? })
+    }
+
+    /// The table of layers with this attention.
+    fn of(&self, attention: AttentionShape) -> &O::Tensor {
+        self.of_windows.as_ref().filter(|_| attention.window.is_some()).unwrap_or(&self.table)
+    }
 }
 
 /// Uploaded parameters, by their place in the decoder.
@@ -189,8 +258,13 @@ impl<O: Ops> Parts<O> {
         self.matrices.remove(&role).unwrap_or_else(|| panic!("no matrix was loaded for {role:?}"))
     }
 
+    /// The vector of a place that not every decoder has.
+    pub fn find_vector(&mut self, role: Role) -> Option<O::Tensor> {
+        self.vectors.remove(&role)
+    }
+
     /// The vector of a place. Panics when it was not added.
     pub fn take_vector(&mut self, role: Role) -> O::Tensor {
-        self.vectors.remove(&role).unwrap_or_else(|| panic!("no vector was loaded for {role:?}"))
+        self.find_vector(role).unwrap_or_else(|| panic!("no vector was loaded for {role:?}"))
     }
 }
