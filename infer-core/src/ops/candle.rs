@@ -285,3 +285,54 @@ fn causal_mask(count: usize, total: usize, window: Option<usize>) -> candle_core
     }
     Tensor::from_vec(mask, (count, total), &Device::Cpu)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scores do not depend on the order of a head's elements. So turning the pair (0, 1) of four elements, and leaving 2
+    /// and 3, is turning the pairs (0, 2) and (1, 3) of the reordered head, the second by no angle.
+    #[test]
+    fn a_partial_rotation_is_a_full_one_of_reordered_heads() {
+        let (rows, width) = (5, 12);
+        let values: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.7).sin()).collect();
+        let reordered: Vec<f32> = values
+            .chunks_exact(width)
+            .flat_map(|row| [0, 2, 1, 3, 4, 6, 5, 7, 8, 9, 10, 11].map(|column: usize| row[column]))
+            .collect();
+        let angles: Vec<(f32, f32)> = (0..rows).map(|position| (position as f32 * 0.9).sin_cos()).collect();
+        let partial: Vec<f32> = angles.iter().flat_map(|&(sin, cos)| [cos, sin]).collect();
+        let full: Vec<f32> = angles.iter().flat_map(|&(sin, cos)| [cos, sin, 1.0, 0.0]).collect();
+
+        // Both in one piece and row by row.
+        let attention = |values: &[f32], table: &[f32], rotary_dim: usize, rows_at_a_time: usize| {
+            let mut ops = CandleOps::default();
+            let soft_cap = Some(0.8);
+            let shape = AttentionShape {
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 4,
+                rotary_dim,
+                scale: 0.5,
+                soft_cap,
+                window: Some(3),
+            };
+            let rope = ops.upload(rows, rotary_dim, table).unwrap();
+            let mut kv = ops.new_kv(KvShape { kv_heads: 1, capacity: rows, head_dim: 4 }).unwrap();
+            let mut found = Vec::new();
+            for (i, values) in values.chunks(rows_at_a_time * width).enumerate() {
+                let count = values.len() / width;
+                let qkv = ops.upload(count, width, values).unwrap();
+                let span = Span { rows: count, past_len: i * rows_at_a_time, kv: &mut kv };
+                found.extend(CandleOps::values(&ops.attention(&qkv, &rope, shape, &mut [span])));
+            }
+            found
+        };
+        let expected = attention(&reordered, &full, 4, rows);
+        for rows_at_a_time in [1, 2, rows] {
+            let found = attention(&values, &partial, 2, rows_at_a_time);
+            let difference = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(difference < 1e-6, "{rows_at_a_time} rows at a time differ by {difference}");
+        }
+    }
+}
