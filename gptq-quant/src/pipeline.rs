@@ -387,7 +387,8 @@ impl<'a, O: Ops> Walk<'a, O> {
                 self.ops.begin(pass, rows, inputs)?;
                 let kv = self.kv.iter_mut().take(rows / self.seq_len);
                 let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
-                let delta = layer.forward(&mut self.ops, &mut x, None, &self.rope, &mut spans);
+                let rope = self.rope.table(self.rope.is_long(self.seq_len));
+                let delta = layer.forward(&mut self.ops, &mut x, None, rope, &mut spans);
                 if pass.stop.is_some() {
                     observed.push(self.ops.read_observed().await?);
                 }

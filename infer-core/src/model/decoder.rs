@@ -5,8 +5,13 @@
 
 use std::collections::HashMap;
 
-use model_format::{DecoderConfig, Role, Weight, decoder_config::Activation, rope};
+use model_format::{
+    DecoderConfig, Role, Weight,
+    decoder_config::Activation,
+    rope::{self, RopeScaling},
+};
 
+use super::session::PREFILL_CHUNK;
 use crate::{
     KvCache, Result,
     ops::{AttentionShape, Ops, Span},
@@ -51,7 +56,7 @@ impl<O: Ops> Decoder<O> {
         &self.config
     }
 
-    /// Runs the next tokens of each sequence: the logits `[sequences, vocab_size]` after the last token of each.
+    /// Runs the next tokens of each sequence, as [`Decoder::hidden`] does: the logits `[sequences, vocab_size]` after the last token of each.
     pub fn forward(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         let hidden = self.hidden(ops, batch);
         let mut end = 0;
@@ -70,14 +75,32 @@ impl<O: Ops> Decoder<O> {
     }
 
     /// The normed output of the last layer `[rows, hidden_size]` for every row of the batch; the caches take the tokens in.
+    ///
+    /// Where long texts are rotated by frequencies of their own, a cache that was made for the other kind is made again
+    /// first. Panics when a batch has texts of both kinds.
     pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
-        let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
+        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.len() + sequence.tokens.len());
+        let long = batch.iter().any(is_long);
+        assert!(batch.iter().all(|sequence| is_long(sequence) == long), "forward: short and long texts in one batch");
+        for sequence in batch.iter_mut().filter(|sequence| sequence.cache.is_long() != long) {
+            let past = sequence.cache.restart(long);
+            for tokens in past.chunks(PREFILL_CHUNK) {
+                self.run(ops, &mut [Sequence { tokens, cache: &mut *sequence.cache }], long);
+            }
+        }
+        self.run(ops, batch, long)
+    }
+
+    /// [`Decoder::hidden`], with caches that fit.
+    fn run(&self, ops: &mut O, batch: &mut [Sequence<'_, O>], long: bool) -> O::Tensor {
+        let rope = self.rope.table(long);
+        let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let mut x = embed(ops, &self.config, &self.embedding, &tokens);
         let mut delta = None;
         for (i, layer) in self.layers.iter().enumerate() {
             let mut spans: Vec<_> = batch.iter_mut().map(|s| s.cache.span(i, s.tokens.len())).collect();
-            delta = Some(layer.forward(ops, &mut x, delta, &self.rope, &mut spans));
+            delta = Some(layer.forward(ops, &mut x, delta, rope, &mut spans));
         }
         for sequence in batch {
             sequence.cache.extend(sequence.tokens);
@@ -137,7 +160,7 @@ impl<O: Ops> Layer<O> {
         ops: &mut O,
         x: &mut O::Tensor,
         delta: Option<O::Tensor>,
-        rope: &RopeTables<O>,
+        rope: &RopeTable<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
         let normed = normed(ops, x, delta, &self.input_norm, self.eps);
@@ -200,22 +223,53 @@ fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
     }
 }
 
-/// The rotary tables of a decoder, `[positions, rotary_dim]` each.
+/// The rotary tables of a decoder: for all texts, or for short and for long ones.
 pub struct RopeTables<O: Ops> {
+    table: RopeTable<O>,
+    /// The longest short text, and what longer ones are rotated by.
+    long: Option<(usize, RopeTable<O>)>,
+}
+
+impl<O: Ops> RopeTables<O> {
+    /// The tables for texts of up to `positions` tokens, on the device.
+    pub fn new(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<RopeTables<O>> {
+        let short = match config.rope_scaling {
+            Some(RopeScaling::LongRope { original_max_position_embeddings: short, .. }) if short < positions => short,
+            _ => return Ok(RopeTables { table: RopeTable::new(ops, config, positions)?, long: None }),
+        };
+        let long = RopeTable::new(ops, config, positions)?;
+        Ok(RopeTables { table: RopeTable::new(ops, config, short)?, long: Some((short, long)) })
+    }
+
+    /// Whether a text of `len` tokens is one of the long ones.
+    pub fn is_long(&self, len: usize) -> bool {
+        self.long.as_ref().is_some_and(|(short, _)| len > *short)
+    }
+
+    /// The table of long texts, or of short ones.
+    pub fn table(&self, long: bool) -> &RopeTable<O> {
+        match &self.long {
+            Some((_, table)) if long => table,
+            _ => &self.table,
+        }
+    }
+}
+
+/// The rotary table `[positions, rotary_dim]` of every layer.
+pub struct RopeTable<O: Ops> {
     table: O::Tensor,
     /// Of the layers that have a window, where it is another.
     of_windows: Option<O::Tensor>,
 }
 
-impl<O: Ops> RopeTables<O> {
-    /// The tables of `positions` positions, on the device.
-    pub fn new(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<RopeTables<O>> {
+impl<O: Ops> RopeTable<O> {
+    fn new(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<RopeTable<O>> {
         let mut upload =
             |config: &DecoderConfig| ops.upload(positions, config.rotary_dim, &rope::cos_sin_table(config, positions));
         let of_windows = config
             .window_rope_theta
             .map(|rope_theta| upload(&DecoderConfig { rope_theta, rope_scaling: None, ..config.clone() }));
-        Ok(RopeTables { of_windows: of_windows.transpose()?, table: upload(config)? })
+        Ok(RopeTable { of_windows: of_windows.transpose()?, table: upload(config)? })
     }
 
     /// The table of layers with this attention.

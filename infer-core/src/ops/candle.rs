@@ -213,7 +213,7 @@ fn norm_heads(
         normed.reshape((rows, count * head_dim))
     };
     let values = qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim)?;
-    Tensor::cat(&[normed(0, heads, query)?, normed(heads, kv_heads, key)?, values], 1)
+    Tensor::cat(&[normed(0, heads, query)?, normed(heads, kv_heads, key)?, values], 1)?.contiguous()
 }
 
 /// Attention of one sequence's rows `[rows, q | k | v]`; returns `[rows, heads * head_dim]`.
@@ -241,7 +241,7 @@ fn attend(
         if rotary_dim == head_dim {
             return Ok(turned);
         }
-        Tensor::cat(&[&turned, &x.narrow(2, rotary_dim, head_dim - rotary_dim)?], 2)
+        Tensor::cat(&[&turned, &x.narrow(2, rotary_dim, head_dim - rotary_dim)?], 2)?.contiguous()
     };
 
     let queries = (rotate(heads_of(0, heads)?)? * f64::from(scale))?;
