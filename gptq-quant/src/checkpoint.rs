@@ -9,7 +9,6 @@ use std::{
 };
 
 use half::f16;
-use infer_core::model::check_runnable;
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param,
     checkpoint::{SafetensorsWriter, check_float, missing_param, read_float},
@@ -178,14 +177,11 @@ impl Drop for CheckpointWriter<'_> {
     }
 }
 
-/// The shape of a model that is not quantized yet, and that can be run to be calibrated.
+/// The shape of a model that is not quantized yet.
 pub fn unquantized_config(checkpoint: &dyn Checkpoint) -> Result<DecoderConfig> {
     let config = DecoderConfig::from_hf(checkpoint.config_json())?;
     match GptqConfig::from_config(checkpoint.config_json())? {
-        None => {
-            check_runnable(&config)?;
-            Ok(config)
-        }
+        None => Ok(config),
         Some(_) => Err(Error::AlreadyQuantized { location: checkpoint.location() }),
     }
 }

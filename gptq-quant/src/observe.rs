@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use infer_core::{
     Result,
-    ops::{AttentionShape, KvShape, Ops, Span},
+    ops::{AttentionShape, KvShape, Ops, Part, Span},
 };
 use model_format::{Role, Weight};
 
@@ -34,6 +34,13 @@ pub enum Activation<T> {
 impl<T> Activation<T> {
     fn new(value: T) -> Activation<T> {
         Activation::Known(Rc::new(value))
+    }
+
+    /// Applies an operation in place, if there is something to apply it to.
+    fn change(&mut self, operation: impl FnOnce(&mut T)) {
+        if let Activation::Known(value) = self {
+            operation(Rc::get_mut(value).expect("nobody observes what is still to be changed"));
+        }
     }
 
     /// Applies an operation, or passes on that there is nothing to apply it to.
@@ -96,6 +103,10 @@ impl<O: Ops> Ops for ObserveOps<O> {
     type Tensor = Activation<O::Tensor>;
     type Matrix = PlacedMatrix<O::Matrix>;
     type Kv = O::Kv;
+
+    fn supports(part: Part) -> bool {
+        O::supports(part)
+    }
 
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix> {
         Ok(PlacedMatrix { role, matrix: Some(self.inner.upload_matrix(role, weight)?) })
@@ -163,11 +174,41 @@ impl<O: Ops> Ops for ObserveOps<O> {
         gate_up.then(|gate_up| self.inner.swiglu(gate_up))
     }
 
+    fn geglu(&mut self, gate_up: &Self::Tensor) -> Self::Tensor {
+        gate_up.then(|gate_up| self.inner.geglu(gate_up))
+    }
+
+    fn add_bias(&mut self, x: &mut Self::Tensor, bias: &Self::Tensor) {
+        let Activation::Known(bias) = bias else { panic!("add_bias: biases are uploaded") };
+        x.change(|x| self.inner.add_bias(x, bias));
+    }
+
+    fn norm_heads(
+        &mut self,
+        qkv: &Self::Tensor,
+        query: &Self::Tensor,
+        key: &Self::Tensor,
+        shape: AttentionShape,
+        eps: f32,
+    ) -> Self::Tensor {
+        let (Activation::Known(query), Activation::Known(key)) = (query, key) else {
+            panic!("norm_heads: weights are uploaded")
+        };
+        qkv.then(|qkv| self.inner.norm_heads(qkv, query, key, shape, eps))
+    }
+
+    fn scale(&mut self, x: &mut Self::Tensor, factor: f32) {
+        x.change(|x| self.inner.scale(x, factor));
+    }
+
+    fn soft_cap(&mut self, x: &mut Self::Tensor, cap: f32) {
+        x.change(|x| self.inner.soft_cap(x, cap));
+    }
+
     fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) {
         // A part that is skipped adds nothing.
-        if let (Activation::Known(x), Activation::Known(y)) = (x, y) {
-            let x = Rc::get_mut(x).expect("nobody observes the residual stream");
-            self.inner.add_assign(x, y);
+        if let Activation::Known(y) = y {
+            x.change(|x| self.inner.add_assign(x, y));
         }
     }
 

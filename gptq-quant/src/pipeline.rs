@@ -9,10 +9,15 @@ use std::time::{Duration, Instant};
 
 use calib_data::TokenWindows;
 use infer_core::{
-    model::{Layer, Parts, decoder::rope_table},
+    model::{
+        Layer, Parts, check_runnable,
+        decoder::{RopeTables, embed},
+    },
     ops::{KvShape, Ops, Span},
 };
-use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params};
+use model_format::{
+    Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
+};
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
@@ -96,7 +101,8 @@ pub async fn quantize_layers<O: Ops>(
     sink: &mut dyn FnMut(&Param, &Quantized) -> Result<()>,
 ) -> Result<()> {
     let config = unquantized_config(checkpoint)?;
-    let list = params(&config);
+    check_runnable::<O>(&config)?;
+    let list = joined_params(&config);
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
     let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
@@ -164,7 +170,7 @@ pub async fn quantize_layers<O: Ops>(
 /// The matrices that [`quantize_layers`] quantizes.
 pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Vec<Param> {
     let is_end = |role: Role| settings.quantize_ends && matches!(role, Role::Embedding | Role::LmHead);
-    params(config).into_iter().filter(|param| param.role.is_layer_matrix() || is_end(param.role)).collect()
+    joined_params(config).into_iter().filter(|param| param.role.is_layer_matrix() || is_end(param.role)).collect()
 }
 
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
@@ -205,15 +211,15 @@ struct Walk<'a, O: Ops> {
     config: &'a DecoderConfig,
     settings: &'a Settings,
     progress: &'a mut dyn Progress,
-    rope: <ObserveOps<O> as Ops>::Tensor,
+    rope: RopeTables<ObserveOps<O>>,
     /// Keys and values of the windows of one batch.
     kv: Vec<O::Kv>,
     seq_len: usize,
     /// In the model that is quantized so far, and where drift is corrected in the float model too.
     streams: Vec<Stream>,
     layer: usize,
-    /// Of the input and of the feed-forward.
-    norms: Vec<Vec<f32>>,
+    /// Norms and biases of the layer.
+    vectors: Vec<(Role, Weight)>,
     work: Work,
 }
 
@@ -236,7 +242,7 @@ impl<'a, O: Ops> Walk<'a, O> {
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let batch = (BATCH_TOKENS / seq_len).clamp(1, windows.len());
         let mut walk = Walk {
-            rope: rope_table(&mut ops, config, seq_len)?,
+            rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
             ops,
             checkpoint,
@@ -247,7 +253,7 @@ impl<'a, O: Ops> Walk<'a, O> {
             work: Work::new(config, seq_len, windows.len(), settings),
             streams: Vec::new(),
             layer: 0,
-            norms: Vec::new(),
+            vectors: Vec::new(),
         };
         let table = walk.read(Role::Embedding)?;
         let stream = walk.embed(windows, table).await?;
@@ -279,7 +285,7 @@ impl<'a, O: Ops> Walk<'a, O> {
         let table = self.ops.upload_matrix(Role::Embedding, Weight::F32 { shape, data: table })?;
         let mut hidden = Vec::with_capacity(windows.len() * self.seq_len * self.config.hidden_size);
         for window in windows.iter() {
-            let rows = self.ops.embedding(&table, window);
+            let rows = embed(&mut self.ops, self.config, &table, window);
             hidden.extend(self.ops.read(&rows).await?);
         }
         Ok(Stream { hidden, kept: Vec::new() })
@@ -312,8 +318,9 @@ impl<'a, O: Ops> Walk<'a, O> {
     /// Turns to a layer.
     fn enter(&mut self, layer: usize) -> Result<()> {
         self.layer = layer;
-        let norms = [Role::InputNorm(layer), Role::PostAttentionNorm(layer)];
-        self.norms = norms.map(|role| self.read(role)).into_iter().collect::<Result<_>>()?;
+        let roles = params(self.config).into_iter().map(|param| param.role);
+        let vectors = roles.filter(|role| role.layer() == Some(layer) && !role.is_matrix());
+        self.vectors = vectors.map(|role| Ok((role, self.weight(role)?))).collect::<Result<_>>()?;
         Ok(())
     }
 
@@ -325,7 +332,7 @@ impl<'a, O: Ops> Walk<'a, O> {
 
     /// A parameter of the float model.
     fn weight(&self, role: Role) -> Result<Weight> {
-        let list = params(self.config);
+        let list = joined_params(self.config);
         let param = list.iter().find(|p| p.role == role).expect("the list has every role");
         Ok(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? })
     }
@@ -380,7 +387,8 @@ impl<'a, O: Ops> Walk<'a, O> {
                 self.ops.begin(pass, rows, inputs)?;
                 let kv = self.kv.iter_mut().take(rows / self.seq_len);
                 let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
-                let delta = layer.forward(&mut self.ops, &mut x, &self.rope, &mut spans);
+                let rope = self.rope.table(self.rope.is_long(self.seq_len));
+                let delta = layer.forward(&mut self.ops, &mut x, rope, &mut spans);
                 if pass.stop.is_some() {
                     observed.push(self.ops.read_observed().await?);
                 }
@@ -401,9 +409,8 @@ impl<'a, O: Ops> Walk<'a, O> {
     /// The layer with these matrices; the others are absent.
     fn upload_layer(&mut self, matrices: Vec<(Role, Weight)>) -> Result<Layer<ObserveOps<O>>> {
         let mut parts = Parts::default();
-        for (role, values) in [Role::InputNorm(self.layer), Role::PostAttentionNorm(self.layer)].iter().zip(&self.norms)
-        {
-            parts.add(&mut self.ops, *role, Weight::F32 { shape: vec![values.len()], data: values.clone() })?;
+        for (role, weight) in &self.vectors {
+            parts.add(&mut self.ops, *role, weight.clone())?;
         }
         for role in matrix_roles(self.layer) {
             parts.add_matrix(role, PlacedMatrix::absent(role));
@@ -484,7 +491,7 @@ impl Work {
         let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
         let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
         let forward: f64 = passes.into_iter().map(|(start, stop)| work.pass_cost(Pass { start, stop })).sum();
-        let solve: f64 = params(config)
+        let solve: f64 = joined_params(config)
             .iter()
             .filter(|param| param.role.is_layer_matrix() && param.role.layer() == Some(0))
             .map(|param| solve_cost(param.shape[0], param.shape[1]))

@@ -17,6 +17,8 @@ pub struct KvCache<O: Ops> {
     /// Tokens that layers hold beyond these, not known yet.
     expected: usize,
     capacity: usize,
+    /// Whether keys are rotated as those of a long text, where that is not all the same.
+    is_long: bool,
 }
 
 impl<O: Ops> KvCache<O> {
@@ -24,7 +26,7 @@ impl<O: Ops> KvCache<O> {
     pub fn new(ops: &mut O, config: &DecoderConfig, capacity: usize) -> Result<KvCache<O>> {
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity, head_dim: config.head_dim };
         let layers = (0..config.num_hidden_layers).map(|_| ops.new_kv(shape)).collect::<Result<_>>()?;
-        Ok(KvCache { layers, tokens: Vec::new(), expected: 0, capacity })
+        Ok(KvCache { layers, tokens: Vec::new(), expected: 0, capacity, is_long: false })
     }
 
     /// Tokens there is room for.
@@ -56,6 +58,18 @@ impl<O: Ops> KvCache<O> {
     /// How many tokens at the beginning of `tokens` the cache holds already.
     pub fn common_prefix(&self, tokens: &[u32]) -> usize {
         self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Whether keys are rotated as those of a long text.
+    pub(crate) fn is_long(&self) -> bool {
+        self.is_long
+    }
+
+    /// Empties the cache, for keys that are rotated so; returns what it held.
+    pub(crate) fn restart(&mut self, is_long: bool) -> Vec<u32> {
+        assert_eq!(self.expected, 0, "kv cache: tokens are still on their way");
+        self.is_long = is_long;
+        std::mem::take(&mut self.tokens)
     }
 
     /// Room in layer `i` for the sequence's next `rows` tokens. Panics when there is not enough.

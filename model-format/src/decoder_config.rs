@@ -115,6 +115,11 @@ impl DecoderConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
+    /// Whether embeddings are multiplied by anything but one.
+    pub fn scales_embeddings(&self) -> bool {
+        self.embedding_scale.to_bits() != 1f64.to_bits()
+    }
+
     /// Outputs of the joined attention input projection: `q | k | v`.
     pub fn qkv_size(&self) -> usize {
         (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim

@@ -151,6 +151,25 @@ pub fn params(config: &DecoderConfig) -> Vec<Param> {
     list
 }
 
+/// [`params`] as the forward pass multiplies with them: queries, keys and values are one matrix, joined by rows, in those
+/// decoders too where MLC keeps them apart.
+pub fn joined_params(config: &DecoderConfig) -> Vec<Param> {
+    let mut list: Vec<Param> = Vec::new();
+    for param in params(config) {
+        match (param.role, list.last_mut()) {
+            (Role::Query(i), _) => {
+                list.push(Param { role: Role::Qkv(i), name: param.name.replace("q_proj", "qkv_proj"), ..param });
+            }
+            (Role::Key(_) | Role::Value(_), Some(whole)) => {
+                whole.shape[0] += param.shape[0];
+                whole.sources.extend(param.sources);
+            }
+            _ => list.push(param),
+        }
+    }
+    list
+}
+
 /// The shape of what stands in a place; `None` where `config` has nothing there.
 fn shape(config: &DecoderConfig, role: Role) -> Option<Vec<usize>> {
     let hidden = config.hidden_size;

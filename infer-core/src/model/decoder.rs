@@ -5,8 +5,13 @@
 
 use std::collections::HashMap;
 
-use model_format::{DecoderConfig, Role, Weight, rope};
+use model_format::{
+    DecoderConfig, Role, Weight,
+    decoder_config::Activation,
+    rope::{self, RopeScaling},
+};
 
+use super::session::PREFILL_CHUNK;
 use crate::{
     KvCache, Result,
     ops::{AttentionShape, Choose, Ops, Span},
@@ -20,7 +25,7 @@ pub struct Decoder<O: Ops> {
     final_norm: O::Tensor,
     /// `None`: the embedding table is the head.
     lm_head: Option<O::Matrix>,
-    rope: O::Tensor,
+    rope: RopeTables<O>,
 }
 
 /// The next tokens of one sequence, and the cache that holds what came before.
@@ -41,9 +46,14 @@ impl<O: Ops> Decoder<O> {
             layers: (0..config.num_hidden_layers).map(|i| Layer::new(config, &mut parts, i)).collect(),
             final_norm: parts.take_vector(Role::FinalNorm),
             lm_head: (!config.tie_word_embeddings).then(|| parts.take_matrix(Role::LmHead)),
-            rope: rope_table(ops, config, positions)?,
+            rope: RopeTables::new(ops, config, positions)?,
             config: config.clone(),
         })
+    }
+
+    /// Whether short and long texts are rotated differently.
+    pub fn depends_on_length(&self) -> bool {
+        self.rope.long.is_some()
     }
 
     /// The decoder's shape.
@@ -51,7 +61,7 @@ impl<O: Ops> Decoder<O> {
         &self.config
     }
 
-    /// Runs the next tokens of each sequence: the logits `[sequences, vocab_size]` after the last token of each.
+    /// Runs the next tokens of each sequence, as [`Decoder::hidden`] does: the logits `[sequences, vocab_size]` after the last token of each.
     pub fn forward(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         let hidden = self.hidden(ops, batch);
         let mut end = 0;
@@ -62,16 +72,37 @@ impl<O: Ops> Decoder<O> {
 
     /// The logits of normed hidden states `[rows, hidden_size]`.
     pub fn head(&self, ops: &mut O, hidden: &O::Tensor) -> O::Tensor {
-        ops.linear(hidden, self.lm_head.as_ref().unwrap_or(&self.embedding))
+        let mut logits = ops.linear(hidden, self.lm_head.as_ref().unwrap_or(&self.embedding));
+        if let Some(cap) = self.config.final_logit_softcapping {
+            ops.soft_cap(&mut logits, cap as f32);
+        }
+        logits
     }
 
     /// The normed output of the last layer `[rows, hidden_size]` for every row of the batch; the caches take the tokens in.
+    ///
+    /// Where long texts are rotated by frequencies of their own, a cache that was made for the other kind is made again
+    /// first. Panics when a batch has texts of both kinds.
     pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
-        let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
-        let x = ops.embedding(&self.embedding, &tokens);
+        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.len() + sequence.tokens.len());
+        let long = batch.iter().any(is_long);
+        assert!(batch.iter().all(|sequence| is_long(sequence) == long), "forward: short and long texts in one batch");
+        for sequence in batch.iter_mut().filter(|sequence| sequence.cache.is_long() != long) {
+            let past = sequence.cache.restart(long);
+            for tokens in past.chunks(PREFILL_CHUNK) {
+                self.run_tokens(ops, &mut [Sequence { tokens, cache: &mut *sequence.cache }], long);
+            }
+        }
+        self.run_tokens(ops, batch, long)
+    }
+
+    /// [`Decoder::hidden`], with caches that fit.
+    fn run_tokens(&self, ops: &mut O, batch: &mut [Sequence<'_, O>], long: bool) -> O::Tensor {
+        let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
+        let x = embed(ops, &self.config, &self.embedding, &tokens);
         let mut caches: Vec<_> = batch.iter_mut().map(|s| (s.tokens.len(), &mut *s.cache)).collect();
-        let normed = self.run(ops, x, &mut caches);
+        let normed = self.run(ops, x, self.rope.table(long), &mut caches);
         for sequence in batch {
             sequence.cache.extend(sequence.tokens);
         }
@@ -83,21 +114,29 @@ impl<O: Ops> Decoder<O> {
     where
         O: Choose,
     {
-        let x = ops.embedding_of(&self.embedding, token);
-        let normed = self.run(ops, x, &mut [(1, cache)]);
+        let mut x = ops.embedding_of(&self.embedding, token);
+        scale_embeddings(ops, &self.config, &mut x);
+        let normed = self.run(ops, x, self.rope.table(cache.is_long()), &mut [(1, cache)]);
         cache.expect();
         self.head(ops, &normed)
     }
 
     /// Takes the residual stream `x` through the layers to the final norm. Of each sequence: rows of `x`, and cache.
-    fn run(&self, ops: &mut O, mut x: O::Tensor, caches: &mut [(usize, &mut KvCache<O>)]) -> O::Tensor {
+    fn run(
+        &self,
+        ops: &mut O,
+        mut x: O::Tensor,
+        rope: &RopeTable<O>,
+        caches: &mut [(usize, &mut KvCache<O>)],
+    ) -> O::Tensor {
         let eps = self.config.rms_norm_eps as f32;
         let mut norms = self.layers.iter().map(|layer| &layer.input_norm).chain([&self.final_norm]);
         let mut normed = ops.rms_norm(&x, norms.next().expect("the final norm"), eps);
         for ((i, layer), next) in self.layers.iter().enumerate().zip(norms) {
             let mut spans: Vec<_> = caches.iter_mut().map(|(rows, cache)| cache.span(i, *rows)).collect();
-            let activated = layer.activated(ops, &mut x, &normed, &self.rope, &mut spans);
-            normed = ops.linear_add_rms_norm(&mut x, &activated, &layer.down, next, eps);
+            let activated = layer.activated(ops, &mut x, &normed, rope, &mut spans);
+            let norm = layer.down_norm.as_ref();
+            normed = block_end(ops, &mut x, &activated, &layer.down, (None, norm), next, eps);
         }
         normed
     }
@@ -107,11 +146,18 @@ impl<O: Ops> Decoder<O> {
 pub struct Layer<O: Ops> {
     input_norm: O::Tensor,
     qkv: O::Matrix,
+    qkv_bias: Option<O::Tensor>,
+    /// Of queries and of keys.
+    head_norms: Option<[O::Tensor; 2]>,
+    attention: AttentionShape,
     attention_out: O::Matrix,
+    attention_out_bias: Option<O::Tensor>,
+    attention_out_norm: Option<O::Tensor>,
     post_attention_norm: O::Tensor,
     gate_up: O::Matrix,
+    activation: Activation,
     down: O::Matrix,
-    attention: AttentionShape,
+    down_norm: Option<O::Tensor>,
     eps: f32,
 }
 
@@ -121,11 +167,19 @@ impl<O: Ops> Layer<O> {
         Layer {
             input_norm: parts.take_vector(Role::InputNorm(i)),
             qkv: parts.take_matrix(Role::Qkv(i)),
+            qkv_bias: parts.find_vector(Role::QkvBias(i)),
+            head_norms: config
+                .qk_norm
+                .then(|| [Role::QueryNorm(i), Role::KeyNorm(i)].map(|role| parts.take_vector(role))),
+            attention: attention_shape(config, i),
             attention_out: parts.take_matrix(Role::AttentionOut(i)),
+            attention_out_bias: parts.find_vector(Role::AttentionOutBias(i)),
+            attention_out_norm: parts.find_vector(Role::AttentionOutNorm(i)),
             post_attention_norm: parts.take_vector(Role::PostAttentionNorm(i)),
             gate_up: parts.take_matrix(Role::GateUp(i)),
+            activation: config.hidden_act,
             down: parts.take_matrix(Role::Down(i)),
-            attention: attention_shape(config),
+            down_norm: parts.find_vector(Role::DownNorm(i)),
             eps: config.rms_norm_eps as f32,
         }
     }
@@ -137,12 +191,16 @@ impl<O: Ops> Layer<O> {
         &self,
         ops: &mut O,
         x: &mut O::Tensor,
-        rope: &O::Tensor,
+        rope: &RopeTable<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
         let normed = ops.rms_norm(x, &self.input_norm, self.eps);
         let activated = self.activated(ops, x, &normed, rope, spans);
-        ops.linear(&activated, &self.down)
+        let down = ops.linear(&activated, &self.down);
+        match &self.down_norm {
+            Some(norm) => ops.rms_norm(&down, norm, self.eps),
+            None => down,
+        }
     }
 
     /// The layer up to what its last matrix takes in; `normed` is the input norm of `x`.
@@ -151,29 +209,133 @@ impl<O: Ops> Layer<O> {
         ops: &mut O,
         x: &mut O::Tensor,
         normed: &O::Tensor,
-        rope: &O::Tensor,
+        rope: &RopeTable<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
-        let qkv = ops.linear(normed, &self.qkv);
-        let attended = ops.attention(&qkv, rope, self.attention, spans);
-        let normed = ops.linear_add_rms_norm(x, &attended, &self.attention_out, &self.post_attention_norm, self.eps);
-        ops.linear_swiglu(&normed, &self.gate_up)
+        let mut qkv = ops.linear(normed, &self.qkv);
+        if let Some(bias) = &self.qkv_bias {
+            ops.add_bias(&mut qkv, bias);
+        }
+        if let Some([query, key]) = &self.head_norms {
+            qkv = ops.norm_heads(&qkv, query, key, self.attention, self.eps);
+        }
+        let attended = ops.attention(&qkv, rope.of(self.attention), self.attention, spans);
+        let extras = (self.attention_out_bias.as_ref(), self.attention_out_norm.as_ref());
+        let next = &self.post_attention_norm;
+        let normed = block_end(ops, x, &attended, &self.attention_out, extras, next, self.eps);
+        match self.activation {
+            Activation::Silu => ops.linear_swiglu(&normed, &self.gate_up),
+            Activation::GeluTanh => {
+                let gate_up = ops.linear(&normed, &self.gate_up);
+                ops.geglu(&gate_up)
+            }
+        }
     }
 }
 
-/// The attention of every layer of `config`.
-pub fn attention_shape(config: &DecoderConfig) -> AttentionShape {
+/// The end of a block of the residual stream `x`: the product of `y` and `matrix`, with a bias and a norm of its own where
+/// there are such, is added; returns the norm of the sum by `next`.
+fn block_end<O: Ops>(
+    ops: &mut O,
+    x: &mut O::Tensor,
+    y: &O::Tensor,
+    matrix: &O::Matrix,
+    (bias, norm): (Option<&O::Tensor>, Option<&O::Tensor>),
+    next: &O::Tensor,
+    eps: f32,
+) -> O::Tensor {
+    if bias.is_none() && norm.is_none() {
+        return ops.linear_add_rms_norm(x, y, matrix, next, eps);
+    }
+    let mut product = ops.linear(y, matrix);
+    if let Some(bias) = bias {
+        ops.add_bias(&mut product, bias);
+    }
+    if let Some(norm) = norm {
+        product = ops.rms_norm(&product, norm, eps);
+    }
+    ops.add_rms_norm(x, &product, next, eps)
+}
+
+/// The residual stream `[tokens, hidden_size]` that the first layer begins with.
+pub fn embed<O: Ops>(ops: &mut O, config: &DecoderConfig, table: &O::Matrix, tokens: &[u32]) -> O::Tensor {
+    let mut x = ops.embedding(table, tokens);
+    scale_embeddings(ops, config, &mut x);
+    x
+}
+
+fn scale_embeddings<O: Ops>(ops: &mut O, config: &DecoderConfig, x: &mut O::Tensor) {
+    if config.scales_embeddings() {
+        ops.scale(x, config.embedding_scale as f32);
+    }
+}
+
+/// The attention of layer `i` of `config`.
+fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
     AttentionShape {
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
-        scale: 1.0 / (config.head_dim as f32).sqrt(),
+        rotary_dim: config.rotary_dim,
+        scale: 1.0 / (config.query_pre_attn_scalar as f32).sqrt(),
+        soft_cap: config.attn_logit_softcapping.map(|cap| cap as f32),
+        window: config.layer_windows[i],
     }
 }
 
-/// The rotary table of `positions` positions, on the device.
-pub fn rope_table<O: Ops>(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<O::Tensor> {
-    ops.upload(positions, config.head_dim, &rope::cos_sin_table(config, positions))
+/// The rotary tables of a decoder: for all texts, or for short and for long ones.
+pub struct RopeTables<O: Ops> {
+    table: RopeTable<O>,
+    /// The longest short text, and what longer ones are rotated by.
+    long: Option<(usize, RopeTable<O>)>,
+}
+
+impl<O: Ops> RopeTables<O> {
+    /// The tables for texts of up to `positions` tokens, on the device.
+    pub fn new(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<RopeTables<O>> {
+        let short = match config.rope_scaling {
+            Some(RopeScaling::LongRope { original_max_position_embeddings: short, .. }) if short < positions => short,
+            _ => return Ok(RopeTables { table: RopeTable::new(ops, config, positions)?, long: None }),
+        };
+        let long = RopeTable::new(ops, config, positions)?;
+        Ok(RopeTables { table: RopeTable::new(ops, config, short)?, long: Some((short, long)) })
+    }
+
+    /// Whether a text of `len` tokens is one of the long ones.
+    pub fn is_long(&self, len: usize) -> bool {
+        self.long.as_ref().is_some_and(|(short, _)| len > *short)
+    }
+
+    /// The table of long texts, or of short ones.
+    pub fn table(&self, long: bool) -> &RopeTable<O> {
+        match &self.long {
+            Some((_, table)) if long => table,
+            _ => &self.table,
+        }
+    }
+}
+
+/// The rotary table `[positions, rotary_dim]` of every layer.
+pub struct RopeTable<O: Ops> {
+    table: O::Tensor,
+    /// Of the layers that have a window, where it is another.
+    of_windows: Option<O::Tensor>,
+}
+
+impl<O: Ops> RopeTable<O> {
+    fn new(ops: &mut O, config: &DecoderConfig, positions: usize) -> Result<RopeTable<O>> {
+        let mut upload =
+            |config: &DecoderConfig| ops.upload(positions, config.rotary_dim, &rope::cos_sin_table(config, positions));
+        let of_windows = config
+            .window_rope_theta
+            .map(|rope_theta| upload(&DecoderConfig { rope_theta, rope_scaling: None, ..config.clone() }));
+        Ok(RopeTable { of_windows: of_windows.transpose()?, table: upload(config)? })
+    }
+
+    /// The table of layers with this attention.
+    fn of(&self, attention: AttentionShape) -> &O::Tensor {
+        self.of_windows.as_ref().filter(|_| attention.window.is_some()).unwrap_or(&self.table)
+    }
 }
 
 /// Uploaded parameters, by their place in the decoder.
@@ -210,8 +372,13 @@ impl<O: Ops> Parts<O> {
         self.matrices.remove(&role).unwrap_or_else(|| panic!("no matrix was loaded for {role:?}"))
     }
 
+    /// The vector of a place that not every decoder has.
+    pub fn find_vector(&mut self, role: Role) -> Option<O::Tensor> {
+        self.vectors.remove(&role)
+    }
+
     /// The vector of a place. Panics when it was not added.
     pub fn take_vector(&mut self, role: Role) -> O::Tensor {
-        self.vectors.remove(&role).unwrap_or_else(|| panic!("no vector was loaded for {role:?}"))
+        self.find_vector(role).unwrap_or_else(|| panic!("no vector was loaded for {role:?}"))
     }
 }

@@ -1,31 +1,31 @@
-//! [`check_runnable`]: which decoders `decoder.rs` can run. The one place that refuses the others; the loaders ask it, and
-//! so does the quantizer.
+//! [`check_runnable`]: which decoders a device can run. The one place that refuses the others; the loaders ask it, and so
+//! does the quantizer.
 
-use model_format::{DecoderConfig, Role, decoder_config::Activation, params, rope::RopeScaling};
+use model_format::{DecoderConfig, decoder_config::Activation};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    ops::{Ops, Part},
+};
 
-/// Refuses a decoder that has a part which the forward pass does not have.
-pub fn check_runnable(config: &DecoderConfig) -> Result<()> {
-    // All layers have the same parts.
-    let layer = DecoderConfig { num_hidden_layers: 1, ..config.clone() };
-    let has = |wanted: fn(usize) -> Role| params(&layer).iter().any(|param| param.role == wanted(0));
-    let long_rope = matches!(config.rope_scaling, Some(RopeScaling::LongRope { .. }));
+/// Refuses a decoder that has a part for which the device has no operations.
+pub fn check_runnable<O: Ops>(config: &DecoderConfig) -> Result<()> {
     let window = config.layer_windows.iter().flatten().min();
     let parts = [
-        (has(Role::QkvBias) || has(Role::AttentionOutBias), "a bias in its attention"),
-        (has(Role::QueryNorm), "norms of its queries and keys"),
-        (has(Role::AttentionOutNorm), "norms after attention and feed-forward"),
-        (has(Role::Query), "queries, keys and values that are not joined"),
-        (config.hidden_act != Activation::Silu, "another activation than SiLU"),
-        (config.embedding_scale.to_bits() != 1f64.to_bits(), "scaled embeddings"),
-        (config.attn_logit_softcapping.is_some() || config.final_logit_softcapping.is_some(), "capped scores"),
-        (window.is_some_and(|&window| window < config.max_position_embeddings), "a sliding window"),
-        (config.rotary_dim != config.head_dim, "heads that are rotated in part"),
-        (long_rope, "rotary frequencies that depend on the length of the text"),
+        (config.qkv_bias || config.attention_out_bias, Part::AttentionBias, "a bias in its attention"),
+        (config.qk_norm, Part::HeadNorms, "norms of its queries and keys"),
+        (config.hidden_act != Activation::Silu, Part::GeluGate, "another activation than SiLU"),
+        (config.scales_embeddings(), Part::ScaledEmbeddings, "scaled embeddings"),
+        (
+            config.attn_logit_softcapping.is_some() || config.final_logit_softcapping.is_some(),
+            Part::SoftCap,
+            "capped scores",
+        ),
+        (window.is_some_and(|&window| window < config.max_position_embeddings), Part::Window, "a sliding window"),
+        (config.rotary_dim != config.head_dim, Part::PartialRotary, "heads that are rotated in part"),
     ];
-    match parts.into_iter().find(|(is_there, _)| *is_there) {
+    match parts.into_iter().find(|(is_there, part, _)| *is_there && !O::supports(*part)) {
         None => Ok(()),
-        Some((_, part)) => Err(Error::NotRunnable { model_type: config.model_type.clone(), part }),
+        Some((.., part)) => Err(Error::NotRunnable { model_type: config.model_type.clone(), part }),
     }
 }

@@ -62,7 +62,9 @@ impl<O: Choose> Session<O> {
             }
         }
         if tokens.len() == 1 {
-            while self.ahead.len() <= self.ops.ahead() && self.cache.room() > 0 {
+            // A text that turns from a short one into a long one has to be known.
+            let ahead = if self.decoder.depends_on_length() { 0 } else { self.ops.ahead() };
+            while self.ahead.len() <= ahead && self.cache.room() > 0 {
                 let last = self.ahead.back().expect("a token was run");
                 let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
                 self.ahead.push_back(self.ops.choose(&logits)?);

@@ -12,6 +12,7 @@ use model_format::{
     checkpoint::read_param,
     gptq::{GptqConfig, GptqMatrix},
     params,
+    params::joined_params,
     quant::group_quant::Scales,
 };
 use rand::{Rng, SeedableRng};
@@ -28,9 +29,10 @@ pub async fn load_mlc<O: Ops>(
     files: &impl ModelFiles,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable(config)?;
+    check_runnable::<O>(config)?;
     let (index_name, cache) = read_index(files).await?;
     let mut expected = Expected::new(config, format);
+    let mut unjoined = Unjoined::default();
     let mut parts = Parts::default();
     let total: usize = cache.shards.iter().map(|shard| shard.nbytes).sum();
     let mut done = 0;
@@ -51,7 +53,8 @@ pub async fn load_mlc<O: Ops>(
                 shape: record.shape.clone(),
                 bytes: bytes[record.byte_offset..record.byte_offset + record.nbytes].into(),
             };
-            if let Some((role, weight)) = expected.take(&index_name, &record.name, &tensor)? {
+            let taken = expected.take(&index_name, &record.name, &tensor)?;
+            if let Some((role, weight)) = taken.and_then(|(role, weight)| unjoined.join(role, weight)) {
                 parts.add(ops, role, weight)?;
             }
         }
@@ -115,6 +118,31 @@ impl Expected {
     }
 }
 
+/// Queries, keys and values that came apart, layer by layer, until all three are there.
+#[derive(Default)]
+struct Unjoined {
+    layers: HashMap<usize, [Option<Weight>; 3]>,
+}
+
+impl Unjoined {
+    /// Takes a parameter; gives it back, or the joined one where this makes it complete.
+    fn join(&mut self, role: Role, weight: Weight) -> Option<(Role, Weight)> {
+        let (layer, place) = match role {
+            Role::Query(i) => (i, 0),
+            Role::Key(i) => (i, 1),
+            Role::Value(i) => (i, 2),
+            _ => return Some((role, weight)),
+        };
+        let parts = self.layers.entry(layer).or_default();
+        parts[place] = Some(weight);
+        if parts.iter().any(Option::is_none) {
+            return None;
+        }
+        let parts = self.layers.remove(&layer)?.into_iter().flatten().collect();
+        Some((Role::Qkv(layer), Weight::concat_rows(parts)))
+    }
+}
+
 /// Loads a Hugging Face checkpoint: float as it is, GPTQ matrices in `format` where that is possible without loss and
 /// dequantized where not.
 pub fn load_checkpoint<O: Ops>(
@@ -124,10 +152,10 @@ pub fn load_checkpoint<O: Ops>(
     format: Option<&'static QuantFormat>,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable(config)?;
+    check_runnable::<O>(config)?;
     let gptq = GptqConfig::from_config(checkpoint.config_json())?;
     let mut parts = Parts::default();
-    let list = params(config);
+    let list = joined_params(config);
     for (done, param) in list.iter().enumerate() {
         let weight = match (&gptq, format) {
             (Some(gptq), Some(format)) if param.role.is_layer_matrix() => gptq_weight(checkpoint, gptq, format, param)?,
@@ -183,10 +211,10 @@ pub fn load_random<O: Ops>(
     seed: u64,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable(config)?;
+    check_runnable::<O>(config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut parts = Parts::default();
-    let list = params(config);
+    let list = joined_params(config);
     for (done, param) in list.iter().enumerate() {
         let len: usize = param.shape.iter().product();
         let weight = match (format.group(), &param.shape[..]) {

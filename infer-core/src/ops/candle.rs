@@ -12,7 +12,10 @@ use candle_core::{
 use model_format::{Role, Weight};
 
 pub use super::candle_kv::CandleKv;
-use super::{AttentionShape, Choose, KvShape, Ops, Span, candle_kv::attend_rows};
+use super::{
+    AttentionShape, Choose, KvShape, Ops, Part, Span,
+    candle_kv::{attend_rows, first_key},
+};
 use crate::Result;
 
 /// Query rows that attend at a time: bounds the score matrix to `heads * 128 * context` numbers.
@@ -77,6 +80,10 @@ impl Ops for CandleOps {
     type Tensor = Tensor;
     type Matrix = CandleMatrix;
     type Kv = CandleKv;
+
+    fn supports(_part: Part) -> bool {
+        true
+    }
 
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<CandleMatrix> {
         let shape = weight.shape();
@@ -153,6 +160,28 @@ impl Ops for CandleOps {
         ours(candle_nn::ops::swiglu(gate_up), "swiglu")
     }
 
+    fn geglu(&mut self, gate_up: &Tensor) -> Tensor {
+        // candle's `gelu` is the formula with tanh.
+        let y = gate_up.chunk(2, 1).and_then(|halves| halves[0].contiguous()?.gelu()? * &halves[1]);
+        ours(y, "geglu")
+    }
+
+    fn add_bias(&mut self, x: &mut Tensor, bias: &Tensor) {
+        *x = ours(x.broadcast_add(bias), "add_bias");
+    }
+
+    fn norm_heads(&mut self, qkv: &Tensor, query: &Tensor, key: &Tensor, shape: AttentionShape, eps: f32) -> Tensor {
+        ours(norm_heads(qkv, query, key, shape, eps), "norm_heads")
+    }
+
+    fn scale(&mut self, x: &mut Tensor, factor: f32) {
+        *x = ours(&*x * f64::from(factor), "scale");
+    }
+
+    fn soft_cap(&mut self, x: &mut Tensor, cap: f32) {
+        *x = ours(capped(x, cap), "soft_cap");
+    }
+
     fn add_assign(&mut self, x: &mut Tensor, y: &Tensor) {
         *x = ours(&*x + y, "add");
     }
@@ -185,6 +214,30 @@ impl Choose for CandleOps {
     }
 }
 
+/// `cap * tanh(x / cap)`.
+fn capped(x: &Tensor, cap: f32) -> candle_core::Result<Tensor> {
+    (x / f64::from(cap))?.tanh()? * f64::from(cap)
+}
+
+/// The norm of each query head and each key head of `[rows, q | k | v]`.
+fn norm_heads(
+    qkv: &Tensor,
+    query: &Tensor,
+    key: &Tensor,
+    shape: AttentionShape,
+    eps: f32,
+) -> candle_core::Result<Tensor> {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+    let rows = qkv.dim(0)?;
+    let normed = |first: usize, count: usize, weight: &Tensor| {
+        let part = qkv.narrow(1, first * head_dim, count * head_dim)?.contiguous()?;
+        let normed = candle_nn::ops::rms_norm(&part.reshape((rows * count, head_dim))?, &weight.flatten_all()?, eps)?;
+        normed.reshape((rows, count * head_dim))
+    };
+    let values = qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim)?;
+    Tensor::cat(&[normed(0, heads, query)?, normed(heads, kv_heads, key)?, values], 1)?.contiguous()
+}
+
 /// Attention of one sequence's rows `[rows, q | k | v]`; returns `[rows, heads * head_dim]`.
 fn attend(
     qkv: &Tensor,
@@ -192,7 +245,7 @@ fn attend(
     shape: AttentionShape,
     span: &mut Span<'_, CandleKv>,
 ) -> candle_core::Result<Tensor> {
-    let AttentionShape { heads, kv_heads, head_dim, scale } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, rotary_dim, scale, soft_cap, window } = shape;
     let (rows, past) = (span.rows, span.past_len);
     let heads_of = |first: usize, count: usize| {
         // [heads, rows, head_dim]
@@ -201,10 +254,17 @@ fn attend(
             .transpose(0, 1)?
             .contiguous()
     };
-    let pairs = rope.narrow(0, past, rows)?.reshape((rows, head_dim / 2, 2))?;
+    let pairs = rope.narrow(0, past, rows)?.reshape((rows, rotary_dim / 2, 2))?;
     let (cos, sin) =
         (pairs.narrow(2, 0, 1)?.squeeze(2)?.contiguous()?, pairs.narrow(2, 1, 1)?.squeeze(2)?.contiguous()?);
-    let rotate = |x: Tensor| candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &cos, &sin)?.squeeze(0);
+    let rotate = |x: Tensor| {
+        let turned = x.narrow(2, 0, rotary_dim)?.contiguous()?.unsqueeze(0)?;
+        let turned = candle_nn::rotary_emb::rope(&turned, &cos, &sin)?.squeeze(0)?;
+        if rotary_dim == head_dim {
+            return Ok(turned);
+        }
+        Tensor::cat(&[&turned, &x.narrow(2, rotary_dim, head_dim - rotary_dim)?], 2)?.contiguous()
+    };
 
     let queries = (rotate(heads_of(0, heads)?)? * f64::from(scale))?;
     let (new_keys, new_values) = (rotate(heads_of(heads, kv_heads)?)?, heads_of(heads + kv_heads, kv_heads)?);
@@ -215,14 +275,19 @@ fn attend(
     let mut outputs = Vec::new();
     for first in (0..rows).step_by(QUERY_BLOCK) {
         let count = QUERY_BLOCK.min(rows - first);
-        let total = past + first + count;
-        let keys = all_keys.narrow(1, 0, total)?;
-        let values = all_values.narrow(1, 0, total)?;
+        // The keys that any row of the block sees.
+        let begin = first_key(past + first, window);
+        let total = past + first + count - begin;
+        let keys = all_keys.narrow(1, begin, total)?;
+        let values = all_values.narrow(1, begin, total)?;
         // The queries of the heads that share keys lie one above the other: [kv_heads, group * count, head_dim].
         let block = queries.narrow(1, first, count)?.contiguous()?.reshape((kv_heads, group * count, head_dim))?;
         let mut scores = block.matmul(&keys.t()?)?; // [kv_heads, group * count, total]
+        if let Some(cap) = soft_cap {
+            scores = capped(&scores, cap)?;
+        }
         if count > 1 {
-            let mask = causal_mask(count, total)?;
+            let mask = causal_mask(count, total, window)?;
             scores = scores.reshape((kv_heads, group, count, total))?.broadcast_add(&mask)?;
             scores = scores.reshape((kv_heads, group * count, total))?;
         }
@@ -233,10 +298,63 @@ fn attend(
 }
 
 /// `[count, total]`: zero where row `i`, the `count`-th last but `i`, may look; minus infinity where not.
-fn causal_mask(count: usize, total: usize) -> candle_core::Result<Tensor> {
+fn causal_mask(count: usize, total: usize, window: Option<usize>) -> candle_core::Result<Tensor> {
     let mut mask = vec![0.0f32; count * total];
     for (row, mask) in mask.chunks_exact_mut(total).enumerate() {
-        mask[total - count + row + 1..].fill(f32::NEG_INFINITY);
+        let own = total - count + row;
+        mask[..first_key(own, window)].fill(f32::NEG_INFINITY);
+        mask[own + 1..].fill(f32::NEG_INFINITY);
     }
     Tensor::from_vec(mask, (count, total), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Scores do not depend on the order of a head's elements. So turning the pair (0, 1) of four elements, and leaving 2
+    /// and 3, is turning the pairs (0, 2) and (1, 3) of the reordered head, the second by no angle.
+    #[test]
+    fn a_partial_rotation_is_a_full_one_of_reordered_heads() {
+        let (rows, width) = (5, 12);
+        let values: Vec<f32> = (0..rows * width).map(|i| (i as f32 * 0.7).sin()).collect();
+        let reordered: Vec<f32> = values
+            .chunks_exact(width)
+            .flat_map(|row| [0, 2, 1, 3, 4, 6, 5, 7, 8, 9, 10, 11].map(|column: usize| row[column]))
+            .collect();
+        let angles: Vec<(f32, f32)> = (0..rows).map(|position| (position as f32 * 0.9).sin_cos()).collect();
+        let partial: Vec<f32> = angles.iter().flat_map(|&(sin, cos)| [cos, sin]).collect();
+        let full: Vec<f32> = angles.iter().flat_map(|&(sin, cos)| [cos, sin, 1.0, 0.0]).collect();
+
+        // Both in one piece and row by row.
+        let attention = |values: &[f32], table: &[f32], rotary_dim: usize, rows_at_a_time: usize| {
+            let mut ops = CandleOps::default();
+            let soft_cap = Some(0.8);
+            let shape = AttentionShape {
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 4,
+                rotary_dim,
+                scale: 0.5,
+                soft_cap,
+                window: Some(3),
+            };
+            let rope = ops.upload(rows, rotary_dim, table).unwrap();
+            let mut kv = ops.new_kv(KvShape { kv_heads: 1, capacity: rows, head_dim: 4 }).unwrap();
+            let mut found = Vec::new();
+            for (i, values) in values.chunks(rows_at_a_time * width).enumerate() {
+                let count = values.len() / width;
+                let qkv = ops.upload(count, width, values).unwrap();
+                let span = Span { rows: count, past_len: i * rows_at_a_time, kv: &mut kv };
+                found.extend(CandleOps::values(&ops.attention(&qkv, &rope, shape, &mut [span])));
+            }
+            found
+        };
+        let expected = attention(&reordered, &full, 4, rows);
+        for rows_at_a_time in [1, 2, rows] {
+            let found = attention(&values, &partial, 2, rows_at_a_time);
+            let difference = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(difference < 1e-6, "{rows_at_a_time} rows at a time differ by {difference}");
+        }
+    }
 }

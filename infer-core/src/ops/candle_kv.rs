@@ -3,6 +3,8 @@
 //! One row is a handful of dot products per head, for which a candle operation costs more than they do; many rows are
 //! matrix products, which candle does.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
@@ -44,43 +46,48 @@ impl CandleKv {
         Ok((tensor(&self.keys)?, tensor(&self.values)?))
     }
 
-    /// The first `len` keys and values of a head, `[len, head_dim]` each.
-    fn head(&self, head: usize, len: usize) -> (&[f32], &[f32]) {
+    /// Keys and values of a head at `positions`, `[positions, head_dim]` each.
+    fn head(&self, head: usize, positions: Range<usize>) -> (&[f32], &[f32]) {
         let KvShape { capacity, head_dim, .. } = self.shape;
-        let range = head * capacity * head_dim..(head * capacity + len) * head_dim;
+        let range = (head * capacity + positions.start) * head_dim..(head * capacity + positions.end) * head_dim;
         (&self.keys[range.clone()], &self.values[range])
     }
 }
 
+/// The first position whose key the query at `position` sees.
+pub(super) fn first_key(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
 /// Attention of one row `[q | k | v]` per span: appends its keys and values, returns `[spans, heads * head_dim]`.
 ///
-/// `rope`: `[positions, head_dim / 2, (cos, sin)]`.
+/// `rope`: `[positions, rotary_dim / 2, (cos, sin)]`.
 pub(super) fn attend_rows(
     qkv: &[f32],
     rope: &[f32],
     shape: AttentionShape,
     spans: &mut [Span<'_, CandleKv>],
 ) -> Vec<f32> {
-    let AttentionShape { heads, kv_heads, head_dim, scale } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, rotary_dim, window, .. } = shape;
     let group = heads / kv_heads;
     let mut rows = qkv.to_vec();
     let width = (heads + 2 * kv_heads) * head_dim;
     for (row, span) in rows.chunks_exact_mut(width).zip(spans.iter_mut()) {
-        let table = &rope[span.past_len * head_dim..][..head_dim];
+        let table = &rope[span.past_len * rotary_dim..][..rotary_dim];
         let (rotated, values) = row.split_at_mut((heads + kv_heads) * head_dim);
-        rotated.chunks_exact_mut(head_dim).for_each(|head| rotate(head, table));
+        rotated.chunks_exact_mut(head_dim).for_each(|head| rotate(&mut head[..rotary_dim], table));
         span.kv.put(span.past_len, &rotated[heads * head_dim..], values);
     }
-    let caches: Vec<(&CandleKv, usize)> = spans.iter().map(|span| (&*span.kv, span.past_len + 1)).collect();
+    let caches: Vec<(&CandleKv, usize)> = spans.iter().map(|span| (&*span.kv, span.past_len)).collect();
     let mut output = vec![0.0; caches.len() * heads * head_dim];
     output.par_chunks_exact_mut(group * head_dim).enumerate().for_each(|(i, output)| {
         let (span, kv_head) = (i / kv_heads, i % kv_heads);
-        let (kv, len) = caches[span];
-        let (keys, values) = kv.head(kv_head, len);
+        let (kv, position) = caches[span];
+        let (keys, values) = kv.head(kv_head, first_key(position, window)..position + 1);
         let queries = &rows[span * width + kv_head * group * head_dim..][..group * head_dim];
-        let mut weights = vec![0.0; len];
+        let mut weights = vec![0.0; keys.len() / head_dim];
         for (query, output) in queries.chunks_exact(head_dim).zip(output.chunks_exact_mut(head_dim)) {
-            attend(query, keys, values, scale, &mut weights, output);
+            attend(query, keys, values, shape, &mut weights, output);
         }
     });
     output
@@ -95,11 +102,14 @@ fn rotate(x: &mut [f32], table: &[f32]) {
     }
 }
 
-/// `softmax(scale * K q) V`, with `weights` as scratch of one number per key.
-fn attend(query: &[f32], keys: &[f32], values: &[f32], scale: f32, weights: &mut [f32], output: &mut [f32]) {
-    let head_dim = query.len();
+/// `softmax(scale * K q) V`, the scores capped, with `weights` as scratch of one number per key.
+fn attend(query: &[f32], keys: &[f32], values: &[f32], shape: AttentionShape, weights: &mut [f32], output: &mut [f32]) {
+    let AttentionShape { head_dim, scale, soft_cap, .. } = shape;
     for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(head_dim)) {
         *weight = scale * dot(query, key);
+    }
+    if let Some(cap) = soft_cap {
+        weights.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
     }
     let max = weights.iter().fold(f32::NEG_INFINITY, |max, &w| max.max(w));
     let mut sum = 0.0;

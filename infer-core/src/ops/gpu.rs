@@ -134,7 +134,7 @@ impl Ops for GpuOps {
         shape: AttentionShape,
         spans: &mut [Span<'_, KvCache>],
     ) -> GpuTensor {
-        let AttentionShape { heads, kv_heads, head_dim, scale } = shape;
+        let AttentionShape { heads, kv_heads, head_dim, scale, .. } = shape;
         assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "attention: columns of q | k | v");
         assert_eq!(
             spans.iter().map(|span| span.rows).sum::<usize>(),

@@ -24,6 +24,12 @@ pub trait Ops {
     /// Keys and values of one layer and one sequence.
     type Kv;
 
+    /// Whether the device has the operations of a part that not every decoder has. Those are the ones whose default here
+    /// is to panic; the model's loaders refuse a decoder whose parts are not supported.
+    fn supports(_part: Part) -> bool {
+        false
+    }
+
     /// Takes a weight matrix to the device. `role` says which one it is.
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix>;
     /// Takes `[rows, cols]` values to the device: norm weights, the rotary table, hidden states of the quantizer.
@@ -41,7 +47,7 @@ pub trait Ops {
     fn linear(&mut self, x: &Self::Tensor, matrix: &Self::Matrix) -> Self::Tensor;
     /// Causal attention: rotates queries and keys, appends keys and values to each span's cache at `past_len`, and
     /// returns `[rows, heads * head_dim]`. `qkv` is `[rows, q | k | v]`; `spans` divide its rows among sequences, in order.
-    /// `rope` is `[positions, head_dim]`, cosine and sine of each pair side by side.
+    /// `rope` is `[positions, rotary_dim]`, cosine and sine of each pair side by side.
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
@@ -55,6 +61,35 @@ pub trait Ops {
     fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// The named rows of `x`, in the given order.
     fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+
+    /// `y[r, i] = gelu(gate_up[r, i]) * gate_up[r, inner + i]`, with [`Part::GeluGate`].
+    fn geglu(&mut self, _gate_up: &Self::Tensor) -> Self::Tensor {
+        unsupported(Part::GeluGate)
+    }
+    /// `x[r, c] += bias[c]`, with [`Part::AttentionBias`].
+    fn add_bias(&mut self, _x: &mut Self::Tensor, _bias: &Self::Tensor) {
+        unsupported(Part::AttentionBias)
+    }
+    /// The norm of each query head and of each key head of `qkv` `[rows, q | k | v]`, with [`Part::HeadNorms`]. `query` and
+    /// `key` are weights `[1, head_dim]`.
+    fn norm_heads(
+        &mut self,
+        _qkv: &Self::Tensor,
+        _query: &Self::Tensor,
+        _key: &Self::Tensor,
+        _shape: AttentionShape,
+        _eps: f32,
+    ) -> Self::Tensor {
+        unsupported(Part::HeadNorms)
+    }
+    /// `x *= factor`, with [`Part::ScaledEmbeddings`].
+    fn scale(&mut self, _x: &mut Self::Tensor, _factor: f32) {
+        unsupported(Part::ScaledEmbeddings)
+    }
+    /// `x = cap * tanh(x / cap)`, with [`Part::SoftCap`].
+    fn soft_cap(&mut self, _x: &mut Self::Tensor, _cap: f32) {
+        unsupported(Part::SoftCap)
+    }
 
     /// `x += y`, then its norm.
     fn add_rms_norm(
@@ -105,6 +140,30 @@ pub trait Choose: Ops {
     async fn token(&mut self, token: Self::Token) -> Result<u32>;
 }
 
+/// A part that not every decoder has, and for which a device needs operations beyond those of every decoder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// [`Ops::add_bias`].
+    AttentionBias,
+    /// [`Ops::norm_heads`].
+    HeadNorms,
+    /// [`Ops::geglu`].
+    GeluGate,
+    /// [`Ops::scale`].
+    ScaledEmbeddings,
+    /// [`Ops::soft_cap`], and [`AttentionShape::soft_cap`].
+    SoftCap,
+    /// [`AttentionShape::window`].
+    Window,
+    /// [`AttentionShape::rotary_dim`] below `head_dim`.
+    PartialRotary,
+}
+
+/// An operation was called that only a decoder with this part has.
+fn unsupported(part: Part) -> ! {
+    panic!("{part:?}: this device does not have it, and the loaders did not refuse the model")
+}
+
 /// The rows of one sequence in a batch, and the cache they belong to.
 pub struct Span<'a, K> {
     /// How many rows of the batch are this sequence's next tokens.
@@ -124,8 +183,14 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Elements of each head, the first ones, that are rotated.
+    pub rotary_dim: usize,
     /// Factor on `q . k` before the softmax.
     pub scale: f32,
+    /// Cap `c` of the scaled scores: `c * tanh(score / c)`.
+    pub soft_cap: Option<f32>,
+    /// How many keys a query sees, the last ones, its own among them. `None`: all.
+    pub window: Option<usize>,
 }
 
 /// The shape of one layer's cache: keys and values are `[kv_heads, capacity, head_dim]` each.
