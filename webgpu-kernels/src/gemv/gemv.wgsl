@@ -130,7 +130,9 @@ fn main(invocation: Invocation) {
             {
                 let w = raw4(block$s_$r, $iu);
 #for m in 0..BATCH
-                part$s_$m_$r += dot(w, x$m);
+#for j in 0..4
+                part$s_$m_$r = fma(w[$j], x$m[$j], part$s_$m_$r);
+#endfor
 #endfor
             }
 #endfor
