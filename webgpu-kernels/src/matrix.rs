@@ -98,7 +98,7 @@ impl Matrix {
     }
 
     /// For one row `x`, `sum[n] += sum over k of x[k] * w[n, k]` and `y[n] = sum[n] * norm[n]`: the norm of `sum` but for
-    /// a factor, which the result holds for [`Matrix::linear_normed`]. `x`: [cols]. `norm`, `sum`, `y`: [rows].
+    /// a factor, which the result holds for [`Matrix::linear_normed`]. `x`: `[cols]`. `norm`, `sum`, `y`: `[rows]`.
     pub fn linear_add(
         &self,
         recorder: &mut Recorder,
@@ -114,7 +114,7 @@ impl Matrix {
         Factor { squares, parts, eps }
     }
 
-    /// `y[n] = sum over k of factor * x[k] * w[n, k]`. `x`: [cols]. `y`: [rows].
+    /// `y[n] = sum over k of factor * x[k] * w[n, k]`. `x`: `[cols]`. `y`: `[rows]`.
     pub fn linear_normed(&self, recorder: &mut Recorder, x: &Buffer<f32>, factor: &Factor, y: &Buffer<f32>) {
         let Factor { squares, parts, eps } = factor;
         for slice in &self.slices {

@@ -96,7 +96,8 @@ impl GemvAdd {
 }
 
 impl GemvScaled {
-    /// `x`: [w.cols]. `squares`: [parts], in room for whole quads. `y`: [rows of the whole matrix], with `swiglu` half as many.
+    /// `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
+    /// `y`: [rows of the whole matrix], with `swiglu` half as many.
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
         let params = ScaledParams {
             rows: w.rows as u32,
