@@ -51,11 +51,7 @@ impl Hessian {
         for chunk in x.chunks(CHUNK * self.cols) {
             match self.token_weight {
                 TokenWeight::Plain => self.add_products(chunk),
-                TokenWeight::EqualNorm => {
-                    let mut scaled = chunk.to_vec();
-                    scaled.par_chunks_exact_mut(self.cols).for_each(|row| multiply(row, root_mean_square_inverse(row)));
-                    self.add_products(&scaled);
-                }
+                TokenWeight::EqualNorm => self.add_products(&self.weighted(chunk, chunk)),
             }
         }
     }
@@ -64,22 +60,14 @@ impl Hessian {
     /// `[tokens, cols]`.
     pub fn add_with_float(&mut self, x: &[f32], float: &[f32]) {
         assert_eq!(x.len(), float.len(), "Hessian::add_with_float: as many float inputs as others");
+        self.add(x);
         let cols = self.cols;
         if self.drift.is_empty() {
             self.drift = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols, BLOCK.min(cols - start))).collect();
         }
-        self.tokens += x.len() / cols;
-        for (x, float) in x.chunks(CHUNK * cols).zip(float.chunks(CHUNK * cols)) {
-            let mut x = x.to_vec();
-            let mut drift: Vec<f32> = float.iter().zip(&x).map(|(float, x)| float - x).collect();
-            if self.token_weight == TokenWeight::EqualNorm {
-                x.par_chunks_exact_mut(cols).zip(drift.par_chunks_exact_mut(cols)).for_each(|(x, drift)| {
-                    let factor = root_mean_square_inverse(x);
-                    multiply(x, factor);
-                    multiply(drift, factor);
-                });
-            }
-            self.add_products(&x);
+        for (chunk, float) in x.chunks(CHUNK * cols).zip(float.chunks(CHUNK * cols)) {
+            let drift: Vec<f32> = float.iter().zip(chunk).map(|(float, x)| float - x).collect();
+            let (x, drift) = (self.weighted(chunk, chunk), self.weighted(chunk, &drift));
             let x_t = MatRef::from_column_major_slice(&x, cols, x.len() / cols);
             let drift_t = MatRef::from_column_major_slice(&drift, cols, x.len() / cols);
             self.drift.par_iter_mut().enumerate().for_each(|(b, sum)| {
@@ -87,6 +75,16 @@ impl Hessian {
                 add_product(sum.as_mut(), drift_t, right);
             });
         }
+    }
+
+    /// The rows of `values`, each times what a token with the inputs `x` counts.
+    fn weighted(&self, x: &[f32], values: &[f32]) -> Vec<f32> {
+        let mut weighted = values.to_vec();
+        if self.token_weight == TokenWeight::EqualNorm {
+            let rows = weighted.par_chunks_exact_mut(self.cols).zip(x.par_chunks_exact(self.cols));
+            rows.for_each(|(row, x)| multiply(row, root_mean_square_inverse(x)));
+        }
+        weighted
     }
 
     /// One task per block, each sequential: the sums do not depend on the number of threads.

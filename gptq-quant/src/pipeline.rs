@@ -105,7 +105,8 @@ pub async fn quantize_layers<O: Ops>(
     let list = joined_params(&config);
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
-    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
+    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
+    let mut table = None;
     if settings.quantize_ends {
         let hessian = walk.observe_head().await?;
         // A table that is also the head is wanted for its outputs; one that is not, for its rows.
@@ -119,12 +120,11 @@ pub async fn quantize_layers<O: Ops>(
             let quantized = walk.solve(param(role), hessian)?;
             sink(param(role), &quantized)?;
             if role == Role::Embedding {
-                walk.begin(windows, Some(quantized)).await?;
+                table = Some(quantized);
             }
         }
-    } else {
-        walk.begin(windows, None).await?;
     }
+    walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         walk.enter(layer)?;
@@ -211,6 +211,7 @@ struct Walk<'a, O: Ops> {
     config: &'a DecoderConfig,
     settings: &'a Settings,
     progress: &'a mut dyn Progress,
+    windows: &'a TokenWindows,
     rope: RopeTables<ObserveOps<O>>,
     /// Keys and values of the windows of one batch.
     kv: Vec<O::Kv>,
@@ -224,12 +225,12 @@ struct Walk<'a, O: Ops> {
 }
 
 impl<'a, O: Ops> Walk<'a, O> {
-    /// Embeds the windows, in the float model alone.
-    async fn new(
+    /// Before the first layer, without activations yet.
+    fn new(
         ops: O,
         checkpoint: &'a dyn Checkpoint,
         config: &'a DecoderConfig,
-        windows: &TokenWindows,
+        windows: &'a TokenWindows,
         settings: &'a Settings,
         progress: &'a mut dyn Progress,
     ) -> Result<Walk<'a, O>> {
@@ -241,7 +242,7 @@ impl<'a, O: Ops> Walk<'a, O> {
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let batch = (BATCH_TOKENS / seq_len).clamp(1, windows.len());
-        let mut walk = Walk {
+        Ok(Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
             ops,
@@ -249,42 +250,36 @@ impl<'a, O: Ops> Walk<'a, O> {
             config,
             settings,
             progress,
+            windows,
             seq_len,
             work: Work::new(config, seq_len, windows.len(), settings),
             streams: Vec::new(),
             layer: 0,
             vectors: Vec::new(),
-        };
-        let table = walk.read(Role::Embedding)?;
-        let stream = walk.embed(windows, table).await?;
-        walk.streams.push(stream);
-        Ok(walk)
+        })
     }
 
-    /// Goes back to the first layer: with the quantized table if there is one, and where drift is to be corrected, with
-    /// the float model beside it.
-    async fn begin(&mut self, windows: &TokenWindows, table: Option<Quantized>) -> Result<()> {
-        let corrects_drift = self.settings.matrix.gptaq_alpha != 0.0;
-        let mut streams = Vec::new();
-        if let Some(table) = &table {
-            streams.push(self.embed(windows, table.dequantize().into_raw_vec_and_offset().0).await?);
+    /// Goes to the first layer: with the quantized table if there is one, and where drift is to be corrected, with the
+    /// float model beside it.
+    async fn begin(&mut self, table: Option<Quantized>) -> Result<()> {
+        let table = match table {
+            Some(table) => table.dequantize().into_raw_vec_and_offset().0,
+            None => self.read(Role::Embedding)?,
+        };
+        self.streams = vec![self.embed(table).await?];
+        if self.settings.matrix.gptaq_alpha != 0.0 {
+            let float = self.embed(self.read(Role::Embedding)?).await?;
+            self.streams.push(float);
         }
-        if table.is_none() || corrects_drift {
-            streams.push(self.embed(windows, self.read(Role::Embedding)?).await?);
-        }
-        if table.is_none() && corrects_drift {
-            streams.push(Stream { hidden: streams[0].hidden.clone(), kept: Vec::new() });
-        }
-        self.streams = streams;
         Ok(())
     }
 
     /// The windows as rows of `table`.
-    async fn embed(&mut self, windows: &TokenWindows, table: Vec<f32>) -> Result<Stream> {
+    async fn embed(&mut self, table: Vec<f32>) -> Result<Stream> {
         let shape = vec![self.config.vocab_size, self.config.hidden_size];
         let table = self.ops.upload_matrix(Role::Embedding, Weight::F32 { shape, data: table })?;
-        let mut hidden = Vec::with_capacity(windows.len() * self.seq_len * self.config.hidden_size);
-        for window in windows.iter() {
+        let mut hidden = Vec::with_capacity(self.windows.len() * self.seq_len * self.config.hidden_size);
+        for window in self.windows.iter() {
             let rows = embed(&mut self.ops, self.config, &table, window);
             hidden.extend(self.ops.read(&rows).await?);
         }
@@ -293,6 +288,7 @@ impl<'a, O: Ops> Walk<'a, O> {
 
     /// Runs the float model to its end: the Hessian of the head's inputs.
     async fn observe_head(&mut self) -> Result<Hessian> {
+        self.streams = vec![self.embed(self.read(Role::Embedding)?).await?];
         for layer in 0..self.config.num_hidden_layers {
             self.enter(layer)?;
             let weights = matrix_roles(layer).map(|role| Ok((role, self.weight(role)?)));

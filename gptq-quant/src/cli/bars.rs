@@ -89,6 +89,11 @@ impl Bars {
         }
     }
 
+    /// Whether nothing was said for long, and no bar says it.
+    fn is_line_due(&self) -> bool {
+        !self.terminal && self.stage.is_some_and(|(_, _, said)| said.elapsed() > LINE_EVERY)
+    }
+
     /// Notes that something was just said.
     fn said(&mut self) {
         if let Some((_, _, said)) = &mut self.stage {
@@ -108,11 +113,8 @@ impl gptq_quant::Progress for Bars {
     fn wrote(&mut self, done: usize, total: usize) {
         self.enter(Stage::Writing, total as u64, "{bar:30} {pos}/{len} tokens {eta:>4}  writing calibration text");
         self.bar.set_position(done as u64);
-        if let Some((_, _, said)) = &mut self.stage
-            && !self.terminal
-            && (said.elapsed() > LINE_EVERY || done == total)
-        {
-            *said = Instant::now();
+        if self.is_line_due() || (!self.terminal && done == total) {
+            self.said();
             eprintln!("wrote {done} of {total} tokens of calibration text");
         }
     }
@@ -120,11 +122,8 @@ impl gptq_quant::Progress for Bars {
     fn advanced(&mut self, layer: usize, module: &str, fraction: f64) {
         self.enter(Stage::Quantizing, STEPS, "{bar:30} {percent:>3} % {wide_msg}");
         self.fraction = fraction;
-        if let Some((_, _, said)) = &mut self.stage
-            && !self.terminal
-            && said.elapsed() > LINE_EVERY
-        {
-            *said = Instant::now();
+        if self.is_line_due() {
+            self.said();
             eprintln!("{:.0} %: layer {} of {}, {module}", fraction * 100.0, layer + 1, self.num_hidden_layers);
         }
         self.bar.set_position((fraction * STEPS as f64) as u64);

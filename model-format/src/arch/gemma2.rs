@@ -20,17 +20,11 @@ pub(super) const GEMMA2: Architecture = Architecture {
     names: Names {
         layer: &[
             (Role::InputNorm, same(&["input_layernorm.weight"])),
-            (
-                Role::Qkv,
-                named(
-                    "self_attn.qkv_proj.weight",
-                    &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-                ),
-            ),
+            (Role::Qkv, named("self_attn.qkv_proj.weight", llama::QKV_WEIGHTS)),
             (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
             (Role::AttentionOutNorm, same(&["post_attention_layernorm.weight"])),
             (Role::PostAttentionNorm, same(&["pre_feedforward_layernorm.weight"])),
-            (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+            (Role::GateUp, llama::GATE_UP),
             (Role::Down, same(&["mlp.down_proj.weight"])),
             (Role::DownNorm, same(&["post_feedforward_layernorm.weight"])),
         ],

@@ -2,7 +2,7 @@
 //! layers that have a window.
 
 use super::{
-    Architecture, Context, MlcConfig, Names,
+    Architecture, Context, MlcConfig, Names, llama,
     mlc_config::{needed, or},
     named, same,
 };
@@ -34,7 +34,7 @@ pub(super) const GEMMA3: Architecture = Architecture {
             (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
             (Role::AttentionOutNorm, same(&["post_attention_layernorm.weight"])),
             (Role::PostAttentionNorm, same(&["pre_feedforward_layernorm.weight"])),
-            (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+            (Role::GateUp, llama::GATE_UP),
             (Role::Down, same(&["mlp.down_proj.weight"])),
             (Role::DownNorm, same(&["post_feedforward_layernorm.weight"])),
         ],

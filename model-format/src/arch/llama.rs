@@ -1,7 +1,7 @@
 //! Llama, and everything that publishes itself as Llama: Llama 2, 3, 3.1, 3.2, SmolLM2, WizardMath ...
 
 use super::{
-    Architecture, Context, Gguf, MlcConfig, Names,
+    Architecture, Context, Gguf, MlcConfig, Named, Names,
     mlc_config::{needed, or},
     named, same,
 };
@@ -46,18 +46,19 @@ pub(super) const NAMES: Names = Names {
     layers: same(&["model.layers"]),
     layer: &[
         (Role::InputNorm, same(&["input_layernorm.weight"])),
-        (
-            Role::Qkv,
-            named(
-                "self_attn.qkv_proj.weight",
-                &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-            ),
-        ),
+        (Role::Qkv, named("self_attn.qkv_proj.weight", QKV_WEIGHTS)),
         (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
         (Role::PostAttentionNorm, same(&["post_attention_layernorm.weight"])),
-        (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+        (Role::GateUp, GATE_UP),
         (Role::Down, same(&["mlp.down_proj.weight"])),
     ],
     final_norm: same(&["model.norm.weight"]),
     lm_head: same(&["lm_head.weight"]),
 };
+
+/// What MLC joins to the attention's input projection.
+pub(super) const QKV_WEIGHTS: &[&str] =
+    &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"];
+
+/// What MLC joins to the feed-forward's input projection.
+pub(super) const GATE_UP: Named = named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"]);

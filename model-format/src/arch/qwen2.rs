@@ -1,7 +1,7 @@
 //! Qwen 2 and 2.5: Llama with a bias on queries, keys and values.
 
 use super::{
-    Architecture, Context, MlcConfig, Names, llama,
+    Architecture, Context, MlcConfig, Named, Names, llama,
     mlc_config::{needed, or},
     named, same,
 };
@@ -18,23 +18,11 @@ pub(super) const QWEN2: Architecture = Architecture {
     names: Names {
         layer: &[
             (Role::InputNorm, same(&["input_layernorm.weight"])),
-            (
-                Role::Qkv,
-                named(
-                    "self_attn.c_attn.weight",
-                    &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-                ),
-            ),
-            (
-                Role::QkvBias,
-                named(
-                    "self_attn.c_attn.bias",
-                    &["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"],
-                ),
-            ),
+            (Role::Qkv, QKV),
+            (Role::QkvBias, QKV_BIAS),
             (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
             (Role::PostAttentionNorm, same(&["post_attention_layernorm.weight"])),
-            (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+            (Role::GateUp, llama::GATE_UP),
             (Role::Down, same(&["mlp.down_proj.weight"])),
         ],
         ..llama::NAMES
@@ -66,3 +54,10 @@ pub(super) const QWEN2: Architecture = Architecture {
     },
     gguf: None,
 };
+
+/// What Qwen calls the attention's input projection at MLC.
+pub(super) const QKV: Named = named("self_attn.c_attn.weight", llama::QKV_WEIGHTS);
+
+/// Its bias.
+pub(super) const QKV_BIAS: Named =
+    named("self_attn.c_attn.bias", &["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]);

@@ -3,7 +3,8 @@
 use super::{
     Architecture, Context, MlcConfig, Names, llama,
     mlc_config::{needed, or},
-    named, same,
+    qwen2::{QKV, QKV_BIAS},
+    same,
 };
 use crate::{DecoderConfig, Role};
 
@@ -22,26 +23,14 @@ pub(super) const QWEN3: Architecture = Architecture {
     names: Names {
         layer: &[
             (Role::InputNorm, same(&["input_layernorm.weight"])),
-            (
-                Role::Qkv,
-                named(
-                    "self_attn.c_attn.weight",
-                    &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"],
-                ),
-            ),
-            (
-                Role::QkvBias,
-                named(
-                    "self_attn.c_attn.bias",
-                    &["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"],
-                ),
-            ),
+            (Role::Qkv, QKV),
+            (Role::QkvBias, QKV_BIAS),
             (Role::QueryNorm, same(&["self_attn.q_norm.weight"])),
             (Role::KeyNorm, same(&["self_attn.k_norm.weight"])),
             (Role::AttentionOut, same(&["self_attn.o_proj.weight"])),
             (Role::AttentionOutBias, same(&["self_attn.o_proj.bias"])),
             (Role::PostAttentionNorm, same(&["post_attention_layernorm.weight"])),
-            (Role::GateUp, named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"])),
+            (Role::GateUp, llama::GATE_UP),
             (Role::Down, same(&["mlp.down_proj.weight"])),
         ],
         ..llama::NAMES

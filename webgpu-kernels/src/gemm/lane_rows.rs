@@ -3,11 +3,11 @@
 //! Such a device runs a load as a loop over lanes, a hundred times the cost of a multiplication, and workgroup memory is
 //! no faster than any other. So there are no tiles: a lane owns rows of `w` and keeps what it loads in registers.
 
-use super::case_with;
+use super::{GemmParams, case_with};
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, Params, params},
+    kernel::{Access, Params},
     matrix::Slice,
 };
 
@@ -19,18 +19,12 @@ pub struct LaneRows {
     pub y_stride: usize,
 }
 
-params! {
-    struct LaneRowsParams {
-        m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, groups: u32,
-    }
-}
-
 /// The kernel's record.
 pub static KERNEL: Kernel = Kernel {
     name: "gemm_lane_rows",
     wgsl: include_str!("lane_rows.wgsl"),
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-    params: LaneRowsParams::LAYOUT,
+    params: GemmParams::LAYOUT,
     cases,
 };
 
@@ -51,19 +45,10 @@ impl LaneRows {
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
         let variant = variant(recorder.gpu().caps(), w.format, w.cols, self.m);
         let tiles_m = self.m.div_ceil(batch(self.m));
-        let groups = tiles_m * w.rows.div_ceil((WORKGROUP * ROWS) as usize);
-        let params = LaneRowsParams {
-            m: self.m as u32,
-            rows: w.rows as u32,
-            cols: w.cols as u32,
-            blocks: w.format.blocks(w.cols) as u32,
-            first_row: w.first_row as u32,
-            y_stride: self.y_stride as u32,
-            tiles_m: tiles_m as u32,
-            groups: groups as u32,
-        };
+        let tiles = tiles_m * w.rows.div_ceil((WORKGROUP * ROWS) as usize);
+        let params = GemmParams::new(self.m, self.y_stride, w, tiles_m, tiles);
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
-        recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups);
+        recorder.dispatch(&KERNEL, &variant, &params, &buffers, tiles);
     }
 }
 

@@ -4,7 +4,7 @@
 #import invocation
 #import unpack
 
-struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, groups: u32 }
+struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, tiles: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q_weight: array<Words>;       // [rows, blocks, ..], see unpack
@@ -23,7 +23,7 @@ const SHARE: u32 = (QUADS + SUBGROUP_MIN_SIZE - 1u) / SUBGROUP_MIN_SIZE;
 @compute @workgroup_size(WORKGROUP)
 fn main(invocation: Invocation) {
     let group = workgroup_index(invocation);
-    if (group >= params.groups) {
+    if (group >= params.tiles) {
         return;
     }
     let first_m = group % params.tiles_m * BATCH;

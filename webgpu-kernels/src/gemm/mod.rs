@@ -31,6 +31,22 @@ params! {
     }
 }
 
+impl GemmParams {
+    /// Of a slice; `tiles_m` of the `tiles` lie one below the other.
+    fn new(m: usize, y_stride: usize, w: &Slice, tiles_m: usize, tiles: usize) -> GemmParams {
+        GemmParams {
+            m: m as u32,
+            rows: w.rows as u32,
+            cols: w.cols as u32,
+            blocks: w.format.blocks(w.cols) as u32,
+            first_row: w.first_row as u32,
+            y_stride: y_stride as u32,
+            tiles_m: tiles_m as u32,
+            tiles: tiles as u32,
+        }
+    }
+}
+
 /// The kernel's record.
 pub static KERNEL: Kernel = Kernel {
     name: "gemm",
@@ -73,16 +89,7 @@ impl Gemm {
 
     fn record_tile(&self, recorder: &mut Recorder, tile: Tile, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
         let tiles = tile.tiles(self.m, w.rows);
-        let params = GemmParams {
-            m: self.m as u32,
-            rows: w.rows as u32,
-            cols: w.cols as u32,
-            blocks: w.format.blocks(w.cols) as u32,
-            first_row: w.first_row as u32,
-            y_stride: self.y_stride as u32,
-            tiles_m: self.m.div_ceil(8 * tile.lane_m) as u32,
-            tiles: tiles as u32,
-        };
+        let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(8 * tile.lane_m), tiles);
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
         recorder.dispatch(&KERNEL, &variant(tile, w.format, w.cols), &params, &buffers, tiles);
     }

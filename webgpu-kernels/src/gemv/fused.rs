@@ -5,7 +5,7 @@
 //! sums of squares of its rows in parts and multiplies by the norm's weights; the second adds the parts up beside its own
 //! sums, and divides its outputs.
 
-use super::{KERNEL, ROWS, blocks, reference, variant};
+use super::{GemvParams, KERNEL, ROWS, blocks, reference, variant};
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     cases::{self, Random, four_bits, random_matrix},
@@ -29,8 +29,6 @@ pub struct GemvScaled {
     pub swiglu: bool,
 }
 
-params! { struct AddParams { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32 } }
-
 params! {
     struct ScaledParams {
         rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32,
@@ -50,7 +48,7 @@ pub static ADD_KERNEL: Kernel = Kernel {
         Access::ReadWrite,
         Access::ReadWrite,
     ],
-    params: AddParams::LAYOUT,
+    params: GemvParams::LAYOUT,
     cases: add_cases,
 };
 
@@ -81,13 +79,7 @@ impl GemvAdd {
         y: &Buffer<f32>,
         squares: &Buffer<f32>,
     ) {
-        let params = AddParams {
-            rows: w.rows as u32,
-            cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
-            first_row: 0,
-            y_stride: w.rows as u32,
-        };
+        let params = GemvParams::new(w, w.rows);
         let variant = add_variant(recorder.gpu().caps(), w.format, w.cols);
         let buffers =
             [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), norm.into(), sum.into(), squares.into()];

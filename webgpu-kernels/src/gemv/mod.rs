@@ -39,6 +39,18 @@ pub struct Gemv {
 
 params! { struct GemvParams { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32 } }
 
+impl GemvParams {
+    fn new(w: &Slice, y_stride: usize) -> GemvParams {
+        GemvParams {
+            rows: w.rows as u32,
+            cols: w.cols as u32,
+            blocks: blocks(w.format, w.cols) as u32,
+            first_row: w.first_row as u32,
+            y_stride: y_stride as u32,
+        }
+    }
+}
+
 /// The kernel's record.
 pub static KERNEL: Kernel = Kernel {
     name: "gemv",
@@ -57,13 +69,7 @@ impl Gemv {
 
     fn record_variant(&self, recorder: &mut Recorder, variant: &Variant, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
         assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, got {}", self.batch);
-        let params = GemvParams {
-            rows: w.rows as u32,
-            cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
-            first_row: w.first_row as u32,
-            y_stride: self.y_stride as u32,
-        };
+        let params = GemvParams::new(w, self.y_stride);
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
         recorder.dispatch(&KERNEL, variant, &params, &buffers, w.rows.div_ceil(ROWS as usize));
     }
