@@ -21,6 +21,7 @@
 #![deny(missing_docs)]
 
 pub mod checkpoint;
+mod choice;
 pub mod cholesky;
 mod error;
 pub mod gptq;

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use calib_data::TokenWindows;
+use half::f16;
 use infer_core::{
     model::{
         Layer, Parts, check_runnable,
@@ -16,7 +17,7 @@ use infer_core::{
     ops::{KvShape, Ops, Span},
 };
 use model_format::{
-    Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
+    Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, gptq::Rules, params, params::joined_params,
 };
 use ndarray::ArrayView2;
 use rayon::prelude::*;
@@ -35,7 +36,7 @@ const BATCH_TOKENS: usize = 2048;
 const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
 
 /// How to quantize a model.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     /// How to quantize each matrix.
     pub matrix: Options,
@@ -43,6 +44,12 @@ pub struct Settings {
     pub token_weight: TokenWeight,
     /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
     pub quantize_ends: bool,
+    /// Whether the head is quantized too, and checkpoints hold its codes. It must be no embedding table.
+    pub lm_head: bool,
+    /// Which matrices are quantized otherwise, or not at all.
+    pub rules: Rules,
+    /// Whether checkpoints are of version 2 of the format.
+    pub v2: bool,
     /// Bytes of feed-forward activations that may be kept between two passes; beyond that they are computed twice.
     pub activation_memory: usize,
 }
@@ -50,7 +57,15 @@ pub struct Settings {
 impl Settings {
     /// What is best with these options.
     pub fn new(matrix: Options) -> Settings {
-        Settings { matrix, token_weight: TokenWeight::default(), quantize_ends: false, activation_memory: 1 << 30 }
+        Settings {
+            matrix,
+            token_weight: TokenWeight::default(),
+            quantize_ends: false,
+            lm_head: false,
+            rules: Rules::default(),
+            v2: false,
+            activation_memory: 1 << 30,
+        }
     }
 }
 
@@ -106,8 +121,9 @@ pub async fn quantize_layers<O: Ops>(
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
     let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
+    settings.check(checkpoint, &config)?;
     let mut table = None;
-    if settings.quantize_ends {
+    if settings.quantize_ends || settings.lm_head {
         let hessian = walk.observe_head().await?;
         // A table that is also the head is wanted for its outputs; one that is not, for its rows.
         let of_rows = Hessian::new(config.hidden_size, settings.token_weight);
@@ -117,7 +133,7 @@ pub async fn quantize_layers<O: Ops>(
             vec![(Role::LmHead, hessian), (Role::Embedding, of_rows)]
         };
         for (role, hessian) in hessians {
-            let quantized = walk.solve(param(role), hessian)?;
+            let Some(quantized) = walk.solve(param(role), hessian)? else { continue };
             sink(param(role), &quantized)?;
             if role == Role::Embedding {
                 table = Some(quantized);
@@ -129,10 +145,16 @@ pub async fn quantize_layers<O: Ops>(
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         walk.enter(layer)?;
         let mut solve = |walk: &mut Walk<'_, O>, role: Role, hessian: Hessian| {
-            let quantized = walk.solve(param(role), hessian)?;
-            sink(param(role), &quantized)?;
             let shape = param(role).shape.clone();
-            Ok::<_, Error>((role, Weight::F32 { shape, data: quantized.dequantize().into_raw_vec_and_offset().0 }))
+            let data = match walk.solve(param(role), hessian)? {
+                Some(quantized) => {
+                    sink(param(role), &quantized)?;
+                    quantized.dequantize().into_raw_vec_and_offset().0
+                }
+                // As the checkpoint will hold it.
+                None => walk.read(role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
+            };
+            Ok::<_, Error>((role, Weight::F32 { shape, data }))
         };
 
         let hessian = walk.observe(&[], Pass { start: None, stop: Some(qkv) }, Kept::Neither).await?;
@@ -168,9 +190,10 @@ pub async fn quantize_layers<O: Ops>(
 }
 
 /// The matrices that [`quantize_layers`] quantizes.
-pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Vec<Param> {
-    let is_end = |role: Role| settings.quantize_ends && matches!(role, Role::Embedding | Role::LmHead);
-    joined_params(config).into_iter().filter(|param| param.role.is_layer_matrix() || is_end(param.role)).collect()
+pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<Vec<(Param, Options)>> {
+    let list = joined_params(config).into_iter();
+    let chosen = list.map(|param| Ok(settings.options(&param)?.map(|options| (param, options))));
+    chosen.filter_map(Result::transpose).collect()
 }
 
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
@@ -252,7 +275,7 @@ impl<'a, O: Ops> Walk<'a, O> {
             progress,
             windows,
             seq_len,
-            work: Work::new(config, seq_len, windows.len(), settings),
+            work: Work::new(config, seq_len, windows.len(), settings)?,
             streams: Vec::new(),
             layer: 0,
             vectors: Vec::new(),
@@ -417,8 +440,9 @@ impl<'a, O: Ops> Walk<'a, O> {
         Ok(Layer::new(self.config, &mut parts, self.layer))
     }
 
-    /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
-    fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Quantized> {
+    /// Quantizes one matrix, unless it is to stay as it is. Without a token in its Hessian it is rounded to nearest.
+    fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Option<Quantized>> {
+        let Some(options) = self.settings.options(param)? else { return Ok(None) };
         let begun = Instant::now();
         let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -429,8 +453,6 @@ impl<'a, O: Ops> Walk<'a, O> {
         if (0..cols).any(|i| !hessian[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
-        let is_end = param.role.layer().is_none();
-        let options = Options { values_in_f16: is_end, ..self.settings.matrix };
         let quantized = quantize(weights, &hessian, drift.as_ref(), &options);
         self.progress.quantized(&MatrixReport {
             layer: param.role.layer(),
@@ -440,7 +462,7 @@ impl<'a, O: Ops> Walk<'a, O> {
             elapsed: begun.elapsed(),
         });
         self.work.done += solve_cost(rows, cols);
-        Ok(quantized)
+        Ok(Some(quantized))
     }
 
     fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
@@ -472,7 +494,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, settings: &Settings) -> Work {
+    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, settings: &Settings) -> Result<Work> {
         let mut work = Work {
             done: 0.0,
             total: 0.0,
@@ -487,16 +509,12 @@ impl Work {
         let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
         let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
         let forward: f64 = passes.into_iter().map(|(start, stop)| work.pass_cost(Pass { start, stop })).sum();
-        let solve: f64 = joined_params(config)
-            .iter()
-            .filter(|param| param.role.is_layer_matrix() && param.role.layer() == Some(0))
-            .map(|param| solve_cost(param.shape[0], param.shape[1]))
-            .sum();
-        let before = if settings.quantize_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
-        let ends = quantized_params(config, settings).into_iter().filter(|param| param.role.layer().is_none());
-        let ends: f64 = ends.map(|param| solve_cost(param.shape[0], param.shape[1])).sum();
-        work.total = config.num_hidden_layers as f64 * (forward + solve + before) + ends;
-        work
+        let chosen = quantized_params(config, settings)?;
+        let solve: f64 = chosen.iter().map(|(param, _)| solve_cost(param.shape[0], param.shape[1])).sum();
+        let has_ends = settings.quantize_ends || settings.lm_head;
+        let before = if has_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
+        work.total = config.num_hidden_layers as f64 * (forward + before) + solve;
+        Ok(work)
     }
 
     /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
