@@ -30,6 +30,7 @@ pub mod error;
 pub mod gemm;
 pub mod gemv;
 pub mod gpu;
+pub mod gram;
 pub mod kernel;
 pub mod kv;
 pub mod matrix;
@@ -65,4 +66,6 @@ pub const KERNELS: &[&Kernel] = &[
     &select_rows::KERNEL,
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
+    &gram::KERNEL,
+    &gram::WEIGHT_KERNEL,
 ];

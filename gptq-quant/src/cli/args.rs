@@ -54,6 +54,9 @@ pub struct Args {
     /// full; takes two to three times as long
     #[arg(long, default_value_t = 0.0, value_name = "ALPHA")]
     pub gptaq_alpha: f64,
+    /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase)
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
+    pub refine: u32,
     /// Columns between two updates of the rest; changes speed only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_size: u32,
@@ -75,6 +78,9 @@ pub struct Args {
     /// How much each calibration token counts
     #[arg(long, value_enum, default_value_t = Weighting::EqualNorm)]
     pub token_weight: Weighting,
+    /// How much the first token of a window counts beyond the others, as a share of all of the window's tokens
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub first_token_weight: f64,
     /// Calibration text: a text file; a .jsonl or .parquet with `text` or `messages` (.gz too); `wikitext2`, `c4` or
     /// `ptb` from the hub, their parts to learn from or, as in `wikitext2:validation`, another; or `self` for text that
     /// the model writes. Several are mixed, in equal shares or as in `--calib a.jsonl=3 --calib c4=1`
@@ -99,9 +105,12 @@ pub struct Args {
     /// Which windows of the text, or what the model writes
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where the calibration text is run
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    pub device: Device,
+    /// Where the calibration text is run: auto (a GPU, else the CPU), cpu, or the number or name of a GPU
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Activations that stay on the device, in GiB; beyond that they go to the host's memory
+    #[arg(long, default_value_t = 4.0, value_name = "GIB")]
+    pub device_memory: f64,
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,
@@ -148,15 +157,6 @@ pub enum Weighting {
     Plain,
 }
 
-/// Where the calibration text is run.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// What there is; today that is the CPU
-    Auto,
-    /// The CPU
-    Cpu,
-}
-
 /// Flags that contradict each other.
 pub struct Contradiction(pub String);
 
@@ -192,13 +192,19 @@ impl Args {
             static_groups: self.static_groups,
             damp_percent: self.damp_percent,
             gptaq_alpha: self.gptaq_alpha,
+            refine: self.refine as usize,
             block_size: self.block_size as usize,
             ..Options::new(grid)
         };
-        let token_weight = match self.token_weight {
-            Weighting::EqualNorm => TokenWeight::EqualNorm,
-            Weighting::Plain => TokenWeight::Plain,
-        };
+        if !(0.0..=1.0).contains(&self.first_token_weight) {
+            return Err(Contradiction("--first-token-weight must be between 0 and 1".into()));
+        }
+        if !(self.device_memory >= 0.0 && self.device_memory <= 1e6) {
+            return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
+        }
+        let equal_norm = self.token_weight == Weighting::EqualNorm;
+        let token_weight = TokenWeight { equal_norm, first_token: self.first_token_weight };
+        let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;
         let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };
         let quantize_ends = self.embedding.unwrap_or(default) == Ends::Gptq;
         if self.lm_head && self.embedding == Some(Ends::Gptq) {
@@ -210,6 +216,7 @@ impl Args {
             lm_head: self.lm_head,
             rules: Rules(self.overrides.clone()),
             v2: self.format == Version::GptqV2,
+            activation_memory,
             ..Settings::new(matrix)
         })
     }

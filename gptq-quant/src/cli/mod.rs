@@ -2,6 +2,7 @@
 
 mod args;
 mod bars;
+mod device;
 mod texts;
 
 use std::sync::{
@@ -15,13 +16,14 @@ use gptq_quant::{
     CheckpointWriter, Settings, check_weights, checkpoint::unquantized_config, pipeline::quantized_params,
     quantize_layers,
 };
-use infer_core::{block_on, ops::candle::CandleOps};
+use infer_core::block_on;
 use model_format::{DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
 use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
+use device::{Device, with_ops};
 use texts::Texts;
 
 /// The format of `--to-mlc`.
@@ -93,17 +95,18 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
+    let device = Device::open(&args.device)?;
     check_weights(checkpoint)?;
-    let texts = Texts::gather(args, checkpoint, &hub, &mut bars)?;
+    let texts = Texts::gather(args, checkpoint, &hub, &device, &mut bars)?;
     let windows = &texts.calibration;
     if texts.sources.len() > 1 {
         let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));
         bars.line(&parts.collect::<Vec<_>>().join(", "));
     }
-    bars.line(&format!("calibrating on {} windows of {} tokens", windows.len(), windows.seq_len()));
+    bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
 
     let mut add = |param: &_, quantized: &_| writer.add(param, quantized);
-    block_on(quantize_layers(CandleOps::default(), checkpoint, windows, &settings, &mut bars, &mut add))?;
+    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, windows, &settings, &mut bars, &mut add)))?;
     writer.finish()?;
     bars.clear();
     println!("wrote `{}`", args.output.display());
