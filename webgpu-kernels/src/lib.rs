@@ -25,6 +25,7 @@ pub mod argmax;
 pub mod attention;
 mod cases;
 pub mod copy;
+pub mod cross_entropy;
 pub mod embedding;
 pub mod error;
 pub mod gemm;
@@ -66,6 +67,7 @@ pub const KERNELS: &[&Kernel] = &[
     &select_rows::KERNEL,
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
+    &cross_entropy::KERNEL,
     &gram::KERNEL,
     &gram::WEIGHT_KERNEL,
 ];

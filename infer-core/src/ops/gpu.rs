@@ -10,6 +10,7 @@ use webgpu_kernels::{
     add::Add,
     argmax::Argmax,
     attention::Attention,
+    cross_entropy::CrossEntropy,
     gpu::{Buffer, Readback, Recorder},
     gram::Gram,
     rms_norm::{AddRmsNorm, RmsNorm},
@@ -133,6 +134,17 @@ impl Ops for GpuOps {
             values.iter_mut().for_each(|v| *v *= factor);
         }
         Ok(values)
+    }
+
+    async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {
+        assert_eq!(logits.rows, targets.len(), "cross_entropy: one target per row");
+        let beyond = targets.iter().find(|&&target| target as usize >= logits.cols);
+        assert!(beyond.is_none(), "cross_entropy: target {beyond:?} of {}", logits.cols);
+        let targets = self.recorder.upload(targets);
+        let losses = self.recorder.temporary(logits.rows);
+        let entropy = CrossEntropy { rows: logits.rows, cols: logits.cols };
+        entropy.record(&mut self.recorder, logits.settled(), &targets, &losses);
+        Ok(self.recorder.read(&losses)?.await?)
     }
 
     fn embedding(&mut self, table: &Matrix, tokens: &[u32]) -> GpuTensor {

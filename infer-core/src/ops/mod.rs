@@ -10,6 +10,7 @@ pub mod gpu;
 
 use model_format::{Role, Weight};
 
+use webgpu_kernels::cross_entropy::cross_entropy;
 pub use webgpu_kernels::gram::TokenWeights;
 
 use crate::Result;
@@ -40,6 +41,13 @@ pub trait Ops {
     fn new_kv(&mut self, shape: KvShape) -> Result<Self::Kv>;
     /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// The loss of each row of `logits`, `ln sum over c of exp(logits[r, c]) - logits[r, targets[r]]`. Waits.
+    async fn cross_entropy(&mut self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+        let logits = self.read(logits).await?;
+        let rows = logits.chunks_exact(logits.len() / targets.len()).zip(targets);
+        Ok(rows.map(|(logits, &target)| cross_entropy(logits, target)).collect())
+    }
 
     /// `y[t, :] = table[tokens[t], :]`.
     fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor;
