@@ -5,6 +5,8 @@
 //! sums of squares of its rows in parts and multiplies by the norm's weights; the second adds the parts up beside its own
 //! sums, and divides its outputs.
 
+use model_format::decoder_config::Activation;
+
 use super::{GemvParams, KERNEL, ROWS, blocks, reference, variant};
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
@@ -212,7 +214,7 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
                 reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut y);
                 if swiglu {
                     let mut activated = vec![0.0; outputs];
-                    crate::swiglu::swiglu(&y, outputs, &mut activated);
+                    crate::glu::glu(&y, Activation::Silu, outputs, &mut activated);
                     y = activated;
                 }
                 vec![y]
