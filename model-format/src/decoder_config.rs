@@ -272,7 +272,7 @@ impl DecoderConfig {
             return Err(bad("head_dim", "a multiple of 4, at most 512", self.head_dim));
         }
         if !self.rotary_dim.is_multiple_of(4) || self.rotary_dim > self.head_dim {
-            return Err(bad("partial_rotary_factor", "a part of `head_dim` that is a multiple of 4", self.rotary_dim));
+            return Err(bad("partial_rotary_factor", "a multiple of 4 within `head_dim`", self.rotary_dim));
         }
         for (field, value) in [
             ("rms_norm_eps", self.rms_norm_eps),
