@@ -1,9 +1,11 @@
-//! [`Hessian`]: X^T X of a matrix's inputs, accumulated over the calibration tokens; and how far these inputs have
-//! drifted from those of the float model.
+//! [`Hessian`]: X^T X of a matrix's inputs over the calibration tokens; and how far these inputs have drifted from those
+//! of the float model.
 //!
-//! `pipeline.rs` feeds it; `gptq.rs` reads it. Products are f32 over at most [`CHUNK`] tokens, sums between chunks f64.
+//! `pipeline.rs` has it made by `calibrate.rs`; `gptq.rs` reads it. [`HostSums`] adds it up on the CPU: products are f32
+//! over at most [`CHUNK`] tokens, sums between chunks f64.
 
 use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
+use infer_core::ops::TokenWeights;
 use rayon::prelude::*;
 
 /// Tokens whose products are summed in f32 before they are added to the f64 sum.
@@ -13,20 +15,61 @@ const CHUNK: usize = 512;
 const BLOCK: usize = 128;
 
 /// How much each calibration token counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TokenWeight {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenWeight {
     /// Every token's input is divided by its root mean square first, so that each counts the same. In models with an
     /// attention sink one token's activations are a hundred times larger than all others: unscaled, its one direction
     /// is all that the Hessian sees of the sequence.
-    #[default]
-    EqualNorm,
-    /// Inputs as they are: the Hessian of the plain squared error.
-    Plain,
+    pub equal_norm: bool,
+    /// How much the first token of a window counts beyond the others, as a share of all tokens of the window. It is where
+    /// most heads look when they look at nothing, and one token in thousands.
+    pub first_token: f64,
 }
 
-/// X^T X of one matrix's inputs, `[cols, cols]`.
+impl TokenWeight {
+    /// Every token counts by the square of its activations: the plain squared error.
+    pub const PLAIN: TokenWeight = TokenWeight { equal_norm: false, first_token: 0.0 };
+
+    /// As the operations take it, for windows of `seq_len` tokens.
+    pub fn in_windows(self, seq_len: usize) -> TokenWeights {
+        let first = 1.0 + self.first_token * seq_len as f64;
+        TokenWeights { equal_norm: self.equal_norm, window: seq_len, first: first as f32 }
+    }
+}
+
+impl Default for TokenWeight {
+    fn default() -> TokenWeight {
+        TokenWeight { equal_norm: true, first_token: 0.0 }
+    }
+}
+
+/// What a matrix is quantized by.
 pub struct Hessian {
-    token_weight: TokenWeight,
+    /// `2 / tokens * X^T X` `[cols, cols]`, both triangles. All zeros where no token was seen.
+    pub products: Mat<f64>,
+    /// `2 / tokens * (X_float - X)^T X`: entry `(i, j)` is how input `i` has drifted where input `j` is large. `None`
+    /// without float inputs.
+    pub drift: Option<Mat<f64>>,
+}
+
+impl Hessian {
+    /// Of no token.
+    pub fn empty(cols: usize) -> Hessian {
+        Hessian { products: Mat::zeros(cols, cols), drift: None }
+    }
+
+    /// Of sums over `tokens`, row-major `[cols, cols]`. Of `products` only what is at or below the diagonal is read.
+    pub fn from_sums(cols: usize, tokens: usize, products: &[f64], drift: Option<&[f64]>) -> Hessian {
+        let scale = 2.0 / tokens.max(1) as f64;
+        let products = Mat::from_fn(cols, cols, |i, j| scale * products[i.max(j) * cols + i.min(j)]);
+        let drift = drift.map(|drift| Mat::from_fn(cols, cols, |i, j| scale * drift[i * cols + j]));
+        Hessian { products, drift }
+    }
+}
+
+/// Sums that the CPU adds up.
+pub struct HostSums {
+    weights: TokenWeights,
     tokens: usize,
     /// The lower triangle in blocks of [`BLOCK`] columns: block `b` is column-major `[cols - b * BLOCK, width]`.
     blocks: Vec<Mat<f64>>,
@@ -35,56 +78,45 @@ pub struct Hessian {
     cols: usize,
 }
 
-impl Hessian {
-    /// No token seen yet.
-    pub fn new(cols: usize, token_weight: TokenWeight) -> Hessian {
-        let blocks = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
-        Hessian { token_weight, tokens: 0, blocks, drift: Vec::new(), cols }
+impl HostSums {
+    /// No token seen yet. `with_drift`: the float model's inputs will come too.
+    pub fn new(cols: usize, weights: TokenWeights, with_drift: bool) -> HostSums {
+        let starts = || (0..cols).step_by(BLOCK);
+        let blocks = starts().map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
+        let drift = starts().filter(|_| with_drift).map(|start| Mat::zeros(cols, BLOCK.min(cols - start))).collect();
+        HostSums { weights, tokens: 0, blocks, drift, cols }
     }
 
-    /// Adds the inputs `x`, row-major `[tokens, cols]`.
+    /// Adds the inputs `x`, and with them those that the float model has for the same tokens; both row-major
+    /// `[tokens, cols]`, whole windows.
     ///
     /// Panics when `x` is not whole rows.
-    pub fn add(&mut self, x: &[f32]) {
-        assert!(x.len().is_multiple_of(self.cols), "Hessian::add: {} values in rows of {}", x.len(), self.cols);
-        self.tokens += x.len() / self.cols;
-        for chunk in x.chunks(CHUNK * self.cols) {
-            match self.token_weight {
-                TokenWeight::Plain => self.add_products(chunk),
-                TokenWeight::EqualNorm => self.add_products(&self.weighted(chunk, chunk)),
+    pub fn add(&mut self, x: &[f32], float: Option<&[f32]>) {
+        let cols = self.cols;
+        assert!(x.len().is_multiple_of(cols), "HostSums::add: {} values in rows of {cols}", x.len());
+        assert_eq!(float.is_some(), !self.drift.is_empty(), "HostSums::add: float inputs where drift is summed");
+        let first_token = self.tokens;
+        self.tokens += x.len() / cols;
+        for (c, chunk) in x.chunks(CHUNK * cols).enumerate() {
+            let factors = self.factors(first_token + c * CHUNK, chunk);
+            let weighted = multiplied(chunk.to_vec(), &factors);
+            self.add_products(&weighted);
+            if let Some(float) = float {
+                let float = &float[c * CHUNK * cols..][..chunk.len()];
+                let drift = float.iter().zip(chunk).map(|(float, x)| float - x).collect();
+                self.add_drift(&multiplied(drift, &factors), &weighted);
             }
         }
     }
 
-    /// Adds the inputs `x`, and with them those that the float model has for the same tokens; both row-major
-    /// `[tokens, cols]`.
-    pub fn add_with_float(&mut self, x: &[f32], float: &[f32]) {
-        assert_eq!(x.len(), float.len(), "Hessian::add_with_float: as many float inputs as others");
-        self.add(x);
-        let cols = self.cols;
-        if self.drift.is_empty() {
-            self.drift = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols, BLOCK.min(cols - start))).collect();
-        }
-        for (chunk, float) in x.chunks(CHUNK * cols).zip(float.chunks(CHUNK * cols)) {
-            let drift: Vec<f32> = float.iter().zip(chunk).map(|(float, x)| float - x).collect();
-            let (x, drift) = (self.weighted(chunk, chunk), self.weighted(chunk, &drift));
-            let x_t = MatRef::from_column_major_slice(&x, cols, x.len() / cols);
-            let drift_t = MatRef::from_column_major_slice(&drift, cols, x.len() / cols);
-            self.drift.par_iter_mut().enumerate().for_each(|(b, sum)| {
-                let right = x_t.subrows(b * BLOCK, sum.ncols()).transpose();
-                add_product(sum.as_mut(), drift_t, right);
-            });
-        }
-    }
-
-    /// The rows of `values`, each times what a token with the inputs `x` counts.
-    fn weighted(&self, x: &[f32], values: &[f32]) -> Vec<f32> {
-        let mut weighted = values.to_vec();
-        if self.token_weight == TokenWeight::EqualNorm {
-            let rows = weighted.par_chunks_exact_mut(self.cols).zip(x.par_chunks_exact(self.cols));
-            rows.for_each(|(row, x)| multiply(row, root_mean_square_inverse(x)));
-        }
-        weighted
+    /// The root of what each token counts.
+    fn factors(&self, first_token: usize, x: &[f32]) -> Vec<f32> {
+        let TokenWeights { equal_norm, window, first } = self.weights;
+        let factor = |(t, row): (usize, &[f32])| {
+            let factor = if equal_norm { root_mean_square_inverse(row) } else { 1.0 };
+            if (first_token + t).is_multiple_of(window) { factor * first.sqrt() } else { factor }
+        };
+        x.par_chunks_exact(self.cols).enumerate().map(factor).collect()
     }
 
     /// One task per block, each sequential: the sums do not depend on the number of threads.
@@ -99,33 +131,34 @@ impl Hessian {
         });
     }
 
-    /// Inputs of the matrix.
-    pub fn cols(&self) -> usize {
-        self.cols
+    fn add_drift(&mut self, drift: &[f32], x: &[f32]) {
+        let cols = self.cols;
+        let x_t = MatRef::from_column_major_slice(x, cols, x.len() / cols);
+        let drift_t = MatRef::from_column_major_slice(drift, cols, x.len() / cols);
+        self.drift.par_iter_mut().enumerate().for_each(|(b, sum)| {
+            let right = x_t.subrows(b * BLOCK, sum.ncols()).transpose();
+            add_product(sum.as_mut(), drift_t, right);
+        });
     }
 
-    /// Tokens seen.
-    pub fn tokens(&self) -> usize {
-        self.tokens
-    }
-
-    /// `2 / tokens * X^T X`, both triangles. All zeros where no token was seen.
-    pub fn matrix(&self) -> Mat<f64> {
-        let scale = 2.0 / self.tokens.max(1) as f64;
-        Mat::from_fn(self.cols, self.cols, |i, j| {
+    /// What they come to.
+    pub fn finish(self) -> Hessian {
+        let (cols, scale) = (self.cols, 2.0 / self.tokens.max(1) as f64);
+        let products = Mat::from_fn(cols, cols, |i, j| {
             let (row, col) = (i.max(j), i.min(j));
-            let start = col / BLOCK * BLOCK;
-            self.blocks[col / BLOCK][(row - start, col - start)] * scale
-        })
+            scale * self.blocks[col / BLOCK][(row - col / BLOCK * BLOCK, col % BLOCK)]
+        });
+        let entry = |i: usize, j: usize| scale * self.drift[j / BLOCK][(i, j % BLOCK)];
+        let drift = (!self.drift.is_empty()).then(|| Mat::from_fn(cols, cols, entry));
+        Hessian { products, drift }
     }
+}
 
-    /// `2 / tokens * (X_float - X)^T X`: entry `(i, j)` is how input `i` has drifted where input `j` is large. `None`
-    /// without float inputs.
-    pub fn drift(&self) -> Option<Mat<f64>> {
-        let scale = 2.0 / self.tokens.max(1) as f64;
-        let entry = |i: usize, j: usize| self.drift[j / BLOCK][(i, j % BLOCK)] * scale;
-        (!self.drift.is_empty()).then(|| Mat::from_fn(self.cols, self.cols, entry))
-    }
+/// Rows, each times its factor.
+fn multiplied(mut rows: Vec<f32>, factors: &[f32]) -> Vec<f32> {
+    let cols = rows.len() / factors.len();
+    rows.par_chunks_exact_mut(cols).zip(factors).for_each(|(row, factor)| row.iter_mut().for_each(|v| *v *= factor));
+    rows
 }
 
 /// `sum += left * right`, the product in f32, on one thread.
@@ -147,10 +180,6 @@ fn root_mean_square_inverse(row: &[f32]) -> f32 {
     if mean_square > 0.0 { (1.0 / mean_square.sqrt()) as f32 } else { 1.0 }
 }
 
-fn multiply(row: &mut [f32], factor: f32) {
-    row.iter_mut().for_each(|v| *v *= factor);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,39 +192,47 @@ mod tests {
         (0..TOKENS * COLS).map(|i| ((i * 7919) % 1013) as f32 / 506.0 - 1.0).collect()
     }
 
-    fn check(token_weight: TokenWeight, x: &[f32], expected_from: &[f32]) {
-        let mut hessian = Hessian::new(COLS, token_weight);
-        // In pieces, as windows come.
-        x.chunks(300 * COLS).for_each(|piece| hessian.add(piece));
-        let h = hessian.matrix();
+    fn check(weight: TokenWeight, x: &[f32], factor: impl Fn(usize, &[f32]) -> f64) {
+        // In pieces of whole windows, as they come.
+        let mut sums = HostSums::new(COLS, weight.in_windows(306), false);
+        x.chunks(306 * COLS).for_each(|piece| sums.add(piece, None));
+        let h = sums.finish().products;
         for (i, j) in [(0, 0), (1, 0), (0, 1), (COLS - 1, 3), (130, 129), (129, 130), (COLS - 1, COLS - 1)] {
-            let dot = |row: &[f32]| f64::from(row[i]) * f64::from(row[j]);
-            let expected = 2.0 / TOKENS as f64 * expected_from.chunks(COLS).map(dot).sum::<f64>();
+            let term = |(t, row): (usize, &[f32])| factor(t, row) * f64::from(row[i]) * f64::from(row[j]);
+            let expected = 2.0 / TOKENS as f64 * x.chunks(COLS).enumerate().map(term).sum::<f64>();
             assert!((h[(i, j)] - expected).abs() < 1e-5, "({i}, {j}): {} is not {expected}", h[(i, j)]);
         }
     }
 
+    fn mean_square(row: &[f32]) -> f64 {
+        row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / row.len() as f64
+    }
+
     #[test]
     fn is_the_sum_of_products() {
-        check(TokenWeight::Plain, &inputs(), &inputs());
+        check(TokenWeight::PLAIN, &inputs(), |_, _| 1.0);
     }
 
     #[test]
     fn equal_norm_takes_the_size_of_a_token_away() {
         let mut large = inputs();
         large[..COLS].iter_mut().for_each(|v| *v *= 1000.0);
-        let mut scaled = inputs();
-        scaled.chunks_exact_mut(COLS).for_each(|row| multiply(row, root_mean_square_inverse(row)));
-        check(TokenWeight::EqualNorm, &large, &scaled);
+        check(TokenWeight::default(), &large, |_, row| 1.0 / mean_square(row));
+    }
+
+    #[test]
+    fn first_tokens_of_windows_count_more() {
+        let weight = TokenWeight { equal_norm: false, first_token: 0.05 };
+        check(weight, &inputs(), |t, _| if t % 306 == 0 { 1.0 + 0.05 * 306.0 } else { 1.0 });
     }
 
     #[test]
     fn drift_is_the_product_of_the_difference_with_the_inputs() {
         let x = inputs();
         let float: Vec<f32> = x.iter().enumerate().map(|(i, v)| v + ((i * 31) % 17) as f32 / 100.0).collect();
-        let mut hessian = Hessian::new(COLS, TokenWeight::Plain);
-        hessian.add_with_float(&x, &float);
-        let drift = hessian.drift().unwrap();
+        let mut sums = HostSums::new(COLS, TokenWeight::PLAIN.in_windows(TOKENS), true);
+        sums.add(&x, Some(&float));
+        let drift = sums.finish().drift.unwrap();
         for (i, j) in [(0, 0), (1, 0), (0, 1), (COLS - 1, 3), (130, 129), (5, COLS - 1)] {
             let rows = x.chunks(COLS).zip(float.chunks(COLS));
             let sum: f64 = rows.map(|(x, float)| f64::from(float[i] - x[i]) * f64::from(x[j])).sum();

@@ -5,21 +5,23 @@
 //! read.
 //!
 //! ```
-//! use gptq_quant::{Grid, Hessian, Options, TokenWeight, gptq::quantize};
+//! use gptq_quant::{Grid, HostSums, Options, TokenWeight, gptq::quantize};
 //! use ndarray::Array2;
 //!
 //! let inputs = Array2::from_shape_fn((64, 32), |(t, k)| ((t * 31 + k * 17) % 23) as f32 / 11.0 - 1.0);
-//! let mut hessian = Hessian::new(32, TokenWeight::EqualNorm);
-//! hessian.add(inputs.as_slice().unwrap());
+//! let mut sums = HostSums::new(32, TokenWeight::default().in_windows(64), false);
+//! sums.add(inputs.as_slice().unwrap(), None);
+//! let hessian = sums.finish().products;
 //!
 //! let weights = Array2::from_shape_fn((8, 32), |(n, k)| ((n * 7 + k * 5) % 19) as f32 / 9.0 - 1.0);
 //! let grid = Grid { bits: 4, group_size: Some(32), sym: true };
-//! let quantized = quantize(weights.view(), &hessian.matrix(), None, &Options::new(grid));
-//! assert!(quantized.relative_error(weights.view(), &hessian.matrix()) < 0.01);
+//! let quantized = quantize(weights.view(), &hessian, None, &Options::new(grid));
+//! assert!(quantized.relative_error(weights.view(), &hessian) < 0.01);
 //! ```
 
 #![deny(missing_docs)]
 
+pub mod calibrate;
 pub mod checkpoint;
 pub mod cholesky;
 mod error;
@@ -30,10 +32,11 @@ pub mod observe;
 pub mod pipeline;
 pub mod self_text;
 
+pub use calibrate::Calibrate;
 pub use checkpoint::CheckpointWriter;
 pub use error::{Error, Result};
 pub use gptq::{Options, Quantized};
 pub use grid::{Grid, GroupParams};
-pub use hessian::{Hessian, TokenWeight};
+pub use hessian::{Hessian, HostSums, TokenWeight};
 pub use pipeline::{MatrixReport, Progress, Settings, check_weights, quantize_layers};
 pub use self_text::{SelfText, write_windows};

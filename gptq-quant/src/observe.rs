@@ -36,6 +36,14 @@ impl<T> Activation<T> {
         Activation::Known(Rc::new(value))
     }
 
+    /// The value. Panics where there is none.
+    pub fn known(self) -> Rc<T> {
+        match self {
+            Activation::Known(value) => value,
+            Activation::Skipped => panic!("this pass did not compute it"),
+        }
+    }
+
     /// Applies an operation in place, if there is something to apply it to.
     fn change(&mut self, operation: impl FnOnce(&mut T)) {
         if let Activation::Known(value) = self {
@@ -73,7 +81,7 @@ pub struct ObserveOps<O: Ops> {
     inner: O,
     pass: Pass,
     /// The input of the first matrix, where it is not to be computed from the residual stream.
-    input: Option<O::Tensor>,
+    input: Option<Rc<O::Tensor>>,
     observed: Option<Rc<O::Tensor>>,
 }
 
@@ -85,17 +93,20 @@ impl<O: Ops> ObserveOps<O> {
 
     /// Sets the part that the next forward pass of a layer runs. `input` `[rows, cols]` is the input of its first matrix,
     /// where that is known from an earlier pass.
-    pub fn begin(&mut self, pass: Pass, rows: usize, input: Option<&[f32]>) -> Result<()> {
+    pub fn begin(&mut self, pass: Pass, input: Option<Rc<O::Tensor>>) {
         self.pass = pass;
         self.observed = None;
-        self.input = input.map(|values| self.inner.upload(rows, values.len() / rows, values)).transpose()?;
-        Ok(())
+        self.input = input;
     }
 
-    /// Waits for the values of the input that the pass ended at. Panics where it did not come there.
-    pub async fn read_observed(&mut self) -> Result<Vec<f32>> {
-        let observed = self.observed.take().expect("the pass met the matrix that it was to stop at");
-        self.inner.read(&observed).await
+    /// The input that the pass ended at. Panics where it did not come there.
+    pub fn take_observed(&mut self) -> Rc<O::Tensor> {
+        self.observed.take().expect("the pass met the matrix that it was to stop at")
+    }
+
+    /// The operations themselves.
+    pub fn inner(&mut self) -> &mut O {
+        &mut self.inner
     }
 }
 
@@ -143,7 +154,7 @@ impl<O: Ops> Ops for ObserveOps<O> {
             }
             self.pass.start = None;
             if let Some(input) = self.input.take() {
-                x = Activation::new(input);
+                x = Activation::Known(input);
             }
         }
         if self.pass.stop == Some(matrix.role) {

@@ -1,11 +1,14 @@
 //! Layer after layer: runs the calibration windows, quantizes each matrix with the inputs it really gets, and goes on
 //! with the quantized one.
 //!
-//! `main.rs` calls [`quantize_layers`]. Hidden states of all windows lie in host memory; of the weights only one matrix
-//! is loaded at a time. Within a layer the order is that of the data: q, k and v (which share their inputs), then o, then
+//! `main.rs` calls [`quantize_layers`]. Hidden states of all windows lie on the device as far as there is room, the others
+//! in host memory; of the weights only those of one part of a layer are loaded at a time. Within a layer the order is that of the data: q, k and v (which share their inputs), then o, then
 //! gate and up, then down, each with inputs from the quantized matrices before it.
 
-use std::time::{Duration, Instant};
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use calib_data::TokenWindows;
 use infer_core::{
@@ -13,7 +16,7 @@ use infer_core::{
         Layer, Parts,
         decoder::{RopeTables, embed},
     },
-    ops::{KvShape, Ops, Span},
+    ops::{KvShape, Ops, Span, TokenWeights},
 };
 use model_format::{
     Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
@@ -23,13 +26,11 @@ use rayon::prelude::*;
 
 use crate::{
     Error, Hessian, Result, TokenWeight,
+    calibrate::Calibrate,
     checkpoint::unquantized_config,
     gptq::{Method, Options, Quantized, quantize},
-    observe::{ObserveOps, Pass, PlacedMatrix},
+    observe::{Activation, ObserveOps, Pass, PlacedMatrix},
 };
-
-/// Tokens that are run at a time, if windows are shorter.
-const BATCH_TOKENS: usize = 2048;
 
 /// A layer of the float model, from its beginning to its end.
 const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
@@ -43,14 +44,15 @@ pub struct Settings {
     pub token_weight: TokenWeight,
     /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
     pub quantize_ends: bool,
-    /// Bytes of feed-forward activations that may be kept between two passes; beyond that they are computed twice.
+    /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
+    /// and those of the feed-forward are computed twice.
     pub activation_memory: usize,
 }
 
 impl Settings {
     /// What is best with these options.
     pub fn new(matrix: Options) -> Settings {
-        Settings { matrix, token_weight: TokenWeight::default(), quantize_ends: false, activation_memory: 1 << 30 }
+        Settings { matrix, token_weight: TokenWeight::default(), quantize_ends: false, activation_memory: 4 << 30 }
     }
 }
 
@@ -92,7 +94,7 @@ impl Progress for () {
 
 /// Quantizes every layer matrix of `checkpoint`, and with [`Settings::quantize_ends`] before them the embedding table and
 /// the head, calibrated on `windows`, and hands each to `sink`.
-pub async fn quantize_layers<O: Ops>(
+pub async fn quantize_layers<O: Calibrate>(
     ops: O,
     checkpoint: &dyn Checkpoint,
     windows: &TokenWindows,
@@ -109,7 +111,7 @@ pub async fn quantize_layers<O: Ops>(
     if settings.quantize_ends {
         let hessian = walk.observe_head().await?;
         // A table that is also the head is wanted for its outputs; one that is not, for its rows.
-        let of_rows = Hessian::new(config.hidden_size, settings.token_weight);
+        let of_rows = Hessian::empty(config.hidden_size);
         let hessians = if config.tie_word_embeddings {
             vec![(Role::Embedding, hessian)]
         } else {
@@ -145,8 +147,7 @@ pub async fn quantize_layers<O: Ops>(
         let hessian = walk.observe(&[weight], pass, Kept::Beginning).await?;
         let gate_up_weight = solve(&mut walk, gate_up, hessian)?;
 
-        let bytes = walk.tokens() * config.intermediate_size * size_of::<f32>() * walk.streams.len();
-        let keep = bytes <= settings.activation_memory;
+        let keep = walk.tokens() * config.intermediate_size * size_of::<f32>() * walk.streams.len() <= walk.room;
         let pass = Pass { start: Some(gate_up), stop: Some(down) };
         let hessian = walk
             .observe(std::slice::from_ref(&gate_up_weight), pass, if keep { Kept::End } else { Kept::Neither })
@@ -156,10 +157,10 @@ pub async fn quantize_layers<O: Ops>(
         if layer + 1 < config.num_hidden_layers {
             if keep {
                 let pass = Pass { start: Some(down), stop: None };
-                walk.run(&[weight], pass, Kept::Beginning, &mut |_| {}).await?;
+                walk.run(&[weight], pass, Kept::Beginning, None).await?;
             } else {
                 let pass = Pass { start: Some(gate_up), stop: None };
-                walk.run(&[gate_up_weight, weight], pass, Kept::Neither, &mut |_| {}).await?;
+                walk.run(&[gate_up_weight, weight], pass, Kept::Neither, None).await?;
             }
         }
     }
@@ -195,16 +196,24 @@ enum Kept {
     End,
 }
 
-/// The activations of all windows in one of the models.
-struct Stream {
-    /// The residual stream `[windows * seq_len, hidden_size]`.
-    hidden: Vec<f32>,
-    /// The inputs of a matrix `[windows * seq_len, cols]`, if they are kept.
-    kept: Vec<f32>,
+/// The activations of all windows in one of the models, batch by batch.
+struct Stream<O: Ops> {
+    /// The residual stream `[rows, hidden_size]`.
+    hidden: Vec<Held<Activation<O::Tensor>>>,
+    /// The inputs of a matrix `[rows, cols]`, if they are kept.
+    kept: Vec<Held<Rc<O::Tensor>>>,
+}
+
+/// Activations between two passes.
+enum Held<T> {
+    /// Where they were computed.
+    Device(T),
+    /// In host memory, for want of room there.
+    Host(Vec<f32>),
 }
 
 /// The calibration windows on their way through the layers.
-struct Walk<'a, O: Ops> {
+struct Walk<'a, O: Calibrate> {
     ops: ObserveOps<O>,
     checkpoint: &'a dyn Checkpoint,
     config: &'a DecoderConfig,
@@ -216,14 +225,16 @@ struct Walk<'a, O: Ops> {
     kv: Vec<O::Kv>,
     seq_len: usize,
     /// In the model that is quantized so far, and where drift is corrected in the float model too.
-    streams: Vec<Stream>,
+    streams: Vec<Stream<O>>,
+    /// Bytes of activations that there is still room for on the device.
+    room: usize,
     layer: usize,
     /// Norms and biases of the layer.
     vectors: Vec<(Role, Weight)>,
     work: Work,
 }
 
-impl<'a, O: Ops> Walk<'a, O> {
+impl<'a, O: Calibrate> Walk<'a, O> {
     /// Before the first layer, without activations yet.
     fn new(
         ops: O,
@@ -240,7 +251,7 @@ impl<'a, O: Ops> Walk<'a, O> {
             return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
-        let batch = (BATCH_TOKENS / seq_len).clamp(1, windows.len());
+        let batch = (O::BATCH_TOKENS / seq_len).clamp(1, windows.len());
         Ok(Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
@@ -253,6 +264,7 @@ impl<'a, O: Ops> Walk<'a, O> {
             seq_len,
             work: Work::new(config, seq_len, windows.len(), settings),
             streams: Vec::new(),
+            room: settings.activation_memory,
             layer: 0,
             vectors: Vec::new(),
         })
@@ -265,49 +277,72 @@ impl<'a, O: Ops> Walk<'a, O> {
             Some(table) => table.dequantize().into_raw_vec_and_offset().0,
             None => self.read(Role::Embedding)?,
         };
-        self.streams = vec![self.embed(table).await?];
+        self.drop_streams();
+        let stream = self.embed(table).await?;
+        self.streams.push(stream);
         if self.settings.matrix.gptaq_alpha != 0.0 {
-            let float = self.embed(self.read(Role::Embedding)?).await?;
-            self.streams.push(float);
+            let stream = self.embed(self.read(Role::Embedding)?).await?;
+            self.streams.push(stream);
         }
         Ok(())
     }
 
+    fn drop_streams(&mut self) {
+        self.streams.clear();
+        self.room = self.settings.activation_memory;
+    }
+
     /// The windows as rows of `table`.
-    async fn embed(&mut self, table: Vec<f32>) -> Result<Stream> {
+    async fn embed(&mut self, table: Vec<f32>) -> Result<Stream<O>> {
         let shape = vec![self.config.vocab_size, self.config.hidden_size];
         let table = self.ops.upload_matrix(Role::Embedding, Weight::F32 { shape, data: table })?;
-        let mut hidden = Vec::with_capacity(self.windows.len() * self.seq_len * self.config.hidden_size);
-        for window in self.windows.iter() {
-            let rows = embed(&mut self.ops, self.config, &table, window);
-            hidden.extend(self.ops.read(&rows).await?);
+        let windows: Vec<&[u32]> = self.windows.iter().collect();
+        let mut hidden = Vec::new();
+        for batch in windows.chunks(self.kv.len()) {
+            let rows = embed(&mut self.ops, self.config, &table, &batch.concat());
+            let bytes = batch.len() * self.seq_len * self.config.hidden_size * size_of::<f32>();
+            hidden.push(if bytes <= self.room {
+                self.room -= bytes;
+                Held::Device(rows)
+            } else {
+                Held::Host(self.ops.read(&rows).await?)
+            });
         }
         Ok(Stream { hidden, kept: Vec::new() })
     }
 
     /// Runs the float model to its end: the Hessian of the head's inputs.
     async fn observe_head(&mut self) -> Result<Hessian> {
-        self.streams = vec![self.embed(self.read(Role::Embedding)?).await?];
+        let stream = self.embed(self.read(Role::Embedding)?).await?;
+        self.streams.push(stream);
         for layer in 0..self.config.num_hidden_layers {
             self.enter(layer)?;
             let weights = matrix_roles(layer).map(|role| Ok((role, self.weight(role)?)));
             let weights: Vec<_> = weights.into_iter().collect::<Result<_>>()?;
-            self.run(&weights, WHOLE_LAYER, Kept::Neither, &mut |_| {}).await?;
+            self.run(&weights, WHOLE_LAYER, Kept::Neither, None).await?;
         }
         let hidden_size = self.config.hidden_size;
         let norm = self.read(Role::FinalNorm)?;
         let norm = self.ops.upload(1, hidden_size, &norm)?;
-        let mut hessian = Hessian::new(hidden_size, self.settings.token_weight);
-        for rows in self.streams[0].hidden.chunks(BATCH_TOKENS * hidden_size) {
-            let x = self.ops.upload(rows.len() / hidden_size, hidden_size, rows)?;
-            let normed = self.ops.rms_norm(&x, &norm, self.config.rms_norm_eps as f32);
-            hessian.add(&self.ops.read(&normed).await?);
+        let weights = self.token_weights();
+        let mut sums = self.ops.inner().new_sums(hidden_size, weights, false)?;
+        for held in std::mem::take(&mut self.streams[0].hidden) {
+            let x = match held {
+                Held::Device(x) => x,
+                Held::Host(values) => self.ops.upload(values.len() / hidden_size, hidden_size, &values)?,
+            };
+            let normed = self.ops.rms_norm(&x, &norm, self.config.rms_norm_eps as f32).known();
+            self.ops.inner().add(&mut sums, &normed, None).await?;
         }
-        Ok(hessian)
+        Ok(self.ops.inner().finish(sums).await?)
     }
 
     fn tokens(&self) -> usize {
-        self.streams[0].hidden.len() / self.config.hidden_size
+        self.windows.len() * self.seq_len
+    }
+
+    fn token_weights(&self) -> TokenWeights {
+        self.settings.token_weight.in_windows(self.seq_len)
     }
 
     /// Turns to a layer.
@@ -335,29 +370,21 @@ impl<'a, O: Ops> Walk<'a, O> {
     /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
     async fn observe(&mut self, matrices: &[(Role, Weight)], pass: Pass, kept: Kept) -> Result<Hessian> {
         let role = pass.stop.expect("a pass that observes has an end");
-        let cols = match role {
-            Role::AttentionOut(_) => self.config.num_attention_heads * self.config.head_dim,
-            Role::Down(_) => self.config.intermediate_size,
-            _ => self.config.hidden_size,
-        };
-        let mut hessian = Hessian::new(cols, self.settings.token_weight);
-        let mut add = |observed: &[Vec<f32>]| match observed {
-            [inputs] => hessian.add(inputs),
-            [inputs, float] => hessian.add_with_float(inputs, float),
-            _ => unreachable!("one stream or two"),
-        };
-        self.run(matrices, pass, kept, &mut add).await?;
-        Ok(hessian)
+        let cols = input_cols(self.config, role);
+        let (weights, with_drift) = (self.token_weights(), self.streams.len() > 1);
+        let mut sums = self.ops.inner().new_sums(cols, weights, with_drift)?;
+        self.run(matrices, pass, kept, Some(&mut sums)).await?;
+        Ok(self.ops.inner().finish(sums).await?)
     }
 
     /// Runs a part of the layer over every window. `matrices` are those that it multiplies with. Its effect on the
-    /// residual streams stays; `observe` gets the inputs of its end in each.
+    /// residual streams stays; to `sums` the inputs of its end are added.
     async fn run(
         &mut self,
         matrices: &[(Role, Weight)],
         pass: Pass,
         kept: Kept,
-        observe: &mut dyn FnMut(&[Vec<f32>]),
+        mut sums: Option<&mut O::Sums>,
     ) -> Result<()> {
         let mut layers = vec![self.upload_layer(matrices.to_vec())?];
         if self.streams.len() > 1 {
@@ -367,36 +394,63 @@ impl<'a, O: Ops> Walk<'a, O> {
             let float = float.collect::<Result<_>>()?;
             layers.push(self.upload_layer(float)?);
         }
-        let inputs: Vec<Vec<f32>> = self.streams.iter_mut().map(|stream| std::mem::take(&mut stream.kept)).collect();
-        assert_eq!(inputs.iter().any(|kept| !kept.is_empty()), kept == Kept::Beginning, "what is kept is used next");
-        let tokens = self.tokens();
-        let batch = self.kv.len() * self.seq_len;
-        for first in (0..tokens).step_by(batch) {
-            let rows = batch.min(tokens - first);
+        let hidden_size = self.config.hidden_size;
+        for batch in 0..self.streams[0].hidden.len() {
+            let first = batch * self.kv.len();
+            let windows = self.kv.len().min(self.windows.len() - first);
+            let rows = windows * self.seq_len;
             let mut observed = Vec::with_capacity(layers.len());
-            for ((stream, layer), inputs) in self.streams.iter_mut().zip(&layers).zip(&inputs) {
-                let part = |values: &[f32]| first * (values.len() / tokens)..(first + rows) * (values.len() / tokens);
-                let residual = &mut stream.hidden[first * self.config.hidden_size..][..rows * self.config.hidden_size];
-                let mut x = self.ops.upload(rows, self.config.hidden_size, residual)?;
-                let inputs = (kept == Kept::Beginning).then(|| &inputs[part(inputs)]);
-                self.ops.begin(pass, rows, inputs)?;
-                let kv = self.kv.iter_mut().take(rows / self.seq_len);
+            for (stream, layer) in self.streams.iter_mut().zip(&layers) {
+                let held = std::mem::replace(&mut stream.hidden[batch], Held::Host(Vec::new()));
+                let (mut x, on_host) = match held {
+                    Held::Device(x) => (x, None),
+                    Held::Host(values) => (self.ops.upload(rows, hidden_size, &values)?, Some(values)),
+                };
+                let input = match kept {
+                    Kept::Beginning => Some(match std::mem::replace(&mut stream.kept[batch], Held::Host(Vec::new())) {
+                        Held::Device(input) => {
+                            self.room += kept_bytes(self.config, pass.start, rows);
+                            input
+                        }
+                        Held::Host(values) => Rc::new(self.ops.inner().upload(rows, values.len() / rows, &values)?),
+                    }),
+                    Kept::Neither | Kept::End => None,
+                };
+                self.ops.begin(pass, input);
+                let kv = self.kv.iter_mut().take(windows);
                 let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
                 let rope = self.rope.table(self.rope.is_long(self.seq_len));
                 let delta = layer.forward(&mut self.ops, &mut x, rope, &mut spans);
                 if pass.stop.is_some() {
-                    observed.push(self.ops.read_observed().await?);
+                    observed.push(self.ops.take_observed());
                 }
-                if pass.start.is_some() || pass.stop.is_none() {
-                    self.ops.add_assign(&mut x, &delta);
-                    residual.copy_from_slice(&self.ops.read(&x).await?);
-                }
+                self.ops.add_assign(&mut x, &delta);
+                let is_changed = pass.start.is_some() || pass.stop.is_none();
+                stream.hidden[batch] = match on_host {
+                    None => Held::Device(x),
+                    Some(_) if is_changed => Held::Host(self.ops.read(&x).await?),
+                    Some(values) => Held::Host(values),
+                };
             }
-            observe(&observed);
+            if let Some(sums) = sums.as_deref_mut() {
+                let [x, float @ ..] = &observed[..] else { panic!("a pass that adds to sums has an end") };
+                self.ops.inner().add(sums, x, float.first().map(|x| &**x)).await?;
+            }
             if kept == Kept::End {
-                self.streams.iter_mut().zip(observed).for_each(|(stream, observed)| stream.kept.extend(observed));
+                for (stream, observed) in self.streams.iter_mut().zip(observed) {
+                    let bytes = kept_bytes(self.config, pass.stop, rows);
+                    stream.kept.push(if bytes <= self.room {
+                        self.room -= bytes;
+                        Held::Device(observed)
+                    } else {
+                        Held::Host(self.ops.inner().read(&observed).await?)
+                    });
+                }
             }
-            self.advance(pass, rows as f64 / tokens as f64)?;
+            self.advance(pass, rows as f64 / self.tokens() as f64)?;
+        }
+        if kept == Kept::Beginning {
+            self.streams.iter_mut().for_each(|stream| stream.kept.clear());
         }
         Ok(())
     }
@@ -423,18 +477,16 @@ impl<'a, O: Ops> Walk<'a, O> {
         let (rows, cols) = (param.shape[0], param.shape[1]);
         let values = read_param(self.checkpoint, param)?;
         let weights = ArrayView2::from_shape((rows, cols), &values).expect("read_param checked the shape");
-        let drift = hessian.drift();
-        let hessian = hessian.matrix();
-        if (0..cols).any(|i| !hessian[(i, i)].is_finite()) {
+        if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
         let is_end = param.role.layer().is_none();
         let options = Options { values_in_f16: is_end, ..self.settings.matrix };
-        let quantized = quantize(weights, &hessian, drift.as_ref(), &options);
+        let quantized = quantize(weights, &hessian.products, hessian.drift.as_ref(), &options);
         self.progress.quantized(&MatrixReport {
             layer: param.role.layer(),
             module,
-            relative_error: quantized.relative_error(weights, &hessian),
+            relative_error: quantized.relative_error(weights, &hessian.products),
             method: quantized.method,
             elapsed: begun.elapsed(),
         });
@@ -455,6 +507,20 @@ impl<'a, O: Ops> Walk<'a, O> {
         self.progress.advanced(self.layer, module, (self.work.done / self.work.total).min(1.0));
         if self.progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
+}
+
+/// Inputs of a matrix of a layer.
+fn input_cols(config: &DecoderConfig, role: Role) -> usize {
+    match role {
+        Role::AttentionOut(_) => config.num_attention_heads * config.head_dim,
+        Role::Down(_) => config.intermediate_size,
+        _ => config.hidden_size,
+    }
+}
+
+/// Bytes of the inputs of a matrix.
+fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
+    rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
 }
 
 /// Multiplications done and to do, by which the time left is told.

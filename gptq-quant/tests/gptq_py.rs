@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use faer::Mat;
 use gptq_quant::{
-    Grid, Hessian, Options, TokenWeight,
+    Grid, HostSums, Options, TokenWeight,
     gptq::{Method, quantize},
 };
 use ndarray::{Array2, ArrayView2};
@@ -114,11 +114,11 @@ fn codes_scales_and_losses_are_those_of_gptq_py() {
 fn hessian_is_that_of_gptq_py() {
     let case = Case::open("c64x256_dead");
     let (x, expected) = (case.f32("X"), case.f32("H"));
-    let mut hessian = Hessian::new(x.ncols(), TokenWeight::Plain);
-    hessian.add(x.as_slice().unwrap());
+    let mut sums = HostSums::new(x.ncols(), TokenWeight::PLAIN.in_windows(x.nrows()), false);
+    sums.add(x.as_slice().unwrap(), None);
     // gptq.py divides by its four sequences, we by tokens.
     let scale = x.nrows() as f64 / 4.0;
-    let h = hessian.matrix();
+    let h = sums.finish().products;
     let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     for ((i, j), &value) in expected.indexed_iter() {
         let difference = (h[(i, j)] * scale - f64::from(value)).abs();

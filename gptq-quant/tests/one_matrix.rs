@@ -2,7 +2,7 @@
 
 use faer::Mat;
 use gptq_quant::{
-    Grid, Hessian, Options, TokenWeight,
+    Grid, Hessian, HostSums, Options, TokenWeight,
     gptq::{Method, Quantized, quantize},
 };
 use ndarray::{Array2, array};
@@ -21,9 +21,9 @@ fn numbers(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
 /// The Hessian of inputs that depend on each other, as activations do.
 fn hessian(cols: usize) -> Mat<f64> {
     let inputs = numbers(2 * cols, cols / 4, 1).dot(&numbers(cols / 4, cols, 2)) + 0.3 * numbers(2 * cols, cols, 3);
-    let mut hessian = Hessian::new(cols, TokenWeight::Plain);
-    hessian.add(inputs.as_slice().unwrap());
-    hessian.matrix()
+    let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(2 * cols), false);
+    sums.add(inputs.as_slice().unwrap(), None);
+    sums.finish().products
 }
 
 #[test]
@@ -144,9 +144,9 @@ fn drift_of_the_inputs_is_made_good() {
     // Errors of earlier layers: each input takes a little of its neighbour's place.
     let drifted = Array2::from_shape_fn(float.dim(), |(t, k)| 0.9 * float[(t, k)] + 0.1 * float[(t, (k + 1) % cols)]);
     let weights = numbers(rows, cols, 4);
-    let mut hessian = Hessian::new(cols, TokenWeight::Plain);
-    hessian.add_with_float(drifted.as_slice().unwrap(), float.as_slice().unwrap());
-    let (h, drift) = (hessian.matrix(), hessian.drift());
+    let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(drifted.nrows()), true);
+    sums.add(drifted.as_slice().unwrap(), Some(float.as_slice().unwrap()));
+    let Hessian { products: h, drift } = sums.finish();
     let expected = float.dot(&weights.t());
     let error = |alpha: f64, block_size: usize| {
         let options = Options { gptaq_alpha: alpha, block_size, ..Options::new(GRID) };

@@ -31,6 +31,7 @@ pub mod gemm;
 pub mod gemv;
 pub mod glu;
 pub mod gpu;
+pub mod gram;
 pub mod kernel;
 pub mod kv;
 pub mod matrix;
@@ -69,4 +70,6 @@ pub const KERNELS: &[&Kernel] = &[
     &select_rows::KERNEL,
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
+    &gram::KERNEL,
+    &gram::WEIGHT_KERNEL,
 ];

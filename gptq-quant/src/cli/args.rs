@@ -60,6 +60,9 @@ pub struct Args {
     /// How much each calibration token counts
     #[arg(long, value_enum, default_value_t = Weighting::EqualNorm)]
     pub token_weight: Weighting,
+    /// How much the first token of a window counts beyond the others, as a share of all of the window's tokens
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub first_token_weight: f64,
     /// Calibration text: a text file, a .jsonl with `text` or `messages`, or `self` for text that the model writes
     #[arg(long, default_value = "self")]
     pub calib: String,
@@ -72,9 +75,12 @@ pub struct Args {
     /// Which windows of the text, or what the model writes
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
-    /// Where the calibration text is run
-    #[arg(long, value_enum, default_value_t = Device::Auto)]
-    pub device: Device,
+    /// Where the calibration text is run: auto (a GPU, else the CPU), cpu, or the number or name of a GPU
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Activations that stay on the device, in GiB; beyond that they go to the host's memory
+    #[arg(long, default_value_t = 4.0, value_name = "GIB")]
+    pub device_memory: f64,
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,
@@ -109,15 +115,6 @@ pub enum Weighting {
     EqualNorm,
     /// By the square of their activations, as the first GPTQ
     Plain,
-}
-
-/// Where the calibration text is run.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    /// What there is; today that is the CPU
-    Auto,
-    /// The CPU
-    Cpu,
 }
 
 /// Flags that contradict each other.
@@ -158,12 +155,17 @@ impl Args {
             block_size: self.block_size as usize,
             ..Options::new(grid)
         };
-        let token_weight = match self.token_weight {
-            Weighting::EqualNorm => TokenWeight::EqualNorm,
-            Weighting::Plain => TokenWeight::Plain,
-        };
+        if !(0.0..=1.0).contains(&self.first_token_weight) {
+            return Err(Contradiction("--first-token-weight must be between 0 and 1".into()));
+        }
+        if !(self.device_memory >= 0.0 && self.device_memory <= 1e6) {
+            return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
+        }
+        let equal_norm = self.token_weight == Weighting::EqualNorm;
+        let token_weight = TokenWeight { equal_norm, first_token: self.first_token_weight };
+        let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;
         let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };
         let quantize_ends = self.embedding.unwrap_or(default) == Ends::Gptq;
-        Ok(Settings { token_weight, quantize_ends, ..Settings::new(matrix) })
+        Ok(Settings { token_weight, quantize_ends, activation_memory, ..Settings::new(matrix) })
     }
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod bars;
+mod device;
 
 use std::{
     path::Path,
@@ -20,7 +21,6 @@ use gptq_quant::{
 use infer_core::{
     ChatTemplate, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
-    ops::candle::CandleOps,
 };
 use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
@@ -28,6 +28,7 @@ use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_c
 
 pub use args::Args;
 use bars::Bars;
+use device::{Device, with_ops};
 
 /// The format of `--to-mlc`.
 const MLC_FORMAT: &str = "q4f16_1";
@@ -104,12 +105,13 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
+    let device = Device::open(&args.device)?;
     check_weights(checkpoint)?;
-    let windows = calibration(args, checkpoint, &config, &mut bars)?;
-    bars.line(&format!("calibrating on {} windows of {} tokens", windows.len(), windows.seq_len()));
+    let windows = calibration(args, checkpoint, &config, &device, &mut bars)?;
+    bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
 
     let mut add = |param: &_, quantized: &_| writer.add(param, quantized);
-    block_on(quantize_layers(CandleOps::default(), checkpoint, &windows, &settings, &mut bars, &mut add))?;
+    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, &windows, &settings, &mut bars, &mut add)))?;
     writer.finish()?;
     bars.clear();
     println!("wrote `{}`", args.output.display());
@@ -134,6 +136,7 @@ fn calibration(
     args: &Args,
     checkpoint: &dyn Checkpoint,
     config: &DecoderConfig,
+    device: &Device,
     bars: &mut Bars,
 ) -> Result<TokenWindows> {
     let context = config.max_position_embeddings;
@@ -143,7 +146,7 @@ fn calibration(
             seq_len: args.seq_len.map_or(SELF_SEQ_LEN.min(context), |len| len as usize),
             seed: args.seed,
         };
-        let windows = block_on(write_windows(CandleOps::default(), checkpoint, text, bars))?;
+        let windows = with_ops!(device, ops => block_on(write_windows(ops, checkpoint, text, bars)))?;
         bars.clear();
         return Ok(windows);
     }

@@ -12,6 +12,7 @@ use webgpu_kernels::{
     attention::Attention,
     glu::Glu,
     gpu::{Buffer, Readback, Recorder},
+    gram::Gram,
     norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
     rope::Rope,
@@ -19,8 +20,10 @@ use webgpu_kernels::{
     soft_cap::SoftCap,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Span};
+use super::{AttentionShape, Choose, KvShape, Ops, Span, TokenWeights};
 use crate::Result;
+
+pub use webgpu_kernels::gram::GramSums;
 
 /// Tokens that are run before the host knows the first: while one is read and the next recorded, the device has one.
 const AHEAD: usize = 2;
@@ -68,6 +71,38 @@ impl GpuOps {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// Sums `[cols, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
+    pub fn new_gram(&mut self, cols: usize) -> Result<GramSums> {
+        Ok(GramSums::new(&self.gpu, cols)?)
+    }
+
+    /// Adds products of the inputs of a matrix: `sums += X^T W X`, and with the float model's inputs F for the same tokens
+    /// `drift += (F - X)^T W X`. `x` and F are `[tokens, cols]`, whole windows. Waits until the device has done it.
+    pub async fn add_gram(
+        &mut self,
+        weights: TokenWeights,
+        x: &GpuTensor,
+        sums: &GramSums,
+        drift: Option<(&GpuTensor, &GramSums)>,
+    ) -> Result<()> {
+        let tokens = x.rows;
+        let weight = self.recorder.temporary(tokens);
+        weights.record(&mut self.recorder, tokens, x.settled(), &weight);
+        Gram { tokens }.record(&mut self.recorder, x.settled(), None, &weight, sums);
+        if let Some((float, drift)) = drift {
+            assert_eq!((float.rows, float.cols), (x.rows, x.cols), "add_gram: shapes");
+            Gram { tokens }.record(&mut self.recorder, x.settled(), Some(float.settled()), &weight, drift);
+        }
+        // So that no more than this is under way.
+        self.recorder.read(&weight.slice(0, 1))?.await?;
+        Ok(())
+    }
+
+    /// The sums, row-major: of `X^T W X` at and below the diagonal.
+    pub async fn read_gram(&mut self, sums: &GramSums) -> Result<Vec<f64>> {
+        Ok(sums.join(&mut self.recorder).await?)
     }
 
     fn temporary(&mut self, rows: usize, cols: usize) -> GpuTensor {

@@ -10,6 +10,8 @@ pub mod gpu;
 
 use model_format::{Role, Weight, decoder_config::Activation};
 
+pub use webgpu_kernels::gram::TokenWeights;
+
 use crate::Result;
 
 /// The operations a decoder-only transformer is written in.

@@ -1,0 +1,56 @@
+//! Where calibration text is run: the CPU, or a GPU by `--device`.
+
+use anyhow::Result;
+use infer_core::{DeviceType, Gpu, OpenOptions, Selection, block_on};
+
+/// Operations on the device that was chosen.
+pub enum Device {
+    /// Through candle.
+    Cpu,
+    /// On a GPU.
+    Gpu(Gpu),
+}
+
+impl Device {
+    /// What `--device` means: `cpu`, `auto` (a GPU if there is one that is not played by the CPU), a number or a name.
+    pub fn open(choice: &str) -> Result<Device> {
+        let selection = if choice.eq_ignore_ascii_case("cpu") {
+            return Ok(Device::Cpu);
+        } else if choice.eq_ignore_ascii_case("auto") {
+            let adapters = block_on(Gpu::adapters());
+            match adapters.iter().position(|adapter| adapter.device_type != DeviceType::Cpu) {
+                None => return Ok(Device::Cpu),
+                Some(index) => Selection::Index(index),
+            }
+        } else {
+            choice.parse().expect("any text is a selection")
+        };
+        Ok(Device::Gpu(block_on(Gpu::open(&selection, OpenOptions::default()))?))
+    }
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Device::Cpu => f.write_str("the CPU"),
+            Device::Gpu(gpu) => f.write_str(&gpu.summary().name),
+        }
+    }
+}
+
+/// The same call with the operations of whichever device it is.
+macro_rules! with_ops {
+    ($device:expr, $ops:ident => $call:expr) => {
+        match $device {
+            Device::Cpu => {
+                let $ops = infer_core::ops::candle::CandleOps::default();
+                $call
+            }
+            Device::Gpu(gpu) => {
+                let $ops = infer_core::ops::gpu::GpuOps::new(gpu.clone(), infer_core::KvDtype::F32);
+                $call
+            }
+        }
+    };
+}
+pub(super) use with_ops;

@@ -1,0 +1,280 @@
+//! `sums[i, j] += sum over t of weight[t] * x[t, i] * x[t, j]`: what a quantizer's Hessian is made of, and with the float
+//! model's inputs beside `x`, how far these have drifted: `sum over t of weight[t] * (float[t, i] - x[t, i]) * x[t, j]`.
+//!
+//! Tokens are split among workgroups where a matrix alone has too few tiles for the device. The splits have sums of their
+//! own, which [`GramSums::join`] adds on the host, in f64.
+
+mod reference;
+
+use crate::{
+    Case, CaseSet, Gpu, Kernel, Result, Variant,
+    cases::Random,
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, params},
+};
+
+pub use reference::{add_products, token_weights};
+
+/// One addition to [`GramSums`].
+pub struct Gram {
+    /// Rows of `x`.
+    pub tokens: usize,
+}
+
+/// How much each token counts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TokenWeights {
+    /// Divide a token's inputs by their root mean square.
+    pub equal_norm: bool,
+    /// Tokens in a window.
+    pub window: usize,
+    /// What the first token of a window counts.
+    pub first: f32,
+}
+
+/// Sums `[cols, cols]` on the device.
+pub struct GramSums {
+    /// Inputs of the matrix: a multiple of four.
+    pub cols: usize,
+    splits: usize,
+    slices: Vec<SumSlice>,
+}
+
+/// Some rows of the sums.
+struct SumSlice {
+    first_row: usize,
+    rows: usize,
+    /// [splits, rows, cols], and what f32 lost of them.
+    sums: Buffer<f32>,
+    lost: Buffer<f32>,
+}
+
+params! {
+    struct GramParams {
+        tokens: u32, cols: u32, first_row: u32, rows: u32, tiles_j: u32, tiles: u32, splits: u32, split_tokens: u32,
+    }
+}
+
+params! { struct TokenWeightParams { tokens: u32, cols: u32, window: u32, first: f32 } }
+
+/// The record of [`Gram`].
+pub static KERNEL: Kernel = Kernel {
+    name: "gram",
+    wgsl: include_str!("gram.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
+    params: GramParams::LAYOUT,
+    cases,
+};
+
+/// The record of [`TokenWeights`].
+pub static WEIGHT_KERNEL: Kernel = Kernel {
+    name: "token_weight",
+    wgsl: include_str!("token_weight.wgsl"),
+    bindings: &[Access::Read, Access::ReadWrite],
+    params: TokenWeightParams::LAYOUT,
+    cases: weight_cases,
+};
+
+/// Outputs per lane in both directions; a workgroup has 8 x 8 lanes.
+const LANES: [usize; 2] = [8, 4];
+/// Columns from which on the larger is taken.
+const MANY_COLS: usize = 2048;
+/// Workgroups that keep a large device busy, and most splits to come there.
+const ENOUGH_GROUPS: usize = 512;
+const MAX_SPLITS: usize = 8;
+/// Threads that weigh a token.
+const WORKGROUP: u32 = 64;
+
+fn lane(cols: usize) -> usize {
+    LANES[usize::from(cols < MANY_COLS)]
+}
+
+impl GramSums {
+    /// All zero.
+    ///
+    /// Errors: out of memory. Panics when `cols` is no multiple of four.
+    pub fn new(gpu: &Gpu, cols: usize) -> Result<GramSums> {
+        assert!(cols.is_multiple_of(4), "GramSums: {cols} columns are no multiple of four");
+        let edge = 8 * lane(cols);
+        let tiles = cols.div_ceil(edge) * cols.div_ceil(edge);
+        let splits = (ENOUGH_GROUPS / tiles).clamp(1, MAX_SPLITS);
+        let slice_rows = (gpu.slice_bytes() as usize / (4 * splits * cols) / edge * edge).max(edge);
+        let slices = (0..cols)
+            .step_by(slice_rows)
+            .map(|first_row| {
+                let rows = slice_rows.min(cols - first_row);
+                let (sums, lost) = (gpu.zeroed(splits * rows * cols)?, gpu.zeroed(splits * rows * cols)?);
+                Ok(SumSlice { first_row, rows, sums, lost })
+            })
+            .collect::<Result<_>>()?;
+        Ok(GramSums { cols, splits, slices })
+    }
+
+    /// The sums `[cols, cols]`, row-major; of products of `x` with itself only those at and below the diagonal mean
+    /// something. Waits for the device.
+    pub async fn join(&self, recorder: &mut Recorder) -> Result<Vec<f64>> {
+        let mut joined = Vec::with_capacity(self.cols * self.cols);
+        for slice in &self.slices {
+            let sums = recorder.read(&slice.sums)?.await?;
+            let len = slice.rows * self.cols;
+            joined.extend((0..len).map(|at| sums[at..].iter().step_by(len).map(|&sum| f64::from(sum)).sum::<f64>()));
+        }
+        Ok(joined)
+    }
+}
+
+impl TokenWeights {
+    /// `x`: [tokens, cols], `cols` a multiple of four. `weight`: `[tokens]`.
+    pub fn record(&self, recorder: &mut Recorder, tokens: usize, x: &Buffer<f32>, weight: &Buffer<f32>) {
+        let params = TokenWeightParams {
+            tokens: tokens as u32,
+            cols: (x.len() / tokens.max(1)) as u32,
+            window: self.window as u32,
+            first: self.first,
+        };
+        let variant = self.variant(recorder.gpu().caps());
+        recorder.dispatch(&WEIGHT_KERNEL, &variant, &params, &[x.into(), weight.into()], tokens);
+    }
+
+    fn variant(&self, caps: &Caps) -> Variant {
+        Variant::new().constant_is("WORKGROUP", WORKGROUP).flag_if("EQUAL_NORM", self.equal_norm).subgroups(caps)
+    }
+}
+
+impl Gram {
+    /// `x`, and if drift is to be summed `float`: [tokens, sums.cols]. `weight`: `[tokens]`.
+    pub fn record(
+        &self,
+        recorder: &mut Recorder,
+        x: &Buffer<f32>,
+        float: Option<&Buffer<f32>>,
+        weight: &Buffer<f32>,
+        sums: &GramSums,
+    ) {
+        for slice in &sums.slices {
+            self.record_slice(recorder, x, float, weight, sums.cols, sums.splits, slice);
+        }
+    }
+
+    fn record_slice(
+        &self,
+        recorder: &mut Recorder,
+        x: &Buffer<f32>,
+        float: Option<&Buffer<f32>>,
+        weight: &Buffer<f32>,
+        cols: usize,
+        splits: usize,
+        slice: &SumSlice,
+    ) {
+        let edge = 8 * lane(cols);
+        let tiles_j = cols.div_ceil(edge);
+        let tiles = slice.rows.div_ceil(edge) * tiles_j;
+        let params = GramParams {
+            tokens: self.tokens as u32,
+            cols: cols as u32,
+            first_row: slice.first_row as u32,
+            rows: slice.rows as u32,
+            tiles_j: tiles_j as u32,
+            tiles: tiles as u32,
+            splits: splits as u32,
+            split_tokens: self.tokens.div_ceil(splits) as u32,
+        };
+        let buffers = [x.into(), float.unwrap_or(x).into(), weight.into(), (&slice.sums).into(), (&slice.lost).into()];
+        recorder.dispatch(&KERNEL, &variant(cols, float.is_some()), &params, &buffers, tiles * splits);
+    }
+}
+
+fn variant(cols: usize, drift: bool) -> Variant {
+    let lane = lane(cols) as u32;
+    Variant::new().constant_is("LANE", lane).constant_is("QUADS", lane / 4).flag_if("DRIFT", drift)
+}
+
+/// Tokens, columns, the rows that a slice has and where it begins, splits, and whether drift is summed.
+type Shape = (usize, usize, (usize, usize), usize, bool);
+
+fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[Shape] = match set {
+        CaseSet::Test => &[
+            (1, 4, (0, 4), 1, true),
+            (17, 36, (0, 36), 3, false),
+            (40, 100, (0, 100), 1, true),
+            (100, 100, (32, 68), 8, false),
+            (33, 100, (32, 32), 2, true),
+            (50, 2052, (2048, 4), 1, false),
+            (20, 2052, (0, 64), 2, true),
+        ],
+        CaseSet::Bench => &[
+            (4096, 576, (0, 576), 1, false),
+            (4096, 576, (0, 576), 8, true),
+            (4096, 3072, (0, 3072), 1, false),
+            (4096, 8192, (0, 4096), 1, true),
+        ],
+    };
+    shapes.iter().map(|&shape| case(shape)).collect()
+}
+
+fn case((tokens, cols, (first_row, rows), splits, drift): Shape) -> Case {
+    Case {
+        label: format!("{tokens} x {cols}, rows {first_row} + {rows}, {splits} splits"),
+        variant: variant(cols, drift),
+        flops: 2 * (tokens * rows * cols) as u64,
+        bytes: 4 * (2 * tokens * cols + 4 * splits * rows * cols) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let mut random = Random::new((tokens * cols) as u64);
+            let (x, float) = (random.values(tokens * cols), random.values(tokens * cols));
+            let sums = random.values(splits * rows * cols);
+            vec![
+                CaseBuffer::input(&x),
+                CaseBuffer::input(&float),
+                CaseBuffer::input(&random.values(tokens)),
+                CaseBuffer::in_out(&sums),
+                CaseBuffer::scratch(splits * rows * cols),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let (x, float, weight) = (b[0].cast(), b[1].cast(), b[2].cast());
+            let slice = SumSlice { first_row, rows, sums: b[3].cast(), lost: b[4].cast() };
+            let float = drift.then_some(&float);
+            Gram { tokens }.record_slice(recorder, &x, float, &weight, cols, splits, &slice);
+        }),
+        reference: Box::new(move |b| {
+            let mut sums = b[3].values().to_vec();
+            let (x, weight) = (b[0].values(), b[2].values());
+            let split_tokens = tokens.div_ceil(splits);
+            for (split, sums) in sums.chunks_mut(rows * cols).enumerate() {
+                let part = (split * split_tokens).min(tokens)..((split + 1) * split_tokens).min(tokens);
+                let values = part.start * cols..part.end * cols;
+                let float = drift.then(|| &b[1].values()[values.clone()]);
+                let edge = 8 * lane(cols);
+                add_products(&x[values], float, &weight[part], cols, first_row, edge, sums);
+            }
+            vec![sums]
+        }),
+    }
+}
+
+fn weight_cases(caps: &Caps, _: CaseSet) -> Vec<Case> {
+    let caps = *caps;
+    let shapes = [(1, 4), (5, 100), (9, 576), (64, 1536)];
+    let kinds = [false, true].map(|equal_norm| TokenWeights { equal_norm, window: 4, first: 3.5 });
+    let all = shapes.iter().flat_map(|&shape| kinds.map(|kind| (shape, kind)));
+    all.map(|((tokens, cols), kind)| Case {
+        label: format!("{tokens} x {cols}"),
+        variant: kind.variant(&caps),
+        flops: 2 * (tokens * cols) as u64,
+        bytes: 4 * (tokens * cols + tokens) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let mut x = Random::new(cols as u64).values(tokens * cols);
+            // A token of zeros counts once.
+            x[..cols].fill(0.0);
+            vec![CaseBuffer::input(&x), CaseBuffer::output(tokens)]
+        }),
+        record: Box::new(move |recorder, b| {
+            kind.record(recorder, tokens, &b[0].cast().slice(0, tokens * cols), &b[1].cast());
+        }),
+        reference: Box::new(move |b| vec![token_weights(b[0].values(), cols, kind)]),
+    })
+    .collect()
+}
