@@ -237,9 +237,8 @@ mod gpu {
 
     /// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
     fn profiles() -> Vec<(&'static str, Gpu)> {
-        let plain = OpenOptions { f16: false, subgroups: false, default_limits: true };
         let mut open = Vec::new();
-        for (name, options) in [("all features", OpenOptions::default()), ("WebGPU's defaults", plain)] {
+        for (name, options) in OpenOptions::PROFILES {
             match infer_core::block_on(Gpu::open(&Default::default(), options)) {
                 Ok(gpu) => open.push((name, gpu)),
                 Err(error) => {

@@ -10,7 +10,7 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::Random,
+    cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
@@ -274,11 +274,12 @@ struct Shape {
     head_dim: usize,
     soft_cap: Option<f32>,
     window: Option<usize>,
+    has_outliers: bool,
 }
 
 impl Shape {
     const fn new(rows: usize, past_len: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
-        Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap: None, window: None }
+        Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap: None, window: None, has_outliers: false }
     }
 
     const fn soft_cap(self, cap: f32) -> Shape {
@@ -287,6 +288,10 @@ impl Shape {
 
     const fn window(self, window: usize) -> Shape {
         Shape { window: Some(window), ..self }
+    }
+
+    const fn with_outliers(self) -> Shape {
+        Shape { has_outliers: true, ..self }
     }
 
     fn capacity(&self) -> usize {
@@ -332,7 +337,7 @@ impl Shape {
         variant: Variant,
         record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + 'static,
     ) -> Case {
-        let Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap, window } = self;
+        let Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap, window, has_outliers } = self;
         // A row sees the keys up to itself.
         let seen = |row: usize| (past_len + row + 1).min(window.unwrap_or(usize::MAX));
         let pairs: usize = (0..rows).map(seen).sum();
@@ -341,16 +346,21 @@ impl Shape {
         if let Some(window) = window {
             label += &format!(", window of {window}");
         }
+        if has_outliers {
+            label += ", outliers";
+        }
         Case {
             label,
             variant,
             flops: 4 * (pairs * heads * head_dim) as u64,
             bytes: (2 * keys * kv_heads * head_dim * dtype.size() + 8 * rows * heads * head_dim) as u64,
-            tolerance: 1e-10,
+            // Scores of a million have few digits behind the point in f32.
+            tolerance: if has_outliers { 1e-7 } else { 1e-10 },
             buffers: Box::new(move || {
                 let mut random = Random::new((heads * keys) as u64);
                 // Large enough for a softmax that is neither flat nor one key.
                 let q: Vec<f32> = random.values(rows * heads * head_dim).iter().map(|v| 8.0 * v).collect();
+                let q = if has_outliers { with_outliers(q) } else { q };
                 let k = CaseBuffer::words(self.cache_words(dtype, &mut random));
                 let v = CaseBuffer::words(self.cache_words(dtype, &mut random));
                 vec![CaseBuffer::input(&q), k, v, CaseBuffer::output(rows * heads * head_dim)]
@@ -408,6 +418,14 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             Shape::new(20, 10, 8, 4, 256).soft_cap(5.0),
             Shape::new(40, 90, 4, 2, 128).soft_cap(50.0).window(64),
             Shape::new(9, 3, 2, 2, 20).soft_cap(1.0).window(500),
+            Shape::new(64, 0, 14, 2, 64),
+            Shape::new(7, 25, 32, 32, 96),
+            Shape::new(31, 1, 8, 8, 80),
+            Shape::new(16, 8160, 4, 2, 32),
+            Shape::new(16, 8160, 4, 2, 32).window(4096),
+            Shape::new(5, 3, 2, 1, 512),
+            Shape::new(32, 32, 4, 2, 64).with_outliers(),
+            Shape::new(6, 70, 4, 2, 128).soft_cap(50.0).with_outliers(),
         ],
         CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
     };
@@ -439,6 +457,15 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Shape::new(1, 40, 8, 4, 256).soft_cap(5.0), 1),
             (Shape::new(1, 700, 16, 8, 256).soft_cap(50.0).window(512), 4),
             (Shape::new(1, 300, 9, 3, 64).soft_cap(20.0), 3),
+            (Shape::new(1, 63, 32, 32, 96), 1),
+            (Shape::new(1, 255, 8, 8, 80), 2),
+            (Shape::new(4, 0, 2, 1, 512), 1),
+            (Shape::new(1, 8191, 4, 2, 32), 1),
+            (Shape::new(1, 8191, 4, 2, 32), 64),
+            (Shape::new(1, 8191, 4, 2, 32).window(4096), 32),
+            (Shape::new(1, 200, 4, 2, 64).with_outliers(), 1),
+            (Shape::new(2, 200, 4, 2, 64).with_outliers(), 2),
+            (Shape::new(1, 200, 4, 2, 64).soft_cap(50.0).with_outliers(), 2),
         ],
         CaseSet::Bench => &[
             (Shape::new(1, 127, 24, 8, 128), 1),
@@ -460,7 +487,7 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 
 fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize, usize, usize)] = match set {
-        CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20)],
+        CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20), (4, 8, 7, 256), (3, 1, 33, 80)],
         CaseSet::Bench => &[(1, 24, 16, 128)],
     };
     let case = |&(rows, heads, splits, head_dim): &(usize, usize, usize, usize)| Case {

@@ -6,7 +6,7 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, four_bits, random_matrix},
+    cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
@@ -58,21 +58,23 @@ fn variant(format: WeightFormat) -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let q4 = four_bits();
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let shapes: &[(WeightFormat, usize, usize, usize, f32)] = match set {
-        CaseSet::Test => &[
-            (q4, 100, 576, 1, 1.0),
-            (q4, 33, 2048, 7, 45.25),
-            (q4, 9, 77, 40, 1.0),
-            (WeightFormat::F16, 50, 96, 5, 1.0),
-            (WeightFormat::F16, 7, 77, 5, 8.5),
-            (WeightFormat::F32, 7, 77, 5, 1.0),
-            (q3, 10, 128, 3, 11.3),
-        ],
-        CaseSet::Bench => &[(q4, 32_000, 3072, 512, 1.0)],
+    type Shape = (usize, usize, usize, f32);
+    let shapes: Vec<(WeightFormat, Shape)> = match set {
+        CaseSet::Test => {
+            let shapes = [
+                (100, 576, 1, 1.0),
+                (33, 2048, 7, 45.25),
+                (9, 77, 40, 1.0),
+                (50, 96, 5, 8.5),
+                (10, 128, 3, 11.3),
+                (70, 32, 70, 1.0),
+                (3, 2048, 2, 64.0),
+            ];
+            all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape))).collect()
+        }
+        CaseSet::Bench => vec![(four_bits(), (32_000, 3072, 512, 1.0))],
     };
-    let case = |&(format, rows, cols, count, scale): &(WeightFormat, usize, usize, usize, f32)| Case {
+    let case = |(format, (rows, cols, count, scale)): (WeightFormat, Shape)| Case {
         label: format!("{count} of {rows} x {cols} times {scale}"),
         variant: variant(format),
         flops: 0,
@@ -96,5 +98,5 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             vec![y]
         }),
     };
-    shapes.iter().map(case).collect()
+    shapes.into_iter().map(case).collect()
 }

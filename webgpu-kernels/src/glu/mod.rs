@@ -54,7 +54,7 @@ fn variant(activation: Activation) -> Variant {
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize)] = match set {
-        CaseSet::Test => &[(1, 1536), (3, 77), (17, 352), (1, 8192)],
+        CaseSet::Test => &[(1, 1536), (3, 77), (17, 352), (1, 8192), (64, 96), (2, 1), (5, 4864), (33, 257)],
         CaseSet::Bench => &[(1, 8192), (512, 8192)],
     };
     let case = |(rows, inner): (usize, usize), activation| Case {

@@ -62,7 +62,16 @@ fn variant(caps: &Caps) -> Variant {
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let caps = *caps;
     let shapes: &[(usize, usize, usize, usize)] = match set {
-        CaseSet::Test => &[(1, 16, 8, 128), (5, 4, 2, 32), (3, 3, 1, 20), (7, 8, 4, 256), (40, 2, 2, 64)],
+        CaseSet::Test => &[
+            (1, 16, 8, 128),
+            (5, 4, 2, 32),
+            (3, 3, 1, 20),
+            (7, 8, 4, 256),
+            (40, 2, 2, 64),
+            (1, 32, 8, 64),
+            (2, 1, 1, 512),
+            (6, 14, 2, 80),
+        ],
         CaseSet::Bench => &[(1, 16, 8, 128), (512, 16, 8, 128)],
     };
     let case = |&(rows, heads, kv_heads, head_dim): &(usize, usize, usize, usize)| Case {

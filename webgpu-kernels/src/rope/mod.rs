@@ -9,11 +9,13 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::Random,
+    cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params},
     kv::padded,
 };
+
+use half::f16;
 
 pub use reference::{Shape as RopeShape, rope};
 
@@ -119,6 +121,13 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             part(5, 9, 4, 2, 128, 96),
             part(2, 0, 3, 1, 20, 8),
             part(1, 7, 2, 2, 64, 4),
+            shape(1, 8191, 4, 2, 64),
+            shape(65, 3, 8, 8, 80),
+            shape(2, 0, 32, 32, 96),
+            shape(1, 1, 14, 2, 64),
+            shape(4, 4000, 8, 1, 128),
+            part(33, 0, 24, 8, 128, 96),
+            shape(6, 9, 1, 1, 512),
         ],
         CaseSet::Bench => vec![shape(1, 1000, 24, 8, 128), shape(512, 0, 24, 8, 128)],
     };
@@ -142,7 +151,11 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
             let purpose = if dtype == KvDtype::F16 { Purpose::F16 } else { Purpose::F32 };
             let cache = || CaseBuffer { words: vec![0; cache_words], purpose };
             vec![
-                CaseBuffer::input(&random.values(rows * width)),
+                CaseBuffer::input(&if rows.is_multiple_of(2) {
+                    with_outliers(random.values(rows * width))
+                } else {
+                    random.values(rows * width)
+                }),
                 CaseBuffer::input(&random.values(capacity * rotary_dim)),
                 CaseBuffer::output(rows * heads * head_dim),
                 cache(),
@@ -159,6 +172,10 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
             let (mut q, mut k, mut v) = (vec![0.0; rows * heads * head_dim], vec![0.0; len], vec![0.0; len]);
             let shape = reference::Shape { heads, kv_heads, head_dim, rotary_dim, past_len, capacity };
             rope(shape, b[0].values(), b[1].values(), &mut q, &mut k, &mut v);
+            if dtype == KvDtype::F16 {
+                let largest = f16::MAX.to_f32();
+                k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
+            }
             vec![q, k, v]
         }),
     }

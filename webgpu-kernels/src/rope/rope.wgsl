@@ -19,6 +19,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> k_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
 @group(0) @binding(5) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
 
+#ifdef KV_F16
+const MAX_F16: f32 = 65504.0;
+#endif
+
 @compute @workgroup_size(WORKGROUP)
 fn main(invocation: Invocation) {
     let at = workgroup_index(invocation) * WORKGROUP + invocation.lane;
@@ -60,8 +64,9 @@ fn main(invocation: Invocation) {
     let kv_head = head - params.heads - select(params.kv_heads, 0u, is_key);
     let to = (kv_head * params.capacity + position) * params.kv_dim + i;
 #ifdef KV_F16
-    let low_word = pack2x16float(low);
-    let high_word = pack2x16float(high);
+    // Beyond it WGSL promises nothing, and an infinite key would make every score NaN.
+    let low_word = pack2x16float(clamp(low, vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
+    let high_word = pack2x16float(clamp(high, vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
     if (is_key) {
         k_cache[to / 2u] = low_word;
         k_cache[(to + reach) / 2u] = high_word;

@@ -47,7 +47,7 @@ fn variant() -> Variant {
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, f32)] = match set {
-        CaseSet::Test => &[(1, 30.0), (577, 30.0), (4096, 50.0), (1000, 1.0)],
+        CaseSet::Test => &[(1, 30.0), (577, 30.0), (4096, 50.0), (1000, 1.0), (49_152, 30.0)],
         CaseSet::Bench => &[(256_000, 30.0)],
     };
     let case = |&(len, cap): &(usize, f32)| Case {
