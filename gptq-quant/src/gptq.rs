@@ -14,10 +14,11 @@ use rayon::prelude::*;
 use crate::{
     cholesky::{DEGREE, inverse_factor},
     grid::{Grid, GroupParams},
+    refine::refine,
 };
 
 /// Rows that one task works on, so that a block of the inverse's factor is read from the cache.
-const ROWS: usize = 32;
+pub(crate) const ROWS: usize = 32;
 
 /// How to quantize a matrix.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +38,8 @@ pub struct Options {
     /// How much of the inputs' drift from the float model's is made good (GPTAQ, Li and others, 2025): 0 for GPTQ, whose
     /// target is the float weights on the drifted inputs; 1 for the float model's outputs.
     pub gptaq_alpha: f64,
+    /// Sweeps of coordinate descent over scales and codes afterwards (`refine.rs`).
+    pub refine: usize,
     /// Values must be exact in f16, not only scales: for a table that checkpoints store as numbers.
     pub values_in_f16: bool,
     /// Follow gptq.py to the letter, for comparison with its results: min-max scales in full precision, no search; a
@@ -54,6 +57,7 @@ impl Options {
             damp_percent: 0.01,
             block_size: 128,
             gptaq_alpha: 0.0,
+            refine: 0,
             values_in_f16: false,
             gptq_py: false,
         }
@@ -233,7 +237,15 @@ pub fn quantize(
         g_idx[k] = (if fixed_groups { k } else { col } / group_len) as u32;
     }
     let method = Method::Gptq { damp_percent };
-    Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: losses.iter().sum(), method }
+    let mut quantized =
+        Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: losses.iter().sum(), method };
+    if options.refine > 0 {
+        drop((factor, correction));
+        let mut alive = weights.to_owned();
+        (0..cols).filter(|&k| dead[k]).for_each(|k| alive.column_mut(k).fill(0.0));
+        refine(&mut quantized, alive.view(), hessian, drift, damp_percent * mean_diagonal, options);
+    }
+    quantized
 }
 
 /// `alpha * triu(D U^T, 1) U` with D the drift in the order `perm` and U the `factor` (GPTAQ's equation for P).

@@ -75,8 +75,7 @@ impl Grid {
         let (max_code, middle) = (f32::from(self.max_code()), f32::from(self.middle()));
         let mut best = (f32::INFINITY, GroupParams { scale: 1.0, zero: f64::from(middle) });
         let mut consider = |scale: f32, zero: Option<f32>| {
-            let scale =
-                if values_in_f16 { to_coarse_f16(scale, self.bits - u32::from(self.sym)) } else { to_f16(scale) };
+            let scale = self.round_scale(f64::from(scale), values_in_f16) as f32;
             let zero = zero.map_or(middle, |lowest| round_ties_even_f32(-lowest / scale).clamp(1.0, max_code));
             let error = squared_error(weights, importance, scale, -zero, max_code - zero);
             if error < best.0 {
@@ -98,6 +97,13 @@ impl Grid {
             }
         }
         best.1
+    }
+
+    /// The nearest scale that f16 holds, with `values_in_f16` the nearest whose values it holds too.
+    pub fn round_scale(&self, scale: f64, values_in_f16: bool) -> f64 {
+        let scale = scale as f32;
+        let bits = self.bits - u32::from(self.sym);
+        f64::from(if values_in_f16 { to_coarse_f16(scale, bits) } else { to_f16(scale) })
     }
 
     /// Scale and zero as gptq.py's `find_params` has them.

@@ -30,6 +30,7 @@ mod grid;
 mod hessian;
 pub mod observe;
 pub mod pipeline;
+mod refine;
 pub mod self_text;
 
 pub use calibrate::Calibrate;

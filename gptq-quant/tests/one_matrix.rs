@@ -137,6 +137,53 @@ fn what_cannot_be_factored_is_rounded_to_nearest() {
 }
 
 /// GPTAQ's aim: outputs on the drifted inputs near those of the float weights on the inputs without drift.
+/// `|w X'^T - v X^T|^2` summed over rows, with the damping that `quantize` added.
+fn objective(weights: &Array2<f32>, values: &Array2<f32>, h: &Mat<f64>, drift: Option<&Mat<f64>>, damp: f64) -> f64 {
+    let n = h.nrows();
+    let h = Array2::from_shape_fn((n, n), |at| h[at] + if at.0 == at.1 { damp } else { 0.0 });
+    let drift = Array2::from_shape_fn((n, n), |at| drift.map_or(0.0, |drift| drift[at]));
+    let (w, v) = (weights.mapv(f64::from), values.mapv(f64::from));
+    let difference = &w - &v;
+    (difference.dot(&h) * &difference).sum() - 2.0 * (w.dot(&drift) * &v).sum()
+}
+
+#[test]
+fn refining_ends_where_no_code_is_better_alone() {
+    let (rows, cols) = (6, 96);
+    let h = hessian(cols);
+    let drift = Mat::from_fn(cols, cols, |i, j| 0.02 * h[(i, (j + 1) % cols)]);
+    let weights = numbers(rows, cols, 4);
+    let damp = 0.01 * (0..cols).map(|i| h[(i, i)]).sum::<f64>() / cols as f64;
+    for (grid, static_groups) in [(GRID, true), (GRID, false), (Grid { sym: false, ..GRID }, true)] {
+        let run = |refine: usize| {
+            let options = Options { gptaq_alpha: 1.0, refine, static_groups, ..Options::new(grid) };
+            quantize(weights.view(), &h, Some(&drift), &options)
+        };
+        let value = |quantized: &Quantized| {
+            let values = quantized.dequantize();
+            objective(&weights, &values, &h, Some(&drift), damp)
+        };
+        let (plain, once, refined) = (run(0), run(1), run(60));
+        let (before, after_one, after) = (value(&plain), value(&once), value(&refined));
+        assert!(after_one < before && after <= after_one, "{before}, {after_one}, {after}");
+        for row in 0..rows {
+            for k in 0..cols {
+                for code in [refined.codes[(row, k)].saturating_sub(1), (refined.codes[(row, k)] + 1).min(15)] {
+                    let mut other = refined.clone();
+                    other.codes[(row, k)] = code;
+                    assert!(value(&other) >= after - 1e-6 * after.abs(), "row {row}, column {k}, code {code}");
+                }
+            }
+        }
+        let difference = &weights - &refined.dequantize();
+        let n = cols;
+        let damped = Array2::from_shape_fn((n, n), |at| h[at] + if at.0 == at.1 { damp } else { 0.0 });
+        let difference = difference.mapv(f64::from);
+        let loss = (difference.dot(&damped) * &difference).sum();
+        assert!((refined.loss / loss - 1.0).abs() < 1e-4, "{} is not {loss}", refined.loss);
+    }
+}
+
 #[test]
 fn drift_of_the_inputs_is_made_good() {
     let (rows, cols, tokens) = (16, 128, 512);

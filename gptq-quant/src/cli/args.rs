@@ -50,6 +50,9 @@ pub struct Args {
     /// full; takes two to three times as long
     #[arg(long, default_value_t = 0.0, value_name = "ALPHA")]
     pub gptaq_alpha: f64,
+    /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase)
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
+    pub refine: u32,
     /// Columns between two updates of the rest; changes speed only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_size: u32,
@@ -152,6 +155,7 @@ impl Args {
             static_groups: self.static_groups,
             damp_percent: self.damp_percent,
             gptaq_alpha: self.gptaq_alpha,
+            refine: self.refine as usize,
             block_size: self.block_size as usize,
             ..Options::new(grid)
         };

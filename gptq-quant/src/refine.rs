@@ -1,0 +1,160 @@
+//! After GPTQ, coordinate descent on the same objective (QuantEase, Behdin and others, 2023): group after group, the scale
+//! and then each code take the value that is best while all others stay.
+//!
+//! GPTQ decides each column once, before it knows how the later ones come out, and its scales before any of them. With
+//! `w` a row of the weights, `v` its quantized values, X the inputs and `X' = X + alpha (X_float - X)`, what falls is
+//! `|w X'^T - v X^T|^2`, so only `r = w X'^T X - v X^T X` has to be known: changing `v_k` by `d` changes the objective by
+//! `d^2 H_kk - 2 d r_k`.
+
+use faer::Mat;
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use crate::{
+    gptq::{Options, Quantized, ROWS},
+    grid::GroupParams,
+};
+
+/// Refines `quantized` in `options.refine` sweeps. `weights` `[rows, cols]` are zero where an input is dead; `hessian` is
+/// damped by `damp`.
+pub(crate) fn refine(
+    quantized: &mut Quantized,
+    weights: ArrayView2<'_, f32>,
+    hessian: &Mat<f64>,
+    drift: Option<&Mat<f64>>,
+    damp: f64,
+    options: &Options,
+) {
+    let cols = weights.ncols();
+    // Symmetric, so that columns are rows.
+    let hessian = Array2::from_shape_fn((cols, cols), |(i, j)| hessian[(j, i)] + if i == j { damp } else { 0.0 });
+    let drift = drift
+        .filter(|_| options.gptaq_alpha != 0.0)
+        .map(|drift| Array2::from_shape_fn((cols, cols), |at| drift[at] * options.gptaq_alpha));
+    let mut groups = vec![Vec::new(); quantized.scales.ncols()];
+    quantized.g_idx.iter().enumerate().for_each(|(k, &group)| groups[group as usize].push(k));
+    let groups: Vec<Group> = groups
+        .into_iter()
+        .filter(|columns| !columns.is_empty())
+        .map(|columns| {
+            let rows = hessian.select(Axis(0), &columns);
+            Group { square: rows.select(Axis(1), &columns), rows, columns }
+        })
+        .collect();
+
+    let pieces = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter();
+    let pieces = pieces.zip(quantized.codes.axis_chunks_iter_mut(Axis(0), ROWS));
+    let pieces = pieces.zip(quantized.scales.axis_chunks_iter_mut(Axis(0), ROWS));
+    let pieces = pieces.zip(quantized.zeros.axis_chunks_iter(Axis(0), ROWS));
+    let losses: Vec<f64> = pieces
+        .map(|(((weights, mut codes), mut scales), zeros)| {
+            let weights = weights.mapv(f64::from);
+            let value = |(row, k): (usize, usize)| {
+                let group = quantized.g_idx[k] as usize;
+                let params = params(scales[(row, group)], zeros[(row, group)]);
+                options.grid.value(codes[(row, k)], params)
+            };
+            let values = Array2::from_shape_fn(weights.dim(), value);
+            let wanted = drift.as_ref().map(|drift| weights.dot(drift));
+            let mut piece = Piece { residual: (&weights - &values).dot(&hessian), values, options };
+            if let Some(wanted) = &wanted {
+                piece.residual += wanted;
+            }
+            for _ in 0..options.refine {
+                for (group, of) in groups.iter().enumerate() {
+                    piece.visit(
+                        of,
+                        codes.view_mut(),
+                        scales.slice_mut(s![.., group..=group]),
+                        zeros.slice(s![.., group]),
+                    );
+                }
+            }
+            if let Some(wanted) = &wanted {
+                piece.residual -= wanted;
+            }
+            (&piece.residual * &(&weights - &piece.values)).sum()
+        })
+        .collect();
+    quantized.loss = losses.iter().sum();
+}
+
+/// Inputs that share a scale.
+struct Group {
+    columns: Vec<usize>,
+    /// Their rows of the Hessian `[columns, cols]`.
+    rows: Array2<f64>,
+    /// And of these their columns.
+    square: Array2<f64>,
+}
+
+/// Some rows of the matrix.
+struct Piece<'a> {
+    options: &'a Options,
+    /// `[rows, cols]`.
+    values: Array2<f64>,
+    /// `w X'^T X - v X^T X` `[rows, cols]`.
+    residual: Array2<f64>,
+}
+
+impl Piece<'_> {
+    /// The scale `[rows, 1]` and the codes of one group in every row.
+    fn visit(
+        &mut self,
+        group: &Group,
+        mut codes: ArrayViewMut2<'_, u8>,
+        mut scales: ArrayViewMut2<'_, f32>,
+        zeros: ndarray::ArrayView1<'_, u8>,
+    ) {
+        let grid = self.options.grid;
+        let len = group.columns.len();
+        let mut changes = Array2::<f64>::zeros((codes.nrows(), len));
+        let mut residual = vec![0.0; len];
+        let mut multiples = vec![0.0; len];
+        for row in 0..codes.nrows() {
+            let zero = zeros[row];
+            for (i, &k) in group.columns.iter().enumerate() {
+                residual[i] = self.residual[(row, k)];
+                multiples[i] = f64::from(codes[(row, k)]) - f64::from(zero);
+            }
+            let mut changes = changes.row_mut(row);
+
+            let products = group.square.dot(&ndarray::ArrayView1::from(&multiples[..]));
+            let square: f64 = products.iter().zip(&multiples).map(|(p, m)| p * m).sum();
+            let along: f64 = residual.iter().zip(&multiples).map(|(r, m)| r * m).sum();
+            let old = f64::from(scales[(row, 0)]);
+            if square > 0.0 {
+                let new = grid.round_scale(old + along / square, self.options.values_in_f16);
+                let change = new - old;
+                if change * (change * square - 2.0 * along) < 0.0 {
+                    scales[(row, 0)] = new as f32;
+                    for i in 0..len {
+                        changes[i] += change * multiples[i];
+                        residual[i] -= change * products[i];
+                    }
+                }
+            }
+
+            let params = params(scales[(row, 0)], zero);
+            for (i, &k) in group.columns.iter().enumerate() {
+                let line = group.square.row(i);
+                let value = self.values[(row, k)] + changes[i];
+                let code = grid.code(value + residual[i] / line[i], params);
+                if code != codes[(row, k)] {
+                    let change = grid.value(code, params) - value;
+                    codes[(row, k)] = code;
+                    changes[i] += change;
+                    residual.iter_mut().zip(line).for_each(|(r, h)| *r -= change * h);
+                }
+            }
+            for (i, &k) in group.columns.iter().enumerate() {
+                self.values[(row, k)] += changes[i];
+            }
+        }
+        general_mat_mul(-1.0, &changes, &group.rows, 1.0, &mut self.residual);
+    }
+}
+
+fn params(scale: f32, zero: u8) -> GroupParams {
+    GroupParams { scale: f64::from(scale), zero: f64::from(zero) }
+}
