@@ -71,10 +71,10 @@ impl Matrix {
         Ok(Matrix { rows, cols, format: stored.format(), slices })
     }
 
-    /// `y[t, :] = w[tokens[t], :]`. `tokens`: `[count]`. `y`: [count, cols].
-    pub fn embedding(&self, recorder: &mut Recorder, tokens: &Buffer<u32>, count: usize, y: &Buffer<f32>) {
+    /// `y[t, :] = scale * w[tokens[t], :]`. `tokens`: `[count]`. `y`: [count, cols].
+    pub fn embedding(&self, recorder: &mut Recorder, tokens: &Buffer<u32>, count: usize, scale: f32, y: &Buffer<f32>) {
         for slice in &self.slices {
-            Embedding { tokens: count }.record(recorder, slice, tokens, y);
+            Embedding { tokens: count, scale }.record(recorder, slice, tokens, y);
         }
     }
 

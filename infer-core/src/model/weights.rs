@@ -18,7 +18,7 @@ use model_format::{
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Parts, check_runnable};
+use super::Parts;
 use crate::{Progress, Result, ops::Ops};
 
 /// Loads an MLC folder's shards, one after the other.
@@ -29,7 +29,6 @@ pub async fn load_mlc<O: Ops>(
     files: &impl ModelFiles,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable::<O>(config)?;
     let (index_name, cache) = read_index(files).await?;
     let mut expected = Expected::new(config, format);
     let mut unjoined = Unjoined::default();
@@ -152,7 +151,6 @@ pub fn load_checkpoint<O: Ops>(
     format: Option<&'static QuantFormat>,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable::<O>(config)?;
     let gptq = GptqConfig::from_config(checkpoint.config_json())?;
     let mut parts = Parts::default();
     let list = joined_params(config);
@@ -211,7 +209,6 @@ pub fn load_random<O: Ops>(
     seed: u64,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable::<O>(config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut parts = Parts::default();
     let list = joined_params(config);

@@ -83,6 +83,8 @@ impl Gpu {
         if summary.caps.subgroups.is_some() {
             features |= wgpu::Features::SUBGROUP;
         }
+        summary.caps.is_software &= options.software_kernels;
+        summary.caps.timestamps &= options.timestamps;
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
         }

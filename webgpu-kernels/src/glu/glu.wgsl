@@ -1,5 +1,6 @@
-// y[r, i] = silu(gate_up[r, i]) * gate_up[r, inner + i],  silu(v) = v / (1 + exp(-v))
+// y[r, i] = act(gate_up[r, i]) * gate_up[r, inner + i]
 #import invocation
+#import activation
 
 struct Params { len: u32, inner: u32 }
 
@@ -12,9 +13,6 @@ fn main(invocation: Invocation) {
     let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
     if (i < params.len) {
         let row = i / params.inner;
-        let gate = gate_up[i + row * params.inner];
-        let up = gate_up[i + (row + 1u) * params.inner];
-        // exp(88) is the last finite one, and WGSL promises nothing beyond.
-        y[i] = gate / (1.0 + exp(min(-gate, 88.0))) * up;
+        y[i] = activation(gate_up[i + row * params.inner]) * gate_up[i + (row + 1u) * params.inner];
     }
 }
