@@ -32,16 +32,57 @@ pub enum Error {
         /// Byte within the line, from 1.
         column: usize,
     },
-    /// A line of a jsonl file is not what it should be.
-    #[error("line {line} of `{}`: {reason}", path.display())]
-    BadLine {
+    /// A record of a file is not what it should be.
+    #[error("{unit} {number} of `{}`: {reason}", path.display())]
+    BadRecord {
         /// The file.
         path: PathBuf,
-        /// The line, from 1.
-        line: usize,
+        /// `line` or `row`.
+        unit: &'static str,
+        /// Which, from 1.
+        number: usize,
         /// What is wrong.
         reason: String,
     },
+    /// A parquet file is damaged, or lacks what is wanted of it.
+    #[error("`{}` is no parquet file that can be read: {reason}", path.display())]
+    BadParquet {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is neither a file nor a data set of this name.
+    #[error("there is no file and no data set `{source_name}`")]
+    UnknownSource {
+        /// What the user named.
+        source_name: String,
+    },
+    /// The part of a data set that models are measured with.
+    #[error("`{source_name}` is what models are measured with, and no calibration text")]
+    TestSplit {
+        /// What the user named.
+        source_name: String,
+    },
+    /// What follows a source's name is no share.
+    #[error("`{source_name}` does not exist, and what follows its last `=` is not a share")]
+    BadWeight {
+        /// What the user named.
+        source_name: String,
+    },
+    /// The text that the result is to be measured on is in the calibration text.
+    #[error("`{source_name}` has {run} tokens in a row in common with `{evaluation}`")]
+    Overlap {
+        /// The calibration text.
+        source_name: String,
+        /// The text to measure on.
+        evaluation: String,
+        /// Tokens in a row.
+        run: usize,
+    },
+    /// A data set cannot be had.
+    #[error(transparent)]
+    Hub(#[from] model_hub::Error),
     /// The tokenizer refused a text.
     #[error("the text does not encode: {reason}")]
     Encode {
@@ -65,14 +106,22 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                "check the path: a calibration text is a plain text file, or a `.jsonl`".into()
+                "check the path: a calibration text is a plain text file, a `.jsonl` or a `.parquet`".into()
             }
             Error::Read { .. } => "check that the path is a file that you may read".into(),
             Error::Empty { .. } => "give a text of the kind that the model will meet".into(),
             Error::NotUtf8 { .. } => "convert it first, for example with `iconv -f ISO-8859-1 -t UTF-8`".into(),
-            Error::BadLine { .. } => {
-                r#"each line is `{"text": ".."}` or `{"messages": [{"role": "user", "content": ".."}, ..]}`"#.into()
+            Error::BadRecord { .. } => {
+                r#"each record is `{"text": ".."}` or `{"messages": [{"role": "user", "content": ".."}, ..]}`; the field of another name can be named"#.into()
             }
+            Error::BadParquet { .. } => "download it again, or name the column that holds the text".into(),
+            Error::UnknownSource { .. } => format!("name a file, `self`, or a data set of the hub: {}", data_sets()),
+            Error::TestSplit { .. } => "take its part to learn from, which the name alone means".into(),
+            Error::BadWeight { .. } => "a source with its share is `NAME=2` or `NAME=0.5`".into(),
+            Error::Overlap { .. } => "calibrate on another text, or measure on one: a figure for text that the model was \
+                                      fitted to says nothing"
+                .into(),
+            Error::Hub(error) => return error.hint(),
             Error::Encode { .. } => return None,
             Error::TooShort { tokens, seq_len, .. } => match tokens / seq_len {
                 0 => format!("give a longer text, or windows of at most {tokens} tokens"),
@@ -80,4 +129,11 @@ impl Error {
             },
         })
     }
+}
+
+/// The names of the data sets that have one.
+fn data_sets() -> String {
+    let mut names: Vec<_> = crate::DATA_SETS.iter().map(|data_set| format!("`{}`", data_set.name)).collect();
+    names.dedup();
+    names.join(", ")
 }

@@ -1,8 +1,9 @@
 //! Token windows, to calibrate a quantizer on and to measure a model with.
 //!
-//! Text comes from a file ([`read_documents`]), becomes tokens through a closure of the caller's (this crate knows no
-//! tokenizer and no model), and is cut into full windows ([`TokenWindows`]). [`perplexity`] holds the protocol by which
-//! models are compared.
+//! A [`Source`] is what a user names. Its text comes from a file ([`read_documents`]) or a data set of the hub
+//! ([`DATA_SETS`]), becomes tokens through a closure of the caller's (this crate knows no tokenizer and no model), and is
+//! cut into full windows ([`TokenWindows`]), which must share no text ([`TextRuns`]) with what the result is measured on.
+//! [`perplexity`] holds the protocol by which models are compared.
 //!
 //! ```
 //! use calib_data::{Choice, TokenWindows};
@@ -16,11 +17,18 @@
 
 #![deny(missing_docs)]
 
+mod data_set;
+mod documents;
 mod error;
+mod overlap;
+mod parquet;
 pub mod perplexity;
-mod sources;
+mod source;
 mod windows;
 
+pub use data_set::{DATA_SETS, DataSet, Split};
+pub use documents::{ChatMessage, Documents, Records, TEXT_LIMIT, read_documents};
 pub use error::{Error, Result};
-pub use sources::{ChatMessage, read_documents};
+pub use overlap::{RUN, TextRuns};
+pub use source::{Place, Source, shares};
 pub use windows::{Choice, TokenWindows};

@@ -76,6 +76,13 @@ impl TokenWindows {
         TokenWindows { tokens: windows.concat(), seq_len }
     }
 
+    /// The windows of several sources, one after the other. Panics if there is none, or if their lengths differ.
+    pub fn joined(parts: &[TokenWindows]) -> TokenWindows {
+        let seq_len = parts.first().expect("TokenWindows: nothing to join").seq_len;
+        assert!(parts.iter().all(|part| part.seq_len == seq_len), "TokenWindows: windows of different lengths");
+        TokenWindows { tokens: parts.iter().flat_map(|part| &part.tokens).copied().collect(), seq_len }
+    }
+
     /// Number of windows.
     pub fn len(&self) -> usize {
         self.tokens.len() / self.seq_len
@@ -120,6 +127,8 @@ mod tests {
         assert_eq!(lists(&windows), [[0, 1], [2, 3], [4, 5]]);
         assert_eq!((windows.len(), windows.seq_len(), windows.is_empty()), (3, 2, false));
         assert_eq!(TokenWindows::from_windows(&lists(&windows)), windows);
+        let other = TokenWindows::from_windows(&[vec![7, 7]]);
+        assert_eq!(lists(&TokenWindows::joined(&[windows, other])), [[0, 1], [2, 3], [4, 5], [7, 7]]);
     }
 
     #[test]

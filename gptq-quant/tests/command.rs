@@ -156,3 +156,57 @@ fn contradictions_are_usage_errors() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
+
+/// A text of words that differ from line to line, so that windows of it differ too.
+fn prose(seed: usize) -> String {
+    let words = ["river", "lamp", "stone", "early", "seven", "paper", "window", "slowly", "green", "under", "keeps"];
+    let mut state = seed;
+    let mut word = || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        words[(state >> 33) % words.len()]
+    };
+    (0..300).map(|_| format!("The {} {} the {} {}.\n", word(), word(), word(), word())).collect()
+}
+
+#[test]
+fn sources_are_mixed() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    std::fs::write(folder.path().join("text.txt"), prose(1)).unwrap();
+    std::fs::copy(testdata("calib/text.parquet"), folder.path().join("rows.parquet")).unwrap();
+    std::fs::write(folder.path().join("other.txt"), prose(2)).unwrap();
+    let args = ["model", "-o", "out", "--calib", "text.txt=4", "--calib", "rows.parquet=2", "--calib", "self=2"];
+    let more = ["--samples", "8", "--seq-len", "64", "--group-size", "64", "--eval", "other.txt"];
+    let output = gptq_quant(folder.path()).args(args).args(more).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(stderr.contains("4 of `text.txt`, 2 of `rows.parquet`, 2 of `self`"), "{stderr}");
+    assert!(stderr.contains("calibrating on 8 windows of 64 tokens"), "{stderr}");
+}
+
+#[test]
+fn a_text_to_measure_on_that_is_calibrated_on() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_model(folder.path());
+    std::fs::write(folder.path().join("clean.txt"), prose(1)).unwrap();
+    let held_out = prose(2);
+    std::fs::write(folder.path().join("eval.txt"), &held_out).unwrap();
+    // A part of it stands in the middle of another text.
+    let from = held_out.len() / 3;
+    let leak = format!("{}{}{}", prose(3), &held_out[from..from + 3000], prose(4));
+    std::fs::write(folder.path().join("leak.jsonl"), serde_json::json!({ "text": leak }).to_string()).unwrap();
+    let args = ["model", "--calib", "clean.txt", "--calib", "leak.jsonl", "--eval", "eval.txt", "--seq-len", "128"];
+    check_fails(folder.path(), &args, &["`leak.jsonl` has 64 tokens in a row in common with `eval.txt`"]);
+    check_fails(folder.path(), &["model", "--calib", "wikitext2:test"], &["wikitext2:test", "measured"]);
+    check_fails(
+        folder.path(),
+        &["model", "--calib", "wikitext2"],
+        &["Salesforce/wikitext", "train-00000-of-00001.parquet"],
+    );
+    check_fails(folder.path(), &["model", "--calib", "clean.txt=none"], &["not a share"]);
+    check_fails(
+        folder.path(),
+        &["model", "--calib", "clean.txt", "--calib-column", "body", "--calib", "leak.jsonl"],
+        &["`body`"],
+    );
+}

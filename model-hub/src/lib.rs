@@ -8,6 +8,8 @@
 //! | a repository of the hub, of either kind | `HuggingFaceTB/SmolLM2-135M-Instruct@main` |
 //! | the demo model | `demo` |
 //!
+//! [`fetch_data_file`] gets a file of one of the hub's data sets.
+//!
 //! A path that exists always wins over a name. Files from the hub are kept in its standard cache, shared with the other
 //! tools of a machine. This crate knows the network and the cache; what the files mean is `model_format`'s.
 //!
@@ -37,6 +39,7 @@ mod source;
 pub use config::HubConfig;
 pub use error::{Error, Result};
 pub use gguf::GgufCheckpoint;
+pub use hub::fetch_data_file;
 pub use progress::Progress;
 pub use save::save_checkpoint;
 pub use source::{Model, open};

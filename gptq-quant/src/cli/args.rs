@@ -15,6 +15,7 @@ Examples:
   gptq-quant HuggingFaceTB/SmolLM2-135M-Instruct -o SmolLM2-GPTQ
   gptq-quant ./model -o ./model-q4 --grid q4f16_1 --to-mlc ./model-q4f16_1-MLC
   gptq-quant ./model -o ./model-gptq --bits 4 --group-size 128 --calib text.jsonl --samples 256
+  gptq-quant ./model -o ./model-gptq --calib chats.parquet=3 --calib wikitext2 --eval wikitext2
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted."
 )]
@@ -66,13 +67,25 @@ pub struct Args {
     /// How much the first token of a window counts beyond the others, as a share of all of the window's tokens
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     pub first_token_weight: f64,
-    /// Calibration text: a text file, a .jsonl with `text` or `messages`, or `self` for text that the model writes
-    #[arg(long, default_value = "self")]
-    pub calib: String,
-    /// Windows of calibration text [default: 128; 64 of `self`]
+    /// Calibration text: a text file; a .jsonl or .parquet with `text` or `messages` (.gz too); `wikitext2`, `c4` or
+    /// `ptb` from the hub, their parts to learn from or, as in `wikitext2:validation`, another; or `self` for text that
+    /// the model writes. Several are mixed, in equal shares or as in `--calib a.jsonl=3 --calib c4=1`
+    #[arg(long, default_value = "self", value_name = "SOURCE[=SHARE]")]
+    pub calib: Vec<String>,
+    /// The field of a file's records that holds the text [default: `text` or `messages`]
+    #[arg(long, value_name = "NAME")]
+    pub calib_column: Option<String>,
+    /// A text that the result will be measured on, and that must be no part of the calibration text: a file, or `wikitext2`, `c4` or `ptb`, of which
+    /// the part to measure with is taken
+    #[arg(long, value_name = "TEXT")]
+    pub eval: Option<String>,
+    /// The text of --eval is a raw WikiText file: join its rows as GPTQ's authors do
+    #[arg(long, requires = "eval")]
+    pub eval_wikitext: bool,
+    /// Windows of calibration text in all [default: 128; 64 with `self`]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub samples: Option<u32>,
-    /// Tokens per window [default: 2048, or the model's context; 512 of `self`]
+    /// Tokens per window [default: 2048, or the model's context; 512 with `self`]
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1 << 20))]
     pub seq_len: Option<u32>,
     /// Which windows of the text, or what the model writes

@@ -3,42 +3,28 @@
 mod args;
 mod bars;
 mod device;
+mod texts;
 
-use std::{
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Context, Result};
-use calib_data::{ChatMessage, Choice, TokenWindows, read_documents};
 use clap::{CommandFactory, error::ErrorKind};
-use gptq_quant::{
-    CheckpointWriter, SelfText, check_weights, checkpoint::unquantized_config, quantize_layers, write_windows,
-};
-use infer_core::{
-    ChatTemplate, Message, Tokenizer, block_on,
-    chat_template::{Role, Segment},
-};
-use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
+use gptq_quant::{CheckpointWriter, check_weights, checkpoint::unquantized_config, quantize_layers};
+use infer_core::block_on;
+use model_format::{QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
 use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
 use device::{Device, with_ops};
+use texts::Texts;
 
 /// The format of `--to-mlc`.
 const MLC_FORMAT: &str = "q4f16_1";
-
-/// Windows of a file, where the user does not say.
-const FILE_SAMPLES: usize = 128;
-
-/// Windows that the model writes itself, and their tokens, where the user does not say.
-const SELF_SAMPLES: usize = 64;
-const SELF_SEQ_LEN: usize = 512;
 
 /// Whether the user has asked to stop.
 #[derive(Clone, Default)]
@@ -107,11 +93,16 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     }
     let device = Device::open(&args.device)?;
     check_weights(checkpoint)?;
-    let windows = calibration(args, checkpoint, &config, &device, &mut bars)?;
+    let texts = Texts::gather(args, checkpoint, &hub, &mut bars)?;
+    let windows = &texts.calibration;
+    if texts.sources.len() > 1 {
+        let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));
+        bars.line(&parts.collect::<Vec<_>>().join(", "));
+    }
     bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
 
     let mut add = |param: &_, quantized: &_| writer.add(param, quantized);
-    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, &windows, &settings, &mut bars, &mut add)))?;
+    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, windows, &settings, &mut bars, &mut add)))?;
     writer.finish()?;
     bars.clear();
     println!("wrote `{}`", args.output.display());
@@ -129,55 +120,4 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The windows to calibrate on.
-fn calibration(
-    args: &Args,
-    checkpoint: &dyn Checkpoint,
-    config: &DecoderConfig,
-    device: &Device,
-    bars: &mut Bars,
-) -> Result<TokenWindows> {
-    let context = config.max_position_embeddings;
-    if args.calib == "self" {
-        let text = SelfText {
-            samples: args.samples.map_or(SELF_SAMPLES, |samples| samples as usize),
-            seq_len: args.seq_len.map_or(SELF_SEQ_LEN.min(context), |len| len as usize),
-            seed: args.seed,
-        };
-        let windows = with_ops!(device, ops => block_on(write_windows(ops, checkpoint, text, bars)))?;
-        bars.clear();
-        return Ok(windows);
-    }
-    let files = checkpoint.companion_files()?;
-    let tokenizer = files.iter().find(|(name, _)| name == "tokenizer.json");
-    let (_, tokenizer) = tokenizer.with_context(|| format!("`{}` has no tokenizer.json", checkpoint.location()))?;
-    let tokenizer = Tokenizer::from_bytes(tokenizer)?;
-    let template = ChatTemplate::from_files(&files)?;
-    let documents = read_documents(Path::new(&args.calib), |messages| {
-        let template = template.as_ref().context("the model has no chat template to write `messages` with")?;
-        let messages: Vec<_> = messages.iter().map(message).collect::<Result<_>>()?;
-        let segments = template.render(&tokenizer, &messages, false)?;
-        anyhow::Ok(segments.iter().map(Segment::text).collect())
-    })?;
-    let seq_len = args.seq_len.map_or(2048.min(context), |len| len as usize);
-    let encode = |text: &str| tokenizer.encode(text);
-    let windows = |samples| TokenWindows::new(&documents, encode, seq_len, samples, Choice::Seeded(args.seed));
-    let samples = args.samples.map_or(FILE_SAMPLES, |samples| samples as usize);
-    Ok(match windows(samples) {
-        // A number that nobody asked for is taken as the most.
-        Err(calib_data::Error::TooShort { tokens, .. }) if args.samples.is_none() && tokens >= seq_len => {
-            windows(tokens / seq_len)?
-        }
-        result => result?,
-    })
-}
-
-/// A message of a calibration file as the chat template takes it.
-fn message(message: &ChatMessage) -> Result<Message> {
-    let roles = [Role::System, Role::User, Role::Assistant, Role::Tool];
-    let role = roles.into_iter().find(|role| role.as_str() == message.role);
-    let role = role.with_context(|| format!("`{}` is not the role of a message", message.role))?;
-    Ok(Message::new(role, &message.content))
 }

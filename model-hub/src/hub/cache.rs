@@ -81,28 +81,28 @@ impl Cache {
 
     /// Makes a blob appear in a snapshot under its file's name.
     pub fn link(&self, etag: &str, commit: &str, file: &str) -> Result<()> {
-        let folder = self.snapshot(commit);
-        fs::create_dir_all(&folder).map_err(io("create", &folder))?;
-        let pointer = folder.join(file);
+        let pointer = self.snapshot(commit).join(file);
+        let folder = pointer.parent().expect("it is below a snapshot");
+        fs::create_dir_all(folder).map_err(io("create", folder))?;
         // A link that leads nowhere is left when blobs were deleted.
         if pointer.symlink_metadata().is_ok() && !pointer.exists() {
             fs::remove_file(&pointer).map_err(io("replace", &pointer))?;
         }
-        match link(&self.blob(etag), etag, &pointer) {
+        match link(&self.blob(etag), etag, file.split('/').count(), &pointer) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             other => other.map_err(io("create", &pointer)),
         }
     }
 }
 
-/// Relative, so that the cache can be moved.
+/// Relative, so that the cache can be moved: from `depth` levels below the folder of snapshots.
 #[cfg(unix)]
-fn link(_: &Path, etag: &str, pointer: &Path) -> std::io::Result<()> {
-    std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), pointer)
+fn link(_: &Path, etag: &str, depth: usize, pointer: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(Path::new(&"../".repeat(depth + 1)).join("blobs").join(etag), pointer)
 }
 
 /// Symbolic links need a privilege elsewhere.
 #[cfg(not(unix))]
-fn link(blob: &Path, _: &str, pointer: &Path) -> std::io::Result<()> {
+fn link(blob: &Path, _: &str, _: usize, pointer: &Path) -> std::io::Result<()> {
     fs::hard_link(blob, pointer).or_else(|_| fs::copy(blob, pointer).map(drop))
 }

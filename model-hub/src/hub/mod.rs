@@ -1,4 +1,4 @@
-//! Repositories of the hub: which files of one are a model, and getting them into the cache.
+//! Repositories of the hub: which files of one are a model, and getting them, or one file of a data set, into the cache.
 //!
 //! `client.rs` asks, `download.rs` transfers, `cache.rs` keeps.
 
@@ -28,6 +28,8 @@ pub(crate) struct RepoName {
     pub id: String,
     /// Branch, tag or commit.
     pub revision: String,
+    /// Whether it holds a data set; else a model.
+    pub is_data_set: bool,
 }
 
 impl RepoName {
@@ -45,11 +47,12 @@ impl RepoName {
         if !revision.split('/').all(|part| plain(part) && !part.ends_with(".lock")) {
             return Err(format!("{revision:?} is not a branch, tag or commit"));
         }
-        Ok(RepoName { id: id.into(), revision: revision.into() })
+        Ok(RepoName { id: id.into(), revision: revision.into(), is_data_set: false })
     }
 
     fn repo(&self) -> Repo {
-        Repo::with_revision(self.id.clone(), RepoType::Model, self.revision.clone())
+        let kind = if self.is_data_set { RepoType::Dataset } else { RepoType::Model };
+        Repo::with_revision(self.id.clone(), kind, self.revision.clone())
     }
 }
 
@@ -64,38 +67,61 @@ impl std::fmt::Display for RepoName {
 
 /// Gets the files of a model into the cache, those that are not there yet, and says in which folder they are.
 pub(crate) fn fetch_model(name: &RepoName, config: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
+    fetch(name, config, progress, &|snapshot, progress| {
+        snapshot.fetch_model(progress)?;
+        Ok(snapshot.folder.clone())
+    })
+}
+
+/// Gets one file of a data set of the hub into the cache, if it is not there yet, and says where it is.
+///
+/// `repository` is `org/name` or `org/name@revision`, `file` a path within it.
+pub fn fetch_data_file(
+    repository: &str,
+    file: &str,
+    config: &HubConfig,
+    progress: &mut dyn Progress,
+) -> Result<PathBuf> {
+    let name = RepoName::parse(repository)
+        .map_err(|reason| Error::NotFound { what: format!("data set `{repository}`: {reason}") })?;
+    let name = RepoName { is_data_set: true, ..name };
+    fetch(&name, config, progress, &|snapshot, progress| snapshot.get(file, progress))
+}
+
+/// Gets what `get` wants of a repository: from the hub what is not in the cache, and all of it from the cache where the
+/// hub may not be asked or does not answer.
+fn fetch<T>(
+    name: &RepoName,
+    config: &HubConfig,
+    progress: &mut dyn Progress,
+    get: &dyn Fn(&mut Snapshot<'_>, &mut dyn Progress) -> Result<T>,
+) -> Result<T> {
     let cache = Cache::new(config, name.repo());
+    let cached = |progress: &mut dyn Progress| {
+        let commit = cache.read_ref(&name.revision).unwrap_or_else(|| name.revision.clone());
+        get(&mut Snapshot { name, cache: &cache, folder: cache.snapshot(&commit), remote: None }, progress)
+    };
     if config.offline {
-        return cached_model(name, &cache, progress);
+        return cached(progress);
     }
     let client = Client::new(config)?;
     let info = match client.repo_info(name, progress) {
         Ok(info) => info,
         Err(unreachable @ Error::Unreachable { .. }) => {
             // As the hub's own tools do: what is here is better than nothing.
-            let Ok(folder) = cached_model(name, &cache, &mut ()) else { return Err(unreachable) };
+            let Ok(found) = cached(&mut ()) else { return Err(unreachable) };
             progress.message(&format!("{unreachable}; using the copy in the cache"));
-            return Ok(folder);
+            return Ok(found);
         }
         Err(other) => return Err(other),
     };
     let folder = cache.snapshot(&info.sha);
     let files = info.siblings.into_iter().map(|file| file.rfilename).collect();
-    let mut snapshot =
-        Snapshot { name, cache: &cache, folder, remote: Some(Remote { client, commit: info.sha, files }) };
-    snapshot.fetch(progress)?;
-    let Snapshot { folder, remote, .. } = snapshot;
+    let remote = Remote { client, commit: info.sha.clone(), files };
+    let found = get(&mut Snapshot { name, cache: &cache, folder, remote: Some(remote) }, progress)?;
     // Last, so that working offline finds a revision only when it is complete.
-    cache.write_ref(&name.revision, &remote.expect("set above").commit)?;
-    Ok(folder)
-}
-
-/// The folder of a model that is complete in the cache.
-fn cached_model(name: &RepoName, cache: &Cache, progress: &mut dyn Progress) -> Result<PathBuf> {
-    let commit = cache.read_ref(&name.revision).unwrap_or_else(|| name.revision.clone());
-    let mut snapshot = Snapshot { name, cache, folder: cache.snapshot(&commit), remote: None };
-    snapshot.fetch(progress)?;
-    Ok(snapshot.folder)
+    cache.write_ref(&name.revision, &info.sha)?;
+    Ok(found)
 }
 
 /// One revision of a repository: in the cache, and on the hub where that may be asked.
@@ -116,7 +142,7 @@ struct Remote<'a> {
 
 impl Snapshot<'_> {
     /// Gets what a model needs.
-    fn fetch(&mut self, progress: &mut dyn Progress) -> Result<()> {
+    fn fetch_model(&mut self, progress: &mut dyn Progress) -> Result<()> {
         if self.has(ChatConfig::FILE_NAME) {
             self.fetch_mlc(progress)
         } else if self.has("config.json") {
@@ -183,7 +209,7 @@ impl Snapshot<'_> {
 
     /// Path of a file of this snapshot, which is downloaded where it is not there yet.
     fn get(&mut self, file: &str, progress: &mut dyn Progress) -> Result<PathBuf> {
-        check_file_name(&self.name.to_string(), file)?;
+        file.split('/').try_for_each(|part| check_file_name(&self.name.to_string(), part))?;
         let path = self.folder.join(file);
         if path.is_file() {
             return Ok(path);

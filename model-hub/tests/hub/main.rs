@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model_format::checkpoint::write_safetensors;
 use model_format::{Dtype, Error as FormatError, HostTensor};
-use model_hub::{Error, HubConfig, Model, Progress, Result, open};
+use model_hub::{Error, HubConfig, Model, Progress, Result, fetch_data_file, open};
 
 use server::{COMMIT, Host, Reply, Request, Server, etag};
 
@@ -109,6 +109,25 @@ fn content(
     change: impl Fn(usize, Reply) -> Reply + Send + Sync + 'static,
 ) -> impl Fn(&Request, Reply) -> Reply + Send + Sync {
     move |request, reply| if request.is_content() { change(request.before, reply) } else { reply }
+}
+
+#[test]
+fn a_file_of_a_data_set_arrives_in_its_folder() {
+    let file = "en/train/0000.bin";
+    let (server, home) = (Server::start(&[(file, b"rows".into()), ("README.md", b"".into())], as_it_is), Home::new());
+    let config = server.config(home.path());
+    let path = fetch_data_file("org/texts@refs/convert/parquet", file, &config, &mut ()).unwrap();
+    let repo = home.path().join("hub/datasets--org--texts");
+    assert_eq!(path, repo.join("snapshots").join(COMMIT).join(file));
+    assert_eq!(std::fs::read(&path).unwrap(), b"rows");
+    assert_eq!(std::fs::read_to_string(repo.join("refs/refs/convert/parquet")).unwrap(), COMMIT);
+    assert!(server.log().iter().any(|request| request.path.starts_with("/datasets/org/texts/resolve/")));
+
+    let offline = HubConfig { offline: true, ..config };
+    assert_eq!(fetch_data_file("org/texts@refs/convert/parquet", file, &offline, &mut ()).unwrap(), path);
+    for wrong in ["en/train/0001.bin", "../0000.bin", "en//0000.bin", "/etc/passwd"] {
+        assert!(fetch_data_file("org/texts", wrong, &server.config(home.path()), &mut ()).is_err(), "{wrong}");
+    }
 }
 
 #[test]

@@ -166,7 +166,8 @@ fn reply(files: &BTreeMap<String, Vec<u8>>, request: &Request, content_port: u16
         let Some(bytes) = files.get(path.trim_start_matches('/')) else { return Reply::status(404) };
         return ranged(request, bytes);
     }
-    if path.starts_with("/api/models/") && path.ends_with("/revision/main") {
+    let is_info = path.starts_with("/api/models/") || path.starts_with("/api/datasets/");
+    if is_info && (path.ends_with("/revision/main") || path.ends_with("/revision/refs%2Fconvert%2Fparquet")) {
         let siblings: Vec<_> = files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
         return Reply::status(200).body(serde_json::json!({ "sha": COMMIT, "siblings": siblings }).to_string());
     }

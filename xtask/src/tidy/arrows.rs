@@ -76,6 +76,9 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("tempfile", Owner::Anyone),
     ("rand", Owner::Only(&["infer-core", "calib-data"])),
     ("rand_chacha", Owner::Only(&["infer-core", "calib-data"])),
+    // Data sets: their records, and gzip around text.
+    ("parquet", Owner::Only(&["calib-data"])),
+    ("flate2", Owner::Only(&["calib-data"])),
     ("memmap2", Owner::Only(&["model-format"])),
     ("safetensors", Owner::Only(&["model-format"])),
     ("md-5", Owner::Only(&["model-format"])),

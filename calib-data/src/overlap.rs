@@ -1,0 +1,99 @@
+//! [`TextRuns`]: whether calibration text is, in part, the text that the result is measured on. A perplexity on such a
+//! text says nothing.
+
+use std::collections::HashMap;
+
+use crate::TokenWindows;
+
+/// Tokens in a row that two texts do not share by accident, as a licence or a boilerplate line might be shared.
+pub const RUN: usize = 64;
+
+/// The base of the rolling hash: any large odd number.
+const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Every run of [`RUN`] tokens of a text.
+pub struct TextRuns {
+    tokens: Vec<u32>,
+    len: usize,
+    /// Hash of a run -> where one with this hash begins.
+    runs: HashMap<u64, usize>,
+}
+
+impl TextRuns {
+    /// The runs of a text that will be held against windows of `seq_len`, which are shorter where these are.
+    pub fn new(tokens: Vec<u32>, seq_len: usize) -> TextRuns {
+        let len = RUN.min(seq_len);
+        let mut runs = HashMap::new();
+        hashes(&tokens, len, |at, hash| {
+            runs.entry(hash).or_insert(at);
+            false
+        });
+        TextRuns { tokens, len, runs }
+    }
+
+    /// The first window that has a run in common with the text.
+    pub fn first_shared(&self, windows: &TokenWindows) -> Option<usize> {
+        windows.iter().position(|window| {
+            let mut found = false;
+            hashes(window, self.len, |at, hash| {
+                let same = |&start: &usize| self.tokens[start..][..self.len] == window[at..][..self.len];
+                found = self.runs.get(&hash).is_some_and(same);
+                found
+            });
+            found
+        })
+    }
+}
+
+/// Gives `visit` the hash of each run of `len` tokens and where it begins, until it returns true.
+fn hashes(tokens: &[u32], len: usize, mut visit: impl FnMut(usize, u64) -> bool) {
+    if tokens.len() < len {
+        return;
+    }
+    // hash = sum of token * BASE^(distance from the end), all modulo 2^64.
+    let value = |token: u32| (u64::from(token) + 1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let highest = (1..len).fold(1u64, |power, _| power.wrapping_mul(BASE));
+    let mut hash = tokens[..len].iter().fold(0u64, |hash, &token| hash.wrapping_mul(BASE).wrapping_add(value(token)));
+    for at in 0.. {
+        if visit(at, hash) || at + len == tokens.len() {
+            return;
+        }
+        let rest = hash.wrapping_sub(value(tokens[at]).wrapping_mul(highest));
+        hash = rest.wrapping_mul(BASE).wrapping_add(value(tokens[at + len]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn windows(tokens: impl IntoIterator<Item = u32>, seq_len: usize) -> TokenWindows {
+        let tokens: Vec<u32> = tokens.into_iter().collect();
+        TokenWindows::from_windows(&tokens.chunks_exact(seq_len).map(<[u32]>::to_vec).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_shared_run_is_found_wherever_it_stands() {
+        let text: Vec<u32> = (0..5000).map(|i| i * 7919 % 1013 + i / 1013 * 2000).collect();
+        let runs = TextRuns::new(text.clone(), 200);
+        // Window 2 holds RUN tokens of the text, window 1 one less.
+        for (at, offset) in [(0, 0), (4000, 17), (5000 - RUN, 200 - RUN)] {
+            let mut calibration: Vec<u32> = (0..1000).map(|i| 100_000 + i % 50).collect();
+            calibration[200 + 5..][..RUN - 1].copy_from_slice(&text[at..][..RUN - 1]);
+            assert_eq!(runs.first_shared(&windows(calibration.clone(), 200)), None, "{at}");
+            calibration[400 + offset..][..RUN].copy_from_slice(&text[at..][..RUN]);
+            assert_eq!(runs.first_shared(&windows(calibration, 200)), Some(2), "{at}");
+        }
+        // Two runs that differ in their order only are not the same.
+        let reversed = text.iter().rev().copied();
+        assert_eq!(runs.first_shared(&windows(reversed, 200)), None);
+    }
+
+    #[test]
+    fn short_windows_and_short_texts() {
+        let runs = TextRuns::new((0..100).collect(), 10);
+        assert_eq!(runs.first_shared(&windows(90..100, 10)), Some(0));
+        assert_eq!(runs.first_shared(&windows((90..99).chain([5]), 10)), None);
+        assert_eq!(TextRuns::new(vec![1, 2, 3], 10).first_shared(&windows(0..10, 10)), None);
+    }
+}

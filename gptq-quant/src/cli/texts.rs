@@ -1,0 +1,165 @@
+//! Texts: the windows to calibrate on, from what `--calib` names, and those of `--eval`, which must be others.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use calib_data::{
+    ChatMessage, Choice, DataSet, Documents, Place, RUN, Records, Source, TEXT_LIMIT, TextRuns, TokenWindows,
+    perplexity, read_documents, shares,
+};
+use gptq_quant::{SelfText, write_windows};
+use infer_core::{
+    ChatTemplate, Message, Tokenizer, block_on,
+    chat_template::{Role, Segment},
+    ops::candle::CandleOps,
+};
+use model_format::Checkpoint;
+use model_hub::HubConfig;
+
+use super::{Args, Bars};
+
+/// Windows, where the user does not say.
+const SAMPLES: usize = 128;
+const SEQ_LEN: usize = 2048;
+
+/// The same, where the model writes some of them itself.
+const SELF_SAMPLES: usize = 64;
+const SELF_SEQ_LEN: usize = 512;
+
+/// What is calibrated on and measured with.
+pub struct Texts {
+    /// To calibrate on.
+    pub calibration: TokenWindows,
+    /// Each source by its name, with its windows among these.
+    pub sources: Vec<(String, usize)>,
+}
+
+impl Texts {
+    /// Reads, fetches or writes them. The model's own text comes last, since it takes longest.
+    pub fn gather(args: &Args, checkpoint: &dyn Checkpoint, hub: &HubConfig, bars: &mut Bars) -> Result<Texts> {
+        let sources = args.calib.iter().map(|name| Source::parse(name)).collect::<Result<Vec<_>, _>>()?;
+        let config = model_format::DecoderConfig::from_hf(checkpoint.config_json())?;
+        let context = config.max_position_embeddings;
+        let is_own = |source: &Source| source.place == Place::Myself;
+        let (samples, seq_len) =
+            if sources.iter().any(is_own) { (SELF_SAMPLES, SELF_SEQ_LEN) } else { (SAMPLES, SEQ_LEN) };
+        let seq_len = args.seq_len.map_or(seq_len.min(context), |len| len as usize);
+        let samples = args.samples.map_or(samples, |samples| samples as usize);
+        let weights: Vec<_> = sources.iter().map(|source| source.weight).collect();
+        let shares = shares(samples, &weights);
+
+        let needs_text = args.eval.is_some() || !sources.iter().all(is_own);
+        let reader = needs_text.then(|| Reader::new(args, checkpoint, hub)).transpose()?;
+        let runs = match (&args.eval, &reader) {
+            (Some(name), Some(reader)) => Some(TextRuns::new(reader.evaluation(name, bars)?, seq_len)),
+            _ => None,
+        };
+        // The model writes other text for another window, whatever stands before it.
+        let mut parts: Vec<Option<TokenWindows>> = vec![None; sources.len()];
+        let mut order: Vec<usize> = (0..sources.len()).filter(|&i| shares[i] > 0).collect();
+        order.sort_by_key(|&i| is_own(&sources[i]));
+        for i in order {
+            let (source, share) = (&sources[i], shares[i]);
+            let windows = match (&source.place, &reader) {
+                (Place::Myself, _) => {
+                    let text = SelfText { samples: share, seq_len, seed: args.seed };
+                    let windows = block_on(write_windows(CandleOps::default(), checkpoint, text, bars))?;
+                    bars.clear();
+                    windows
+                }
+                (_, Some(reader)) => reader.windows(source, seq_len, share, bars)?,
+                (_, None) => unreachable!("a text is read"),
+            };
+            if let (Some(runs), Some(evaluation)) = (&runs, &args.eval)
+                && runs.first_shared(&windows).is_some()
+            {
+                let (source_name, evaluation) = (source.name.clone(), evaluation.clone());
+                return Err(calib_data::Error::Overlap { source_name, evaluation, run: RUN.min(seq_len) }.into());
+            }
+            parts[i] = Some(windows);
+        }
+        let used = sources.iter().zip(&parts);
+        let sources = used.map(|(source, part)| (source.name.clone(), part.as_ref().map_or(0, TokenWindows::len)));
+        let sources = sources.collect();
+        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        Ok(Texts { calibration: TokenWindows::joined(&parts), sources })
+    }
+}
+
+/// Reads texts as this model does.
+struct Reader<'a> {
+    args: &'a Args,
+    hub: &'a HubConfig,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(args: &'a Args, checkpoint: &dyn Checkpoint, hub: &'a HubConfig) -> Result<Reader<'a>> {
+        let files = checkpoint.companion_files()?;
+        let tokenizer = files.iter().find(|(name, _)| name == "tokenizer.json");
+        let (_, tokenizer) = tokenizer.with_context(|| format!("`{}` has no tokenizer.json", checkpoint.location()))?;
+        let tokenizer = Tokenizer::from_bytes(tokenizer)?;
+        Ok(Reader { args, hub, tokenizer, template: ChatTemplate::from_files(&files)? })
+    }
+
+    /// `share` windows of a source, or as many as it has where nobody asked for a number.
+    fn windows(&self, source: &Source, seq_len: usize, share: usize, bars: &mut Bars) -> Result<TokenWindows> {
+        let documents = self.documents(&source.place, self.args.calib_column.as_deref(), bars)?;
+        if documents.is_cut {
+            bars.line(&format!("of `{}`, the first {} MiB are read", source.name, TEXT_LIMIT >> 20));
+        }
+        let encode = |text: &str| self.tokenizer.encode(text);
+        let choice = Choice::Seeded(self.args.seed);
+        let windows = |samples| TokenWindows::new(&documents.texts, encode, seq_len, samples, choice);
+        let windows = match windows(share) {
+            // A number that nobody asked for is taken as the most.
+            Err(calib_data::Error::TooShort { tokens, .. }) if self.args.samples.is_none() && tokens >= seq_len => {
+                windows(tokens / seq_len)
+            }
+            result => result,
+        };
+        windows.with_context(|| format!("`{}` cannot be calibrated on", source.name))
+    }
+
+    /// The tokens of the text to measure on.
+    fn evaluation(&self, name: &str, bars: &mut Bars) -> Result<Vec<u32>> {
+        let place = match DataSet::for_evaluation(name)? {
+            Some(data_set) if !Path::new(name).exists() => Place::Hub(data_set),
+            _ => Place::File(name.into()),
+        };
+        let texts = self.documents(&place, None, bars)?.texts;
+        let text = texts.join("\n\n");
+        let text = if self.args.eval_wikitext { perplexity::wikitext_text(&text) } else { text };
+        Ok(self.tokenizer.encode(&text)?)
+    }
+
+    fn documents(&self, place: &Place, column: Option<&str>, bars: &mut Bars) -> Result<Documents> {
+        let render = |messages: &[ChatMessage]| self.conversation(messages);
+        Ok(match place {
+            Place::Myself => unreachable!("the model's own text is not read"),
+            Place::File(path) => read_documents(path, Records { column, join: None }, render)?,
+            Place::Hub(data_set) => {
+                let path = data_set.fetch(self.hub, bars)?;
+                let records = Records { column: Some(data_set.column), join: data_set.join };
+                read_documents(&path, records, render)?
+            }
+        })
+    }
+
+    /// A conversation as the model's chat template writes it.
+    fn conversation(&self, messages: &[ChatMessage]) -> Result<String> {
+        let template = self.template.as_ref().context("the model has no chat template to write `messages` with")?;
+        let messages: Vec<_> = messages.iter().map(message).collect::<Result<_>>()?;
+        let segments = template.render(&self.tokenizer, &messages, false)?;
+        Ok(segments.iter().map(Segment::text).collect())
+    }
+}
+
+/// A message of a calibration file as the chat template takes it.
+fn message(message: &ChatMessage) -> Result<Message> {
+    let roles = [Role::System, Role::User, Role::Assistant, Role::Tool];
+    let role = roles.into_iter().find(|role| role.as_str() == message.role);
+    let role = role.with_context(|| format!("`{}` is not the role of a message", message.role))?;
+    Ok(Message::new(role, &message.content))
+}
