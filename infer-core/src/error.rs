@@ -13,6 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Gpu(#[from] webgpu_kernels::Error),
     /// The CPU backend.
+    #[cfg(feature = "native")]
     #[error("the CPU backend failed: {0}")]
     Cpu(#[from] candle_core::Error),
     /// The decoder has a part for which the device has no operations.
@@ -68,7 +69,9 @@ impl Error {
                 Some("begin a new conversation, or load the model with a longer context".into())
             }
             Error::NotRunnable { .. } => Some("load it on the CPU: `--device cpu` in the programs".into()),
-            Error::Cpu(_) | Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
+            #[cfg(feature = "native")]
+            Error::Cpu(_) => None,
+            Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
         }
     }
 }

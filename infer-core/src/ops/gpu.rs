@@ -17,7 +17,7 @@ use webgpu_kernels::{
     swiglu::Swiglu,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Span};
+use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span};
 use crate::Result;
 
 /// Tokens that are run before the host knows the first: while one is read and the next recorded, the device has one.
@@ -80,6 +80,20 @@ impl Ops for GpuOps {
 
     fn upload_matrix(&mut self, _role: Role, weight: Weight) -> Result<Matrix> {
         Ok(Matrix::upload(&self.gpu, &weight)?)
+    }
+
+    async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
+        let ([rows, _], step) = (source.shape(), source.rows_at_once());
+        let mut matrix: Option<Matrix> = None;
+        for first in (0..rows).step_by(step) {
+            let part = source.read(first..rows.min(first + step)).await?;
+            let matrix = match &matrix {
+                Some(matrix) => matrix,
+                None => matrix.insert(Matrix::with_room(&self.gpu, &part, rows)?),
+            };
+            matrix.write_rows(&self.gpu, first, &part);
+        }
+        Ok(matrix.expect("a matrix has rows"))
     }
 
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {

@@ -135,7 +135,7 @@ impl Selection {
 pub struct OpenOptions {
     /// Use f16 arithmetic where the device has it.
     pub f16: bool,
-    /// Use subgroups where the device has them.
+    /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
     pub subgroups: bool,
     /// Ask for no more than WebGPU's default limits.
     pub default_limits: bool,
