@@ -34,7 +34,7 @@ export function modelRef(name: string): ModelRef {
   url.search = url.hash = '';
   const page = /^\/([\w.-]+\/[\w.-]+)(?:\/tree\/([\w./-]+))?$/.exec(url.pathname);
   if (url.origin === HUB && page) return modelRef(page[2] ? `${page[1]}@${page[2]}` : page[1]!);
-  return { id: url.href.replace(/^https?:\/\//, ''), base: `${url.href}/` };
+  return { id: url.href, base: `${url.href}/` };
 }
 
 /** The model in a folder of files. */

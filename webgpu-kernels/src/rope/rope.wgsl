@@ -18,8 +18,8 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let at = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let at = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (at >= params.lanes) {
         return;
     }
