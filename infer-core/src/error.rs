@@ -13,6 +13,7 @@ pub enum Error {
     #[error(transparent)]
     Gpu(#[from] webgpu_kernels::Error),
     /// The CPU backend.
+    #[cfg(feature = "native")]
     #[error("the CPU backend failed: {0}")]
     Cpu(#[from] candle_core::Error),
     /// tokenizer.json does not load, or a text does not encode.
@@ -57,7 +58,9 @@ impl Error {
             Error::ContextFull { .. } => {
                 Some("begin a new conversation, or load the model with a longer context".into())
             }
-            Error::Cpu(_) | Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
+            #[cfg(feature = "native")]
+            Error::Cpu(_) => None,
+            Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
         }
     }
 }

@@ -347,7 +347,7 @@ impl<O: Ops> Parts<O> {
         Ok(())
     }
 
-    /// Adds a matrix that is on the device already, in the place of one that was added before.
+    /// Adds a matrix that is on the device already, or puts it in the place of one that was added before.
     pub fn add_matrix(&mut self, role: Role, matrix: O::Matrix) {
         self.matrices.insert(role, matrix);
     }

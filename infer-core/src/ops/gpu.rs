@@ -21,7 +21,7 @@ use webgpu_kernels::{
     soft_cap::SoftCap,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Span, TokenWeights};
+use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
 use crate::Result;
 
 pub use webgpu_kernels::gram::GramSums;
@@ -118,6 +118,20 @@ impl Ops for GpuOps {
 
     fn upload_matrix(&mut self, _role: Role, weight: Weight) -> Result<Matrix> {
         Ok(Matrix::upload(&self.gpu, &weight)?)
+    }
+
+    async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
+        let ([rows, _], step) = (source.shape(), source.rows_at_once());
+        let mut matrix: Option<Matrix> = None;
+        for first in (0..rows).step_by(step) {
+            let part = source.read(first..rows.min(first + step)).await?;
+            let matrix = match &matrix {
+                Some(matrix) => matrix,
+                None => matrix.insert(Matrix::with_room(&self.gpu, &part, rows)?),
+            };
+            matrix.write_rows(&self.gpu, first, &part);
+        }
+        Ok(matrix.expect("a matrix has rows"))
     }
 
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {

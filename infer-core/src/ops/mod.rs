@@ -4,13 +4,17 @@
 //! [`candle::CandleOps`] runs the same operations on the CPU, and the quantizer wraps either to see what goes into each
 //! matrix. A fused operation has its plain meaning as the default; an override must compute the same.
 
+#[cfg(feature = "native")]
 pub mod candle;
+#[cfg(feature = "native")]
 mod candle_kv;
 pub mod gpu;
 
-use model_format::{Role, Weight, decoder_config::Activation};
+use std::ops::Range;
 
+use model_format::{Role, Weight, decoder_config::Activation};
 use webgpu_kernels::cross_entropy::cross_entropy;
+
 pub use webgpu_kernels::gram::TokenWeights;
 
 use crate::Result;
@@ -29,6 +33,12 @@ pub trait Ops {
 
     /// Takes a weight matrix to the device. `role` says which one it is.
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix>;
+    /// The same for a matrix that the host need not hold whole.
+    async fn upload_rows(&mut self, role: Role, source: &mut impl Rows) -> Result<Self::Matrix> {
+        let [rows, _] = source.shape();
+        let whole = source.read(0..rows).await?;
+        self.upload_matrix(role, whole)
+    }
     /// Takes `[rows, cols]` values to the device: norm weights, the rotary table, hidden states of the quantizer.
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
     /// Room for the keys and values of one layer.
@@ -111,6 +121,17 @@ pub trait Ops {
         let gate_up = self.linear(x, gate_up);
         self.glu(&gate_up, activation)
     }
+}
+
+/// A weight matrix whose rows are read when they are wanted.
+#[expect(async_fn_in_trait, reason = "the engine owns no thread, so no Send bound is wanted")]
+pub trait Rows {
+    /// Rows and columns: outputs and inputs.
+    fn shape(&self) -> [usize; 2];
+    /// How many rows are worth reading at a time: an even number, or all.
+    fn rows_at_once(&self) -> usize;
+    /// Some of the rows, or all of them.
+    async fn read(&mut self, rows: Range<usize>) -> Result<Weight>;
 }
 
 /// Choosing the next token where the logits are, so that the token after it can be run before the host knows the first.

@@ -8,8 +8,8 @@ struct Params { len: u32, cols: u32 }
 @group(0) @binding(2) var<storage, read> y: array<f32>;                // [cols]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.len) {
         x[i] += y[i % params.cols];
     }

@@ -48,8 +48,8 @@ fn slot_head(i: u32, kv_head: u32) -> u32 {
 }
 
 @compute @workgroup_size(8, 8)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;
     }

@@ -13,8 +13,8 @@ var<workgroup> largest: array<f32, WORKGROUP>;
 var<workgroup> sums: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let row = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let row = workgroup_index(workgroups);
     if (row >= params.rows) {
         return;
     }

@@ -66,15 +66,15 @@ fn squares_of(quad: u32) -> f32 {
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
+fn main(workgroups: Workgroups, invocation: Invocation) {
 #ifdef SWIGLU
     let inner = params.rows / 2u;
-    let first = workgroup_index(invocation) * (ROWS / 2u);
+    let first = workgroup_index(workgroups) * (ROWS / 2u);
     if (first >= inner) {
         return;
     }
 #else
-    let first = workgroup_index(invocation) * ROWS;
+    let first = workgroup_index(workgroups) * ROWS;
     if (first >= params.rows) {
         return;
     }

@@ -9,8 +9,8 @@ struct Params { len: u32, inner: u32 }
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;          // [rows, inner], len values
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.len) {
         let row = i / params.inner;
         y[i] = activation(gate_up[i + row * params.inner]) * gate_up[i + (row + 1u) * params.inner];

@@ -135,7 +135,7 @@ impl Selection {
 pub struct OpenOptions {
     /// Use f16 arithmetic where the device has it.
     pub f16: bool,
-    /// Use subgroups where the device has them.
+    /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
     pub subgroups: bool,
     /// Measure time where the device can.
     pub timestamps: bool,

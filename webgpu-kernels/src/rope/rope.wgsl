@@ -24,8 +24,8 @@ const MAX_F16: f32 = 65504.0;
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let at = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let at = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (at >= params.lanes) {
         return;
     }
