@@ -52,7 +52,11 @@ fn main() {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let options = if args.webgpu_defaults { OpenOptions::WEBGPU_DEFAULTS } else { OpenOptions::default() };
+    let options = if args.webgpu_defaults {
+        OpenOptions { timestamps: true, ..OpenOptions::WEBGPU_DEFAULTS }
+    } else {
+        OpenOptions::default()
+    };
     let gpu = block_on(Gpu::open(&args.device, options))?;
     let copy = block_on(gpu.copy_bandwidth())?;
     let device = format!("{} ({}, {})", gpu.summary().name, gpu.summary().backend, gpu.summary().driver);

@@ -9,9 +9,9 @@ use std::rc::Rc;
 
 use infer_core::{
     Result,
-    ops::{AttentionShape, KvShape, Ops, Part, Span},
+    ops::{AttentionShape, KvShape, Ops, Span},
 };
-use model_format::{Role, Weight};
+use model_format::{Role, Weight, decoder_config};
 
 /// The part of a layer that a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,10 +115,6 @@ impl<O: Ops> Ops for ObserveOps<O> {
     type Matrix = PlacedMatrix<O::Matrix>;
     type Kv = O::Kv;
 
-    fn supports(part: Part) -> bool {
-        O::supports(part)
-    }
-
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix> {
         Ok(PlacedMatrix { role, matrix: Some(self.inner.upload_matrix(role, weight)?) })
     }
@@ -138,8 +134,8 @@ impl<O: Ops> Ops for ObserveOps<O> {
         }
     }
 
-    fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor {
-        Activation::new(self.inner.embedding(table.matrix.as_ref().expect("embedding: uploaded"), tokens))
+    fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Tensor {
+        Activation::new(self.inner.embedding(table.matrix.as_ref().expect("embedding: uploaded"), tokens, scale))
     }
 
     fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32) -> Self::Tensor {
@@ -181,12 +177,8 @@ impl<O: Ops> Ops for ObserveOps<O> {
         qkv.then(|qkv| self.inner.attention(qkv, rope, shape, spans))
     }
 
-    fn swiglu(&mut self, gate_up: &Self::Tensor) -> Self::Tensor {
-        gate_up.then(|gate_up| self.inner.swiglu(gate_up))
-    }
-
-    fn geglu(&mut self, gate_up: &Self::Tensor) -> Self::Tensor {
-        gate_up.then(|gate_up| self.inner.geglu(gate_up))
+    fn glu(&mut self, gate_up: &Self::Tensor, activation: decoder_config::Activation) -> Self::Tensor {
+        gate_up.then(|gate_up| self.inner.glu(gate_up, activation))
     }
 
     fn add_bias(&mut self, x: &mut Self::Tensor, bias: &Self::Tensor) {
@@ -196,20 +188,16 @@ impl<O: Ops> Ops for ObserveOps<O> {
 
     fn norm_heads(
         &mut self,
-        qkv: &Self::Tensor,
+        qkv: &mut Self::Tensor,
         query: &Self::Tensor,
         key: &Self::Tensor,
         shape: AttentionShape,
         eps: f32,
-    ) -> Self::Tensor {
+    ) {
         let (Activation::Known(query), Activation::Known(key)) = (query, key) else {
             panic!("norm_heads: weights are uploaded")
         };
-        qkv.then(|qkv| self.inner.norm_heads(qkv, query, key, shape, eps))
-    }
-
-    fn scale(&mut self, x: &mut Self::Tensor, factor: f32) {
-        x.change(|x| self.inner.scale(x, factor));
+        qkv.change(|qkv| self.inner.norm_heads(qkv, query, key, shape, eps));
     }
 
     fn soft_cap(&mut self, x: &mut Self::Tensor, cap: f32) {

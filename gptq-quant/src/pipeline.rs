@@ -14,7 +14,7 @@ use calib_data::TokenWindows;
 use half::f16;
 use infer_core::{
     model::{
-        Layer, Parts, check_runnable,
+        Layer, Parts,
         decoder::{RopeTables, embed},
     },
     ops::{KvShape, Ops, Span, TokenWeights},
@@ -118,7 +118,6 @@ pub async fn quantize_layers<O: Calibrate>(
     sink: &mut dyn FnMut(&Param, &Quantized) -> Result<()>,
 ) -> Result<()> {
     let config = unquantized_config(checkpoint)?;
-    check_runnable::<O>(&config)?;
     let list = joined_params(&config);
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 

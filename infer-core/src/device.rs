@@ -3,19 +3,18 @@
 use model_format::{Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
 use webgpu_kernels::{Gpu, KvDtype};
 
+#[cfg(feature = "native")]
+use crate::ops::candle::{CandleOps, CpuWeights};
 use crate::{
     Progress, Result,
     model::{Session, load_checkpoint, load_mlc},
-    ops::{
-        Choose,
-        candle::{CandleOps, CpuWeights},
-        gpu::GpuOps,
-    },
+    ops::{Choose, gpu::GpuOps},
 };
 
 /// What a model is loaded onto.
 pub enum Device {
     /// The CPU, through candle.
+    #[cfg(feature = "native")]
     Cpu(CpuWeights),
     /// A GPU, with caches of this number type.
     Gpu(Gpu, KvDtype),
@@ -23,6 +22,7 @@ pub enum Device {
 
 /// A loaded model on its device.
 pub(crate) enum Model {
+    #[cfg(feature = "native")]
     Cpu(Session<CandleOps>),
     Gpu(Session<GpuOps>),
 }
@@ -31,6 +31,7 @@ pub(crate) enum Model {
 macro_rules! on_session {
     ($model:expr, $session:ident => $call:expr) => {
         match $model {
+            #[cfg(feature = "native")]
             Model::Cpu($session) => $call,
             Model::Gpu($session) => $call,
         }
@@ -58,6 +59,7 @@ impl Model {
             Session::new(ops, config, parts, context)
         }
         Ok(match device {
+            #[cfg(feature = "native")]
             Device::Cpu(weights) => {
                 Model::Cpu(session(CandleOps::new(weights), config, format, files, context, progress).await?)
             }
@@ -87,6 +89,7 @@ impl Model {
             Session::new(ops, config, parts, context)
         }
         Ok(match device {
+            #[cfg(feature = "native")]
             Device::Cpu(weights) => {
                 Model::Cpu(session(CandleOps::new(weights), config, checkpoint, context, progress)?)
             }

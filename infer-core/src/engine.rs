@@ -12,16 +12,6 @@ use crate::{
 /// Context where the caller names none: what the model was trained for, but no more than this.
 const DEFAULT_CONTEXT: usize = 4096;
 
-/// Files besides the weights that an engine reads, where they exist.
-const TEXT_FILES: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-    "mlc-chat-config.json",
-];
-
 /// How to load a model.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
@@ -42,6 +32,22 @@ pub struct Engine {
 }
 
 impl Engine {
+    /// Files besides the weights that an engine reads, where they exist.
+    pub const TEXT_FILES: [&str; 6] = [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "config.json",
+        "mlc-chat-config.json",
+    ];
+
+    /// Tokens that [`Engine::load_mlc`] makes room for where the caller does not say.
+    pub fn default_context(chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
+        let trained = config.max_position_embeddings;
+        context(&LoadOptions::default(), chat_config.context_window_size.map_or(trained, |size| size.min(trained)))
+    }
+
     /// Loads an MLC folder.
     pub async fn load_mlc(
         files: &impl ModelFiles,
@@ -50,7 +56,7 @@ impl Engine {
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
         let mut texts = Vec::new();
-        for name in TEXT_FILES {
+        for name in Engine::TEXT_FILES {
             if files.exists(name).await {
                 texts.push((name.to_string(), files.read(name).await?));
             }
@@ -105,6 +111,14 @@ impl Engine {
             reason: "this model has none (`chat_template.jinja`, or one in `tokenizer_config.json`)".into(),
         })?;
         template.encode(&self.tokenizer, messages, true)
+    }
+
+    /// Runs a token and forgets it: kernels are compiled, and what the device reports late is reported now.
+    pub async fn warm_up(&mut self) -> Result<()> {
+        self.reset();
+        self.model.most_likely(&[0]).await?;
+        self.reset();
+        Ok(())
     }
 
     /// Forgets the conversation's cache.

@@ -13,18 +13,9 @@ pub enum Error {
     #[error(transparent)]
     Gpu(#[from] webgpu_kernels::Error),
     /// The CPU backend.
+    #[cfg(feature = "native")]
     #[error("the CPU backend failed: {0}")]
     Cpu(#[from] candle_core::Error),
-    /// The decoder has a part for which the device has no operations.
-    #[error(
-        "models of type `{model_type}` with {part} can be converted and run on the CPU, but not run on the GPU yet"
-    )]
-    NotRunnable {
-        /// `model_type` of the configuration.
-        model_type: String,
-        /// The part.
-        part: &'static str,
-    },
     /// tokenizer.json does not load, or a text does not encode.
     #[error("the tokenizer failed: {reason}")]
     Tokenizer {
@@ -67,8 +58,9 @@ impl Error {
             Error::ContextFull { .. } => {
                 Some("begin a new conversation, or load the model with a longer context".into())
             }
-            Error::NotRunnable { .. } => Some("load it on the CPU: `--device cpu` in the programs".into()),
-            Error::Cpu(_) | Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
+            #[cfg(feature = "native")]
+            Error::Cpu(_) => None,
+            Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The prompt is prefilled at the first pull, then each pull decodes until there is text to show. Nothing runs between
 //! pulls, and dropping the generation ends it.
 
-use std::time::Instant;
+use web_time::Instant;
 
 use crate::{
     Engine, Error, Result, SamplingParams, model::session::PREFILL_CHUNK, sampler::Sampler, stop::StopStrings,

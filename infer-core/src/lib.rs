@@ -48,11 +48,12 @@ pub use progress::Progress;
 pub use sampler::SamplingParams;
 pub use tokenizer::Tokenizer;
 pub use webgpu_kernels::{
-    Gpu, KvDtype,
+    Error as GpuError, Gpu, KvDtype,
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection},
 };
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
+#[cfg(feature = "native")]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     webgpu_kernels::gpu::block_on(future)
 }

@@ -17,17 +17,7 @@ pub async fn token_losses<O: Ops>(ops: &mut O, decoder: &Decoder<O>, window: &[u
         let rows: Vec<usize> = (first..predicted.min(first + ROWS)).collect();
         let block = ops.select_rows(&hidden, &rows);
         let logits = decoder.head(ops, &block);
-        let logits = ops.read(&logits).await?;
-        for (logits, row) in logits.chunks_exact(decoder.config().vocab_size).zip(rows) {
-            losses.push(loss(logits, window[row + 1]));
-        }
+        losses.extend(ops.cross_entropy(&logits, &window[first + 1..=first + rows.len()]).await?);
     }
     Ok(losses)
-}
-
-/// `ln sum exp(logits) - logits[target]`.
-fn loss(logits: &[f32], target: u32) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-    (f64::from(max) + sum.ln() - f64::from(logits[target as usize])) as f32
 }

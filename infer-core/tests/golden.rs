@@ -6,10 +6,14 @@ mod common;
 use common::{Golden, nmse};
 use infer_core::{
     Decoder, KvCache,
-    model::{Parts, Sequence, Session, load_checkpoint, load_mlc},
-    ops::{Ops, candle::CandleOps},
+    model::{
+        Layer, Parts, Sequence, Session,
+        decoder::{RopeTables, embed},
+        load_checkpoint, load_mlc,
+    },
+    ops::{KvShape, Ops, Span, candle::CandleOps},
 };
-use model_format::{ChatConfig, DecoderConfig, DirFiles, ModelFiles, QuantFormat, SafetensorsCheckpoint};
+use model_format::{ChatConfig, DecoderConfig, DirFiles, ModelFiles, QuantFormat, Role, SafetensorsCheckpoint};
 
 /// Logits of every position.
 async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f32> {
@@ -27,9 +31,8 @@ async fn greedy<O: Ops>(ops: &mut O, decoder: &Decoder<O>, prompt: &[u32], steps
     for _ in 0..steps {
         let logits = decoder.forward(ops, &mut [Sequence { tokens: &next, cache: &mut cache }]);
         let logits = ops.read(&logits).await.unwrap();
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
-        text.push(best as u32);
-        next = vec![best as u32];
+        text.push(common::largest(&logits));
+        next = vec![common::largest(&logits)];
     }
     text
 }
@@ -68,7 +71,7 @@ async fn check_float<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
     let golden = open(arch);
     let decoder = float_decoder(ops, &golden).await;
     let file = golden.tensors("logits.safetensors");
-    for (prompt, text) in golden.info()["greedy"].as_array().unwrap().iter().enumerate() {
+    for (prompt, text) in golden.json("info.json")["greedy"].as_array().unwrap().iter().enumerate() {
         let ids = file.ids(&format!("ids_{prompt}"));
         let expected = file.f32(&format!("logits_{prompt}"));
         let found = logits(ops, &decoder, &ids).await;
@@ -77,25 +80,69 @@ async fn check_float<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
         assert!(difference <= max_abs, "{arch}: logits_{prompt} differ by {difference}");
 
         let expected: Vec<u32> = common::ids(&text["ids"]);
-        let margins: Vec<f64> = text["margin"].as_array().unwrap().iter().map(|m| m.as_f64().unwrap()).collect();
-        let sure = margins.iter().take_while(|&&margin| margin > 4.0 * f64::from(max_abs)).count();
+        let margins = common::margins(&text["margin"]);
+        let sure = margins.iter().take_while(|&&margin| margin > 4.0 * max_abs).count();
         assert!(sure > 0, "{arch}: the golden's first margin is too small to say anything");
         let found = greedy(ops, &decoder, &ids, sure).await;
         assert_eq!(found, expected[..sure], "{arch}: greedy text of prompt {prompt}");
     }
 }
 
-/// The real converter's q4f16_1 folder gives the logits of its dequantized weights, at as many of the last positions as
-/// are recorded. The golden rounds each weight to f16 after the product, which moves logits of size 13 by up to 0.03.
-async fn check_q4f16_1<O: Ops>(ops: &mut O, arch: &str, [ids, recorded]: [&str; 2], max_abs: f32) {
+/// The real converter's q4f16_1 folder gives the logits of its dequantized weights, and so the greedy text wherever its two
+/// best tokens lie further apart than that moves them. The golden rounds each weight to f16 after the product, which moves
+/// logits of size 13 by up to 0.03.
+async fn check_q4f16_1<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
     let golden = open(arch);
-    let ids = golden.tensors("logits.safetensors").ids(ids);
+    let prompts = golden.tensors("logits.safetensors");
     let decoder = mlc_decoder(ops, &golden).await;
-    let expected = golden.tensors("logits_q4f16_1.safetensors").f32(recorded);
-    let found = logits(ops, &decoder, &ids).await;
-    let difference = common::max_abs_difference(&found[found.len() - expected.len()..], &expected);
-    println!("{arch}: q4f16_1 {recorded} differ by {difference:e}");
-    assert!(difference <= max_abs, "{arch}: {recorded} differ by {difference}");
+    let recorded = golden.tensors("logits_q4f16_1.safetensors");
+    for (ids, recorded_logits) in [("ids_0", "logits_0"), ("ids_1", "logits_1_last")] {
+        let expected = recorded.f32(recorded_logits);
+        let found = logits(ops, &decoder, &prompts.ids(ids)).await;
+        let difference = common::max_abs_difference(&found[found.len() - expected.len()..], &expected);
+        println!("{arch}: q4f16_1 {recorded_logits} differ by {difference:e}");
+        assert!(difference <= max_abs, "{arch}: {recorded_logits} differ by {difference}");
+    }
+    let vocab = decoder.config().vocab_size;
+    for text in golden.json("greedy_q4f16_1.json")["greedy"].as_array().unwrap() {
+        let prompt = prompts.ids(text["prompt"].as_str().unwrap());
+        let (ids, margins) = (common::ids(&text["ids"]), common::margins(&text["margin"]));
+        let whole: Vec<u32> = prompt.iter().chain(&ids[..ids.len() - 1]).copied().collect();
+        let found = logits(ops, &decoder, &whole).await;
+        for (i, logits) in found.chunks_exact(vocab).skip(prompt.len() - 1).enumerate() {
+            let is_sure = margins[i] > 2.0 * max_abs;
+            assert!(!is_sure || common::largest(logits) == ids[i], "{arch}: q4f16_1 token {i} of the greedy text");
+        }
+    }
+}
+
+/// The residual stream is transformers' before the first layer, after each, and after the final norm, within `max_nmse`.
+async fn check_states<O: Ops>(ops: &mut O, arch: &str, max_nmse: f64) {
+    let golden = open(arch);
+    let checkpoint = SafetensorsCheckpoint::open(&golden.folder("hf")).unwrap();
+    let config = DecoderConfig::from_hf(model_format::Checkpoint::config_json(&checkpoint)).unwrap();
+    let mut parts = load_checkpoint(ops, &config, &checkpoint, None, &mut ()).unwrap();
+    let ids = golden.tensors("logits.safetensors").ids("ids_0");
+    let states = golden.tensors("states_0.safetensors");
+    let check = |found: Vec<f32>, name: &str| {
+        let error = nmse(&found, &states.f32(name));
+        println!("{arch}: {name}: nmse {error:e}");
+        assert!(error <= max_nmse, "{arch}: {name}: nmse {error:e}");
+    };
+    let tables = RopeTables::new(ops, &config, ids.len()).unwrap();
+    let table = tables.table(tables.is_long(ids.len()));
+    let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: ids.len(), head_dim: config.head_dim };
+    let mut x = embed(ops, &config, &parts.take_matrix(Role::Embedding), &ids);
+    check(ops.read(&x).await.unwrap(), "embed");
+    for i in 0..config.num_hidden_layers {
+        let layer = Layer::new(&config, &mut parts, i);
+        let mut kv = ops.new_kv(shape).unwrap();
+        let y = layer.forward(ops, &mut x, table, &mut [Span { rows: ids.len(), past_len: 0, kv: &mut kv }]);
+        ops.add_assign(&mut x, &y);
+        check(ops.read(&x).await.unwrap(), &format!("layer_{i}"));
+    }
+    let normed = ops.rms_norm(&x, &parts.take_vector(Role::FinalNorm), config.rms_norm_eps as f32);
+    check(ops.read(&normed).await.unwrap(), "final_norm");
 }
 
 /// Token by token gives after every token what the text so far gives in one piece.
@@ -164,9 +211,13 @@ mod cpu {
     }
 
     #[test]
-    fn q4f16_1_logits_equal_the_dequantized_models() {
-        on_all(async |ops, arch| check_q4f16_1(ops, arch, ["ids_1", "logits_1_last"], 0.05).await);
-        infer_core::block_on(check_q4f16_1(&mut CandleOps::default(), "llama", ["ids_0", "logits_0"], 0.05));
+    fn q4f16_1_logits_and_text_equal_the_dequantized_models() {
+        on_all(async |ops, arch| check_q4f16_1(ops, arch, 0.05).await);
+    }
+
+    #[test]
+    fn states_equal_transformers() {
+        on_all(async |ops, arch| check_states(ops, arch, 1e-9).await);
     }
 
     #[test]
@@ -184,14 +235,10 @@ mod gpu {
     use super::*;
     use infer_core::{Gpu, KvDtype, OpenOptions, ops::gpu::GpuOps};
 
-    /// Those whose parts all have kernels.
-    const RUN_ON_THE_GPU: [&str; 3] = ["llama", "phi3", "phi3-longrope"];
-
     /// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
     fn profiles() -> Vec<(&'static str, Gpu)> {
-        let plain = OpenOptions { f16: false, subgroups: false, default_limits: true };
         let mut open = Vec::new();
-        for (name, options) in [("all features", OpenOptions::default()), ("WebGPU's defaults", plain)] {
+        for (name, options) in OpenOptions::PROFILES {
             match infer_core::block_on(Gpu::open(&Default::default(), options)) {
                 Ok(gpu) => open.push((name, gpu)),
                 Err(error) => {
@@ -203,24 +250,39 @@ mod gpu {
         open
     }
 
+    /// Runs a check on every architecture, with caches in f32.
+    fn on_all(check: impl AsyncFn(&mut GpuOps, &str)) {
+        for (profile, gpu) in profiles() {
+            println!("{profile}");
+            let mut ops = GpuOps::new(gpu, KvDtype::F32);
+            for arch in ARCHITECTURES {
+                infer_core::block_on(check(&mut ops, arch));
+            }
+        }
+    }
+
     /// Normalised mean squared error of GPU logits against the CPU's, for both kinds of cache.
     fn check_near_cpu<D, M>(cpu: D, gpu: M)
     where
         D: AsyncFn(&mut CandleOps, &Golden) -> Decoder<CandleOps>,
         M: AsyncFn(&mut GpuOps, &Golden) -> Decoder<GpuOps>,
     {
-        let golden = open("llama");
-        let ids = golden.tensors("logits.safetensors").ids("ids_0");
+        let profiles = profiles();
         infer_core::block_on(async {
-            let mut ops = CandleOps::default();
-            let decoder = cpu(&mut ops, &golden).await;
-            let expected = logits(&mut ops, &decoder, &ids).await;
-            for (profile, device) in profiles() {
-                for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
-                    let mut ops = GpuOps::new(device.clone(), kv);
-                    let decoder = gpu(&mut ops, &golden).await;
-                    let error = nmse(&logits(&mut ops, &decoder, &ids).await, &expected);
-                    assert!(error <= limit, "{profile}, {kv:?}: nmse {error}");
+            for arch in ARCHITECTURES {
+                let golden = open(arch);
+                let ids = golden.tensors("logits.safetensors").ids("ids_0");
+                let mut ops = CandleOps::default();
+                let decoder = cpu(&mut ops, &golden).await;
+                let expected = logits(&mut ops, &decoder, &ids).await;
+                for (profile, device) in &profiles {
+                    for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
+                        let mut ops = GpuOps::new(device.clone(), kv);
+                        let decoder = gpu(&mut ops, &golden).await;
+                        let error = nmse(&logits(&mut ops, &decoder, &ids).await, &expected);
+                        println!("{profile}, {arch}, {kv:?}: nmse {error:e}");
+                        assert!(error <= limit, "{profile}, {arch}, {kv:?}: nmse {error}");
+                    }
                 }
             }
         });
@@ -238,19 +300,27 @@ mod gpu {
 
     #[test]
     fn float_logits_and_text_equal_transformers() {
-        for (_, gpu) in profiles() {
-            let mut ops = GpuOps::new(gpu, KvDtype::F32);
-            for arch in RUN_ON_THE_GPU {
-                infer_core::block_on(check_float(&mut ops, arch, 1e-3));
-            }
-        }
+        on_all(async |ops, arch| check_float(ops, arch, 1e-3).await);
+    }
+
+    #[test]
+    fn q4f16_1_logits_and_text_equal_the_dequantized_models() {
+        on_all(async |ops, arch| check_q4f16_1(ops, arch, 0.05).await);
+    }
+
+    #[test]
+    fn states_equal_transformers() {
+        on_all(async |ops, arch| check_states(ops, arch, 1e-9).await);
+    }
+
+    #[test]
+    fn steps_equal_the_whole() {
+        on_all(async |ops, arch| check_steps(ops, arch).await);
     }
 
     #[test]
     fn batches_and_caches_change_nothing() {
-        for (_, gpu) in profiles() {
-            infer_core::block_on(check_cache(&mut GpuOps::new(gpu, KvDtype::F32), "llama"));
-        }
+        on_all(async |ops, arch| check_cache(ops, arch).await);
     }
 
     /// What a conversation does with a session: answers, answers cut short, other tokens than it gave, the cache's end.
@@ -270,7 +340,7 @@ mod gpu {
         session.cache_mut().truncate(22);
         assert_eq!(session.cache().tokens()[20..], text[..2]);
         let logits = session.logits(&[text[2]]).await.unwrap();
-        text.push((0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32);
+        text.push(common::largest(&logits));
         text.push(session.most_likely(&prompt[20..25]).await.unwrap());
         text
     }

@@ -115,11 +115,6 @@ impl DecoderConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Whether embeddings are multiplied by anything but one.
-    pub fn scales_embeddings(&self) -> bool {
-        self.embedding_scale.to_bits() != 1f64.to_bits()
-    }
-
     /// Outputs of the joined attention input projection: `q | k | v`.
     pub fn qkv_size(&self) -> usize {
         (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
@@ -272,11 +267,12 @@ impl DecoderConfig {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(bad("num_key_value_heads", "a divisor of `num_attention_heads`", self.num_key_value_heads));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(bad("head_dim", "even", self.head_dim));
+        // Every published decoder has such; kernels turn two pairs of elements at a time.
+        if !self.head_dim.is_multiple_of(4) || self.head_dim > 512 {
+            return Err(bad("head_dim", "a multiple of 4, at most 512", self.head_dim));
         }
-        if !self.rotary_dim.is_multiple_of(2) || self.rotary_dim > self.head_dim {
-            return Err(bad("partial_rotary_factor", "an even part of `head_dim`", self.rotary_dim));
+        if !self.rotary_dim.is_multiple_of(4) || self.rotary_dim > self.head_dim {
+            return Err(bad("partial_rotary_factor", "a multiple of 4 within `head_dim`", self.rotary_dim));
         }
         for (field, value) in [
             ("rms_norm_eps", self.rms_norm_eps),

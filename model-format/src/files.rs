@@ -1,18 +1,35 @@
 //! [`ModelFiles`]: where the engine's files come from, be it a folder or the network.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use crate::{Error, Result};
 
 /// The named files of one model. Reading is asynchronous because in a browser it is.
 #[expect(async_fn_in_trait, reason = "the engine owns no thread, so no Send bound is wanted")]
 pub trait ModelFiles {
-    /// The whole content of a file. Names are single components, such as `params_shard_0.bin`.
-    async fn read(&self, name: &str) -> Result<Vec<u8>>;
-    /// Whether the file is there.
-    async fn exists(&self, name: &str) -> bool;
+    /// Size of a file in bytes. Names are single components, such as `params_shard_0.bin`.
+    ///
+    /// Errors: [`Error::MissingFile`], or it cannot be told.
+    async fn size(&self, name: &str) -> Result<u64>;
+    /// The bytes of a file in `range`, all of them.
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>>;
     /// What to call this place in messages.
     fn location(&self) -> String;
+
+    /// The whole content of a file.
+    async fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let size = self.size(name).await?;
+        self.read_range(name, 0..size).await
+    }
+    /// Whether the file is there.
+    async fn exists(&self, name: &str) -> bool {
+        self.size(name).await.is_ok()
+    }
 }
 
 /// The files of a folder.
@@ -34,17 +51,39 @@ impl DirFiles {
 }
 
 impl ModelFiles for DirFiles {
-    async fn read(&self, name: &str) -> Result<Vec<u8>> {
+    async fn size(&self, name: &str) -> Result<u64> {
         check_file_name(&self.location(), name)?;
         let path = self.folder.join(name);
-        std::fs::read(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => Error::MissingFile { file: name.into(), folder: self.location() },
-            _ => Error::Io { action: "read", path, source },
-        })
+        match path.metadata() {
+            Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::Io { action: "read", path, source })
+            }
+            _ => Err(Error::MissingFile { file: name.into(), folder: self.location() }),
+        }
     }
 
-    async fn exists(&self, name: &str) -> bool {
-        check_file_name("", name).is_ok() && self.folder.join(name).is_file()
+    async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
+        check_file_name(&self.location(), name)?;
+        let path = self.folder.join(name);
+        let len = range.end.saturating_sub(range.start);
+        let read = |path: &Path| {
+            let mut file = File::open(path)?;
+            file.seek(SeekFrom::Start(range.start))?;
+            // The range may come from a file's index: no more is taken than there is.
+            let mut bytes = Vec::new();
+            file.take(len).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read(&path).map_err(|source: std::io::Error| Error::Io { action: "read", path, source })?;
+        match bytes.len() as u64 == len {
+            true => Ok(bytes),
+            false => Err(Error::FileSize {
+                file: name.into(),
+                found: range.start.saturating_add(bytes.len() as u64),
+                expected: range.end,
+            }),
+        }
     }
 
     fn location(&self) -> String {

@@ -110,7 +110,7 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("config-bom", "`config.json` is not what it should be: expected value at line 1 column 1"),
         ("config-layers-4e9", "`num_hidden_layers` in `config.json` must be between 1 and 16777216, found: 4000000000"),
         ("config-eps-text", "`rms_norm_eps` in `config.json` must be a number, found: \"small\""),
-        ("config-head-odd", "`head_dim` in `config.json` must be even, found: 33"),
+        ("config-head-odd", "`head_dim` in `config.json` must be a multiple of 4, at most 512, found: 33"),
         ("config-layer-types-short", "`layer_types` in `config.json` must be a list of one entry per layer"),
         ("config-layer-types-unknown", "`layer_types` in `config.json` must be of `sliding_attention`"),
         ("config-window-zero", "`sliding_window` in `config.json` must be between 1 and 16777216, found: 0"),
@@ -125,8 +125,11 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("config-longrope-no-original", "`config.json` has no `original_max_position_embeddings`"),
         ("config-rope-factor-zero", "`factor` in `config.json: rope_scaling` must be a positive number"),
         ("config-rope-yarn", "`rope_type` in `config.json: rope_scaling` must be `default`, `linear`"),
-        ("config-rotary-odd", "`partial_rotary_factor` in `config.json` must be an even part of `head_dim`"),
-        ("config-rotary-too-wide", "`partial_rotary_factor` in `config.json` must be an even part of `head_dim`"),
+        ("config-rotary-odd", "`partial_rotary_factor` in `config.json` must be a multiple of 4 within `head_dim`"),
+        (
+            "config-rotary-too-wide",
+            "`partial_rotary_factor` in `config.json` must be a multiple of 4 within `head_dim`",
+        ),
     ] {
         let error = DecoderConfig::from_hf(&read(&format!("hostile/{case}.json"))).unwrap_err();
         assert!(is_told(&error, reason), "{case}: {error}");

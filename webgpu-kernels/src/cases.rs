@@ -104,6 +104,23 @@ pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
     words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
 }
 
+/// Every layout of weights that a kernel reads.
+pub(crate) fn all_formats() -> Vec<WeightFormat> {
+    let mut formats = vec![WeightFormat::F16, WeightFormat::F32];
+    for format in QUANT_FORMATS.iter().filter_map(|format| format.group()).map(WeightFormat::from) {
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    formats
+}
+
+/// Activations as decoders have them: of ordinary size but for a few that are a hundred thousand times as large.
+pub(crate) fn with_outliers(mut values: Vec<f32>) -> Vec<f32> {
+    values.iter_mut().skip(3).step_by(97).for_each(|v| *v *= 1e5);
+    values
+}
+
 /// The format most models come in.
 pub(crate) fn four_bits() -> WeightFormat {
     let format = QUANT_FORMATS.iter().find_map(|format| format.group().filter(|group| group.bits == 4));

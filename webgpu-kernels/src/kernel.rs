@@ -175,6 +175,23 @@ impl WeightFormat {
         cols.div_ceil(self.block_size())
     }
 
+    /// Words of a row of `cols` weights on the device, scales aside.
+    pub(crate) fn row_words(self, cols: usize) -> usize {
+        let block_words = match self {
+            WeightFormat::Group { .. } => 4,
+            WeightFormat::F16 | WeightFormat::F32 => self.block_bytes() / 4,
+        };
+        self.blocks(cols) * block_words
+    }
+
+    /// Scales of a row of `cols` weights.
+    pub(crate) fn row_scales(self, cols: usize) -> usize {
+        match self {
+            WeightFormat::Group { .. } => self.blocks(cols),
+            WeightFormat::F16 | WeightFormat::F32 => 0,
+        }
+    }
+
     /// Bytes of a block, its scale included.
     pub fn block_bytes(self) -> usize {
         match self {

@@ -25,20 +25,23 @@ pub mod argmax;
 pub mod attention;
 mod cases;
 pub mod copy;
+pub mod cross_entropy;
 pub mod embedding;
 pub mod error;
 pub mod gemm;
 pub mod gemv;
+pub mod glu;
 pub mod gpu;
 pub mod gram;
 pub mod kernel;
 pub mod kv;
 pub mod matrix;
+pub mod norm_heads;
 pub mod rms_norm;
 pub mod rope;
 pub mod select_rows;
+pub mod soft_cap;
 mod source;
-pub mod swiglu;
 
 pub use error::{Error, Result};
 pub use gpu::Gpu;
@@ -56,16 +59,19 @@ pub const KERNELS: &[&Kernel] = &[
     &gemv::SCALED_KERNEL,
     &gemm::KERNEL,
     &gemm::LANE_ROWS_KERNEL,
+    &norm_heads::KERNEL,
     &rope::KERNEL,
     &attention::TILE_KERNEL,
     &attention::DECODE_KERNEL,
     &attention::REDUCE_KERNEL,
-    &swiglu::KERNEL,
+    &glu::KERNEL,
     &add::KERNEL,
+    &soft_cap::KERNEL,
     &copy::KERNEL,
     &select_rows::KERNEL,
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
+    &cross_entropy::KERNEL,
     &gram::KERNEL,
     &gram::WEIGHT_KERNEL,
 ];

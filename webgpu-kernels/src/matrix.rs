@@ -3,7 +3,7 @@
 //! A matrix larger than a binding may be is cut by rows into slices; each operation is recorded once per slice. Rows are
 //! outputs, so nothing else changes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 use bytemuck::cast_slice;
 use half::f16;
@@ -56,25 +56,55 @@ impl Matrix {
 
     /// The same, in slices of at most `slice_bytes`.
     pub fn upload_sliced(gpu: &Gpu, weight: &Weight, slice_bytes: u64) -> Result<Matrix> {
-        let shape = weight.shape();
-        let &[rows, cols] = shape.as_slice() else { panic!("Matrix: a matrix has two extents, found: {shape:?}") };
-        let stored = Stored::of(weight);
-        let row_words = stored.row_words(cols);
+        let (stored, rows, cols) = Stored::of(weight);
+        let matrix = Matrix::zeroed(gpu, stored.format(), rows, cols, slice_bytes)?;
+        matrix.write_rows(gpu, 0, weight);
+        Ok(matrix)
+    }
+
+    /// A matrix of `rows` rows like those of `part`, to be filled by [`Matrix::write_rows`].
+    ///
+    /// Errors and panics as with [`Matrix::upload`].
+    pub fn with_room(gpu: &Gpu, part: &Weight, rows: usize) -> Result<Matrix> {
+        let (stored, _, cols) = Stored::of(part);
+        Matrix::zeroed(gpu, stored.format(), rows, cols, gpu.slice_bytes())
+    }
+
+    fn zeroed(gpu: &Gpu, format: WeightFormat, rows: usize, cols: usize, slice_bytes: u64) -> Result<Matrix> {
+        let (row_words, row_scales) = (format.row_words(cols), format.row_scales(cols));
         // A pair of rows has a whole number of words of scales.
         let slice_rows = ((slice_bytes / (4 * row_words as u64)).max(2) as usize) & !1;
         let mut slices = Vec::with_capacity(rows.div_ceil(slice_rows));
         for first_row in (0..rows).step_by(slice_rows) {
             let rows = slice_rows.min(rows - first_row);
-            let (q_weight, q_scale) = stored.upload(gpu, first_row, rows, cols)?;
-            slices.push(Slice { first_row, rows, cols, format: stored.format(), q_weight, q_scale });
+            let q_weight = gpu.zeroed(rows * row_words)?;
+            let q_scale = match row_scales {
+                0 => q_weight.clone(),
+                _ => gpu.zeroed((rows * row_scales).div_ceil(2))?,
+            };
+            slices.push(Slice { first_row, rows, cols, format, q_weight, q_scale });
         }
-        Ok(Matrix { rows, cols, format: stored.format(), slices })
+        Ok(Matrix { rows, cols, format, slices })
     }
 
-    /// `y[t, :] = w[tokens[t], :]`. `tokens`: `[count]`. `y`: [count, cols].
-    pub fn embedding(&self, recorder: &mut Recorder, tokens: &Buffer<u32>, count: usize, y: &Buffer<f32>) {
+    /// Writes the rows from `first_row` on, an even number. Panics when `part` is not of this matrix's kind.
+    pub fn write_rows(&self, gpu: &Gpu, first_row: usize, part: &Weight) {
+        let (stored, rows, cols) = Stored::of(part);
+        assert_eq!((stored.format(), cols), (self.format, self.cols), "write_rows: the kind of rows");
+        assert!(first_row.is_multiple_of(2) && first_row + rows <= self.rows, "write_rows: {first_row} + {rows}");
         for slice in &self.slices {
-            Embedding { tokens: count }.record(recorder, slice, tokens, y);
+            let begin = first_row.max(slice.first_row);
+            let end = (first_row + rows).min(slice.first_row + slice.rows);
+            if begin < end {
+                stored.write(gpu, slice, begin - slice.first_row, begin - first_row..end - first_row);
+            }
+        }
+    }
+
+    /// `y[t, :] = scale * w[tokens[t], :]`. `tokens`: `[count]`. `y`: [count, cols].
+    pub fn embedding(&self, recorder: &mut Recorder, tokens: &Buffer<u32>, count: usize, scale: f32, y: &Buffer<f32>) {
+        for slice in &self.slices {
+            Embedding { tokens: count, scale }.record(recorder, slice, tokens, y);
         }
     }
 
@@ -153,8 +183,11 @@ enum Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    fn of(weight: &'a Weight) -> Stored<'a> {
-        match weight {
+    /// With its rows and columns.
+    fn of(weight: &'a Weight) -> (Stored<'a>, usize, usize) {
+        let shape = weight.shape();
+        let &[rows, cols] = shape.as_slice() else { panic!("Matrix: a matrix has two extents, found: {shape:?}") };
+        let stored = match weight {
             Weight::Quantized(matrix) => {
                 let group = matrix.group();
                 assert_eq!(group.words_per_group(), 4, "{}: kernels read a group as four words", matrix.format.name);
@@ -166,7 +199,8 @@ impl<'a> Stored<'a> {
             }
             Weight::F16 { data, .. } => Stored::F16(data),
             Weight::F32 { data, .. } => Stored::F32(data.into()),
-        }
+        };
+        (stored, rows, cols)
     }
 
     fn format(&self) -> WeightFormat {
@@ -177,34 +211,21 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// Words of a row on the device, scales aside.
-    fn row_words(&self, cols: usize) -> usize {
-        let format = self.format();
-        let block_words = match format {
-            WeightFormat::Group { .. } => 4,
-            WeightFormat::F16 | WeightFormat::F32 => format.block_bytes() / 4,
-        };
-        format.blocks(cols) * block_words
-    }
-
-    fn upload(&self, gpu: &Gpu, first: usize, rows: usize, cols: usize) -> Result<(Buffer<u32>, Buffer<u32>)> {
-        match self {
+    /// Writes `rows` of these into a slice, from its row `at` on, an even number.
+    fn write(&self, gpu: &Gpu, slice: &Slice, at: usize, rows: Range<usize>) {
+        let cols = slice.cols;
+        let (row_words, row_scales) = (slice.format.row_words(cols), slice.format.row_scales(cols));
+        let values = rows.start * cols..rows.end * cols;
+        let words = match self {
             Stored::Group { q_weight, q_scale, .. } => {
-                let row_words = self.row_words(cols);
-                let groups = row_words / 4;
-                let q_weight = gpu.upload(&q_weight[first * row_words..(first + rows) * row_words])?;
-                let q_scale = gpu.upload(&pairs(&q_scale[first * groups..(first + rows) * groups]))?;
-                Ok((q_weight, q_scale))
+                let scales = pairs(&q_scale[rows.start * row_scales..rows.end * row_scales]);
+                gpu.write_at(&slice.q_scale, at * row_scales / 2, &scales);
+                Cow::Borrowed(&q_weight[rows.start * row_words..rows.end * row_words])
             }
-            Stored::F16(data) => {
-                let words = gpu.upload(&no_quant::f16_words(cols, &data[first * cols..(first + rows) * cols]))?;
-                Ok((words.clone(), words))
-            }
-            Stored::F32(data) => {
-                let words = gpu.upload(&no_quant::f32_words(cols, &data[first * cols..(first + rows) * cols]))?;
-                Ok((words.clone(), words))
-            }
-        }
+            Stored::F16(data) => no_quant::f16_words(cols, &data[values]).into(),
+            Stored::F32(data) => no_quant::f32_words(cols, &data[values]).into(),
+        };
+        gpu.write_at(&slice.q_weight, at * row_words, &words);
     }
 }
 

@@ -1,5 +1,5 @@
-//! On a device: every case of every kernel against its reference, with all that the device has and with the least that
-//! any WebGPU device has.
+//! On a device: every case of every kernel against its reference, on the device as it is and as lesser ones
+//! ([`OpenOptions::PROFILES`]).
 //!
 //! A device that lacks something skips that with the reason printed; `REQUIRE_GPU=1` turns a skip into a failure.
 
@@ -31,17 +31,34 @@ fn skip(reason: &str) {
 
 #[test]
 fn with_all_that_the_device_has() {
-    let Some(gpu) = open(OpenOptions::default()) else { return };
-    if gpu.caps().subgroups.is_none() {
-        skip(&format!("{}: subgroup variants: the device has no subgroups", gpu.summary().name));
-    }
-    check_all(&gpu);
+    check_profile(0);
+}
+
+#[test]
+fn with_the_kernels_of_real_gpus() {
+    check_profile(1);
+}
+
+#[test]
+fn with_f16_and_no_subgroups() {
+    check_profile(2);
 }
 
 #[test]
 fn with_what_every_webgpu_device_has() {
-    let Some(gpu) = open(OpenOptions::WEBGPU_DEFAULTS) else { return };
-    assert_eq!((gpu.caps().f16, gpu.caps().subgroups), (false, None));
+    check_profile(3);
+}
+
+/// Each profile is a test of its own, so that they run side by side.
+fn check_profile(index: usize) {
+    let (name, options) = OpenOptions::PROFILES[index];
+    let Some(gpu) = open(options) else { return };
+    if gpu.caps().subgroups.is_none() && options.subgroups {
+        skip(&format!("{}: subgroup variants: the device has no subgroups", gpu.summary().name));
+    }
+    assert!(!gpu.caps().f16 || options.f16, "{name}: f16");
+    assert!(gpu.caps().subgroups.is_none() || options.subgroups, "{name}: subgroups");
+    println!("{name}");
     check_all(&gpu);
 }
 
@@ -61,6 +78,7 @@ fn check_all(gpu: &Gpu) {
     }
     assert!(failures.is_empty(), "{} of {count} cases failed:\n{}", failures.len(), failures.join("\n"));
     println!("{count} cases");
+    assert!(count >= 500, "{count} cases");
 }
 
 fn report(kernel: &Kernel, case: &Case, start: std::time::Instant) {

@@ -16,7 +16,8 @@ use webgpu_kernels::{
 fn variants(kernel: &Kernel) -> Vec<Variant> {
     let subgroups = |min, max| Caps { subgroups: Some(SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
     let software = Caps { is_software: true, ..subgroups(8, 8) };
-    let devices = [Caps::WEBGPU_DEFAULTS, subgroups(4, 4), subgroups(32, 32), subgroups(8, 64), software];
+    let devices =
+        [Caps::WEBGPU_DEFAULTS, subgroups(4, 4), subgroups(32, 32), subgroups(64, 64), subgroups(8, 128), software];
     let sets = [CaseSet::Test, CaseSet::Bench];
     let mut seen = BTreeSet::new();
     let cases = devices.iter().flat_map(|caps| sets.map(|set| (kernel.cases)(caps, set))).flatten();

@@ -50,12 +50,12 @@ pub struct Args {
     /// Share of the Hessian's mean diagonal that is added to its diagonal
     #[arg(long, default_value_t = 0.01)]
     pub damp_percent: f64,
-    /// How far later weights make good that the inputs have drifted from the float model's (GPTAQ): 0 not at all, 1 in
-    /// full; takes two to three times as long
-    #[arg(long, default_value_t = 0.0, value_name = "ALPHA")]
+    /// How far later weights make good that the inputs have drifted from the float model's (GPTAQ): 0 not at all, which
+    /// takes less than half as long, 1 in full
+    #[arg(long, default_value_t = 1.0, value_name = "ALPHA")]
     pub gptaq_alpha: f64,
     /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase)
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
     pub refine: u32,
     /// Columns between two updates of the rest; changes speed only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
@@ -75,9 +75,9 @@ pub struct Args {
     /// The version of the checkpoint's format
     #[arg(long, value_enum, default_value_t = Version::Gptq)]
     pub format: Version,
-    /// How much each calibration token counts
-    #[arg(long, value_enum, default_value_t = Weighting::EqualNorm)]
-    pub token_weight: Weighting,
+    /// How much each calibration token counts [default: plain, with --gptaq-alpha 0 equal-norm]
+    #[arg(long, value_enum)]
+    pub token_weight: Option<Weighting>,
     /// How much the first token of a window counts beyond the others, as a share of all of the window's tokens
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     pub first_token_weight: f64,
@@ -202,7 +202,9 @@ impl Args {
         if !(self.device_memory >= 0.0 && self.device_memory <= 1e6) {
             return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
         }
-        let equal_norm = self.token_weight == Weighting::EqualNorm;
+        // Without the correction of drift a few huge tokens would spoil the others.
+        let default = if self.gptaq_alpha == 0.0 { Weighting::EqualNorm } else { Weighting::Plain };
+        let equal_norm = self.token_weight.unwrap_or(default) == Weighting::EqualNorm;
         let token_weight = TokenWeight { equal_norm, first_token: self.first_token_weight };
         let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;
         let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };

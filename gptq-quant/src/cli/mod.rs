@@ -97,7 +97,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     }
     let device = Device::open(&args.device)?;
     check_weights(checkpoint)?;
-    let texts = Texts::gather(args, checkpoint, &hub, &device, &mut bars)?;
+    let texts = Texts::gather(args, checkpoint, &hub, &mut bars)?;
     let windows = &texts.calibration;
     if texts.sources.len() > 1 {
         let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));

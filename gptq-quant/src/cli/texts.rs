@@ -11,14 +11,12 @@ use gptq_quant::{SelfText, write_windows};
 use infer_core::{
     ChatTemplate, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
+    ops::candle::CandleOps,
 };
 use model_format::Checkpoint;
 use model_hub::HubConfig;
 
-use super::{
-    Args, Bars,
-    device::{Device, with_ops},
-};
+use super::{Args, Bars};
 
 /// Windows, where the user does not say.
 const SAMPLES: usize = 128;
@@ -38,13 +36,7 @@ pub struct Texts {
 
 impl Texts {
     /// Reads, fetches or writes them. The model's own text comes last, since it takes longest.
-    pub fn gather(
-        args: &Args,
-        checkpoint: &dyn Checkpoint,
-        hub: &HubConfig,
-        device: &Device,
-        bars: &mut Bars,
-    ) -> Result<Texts> {
+    pub fn gather(args: &Args, checkpoint: &dyn Checkpoint, hub: &HubConfig, bars: &mut Bars) -> Result<Texts> {
         let sources = args.calib.iter().map(|name| Source::parse(name)).collect::<Result<Vec<_>, _>>()?;
         let config = model_format::DecoderConfig::from_hf(checkpoint.config_json())?;
         let context = config.max_position_embeddings;
@@ -71,7 +63,7 @@ impl Texts {
             let windows = match (&source.place, &reader) {
                 (Place::Myself, _) => {
                     let text = SelfText { samples: share, seq_len, seed: args.seed };
-                    let windows = with_ops!(device, ops => block_on(write_windows(ops, checkpoint, text, bars)))?;
+                    let windows = block_on(write_windows(CandleOps::default(), checkpoint, text, bars))?;
                     bars.clear();
                     windows
                 }

@@ -82,7 +82,7 @@ fn raise_exception(message: &str) -> std::result::Result<String, minijinja::Erro
 }
 
 fn unix_seconds() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 

@@ -114,8 +114,7 @@ impl<O: Ops> Decoder<O> {
     where
         O: Choose,
     {
-        let mut x = ops.embedding_of(&self.embedding, token);
-        scale_embeddings(ops, &self.config, &mut x);
+        let x = ops.embedding_of(&self.embedding, token, self.config.embedding_scale as f32);
         let normed = self.run(ops, x, self.rope.table(cache.is_long()), &mut [(1, cache)]);
         cache.expect();
         self.head(ops, &normed)
@@ -217,19 +216,13 @@ impl<O: Ops> Layer<O> {
             ops.add_bias(&mut qkv, bias);
         }
         if let Some([query, key]) = &self.head_norms {
-            qkv = ops.norm_heads(&qkv, query, key, self.attention, self.eps);
+            ops.norm_heads(&mut qkv, query, key, self.attention, self.eps);
         }
         let attended = ops.attention(&qkv, rope.of(self.attention), self.attention, spans);
         let extras = (self.attention_out_bias.as_ref(), self.attention_out_norm.as_ref());
         let next = &self.post_attention_norm;
         let normed = block_end(ops, x, &attended, &self.attention_out, extras, next, self.eps);
-        match self.activation {
-            Activation::Silu => ops.linear_swiglu(&normed, &self.gate_up),
-            Activation::GeluTanh => {
-                let gate_up = ops.linear(&normed, &self.gate_up);
-                ops.geglu(&gate_up)
-            }
-        }
+        ops.linear_glu(&normed, &self.gate_up, self.activation)
     }
 }
 
@@ -259,15 +252,7 @@ fn block_end<O: Ops>(
 
 /// The residual stream `[tokens, hidden_size]` that the first layer begins with.
 pub fn embed<O: Ops>(ops: &mut O, config: &DecoderConfig, table: &O::Matrix, tokens: &[u32]) -> O::Tensor {
-    let mut x = ops.embedding(table, tokens);
-    scale_embeddings(ops, config, &mut x);
-    x
-}
-
-fn scale_embeddings<O: Ops>(ops: &mut O, config: &DecoderConfig, x: &mut O::Tensor) {
-    if config.scales_embeddings() {
-        ops.scale(x, config.embedding_scale as f32);
-    }
+    ops.embedding(table, tokens, config.embedding_scale as f32)
 }
 
 /// The attention of layer `i` of `config`.
@@ -362,7 +347,7 @@ impl<O: Ops> Parts<O> {
         Ok(())
     }
 
-    /// Adds a matrix that is on the device already, in the place of one that was added before.
+    /// Adds a matrix that is on the device already, or puts it in the place of one that was added before.
     pub fn add_matrix(&mut self, role: Role, matrix: O::Matrix) {
         self.matrices.insert(role, matrix);
     }

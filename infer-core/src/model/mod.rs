@@ -1,11 +1,9 @@
 //! The model: the forward pass, once, over [`crate::ops::Ops`], and where its weights come from.
 
 pub mod decoder;
-mod runnable;
 pub mod session;
 pub mod weights;
 
 pub use decoder::{Decoder, Layer, Parts, Sequence};
-pub use runnable::check_runnable;
 pub use session::Session;
 pub use weights::{load_checkpoint, load_mlc, load_random};

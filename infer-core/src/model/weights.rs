@@ -1,9 +1,9 @@
 //! Where a decoder's weights come from: an MLC folder, a Hugging Face checkpoint, or nothing but their shapes.
 //!
-//! Each loader hands one parameter at a time to the device, in the order in which it has them, so that the host holds no
-//! more than one shard or one tensor beyond what it maps.
+//! Each loader hands one parameter at a time to the device, large ones of MLC folders in pieces, so that the host holds no
+//! more than one tensor beyond what it maps.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use half::{bf16, f16};
 use model_format::{
@@ -14,14 +14,21 @@ use model_format::{
     params,
     params::joined_params,
     quant::group_quant::Scales,
+    tensor_cache::{Record, Shard},
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Parts, check_runnable};
-use crate::{Progress, Result, ops::Ops};
+use super::Parts;
+use crate::{
+    Progress, Result,
+    ops::{Ops, Rows},
+};
 
-/// Loads an MLC folder's shards, one after the other.
+/// Most bytes of a parameter's codes that the host reads at a time, where its rows lie one behind the other.
+const PIECE_BYTES: usize = 8 << 20;
+
+/// Loads an MLC folder, parameter by parameter.
 pub async fn load_mlc<O: Ops>(
     ops: &mut O,
     config: &DecoderConfig,
@@ -29,39 +36,31 @@ pub async fn load_mlc<O: Ops>(
     files: &impl ModelFiles,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable::<O>(config)?;
     let (index_name, cache) = read_index(files).await?;
-    let mut expected = Expected::new(config, format);
+    for shard in &cache.shards {
+        let (found, expected) = (files.size(&shard.data_path).await?, shard.nbytes as u64);
+        if found != expected {
+            return Err(Error::FileSize { file: shard.data_path.clone(), found, expected }.into());
+        }
+    }
+    let stored = params(config)
+        .into_iter()
+        .map(|param| StoredParam::find(files, &cache, &index_name, format, param))
+        .collect::<Result<Vec<_>>>()?;
+    let total: usize = stored.iter().map(StoredParam::nbytes).sum();
     let mut unjoined = Unjoined::default();
     let mut parts = Parts::default();
-    let total: usize = cache.shards.iter().map(|shard| shard.nbytes).sum();
     let mut done = 0;
-    for shard in &cache.shards {
-        let bytes = files.read(&shard.data_path).await?;
-        if bytes.len() != shard.nbytes {
-            return Err(Error::FileSize {
-                file: shard.data_path.clone(),
-                found: bytes.len() as u64,
-                expected: shard.nbytes as u64,
-            }
-            .into());
+    for mut param in stored {
+        let role = param.param.role;
+        if param.rows_at_once() < param.rows() && Unjoined::place(role).is_none() {
+            parts.add_matrix(role, ops.upload_rows(role, &mut param).await?);
+        } else if let Some((role, weight)) = unjoined.join(role, param.whole().await?) {
+            parts.add(ops, role, weight)?;
         }
-        for record in &shard.records {
-            let tensor = HostTensor {
-                // An f32 tensor of MLC lies on disk as bf16.
-                dtype: if record.f32_as_bf16 { Dtype::BF16 } else { record.dtype },
-                shape: record.shape.clone(),
-                bytes: bytes[record.byte_offset..record.byte_offset + record.nbytes].into(),
-            };
-            let taken = expected.take(&index_name, &record.name, &tensor)?;
-            if let Some((role, weight)) = taken.and_then(|(role, weight)| unjoined.join(role, weight)) {
-                parts.add(ops, role, weight)?;
-            }
-        }
-        done += shard.nbytes;
+        done += param.nbytes();
         progress.loaded(done as u64, total as u64);
     }
-    expected.finish(&index_name)?;
     Ok(parts)
 }
 
@@ -73,49 +72,92 @@ async fn read_index(files: &impl ModelFiles) -> Result<(String, TensorCache)> {
     Ok((name.into(), TensorCache::parse(name, &json)?))
 }
 
-/// The parameters of an MLC folder that have not come yet.
-struct Expected {
+/// A parameter as it lies in an MLC folder.
+struct StoredParam<'a, F> {
+    files: &'a F,
+    index_name: &'a str,
     format: &'static QuantFormat,
-    params: Vec<Param>,
-    /// Stored name -> index of its parameter, and its place among that parameter's tensors.
-    places: HashMap<String, (usize, usize)>,
-    /// Tensors of each parameter, as they come.
-    tensors: Vec<Vec<Option<HostTensor<'static>>>>,
+    param: Param,
+    /// In the order of [`QuantFormat::stored`].
+    records: Vec<(&'a Shard, &'a Record)>,
 }
 
-impl Expected {
-    fn new(config: &DecoderConfig, format: &'static QuantFormat) -> Expected {
-        let params = params(config);
-        let mut places = HashMap::new();
-        let mut tensors = Vec::with_capacity(params.len());
-        for (index, param) in params.iter().enumerate() {
-            let stored = format.stored(param);
-            tensors.push(vec![None; stored.len()]);
-            places.extend(stored.into_iter().enumerate().map(|(place, stored)| (stored.name, (index, place))));
+impl<'a, F: ModelFiles> StoredParam<'a, F> {
+    /// Where `param` lies; it has the shape and the number type that it should have.
+    fn find(
+        files: &'a F,
+        cache: &'a TensorCache,
+        index_name: &'a str,
+        format: &'static QuantFormat,
+        param: Param,
+    ) -> Result<StoredParam<'a, F>> {
+        let mut records = Vec::new();
+        for expected in format.stored(&param) {
+            let missing =
+                || Error::MissingParam { name: expected.name.clone(), file: index_name.into(), nearest: None };
+            let (shard, record) = cache.find(&expected.name).ok_or_else(missing)?;
+            format.check_stored(index_name, &param, &expected, &record.shape, disk_dtype(record))?;
+            records.push((shard, record));
         }
-        Expected { format, params, places, tensors }
+        Ok(StoredParam { files, index_name, format, param, records })
     }
 
-    /// Takes a stored tensor; the parameter, where this makes it complete. Unknown tensors are passed over.
-    fn take(&mut self, file: &str, name: &str, tensor: &HostTensor<'_>) -> Result<Option<(Role, Weight)>> {
-        let Some((index, place)) = self.places.remove(name) else { return Ok(None) };
-        let tensors = &mut self.tensors[index];
-        tensors[place] = Some(HostTensor { bytes: tensor.bytes.to_vec().into(), ..tensor.clone() });
-        if tensors.iter().any(Option::is_none) {
-            return Ok(None);
-        }
-        let whole: Vec<_> = std::mem::take(tensors).into_iter().flatten().collect();
-        let param = &self.params[index];
-        Ok(Some((param.role, self.format.weight_from_stored(file, param, &whole)?)))
+    fn nbytes(&self) -> usize {
+        self.records.iter().map(|(_, record)| record.nbytes).sum()
     }
 
-    /// Whether everything came.
-    fn finish(self, file: &str) -> Result<()> {
-        match self.places.into_keys().min() {
-            None => Ok(()),
-            Some(name) => Err(Error::MissingParam { name, file: file.into(), nearest: None }.into()),
-        }
+    fn rows(&self) -> usize {
+        self.param.shape[0]
     }
+
+    async fn whole(&mut self) -> Result<Weight> {
+        self.read(0..self.rows()).await
+    }
+}
+
+impl<F: ModelFiles> Rows for StoredParam<'_, F> {
+    fn shape(&self) -> [usize; 2] {
+        let [rows, cols] = self.param.shape[..] else { panic!("`{}` is not a matrix", self.param.name) };
+        [rows, cols]
+    }
+
+    fn rows_at_once(&self) -> usize {
+        // Scales in bf16 may or may not fit the device's number type, which is for the whole matrix to say.
+        let is_plain = self.records.iter().all(|(_, record)| disk_dtype(record) != Dtype::BF16);
+        if !self.format.stores_rows(&self.param) || !is_plain {
+            return self.rows();
+        }
+        let row_bytes = self.records[0].1.nbytes / self.rows().max(1);
+        // An even number: two rows of scales are a whole number of words.
+        ((PIECE_BYTES / row_bytes.max(1)).max(2) & !1).min(self.rows())
+    }
+
+    async fn read(&mut self, rows: Range<usize>) -> Result<Weight> {
+        let mut tensors = Vec::with_capacity(self.records.len());
+        let mut shape = self.param.shape.clone();
+        let is_part = rows.len() < self.rows();
+        if is_part {
+            shape[0] = rows.len();
+        }
+        for (shard, record) in &self.records {
+            let (mut shape, mut bytes) = (record.shape.clone(), 0..record.nbytes);
+            if is_part {
+                let row_bytes = record.nbytes / self.rows();
+                shape[0] = rows.len();
+                bytes = rows.start * row_bytes..rows.end * row_bytes;
+            }
+            let at = |byte: usize| (record.byte_offset + byte) as u64;
+            let bytes = self.files.read_range(&shard.data_path, at(bytes.start)..at(bytes.end)).await?;
+            tensors.push(HostTensor { dtype: disk_dtype(record), shape, bytes: bytes.into() });
+        }
+        let param = Param { shape, ..self.param.clone() };
+        Ok(self.format.weight_from_stored(self.index_name, &param, &tensors)?)
+    }
+}
+
+/// An f32 tensor of MLC lies on disk as bf16.
+fn disk_dtype(record: &Record) -> Dtype {
+    if record.f32_as_bf16 { Dtype::BF16 } else { record.dtype }
 }
 
 /// Queries, keys and values that came apart, layer by layer, until all three are there.
@@ -125,14 +167,19 @@ struct Unjoined {
 }
 
 impl Unjoined {
+    /// Layer and place of a part.
+    fn place(role: Role) -> Option<(usize, usize)> {
+        match role {
+            Role::Query(i) => Some((i, 0)),
+            Role::Key(i) => Some((i, 1)),
+            Role::Value(i) => Some((i, 2)),
+            _ => None,
+        }
+    }
+
     /// Takes a parameter; gives it back, or the joined one where this makes it complete.
     fn join(&mut self, role: Role, weight: Weight) -> Option<(Role, Weight)> {
-        let (layer, place) = match role {
-            Role::Query(i) => (i, 0),
-            Role::Key(i) => (i, 1),
-            Role::Value(i) => (i, 2),
-            _ => return Some((role, weight)),
-        };
+        let Some((layer, place)) = Unjoined::place(role) else { return Some((role, weight)) };
         let parts = self.layers.entry(layer).or_default();
         parts[place] = Some(weight);
         if parts.iter().any(Option::is_none) {
@@ -152,7 +199,6 @@ pub fn load_checkpoint<O: Ops>(
     format: Option<&'static QuantFormat>,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable::<O>(config)?;
     let gptq = GptqConfig::from_config(checkpoint.config_json())?;
     let mut parts = Parts::default();
     let list = joined_params(config);
@@ -211,7 +257,6 @@ pub fn load_random<O: Ops>(
     seed: u64,
     progress: &mut dyn Progress,
 ) -> Result<Parts<O>> {
-    check_runnable::<O>(config)?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut parts = Parts::default();
     let list = joined_params(config);

@@ -9,11 +9,11 @@ use candle_core::{
     DType, Device, Module, Storage, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor, ggml_file::qtensor_from_ggml},
 };
-use model_format::{Role, Weight};
+use model_format::{Role, Weight, decoder_config::Activation};
 
 pub use super::candle_kv::CandleKv;
 use super::{
-    AttentionShape, Choose, KvShape, Ops, Part, Span,
+    AttentionShape, Choose, KvShape, Ops, Span,
     candle_kv::{attend_rows, first_key},
 };
 use crate::Result;
@@ -81,10 +81,6 @@ impl Ops for CandleOps {
     type Matrix = CandleMatrix;
     type Kv = CandleKv;
 
-    fn supports(_part: Part) -> bool {
-        true
-    }
-
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<CandleMatrix> {
         let shape = weight.shape();
         if let (CpuWeights::Integer, Weight::Quantized(matrix)) = (self.weights, &weight)
@@ -112,13 +108,13 @@ impl Ops for CandleOps {
         Ok(CandleOps::values(x))
     }
 
-    fn embedding(&mut self, table: &CandleMatrix, tokens: &[u32]) -> Tensor {
+    fn embedding(&mut self, table: &CandleMatrix, tokens: &[u32], scale: f32) -> Tensor {
         let table = match table {
             CandleMatrix::Float(table) => table,
             CandleMatrix::Integer { table, .. } => table.as_ref().expect("embedding: not uploaded as the embedding"),
         };
         let rows = Tensor::new(tokens, &Device::Cpu).and_then(|ids| table.index_select(&ids, 0)?.to_dtype(DType::F32));
-        ours(rows, "embedding")
+        ours(rows.and_then(|rows| rows * f64::from(scale)), "embedding")
     }
 
     fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
@@ -156,26 +152,21 @@ impl Ops for CandleOps {
         ours(Tensor::cat(&outputs, 0), "attention")
     }
 
-    fn swiglu(&mut self, gate_up: &Tensor) -> Tensor {
-        ours(candle_nn::ops::swiglu(gate_up), "swiglu")
-    }
-
-    fn geglu(&mut self, gate_up: &Tensor) -> Tensor {
-        // candle's `gelu` is the formula with tanh.
-        let y = gate_up.chunk(2, 1).and_then(|halves| halves[0].contiguous()?.gelu()? * &halves[1]);
-        ours(y, "geglu")
+    fn glu(&mut self, gate_up: &Tensor, activation: Activation) -> Tensor {
+        let y = match activation {
+            Activation::Silu => candle_nn::ops::swiglu(gate_up),
+            // candle's `gelu` is the formula with tanh.
+            Activation::GeluTanh => gate_up.chunk(2, 1).and_then(|halves| halves[0].contiguous()?.gelu()? * &halves[1]),
+        };
+        ours(y, "glu")
     }
 
     fn add_bias(&mut self, x: &mut Tensor, bias: &Tensor) {
         *x = ours(x.broadcast_add(bias), "add_bias");
     }
 
-    fn norm_heads(&mut self, qkv: &Tensor, query: &Tensor, key: &Tensor, shape: AttentionShape, eps: f32) -> Tensor {
-        ours(norm_heads(qkv, query, key, shape, eps), "norm_heads")
-    }
-
-    fn scale(&mut self, x: &mut Tensor, factor: f32) {
-        *x = ours(&*x * f64::from(factor), "scale");
+    fn norm_heads(&mut self, qkv: &mut Tensor, query: &Tensor, key: &Tensor, shape: AttentionShape, eps: f32) {
+        *qkv = ours(norm_heads(qkv, query, key, shape, eps), "norm_heads");
     }
 
     fn soft_cap(&mut self, x: &mut Tensor, cap: f32) {
@@ -205,8 +196,8 @@ impl Choose for CandleOps {
         Ok(best.map_or(0, |(column, _)| column as u32))
     }
 
-    fn embedding_of(&mut self, table: &CandleMatrix, token: &u32) -> Tensor {
-        self.embedding(table, &[*token])
+    fn embedding_of(&mut self, table: &CandleMatrix, token: &u32, scale: f32) -> Tensor {
+        self.embedding(table, &[*token], scale)
     }
 
     async fn token(&mut self, token: u32) -> Result<u32> {

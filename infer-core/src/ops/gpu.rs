@@ -4,21 +4,24 @@
 //! same operations again, as every decode step does, meets the same buffers. An allocation that fails between two reads
 //! is reported by the next one.
 
-use model_format::{Role, Weight};
+use model_format::{Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{
     Factor, Gpu, KvCache, KvDtype, Matrix,
     add::Add,
     argmax::Argmax,
     attention::Attention,
+    cross_entropy::CrossEntropy,
+    glu::Glu,
     gpu::{Buffer, Readback, Recorder},
     gram::Gram,
+    norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
     rope::Rope,
     select_rows::SelectRows,
-    swiglu::Swiglu,
+    soft_cap::SoftCap,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Span, TokenWeights};
+use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
 use crate::Result;
 
 pub use webgpu_kernels::gram::GramSums;
@@ -48,7 +51,7 @@ pub struct GpuTensor {
 impl GpuTensor {
     /// The values, of a tensor that is what it is.
     fn settled(&self) -> &Buffer<f32> {
-        assert!(self.factor.is_none(), "a fused norm goes to linear, linear_swiglu or read");
+        assert!(self.factor.is_none(), "a fused norm goes to linear, linear_glu or read");
         &self.values
     }
 }
@@ -117,6 +120,20 @@ impl Ops for GpuOps {
         Ok(Matrix::upload(&self.gpu, &weight)?)
     }
 
+    async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
+        let ([rows, _], step) = (source.shape(), source.rows_at_once());
+        let mut matrix: Option<Matrix> = None;
+        for first in (0..rows).step_by(step) {
+            let part = source.read(first..rows.min(first + step)).await?;
+            let matrix = match &matrix {
+                Some(matrix) => matrix,
+                None => matrix.insert(Matrix::with_room(&self.gpu, &part, rows)?),
+            };
+            matrix.write_rows(&self.gpu, first, &part);
+        }
+        Ok(matrix.expect("a matrix has rows"))
+    }
+
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         assert_eq!(values.len(), rows * cols, "upload: values of {rows} x {cols}");
         Ok(GpuTensor { rows, cols, values: self.gpu.upload(values)?, factor: None })
@@ -135,12 +152,23 @@ impl Ops for GpuOps {
         Ok(values)
     }
 
-    fn embedding(&mut self, table: &Matrix, tokens: &[u32]) -> GpuTensor {
+    async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {
+        assert_eq!(logits.rows, targets.len(), "cross_entropy: one target per row");
+        let beyond = targets.iter().find(|&&target| target as usize >= logits.cols);
+        assert!(beyond.is_none(), "cross_entropy: target {beyond:?} of {}", logits.cols);
+        let targets = self.recorder.upload(targets);
+        let losses = self.recorder.temporary(logits.rows);
+        let entropy = CrossEntropy { rows: logits.rows, cols: logits.cols };
+        entropy.record(&mut self.recorder, logits.settled(), &targets, &losses);
+        Ok(self.recorder.read(&losses)?.await?)
+    }
+
+    fn embedding(&mut self, table: &Matrix, tokens: &[u32], scale: f32) -> GpuTensor {
         let beyond = tokens.iter().find(|&&token| token as usize >= table.rows);
         assert!(beyond.is_none(), "embedding: token {beyond:?} of {}", table.rows);
         let ids = self.recorder.upload(tokens);
         let y = self.temporary(tokens.len(), table.cols);
-        table.embedding(&mut self.recorder, &ids, tokens.len(), &y.values);
+        table.embedding(&mut self.recorder, &ids, tokens.len(), scale, &y.values);
         y
     }
 
@@ -169,7 +197,7 @@ impl Ops for GpuOps {
         shape: AttentionShape,
         spans: &mut [Span<'_, KvCache>],
     ) -> GpuTensor {
-        let AttentionShape { heads, kv_heads, head_dim, scale, .. } = shape;
+        let AttentionShape { heads, kv_heads, head_dim, rotary_dim, scale, soft_cap, window } = shape;
         assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "attention: columns of q | k | v");
         assert_eq!(
             spans.iter().map(|span| span.rows).sum::<usize>(),
@@ -182,25 +210,42 @@ impl Ops for GpuOps {
         for Span { rows, past_len, kv } in spans {
             let (rows, past_len) = (*rows, *past_len);
             assert_eq!((kv.kv_heads, kv.head_dim), (kv_heads, head_dim), "attention: the cache's shape");
-            let turn = Rope { first_row, rows, heads, past_len };
+            let turn = Rope { first_row, rows, heads, rotary_dim, past_len };
             turn.record(&mut self.recorder, qkv.settled(), &rope.values, &q.values, kv);
-            let attention = Attention { first_row, rows, heads, past_len, scale };
+            let attention = Attention { first_row, rows, heads, past_len, scale, soft_cap, window };
             attention.record(&mut self.recorder, &q.values, kv, &y.values);
             first_row += rows;
         }
         y
     }
 
-    fn swiglu(&mut self, gate_up: &GpuTensor) -> GpuTensor {
+    fn norm_heads(&mut self, qkv: &mut GpuTensor, query: &GpuTensor, key: &GpuTensor, shape: AttentionShape, eps: f32) {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+        assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "norm_heads: columns of q | k | v");
+        assert_eq!((query.cols, key.cols), (head_dim, head_dim), "norm_heads: one weight per element");
+        let norm = NormHeads { rows: qkv.rows, heads, kv_heads, head_dim, eps };
+        norm.record(&mut self.recorder, qkv.settled(), query.settled(), key.settled());
+    }
+
+    fn glu(&mut self, gate_up: &GpuTensor, activation: Activation) -> GpuTensor {
         let (rows, inner) = (gate_up.rows, gate_up.cols / 2);
         let y = self.temporary(rows, inner);
-        Swiglu { rows, inner }.record(&mut self.recorder, gate_up.settled(), &y.values);
+        Glu { rows, inner, activation }.record(&mut self.recorder, gate_up.settled(), &y.values);
         y
     }
 
     fn add_assign(&mut self, x: &mut GpuTensor, y: &GpuTensor) {
         assert_eq!((x.rows, x.cols), (y.rows, y.cols), "add_assign: shapes");
-        Add { len: x.rows * x.cols }.record(&mut self.recorder, x.settled(), y.settled());
+        Add { rows: 1, cols: x.rows * x.cols }.record(&mut self.recorder, x.settled(), y.settled());
+    }
+
+    fn add_bias(&mut self, x: &mut GpuTensor, bias: &GpuTensor) {
+        assert_eq!((bias.rows, bias.cols), (1, x.cols), "add_bias: one value per column");
+        Add { rows: x.rows, cols: x.cols }.record(&mut self.recorder, x.settled(), bias.settled());
+    }
+
+    fn soft_cap(&mut self, x: &mut GpuTensor, cap: f32) {
+        SoftCap { len: x.rows * x.cols, cap }.record(&mut self.recorder, x.settled());
     }
 
     fn select_rows(&mut self, x: &GpuTensor, rows: &[usize]) -> GpuTensor {
@@ -243,17 +288,17 @@ impl Ops for GpuOps {
         normed
     }
 
-    fn linear_swiglu(&mut self, x: &GpuTensor, gate_up: &Matrix) -> GpuTensor {
+    fn linear_glu(&mut self, x: &GpuTensor, gate_up: &Matrix, activation: Activation) -> GpuTensor {
         match &x.factor {
-            Some(factor) if gate_up.fuses(self.gpu.caps()) => {
-                assert_eq!(x.cols, gate_up.cols, "linear_swiglu: inputs");
+            Some(factor) if activation == Activation::Silu && gate_up.fuses(self.gpu.caps()) => {
+                assert_eq!(x.cols, gate_up.cols, "linear_glu: inputs");
                 let y = self.temporary(1, gate_up.rows / 2);
                 gate_up.linear_normed_swiglu(&mut self.recorder, &x.values, factor, &y.values);
                 y
             }
             _ => {
                 let gate_up = self.linear(x, gate_up);
-                self.swiglu(&gate_up)
+                self.glu(&gate_up, activation)
             }
         }
     }
@@ -279,9 +324,9 @@ impl Choose for GpuOps {
         Ok(GpuToken { readback: self.recorder.read(&id)?, id })
     }
 
-    fn embedding_of(&mut self, table: &Matrix, token: &GpuToken) -> GpuTensor {
+    fn embedding_of(&mut self, table: &Matrix, token: &GpuToken, scale: f32) -> GpuTensor {
         let y = self.temporary(1, table.cols);
-        table.embedding(&mut self.recorder, &token.id, 1, &y.values);
+        table.embedding(&mut self.recorder, &token.id, 1, scale, &y.values);
         y
     }
 

@@ -4,11 +4,16 @@
 //! [`candle::CandleOps`] runs the same operations on the CPU, and the quantizer wraps either to see what goes into each
 //! matrix. A fused operation has its plain meaning as the default; an override must compute the same.
 
+#[cfg(feature = "native")]
 pub mod candle;
+#[cfg(feature = "native")]
 mod candle_kv;
 pub mod gpu;
 
-use model_format::{Role, Weight};
+use std::ops::Range;
+
+use model_format::{Role, Weight, decoder_config::Activation};
+use webgpu_kernels::cross_entropy::cross_entropy;
 
 pub use webgpu_kernels::gram::TokenWeights;
 
@@ -26,14 +31,14 @@ pub trait Ops {
     /// Keys and values of one layer and one sequence.
     type Kv;
 
-    /// Whether the device has the operations of a part that not every decoder has. Those are the ones whose default here
-    /// is to panic; the model's loaders refuse a decoder whose parts are not supported.
-    fn supports(_part: Part) -> bool {
-        false
-    }
-
     /// Takes a weight matrix to the device. `role` says which one it is.
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix>;
+    /// The same for a matrix that the host need not hold whole.
+    async fn upload_rows(&mut self, role: Role, source: &mut impl Rows) -> Result<Self::Matrix> {
+        let [rows, _] = source.shape();
+        let whole = source.read(0..rows).await?;
+        self.upload_matrix(role, whole)
+    }
     /// Takes `[rows, cols]` values to the device: norm weights, the rotary table, hidden states of the quantizer.
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
     /// Room for the keys and values of one layer.
@@ -41,8 +46,15 @@ pub trait Ops {
     /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
-    /// `y[t, :] = table[tokens[t], :]`.
-    fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor;
+    /// The loss of each row of `logits`, `ln sum over c of exp(logits[r, c]) - logits[r, targets[r]]`. Waits.
+    async fn cross_entropy(&mut self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+        let logits = self.read(logits).await?;
+        let rows = logits.chunks_exact(logits.len() / targets.len()).zip(targets);
+        Ok(rows.map(|(logits, &target)| cross_entropy(logits, target)).collect())
+    }
+
+    /// `y[t, :] = scale * table[tokens[t], :]`.
+    fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Tensor;
     /// `y[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c]`.
     fn rms_norm(&mut self, x: &Self::Tensor, weight: &Self::Tensor, eps: f32) -> Self::Tensor;
     /// `y[m, n] = sum over k of x[m, k] * w[n, k]`.
@@ -57,41 +69,26 @@ pub trait Ops {
         shape: AttentionShape,
         spans: &mut [Span<'_, Self::Kv>],
     ) -> Self::Tensor;
-    /// `y[r, i] = silu(gate_up[r, i]) * gate_up[r, inner + i]`.
-    fn swiglu(&mut self, gate_up: &Self::Tensor) -> Self::Tensor;
-    /// `x += y`.
-    fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor);
-    /// The named rows of `x`, in the given order.
-    fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
-
-    /// `y[r, i] = gelu(gate_up[r, i]) * gate_up[r, inner + i]`, with [`Part::GeluGate`].
-    fn geglu(&mut self, _gate_up: &Self::Tensor) -> Self::Tensor {
-        unsupported(Part::GeluGate)
-    }
-    /// `x[r, c] += bias[c]`, with [`Part::AttentionBias`].
-    fn add_bias(&mut self, _x: &mut Self::Tensor, _bias: &Self::Tensor) {
-        unsupported(Part::AttentionBias)
-    }
-    /// The norm of each query head and of each key head of `qkv` `[rows, q | k | v]`, with [`Part::HeadNorms`]. `query` and
-    /// `key` are weights `[1, head_dim]`.
+    /// The norm of each query head and of each key head of `qkv` `[rows, q | k | v]`, in place. `query` and `key` are
+    /// weights `[1, head_dim]`.
     fn norm_heads(
         &mut self,
-        _qkv: &Self::Tensor,
-        _query: &Self::Tensor,
-        _key: &Self::Tensor,
-        _shape: AttentionShape,
-        _eps: f32,
-    ) -> Self::Tensor {
-        unsupported(Part::HeadNorms)
-    }
-    /// `x *= factor`, with [`Part::ScaledEmbeddings`].
-    fn scale(&mut self, _x: &mut Self::Tensor, _factor: f32) {
-        unsupported(Part::ScaledEmbeddings)
-    }
-    /// `x = cap * tanh(x / cap)`, with [`Part::SoftCap`].
-    fn soft_cap(&mut self, _x: &mut Self::Tensor, _cap: f32) {
-        unsupported(Part::SoftCap)
-    }
+        qkv: &mut Self::Tensor,
+        query: &Self::Tensor,
+        key: &Self::Tensor,
+        shape: AttentionShape,
+        eps: f32,
+    );
+    /// `y[r, i] = act(gate_up[r, i]) * gate_up[r, inner + i]`.
+    fn glu(&mut self, gate_up: &Self::Tensor, activation: Activation) -> Self::Tensor;
+    /// `x += y`.
+    fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor);
+    /// `x[r, c] += bias[c]`.
+    fn add_bias(&mut self, x: &mut Self::Tensor, bias: &Self::Tensor);
+    /// `x = cap * tanh(x / cap)`.
+    fn soft_cap(&mut self, x: &mut Self::Tensor, cap: f32);
+    /// The named rows of `x`, in the given order.
+    fn select_rows(&mut self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
 
     /// `x += y`, then its norm.
     fn add_rms_norm(
@@ -106,7 +103,7 @@ pub trait Ops {
     }
 
     /// `x +=` the product of `y` and `matrix`, then its norm: the end of a block of the residual stream. The norm goes to
-    /// [`Ops::linear`], [`Ops::linear_swiglu`] or [`Ops::read`]; an implementation may leave part of it to them.
+    /// [`Ops::linear`], [`Ops::linear_glu`] or [`Ops::read`]; an implementation may leave part of it to them.
     fn linear_add_rms_norm(
         &mut self,
         x: &mut Self::Tensor,
@@ -119,11 +116,22 @@ pub trait Ops {
         self.add_rms_norm(x, &y, weight, eps)
     }
 
-    /// The product of `x` and the joined matrix of a gate and what it gates, then [`Ops::swiglu`].
-    fn linear_swiglu(&mut self, x: &Self::Tensor, gate_up: &Self::Matrix) -> Self::Tensor {
+    /// The product of `x` and the joined matrix of a gate and what it gates, then [`Ops::glu`].
+    fn linear_glu(&mut self, x: &Self::Tensor, gate_up: &Self::Matrix, activation: Activation) -> Self::Tensor {
         let gate_up = self.linear(x, gate_up);
-        self.swiglu(&gate_up)
+        self.glu(&gate_up, activation)
     }
+}
+
+/// A weight matrix whose rows are read when they are wanted.
+#[expect(async_fn_in_trait, reason = "the engine owns no thread, so no Send bound is wanted")]
+pub trait Rows {
+    /// Rows and columns: outputs and inputs.
+    fn shape(&self) -> [usize; 2];
+    /// How many rows are worth reading at a time: an even number, or all.
+    fn rows_at_once(&self) -> usize;
+    /// Some of the rows, or all of them.
+    async fn read(&mut self, rows: Range<usize>) -> Result<Weight>;
 }
 
 /// Choosing the next token where the logits are, so that the token after it can be run before the host knows the first.
@@ -136,34 +144,10 @@ pub trait Choose: Ops {
     fn ahead(&self) -> usize;
     /// The column of the largest value of `logits` `[1, cols]`, the first among equals; NaN is never chosen.
     fn choose(&mut self, logits: &Self::Tensor) -> Result<Self::Token>;
-    /// `y[0, :] = table[token, :]`.
-    fn embedding_of(&mut self, table: &Self::Matrix, token: &Self::Token) -> Self::Tensor;
+    /// `y[0, :] = scale * table[token, :]`.
+    fn embedding_of(&mut self, table: &Self::Matrix, token: &Self::Token, scale: f32) -> Self::Tensor;
     /// Waits for the token.
     async fn token(&mut self, token: Self::Token) -> Result<u32>;
-}
-
-/// A part that not every decoder has, and for which a device needs operations beyond those of every decoder.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// [`Ops::add_bias`].
-    AttentionBias,
-    /// [`Ops::norm_heads`].
-    HeadNorms,
-    /// [`Ops::geglu`].
-    GeluGate,
-    /// [`Ops::scale`].
-    ScaledEmbeddings,
-    /// [`Ops::soft_cap`], and [`AttentionShape::soft_cap`].
-    SoftCap,
-    /// [`AttentionShape::window`].
-    Window,
-    /// [`AttentionShape::rotary_dim`] below `head_dim`.
-    PartialRotary,
-}
-
-/// An operation was called that only a decoder with this part has.
-fn unsupported(part: Part) -> ! {
-    panic!("{part:?}: this device does not have it, and the loaders did not refuse the model")
 }
 
 /// The rows of one sequence in a batch, and the cache they belong to.

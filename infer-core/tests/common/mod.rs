@@ -26,8 +26,8 @@ impl Golden {
         self.folder.join(name)
     }
 
-    pub fn info(&self) -> Value {
-        serde_json::from_slice(&std::fs::read(self.folder.join("info.json")).unwrap()).unwrap()
+    pub fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.folder.join(name)).unwrap()).unwrap()
     }
 
     pub fn tensors(&self, name: &str) -> Tensors {
@@ -53,6 +53,16 @@ impl Tensors {
 
 pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+/// By how much the best token of each step is above the second.
+pub fn margins(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|margin| margin.as_f64().unwrap() as f32).collect()
+}
+
+/// The column of the largest value.
+pub fn largest(logits: &[f32]) -> u32 {
+    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
 }
 
 pub fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {

@@ -61,6 +61,11 @@ impl QuantFormat {
         ]
     }
 
+    /// Whether a row of `param` lies in one piece, behind the row before it, so that some rows can be read alone.
+    pub fn stores_rows(&self, param: &Param) -> bool {
+        param.shape.len() == 2 && !(self.quantizes(param) && self.turns(param))
+    }
+
     /// Whether codes and scales of `param` are stored transposed.
     fn turns(&self, param: &Param) -> bool {
         self.layout == Layout::Kn && param.role != Role::Embedding
@@ -74,30 +79,44 @@ impl QuantFormat {
         (transpose(&q_weight, param.shape[0]), transpose(&q_scale, param.shape[0]))
     }
 
+    /// Refuses a stored tensor of `param`, the one that should be `expected`, that has another shape or dtype. `file` is
+    /// for the error.
+    pub fn check_stored(
+        &self,
+        file: &str,
+        param: &Param,
+        expected: &StoredTensor,
+        shape: &[usize],
+        dtype: Dtype,
+    ) -> Result<()> {
+        if expected.shape != shape {
+            return Err(Error::ParamShape {
+                name: expected.name.clone(),
+                file: file.into(),
+                found: shape.to_vec(),
+                expected: expected.shape.clone(),
+            });
+        }
+        let float = matches!(dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
+        let fits = if self.quantizes(param) { expected.disk_dtype() == dtype } else { float };
+        match fits {
+            true => Ok(()),
+            false => Err(Error::ParamDtype {
+                name: expected.name.clone(),
+                file: file.into(),
+                found: dtype.to_string(),
+                expected: expected.disk_dtype().to_string(),
+            }),
+        }
+    }
+
     /// The parameter out of its stored tensors, in the order of [`QuantFormat::stored`], whose shapes and dtypes are
     /// checked. `file` is for the error.
     pub fn weight_from_stored(&'static self, file: &str, param: &Param, tensors: &[HostTensor<'_>]) -> Result<Weight> {
         let stored = self.stored(param);
         assert_eq!(stored.len(), tensors.len(), "weight_from_stored: all tensors of `{}`", param.name);
         for (expected, found) in stored.iter().zip(tensors) {
-            if expected.shape != found.shape {
-                return Err(Error::ParamShape {
-                    name: expected.name.clone(),
-                    file: file.into(),
-                    found: found.shape.clone(),
-                    expected: expected.shape.clone(),
-                });
-            }
-            let float = matches!(found.dtype, Dtype::F16 | Dtype::BF16 | Dtype::F32);
-            let fits = if self.quantizes(param) { expected.disk_dtype() == found.dtype } else { float };
-            if !fits {
-                return Err(Error::ParamDtype {
-                    name: expected.name.clone(),
-                    file: file.into(),
-                    found: found.dtype.to_string(),
-                    expected: expected.disk_dtype().to_string(),
-                });
-            }
+            self.check_stored(file, param, expected, &found.shape, found.dtype)?;
         }
         Ok(match tensors {
             [codes, scales] => {

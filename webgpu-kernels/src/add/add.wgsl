@@ -1,16 +1,16 @@
-// x[i] += y[i]
+// x[r, c] += y[c], or with as many columns as x has values x[i] += y[i]
 #import invocation
 
-struct Params { len: u32 }
+struct Params { len: u32, cols: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read_write> x: array<f32>;          // [len]
-@group(0) @binding(2) var<storage, read> y: array<f32>;                // [len]
+@group(0) @binding(1) var<storage, read_write> x: array<f32>;          // [rows, cols], len values
+@group(0) @binding(2) var<storage, read> y: array<f32>;                // [cols]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.len) {
-        x[i] += y[i];
+        x[i] += y[i % params.cols];
     }
 }

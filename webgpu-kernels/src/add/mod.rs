@@ -1,4 +1,5 @@
-//! `x[i] += y[i]`: the residual connection, where it is not fused into the norm after it ([`crate::rms_norm`]).
+//! `x[r, c] += y[c]`: a bias; and with one row the residual connection, where it is not fused into the norm after it
+//! ([`crate::rms_norm`]).
 
 mod reference;
 
@@ -11,13 +12,15 @@ use crate::{
 
 pub use reference::add;
 
-/// `x[i] += y[i]`.
+/// `x[r, c] += y[c]`.
 pub struct Add {
-    /// Number of elements.
-    pub len: usize,
+    /// Rows of `x`.
+    pub rows: usize,
+    /// Columns of `x`, elements of `y`.
+    pub cols: usize,
 }
 
-params! { struct AddParams { len: u32 } }
+params! { struct AddParams { len: u32, cols: u32 } }
 
 const WORKGROUP: usize = 256;
 
@@ -31,11 +34,11 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl Add {
-    /// `x`, `y`: `[len]`.
+    /// `x`: [rows, cols]. `y`: `[cols]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, y: &Buffer<f32>) {
-        let params = AddParams { len: self.len as u32 };
-        let groups = self.len.div_ceil(WORKGROUP);
-        recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into()], groups);
+        let len = self.rows * self.cols;
+        let params = AddParams { len: len as u32, cols: self.cols as u32 };
+        recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into()], len.div_ceil(WORKGROUP));
     }
 }
 
@@ -44,27 +47,27 @@ fn variant() -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let lens: &[usize] = match set {
+    let shapes: &[(usize, usize)] = match set {
         // The last one wraps into the second dimension of workgroups.
-        CaseSet::Test => &[1, 576, 3 * 577, 65_535 * WORKGROUP + 1000],
-        CaseSet::Bench => &[3072, 512 * 3072],
+        CaseSet::Test => &[(1, 1), (1, 576), (1, 3 * 577), (3, 577), (40, 96), (5, 1), (1, 65_535 * WORKGROUP + 1000)],
+        CaseSet::Bench => &[(1, 3072), (512, 3072), (1, 512 * 3072)],
     };
-    let case = |&len: &usize| Case {
-        label: format!("{len}"),
+    let case = |&(rows, cols): &(usize, usize)| Case {
+        label: format!("{rows} x {cols}"),
         variant: variant(),
-        flops: len as u64,
-        bytes: 12 * len as u64,
+        flops: (rows * cols) as u64,
+        bytes: 4 * (2 * rows * cols + cols) as u64,
         tolerance: 1e-12,
         buffers: Box::new(move || {
-            let mut random = Random::new(len as u64);
-            vec![CaseBuffer::in_out(&random.values(len)), CaseBuffer::input(&random.values(len))]
+            let mut random = Random::new((rows * cols) as u64);
+            vec![CaseBuffer::in_out(&random.values(rows * cols)), CaseBuffer::input(&random.values(cols))]
         }),
-        record: Box::new(move |recorder, b| Add { len }.record(recorder, &b[0].cast(), &b[1].cast())),
+        record: Box::new(move |recorder, b| Add { rows, cols }.record(recorder, &b[0].cast(), &b[1].cast())),
         reference: Box::new(|buffers| {
             let mut x = buffers[0].values().to_vec();
             add(&mut x, buffers[1].values());
             vec![x]
         }),
     };
-    lens.iter().map(case).collect()
+    shapes.iter().map(case).collect()
 }

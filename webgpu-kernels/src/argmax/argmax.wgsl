@@ -18,8 +18,8 @@ var<workgroup> values: array<f32, WORKGROUP>;
 var<workgroup> columns: array<u32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
 #ifdef JOIN
     let row = group;
 #else

@@ -85,7 +85,7 @@ fn variant() -> Variant {
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize)] = match set {
-        CaseSet::Test => &[(1, 49_152), (3, 5000), (3, 1000), (2, 77), (1, 1)],
+        CaseSet::Test => &[(1, 49_152), (3, 5000), (3, 1000), (2, 77), (1, 1), (4, 32_000), (3, 256), (1, 151_936)],
         CaseSet::Bench => &[(1, 128_256)],
     };
     let case = |&(rows, cols): &(usize, usize)| Case {
@@ -119,7 +119,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
 
 fn join_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize)] = match set {
-        CaseSet::Test => &[(1, 49_152), (2, 600_000)],
+        CaseSet::Test => &[(1, 49_152), (2, 600_000), (5, 32_000)],
         CaseSet::Bench => &[(1, 128_256)],
     };
     let case = |&(rows, cols): &(usize, usize)| Case {

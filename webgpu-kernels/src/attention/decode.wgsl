@@ -1,14 +1,18 @@
 // y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
+// Each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
-// A workgroup takes one row, HEADS heads that share a key head, and one of `splits` ranges of keys. Scores: a lane per
+// A workgroup takes one row, HEADS heads that share a key head, and one of `splits` ranges of keys from begin on. Scores: a lane per
 // key. Values: a lane per eight dims and one of KEY_GROUPS keys at a time. Softmax is online over tiles of WORKGROUP
 // keys. With SPLIT_K the workgroup leaves sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
 #import invocation
 #import kv
+#ifdef SOFT_CAP
+#import soft_cap
+#endif
 
 struct Params {
     rows: u32, first_row: u32, heads: u32, past_len: u32, capacity: u32, splits: u32, split_keys: u32, groups: u32,
-    scale: f32,
+    window: u32, begin: u32, scale: f32, soft_cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -33,8 +37,8 @@ var<workgroup> corrections: array<f32, HEADS>;
 var<workgroup> y_parts: array<vec4<f32>, KEY_GROUPS * EIGHTS * 2u>;    // [KEY_GROUPS, EIGHTS, 2]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;
     }
@@ -44,7 +48,8 @@ fn main(invocation: Invocation) {
     let row = group / params.splits / (params.heads / HEADS);
     let cache = first_head / GROUP * params.capacity;
     let keys = params.past_len + row + 1u;
-    let end = min((split + 1u) * params.split_keys, keys);
+    let start = max(params.begin + split * params.split_keys, keys - min(params.window, keys));
+    let end = min(params.begin + (split + 1u) * params.split_keys, keys);
 
     for (var i = lane; i < HEADS * EIGHTS * 2u; i += WORKGROUP) {
         let quad = i % (EIGHTS * 2u);
@@ -67,7 +72,7 @@ fn main(invocation: Invocation) {
 #endfor
     workgroupBarrier();
 
-    for (var first_key = split * params.split_keys; first_key < end; first_key += WORKGROUP) {
+    for (var first_key = start; first_key < end; first_key += WORKGROUP) {
         let count = min(WORKGROUP, end - first_key);
 #for h in 0..HEADS
         var score$h = 0.0;
@@ -89,6 +94,9 @@ fn main(invocation: Invocation) {
             }
         }
 #for h in 0..HEADS
+#ifdef SOFT_CAP
+        score$h = soft_cap(vec4<f32>(score$h), params.soft_cap).x;
+#endif
         p_tile[$hu * WORKGROUP + lane] = select(LOWEST, score$h, lane < count);
 #endfor
         workgroupBarrier();

@@ -1,5 +1,6 @@
 //! `y[r, h] = sum over p of softmax_p(scale * q[r, h] . k[h', p]) * v[h', p]`, `p <= past_len + r`, where `h'` is the key
-//! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already.
+//! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already. Scores may be
+//! capped, and rows may see a window of the keys; keys before the window of the first row are not visited.
 //!
 //! Three kernels: `attention_tile` for many rows; `attention_decode` for few, one row at a time; and, where the context
 //! is long, `attention_decode` with `split_k`, several workgroups sharing the keys of a row, and `attention_reduce` to
@@ -9,7 +10,7 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::Random,
+    cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
@@ -30,18 +31,23 @@ pub struct Attention {
     pub past_len: usize,
     /// Factor on `q . k`.
     pub scale: f32,
+    /// Cap `c` of the scaled scores: `c * tanh(score / c)`.
+    pub soft_cap: Option<f32>,
+    /// How many keys a row sees, the last ones, its own among them. `None`: all.
+    pub window: Option<usize>,
 }
 
 params! {
     struct TileParams {
-        rows: u32, first_row: u32, kv_heads: u32, past_len: u32, capacity: u32, groups: u32, scale: f32,
+        rows: u32, first_row: u32, kv_heads: u32, past_len: u32, capacity: u32, groups: u32, window: u32,
+        scale: f32, soft_cap: f32,
     }
 }
 
 params! {
     struct DecodeParams {
         rows: u32, first_row: u32, heads: u32, past_len: u32, capacity: u32, splits: u32, split_keys: u32, groups: u32,
-        scale: f32,
+        window: u32, begin: u32, scale: f32, soft_cap: f32,
     }
 }
 
@@ -110,22 +116,38 @@ impl Attention {
             past_len: self.past_len as u32,
             capacity: cache.capacity as u32,
             groups: groups as u32,
+            window: self.window(),
             scale: self.scale,
+            soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let variant = tile_variant(self.heads / cache.kv_heads, cache.head_dim, cache.dtype);
+        let variant = self.tile_variant(CacheShape::of(cache));
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
     }
 
+    /// The window, or one that nothing is beyond.
+    fn window(&self) -> u32 {
+        self.window.map_or(u32::MAX, |window| window as u32)
+    }
+
+    /// The first key that any row sees.
+    fn begin(&self) -> usize {
+        self.window.map_or(0, |window| (self.past_len + 1).saturating_sub(window))
+    }
+
+    /// Tiles of keys that the rows see.
+    fn key_tiles(&self) -> usize {
+        (self.past_len + self.rows - self.begin()).div_ceil(DECODE_KEYS)
+    }
+
     /// Ranges that the keys are divided in: one per tile of keys, as long as that makes workgroups the device has need of.
     fn splits(&self, cache: &KvCache) -> usize {
-        let tiles = (self.past_len + self.rows).div_ceil(DECODE_KEYS);
         let groups = self.rows * self.heads / workgroup_heads(self.heads / cache.kv_heads, cache.head_dim);
-        tiles.min(ENOUGH_GROUPS.div_ceil(groups)).min(MAX_SPLITS)
+        self.key_tiles().min(ENOUGH_GROUPS.div_ceil(groups)).min(MAX_SPLITS)
     }
 
     fn record_decode(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, splits: usize) {
-        let tiles = (self.past_len + self.rows).div_ceil(DECODE_KEYS);
+        let tiles = self.key_tiles();
         let split_tiles = tiles.div_ceil(splits);
         // With so many tiles each, fewer may do.
         let splits = tiles.div_ceil(split_tiles);
@@ -159,12 +181,55 @@ impl Attention {
             splits: splits as u32,
             split_keys: (split_tiles * DECODE_KEYS) as u32,
             groups: groups as u32,
+            window: self.window(),
+            begin: self.begin() as u32,
             scale: self.scale,
+            soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let caps = recorder.gpu().caps();
-        let variant = decode_variant(caps, group, cache.head_dim, cache.dtype, splits > 1);
+        let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), splits > 1);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
+    }
+
+    fn tile_variant(&self, cache: CacheShape) -> Variant {
+        let chunks = cache.head_dim.div_ceil(32) as u32;
+        self.variant(cache).flag_if("WINDOW", self.window.is_some()).constant_is("CHUNKS", chunks)
+    }
+
+    fn decode_variant(&self, caps: &Caps, cache: CacheShape, is_split: bool) -> Variant {
+        let eights = padded(cache.head_dim) / 8;
+        // Loads of a software device do not overlap, and its compiler takes long for long functions.
+        let most = if caps.is_software { 1 } else { DECODE_LOADS };
+        let key_eights = (1..=most).rev().find(|&few| eights.is_multiple_of(few)).unwrap_or(1);
+        self.variant(cache)
+            .flag_if("SPLIT_K", is_split)
+            .constant_is("WORKGROUP", DECODE_KEYS as u32)
+            .constant_is("HEADS", workgroup_heads(self.heads / cache.kv_heads, cache.head_dim) as u32)
+            .constant_is("KEY_EIGHTS", key_eights as u32)
+            .constant_is("VALUES", most as u32)
+    }
+
+    /// What the variants of both kernels have.
+    fn variant(&self, cache: CacheShape) -> Variant {
+        let variant = cache.dtype.flag(Variant::new()).flag_if("SOFT_CAP", self.soft_cap.is_some());
+        variant
+            .constant_is("HEAD_DIM", cache.head_dim as u32)
+            .constant_is("EIGHTS", padded(cache.head_dim) as u32 / 8)
+            .constant_is("GROUP", (self.heads / cache.kv_heads) as u32)
+    }
+}
+
+/// What variants depend on in a cache.
+#[derive(Clone, Copy)]
+struct CacheShape {
+    kv_heads: usize,
+    head_dim: usize,
+    dtype: KvDtype,
+}
+
+impl CacheShape {
+    fn of(cache: &KvCache) -> CacheShape {
+        CacheShape { kv_heads: cache.kv_heads, head_dim: cache.head_dim, dtype: cache.dtype }
     }
 }
 
@@ -189,32 +254,6 @@ impl Reduce {
     }
 }
 
-fn tile_variant(group: usize, head_dim: usize, dtype: KvDtype) -> Variant {
-    dtype
-        .flag(Variant::new())
-        .constant_is("HEAD_DIM", head_dim as u32)
-        .constant_is("EIGHTS", padded(head_dim) as u32 / 8)
-        .constant_is("GROUP", group as u32)
-        .constant_is("CHUNKS", head_dim.div_ceil(32) as u32)
-}
-
-fn decode_variant(caps: &Caps, group: usize, head_dim: usize, dtype: KvDtype, is_split: bool) -> Variant {
-    let eights = padded(head_dim) / 8;
-    // Loads of a software device do not overlap, and its compiler takes long for long functions.
-    let most = if caps.is_software { 1 } else { DECODE_LOADS };
-    let key_eights = (1..=most).rev().find(|&few| eights.is_multiple_of(few)).unwrap_or(1);
-    dtype
-        .flag(Variant::new())
-        .flag_if("SPLIT_K", is_split)
-        .constant_is("WORKGROUP", DECODE_KEYS as u32)
-        .constant_is("HEAD_DIM", head_dim as u32)
-        .constant_is("EIGHTS", padded(head_dim) as u32 / 8)
-        .constant_is("GROUP", group as u32)
-        .constant_is("HEADS", workgroup_heads(group, head_dim) as u32)
-        .constant_is("KEY_EIGHTS", key_eights as u32)
-        .constant_is("VALUES", most as u32)
-}
-
 fn reduce_variant(head_dim: usize) -> Variant {
     Variant::new().constant_is("WORKGROUP", MAX_SPLITS as u32).constant_is("HEAD_DIM", head_dim as u32)
 }
@@ -233,19 +272,34 @@ struct Shape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    soft_cap: Option<f32>,
+    window: Option<usize>,
+    has_outliers: bool,
 }
 
 impl Shape {
     const fn new(rows: usize, past_len: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
-        Shape { rows, past_len, heads, kv_heads, head_dim }
+        Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap: None, window: None, has_outliers: false }
+    }
+
+    const fn soft_cap(self, cap: f32) -> Shape {
+        Shape { soft_cap: Some(cap), ..self }
+    }
+
+    const fn window(self, window: usize) -> Shape {
+        Shape { window: Some(window), ..self }
+    }
+
+    const fn with_outliers(self) -> Shape {
+        Shape { has_outliers: true, ..self }
     }
 
     fn capacity(&self) -> usize {
         self.past_len + self.rows + 5
     }
 
-    fn group(&self) -> usize {
-        self.heads / self.kv_heads
+    fn cache_shape(&self, dtype: KvDtype) -> CacheShape {
+        CacheShape { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype }
     }
 
     fn cache(&self, dtype: KvDtype, k: &Buffer<u32>, v: &Buffer<u32>) -> KvCache {
@@ -283,20 +337,30 @@ impl Shape {
         variant: Variant,
         record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + 'static,
     ) -> Case {
-        let Shape { rows, past_len, heads, kv_heads, head_dim } = self;
+        let Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap, window, has_outliers } = self;
         // A row sees the keys up to itself.
-        let pairs = rows * past_len + rows * (rows + 1) / 2;
-        let keys = past_len + rows;
+        let seen = |row: usize| (past_len + row + 1).min(window.unwrap_or(usize::MAX));
+        let pairs: usize = (0..rows).map(seen).sum();
+        let keys = rows - 1 + seen(0);
+        let mut label = format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}");
+        if let Some(window) = window {
+            label += &format!(", window of {window}");
+        }
+        if has_outliers {
+            label += ", outliers";
+        }
         Case {
-            label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}"),
+            label,
             variant,
             flops: 4 * (pairs * heads * head_dim) as u64,
             bytes: (2 * keys * kv_heads * head_dim * dtype.size() + 8 * rows * heads * head_dim) as u64,
-            tolerance: 1e-10,
+            // Scores of a million have few digits behind the point in f32.
+            tolerance: if has_outliers { 1e-7 } else { 1e-10 },
             buffers: Box::new(move || {
                 let mut random = Random::new((heads * keys) as u64);
                 // Large enough for a softmax that is neither flat nor one key.
                 let q: Vec<f32> = random.values(rows * heads * head_dim).iter().map(|v| 8.0 * v).collect();
+                let q = if has_outliers { with_outliers(q) } else { q };
                 let k = CaseBuffer::words(self.cache_words(dtype, &mut random));
                 let v = CaseBuffer::words(self.cache_words(dtype, &mut random));
                 vec![CaseBuffer::input(&q), k, v, CaseBuffer::output(rows * heads * head_dim)]
@@ -317,6 +381,8 @@ impl Shape {
                     past_len,
                     capacity: self.capacity(),
                     scale: self.scale(),
+                    soft_cap,
+                    window,
                 };
                 attention(shape, b[0].values(), &cache(&b[1].words), &cache(&b[2].words), &mut y);
                 vec![y]
@@ -329,8 +395,8 @@ impl Shape {
     }
 
     fn attention(&self) -> Attention {
-        let Shape { rows, past_len, heads, .. } = *self;
-        Attention { first_row: 0, rows, heads, past_len, scale: self.scale() }
+        let Shape { rows, past_len, heads, soft_cap, window, .. } = *self;
+        Attention { first_row: 0, rows, heads, past_len, scale: self.scale(), soft_cap, window }
     }
 }
 
@@ -346,12 +412,26 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             Shape::new(9, 3, 2, 2, 20),
             Shape::new(20, 10, 2, 1, 256),
             Shape::new(6, 10, 7, 1, 96),
+            Shape::new(40, 0, 4, 2, 16).window(16),
+            Shape::new(33, 70, 8, 1, 64).window(40),
+            Shape::new(70, 5, 2, 2, 20).window(1),
+            Shape::new(20, 10, 8, 4, 256).soft_cap(5.0),
+            Shape::new(40, 90, 4, 2, 128).soft_cap(50.0).window(64),
+            Shape::new(9, 3, 2, 2, 20).soft_cap(1.0).window(500),
+            Shape::new(64, 0, 14, 2, 64),
+            Shape::new(7, 25, 32, 32, 96),
+            Shape::new(31, 1, 8, 8, 80),
+            Shape::new(16, 8160, 4, 2, 32),
+            Shape::new(16, 8160, 4, 2, 32).window(4096),
+            Shape::new(5, 3, 2, 1, 512),
+            Shape::new(32, 32, 4, 2, 64).with_outliers(),
+            Shape::new(6, 70, 4, 2, 128).soft_cap(50.0).with_outliers(),
         ],
         CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
     };
     let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
     all.map(|(shape, dtype)| {
-        let variant = tile_variant(shape.group(), shape.head_dim, dtype);
+        let variant = shape.attention().tile_variant(shape.cache_shape(dtype));
         shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y))
     })
     .collect()
@@ -370,6 +450,22 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Shape::new(1, 200, 16, 1, 32), 2),
             (Shape::new(1, 40, 8, 2, 256), 1),
             (Shape::new(1, 40, 3, 1, 96), 1),
+            (Shape::new(1, 300, 4, 2, 16).window(16), 1),
+            (Shape::new(3, 400, 8, 1, 64).window(200), 2),
+            (Shape::new(4, 126, 9, 3, 64).window(128), 2),
+            (Shape::new(2, 20, 2, 2, 20).window(1), 1),
+            (Shape::new(1, 40, 8, 4, 256).soft_cap(5.0), 1),
+            (Shape::new(1, 700, 16, 8, 256).soft_cap(50.0).window(512), 4),
+            (Shape::new(1, 300, 9, 3, 64).soft_cap(20.0), 3),
+            (Shape::new(1, 63, 32, 32, 96), 1),
+            (Shape::new(1, 255, 8, 8, 80), 2),
+            (Shape::new(4, 0, 2, 1, 512), 1),
+            (Shape::new(1, 8191, 4, 2, 32), 1),
+            (Shape::new(1, 8191, 4, 2, 32), 64),
+            (Shape::new(1, 8191, 4, 2, 32).window(4096), 32),
+            (Shape::new(1, 200, 4, 2, 64).with_outliers(), 1),
+            (Shape::new(2, 200, 4, 2, 64).with_outliers(), 2),
+            (Shape::new(1, 200, 4, 2, 64).soft_cap(50.0).with_outliers(), 2),
         ],
         CaseSet::Bench => &[
             (Shape::new(1, 127, 24, 8, 128), 1),
@@ -381,7 +477,7 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     };
     let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
     all.map(|((shape, splits), dtype)| {
-        let variant = decode_variant(caps, shape.group(), shape.head_dim, dtype, splits > 1);
+        let variant = shape.attention().decode_variant(caps, shape.cache_shape(dtype), splits > 1);
         shape.case(dtype, variant, move |recorder, q, cache, y| {
             shape.attention().record_decode(recorder, q, cache, y, splits);
         })
@@ -391,7 +487,7 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 
 fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize, usize, usize)] = match set {
-        CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20)],
+        CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20), (4, 8, 7, 256), (3, 1, 33, 80)],
         CaseSet::Bench => &[(1, 24, 16, 128)],
     };
     let case = |&(rows, heads, splits, head_dim): &(usize, usize, usize, usize)| Case {

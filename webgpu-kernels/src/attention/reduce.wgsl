@@ -12,8 +12,8 @@ var<workgroup> largest: array<f32, WORKGROUP>;
 var<workgroup> sums: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;
     }

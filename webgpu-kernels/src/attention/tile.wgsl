@@ -1,4 +1,5 @@
 // y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
+// With WINDOW, each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
 // A workgroup of 8 x 8 lanes takes 32 slots, pairs of a row and one of the GROUP heads that share a key head, so that a
 // tile of 32 keys and values is loaded once for all of them. Softmax is online: m is the largest score so far, l the sum
@@ -6,9 +7,13 @@
 // values, a chunk, at a time.
 #import invocation
 #import kv
+#ifdef SOFT_CAP
+#import soft_cap
+#endif
 
 struct Params {
-    rows: u32, first_row: u32, kv_heads: u32, past_len: u32, capacity: u32, groups: u32, scale: f32,
+    rows: u32, first_row: u32, kv_heads: u32, past_len: u32, capacity: u32, groups: u32, window: u32,
+    scale: f32, soft_cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -43,8 +48,8 @@ fn slot_head(i: u32, kv_head: u32) -> u32 {
 }
 
 @compute @workgroup_size(8, 8)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;
     }
@@ -63,6 +68,15 @@ fn main(invocation: Invocation) {
 #endfor
     let limit = vec4<u32>(params.past_len) + vec4<u32>(slot0, slot1, slot2, slot3) / GROUP;
 
+#ifdef WINDOW
+    let first_keys = limit + 1u - min(vec4<u32>(params.window), limit + 1u);
+    // What the first slot sees, from a whole tile on.
+    let seen = params.past_len + first_slot / GROUP + 1u;
+    let begin = (seen - min(params.window, seen)) / 32u * 32u;
+#else
+    let begin = 0u;
+#endif
+
     var m = vec4<f32>(LOWEST);
     var l = vec4<f32>(0.0);
 #for c in 0..CHUNKS
@@ -71,7 +85,7 @@ fn main(invocation: Invocation) {
 #endfor
 #endfor
 
-    for (var first_key = 0u; first_key < keys; first_key += 32u) {
+    for (var first_key = begin; first_key < keys; first_key += 32u) {
         var s0 = vec4<f32>(0.0);
         var s1 = vec4<f32>(0.0);
         var s2 = vec4<f32>(0.0);
@@ -112,12 +126,21 @@ fn main(invocation: Invocation) {
         }
 
         // From here on as columns: p$j is key 4 * lane_k + j of four slots.
-        let scores = transpose(mat4x4<f32>(s0, s1, s2, s3));
+        let products = transpose(mat4x4<f32>(s0, s1, s2, s3));
         var m_new = m;
 #for j in 0..4
         let key$j = first_key + 4u * lane_k + $ju;
+#ifdef WINDOW
+        let is_seen$j = (vec4<u32>(key$j) <= limit) & (vec4<u32>(key$j) >= first_keys);
+#else
         let is_seen$j = vec4<u32>(key$j) <= limit;
-        let score$j = select(vec4<f32>(LOWEST), scores[$j] * params.scale, is_seen$j);
+#endif
+#ifdef SOFT_CAP
+        let scaled$j = soft_cap(products[$j] * params.scale, params.soft_cap);
+#else
+        let scaled$j = products[$j] * params.scale;
+#endif
+        let score$j = select(vec4<f32>(LOWEST), scaled$j, is_seen$j);
         m_new = max(m_new, score$j);
 #endfor
         maxima[lane_k * 8u + lane_s] = m_new;

@@ -8,8 +8,8 @@ struct Params { quads: u32 }
 @group(0) @binding(2) var<storage, read_write> y: array<vec4<u32>>;    // [quads]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.quads) {
         y[i] = x[i];
     }

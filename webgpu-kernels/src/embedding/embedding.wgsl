@@ -1,9 +1,9 @@
-// y[t, :] = table[tokens[t], :]
+// y[t, :] = scale * table[tokens[t], :]
 // One lane per block. A token whose row is in another slice of the table is left to that slice.
 #import invocation
 #import unpack
 
-struct Params { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32 }
+struct Params { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32, scale: f32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q_weight: array<Words>;       // [rows, blocks, ..], see unpack
@@ -12,8 +12,8 @@ struct Params { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32 }
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [tokens, cols]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     let t = i / params.blocks;
     let b = i - t * params.blocks;
     if (t >= params.tokens) {
@@ -26,7 +26,7 @@ fn main(invocation: Invocation) {
     }
     let block = load_block(row, b, params.blocks);
     for (var quad = 0u; quad < QUADS; quad++) {
-        let w = block4(block, quad);
+        let w = params.scale * block4(block, quad);
         let c = 4u * (b * QUADS + quad);
         for (var j = 0u; j < 4u; j++) {
             if (c + j < params.cols) {

@@ -1,4 +1,4 @@
-//! `y[t, :] = table[tokens[t], :]`: rows of the embedding table, dequantized.
+//! `y[t, :] = scale * table[tokens[t], :]`: rows of the embedding table, dequantized.
 //!
 //! A table in slices is read slice by slice; a token is written by the slice that holds its row.
 
@@ -6,7 +6,7 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, four_bits, random_matrix},
+    cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
@@ -14,13 +14,15 @@ use crate::{
 
 pub use reference::embedding;
 
-/// `y[t, :] = table[tokens[t], :]`.
+/// `y[t, :] = scale * table[tokens[t], :]`.
 pub struct Embedding {
     /// Number of tokens.
     pub tokens: usize,
+    /// What rows are multiplied by.
+    pub scale: f32,
 }
 
-params! { struct EmbeddingParams { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32 } }
+params! { struct EmbeddingParams { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32, scale: f32 } }
 
 const WORKGROUP: usize = 64;
 
@@ -43,6 +45,7 @@ impl Embedding {
             rows: table.rows as u32,
             cols: table.cols as u32,
             blocks: blocks as u32,
+            scale: self.scale,
         };
         let buffers = [(&table.q_weight).into(), (&table.q_scale).into(), tokens.into(), y.into()];
         let groups = (self.tokens * blocks).div_ceil(WORKGROUP);
@@ -55,22 +58,24 @@ fn variant(format: WeightFormat) -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let q4 = four_bits();
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let shapes: &[(WeightFormat, usize, usize, usize)] = match set {
-        CaseSet::Test => &[
-            (q4, 100, 576, 1),
-            (q4, 33, 2048, 7),
-            (q4, 9, 77, 40),
-            (WeightFormat::F16, 50, 96, 5),
-            (WeightFormat::F16, 7, 77, 5),
-            (WeightFormat::F32, 7, 77, 5),
-            (q3, 10, 128, 3),
-        ],
-        CaseSet::Bench => &[(q4, 32_000, 3072, 512)],
+    type Shape = (usize, usize, usize, f32);
+    let shapes: Vec<(WeightFormat, Shape)> = match set {
+        CaseSet::Test => {
+            let shapes = [
+                (100, 576, 1, 1.0),
+                (33, 2048, 7, 45.25),
+                (9, 77, 40, 1.0),
+                (50, 96, 5, 8.5),
+                (10, 128, 3, 11.3),
+                (70, 32, 70, 1.0),
+                (3, 2048, 2, 64.0),
+            ];
+            all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape))).collect()
+        }
+        CaseSet::Bench => vec![(four_bits(), (32_000, 3072, 512, 1.0))],
     };
-    let case = |&(format, rows, cols, count): &(WeightFormat, usize, usize, usize)| Case {
-        label: format!("{count} of {rows} x {cols}"),
+    let case = |(format, (rows, cols, count, scale)): (WeightFormat, Shape)| Case {
+        label: format!("{count} of {rows} x {cols} times {scale}"),
         variant: variant(format),
         flops: 0,
         bytes: (count * (format.blocks(cols) * format.block_bytes() + 4 * cols)) as u64,
@@ -84,14 +89,14 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         }),
         record: Box::new(move |recorder, b| {
             let table = cases::slice(format, rows, cols, &b[0], &b[1]);
-            Embedding { tokens: count }.record(recorder, &table, &b[2], &b[3].cast());
+            Embedding { tokens: count, scale }.record(recorder, &table, &b[2], &b[3].cast());
         }),
         reference: Box::new(move |b| {
             let table = cases::values(format, rows, cols, &b[0].words, &b[1].words);
             let mut y = vec![0.0; count * cols];
-            embedding(&table, cols, &b[2].words, &mut y);
+            embedding(&table, cols, scale, &b[2].words, &mut y);
             vec![y]
         }),
     };
-    shapes.iter().map(case).collect()
+    shapes.into_iter().map(case).collect()
 }

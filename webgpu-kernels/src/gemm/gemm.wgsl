@@ -35,8 +35,8 @@ fn row_x(m: u32, quad: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(8, 8)
-fn main(invocation: Invocation) {
-    let tile = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let tile = workgroup_index(workgroups);
     if (tile >= params.tiles) {
         return;
     }

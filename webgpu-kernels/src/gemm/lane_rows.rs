@@ -6,6 +6,7 @@
 use super::{GemmParams, case_with};
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
+    cases::{all_formats, four_bits},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, Params},
     matrix::Slice,
@@ -70,24 +71,21 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     if !LaneRows::suits(caps) {
         return Vec::new();
     }
-    let q4 = crate::cases::four_bits();
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let shapes: &[(WeightFormat, usize, usize, usize)] = match set {
-        CaseSet::Test => &[
-            (q4, 1, 130, 576),
-            (q4, 3, 67, 3072),
-            (q4, 8, 64, 2048),
-            (q4, 21, 5, 77),
-            (WeightFormat::F16, 9, 67, 96),
-            (WeightFormat::F32, 1, 30, 77),
-            (q3, 12, 20, 100),
-        ],
-        CaseSet::Bench => &[(q4, 1, 3072, 3072), (q4, 64, 3072, 3072), (q4, 1, 576, 576), (q4, 64, 576, 576)],
+    let q4 = four_bits();
+    let shapes: Vec<(WeightFormat, usize, usize, usize)> = match set {
+        CaseSet::Test => {
+            let shapes =
+                [(1, 130, 576), (2, 9, 32), (3, 67, 3072), (8, 64, 2048), (21, 5, 77), (9, 67, 96), (12, 20, 100)];
+            all_formats().into_iter().flat_map(|f| shapes.map(|(m, rows, cols)| (f, m, rows, cols))).collect()
+        }
+        CaseSet::Bench => {
+            [(1, 3072, 3072), (64, 3072, 3072), (1, 576, 576), (64, 576, 576)].map(|(m, n, k)| (q4, m, n, k)).into()
+        }
     };
     let caps = *caps;
     shapes
-        .iter()
-        .map(|&(format, m, rows, cols)| {
+        .into_iter()
+        .map(|(format, m, rows, cols)| {
             case_with(variant(&caps, format, cols, m), format, m, rows, cols, move |recorder, w, x, y| {
                 LaneRows { m, y_stride: rows }.record(recorder, w, x, y);
             })

@@ -21,8 +21,8 @@ struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_str
 const SHARE: u32 = (QUADS + SUBGROUP_MIN_SIZE - 1u) / SUBGROUP_MIN_SIZE;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
     if (group >= params.tiles) {
         return;
     }

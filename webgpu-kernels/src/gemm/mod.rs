@@ -8,7 +8,7 @@ mod lane_rows;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, four_bits, random_matrix},
+    cases::{self, Random, all_formats, four_bits, random_matrix, with_outliers},
     gemv::gemv,
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
@@ -106,24 +106,24 @@ fn variant(tile: Tile, format: WeightFormat, cols: usize) -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let q4 = four_bits();
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let (f16, f32) = (WeightFormat::F16, WeightFormat::F32);
+    let (q4, f16) = (four_bits(), WeightFormat::F16);
     let tiles = [Tile::LARGE, Tile::FLAT, Tile::SMALL];
     match set {
         CaseSet::Test => {
-            let shapes: &[(WeightFormat, usize, usize, usize)] = &[
-                (q4, 64, 64, 576),
-                (q4, 9, 130, 2048),
-                (q4, 33, 67, 3072),
-                (q4, 100, 5, 77),
-                (f16, 17, 67, 1536),
-                (f16, 20, 9, 77),
-                (f32, 12, 30, 96),
-                (q3, 12, 20, 100),
+            let shapes = [
+                (64, 64, 576),
+                (9, 130, 2048),
+                (33, 67, 768),
+                (1, 1, 32),
+                (100, 5, 77),
+                (65, 33, 100),
+                (12, 30, 96),
+                (40, 64, 576),
+                (2, 9, 32),
             ];
-            let all = shapes.iter().flat_map(|shape| tiles.map(|tile| (tile, *shape)));
-            all.map(|(tile, (format, m, rows, cols))| case(tile, format, m, rows, cols)).collect()
+            let formats = all_formats().into_iter();
+            let all = formats.flat_map(|format| tiles.into_iter().flat_map(move |t| shapes.map(|s| (format, t, s))));
+            all.map(|(format, tile, (m, rows, cols))| case(tile, format, m, rows, cols)).collect()
         }
         CaseSet::Bench => {
             let shapes: &[(WeightFormat, usize, usize, usize)] = &[
@@ -146,7 +146,7 @@ fn case(tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) ->
     })
 }
 
-/// A case of a matrix product. `record`: with w, x, y.
+/// A case of a matrix product, in every other shape with activations that have outliers. `record`: with w, x, y.
 pub(crate) fn case_with(
     variant: Variant,
     format: WeightFormat,
@@ -155,8 +155,9 @@ pub(crate) fn case_with(
     cols: usize,
     record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + 'static,
 ) -> Case {
+    let has_outliers = (m + rows).is_multiple_of(2) && cols > 4;
     Case {
-        label: format!("{m} x {rows} x {cols}"),
+        label: format!("{m} x {rows} x {cols}{}", if has_outliers { ", outliers" } else { "" }),
         variant,
         flops: 2 * (m * rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * m * (rows + cols)) as u64,
@@ -164,6 +165,7 @@ pub(crate) fn case_with(
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let x = Random::new(rows as u64).values(m * cols);
+            let x = if has_outliers { with_outliers(x) } else { x };
             vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::output(m * rows)]
         }),
         record: Box::new(move |recorder, b| {

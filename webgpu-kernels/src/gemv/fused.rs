@@ -5,10 +5,12 @@
 //! sums of squares of its rows in parts and multiplies by the norm's weights; the second adds the parts up beside its own
 //! sums, and divides its outputs.
 
+use model_format::decoder_config::Activation;
+
 use super::{GemvParams, KERNEL, ROWS, blocks, reference, variant};
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, four_bits, random_matrix},
+    cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
@@ -120,19 +122,15 @@ fn scaled_variant(caps: &Caps, format: WeightFormat, cols: usize, swiglu: bool) 
 }
 
 fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let shapes: &[(WeightFormat, usize, usize)] = match set {
-        CaseSet::Test => &[
-            (four_bits(), 64, 576),
-            (four_bits(), 67, 3072),
-            (four_bits(), 6, 77),
-            (WeightFormat::F16, 30, 2048),
-            (q3, 20, 100),
-        ],
-        CaseSet::Bench => &[(four_bits(), 3072, 3072), (four_bits(), 3072, 8192), (four_bits(), 2048, 8192)],
+    let shapes: Vec<(WeightFormat, usize, usize)> = match set {
+        CaseSet::Test => {
+            let shapes = [(64, 576), (67, 3072), (6, 77), (30, 2048), (20, 100), (5, 8192)];
+            all_formats().into_iter().flat_map(|format| shapes.map(|(rows, cols)| (format, rows, cols))).collect()
+        }
+        CaseSet::Bench => [(3072, 3072), (3072, 8192), (2048, 8192)].map(|(n, k)| (four_bits(), n, k)).into(),
     };
     let caps = *caps;
-    let case = |&(format, rows, cols): &(WeightFormat, usize, usize)| Case {
+    let case = |(format, rows, cols): (WeightFormat, usize, usize)| Case {
         label: format!("{rows} x {cols}"),
         variant: add_variant(&caps, format, cols),
         flops: 2 * (rows * cols) as u64,
@@ -159,31 +157,32 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             vec![sum, y, squares]
         }),
     };
-    shapes.iter().map(case).collect()
+    shapes.into_iter().map(case).collect()
 }
 
 fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let shapes: &[(WeightFormat, usize, usize, bool)] = match set {
-        CaseSet::Test => &[
-            (four_bits(), 67, 576, false),
-            (four_bits(), 64, 576, true),
-            (four_bits(), 66, 3072, true),
-            (four_bits(), 30, 8192, false),
-            (four_bits(), 6, 77, true),
-            (WeightFormat::F16, 30, 2048, true),
-            (WeightFormat::F32, 9, 100, false),
-            (q3, 20, 100, true),
-        ],
-        CaseSet::Bench => &[
-            (four_bits(), 5120, 3072, false),
-            (four_bits(), 16_384, 3072, true),
-            (four_bits(), 16_384, 2048, true),
-            (four_bits(), 128_256, 3072, false),
-        ],
+    let shapes: Vec<(WeightFormat, usize, usize, bool)> = match set {
+        CaseSet::Test => {
+            let shapes = [
+                (67, 576, false),
+                (64, 576, true),
+                (66, 3072, true),
+                (30, 8192, false),
+                (6, 77, true),
+                (30, 2048, true),
+                (9, 100, false),
+                (20, 100, true),
+            ];
+            let all = all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape)));
+            all.map(|(format, (rows, cols, swiglu))| (format, rows, cols, swiglu)).collect()
+        }
+        CaseSet::Bench => {
+            let shapes = [(5120, 3072, false), (16_384, 3072, true), (16_384, 2048, true), (128_256, 3072, false)];
+            shapes.map(|(rows, cols, swiglu)| (four_bits(), rows, cols, swiglu)).into()
+        }
     };
     let caps = *caps;
-    let case = |&(format, rows, cols, swiglu): &(WeightFormat, usize, usize, bool)| {
+    let case = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
         let parts = GemvAdd::parts(cols);
         let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
         let outputs = if swiglu { rows / 2 } else { rows };
@@ -212,12 +211,12 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
                 reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut y);
                 if swiglu {
                     let mut activated = vec![0.0; outputs];
-                    crate::swiglu::swiglu(&y, outputs, &mut activated);
+                    crate::glu::glu(&y, Activation::Silu, outputs, &mut activated);
                     y = activated;
                 }
                 vec![y]
             }),
         }
     };
-    shapes.iter().map(case).collect()
+    shapes.into_iter().map(case).collect()
 }

@@ -33,6 +33,9 @@ struct Params {
 @group(0) @binding(7) var<storage, read_write> squares: array<f32>;    // [rows / ROWS]
 #endif
 #import load_x
+#ifdef SWIGLU
+#import activation
+#endif
 
 // Sums over k that a workgroup makes.
 #ifdef SCALED
@@ -42,7 +45,7 @@ const OUTPUTS: u32 = ROWS * BATCH;
 #endif
 
 #ifdef SUBGROUPS
-const PARTS: u32 = WORKGROUP / SUBGROUP_MIN_SIZE;
+const PARTS: u32 = (WORKGROUP + SUBGROUP_MIN_SIZE - 1u) / SUBGROUP_MIN_SIZE;
 #else
 const PARTS: u32 = WORKGROUP;
 // Lanes per output in the first step of the sum.
@@ -63,15 +66,15 @@ fn squares_of(quad: u32) -> f32 {
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
+fn main(workgroups: Workgroups, invocation: Invocation) {
 #ifdef SWIGLU
     let inner = params.rows / 2u;
-    let first = workgroup_index(invocation) * (ROWS / 2u);
+    let first = workgroup_index(workgroups) * (ROWS / 2u);
     if (first >= inner) {
         return;
     }
 #else
-    let first = workgroup_index(invocation) * ROWS;
+    let first = workgroup_index(workgroups) * ROWS;
     if (first >= params.rows) {
         return;
     }
@@ -228,8 +231,7 @@ fn main(invocation: Invocation) {
     let n = first + lane;
     if (lane < ROWS / 2u && n < inner) {
         let gate = factor * totals[2u * lane];
-        // exp(88) is the last finite one, and WGSL promises nothing beyond.
-        y[n] = gate / (1.0 + exp(min(-gate, 88.0))) * factor * totals[2u * lane + 1u];
+        y[n] = activation(gate) * factor * totals[2u * lane + 1u];
     }
 #else
     let n = first + lane;

@@ -13,7 +13,7 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::four_bits,
+    cases::{all_formats, four_bits},
     gemm::case_with,
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, Params, params},
@@ -105,31 +105,36 @@ fn shape(blocks: usize, batch: usize) -> (u32, u32) {
 }
 
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
-    let q4 = four_bits();
-    let q3 = WeightFormat::Group { bits: 3, group_size: 40 };
-    let (f16, f32) = (WeightFormat::F16, WeightFormat::F32);
-    let shapes: &[(WeightFormat, usize, usize, usize)] = match set {
-        CaseSet::Test => &[
-            (q4, 1, 64, 576),
-            (q4, 1, 67, 1536),
-            (q4, 1, 30, 2048),
-            (q4, 1, 33, 3072),
-            (q4, 1, 16, 8192),
-            (q4, 1, 1, 32),
-            (q4, 1, 5, 100),
-            (q4, 1, 5, 77),
-            (q4, 2, 67, 576),
-            (q4, 5, 30, 3072),
-            (q4, 8, 19, 2048),
-            (q4, 3, 9, 77),
-            (f16, 1, 30, 3072),
-            (f16, 1, 30, 77),
-            (f16, 4, 30, 576),
-            (f32, 1, 30, 576),
-            (q3, 1, 20, 640),
-            (q3, 3, 20, 100),
-        ],
-        CaseSet::Bench => &[
+    let (q4, f16) = (four_bits(), WeightFormat::F16);
+    match set {
+        CaseSet::Test => {
+            let shapes = [
+                (1, 64, 576),
+                (1, 67, 1536),
+                (1, 30, 2048),
+                (1, 33, 3072),
+                (1, 16, 8192),
+                (1, 1, 32),
+                (1, 7, 4),
+                (1, 5, 100),
+                (1, 5, 77),
+                (2, 67, 576),
+                (2, 4, 32),
+                (3, 9, 77),
+                (4, 30, 576),
+                (5, 30, 3072),
+                (6, 3, 160),
+                (7, 11, 320),
+                (8, 19, 2048),
+                (8, 5, 100),
+                (1, 9, 576),
+                (1, 130, 2048),
+                (4, 3, 576),
+            ];
+            let all = all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape)));
+            all.map(|(format, (batch, rows, cols))| case(caps, format, batch, rows, cols)).collect()
+        }
+        CaseSet::Bench => [
             (q4, 1, 5120, 3072),
             (q4, 1, 3072, 3072),
             (q4, 1, 16_384, 3072),
@@ -140,9 +145,10 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (q4, 4, 16_384, 3072),
             (q4, 8, 16_384, 3072),
             (f16, 1, 16_384, 3072),
-        ],
-    };
-    shapes.iter().map(|&(format, batch, rows, cols)| case(caps, format, batch, rows, cols)).collect()
+        ]
+        .map(|(format, batch, rows, cols)| case(caps, format, batch, rows, cols))
+        .into(),
+    }
 }
 
 fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {

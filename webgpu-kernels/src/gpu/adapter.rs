@@ -135,21 +135,38 @@ impl Selection {
 pub struct OpenOptions {
     /// Use f16 arithmetic where the device has it.
     pub f16: bool,
-    /// Use subgroups where the device has them.
+    /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
     pub subgroups: bool,
+    /// Measure time where the device can.
+    pub timestamps: bool,
     /// Ask for no more than WebGPU's default limits.
     pub default_limits: bool,
+    /// On a software device, use the kernels made for such.
+    pub software_kernels: bool,
 }
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { f16: true, subgroups: true, default_limits: false }
+        OpenOptions { f16: true, subgroups: true, timestamps: true, default_limits: false, software_kernels: true }
     }
 }
 
 impl OpenOptions {
     /// The least that a WebGPU implementation offers.
-    pub const WEBGPU_DEFAULTS: OpenOptions = OpenOptions { f16: false, subgroups: false, default_limits: true };
+    pub const WEBGPU_DEFAULTS: OpenOptions =
+        OpenOptions { f16: false, subgroups: false, timestamps: false, default_limits: true, software_kernels: true };
+
+    /// The kinds of devices that tests open any device as, each with its name.
+    pub const PROFILES: [(&str, OpenOptions); 4] = {
+        let everything =
+            OpenOptions { f16: true, subgroups: true, timestamps: true, default_limits: false, software_kernels: true };
+        [
+            ("everything", everything),
+            ("no software device", OpenOptions { software_kernels: false, ..everything }),
+            ("f16 without subgroups", OpenOptions { subgroups: false, ..everything }),
+            ("WebGPU's defaults", OpenOptions::WEBGPU_DEFAULTS),
+        ]
+    };
 }
 
 #[cfg(test)]

@@ -101,11 +101,17 @@ impl Gpu {
 
     /// Writes from the start of `buffer`, after what was submitted and before what is being recorded.
     pub(crate) fn write<T: Word>(&self, buffer: &Buffer<T>, values: &[T]) {
-        assert!(values.len() <= buffer.len, "write: {} values into {}", values.len(), buffer.len);
+        self.write_at(buffer, 0, values);
+    }
+
+    /// The same, from element `start` on.
+    pub(crate) fn write_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, values: &[T]) {
+        assert!(start + values.len() <= buffer.len, "write: {start} + {} values in {}", values.len(), buffer.len);
+        let first_byte = buffer.offset() + 4 * start as u64;
         const CHUNK: usize = 16 << 20;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
-            self.shared.queue.write_buffer(&buffer.raw.buffer, buffer.offset() + (i * CHUNK) as u64, chunk);
+            self.shared.queue.write_buffer(&buffer.raw.buffer, first_byte + (i * CHUNK) as u64, chunk);
             let staged = self.shared.staged.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
             if staged >= 2 * CHUNK as u64 {
                 self.shared.start_copies();

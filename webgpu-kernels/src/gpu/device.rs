@@ -80,9 +80,12 @@ impl Gpu {
         if !options.subgroups {
             summary.caps.subgroups = None;
         }
-        if summary.caps.subgroups.is_some() {
+        // To a browser, wgpu has no word for them: who opens the device there asks the browser itself.
+        if summary.caps.subgroups.is_some() && !cfg!(target_arch = "wasm32") {
             features |= wgpu::Features::SUBGROUP;
         }
+        summary.caps.is_software &= options.software_kernels;
+        summary.caps.timestamps &= options.timestamps;
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
         }
@@ -104,7 +107,10 @@ impl Gpu {
         let error = Arc::new(Mutex::new(None));
         let first = error.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            lock(&first).get_or_insert(Error::Refused { reason: e.to_string() });
+            lock(&first).get_or_insert(match e {
+                wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes: 0, in_use: 0 },
+                other => Error::Refused { reason: other.to_string() },
+            });
         }));
         let first = error.clone();
         device.set_device_lost_callback(move |reason, message| {
@@ -193,7 +199,15 @@ async fn enumerate() -> Vec<(wgpu::Adapter, AdapterSummary)> {
         backends: wgpu::Backends::PRIMARY,
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
+    #[cfg(not(target_arch = "wasm32"))]
     let adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
+    // A browser shows one adapter, and a laptop's is the saving one unless it is asked otherwise.
+    #[cfg(target_arch = "wasm32")]
+    let adapters = {
+        let power_preference = wgpu::PowerPreference::HighPerformance;
+        let wanted = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
+        instance.request_adapter(&wanted).await.ok()
+    };
     let mut list: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter), adapter)).collect();
     // Stable: drivers of one kind stay in their order, which is the system's preference.
     list.sort_by_key(|(summary, _)| summary.device_type);
@@ -204,8 +218,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     let features = adapter.features();
     let limits = adapter.limits();
-    let subgroups = features
-        .contains(wgpu::Features::SUBGROUP)
+    let subgroups = (features.contains(wgpu::Features::SUBGROUP) || cfg!(target_arch = "wasm32"))
         .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
     AdapterSummary {
         name: info.name,

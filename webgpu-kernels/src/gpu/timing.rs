@@ -63,7 +63,7 @@ impl Gpu {
         // The first round of each pays for the memory's first touch, or for the pipeline.
         for round in 0..6 {
             recorder.read(&self.zeroed::<u32>(1)?)?.await?;
-            let start = std::time::Instant::now();
+            let start = web_time::Instant::now();
             if round < 3 {
                 let description = wgpu::CommandEncoderDescriptor { label: None };
                 let mut encoder = self.shared.device.create_command_encoder(&description);

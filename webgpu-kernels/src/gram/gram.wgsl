@@ -24,8 +24,8 @@ var<workgroup> tile_a: array<vec4<f32>, STEP * COLUMN>;                 // [t, i
 var<workgroup> tile_x: array<vec4<f32>, STEP * COLUMN>;                 // [t, j / 4]
 
 @compute @workgroup_size(8, 8)
-fn main(invocation: Invocation) {
-    let group = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let group = workgroup_index(workgroups);
     let split = group / params.tiles;
     if (split >= params.splits) {
         return;

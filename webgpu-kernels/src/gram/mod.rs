@@ -76,7 +76,7 @@ pub static WEIGHT_KERNEL: Kernel = Kernel {
 };
 
 /// Outputs per lane in both directions; a workgroup has 8 x 8 lanes.
-const LANES: [usize; 2] = [8, 4];
+const LANE_OUTPUTS: [usize; 2] = [8, 4];
 /// Columns from which on the larger is taken.
 const MANY_COLS: usize = 2048;
 /// Workgroups that keep a large device busy, and most splits to come there.
@@ -86,7 +86,7 @@ const MAX_SPLITS: usize = 8;
 const WORKGROUP: u32 = 64;
 
 fn lane(cols: usize) -> usize {
-    LANES[usize::from(cols < MANY_COLS)]
+    LANE_OUTPUTS[usize::from(cols < MANY_COLS)]
 }
 
 impl GramSums {

@@ -10,8 +10,8 @@ struct Params { tokens: u32, cols: u32, window: u32, first: f32 }
 @group(0) @binding(2) var<storage, read_write> weight: array<f32>;      // [tokens]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let t = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let t = workgroup_index(workgroups);
     if (t >= params.tokens) {
         return;
     }

@@ -7,7 +7,7 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, Variant,
-    cases::Random,
+    cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
 };
@@ -88,9 +88,28 @@ fn variant(caps: &Caps) -> Variant {
 
 fn shapes(set: CaseSet) -> &'static [(usize, usize)] {
     match set {
-        CaseSet::Test => &[(1, 576), (1, 3072), (7, 2048), (3, 77), (2, 8192), (5, 4)],
+        CaseSet::Test => &[
+            (1, 576),
+            (1, 3072),
+            (7, 2048),
+            (3, 77),
+            (2, 8192),
+            (5, 4),
+            (4, 896),
+            (33, 256),
+            (2, 257),
+            (1, 1),
+            (6, 1024),
+            (1, 5120),
+        ],
         CaseSet::Bench => &[(1, 3072), (512, 3072)],
     }
+}
+
+/// Values, in even numbers of rows with outliers.
+fn activations(rows: usize, cols: usize, random: &mut Random) -> Vec<f32> {
+    let values = random.values(rows * cols);
+    if rows.is_multiple_of(2) { with_outliers(values) } else { values }
 }
 
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -103,7 +122,7 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         tolerance: 1e-10,
         buffers: Box::new(move || {
             let mut random = Random::new(cols as u64);
-            let (x, weight) = (random.values(rows * cols), random.values(cols));
+            let (x, weight) = (activations(rows, cols, &mut random), random.values(cols));
             vec![CaseBuffer::input(&x), CaseBuffer::input(&weight), CaseBuffer::output(rows * cols)]
         }),
         record: Box::new(move |recorder, b| {
@@ -129,7 +148,7 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         tolerance: 1e-10,
         buffers: Box::new(move || {
             let mut random = Random::new(cols as u64 + 1);
-            let (x, addend) = (random.values(rows * cols), random.values(rows * cols));
+            let (x, addend) = (activations(rows, cols, &mut random), random.values(rows * cols));
             let weight = CaseBuffer::input(&random.values(cols));
             vec![CaseBuffer::in_out(&x), CaseBuffer::input(&addend), weight, CaseBuffer::output(rows * cols)]
         }),

@@ -18,8 +18,8 @@ struct Params { rows: u32, cols: u32, eps: f32 }
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let row = workgroup_index(invocation);
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let row = workgroup_index(workgroups);
     if (row >= params.rows) {
         return;
     }

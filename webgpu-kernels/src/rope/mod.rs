@@ -1,18 +1,21 @@
 //! Rotary position embedding of queries and keys, and the keys' and values' way into the cache, in one kernel.
 //!
-//! For each row at position p, each head of q and k, and each pair i < half, half = head_dim / 2, with (c, s) the cosine
-//! and sine of the pair's angle at p:
+//! For each row at position p, each head of q and k, and each pair i < half, half = rotary_dim / 2, with (c, s) the
+//! cosine and sine of the pair's angle at p:
 //! `out[i] = in[i] * c - in[i + half] * s`, `out[i + half] = in[i + half] * c + in[i] * s`.
+//! What a head has beyond rotary_dim stays as it is.
 
 mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::Random,
+    cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params},
     kv::padded,
 };
+
+use half::f16;
 
 pub use reference::{Shape as RopeShape, rope};
 
@@ -24,13 +27,16 @@ pub struct Rope {
     pub rows: usize,
     /// Query heads.
     pub heads: usize,
+    /// Elements of each head, the first ones, that are rotated.
+    pub rotary_dim: usize,
     /// Tokens that the cache holds already: the position of the first row.
     pub past_len: usize,
 }
 
 params! {
     struct RopeParams {
-        lanes: u32, first_row: u32, heads: u32, kv_heads: u32, reach: u32, past_len: u32, capacity: u32, kv_dim: u32,
+        lanes: u32, first_row: u32, heads: u32, kv_heads: u32, head_dim: u32, rotary_dim: u32, past_len: u32,
+        capacity: u32, kv_dim: u32,
     }
 }
 
@@ -46,7 +52,8 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl Rope {
-    /// `qkv`: [any, (heads + 2 * kv_heads) * head_dim]. `rope`: [positions, head_dim / 2, 2]. `q`: [any, heads * head_dim].
+    /// `qkv`: [any, (heads + 2 * kv_heads) * head_dim]. `rope`: [positions, rotary_dim / 2, 2].
+    /// `q`: [any, heads * head_dim].
     pub fn record(
         &self,
         recorder: &mut Recorder,
@@ -56,17 +63,19 @@ impl Rope {
         cache: &KvCache,
     ) {
         let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
-        assert!(head_dim % 4 == 0, "rope: head_dim must be a multiple of 4, got {head_dim}");
+        let whole = head_dim.is_multiple_of(4) && self.rotary_dim.is_multiple_of(4);
+        assert!(whole, "rope: {} of {head_dim} elements, both must be multiples of 4", self.rotary_dim);
         let end = self.past_len + self.rows;
         assert!(end <= capacity, "rope: {end} tokens in a cache for {capacity}");
-        assert!(end * head_dim <= rope.len(), "rope: position {end} is beyond the table");
+        assert!(end * self.rotary_dim <= rope.len(), "rope: position {end} is beyond the table");
         let lanes = self.rows * (self.heads + 2 * kv_heads) * head_dim / 4;
         let params = RopeParams {
             lanes: lanes as u32,
             first_row: self.first_row as u32,
             heads: self.heads as u32,
             kv_heads: kv_heads as u32,
-            reach: head_dim as u32 / 2,
+            head_dim: head_dim as u32,
+            rotary_dim: self.rotary_dim as u32,
             past_len: self.past_len as u32,
             capacity: capacity as u32,
             kv_dim: padded(head_dim) as u32,
@@ -88,10 +97,19 @@ struct Shape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    rotary_dim: usize,
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let shape = |rows, past_len, heads, kv_heads, head_dim| Shape { rows, past_len, heads, kv_heads, head_dim };
+    let part = |rows, past_len, heads, kv_heads, head_dim, rotary_dim| Shape {
+        rows,
+        past_len,
+        heads,
+        kv_heads,
+        head_dim,
+        rotary_dim,
+    };
+    let shape = |rows, past_len, heads, kv_heads, head_dim| part(rows, past_len, heads, kv_heads, head_dim, head_dim);
     let shapes = match set {
         CaseSet::Test => vec![
             shape(1, 0, 9, 3, 64),
@@ -99,6 +117,17 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             shape(3, 30, 4, 1, 16),
             shape(2, 1, 3, 3, 20),
             shape(40, 0, 2, 2, 64),
+            shape(3, 2, 8, 4, 256),
+            part(5, 9, 4, 2, 128, 96),
+            part(2, 0, 3, 1, 20, 8),
+            part(1, 7, 2, 2, 64, 4),
+            shape(1, 8191, 4, 2, 64),
+            shape(65, 3, 8, 8, 80),
+            shape(2, 0, 32, 32, 96),
+            shape(1, 1, 14, 2, 64),
+            shape(4, 4000, 8, 1, 128),
+            part(33, 0, 24, 8, 128, 96),
+            shape(6, 9, 1, 1, 512),
         ],
         CaseSet::Bench => vec![shape(1, 1000, 24, 8, 128), shape(512, 0, 24, 8, 128)],
     };
@@ -106,12 +135,12 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
 }
 
 fn case(shape: Shape, dtype: KvDtype) -> Case {
-    let Shape { rows, past_len, heads, kv_heads, head_dim } = shape;
+    let Shape { rows, past_len, heads, kv_heads, head_dim, rotary_dim } = shape;
     let capacity = past_len + rows + 3;
     let width = (heads + 2 * kv_heads) * head_dim;
     let cache_words = kv_heads * capacity * padded(head_dim) * dtype.size() / 4;
     Case {
-        label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}"),
+        label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}, {rotary_dim} turned"),
         variant: variant(dtype),
         flops: 3 * (rows * (heads + kv_heads) * head_dim) as u64,
         bytes: (rows * (4 * width + 4 * heads * head_dim + 2 * kv_heads * head_dim * dtype.size())) as u64,
@@ -122,8 +151,12 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
             let purpose = if dtype == KvDtype::F16 { Purpose::F16 } else { Purpose::F32 };
             let cache = || CaseBuffer { words: vec![0; cache_words], purpose };
             vec![
-                CaseBuffer::input(&random.values(rows * width)),
-                CaseBuffer::input(&random.values(capacity * head_dim)),
+                CaseBuffer::input(&if rows.is_multiple_of(2) {
+                    with_outliers(random.values(rows * width))
+                } else {
+                    random.values(rows * width)
+                }),
+                CaseBuffer::input(&random.values(capacity * rotary_dim)),
                 CaseBuffer::output(rows * heads * head_dim),
                 cache(),
                 cache(),
@@ -131,14 +164,18 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
         }),
         record: Box::new(move |recorder, b| {
             let cache = KvCache { k: b[3].clone(), v: b[4].clone(), kv_heads, capacity, head_dim, dtype };
-            let rope = Rope { first_row: 0, rows, heads, past_len };
+            let rope = Rope { first_row: 0, rows, heads, rotary_dim, past_len };
             rope.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &cache);
         }),
         reference: Box::new(move |b| {
             let len = kv_heads * capacity * padded(head_dim);
             let (mut q, mut k, mut v) = (vec![0.0; rows * heads * head_dim], vec![0.0; len], vec![0.0; len]);
-            let shape = reference::Shape { heads, kv_heads, head_dim, past_len, capacity };
+            let shape = reference::Shape { heads, kv_heads, head_dim, rotary_dim, past_len, capacity };
             rope(shape, b[0].values(), b[1].values(), &mut q, &mut k, &mut v);
+            if dtype == KvDtype::F16 {
+                let largest = f16::MAX.to_f32();
+                k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
+            }
             vec![q, k, v]
         }),
     }

@@ -11,17 +11,19 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Elements of each head, the first ones, that are rotated.
+    pub rotary_dim: usize,
     /// Position of the first row.
     pub past_len: usize,
     /// Tokens that the cache has room for.
     pub capacity: usize,
 }
 
-/// `qkv`: [rows, heads + 2 * kv_heads, head_dim]. `table`: [positions, head_dim / 2, 2]. `q`: [rows, heads, head_dim].
-/// `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
+/// `qkv`: [rows, heads + 2 * kv_heads, head_dim]. `table`: [positions, rotary_dim / 2, 2].
+/// `q`: [rows, heads, head_dim]. `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
 pub fn rope(shape: Shape, qkv: &[f32], table: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
-    let Shape { heads, kv_heads, head_dim, past_len, capacity } = shape;
-    let (all_heads, half) = (heads + 2 * kv_heads, head_dim / 2);
+    let Shape { heads, kv_heads, head_dim, rotary_dim, past_len, capacity } = shape;
+    let (all_heads, half) = (heads + 2 * kv_heads, rotary_dim / 2);
     for (r, row) in qkv.chunks_exact(all_heads * head_dim).enumerate() {
         let position = past_len + r;
         for (head, values) in row.chunks_exact(head_dim).enumerate() {
@@ -35,10 +37,11 @@ pub fn rope(shape: Shape, qkv: &[f32], table: &[f32], q: &mut [f32], k: &mut [f3
                 continue;
             };
             for i in 0..half {
-                let (cos, sin) = (table[position * head_dim + 2 * i], table[position * head_dim + 2 * i + 1]);
+                let (cos, sin) = (table[position * rotary_dim + 2 * i], table[position * rotary_dim + 2 * i + 1]);
                 out[i] = values[i] * cos - values[i + half] * sin;
                 out[i + half] = values[i + half] * cos + values[i] * sin;
             }
+            out[rotary_dim..].copy_from_slice(&values[rotary_dim..]);
         }
     }
 }

@@ -48,7 +48,7 @@ fn variant() -> Variant {
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize, usize)] = match set {
-        CaseSet::Test => &[(1, 1, 576), (40, 1, 2048), (9, 5, 77), (33, 33, 3072)],
+        CaseSet::Test => &[(1, 1, 576), (40, 1, 2048), (9, 5, 77), (33, 33, 3072), (5, 5, 1), (70, 2, 896)],
         CaseSet::Bench => &[(512, 1, 3072)],
     };
     let case = |&(total, count, cols): &(usize, usize, usize)| Case {

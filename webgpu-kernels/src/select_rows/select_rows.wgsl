@@ -9,8 +9,8 @@ struct Params { len: u32, cols: u32 }
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;          // [count, cols], len values
 
 @compute @workgroup_size(WORKGROUP)
-fn main(invocation: Invocation) {
-    let i = workgroup_index(invocation) * WORKGROUP + invocation.lane;
+fn main(workgroups: Workgroups, invocation: Invocation) {
+    let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.len) {
         let row = i / params.cols;
         y[i] = x[rows[row] * params.cols + (i - row * params.cols)];

@@ -1,8 +1,12 @@
-// Who am I: the entry point's argument, and one number for a workgroup.
+// Who am I: the entry point's arguments, and one number for a workgroup.
+
+// What is the same in every lane stands alone: browsers take a struct for uniform only if all of it is.
+struct Workgroups {
+    @builtin(workgroup_id) id: vec3<u32>,
+    @builtin(num_workgroups) count: vec3<u32>,
+}
 
 struct Invocation {
-    @builtin(workgroup_id) workgroup: vec3<u32>,
-    @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 #ifdef SUBGROUPS
     @builtin(subgroup_id) subgroup: u32,
@@ -12,6 +16,6 @@ struct Invocation {
 }
 
 // More than 65,535 workgroups wrap into y (recorder.rs), so there may be more than were asked for.
-fn workgroup_index(invocation: Invocation) -> u32 {
-    return invocation.workgroup.y * invocation.workgroups.x + invocation.workgroup.x;
+fn workgroup_index(workgroups: Workgroups) -> u32 {
+    return workgroups.id.y * workgroups.count.x + workgroups.id.x;
 }

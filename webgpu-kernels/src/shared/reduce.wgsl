@@ -2,7 +2,7 @@
 #import invocation
 
 #ifdef SUBGROUPS
-var<workgroup> sums: array<f32, WORKGROUP / SUBGROUP_MIN_SIZE>;
+var<workgroup> sums: array<f32, (WORKGROUP + SUBGROUP_MIN_SIZE - 1u) / SUBGROUP_MIN_SIZE>;
 #else
 var<workgroup> sums: array<f32, WORKGROUP>;
 #endif

@@ -38,6 +38,9 @@ const CRATES: &[Crate] = &[
     },
     Crate { name: "weight-convert", imports: &["model-format", "model-hub"], binary_imports: &[] },
     Crate { name: "chat-cli", imports: &["model-format", "model-hub", "infer-core"], binary_imports: &["calib-data"] },
+    // Builds web-chat for browsers.
+    Crate { name: "web-bindgen", imports: &[], binary_imports: &[] },
+    Crate { name: "web-chat", imports: &["model-format", "infer-core"], binary_imports: &[] },
     Crate {
         name: "benches",
         imports: &[
@@ -98,6 +101,13 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("wgpu", Owner::Only(&["webgpu-kernels"])),
     ("naga", Owner::Only(&["webgpu-kernels"])),
     ("pollster", Owner::Only(&["webgpu-kernels"])),
+    // The standard library's clock, and the browser's own there.
+    ("web-time", Owner::Only(&["webgpu-kernels", "infer-core"])),
+    ("wasm-bindgen", Owner::Only(&["web-chat"])),
+    ("wasm-bindgen-futures", Owner::Only(&["web-chat"])),
+    ("js-sys", Owner::Only(&["web-chat"])),
+    ("getrandom", Owner::Only(&["web-chat"])),
+    ("wasm-bindgen-cli-support", Owner::Only(&["web-bindgen"])),
     ("faer", Owner::Only(&["gptq-quant"])),
     ("ndarray", Owner::Only(&["gptq-quant"])),
     ("rayon", Owner::Only(&["gptq-quant", "infer-core", "weight-convert"])),

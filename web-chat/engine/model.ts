@@ -1,0 +1,59 @@
+// ModelRef: from what a user names (a repository of the hub, an address, a folder that was dropped) to where its files are.
+
+import { EngineError } from './errors';
+
+export interface ModelRef {
+  /** What the model is kept under, and called. */
+  id: string;
+  /** The address that a file's name is appended to; none for a local folder. */
+  base?: string;
+  /** The files of a local folder. */
+  files?: File[];
+}
+
+const HUB = 'https://huggingface.co';
+
+/** A repository `owner/name` or `owner/name@revision`, or the address of a folder or of a repository's page. */
+export function modelRef(name: string): ModelRef {
+  const text = name.trim().replace(/\/+$/, '');
+  const repository = /^([\w.-]+\/[\w.-]+)(?:@([\w./-]+))?$/.exec(text);
+  if (repository) {
+    const [, repo, revision] = repository;
+    return { id: text, base: `${HUB}/${repo}/resolve/${revision ?? 'main'}/` };
+  }
+  let url: URL;
+  try {
+    url = new URL(text, globalThis.location?.href);
+  } catch {
+    throw badName(name);
+  }
+  const isLocal = ['localhost', '127.0.0.1', '[::1]'].includes(url.hostname);
+  if (url.protocol !== 'https:' && !(url.protocol === 'http:' && (isLocal || url.origin === globalThis.location?.origin))) {
+    throw badName(name);
+  }
+  url.search = url.hash = '';
+  const page = /^\/([\w.-]+\/[\w.-]+)(?:\/tree\/([\w./-]+))?$/.exec(url.pathname);
+  if (url.origin === HUB && page) return modelRef(page[2] ? `${page[1]}@${page[2]}` : page[1]!);
+  return { id: url.href, base: `${url.href}/` };
+}
+
+/** The model in a folder of files. */
+export function localRef(files: File[]): ModelRef {
+  if (!files.some((file) => file.name === 'mlc-chat-config.json')) {
+    throw new EngineError(
+      'MissingFile',
+      'this folder has no `mlc-chat-config.json`',
+      'drop the folder of a model in MLC format, as `weight-convert convert` writes it',
+    );
+  }
+  const folder = files[0]?.webkitRelativePath.split('/')[0];
+  return { id: `local:${folder || 'folder'}`, files };
+}
+
+function badName(name: string): EngineError {
+  return new EngineError(
+    'BadParameter',
+    `"${name}" is neither a repository (owner/name) nor an https address`,
+    'name a repository of the hub that holds an MLC folder, such as mlc-ai/SmolLM2-360M-Instruct-q4f16_1-MLC',
+  );
+}

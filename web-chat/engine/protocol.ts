@@ -1,0 +1,130 @@
+// What page and worker say to each other. A request has a number; its answer, and events on the way, carry it.
+
+import type { Plan } from './download';
+import type { PlainError } from './errors';
+import type { ModelRef } from './model';
+
+export interface ChatMessage {
+  role: 'system' | 'user' | 'assistant' | 'tool';
+  content: string;
+}
+
+/** Sampling settings; what is not given is as the model's files recommend. */
+export interface Sampling {
+  temperature?: number;
+  top_p?: number;
+  top_k?: number;
+  min_p?: number;
+  repetition_penalty?: number;
+  presence_penalty?: number;
+  frequency_penalty?: number;
+  seed?: number;
+  max_tokens?: number;
+  stop?: string[];
+}
+
+/** Why an answer ended, and what it took: `src/engine.rs`. */
+export interface AnswerReport {
+  finishReason: 'stop' | 'length' | 'abort';
+  promptTokens: number;
+  cachedTokens: number;
+  generatedTokens: number;
+  timeToFirstToken: number;
+  prefillSeconds: number;
+  decodeSeconds: number;
+  prefillTokensPerSecond: number;
+  decodeTokensPerSecond: number;
+}
+
+/** The browser's adapter, and what the engine uses of it. */
+export interface DeviceInfo {
+  vendor: string;
+  architecture: string;
+  description: string;
+  features: string[];
+  limits: Record<string, number>;
+  isSoftware: boolean;
+  f16: boolean;
+  subgroups: [number, number] | null;
+  timestamps: boolean;
+  maxBinding: number;
+  maxBuffer: number;
+}
+
+/** A loaded model. */
+export interface LoadedInfo {
+  id: string;
+  modelType: string;
+  context: number;
+  weightBytes: number;
+  cacheBytes: number;
+  scratchBytes: number;
+  /** Bytes of weights that decoding a token reads. */
+  bytesPerToken: number;
+  cacheBytesPerToken: number;
+  sampling: Required<Omit<Sampling, 'seed' | 'max_tokens' | 'stop'>>;
+  /** Most bytes of the wasm's own memory so far. */
+  heapBytes: number;
+}
+
+/** A model of which something is kept. */
+export interface KeptInfo {
+  id: string;
+  bytes: number;
+  isWhole: boolean;
+  total: number | undefined;
+}
+
+export interface PlanInfo extends Plan {
+  done: number;
+  isWhole: boolean;
+}
+
+export interface LoadOptions {
+  context?: number;
+}
+
+/** The worker's methods. */
+export interface Methods {
+  device(): DeviceInfo;
+  bandwidth(): number;
+  plan(model: ModelRef): PlanInfo;
+  kept(): KeptInfo[];
+  download(model: ModelRef): void;
+  pause(): void;
+  remove(id: string): void;
+  load(model: ModelRef, options: LoadOptions): LoadedInfo;
+  loaded(): LoadedInfo | undefined;
+  unload(): void;
+  answer(messages: ChatMessage[], sampling: Sampling): AnswerReport;
+  complete(text: string, sampling: Sampling): AnswerReport;
+  stop(): void;
+  reset(): void;
+  storage(): { usage: number; quota: number };
+}
+
+export interface TransferEvent {
+  type: 'transfer';
+  phase: 'download' | 'load';
+  done: number;
+  total: number;
+}
+
+export interface TextEvent {
+  type: 'text';
+  text: string;
+  tokens: number;
+}
+
+export type WorkerEvent = TransferEvent | TextEvent;
+
+export interface Request {
+  id: number;
+  method: keyof Methods;
+  args: unknown[];
+}
+
+export type Reply =
+  | { id: number; event: WorkerEvent }
+  | { id: number; result: unknown }
+  | { id: number; error: PlainError };

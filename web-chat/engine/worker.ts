@@ -1,0 +1,248 @@
+// The worker: owns the device, the engine and the storage, so that the page never waits. One request at a time runs on the
+// engine; `stop`, `pause` and questions about the storage come in between.
+
+import init, { ChatEngine, WebGpu } from '../wasm/web_chat.js';
+import wasmUrl from '../wasm/web_chat_bg.wasm?url';
+import { download, fetchPlan, readPlan, transferred } from './download';
+import { EngineError } from './errors';
+import type { ModelRef } from './model';
+import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Reply, Request, WorkerEvent } from './protocol';
+import { KeptModel, LocalFiles, keptIds, removeModel } from './storage';
+
+type Emit = (event: WorkerEvent) => void;
+type Implementation = {
+  [M in keyof Methods]: (emit: Emit, ...args: Parameters<Methods[M]>) => Promise<ReturnType<Methods[M]>>;
+};
+
+const LIMITS = [
+  'maxBufferSize', 'maxStorageBufferBindingSize', 'maxComputeWorkgroupStorageSize', 'maxComputeInvocationsPerWorkgroup',
+  'maxStorageBuffersPerShaderStage',
+] as const;
+
+const wasm = init({ module_or_path: wasmUrl });
+let gpu: { device: WebGpu; info: DeviceInfo } | undefined;
+let engine: { chat: ChatEngine; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
+let transfer: AbortController | undefined;
+let isStopped = false;
+/** Work on the engine, one after the other. */
+let turn: Promise<unknown> = Promise.resolve();
+
+const methods: Implementation = {
+  async device() {
+    return (await openGpu()).info;
+  },
+
+  bandwidth() {
+    return inTurn(async () => (await openGpu()).device.copyBandwidth());
+  },
+
+  async plan(_emit, model) {
+    if (model.files) {
+      const plan = await readPlan(new LocalFiles(model.id, model.files));
+      if (!plan) throw new EngineError('MissingFile', `${model.id} has no index of its shards`);
+      return { ...plan, done: plan.weightBytes, isWhole: true };
+    }
+    const kept = await KeptModel.at(model.id);
+    const plan = await fetchPlan(model, kept, AbortSignal.timeout(60_000));
+    const { done, isWhole } = await transferred(plan, kept);
+    return { ...plan, done, isWhole };
+  },
+
+  async kept() {
+    const list: KeptInfo[] = [];
+    for (const id of await keptIds()) {
+      const kept = await KeptModel.at(id);
+      const plan = await readPlan(kept).catch(() => undefined);
+      const isWhole = plan !== undefined && (await transferred(plan, kept)).isWhole;
+      list.push({ id, bytes: await kept.bytes(), isWhole, total: plan?.weightBytes });
+    }
+    return list;
+  },
+
+  async download(emit, model) {
+    if (transfer) throw new EngineError('Busy', 'another download is running');
+    transfer = new AbortController();
+    try {
+      const kept = await KeptModel.at(model.id);
+      const plan = await fetchPlan(model, kept, transfer.signal);
+      await download(model, kept, plan, transfer.signal, ({ done, total }) => {
+        emit({ type: 'transfer', phase: 'download', done, total });
+      });
+    } finally {
+      transfer = undefined;
+    }
+  },
+
+  async pause() {
+    transfer?.abort();
+  },
+
+  async remove(_emit, id) {
+    if (engine?.id === id) await unload();
+    await removeModel(id);
+  },
+
+  load(emit, model, options) {
+    return inTurn(async () => {
+      unloadNow();
+      const files = model.files ? new LocalFiles(model.id, model.files) : await KeptModel.at(model.id);
+      const plan = await readPlan(files);
+      if (!plan) throw new EngineError('MissingFile', `${model.id} is not there`, 'download it first');
+      const loadOnto = async (device: WebGpu) =>
+        ChatEngine.load(device, files, JSON.stringify(options), (done: number, total: number) => {
+          emit({ type: 'transfer', phase: 'load', done, total });
+        });
+      let chat: ChatEngine;
+      try {
+        chat = await loadOnto((await openGpu()).device);
+      } catch (thrown) {
+        const error = EngineError.from(thrown);
+        closeGpu();
+        // A driver that refuses a kernel with subgroups may take the one without.
+        if (error.kind !== 'Gpu') throw error;
+        chat = await loadOnto((await openGpu(false)).device);
+      }
+      const { bytesPerToken, cacheBytesPerToken } = plan;
+      engine = { chat, id: model.id, bytesPerToken, cacheBytesPerToken };
+      return (await loadedInfo())!;
+    });
+  },
+
+  loaded() {
+    return loadedInfo();
+  },
+
+  unload() {
+    return unload();
+  },
+
+  answer(emit, messages, sampling) {
+    return answerWith(emit, (chat, onText) => chat.answer(JSON.stringify(messages), JSON.stringify(sampling), onText));
+  },
+
+  complete(emit, text, sampling) {
+    return answerWith(emit, (chat, onText) => chat.complete(text, JSON.stringify(sampling), onText));
+  },
+
+  async stop() {
+    isStopped = true;
+  },
+
+  reset() {
+    return inTurn(async () => engine?.chat.reset());
+  },
+
+  async storage() {
+    const { usage = 0, quota = 0 } = await navigator.storage.estimate();
+    return { usage, quota };
+  },
+};
+
+function answerWith(
+  emit: Emit,
+  ask: (chat: ChatEngine, onText: (text: string, tokens: Uint32Array) => boolean) => Promise<string>,
+) {
+  isStopped = false;
+  return inTurn(async () => {
+    if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
+    try {
+      const report = await ask(engine.chat, (text, tokens) => {
+        emit({ type: 'text', text, tokens: tokens.length });
+        return !isStopped;
+      });
+      return JSON.parse(report);
+    } catch (thrown) {
+      const error = EngineError.from(thrown);
+      if (error.kind === 'DeviceLost') {
+        unloadNow();
+        closeGpu();
+      }
+      throw error;
+    }
+  });
+}
+
+function inTurn<T>(work: () => Promise<T>): Promise<T> {
+  const result = turn.then(work);
+  turn = result.catch(() => undefined);
+  return result;
+}
+
+function unload(): Promise<void> {
+  isStopped = true;
+  return inTurn(async () => unloadNow());
+}
+
+function unloadNow(): void {
+  engine?.chat.free();
+  engine = undefined;
+}
+
+function closeGpu(): void {
+  gpu?.device.free();
+  gpu = undefined;
+}
+
+async function loadedInfo(): Promise<LoadedInfo | undefined> {
+  if (!engine) return undefined;
+  const { chat, id, bytesPerToken, cacheBytesPerToken } = engine;
+  const heapBytes = (await wasm).memory.buffer.byteLength;
+  return { id, bytesPerToken, cacheBytesPerToken, heapBytes, ...JSON.parse(chat.info()) };
+}
+
+async function openGpu(wantsSubgroups = true): Promise<{ device: WebGpu; info: DeviceInfo }> {
+  if (gpu) return gpu;
+  await wasm;
+  if (!navigator.gpu) {
+    throw new EngineError('NoWebGPU', 'this browser offers no WebGPU here', self.isSecureContext
+      ? 'use a current Chrome, Edge, Safari or Firefox; in Chrome on Linux, WebGPU may have to be switched on in chrome://flags'
+      : 'WebGPU is for pages on https or on localhost alone');
+  }
+  const adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' });
+  if (!adapter) {
+    throw new EngineError('NoGpu', 'the browser finds no GPU that it would use',
+      'switch on hardware acceleration in its settings, and update the graphics driver; chrome://gpu says what is wrong');
+  }
+  // The text of the kernels that use them needs both.
+  const subgroups =
+    wantsSubgroups && adapter.features.has('subgroups') && navigator.gpu.wgslLanguageFeatures.has('subgroup_id');
+  askForSubgroups(subgroups);
+  const device = await WebGpu.open(subgroups);
+  const { vendor, architecture, description } = adapter.info;
+  const info: DeviceInfo = {
+    vendor, architecture, description,
+    features: [...adapter.features].sort(),
+    limits: Object.fromEntries(LIMITS.map((name) => [name, adapter.limits[name] ?? 0])),
+    ...JSON.parse(device.info()),
+  };
+  gpu = { device, info };
+  return gpu;
+}
+
+const requestDevice = globalThis.GPUAdapter?.prototype.requestDevice;
+
+/** The Rust side has no word for subgroups in a browser: they are asked for on its behalf. */
+function askForSubgroups(wanted: boolean): void {
+  if (!requestDevice) return;
+  GPUAdapter.prototype.requestDevice = function (descriptor?: GPUDeviceDescriptor) {
+    const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(wanted ? ['subgroups' as const] : [])];
+    return requestDevice.call(this, { ...descriptor, requiredFeatures });
+  };
+}
+
+function reply(message: Reply): void {
+  self.postMessage(message);
+}
+
+self.onmessage = async ({ data: { id, method, args } }: MessageEvent<Request>) => {
+  try {
+    await wasm;
+    const emit: Emit = (event) => reply({ id, event });
+    const run = methods[method] as (emit: Emit, ...args: unknown[]) => Promise<unknown>;
+    reply({ id, result: await run(emit, ...args) });
+  } catch (thrown) {
+    reply({ id, error: EngineError.from(thrown).plain() });
+  }
+};
+
+export type { ModelRef };

@@ -1,0 +1,212 @@
+// The conversation: asks, shows the answer as it comes, and what can be done with what was said.
+
+import { EngineError, type CompletionUsage, type Engine } from '../engine';
+import { byId, h } from './dom';
+import { rate } from './format';
+import { keep, newConversation, type Conversation, type Said } from './history';
+import { markdown } from './markdown';
+import { dismiss, failure, notice } from './notices';
+import type { SettingsForm } from './settings';
+
+export class ChatPanel {
+  private conversation: Conversation = newConversation();
+  private isReady = false;
+  private isAnswering = false;
+  private readonly log = byId('messages');
+  private readonly text = byId<HTMLTextAreaElement>('composer-text');
+  private readonly send = byId<HTMLButtonElement>('send');
+  private readonly stop = byId<HTMLButtonElement>('stop');
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly settings: SettingsForm,
+    private readonly onChange: (usage?: CompletionUsage) => void,
+  ) {
+    byId<HTMLFormElement>('composer').addEventListener('submit', (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    this.text.addEventListener('keydown', (event) => {
+      // Enter that ends the writing of a character by an input method is not meant for us.
+      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      event.preventDefault();
+      this.submit();
+    });
+    this.text.addEventListener('input', () => this.enable());
+    this.stop.addEventListener('click', () => void engine.interruptGenerate());
+    document.addEventListener('keydown', (event) => {
+      if (event.key === 'Escape' && this.isAnswering) void engine.interruptGenerate();
+    });
+    byId('reset').addEventListener('click', () => void this.open(newConversation()));
+    this.show();
+  }
+
+  get current(): Conversation {
+    return this.conversation;
+  }
+
+  /** Whether there is a model to talk to. */
+  ready(isReady: boolean): void {
+    this.isReady = isReady;
+    this.text.placeholder = isReady ? 'Message (Enter sends, Shift+Enter begins a new line)' : 'Load a model to begin';
+    this.text.disabled = !isReady;
+    this.enable();
+    this.show();
+  }
+
+  focus(): void {
+    this.text.focus();
+  }
+
+  /** Shows another conversation. */
+  async open(conversation: Conversation): Promise<void> {
+    if (this.isAnswering) await this.engine.interruptGenerate();
+    this.conversation = conversation;
+    this.show();
+    this.onChange();
+    this.focus();
+  }
+
+  private submit(): void {
+    const content = this.text.value.trim();
+    if (!content || !this.isReady || this.isAnswering) return;
+    this.text.value = '';
+    const { messages } = this.conversation;
+    if (messages.length === 0) this.conversation.title = content.slice(0, 60);
+    messages.push({ role: 'user', content });
+    void this.answer();
+  }
+
+  /** Answers what was said last. */
+  private async answer(isRetry = false): Promise<void> {
+    const { conversation } = this;
+    const { system, sampling } = this.settings.read();
+    const asked = conversation.messages.map(({ role, content }) => ({ role, content }));
+    const said: Said = { role: 'assistant', content: '' };
+    conversation.messages.push(said);
+    this.isAnswering = true;
+    dismiss('chat');
+    this.show();
+    this.say('The answer begins.');
+    const article = this.log.lastElementChild as HTMLElement;
+    article.setAttribute('aria-busy', 'true');
+    const body = article.querySelector<HTMLElement>('.body')!;
+    let frame = 0;
+    const draw = () => {
+      frame = 0;
+      const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
+      body.replaceChildren(markdown(said.content));
+      if (follows) this.log.scrollTop = this.log.scrollHeight;
+    };
+    let used: CompletionUsage | undefined;
+    let reason: string | undefined;
+    try {
+      const chunks = await this.engine.chat.completions.create({
+        messages: system ? [{ role: 'system', content: system }, ...asked] : asked,
+        ...sampling,
+        stream: true,
+        stream_options: { include_usage: true },
+      });
+      for await (const { choices: [choice], usage } of chunks) {
+        said.content += choice?.delta.content ?? '';
+        reason = choice?.finish_reason ?? reason;
+        used = usage ?? used;
+        frame ||= requestAnimationFrame(draw);
+      }
+      if (used) said.stats = stats(used, reason);
+    } catch (thrown) {
+      const error = EngineError.from(thrown);
+      const isLost = error.kind === 'DeviceLost' || error.kind === 'Stopped';
+      conversation.messages = conversation.messages.filter((message) => message !== said || said.content !== '');
+      if (isLost && !isRetry) {
+        // The engine loads the model again with the next question.
+        conversation.messages = conversation.messages.filter((message) => message !== said);
+        notice('chat', error.kind === 'DeviceLost' ? 'The GPU was lost' : 'The engine stopped',
+          `${error.message}. The model is loaded again, and the answer begins anew.`);
+        cancelAnimationFrame(frame);
+        return await this.answer(true);
+      }
+      failure('chat', error, [{ label: 'Try again', run: () => void this.regenerate() }]);
+    }
+    cancelAnimationFrame(frame);
+    this.isAnswering = false;
+    conversation.changed = Date.now();
+    await keep(conversation).catch((thrown: unknown) => failure('history', thrown));
+    if (this.conversation === conversation) this.show();
+    this.say(reason === 'abort' ? 'Stopped.' : said.content);
+    this.onChange(used);
+    this.focus();
+  }
+
+  private async regenerate(): Promise<void> {
+    if (!this.isReady || this.isAnswering) return;
+    const { messages } = this.conversation;
+    while (messages.at(-1)?.role === 'assistant') messages.pop();
+    if (messages.length > 0) await this.answer();
+  }
+
+  /** Takes a message back into the box; what came after it goes. */
+  private edit(index: number): void {
+    if (this.isAnswering) return;
+    const [message] = this.conversation.messages.splice(index);
+    this.text.value = message?.content ?? '';
+    this.show();
+    this.enable();
+    this.focus();
+  }
+
+  private show(): void {
+    const { messages } = this.conversation;
+    this.log.replaceChildren(...messages.map((message, index) => this.article(message, index)));
+    if (messages.length === 0) this.log.append(h('p', { class: 'hint' }, this.isReady
+      ? 'Say something. It stays on this machine.' : 'Choose a model: it is downloaded once, kept in this browser, and runs on your own GPU.'));
+    this.log.scrollTop = this.log.scrollHeight;
+    this.enable();
+  }
+
+  private article(message: Said, index: number): HTMLElement {
+    const isUser = message.role === 'user';
+    const isLast = index === this.conversation.messages.length - 1;
+    const body = h('div', { class: 'body' });
+    if (isUser) body.append(h('p', { class: 'plain' }, message.content));
+    else body.append(markdown(message.content));
+    const buttons = [this.button('Copy', () => void this.copy(message.content))];
+    if (isUser) buttons.push(this.button('Edit', () => this.edit(index)));
+    if (!isUser && isLast) buttons.push(this.button('Regenerate', () => void this.regenerate()));
+    const isOpen = isLast && this.isAnswering;
+    return h('article', { class: isUser ? 'user' : 'assistant', 'aria-label': isUser ? 'You' : 'Model' },
+      h('h3', {}, isUser ? 'You' : 'Model'), body,
+      ...(message.stats ? [h('p', { class: 'stats hint' }, message.stats)] : []),
+      ...(isOpen ? [] : [h('div', { class: 'row actions' }, ...buttons)]));
+  }
+
+  private button(label: string, click: () => void): HTMLButtonElement {
+    return h('button', { type: 'button', disabled: this.isAnswering, click }, label);
+  }
+
+  private async copy(text: string): Promise<void> {
+    try {
+      await navigator.clipboard.writeText(text);
+      this.say('Copied.');
+    } catch (thrown) {
+      failure('chat', thrown);
+    }
+  }
+
+  private enable(): void {
+    this.send.disabled = !this.isReady || this.isAnswering || this.text.value.trim() === '';
+    this.stop.disabled = !this.isAnswering;
+  }
+
+  /** To a screen reader: whole sentences, not every token. */
+  private say(text: string): void {
+    byId('spoken').textContent = text;
+  }
+}
+
+function stats({ prompt_tokens, completion_tokens, extra }: CompletionUsage, reason: string | undefined): string {
+  const cached = extra.cached_prompt_tokens > 0 ? ` (${extra.cached_prompt_tokens} remembered)` : '';
+  const end = reason === 'length' ? ' · cut off: no more room' : reason === 'abort' ? ' · stopped' : '';
+  return `${completion_tokens} tokens at ${rate(extra.decode_tokens_per_s)}/s · prompt ${prompt_tokens}${cached} at `
+    + `${rate(extra.prefill_tokens_per_s)}/s · first token after ${extra.time_to_first_token_s.toFixed(2)} s${end}`;
+}

@@ -1,0 +1,100 @@
+// The page: puts its panels together. Start with `chat.ts` for the conversation and `models.ts` for what it runs on.
+
+import { Engine } from '../engine';
+import { ChatPanel } from './chat';
+import { DevicePanel } from './device';
+import { byId, h } from './dom';
+import { all, newConversation, remove } from './history';
+import { ModelPanel, nameOf } from './models';
+import { failure } from './notices';
+import { SettingsForm } from './settings';
+
+// Scripts come from where the page comes from, and from nowhere else.
+(globalThis as { trustedTypes?: { createPolicy(name: string, rules: object): unknown } }).trustedTypes?.createPolicy('default', {
+  createScriptURL: (url: string) => {
+    if (new URL(url, location.href).origin !== location.origin) throw new TypeError(`a script from elsewhere: ${url}`);
+    return url;
+  },
+});
+
+const engine = new Engine();
+const settings = new SettingsForm();
+const device = new DevicePanel(engine);
+const chat = new ChatPanel(engine, settings, (usage) => {
+  if (usage) void engine.loaded().then((loaded) => device.update(loaded, usage));
+  void showHistory();
+});
+const models = new ModelPanel(engine, {
+  loaded(info) {
+    byId('model-state').textContent = nameOf(info.id);
+    settings.recommend(info);
+    device.update(info);
+    chat.ready(true);
+    show('chat');
+    chat.focus();
+    // When it can be talked to, since the page was opened.
+    document.documentElement.dataset['ready'] = String(Math.round(performance.now()));
+  },
+  unloaded() {
+    byId('model-state').textContent = 'No model is loaded';
+    device.update(undefined);
+    chat.ready(false);
+  },
+}, () => settings.read().context);
+
+async function showHistory(): Promise<void> {
+  const list = await all().catch((thrown: unknown) => {
+    failure('history', thrown);
+    return [];
+  });
+  byId('conversations').replaceChildren(...list.map((conversation) => {
+    const isCurrent = conversation.id === chat.current.id;
+    const open = () => {
+      void chat.open(conversation);
+      show('chat');
+    };
+    const forget = async () => {
+      await remove(conversation.id);
+      if (isCurrent) await chat.open(newConversation());
+      await showHistory();
+    };
+    return h('li', isCurrent ? { 'aria-current': 'true' } : {},
+      h('strong', {}, conversation.title), h('span', { class: 'hint' }, new Date(conversation.changed).toLocaleString()),
+      h('div', { class: 'row' },
+        h('button', { type: 'button', click: open, 'aria-label': `Open: ${conversation.title}` }, 'Open'),
+        h('button', { type: 'button', click: () => void forget(), 'aria-label': `Delete: ${conversation.title}` }, 'Delete')));
+  }));
+}
+
+/** Shows a part of the page. Where there is room, the chat stays beside it. */
+function show(panel: string): void {
+  document.body.dataset['panel'] = panel;
+  for (const button of document.querySelectorAll<HTMLButtonElement>('nav button')) {
+    button.setAttribute('aria-pressed', String(button.dataset['show'] === panel));
+  }
+}
+
+for (const button of document.querySelectorAll<HTMLButtonElement>('nav button')) {
+  button.addEventListener('click', () => {
+    const panel = button.dataset['show']!;
+    show(panel);
+    if (panel === 'chat') chat.focus();
+    else byId(`${panel}-title`).focus();
+  });
+}
+byId('new-chat').addEventListener('click', () => {
+  void chat.open(newConversation());
+  show('chat');
+});
+
+show('models');
+void showHistory();
+if ('serviceWorker' in navigator) {
+  navigator.serviceWorker.register('./service-worker.js').catch((thrown: unknown) => console.warn('no service worker:', thrown));
+}
+await models.refresh();
+if (await device.open()) {
+  const last = localStorage.getItem('model');
+  if (last) await models.loadKept(last);
+}
+document.documentElement.dataset['started'] = 'true';

@@ -1,0 +1,235 @@
+// The list of models: what can be had, what is kept, downloading, loading, deleting.
+
+import { EngineError, localRef, modelRef, type Engine, type KeptInfo, type LoadedInfo, type ModelRef, type ProgressReport } from '../engine';
+import { byId, h } from './dom';
+import { bytes, duration, rate } from './format';
+import catalogue from './models.json';
+import { dismiss, failure, notice } from './notices';
+
+interface Listed {
+  id: string;
+  name: string;
+  family: string;
+  licence: string;
+  bytes: number;
+  cacheBytesPerToken: number;
+  context: number;
+  ours?: boolean;
+}
+
+/** Activations, and what the browser itself needs. */
+const SCRATCH = 150e6;
+/** Where the smallest model that did not fit this device is noted. */
+const TOO_LARGE = 'too-large';
+const LOCK = 'loaded-model';
+
+export interface ModelEvents {
+  loaded(info: LoadedInfo): void;
+  unloaded(): void;
+}
+
+export class ModelPanel {
+  private kept: KeptInfo[] = [];
+  private current: string | undefined;
+  private isBusy = false;
+  private release: (() => void) | undefined;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly events: ModelEvents,
+    private readonly context: () => number | undefined,
+  ) {
+    byId('pause').addEventListener('click', () => void engine.models.pause());
+    byId<HTMLFormElement>('other').addEventListener('submit', (event) => {
+      event.preventDefault();
+      const input = byId<HTMLInputElement>('other-name');
+      void this.attempt(async () => this.fetchAndLoad(modelRef(input.value)), input.value);
+    });
+    byId<HTMLInputElement>('folder').addEventListener('change', (event) => {
+      const { files } = event.target as HTMLInputElement;
+      if (files?.length) void this.loadFolder([...files]);
+    });
+    const drop = byId('drop');
+    for (const name of ['dragover', 'dragleave', 'drop'] as const) {
+      document.addEventListener(name, (event) => {
+        event.preventDefault();
+        drop.classList.toggle('is-over', name === 'dragover');
+        if (name === 'drop' && event.dataTransfer) void droppedFiles(event.dataTransfer).then((files) => this.loadFolder(files));
+      });
+    }
+  }
+
+  /** Asks the storage again what it holds. */
+  async refresh(): Promise<void> {
+    try {
+      this.kept = await this.engine.models.kept();
+      const { usage = 0, quota = 0 } = await navigator.storage.estimate();
+      const isLasting = await navigator.storage.persisted();
+      byId('storage').textContent = `${bytes(usage)} used, ${bytes(quota - usage)} free for this page. `
+        + (isLasting ? 'The browser keeps it until you delete it.' : 'The browser may delete it when the disk is full.');
+    } catch (thrown) {
+      failure('storage', thrown);
+    }
+    this.show();
+  }
+
+  /** Loads a model that is kept, from the page's address or the last visit. */
+  async loadKept(id: string): Promise<void> {
+    if (this.kept.some((kept) => kept.id === id && kept.isWhole)) await this.attempt(() => this.load(modelRef(id)), id);
+  }
+
+  private show(): void {
+    const kept = this.kept.map((model) => this.keptCard(model));
+    byId('kept').replaceChildren(...(kept.length ? kept : [h('li', {}, 'Nothing yet.')]));
+    const ids = new Set(this.kept.filter((model) => model.isWhole).map((model) => model.id));
+    const listed = (catalogue as Listed[]).filter((model) => !ids.has(model.id));
+    byId('catalogue').replaceChildren(...listed.map((model) => this.listedCard(model)));
+  }
+
+  private keptCard(model: KeptInfo): HTMLLIElement {
+    const isLoaded = model.id === this.current;
+    const state = isLoaded ? 'loaded' : model.isWhole ? 'complete' : `${bytes(model.bytes)} of ${model.total ? bytes(model.total) : 'unknown'}`;
+    const label = model.isWhole ? 'Load' : 'Go on';
+    return h('li', { 'data-model': model.id },
+      h('strong', {}, nameOf(model.id)), h('span', { class: 'hint' }, `${bytes(model.bytes)}, ${state}`),
+      h('div', { class: 'row' },
+        h('button', { type: 'button', disabled: this.isBusy || isLoaded, 'aria-label': `${label}: ${nameOf(model.id)}`,
+          click: () => void this.attempt(() => this.fetchAndLoad(modelRef(model.id)), model.id) }, label),
+        h('button', { type: 'button', disabled: this.isBusy, 'aria-label': `Delete: ${nameOf(model.id)}`,
+          click: () => void this.attempt(() => this.remove(model.id), model.id) }, 'Delete')));
+  }
+
+  private listedCard(model: Listed): HTMLLIElement {
+    const memory = model.bytes + model.cacheBytesPerToken * Math.min(model.context, this.context() ?? model.context) + SCRATCH;
+    return h('li', { 'data-model': model.id },
+      h('strong', {}, model.name, ...(model.ours ? [' ', h('span', { class: 'badge' }, 'ours')] : [])),
+      h('span', { class: 'hint' }, `${bytes(model.bytes)} to download, ${bytes(memory)} of GPU memory: ${fits(memory)}. Licence: ${model.licence}.`),
+      h('div', { class: 'row' },
+        h('button', { type: 'button', disabled: this.isBusy, 'aria-label': `Download: ${model.name}`,
+          click: () => void this.attempt(() => this.fetchAndLoad(modelRef(model.id)), model.id) }, 'Download')));
+  }
+
+  /** Runs what a button asks for; one thing at a time. */
+  private async attempt(work: () => Promise<void>, id: string): Promise<void> {
+    if (this.isBusy) return;
+    this.isBusy = true;
+    dismiss('models');
+    this.show();
+    const again = { label: 'Try again', run: () => void this.attempt(work, id) };
+    try {
+      await work();
+    } catch (thrown) {
+      const error = EngineError.from(thrown);
+      if (error.kind === 'Paused') notice('models', 'The download is paused', 'What has arrived is kept.', [{ ...again, label: 'Go on' }]);
+      else if (error.kind === 'OtherTab') failure('models', error, [{ label: 'Load here too', run: () => void this.attempt(() => this.load(modelRef(id), true), id) }]);
+      else failure('models', error, error.kind === 'BadParameter' || error.kind === 'NotRunnable' ? [] : [again]);
+    }
+    this.isBusy = false;
+    byId('transfer').hidden = true;
+    await this.refresh();
+  }
+
+  private async fetchAndLoad(model: ModelRef): Promise<void> {
+    const plan = await this.engine.models.plan(model);
+    if (!plan.isWhole) {
+      const { usage = 0, quota = 0 } = await navigator.storage.estimate();
+      const missing = plan.weightBytes - plan.done;
+      if (missing > quota - usage) {
+        throw new EngineError('StorageFull', `the model needs ${bytes(missing)} more, and the browser has ${bytes(quota - usage)} for this page`,
+          'delete a model you no longer need, free space on the disk, or drop a folder on the page, which is not copied');
+      }
+      // Browsers that ask people do so now, when it is clear what for.
+      await navigator.storage.persist();
+      await this.engine.models.download(model, (report) => this.meter(model, report));
+    }
+    await this.load(model);
+  }
+
+  private async load(model: ModelRef, shares = false): Promise<void> {
+    await this.lock(shares);
+    this.current = undefined;
+    this.events.unloaded();
+    const context = this.context();
+    try {
+      const options = { ...(context === undefined ? {} : { context }), onProgress: (report: ProgressReport) => this.meter(model, report) };
+      const loaded = await this.engine.reload(model, options);
+      this.current = model.id;
+      if (!model.files) localStorage.setItem('model', model.id);
+      this.events.loaded(loaded);
+    } catch (thrown) {
+      const error = EngineError.from(thrown);
+      if (error.kind === 'OutOfMemory') {
+        const needed = (await this.engine.models.plan(model).catch(() => undefined))?.weightBytes ?? 0;
+        const known = Number(localStorage.getItem(TOO_LARGE) ?? Infinity);
+        if (needed > 0 && needed < known) localStorage.setItem(TOO_LARGE, String(needed));
+        throw new EngineError('OutOfMemory', error.message, 'set a shorter context in the settings, choose a smaller model, or close what else uses the GPU');
+      }
+      throw error;
+    }
+  }
+
+  private async loadFolder(files: File[]): Promise<void> {
+    await this.attempt(async () => this.load(localRef(files)), 'folder');
+  }
+
+  private async remove(id: string): Promise<void> {
+    await this.engine.models.remove(id);
+    if (id === this.current) {
+      this.current = undefined;
+      this.events.unloaded();
+    }
+  }
+
+  /** Two tabs with a model each need twice the memory: people should know. The lock goes with the tab. */
+  private async lock(shares: boolean): Promise<void> {
+    if (this.release || !navigator.locks) return;
+    const isMine = await new Promise<boolean>((resolve) => {
+      void navigator.locks.request(LOCK, { ifAvailable: true }, (lock) => {
+        resolve(lock !== null);
+        return lock === null ? undefined : new Promise<void>((release) => { this.release = release; });
+      });
+    });
+    if (!isMine && !shares) {
+      throw new EngineError('OtherTab', 'another tab of this page has a model loaded', 'close it, or load the model here too: it takes the memory twice');
+    }
+  }
+
+  private meter(model: ModelRef, { phase, progress, bytes: done, totalBytes, bytesPerSecond }: ProgressReport): void {
+    const left = bytesPerSecond > 0 ? `, ${duration((totalBytes - done) / bytesPerSecond)} left` : '';
+    const isDownload = phase === 'download';
+    byId('transfer').hidden = false;
+    byId('pause').hidden = !isDownload;
+    byId('transfer-text').textContent = `${isDownload ? 'Downloading' : 'Loading'} ${nameOf(model.id)}: ${bytes(done)} of ${bytes(totalBytes)}, `
+      + `${rate(bytesPerSecond / 1e6)} MB/s${left}`;
+    byId<HTMLProgressElement>('transfer-bar').value = progress;
+  }
+}
+
+export function nameOf(id: string): string {
+  return (catalogue as Listed[]).find((model) => model.id === id)?.name ?? id;
+}
+
+/** A browser does not tell how much memory the GPU has. What it tells of the machine, and what failed before, does help. */
+function fits(memory: number): string {
+  const failed = Number(localStorage.getItem(TOO_LARGE) ?? Infinity);
+  if (memory >= failed) return 'a model of this size did not fit here before';
+  const machine = (navigator as { deviceMemory?: number }).deviceMemory;
+  if (machine !== undefined && machine < 8 && memory > machine * 0.6e9) return `may be too much for this machine (${machine} GB in all)`;
+  return memory > 6e9 ? 'needs a GPU with much memory' : memory > 3e9 ? 'fits most GPUs with 4 GB or more' : 'should fit';
+}
+
+async function droppedFiles(transfer: DataTransfer): Promise<File[]> {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry());
+  const files = [...transfer.files];
+  const folder = entries.find((entry): entry is FileSystemDirectoryEntry => entry?.isDirectory === true);
+  if (!folder) return files;
+  const reader = folder.createReader();
+  const found: File[] = [];
+  for (;;) {
+    const batch = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
+    if (batch.length === 0) return found;
+    for (const entry of batch) {
+      if (entry.isFile) found.push(await new Promise((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)));
+    }
+  }
+}

@@ -1,0 +1,36 @@
+// Keeps the page's own files, so that it works with the network off. Models are none of its business: the engine keeps
+// those itself, and their requests pass by.
+
+const FILES = __FILES__;
+const CACHE = 'page-__VERSION__';
+
+self.addEventListener('install', (event) => {
+  const keep = async () => {
+    await (await caches.open(CACHE)).addAll(FILES);
+    await self.skipWaiting();
+  };
+  event.waitUntil(keep());
+});
+
+self.addEventListener('activate', (event) => {
+  const clean = async () => {
+    for (const name of await caches.keys()) {
+      if (name.startsWith('page-') && name !== CACHE) await caches.delete(name);
+    }
+    await self.clients.claim();
+  };
+  event.waitUntil(clean());
+});
+
+self.addEventListener('fetch', (event) => {
+  const { request } = event;
+  const url = new URL(request.url);
+  if (request.method !== 'GET' || url.origin !== self.location.origin || request.headers.has('range')) return;
+  const answer = async () => {
+    const kept = await caches.match(request.mode === 'navigate' ? './' : request, { ignoreSearch: true });
+    return kept ?? fetch(request);
+  };
+  const scope = new URL('./', self.location.href).pathname;
+  const own = FILES.some((file) => new URL(file, self.location.href).pathname === url.pathname);
+  if (own || url.pathname === `${scope}index.html`) event.respondWith(answer());
+});

@@ -1,0 +1,200 @@
+//! [`ChatEngine`]: a loaded model that answers.
+
+use infer_core::{
+    Device, Engine, Generation, KvDtype, LoadOptions, Message, Progress, SamplingParams, Stats, chat_template::Role,
+};
+use js_sys::Function;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
+
+use crate::{
+    JsFiles, WebGpu,
+    error::{JsResult, bad_request, js_error},
+};
+
+/// A loaded model that answers.
+#[wasm_bindgen]
+pub struct ChatEngine {
+    engine: Engine,
+    gpu: infer_core::Gpu,
+    weight_bytes: u64,
+    loaded_bytes: u64,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct Options {
+    context: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct MessageJson {
+    role: RoleJson,
+    content: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RoleJson {
+    System,
+    User,
+    Assistant,
+    Tool,
+}
+
+/// What is given is taken instead of what the model's files recommend.
+#[derive(Deserialize, Default)]
+#[serde(default, deny_unknown_fields)]
+struct ParamsJson {
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    seed: Option<u64>,
+    max_tokens: Option<usize>,
+    stop: Option<Vec<String>>,
+}
+
+impl ParamsJson {
+    fn over(self, model: &SamplingParams) -> SamplingParams {
+        SamplingParams {
+            temperature: self.temperature.unwrap_or(model.temperature),
+            top_p: self.top_p.unwrap_or(model.top_p),
+            top_k: self.top_k.unwrap_or(model.top_k),
+            min_p: self.min_p.unwrap_or(model.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(model.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(model.frequency_penalty),
+            seed: self.seed.or(model.seed),
+            max_tokens: self.max_tokens.or(model.max_tokens),
+            stop: self.stop.unwrap_or_else(|| model.stop.clone()),
+        }
+    }
+}
+
+#[wasm_bindgen]
+impl ChatEngine {
+    /// Loads an MLC folder. `options` is JSON: `context`, tokens there should be room for. `progress` is called with
+    /// bytes that are done and bytes in all.
+    pub async fn load(gpu: &WebGpu, files: JsFiles, options: &str, progress: Function) -> JsResult<ChatEngine> {
+        let Options { context } = serde_json::from_str(options).map_err(|e| bad_request(&e))?;
+        let gpu = gpu.gpu.clone();
+        let device = Device::Gpu(gpu.clone(), KvDtype::default());
+        let mut meter = Meter { progress, total: 0 };
+        let loaded = Engine::load_mlc(&files, device, &LoadOptions { context }, &mut meter).await;
+        let mut engine = loaded.map_err(js_error)?;
+        let loaded_bytes = gpu.bytes_in_use();
+        // A browser reports what did not fit with the first read; kernels are compiled on the way.
+        engine.warm_up().await.map_err(js_error)?;
+        Ok(ChatEngine { engine, gpu, weight_bytes: meter.total, loaded_bytes })
+    }
+
+    /// The model and what it holds of the device's memory, as JSON.
+    pub fn info(&self) -> String {
+        let config = self.engine.config();
+        let sampling = self.engine.default_sampling();
+        let scratch = self.gpu.bytes_in_use().saturating_sub(self.loaded_bytes);
+        let info = json!({
+            "modelType": config.model_type,
+            "context": self.engine.context(),
+            "weightBytes": self.weight_bytes,
+            "cacheBytes": self.loaded_bytes.saturating_sub(self.weight_bytes),
+            "scratchBytes": scratch,
+            "sampling": {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "min_p": sampling.min_p,
+                "repetition_penalty": sampling.repetition_penalty,
+                "presence_penalty": sampling.presence_penalty,
+                "frequency_penalty": sampling.frequency_penalty,
+            },
+        });
+        info.to_string()
+    }
+
+    /// Answers a conversation, both JSON: a list of `role` and `content`, and sampling settings. `on_text` gets each
+    /// piece of text and its tokens, and ends the answer by returning anything but `true`. The result is JSON: why it
+    /// ended, and what it took.
+    pub async fn answer(&mut self, messages: &str, params: &str, on_text: &Function) -> JsResult<String> {
+        let messages: Vec<MessageJson> = serde_json::from_str(messages).map_err(|e| bad_request(&e))?;
+        let messages: Vec<Message> = messages.into_iter().map(MessageJson::into_message).collect();
+        let params = self.params(params)?;
+        deliver(self.engine.chat(&messages, params).map_err(js_error)?, on_text).await
+    }
+
+    /// Continues a plain text; otherwise as [`ChatEngine::answer`].
+    pub async fn complete(&mut self, text: &str, params: &str, on_text: &Function) -> JsResult<String> {
+        let params = self.params(params)?;
+        deliver(self.engine.complete(text, params).map_err(js_error)?, on_text).await
+    }
+
+    /// Forgets the conversation's cache.
+    pub fn reset(&mut self) {
+        self.engine.reset();
+    }
+
+    fn params(&self, params: &str) -> JsResult<SamplingParams> {
+        let params: ParamsJson = serde_json::from_str(params).map_err(|e| bad_request(&e))?;
+        Ok(params.over(self.engine.default_sampling()))
+    }
+}
+
+impl MessageJson {
+    fn into_message(self) -> Message {
+        let role = match self.role {
+            RoleJson::System => Role::System,
+            RoleJson::User => Role::User,
+            RoleJson::Assistant => Role::Assistant,
+            RoleJson::Tool => Role::Tool,
+        };
+        Message::new(role, self.content)
+    }
+}
+
+/// Pulls an answer to its end, or until `on_text` has enough.
+async fn deliver(mut generation: Generation<'_>, on_text: &Function) -> JsResult<String> {
+    let mut is_stopped = false;
+    while let Some(chunk) = generation.next().await.map_err(js_error)? {
+        let tokens = js_sys::Uint32Array::from(&chunk.tokens[..]);
+        let goes_on = on_text.call2(&JsValue::UNDEFINED, &chunk.text.into(), &tokens)?;
+        if goes_on != JsValue::TRUE && generation.finish_reason().is_none() {
+            is_stopped = true;
+            break;
+        }
+    }
+    let finish_reason = if is_stopped { Some("abort") } else { generation.finish_reason().map(|it| it.as_str()) };
+    Ok(report(finish_reason, &generation.stats()).to_string())
+}
+
+fn report(finish_reason: Option<&str>, stats: &Stats) -> Value {
+    json!({
+        "finishReason": finish_reason,
+        "promptTokens": stats.prompt_tokens,
+        "cachedTokens": stats.cached_tokens,
+        "generatedTokens": stats.generated_tokens,
+        "timeToFirstToken": stats.time_to_first_token,
+        "prefillSeconds": stats.prefill_seconds,
+        "decodeSeconds": stats.decode_seconds,
+        "prefillTokensPerSecond": stats.prefill_tokens_per_second(),
+        "decodeTokensPerSecond": stats.decode_tokens_per_second(),
+    })
+}
+
+/// Tells JavaScript how far loading has come.
+struct Meter {
+    progress: Function,
+    total: u64,
+}
+
+impl Progress for Meter {
+    fn loaded(&mut self, done: u64, total: u64) {
+        self.total = total;
+        // A meter that throws is not a reason to stop loading.
+        let _ = self.progress.call2(&JsValue::UNDEFINED, &(done as f64).into(), &(total as f64).into());
+    }
+}

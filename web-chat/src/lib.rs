@@ -1,0 +1,25 @@
+//! The engine in a browser's worker: `infer-core` over WebGPU, behind a few functions for JavaScript.
+//!
+//! `WebGpu` opens a device, `ChatEngine` loads a model from files that JavaScript reads and answers conversations,
+//! `plan` says which files a model has, `Checksum` whether one arrived whole. Who calls them is `engine/worker.ts`,
+//! beside this folder. On any other target than wasm the crate is empty.
+//!
+//! ```js
+//! const gpu = await WebGpu.open(false);
+//! const engine = await ChatEngine.load(gpu, files, "{}", (done, total) => {});
+//! await engine.answer('[{"role":"user","content":"Hi"}]', "{}", (text) => { console.log(text); return true; });
+//! ```
+
+#![deny(missing_docs)]
+#![cfg(target_arch = "wasm32")]
+
+mod engine;
+mod error;
+mod files;
+mod gpu;
+mod plan;
+
+pub use engine::ChatEngine;
+pub use files::JsFiles;
+pub use gpu::WebGpu;
+pub use plan::{Checksum, plan};
