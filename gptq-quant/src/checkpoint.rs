@@ -16,7 +16,7 @@ use model_format::{
 };
 use serde_json::Value;
 
-use crate::{Error, Quantized, Result, Settings, pipeline::quantized_params};
+use crate::{Error, Quantized, Result, Settings, quantized_params};
 
 /// The files of an older model that a new one replaces.
 const OLD_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];

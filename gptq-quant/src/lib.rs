@@ -23,7 +23,6 @@
 
 pub mod calibrate;
 pub mod checkpoint;
-mod choice;
 pub mod cholesky;
 mod error;
 pub mod gptq;
@@ -33,6 +32,8 @@ pub mod observe;
 pub mod pipeline;
 mod refine;
 pub mod self_text;
+pub mod settings;
+mod work;
 
 pub use calibrate::Calibrate;
 pub use checkpoint::CheckpointWriter;
@@ -40,5 +41,6 @@ pub use error::{Error, Result};
 pub use gptq::{Options, Quantized};
 pub use grid::{Grid, GroupParams};
 pub use hessian::{Hessian, HostSums, TokenWeight};
-pub use pipeline::{MatrixReport, Progress, Settings, check_weights, quantize_layers};
+pub use pipeline::{MatrixReport, Progress, check_weights, quantize_layers};
 pub use self_text::{SelfText, write_windows};
+pub use settings::{Settings, quantized_params};

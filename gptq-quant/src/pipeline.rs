@@ -20,56 +20,22 @@ use infer_core::{
     ops::{KvShape, Ops, Span, TokenWeights},
 };
 use model_format::{
-    Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, gptq::Rules, params, params::joined_params,
+    Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
 };
 use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Hessian, Result, TokenWeight,
+    Error, Hessian, Result, Settings,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
-    gptq::{Method, Options, Quantized, quantize},
+    gptq::{Method, Quantized, quantize},
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
+    work::{Work, solve_cost},
 };
 
 /// A layer of the float model, from its beginning to its end.
-const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
-
-/// How to quantize a model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
-    /// How to quantize each matrix.
-    pub matrix: Options,
-    /// How much each calibration token counts.
-    pub token_weight: TokenWeight,
-    /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
-    pub quantize_ends: bool,
-    /// Whether the head is quantized too, and checkpoints hold its codes. It must be no embedding table.
-    pub lm_head: bool,
-    /// Which matrices are quantized otherwise, or not at all.
-    pub rules: Rules,
-    /// Whether checkpoints are of version 2 of the format.
-    pub v2: bool,
-    /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
-    /// and those of the feed-forward are computed twice.
-    pub activation_memory: usize,
-}
-
-impl Settings {
-    /// What is best with these options.
-    pub fn new(matrix: Options) -> Settings {
-        Settings {
-            matrix,
-            token_weight: TokenWeight::default(),
-            quantize_ends: false,
-            lm_head: false,
-            rules: Rules::default(),
-            v2: false,
-            activation_memory: 4 << 30,
-        }
-    }
-}
+pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
 
 /// What became of one matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -189,13 +155,6 @@ pub async fn quantize_layers<O: Calibrate>(
     Ok(())
 }
 
-/// The matrices that [`quantize_layers`] quantizes.
-pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<Vec<(Param, Options)>> {
-    let list = joined_params(config).into_iter();
-    let chosen = list.map(|param| Ok(settings.options(&param)?.map(|options| (param, options))));
-    chosen.filter_map(Result::transpose).collect()
-}
-
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
 pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
     let config = unquantized_config(checkpoint)?;
@@ -204,7 +163,7 @@ pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
 }
 
 /// The matrices of a layer, in the order of the forward pass.
-fn matrix_roles(layer: usize) -> [Role; 4] {
+pub(crate) fn matrix_roles(layer: usize) -> [Role; 4] {
     [Role::Qkv(layer), Role::AttentionOut(layer), Role::GateUp(layer), Role::Down(layer)]
 }
 
@@ -543,64 +502,4 @@ fn input_cols(config: &DecoderConfig, role: Role) -> usize {
 /// Bytes of the inputs of a matrix.
 fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
     rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
-}
-
-/// Multiplications done and to do, by which the time left is told.
-struct Work {
-    done: f64,
-    total: f64,
-    tokens: f64,
-    hidden: f64,
-    attention: f64,
-    qkv: f64,
-    inner: f64,
-    seq_len: f64,
-    streams: f64,
-}
-
-impl Work {
-    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, settings: &Settings) -> Result<Work> {
-        let mut work = Work {
-            done: 0.0,
-            total: 0.0,
-            tokens: (windows * seq_len) as f64,
-            hidden: config.hidden_size as f64,
-            attention: (config.num_attention_heads * config.head_dim) as f64,
-            qkv: config.qkv_size() as f64,
-            inner: config.intermediate_size as f64,
-            seq_len: seq_len as f64,
-            streams: if settings.matrix.gptaq_alpha == 0.0 { 1.0 } else { 2.0 },
-        };
-        let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
-        let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
-        let forward: f64 = passes.into_iter().map(|(start, stop)| work.pass_cost(Pass { start, stop })).sum();
-        let chosen = quantized_params(config, settings)?;
-        let solve: f64 = chosen.iter().map(|(param, _)| solve_cost(param.shape[0], param.shape[1])).sum();
-        let has_ends = settings.quantize_ends || settings.lm_head;
-        let before = if has_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
-        work.total = config.num_hidden_layers as f64 * (forward + before) + solve;
-        Ok(work)
-    }
-
-    /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
-    fn pass_cost(&self, pass: Pass) -> f64 {
-        let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, .. } = *self;
-        if pass == WHOLE_LAYER {
-            return tokens * (hidden * (qkv + attention + 3.0 * inner) + 2.0 * seq_len * attention);
-        }
-        let (forward, inputs) = match pass.stop {
-            Some(Role::Qkv(_)) => (0.0, hidden),
-            Some(Role::AttentionOut(_)) => (hidden * qkv + 2.0 * seq_len * attention, attention),
-            Some(Role::GateUp(_)) => (attention * hidden, hidden),
-            Some(_) => (hidden * 2.0 * inner, inner),
-            None => (inner * hidden, 0.0),
-        };
-        tokens * (streams * forward + (streams - 0.5) * inputs * inputs)
-    }
-}
-
-/// Factorization, inverse and compensation, in f64 and so at half the speed.
-fn solve_cost(rows: usize, cols: usize) -> f64 {
-    let (rows, cols) = (rows as f64, cols as f64);
-    2.0 * (cols * cols * cols / 3.0 + rows * cols * cols / 2.0)
 }

@@ -13,8 +13,7 @@ use std::sync::{
 use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, error::ErrorKind};
 use gptq_quant::{
-    CheckpointWriter, Settings, check_weights, checkpoint::unquantized_config, pipeline::quantized_params,
-    quantize_layers,
+    CheckpointWriter, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
 };
 use infer_core::block_on;
 use model_format::{DecoderConfig, QuantFormat, SafetensorsCheckpoint};

@@ -1,4 +1,4 @@
-//! Which matrices are quantized, and each of them how: what the options of a run and its rules make of a parameter.
+//! [`Settings`]: how a model is quantized, and what its options and rules make of each parameter.
 //!
 //! `pipeline.rs` and `checkpoint.rs` ask it, so that both do the same.
 
@@ -8,7 +8,42 @@ use model_format::{
     params::joined_params,
 };
 
-use crate::{Error, Options, Result, Settings};
+use crate::{Error, Options, Result, TokenWeight};
+
+/// How to quantize a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// How to quantize each matrix.
+    pub matrix: Options,
+    /// How much each calibration token counts.
+    pub token_weight: TokenWeight,
+    /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
+    pub quantize_ends: bool,
+    /// Whether the head is quantized too, and checkpoints hold its codes. It must be no embedding table.
+    pub lm_head: bool,
+    /// Which matrices are quantized otherwise, or not at all.
+    pub rules: Rules,
+    /// Whether checkpoints are of version 2 of the format.
+    pub v2: bool,
+    /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
+    /// and those of the feed-forward are computed twice.
+    pub activation_memory: usize,
+}
+
+impl Settings {
+    /// What is best with these options.
+    pub fn new(matrix: Options) -> Settings {
+        Settings {
+            matrix,
+            token_weight: TokenWeight::default(),
+            quantize_ends: false,
+            lm_head: false,
+            rules: Rules::default(),
+            v2: false,
+            activation_memory: 4 << 30,
+        }
+    }
+}
 
 impl Settings {
     /// How `param` is quantized; `None` where it is not.
@@ -95,6 +130,13 @@ impl Settings {
         rules.extend(self.rules.0.iter().cloned());
         Ok(Rules(rules))
     }
+}
+
+/// The matrices that [`quantize_layers`] quantizes.
+pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<Vec<(Param, Options)>> {
+    let list = joined_params(config).into_iter();
+    let chosen = list.map(|param| Ok(settings.options(&param)?.map(|options| (param, options))));
+    chosen.filter_map(Result::transpose).collect()
 }
 
 impl Options {
