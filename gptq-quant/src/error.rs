@@ -115,7 +115,10 @@ impl Error {
             Error::UnknownToken { .. } => Some("`tokenizer.json` and `config.json` do not belong together".into()),
             Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
             Error::OutputExists { .. } => Some("choose another folder".into()),
-            Error::Unpackable { .. } | Error::F16Overflow { .. } | Error::Cancelled => None,
+            Error::Unpackable { module, .. } => {
+                Some(format!("leave it as it is with `--override '{module}:skip'`, or choose other bits for it"))
+            }
+            Error::F16Overflow { .. } | Error::Cancelled => None,
         }
     }
 }

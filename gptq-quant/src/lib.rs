@@ -39,7 +39,7 @@ pub use calibrate::Calibrate;
 pub use checkpoint::CheckpointWriter;
 pub use error::{Error, Result};
 pub use gptq::{Options, Quantized};
-pub use grid::{Grid, GroupParams};
+pub use grid::{Grid, GroupParams, ScaleSearch};
 pub use hessian::{Hessian, HostSums, TokenWeight};
 pub use pipeline::{MatrixReport, Progress, check_weights, quantize_layers};
 pub use self_text::{SelfText, write_windows};
