@@ -10,13 +10,13 @@ use std::{
 
 use half::f16;
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, HostTensor, Param,
+    Checkpoint, DecoderConfig, Dtype, HostTensor, Param, Role,
     checkpoint::{SafetensorsWriter, check_float, missing_param, read_float},
     gptq::GptqConfig,
 };
 use serde_json::Value;
 
-use crate::{Error, Options, Quantized, Result, Settings, pipeline::quantized_params};
+use crate::{Error, Quantized, Result, Settings, quantized_params};
 
 /// The files of an older model that a new one replaces.
 const OLD_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
@@ -36,21 +36,6 @@ pub struct CheckpointWriter<'a> {
     made_folder: bool,
 }
 
-/// The description of what `options` make, for config.json.
-pub fn gptq_config(options: &Options) -> GptqConfig {
-    GptqConfig {
-        bits: options.grid.bits as usize,
-        group_size: options.grid.group_size,
-        // Readers take this to mean that inputs must be gathered by g_idx. With static groups they need not be.
-        desc_act: options.act_order && !options.static_groups,
-        static_groups: options.static_groups,
-        sym: options.grid.sym,
-        damp_percent: options.damp_percent,
-        v2: false,
-        lm_head: false,
-    }
-}
-
 impl<'a> CheckpointWriter<'a> {
     /// Begins `folder`, with every tensor of `source` that is not to be quantized: in f16, but for integers.
     ///
@@ -60,19 +45,21 @@ impl<'a> CheckpointWriter<'a> {
     /// Of the embedding table and the head, where they are to be quantized, it holds the values in f16: GPTQ's formats have
     /// no codes for them.
     pub fn create(source: &'a dyn Checkpoint, folder: &Path, settings: &Settings) -> Result<CheckpointWriter<'a>> {
-        let config = gptq_config(&settings.matrix);
         let decoder = unquantized_config(source)?;
+        settings.check(source, &decoder)?;
+        let config = settings.gptq_config(&decoder)?;
         let mut announced = Vec::new();
         let mut quantized = Vec::new();
-        for param in quantized_params(&decoder, settings) {
+        for (param, options) in quantized_params(&decoder, settings)? {
             for part in &param.sources {
                 let info = source.info(&part.name).ok_or_else(|| missing_param(source, &part.name))?;
                 check_float(source, info, &[part.rows, param.shape[1]])?;
                 quantized.push(part.name.clone());
-                if !param.role.is_layer_matrix() {
+                if options.values_in_f16 {
                     announced.push((part.name.clone(), Dtype::F16, info.shape.clone()));
                     continue;
                 }
+                let config = config.of_module(part.module())?;
                 announced.extend(part_tensors(&config, part.module(), part.rows, param.shape[1])?);
             }
         }
@@ -105,7 +92,8 @@ impl<'a> CheckpointWriter<'a> {
 
     /// Writes one quantized matrix: a part for each of the parameter's sources.
     pub fn add(&mut self, param: &Param, quantized: &Quantized) -> Result<()> {
-        if !param.role.is_layer_matrix() {
+        let in_codes = param.role.is_layer_matrix() || (param.role == Role::LmHead && self.config.lm_head);
+        if !in_codes {
             let values = quantized.dequantize().into_raw_vec_and_offset().0;
             let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
             let tensor = to_f16(&part.name, param.shape.clone(), &values)?;
@@ -115,8 +103,9 @@ impl<'a> CheckpointWriter<'a> {
         for part in &param.sources {
             let matrix = quantized.rows_to_checkpoint(start, part.rows);
             start += part.rows;
-            for (name, tensor) in matrix.to_tensors(&self.config, part.module()) {
-                self.weights.as_mut().expect("open until finished").write(&name, &tensor)?;
+            let config = self.config.of_module(part.module())?;
+            for (name, tensor) in matrix.to_tensors(&config, part.module()) {
+                self.weights().write(&name, &tensor)?;
             }
         }
         Ok(())
@@ -211,14 +200,14 @@ fn part_tensors(
     rows: usize,
     cols: usize,
 ) -> Result<[(String, Dtype, Vec<usize>); 4]> {
-    let multiple = 32 / config.bits;
+    let multiple = config.multiple();
     if !rows.is_multiple_of(multiple) || !cols.is_multiple_of(multiple) {
         return Err(Error::Unpackable { module: module.into(), rows, cols, multiple });
     }
     let groups = config.groups(cols);
     Ok([
-        (format!("{module}.qweight"), Dtype::I32, vec![cols / multiple, rows]),
-        (format!("{module}.qzeros"), Dtype::I32, vec![groups, rows / multiple]),
+        (format!("{module}.qweight"), Dtype::I32, vec![cols * config.bits / 32, rows]),
+        (format!("{module}.qzeros"), Dtype::I32, vec![groups, rows * config.bits / 32]),
         (format!("{module}.scales"), Dtype::F16, vec![groups, rows]),
         (format!("{module}.g_idx"), Dtype::I32, vec![cols]),
     ])

@@ -32,6 +32,24 @@ pub enum Error {
         /// Codes per word.
         multiple: usize,
     },
+    /// Matrices that are quantized as one are to be quantized in different ways.
+    #[error("`{}` are quantized as one matrix, and the rules say different things of them", modules.join("`, `"))]
+    UnequalParts {
+        /// Their names.
+        modules: Vec<String>,
+    },
+    /// A rule is about no matrix of the model.
+    #[error("the rule `{rule}` matches no matrix of the model")]
+    RuleOfNothing {
+        /// The rule.
+        rule: String,
+    },
+    /// The head is to be quantized, and there is none.
+    #[error("`{location}` has no head of its own: its embedding table is the head")]
+    TiedHead {
+        /// The checkpoint.
+        location: String,
+    },
     /// The model's activations became infinite or NaN on the calibration text.
     #[error("the inputs of `{module}` are not finite on the calibration text")]
     NonFiniteActivations {
@@ -81,6 +99,15 @@ impl Error {
             Error::Engine(error) => error.hint(),
             Error::AlreadyQuantized { .. } => {
                 Some("quantize the unquantized model, or convert this one with weight-convert".into())
+            }
+            Error::UnequalParts { .. } => Some("write the pattern so that it matches all of them or none".into()),
+            Error::RuleOfNothing { .. } => Some(
+                "patterns are regular expressions, matched from the beginning of names such as \
+                 `model.layers.0.self_attn.q_proj`"
+                    .into(),
+            ),
+            Error::TiedHead { .. } => {
+                Some("leave --lm-head out; `--embedding gptq` quantizes table and head as one".into())
             }
             Error::NonFiniteActivations { .. } => {
                 Some("the weights before it are damaged, or the model needs a wider range than f32 has".into())

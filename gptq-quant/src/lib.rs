@@ -32,6 +32,8 @@ pub mod observe;
 pub mod pipeline;
 mod refine;
 pub mod self_text;
+pub mod settings;
+mod work;
 
 pub use calibrate::Calibrate;
 pub use checkpoint::CheckpointWriter;
@@ -39,5 +41,6 @@ pub use error::{Error, Result};
 pub use gptq::{Options, Quantized};
 pub use grid::{Grid, GroupParams};
 pub use hessian::{Hessian, HostSums, TokenWeight};
-pub use pipeline::{MatrixReport, Progress, Settings, check_weights, quantize_layers};
+pub use pipeline::{MatrixReport, Progress, check_weights, quantize_layers};
 pub use self_text::{SelfText, write_windows};
+pub use settings::{Settings, quantized_params};

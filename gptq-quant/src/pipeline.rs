@@ -11,6 +11,7 @@ use std::{
 };
 
 use calib_data::TokenWindows;
+use half::f16;
 use infer_core::{
     model::{
         Layer, Parts,
@@ -25,36 +26,16 @@ use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Hessian, Result, TokenWeight,
+    Error, Hessian, Result, Settings,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
-    gptq::{Method, Options, Quantized, quantize},
+    gptq::{Method, Quantized, quantize},
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
+    work::{Work, solve_cost},
 };
 
 /// A layer of the float model, from its beginning to its end.
-const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
-
-/// How to quantize a model.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Settings {
-    /// How to quantize each matrix.
-    pub matrix: Options,
-    /// How much each calibration token counts.
-    pub token_weight: TokenWeight,
-    /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
-    pub quantize_ends: bool,
-    /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
-    /// and those of the feed-forward are computed twice.
-    pub activation_memory: usize,
-}
-
-impl Settings {
-    /// What is best with these options.
-    pub fn new(matrix: Options) -> Settings {
-        Settings { matrix, token_weight: TokenWeight::default(), quantize_ends: false, activation_memory: 4 << 30 }
-    }
-}
+pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
 
 /// What became of one matrix.
 #[derive(Debug, Clone, PartialEq)]
@@ -107,8 +88,9 @@ pub async fn quantize_layers<O: Calibrate>(
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
     let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
+    settings.check(checkpoint, &config)?;
     let mut table = None;
-    if settings.quantize_ends {
+    if settings.quantize_ends || settings.lm_head {
         let hessian = walk.observe_head().await?;
         // A table that is also the head is wanted for its outputs; one that is not, for its rows.
         let of_rows = Hessian::empty(config.hidden_size);
@@ -118,7 +100,7 @@ pub async fn quantize_layers<O: Calibrate>(
             vec![(Role::LmHead, hessian), (Role::Embedding, of_rows)]
         };
         for (role, hessian) in hessians {
-            let quantized = walk.solve(param(role), hessian)?;
+            let Some(quantized) = walk.solve(param(role), hessian)? else { continue };
             sink(param(role), &quantized)?;
             if role == Role::Embedding {
                 table = Some(quantized);
@@ -130,10 +112,16 @@ pub async fn quantize_layers<O: Calibrate>(
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         walk.enter(layer)?;
         let mut solve = |walk: &mut Walk<'_, O>, role: Role, hessian: Hessian| {
-            let quantized = walk.solve(param(role), hessian)?;
-            sink(param(role), &quantized)?;
             let shape = param(role).shape.clone();
-            Ok::<_, Error>((role, Weight::F32 { shape, data: quantized.dequantize().into_raw_vec_and_offset().0 }))
+            let data = match walk.solve(param(role), hessian)? {
+                Some(quantized) => {
+                    sink(param(role), &quantized)?;
+                    quantized.dequantize().into_raw_vec_and_offset().0
+                }
+                // As the checkpoint will hold it.
+                None => walk.read(role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
+            };
+            Ok::<_, Error>((role, Weight::F32 { shape, data }))
         };
 
         let hessian = walk.observe(&[], Pass { start: None, stop: Some(qkv) }, Kept::Neither).await?;
@@ -167,12 +155,6 @@ pub async fn quantize_layers<O: Calibrate>(
     Ok(())
 }
 
-/// The matrices that [`quantize_layers`] quantizes.
-pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Vec<Param> {
-    let is_end = |role: Role| settings.quantize_ends && matches!(role, Role::Embedding | Role::LmHead);
-    joined_params(config).into_iter().filter(|param| param.role.is_layer_matrix() || is_end(param.role)).collect()
-}
-
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
 pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
     let config = unquantized_config(checkpoint)?;
@@ -181,7 +163,7 @@ pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
 }
 
 /// The matrices of a layer, in the order of the forward pass.
-fn matrix_roles(layer: usize) -> [Role; 4] {
+pub(crate) fn matrix_roles(layer: usize) -> [Role; 4] {
     [Role::Qkv(layer), Role::AttentionOut(layer), Role::GateUp(layer), Role::Down(layer)]
 }
 
@@ -262,7 +244,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             progress,
             windows,
             seq_len,
-            work: Work::new(config, seq_len, windows.len(), settings),
+            work: Work::new(config, seq_len, windows.len(), settings)?,
             streams: Vec::new(),
             room: settings.activation_memory,
             layer: 0,
@@ -470,8 +452,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         Ok(Layer::new(self.config, &mut parts, self.layer))
     }
 
-    /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
-    fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Quantized> {
+    /// Quantizes one matrix, unless it is to stay as it is. Without a token in its Hessian it is rounded to nearest.
+    fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Option<Quantized>> {
+        let Some(options) = self.settings.options(param)? else { return Ok(None) };
         let begun = Instant::now();
         let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -480,8 +463,6 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
-        let is_end = param.role.layer().is_none();
-        let options = Options { values_in_f16: is_end, ..self.settings.matrix };
         let quantized = quantize(weights, &hessian.products, hessian.drift.as_ref(), &options);
         self.progress.quantized(&MatrixReport {
             layer: param.role.layer(),
@@ -491,7 +472,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             elapsed: begun.elapsed(),
         });
         self.work.done += solve_cost(rows, cols);
-        Ok(quantized)
+        Ok(Some(quantized))
     }
 
     fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
@@ -521,68 +502,4 @@ fn input_cols(config: &DecoderConfig, role: Role) -> usize {
 /// Bytes of the inputs of a matrix.
 fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
     rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
-}
-
-/// Multiplications done and to do, by which the time left is told.
-struct Work {
-    done: f64,
-    total: f64,
-    tokens: f64,
-    hidden: f64,
-    attention: f64,
-    qkv: f64,
-    inner: f64,
-    seq_len: f64,
-    streams: f64,
-}
-
-impl Work {
-    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, settings: &Settings) -> Work {
-        let mut work = Work {
-            done: 0.0,
-            total: 0.0,
-            tokens: (windows * seq_len) as f64,
-            hidden: config.hidden_size as f64,
-            attention: (config.num_attention_heads * config.head_dim) as f64,
-            qkv: config.qkv_size() as f64,
-            inner: config.intermediate_size as f64,
-            seq_len: seq_len as f64,
-            streams: if settings.matrix.gptaq_alpha == 0.0 { 1.0 } else { 2.0 },
-        };
-        let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
-        let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
-        let forward: f64 = passes.into_iter().map(|(start, stop)| work.pass_cost(Pass { start, stop })).sum();
-        let solve: f64 = joined_params(config)
-            .iter()
-            .filter(|param| param.role.is_layer_matrix() && param.role.layer() == Some(0))
-            .map(|param| solve_cost(param.shape[0], param.shape[1]))
-            .sum();
-        let before = if settings.quantize_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
-        let ends = quantized_params(config, settings).into_iter().filter(|param| param.role.layer().is_none());
-        let ends: f64 = ends.map(|param| solve_cost(param.shape[0], param.shape[1])).sum();
-        work.total = config.num_hidden_layers as f64 * (forward + solve + before) + ends;
-        work
-    }
-
-    /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
-    fn pass_cost(&self, pass: Pass) -> f64 {
-        let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, .. } = *self;
-        if pass == WHOLE_LAYER {
-            return tokens * (hidden * (qkv + attention + 3.0 * inner) + 2.0 * seq_len * attention);
-        }
-        let (forward, inputs) = match pass.stop {
-            Some(Role::Qkv(_)) => (0.0, hidden),
-            Some(Role::AttentionOut(_)) => (hidden * qkv + 2.0 * seq_len * attention, attention),
-            Some(Role::GateUp(_)) => (attention * hidden, hidden),
-            Some(_) => (hidden * 2.0 * inner, inner),
-            None => (inner * hidden, 0.0),
-        };
-        tokens * (streams * forward + (streams - 0.5) * inputs * inputs)
-    }
-}
-
-/// Factorization, inverse and compensation, in f64 and so at half the speed.
-fn solve_cost(rows: usize, cols: usize) -> f64 {
-    let (rows, cols) = (rows as f64, cols as f64);
-    2.0 * (cols * cols * cols / 3.0 + rows * cols * cols / 2.0)
 }

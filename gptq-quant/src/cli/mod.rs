@@ -10,11 +10,13 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, error::ErrorKind};
-use gptq_quant::{CheckpointWriter, check_weights, checkpoint::unquantized_config, quantize_layers};
+use gptq_quant::{
+    CheckpointWriter, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
+};
 use infer_core::block_on;
-use model_format::{QuantFormat, SafetensorsCheckpoint};
+use model_format::{DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
 use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
@@ -88,6 +90,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let mlc_config = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
     let mlc_options = ConvertOptions { config: mlc_config, ..ConvertOptions::default() };
     if args.to_mlc.is_some() {
+        check_conversion(&config, &settings, mlc_format)?;
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
@@ -111,12 +114,30 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         let quantized = SafetensorsCheckpoint::open(&args.output)?;
         let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
         bars.clear();
+        let rounded = match report.weights.rounded.len() {
+            0 => String::new(),
+            count => format!(", {count} rounded to nearest"),
+        };
         println!(
-            "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss",
+            "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss{rounded}",
             folder.display(),
             report.weights.param_bytes as f64 / 1e6,
             report.weights.bits_per_param,
             report.weights.lossless.len()
+        );
+    }
+    Ok(())
+}
+
+/// Refuses matrices that the format of the MLC folder could not hold, before they are computed.
+fn check_conversion(config: &DecoderConfig, settings: &Settings, format: &QuantFormat) -> Result<()> {
+    for (param, options) in quantized_params(config, settings)? {
+        ensure!(
+            options.converts_to(format),
+            "with these options `{}` does not fit into `{}`: that takes symmetric codes of at most 4 bits, groups of a \
+             multiple of 32, and with act-order static groups; `--grid q4f16_1` has all of it",
+            param.name,
+            format.name
         );
     }
     Ok(())

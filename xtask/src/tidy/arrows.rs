@@ -85,6 +85,7 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("memmap2", Owner::Only(&["model-format"])),
     ("safetensors", Owner::Only(&["model-format"])),
     ("md-5", Owner::Only(&["model-format"])),
+    ("fancy-regex", Owner::Only(&["model-format"])),
     ("hf-hub", Owner::Only(&["model-hub"])),
     ("ureq", Owner::Only(&["model-hub"])),
     ("sha1", Owner::Only(&["model-hub"])),
