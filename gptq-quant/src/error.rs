@@ -86,6 +86,28 @@ pub enum Error {
         /// The folder.
         folder: PathBuf,
     },
+    /// The folder holds what another run has left.
+    #[error("`{}` holds an interrupted run in which `{what}` was {was}; now it is {is}", folder.display())]
+    OtherRun {
+        /// The folder.
+        folder: PathBuf,
+        /// What differs.
+        what: String,
+        /// As it was.
+        was: String,
+        /// As it is.
+        is: String,
+    },
+    /// The disk is too small for the result.
+    #[error("`{}` has room for {:.1} GB, and this needs {:.1} GB", folder.display(), *available as f64 / 1e9, *needed as f64 / 1e9)]
+    NoSpace {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        available: u64,
+    },
     /// Whoever watches the progress asked to stop.
     #[error("interrupted")]
     Cancelled,
@@ -118,6 +140,10 @@ impl Error {
             Error::Unpackable { module, .. } => {
                 Some(format!("leave it as it is with `--override '{module}:skip'`, or choose other bits for it"))
             }
+            Error::OtherRun { .. } => Some(
+                "repeat the command that was interrupted, choose another folder, or begin anew with --restart".into(),
+            ),
+            Error::NoSpace { .. } => Some("free some disk space, or choose another folder".into()),
             Error::F16Overflow { .. } | Error::Cancelled => None,
         }
     }

@@ -31,8 +31,10 @@ mod hessian;
 pub mod observe;
 pub mod pipeline;
 mod refine;
+pub mod run;
 pub mod self_text;
 pub mod settings;
+pub mod store;
 mod work;
 
 pub use calibrate::Calibrate;
@@ -42,5 +44,7 @@ pub use gptq::{Options, Quantized};
 pub use grid::{Grid, GroupParams, ScaleSearch};
 pub use hessian::{Hessian, HostSums, TokenWeight};
 pub use pipeline::{MatrixReport, Progress, check_weights, quantize_layers};
+pub use run::Run;
 pub use self_text::{SelfText, write_windows};
 pub use settings::{Settings, quantized_params};
+pub use store::Store;

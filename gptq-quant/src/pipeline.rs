@@ -21,12 +21,14 @@ use infer_core::{
 };
 use model_format::{
     Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
+    tensor_cache::ShardSum,
 };
 use ndarray::ArrayView2;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Hessian, Result, Settings,
+    Error, Hessian, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
     gptq::{Method, Quantized, quantize},
@@ -38,7 +40,7 @@ use crate::{
 pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
 
 /// What became of one matrix.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
     /// Layer index; `None` for the embedding table and the head.
     pub layer: Option<usize>,
@@ -74,14 +76,16 @@ impl Progress for () {
 }
 
 /// Quantizes every layer matrix of `checkpoint`, and with [`Settings::quantize_ends`] before them the embedding table and
-/// the head, calibrated on `windows`, and hands each to `sink`.
+/// the head, calibrated on `windows`, and hands each to `store`.
+///
+/// What the store has already is not computed again, and what follows is the same to the bit.
 pub async fn quantize_layers<O: Calibrate>(
     ops: O,
     checkpoint: &dyn Checkpoint,
     windows: &TokenWindows,
     settings: &Settings,
     progress: &mut dyn Progress,
-    sink: &mut dyn FnMut(&Param, &Quantized) -> Result<()>,
+    store: &mut dyn Store,
 ) -> Result<()> {
     let config = unquantized_config(checkpoint)?;
     let list = joined_params(&config);
@@ -89,58 +93,24 @@ pub async fn quantize_layers<O: Calibrate>(
 
     let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
     settings.check(checkpoint, &config)?;
-    let mut table = None;
-    if settings.quantize_ends || settings.lm_head {
-        let hessian = walk.observe_head().await?;
-        // A table that is also the head is wanted for its outputs; one that is not, for its rows.
-        let of_rows = Hessian::empty(config.hidden_size);
-        let hessians = if config.tie_word_embeddings {
-            vec![(Role::Embedding, hessian)]
-        } else {
-            vec![(Role::LmHead, hessian), (Role::Embedding, of_rows)]
-        };
-        for (role, hessian) in hessians {
-            let Some(quantized) = walk.solve(param(role), hessian)? else { continue };
-            sink(param(role), &quantized)?;
-            if role == Role::Embedding {
-                table = Some(quantized);
-            }
-        }
-    }
+    let table = walk.ends(store, param).await?;
     walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         walk.enter(layer)?;
-        let mut solve = |walk: &mut Walk<'_, O>, role: Role, hessian: Hessian| {
-            let shape = param(role).shape.clone();
-            let data = match walk.solve(param(role), hessian)? {
-                Some(quantized) => {
-                    sink(param(role), &quantized)?;
-                    quantized.dequantize().into_raw_vec_and_offset().0
-                }
-                // As the checkpoint will hold it.
-                None => walk.read(role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
-            };
-            Ok::<_, Error>((role, Weight::F32 { shape, data }))
-        };
-
-        let hessian = walk.observe(&[], Pass { start: None, stop: Some(qkv) }, Kept::Neither).await?;
-        let weight = solve(&mut walk, qkv, hessian)?;
+        let pass = Pass { start: None, stop: Some(qkv) };
+        let weight = walk.weight_of(store, param(qkv), &[], pass, Kept::Neither).await?;
 
         let pass = Pass { start: None, stop: Some(attention_out) };
-        let hessian = walk.observe(&[weight], pass, Kept::End).await?;
-        let weight = solve(&mut walk, attention_out, hessian)?;
+        let weight = walk.weight_of(store, param(attention_out), &[weight], pass, Kept::End).await?;
 
         let pass = Pass { start: Some(attention_out), stop: Some(gate_up) };
-        let hessian = walk.observe(&[weight], pass, Kept::Beginning).await?;
-        let gate_up_weight = solve(&mut walk, gate_up, hessian)?;
+        let gate_up_weight = walk.weight_of(store, param(gate_up), &[weight], pass, Kept::Beginning).await?;
 
         let keep = walk.tokens() * config.intermediate_size * size_of::<f32>() * walk.streams.len() <= walk.room;
         let pass = Pass { start: Some(gate_up), stop: Some(down) };
-        let hessian = walk
-            .observe(std::slice::from_ref(&gate_up_weight), pass, if keep { Kept::End } else { Kept::Neither })
-            .await?;
-        let weight = solve(&mut walk, down, hessian)?;
+        let kept = if keep { Kept::End } else { Kept::Neither };
+        let weight = walk.weight_of(store, param(down), std::slice::from_ref(&gate_up_weight), pass, kept).await?;
 
         if layer + 1 < config.num_hidden_layers {
             if keep {
@@ -155,11 +125,25 @@ pub async fn quantize_layers<O: Calibrate>(
     Ok(())
 }
 
-/// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
-pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
+/// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole. The
+/// sum of all that the result depends on.
+pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<String> {
     let config = unquantized_config(checkpoint)?;
-    params(&config).par_iter().try_for_each(|param| read_param(checkpoint, param).map(drop))?;
-    Ok(())
+    let sum_of = |bytes: &[u8]| {
+        let mut sum = ShardSum::default();
+        sum.update(bytes);
+        sum.finish()
+    };
+    let list = params(&config);
+    let sums = list.par_iter().map(|param| {
+        read_param(checkpoint, param)?;
+        param.sources.iter().map(|part| Ok(sum_of(&checkpoint.tensor(&part.name)?.bytes))).collect::<Result<String>>()
+    });
+    let mut sums = sums.collect::<Result<Vec<_>>>()?;
+    let mut files = checkpoint.companion_files()?;
+    files.sort();
+    sums.extend(files.iter().map(|(name, content)| format!("{name} {}", sum_of(content))));
+    Ok(sum_of(sums.join(" ").as_bytes()))
 }
 
 /// The matrices of a layer, in the order of the forward pass.
@@ -254,9 +238,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
 
     /// Goes to the first layer: with the quantized table if there is one, and where drift is to be corrected, with the
     /// float model beside it.
-    async fn begin(&mut self, table: Option<Quantized>) -> Result<()> {
+    async fn begin(&mut self, table: Option<Vec<f32>>) -> Result<()> {
         let table = match table {
-            Some(table) => table.dequantize().into_raw_vec_and_offset().0,
+            Some(table) => table,
             None => self.read(Role::Embedding)?,
         };
         self.drop_streams();
@@ -291,6 +275,33 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             });
         }
         Ok(Stream { hidden, kept: Vec::new() })
+    }
+
+    /// The embedding table and the head, where they are to be quantized: the values of the table.
+    async fn ends<'p>(&mut self, store: &mut dyn Store, param: impl Fn(Role) -> &'p Param) -> Result<Option<Vec<f32>>> {
+        if !(self.settings.quantize_ends || self.settings.lm_head) {
+            return Ok(None);
+        }
+        let roles =
+            if self.config.tie_word_embeddings { vec![Role::Embedding] } else { vec![Role::LmHead, Role::Embedding] };
+        // A table that is also the head is wanted for its outputs; one that is not, for its rows.
+        let mut hessian = None;
+        let mut values = None;
+        for (i, role) in roles.into_iter().enumerate() {
+            let param = param(role);
+            values = store.values(param)?;
+            if values.is_some() || self.settings.options(param)?.is_none() {
+                self.work.done += if i == 0 { self.work.ends_cost() } else { 0.0 };
+                continue;
+            }
+            if i == 0 {
+                hessian = Some(self.observe_head().await?);
+            }
+            let hessian = hessian.take().unwrap_or_else(|| Hessian::empty(self.config.hidden_size));
+            let quantized = self.solve(store, param, hessian)?;
+            values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
+        }
+        Ok(values)
     }
 
     /// Runs the float model to its end: the Hessian of the head's inputs.
@@ -347,6 +358,37 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let list = joined_params(self.config);
         let param = list.iter().find(|p| p.role == role).expect("the list has every role");
         Ok(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? })
+    }
+
+    /// A matrix as the quantized model has it, after the part of the layer that ends at it has run with `matrices`.
+    async fn weight_of(
+        &mut self,
+        store: &mut dyn Store,
+        param: &Param,
+        matrices: &[(Role, Weight)],
+        pass: Pass,
+        kept: Kept,
+    ) -> Result<(Role, Weight)> {
+        let known = store.values(param)?;
+        let is_solved = known.is_none() && self.settings.options(param)?.is_some();
+        let data = if is_solved {
+            let hessian = self.observe(matrices, pass, kept).await?;
+            self.solve(store, param, hessian)?.dequantize().into_raw_vec_and_offset().0
+        } else {
+            match kept {
+                Kept::Neither => self.work.done += self.work.pass_cost(pass),
+                Kept::Beginning | Kept::End => self.run(matrices, pass, kept, None).await?,
+            }
+            match known {
+                Some(values) => {
+                    self.work.done += solve_cost(param.shape[0], param.shape[1]);
+                    values
+                }
+                // As the checkpoint will hold it.
+                None => self.read(param.role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
+            }
+        };
+        Ok((param.role, Weight::F32 { shape: param.shape.clone(), data }))
     }
 
     /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
@@ -452,9 +494,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         Ok(Layer::new(self.config, &mut parts, self.layer))
     }
 
-    /// Quantizes one matrix, unless it is to stay as it is. Without a token in its Hessian it is rounded to nearest.
-    fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Option<Quantized>> {
-        let Some(options) = self.settings.options(param)? else { return Ok(None) };
+    /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
+    fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
+        let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
         let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -464,15 +506,17 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             return Err(Error::NonFiniteActivations { module });
         }
         let quantized = quantize(weights, &hessian.products, hessian.drift.as_ref(), &options);
-        self.progress.quantized(&MatrixReport {
+        let report = MatrixReport {
             layer: param.role.layer(),
             module,
             relative_error: quantized.relative_error(weights, &hessian.products),
             method: quantized.method,
             elapsed: begun.elapsed(),
-        });
+        };
+        store.add(param, &quantized, &report)?;
+        self.progress.quantized(&report);
         self.work.done += solve_cost(rows, cols);
-        Ok(Some(quantized))
+        Ok(quantized)
     }
 
     fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {

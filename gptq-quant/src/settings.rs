@@ -8,10 +8,12 @@ use model_format::{
     params::joined_params,
 };
 
+use serde::{Serialize, Serializer};
+
 use crate::{Error, Options, Result, TokenWeight};
 
 /// How to quantize a model.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
     /// How to quantize each matrix.
     pub matrix: Options,
@@ -22,11 +24,13 @@ pub struct Settings {
     /// Whether the head is quantized too, and checkpoints hold its codes. It must be no embedding table.
     pub lm_head: bool,
     /// Which matrices are quantized otherwise, or not at all.
+    #[serde(serialize_with = "as_written")]
     pub rules: Rules,
     /// Whether checkpoints are of version 2 of the format.
     pub v2: bool,
     /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
     /// and those of the feed-forward are computed twice.
+    #[serde(skip)]
     pub activation_memory: usize,
 }
 
@@ -137,6 +141,10 @@ pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<V
     let list = joined_params(config).into_iter();
     let chosen = list.map(|param| Ok(settings.options(&param)?.map(|options| (param, options))));
     chosen.filter_map(Result::transpose).collect()
+}
+
+fn as_written<S: Serializer>(rules: &Rules, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(rules.0.iter().map(ToString::to_string))
 }
 
 impl Options {

@@ -13,6 +13,7 @@ use crate::{
 pub(crate) struct Work {
     pub(crate) done: f64,
     pub(crate) total: f64,
+    layers: f64,
     tokens: f64,
     hidden: f64,
     attention: f64,
@@ -27,6 +28,7 @@ impl Work {
         let mut work = Work {
             done: 0.0,
             total: 0.0,
+            layers: 0.0,
             tokens: (windows * seq_len) as f64,
             hidden: config.hidden_size as f64,
             attention: (config.num_attention_heads * config.head_dim) as f64,
@@ -40,10 +42,15 @@ impl Work {
         let forward: f64 = passes.into_iter().map(|(start, stop)| work.pass_cost(Pass { start, stop })).sum();
         let chosen = quantized_params(config, settings)?;
         let solve: f64 = chosen.iter().map(|(param, _)| solve_cost(param.shape[0], param.shape[1])).sum();
+        work.layers = config.num_hidden_layers as f64;
         let has_ends = settings.quantize_ends || settings.lm_head;
-        let before = if has_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
-        work.total = config.num_hidden_layers as f64 * (forward + before) + solve;
+        work.total = work.layers * forward + solve + if has_ends { work.ends_cost() } else { 0.0 };
         Ok(work)
+    }
+
+    /// The float model to its end, for the inputs of the head.
+    pub(crate) fn ends_cost(&self) -> f64 {
+        self.layers * self.pass_cost(WHOLE_LAYER)
     }
 
     /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.

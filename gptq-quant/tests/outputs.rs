@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
 use calib_data::TokenWindows;
-use gptq_quant::{CheckpointWriter, Error, Grid, Options, Quantized, Settings, quantize_layers};
+use gptq_quant::{CheckpointWriter, Error, Grid, MatrixReport, Options, Quantized, Settings, Store, quantize_layers};
 use infer_core::{
     Decoder, KvCache, block_on,
     model::{Parts, Sequence, load_checkpoint, load_mlc},
@@ -44,21 +44,30 @@ fn windows() -> TokenWindows {
     TokenWindows::from_windows(&windows)
 }
 
-/// Quantizes into `folder`, with every matrix as it was handed over.
+/// A checkpoint being written, and every matrix as it was handed over.
+struct Recorded<'a> {
+    writer: CheckpointWriter<'a>,
+    matrices: Vec<(Param, Quantized)>,
+}
+
+impl Store for Recorded<'_> {
+    fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<(), Error> {
+        self.matrices.push((param.clone(), quantized.clone()));
+        self.writer.add(param, quantized, report)
+    }
+}
+
+/// Quantizes into `folder`.
 fn quantize(
     source: &SafetensorsCheckpoint,
     folder: &Path,
     settings: &Settings,
 ) -> Result<Vec<(Param, Quantized)>, Error> {
-    let mut writer = CheckpointWriter::create(source, folder, settings)?;
-    let mut matrices = Vec::new();
-    let mut add = |param: &Param, quantized: &Quantized| {
-        matrices.push((param.clone(), quantized.clone()));
-        writer.add(param, quantized)
-    };
-    block_on(quantize_layers(CandleOps::default(), source, &windows(), settings, &mut (), &mut add))?;
-    writer.finish()?;
-    Ok(matrices)
+    let writer = CheckpointWriter::create(source, folder, settings)?;
+    let mut store = Recorded { writer, matrices: Vec::new() };
+    block_on(quantize_layers(CandleOps::default(), source, &windows(), settings, &mut (), &mut store))?;
+    store.writer.finish()?;
+    Ok(store.matrices)
 }
 
 fn with_rules(grid: Grid, rules: &[&str]) -> Settings {

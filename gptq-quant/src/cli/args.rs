@@ -115,6 +115,10 @@ pub struct Args {
     /// Activations that stay on the device, in GiB; beyond that they go to the host's memory
     #[arg(long, default_value_t = 4.0, value_name = "GIB")]
     pub device_memory: f64,
+    /// Throw away what an interrupted run has left, and make anew what is there already; without this, the same command
+    /// goes on where it was
+    #[arg(long)]
+    pub restart: bool,
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,

@@ -13,17 +13,17 @@ use std::sync::{
 use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, error::ErrorKind};
 use gptq_quant::{
-    CheckpointWriter, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
+    CheckpointWriter, Run, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
 };
 use infer_core::block_on;
-use model_format::{DecoderConfig, QuantFormat, SafetensorsCheckpoint};
+use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
 use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
 use device::{Device, with_ops};
-use texts::Texts;
+use texts::Sources;
 
 /// The format of `--to-mlc`.
 const MLC_FORMAT: &str = "q4f16_1";
@@ -95,20 +95,16 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
     let device = Device::open(&args.device)?;
-    check_weights(checkpoint)?;
-    let texts = Texts::gather(args, checkpoint, &hub, &mut bars)?;
-    let windows = &texts.calibration;
-    if texts.sources.len() > 1 {
-        let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));
-        bars.line(&parts.collect::<Vec<_>>().join(", "));
-    }
-    bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
+    let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
+    let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
 
-    let mut add = |param: &_, quantized: &_| writer.add(param, quantized);
-    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, windows, &settings, &mut bars, &mut add)))?;
-    writer.finish()?;
-    bars.clear();
-    println!("wrote `{}`", args.output.display());
+    if !args.restart && writer.is_made(&run) {
+        println!("`{}` is what this command makes; --restart makes it again", args.output.display());
+    } else {
+        writer.resume(&run, args.restart)?;
+        quantize(checkpoint, &settings, &device, sources, writer, &mut bars).inspect_err(|_| bars.clear())?;
+        println!("wrote `{}`", args.output.display());
+    }
 
     if let Some(folder) = &args.to_mlc {
         let quantized = SafetensorsCheckpoint::open(&args.output)?;
@@ -126,6 +122,31 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
             report.weights.lossless.len()
         );
     }
+    Ok(())
+}
+
+/// Computes what is not there yet, and finishes the folder.
+fn quantize(
+    checkpoint: &dyn Checkpoint,
+    settings: &Settings,
+    device: &Device,
+    sources: Sources<'_>,
+    mut writer: CheckpointWriter<'_>,
+    bars: &mut Bars,
+) -> Result<()> {
+    let texts = sources.complete(checkpoint, &mut writer, bars)?;
+    let windows = &texts.calibration;
+    if texts.sources.len() > 1 {
+        let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));
+        bars.line(&parts.collect::<Vec<_>>().join(", "));
+    }
+    bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
+    if writer.done() > 0 {
+        bars.line(&format!("going on: {} matrices are done", writer.done()));
+    }
+    with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;
+    writer.finish()?;
+    bars.clear();
     Ok(())
 }
 

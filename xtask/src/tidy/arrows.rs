@@ -84,6 +84,7 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("flate2", Owner::Only(&["calib-data"])),
     ("memmap2", Owner::Only(&["model-format"])),
     ("safetensors", Owner::Only(&["model-format"])),
+    ("fs4", Owner::Only(&["gptq-quant"])),
     ("md-5", Owner::Only(&["model-format"])),
     ("fancy-regex", Owner::Only(&["model-format"])),
     ("hf-hub", Owner::Only(&["model-hub"])),
