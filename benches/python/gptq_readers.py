@@ -67,6 +67,16 @@ CASES = [
 ]
 
 
+HEADER = """\
+# What Python's readers make of `gptq-quant`'s checkpoints
+
+Relative difference of logits, GPTQModel's and transformers' against ours, in f32 with the weights that their kernels unpack.
+`gptq-quant` at {commit}, with {versions}, on a CPU.
+
+| model | flags | quantized modules by bits | GPTQModel | transformers |
+|---|---|---|---|---|"""
+
+
 def tiny_model(testdata, arch, folder):
     """A checkpoint of `testdata/arch/` with the tokenizer of its vocabulary, which readers ask for."""
     shutil.copytree(testdata / "arch" / arch / "hf", folder)
@@ -173,6 +183,11 @@ def compare(reader, quantized, folder, ours):
     return f"{difference:.1e}" + ("" if difference < TOLERANCE else " wrong"), theirs["counts"]
 
 
+def commit():
+    command = ["git", "-C", pathlib.Path(__file__).parent, "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def versions():
     import importlib.metadata
 
@@ -190,8 +205,7 @@ def main():
     parser.add_argument("-o", "--output", type=pathlib.Path)
     arguments = parser.parse_args()
 
-    lines = [f"With {versions()}, on a CPU.", "", "| model | flags of `gptq-quant` | quantized modules by bits | "
-             "GPTQModel | transformers |", "|---|---|---|---|---|"]
+    lines = HEADER.format(commit=commit(), versions=versions()).split("\n")
     failed = 0
     for arch, flags, cannot in CASES:
         case = f"{arch} {' '.join(flags)}"
