@@ -34,6 +34,7 @@ pub mod glu;
 pub mod gpu;
 pub mod gram;
 pub mod kernel;
+pub mod kl_divergence;
 pub mod kv;
 pub mod matrix;
 pub mod norm_heads;
@@ -72,6 +73,7 @@ pub const KERNELS: &[&Kernel] = &[
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
     &cross_entropy::KERNEL,
+    &kl_divergence::KERNEL,
     &gram::KERNEL,
     &gram::WEIGHT_KERNEL,
 ];
