@@ -53,6 +53,8 @@ pub struct CheckpointWriter<'a> {
     parts: HashMap<String, Vec<Announced>>,
     /// What is there, in the order in which it came: by parameter's name, and text.
     finished: Vec<Finished>,
+    /// Files that go with the checkpoint.
+    attached: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -112,6 +114,7 @@ impl<'a> CheckpointWriter<'a> {
             kept,
             parts,
             finished: Vec::new(),
+            attached: Vec::new(),
         };
         writer.check_space()?;
         for (name, ..) in &writer.kept {
@@ -157,6 +160,11 @@ impl<'a> CheckpointWriter<'a> {
         of_matrices.filter_map(|file| serde_json::from_value(file.note.clone()).ok())
     }
 
+    /// Adds a file that goes with the checkpoint.
+    pub fn attach(&mut self, name: &'static str, content: Vec<u8>) {
+        self.attached.push((name, content));
+    }
+
     /// Puts everything in its place: the tokenizer's and other files, the weights, and config.json at the end.
     pub fn finish(mut self) -> Result<()> {
         let mut staging = self.staging.take().expect("open until finished");
@@ -188,6 +196,9 @@ impl<'a> CheckpointWriter<'a> {
             if !LAYOUT.markers.contains(&&name[..]) {
                 staging.write(&name, &content)?;
             }
+        }
+        for (name, content) in &self.attached {
+            staging.write(name, content)?;
         }
         staging.write("quantize_config.json", &to_json(&self.config_json["quantization_config"]))?;
         staging.write("config.json", &to_json(&self.config_json))?;

@@ -1,10 +1,14 @@
 //! The page of a [`Report`]: `page.html` with plots, self-contained.
 
-use minijinja::{Environment, context};
+use minijinja::{
+    Environment,
+    value::{Serde, Value},
+};
 use serde::Serialize;
+use serde_json::json;
 
 use super::Report;
-use crate::MatrixReport;
+use crate::{Evaluation, MatrixReport, gptq::Method};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -26,23 +30,28 @@ pub(super) fn page(report: &Report) -> String {
     let mut environment = Environment::new();
     environment.add_template(NAME, TEMPLATE).expect("the template is well-formed");
     let template = environment.get_template(NAME).expect("it was added");
-    let settings = serde_json::to_string_pretty(&report.settings).expect("JSON serializes");
-    let context = context! {
-        report, settings,
-        plots => plots(report),
-        rows => report.matrices.iter().map(Row::new).collect::<Vec<_>>(),
-        bits_per_weight => format!("{:.3}", report.bits_per_weight()),
-        memory => report.peak_memory.map(|bytes| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)),
-        seconds => report.seconds.iter().map(|(name, seconds)| (name, format!("{seconds:.1}"))).collect::<Vec<_>>(),
-        evaluation => report.evaluation.as_ref().map(|e| context! {
-            text => e.text, seq_len => e.seq_len, windows => e.windows.len(),
-            before => format!("{:.4}", e.float_perplexity),
-            after => format!("{:.4}", e.perplexity),
-            change => format!("{:+.2} %", (e.perplexity / e.float_perplexity - 1.0) * 100.0),
-            divergence => format!("{:.5}", e.divergence),
-        }),
-    };
-    template.render(context).expect("the template takes what it is given")
+    let evaluation = report.evaluation.as_ref().map(|evaluation| {
+        let Evaluation { text, seq_len, float_perplexity, perplexity, divergence, windows } = evaluation;
+        json!({
+            "text": text, "seq_len": seq_len, "windows": windows.len(),
+            "before": format!("{float_perplexity:.4}"),
+            "after": format!("{perplexity:.4}"),
+            "change": format!("{:+.2} %", (perplexity / float_perplexity - 1.0) * 100.0),
+            "divergence": format!("{divergence:.5}"),
+        })
+    });
+    let context = json!({
+        "model": report.model, "program": report.program, "device": report.device,
+        "count": report.matrices.len(), "sources": report.sources, "seq_len": report.seq_len,
+        "settings": serde_json::to_string_pretty(&report.settings).expect("JSON serializes"),
+        "plots": plots(report),
+        "rows": report.matrices.iter().map(Row::new).collect::<Vec<_>>(),
+        "bits_per_weight": format!("{:.3}", report.bits_per_weight()),
+        "memory": report.peak_memory.map(|bytes| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)),
+        "seconds": report.seconds.iter().map(|(name, time)| (name, format!("{time:.1}"))).collect::<Vec<_>>(),
+        "evaluation": evaluation,
+    });
+    template.render(Value::from(Serde(context))).expect("the template takes what it is given")
 }
 
 /// A line of the table.
@@ -64,7 +73,6 @@ struct Row {
 
 impl Row {
     fn new(matrix: &MatrixReport) -> Row {
-        use crate::gptq::Method;
         let group = matrix.group_size.map_or("rows".to_owned(), |size| size.to_string());
         let sym = if matrix.sym { "symmetric" } else { "asymmetric" };
         let gain = matrix.nearest_error / matrix.relative_error;
@@ -191,7 +199,9 @@ impl Plot {
             (0..=count).map(move |i| from + i as f64 * step)
         };
         let heights = if logarithmic {
-            ticks(low, high, step(high - low)).map(|y| (round(y_of(y)), format!("{:e}", 10f64.powi(y as i32)))).collect()
+            ticks(low, high, step(high - low))
+                .map(|y| (round(y_of(y)), format!("{:e}", 10f64.powi(y as i32))))
+                .collect()
         } else {
             ticks(low, high, (high - low) / 4.0).map(|y| (round(y_of(y)), format!("{y:.3}"))).collect()
         };
