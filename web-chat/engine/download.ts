@@ -4,25 +4,8 @@
 import { Checksum, plan as planOf } from '../wasm/web_chat.js';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
-import { KeptModel } from './storage';
-
-/** What a model's two small files say of it: `src/plan.rs`. */
-export interface Plan {
-  shards: Shard[];
-  textFiles: string[];
-  weightBytes: number;
-  cacheBytesPerToken: number;
-  bytesPerToken: number;
-  context: number;
-  modelType: string;
-  quantization: string;
-}
-
-export interface Shard {
-  name: string;
-  bytes: number;
-  md5: string | null;
-}
+import type { Plan, Shard } from './protocol';
+import type { KeptModel } from './storage';
 
 export interface Transfer {
   /** Bytes of shards that are in the storage. */

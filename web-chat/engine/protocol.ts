@@ -1,6 +1,5 @@
 // What page and worker say to each other. A request has a number; its answer, and events on the way, carry it.
 
-import type { Plan } from './download';
 import type { PlainError } from './errors';
 import type { ModelRef } from './model';
 
@@ -65,6 +64,24 @@ export interface LoadedInfo {
   sampling: Required<Omit<Sampling, 'seed' | 'max_tokens' | 'stop'>>;
   /** Most bytes of the wasm's own memory so far. */
   heapBytes: number;
+}
+
+/** What a model's two small files say of it: `src/plan.rs`. */
+export interface Plan {
+  shards: Shard[];
+  textFiles: string[];
+  weightBytes: number;
+  cacheBytesPerToken: number;
+  bytesPerToken: number;
+  context: number;
+  modelType: string;
+  quantization: string;
+}
+
+export interface Shard {
+  name: string;
+  bytes: number;
+  md5: string | null;
 }
 
 /** A model of which something is kept. */

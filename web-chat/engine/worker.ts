@@ -2,7 +2,6 @@
 // engine; `stop`, `pause` and questions about the storage come in between.
 
 import init, { ChatEngine, WebGpu } from '../wasm/web_chat.js';
-import wasmUrl from '../wasm/web_chat_bg.wasm?url';
 import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
@@ -19,7 +18,7 @@ const LIMITS = [
   'maxStorageBuffersPerShaderStage',
 ] as const;
 
-const wasm = init({ module_or_path: wasmUrl });
+const wasm = init();
 let gpu: { device: WebGpu; info: DeviceInfo } | undefined;
 let engine: { chat: ChatEngine; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
 let transfer: AbortController | undefined;
