@@ -117,7 +117,6 @@ export interface Methods {
   complete(text: string, sampling: Sampling): AnswerReport;
   stop(): void;
   reset(): void;
-  storage(): { usage: number; quota: number };
 }
 
 export interface TransferEvent {
