@@ -10,6 +10,7 @@ use half::f16;
 use model_format::gptq::GptqMatrix;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cholesky::{DEGREE, inverse_factor},
@@ -21,7 +22,7 @@ use crate::{
 pub(crate) const ROWS: usize = 32;
 
 /// How to quantize a matrix.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Options {
     /// The values that a weight may take.
     pub grid: Grid,
@@ -65,7 +66,7 @@ impl Options {
 }
 
 /// How a matrix came to its codes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Method {
     /// GPTQ, with this share of the mean diagonal as damping: more than was asked for where the Hessian needed it.
     Gptq {

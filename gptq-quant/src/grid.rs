@@ -4,9 +4,10 @@
 
 use half::f16;
 use model_format::QuantFormat;
+use serde::Serialize;
 
 /// The values that a quantized weight may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Grid {
     /// Bits per code, 2 to 8.
     pub bits: u32,

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
 use gptq_quant::{Grid, Options, Settings, TokenWeight};
-use model_format::QuantFormat;
+use model_format::{
+    QuantFormat,
+    gptq::{Rule, Rules},
+};
 
 /// Quantize a model with GPTQ.
 #[derive(Parser)]
@@ -29,8 +32,8 @@ pub struct Args {
     /// into which the checkpoint then converts without loss
     #[arg(long, value_enum, default_value_t = GridName::Gptq)]
     pub grid: GridName,
-    /// Bits per weight: 2, 4 or 8 [default: 4]
-    #[arg(long, value_parser = ["2", "4", "8"])]
+    /// Bits per weight: 2, 3, 4 or 8 [default: 4]
+    #[arg(long, value_parser = ["2", "3", "4", "8"])]
     pub bits: Option<String>,
     /// Inputs that share a scale, -1 for all [default: 128]
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=1 << 20))]
@@ -61,6 +64,17 @@ pub struct Args {
     /// numbers on the grid, which readers take as they are [default: gptq with --grid q4f16_1, otherwise float]
     #[arg(long, value_enum)]
     pub embedding: Option<Ends>,
+    /// Quantize some matrices otherwise, or not: `PATTERN:bits=8,group=32,sym=false` or `PATTERN:skip`, where PATTERN is a
+    /// regular expression that a name begins with, such as `.*\.mlp\..*` or `model\.layers\.0\.`. The first that matches
+    /// decides. Queries, keys and values are quantized as one, so are gate and up
+    #[arg(long = "override", value_name = "PATTERN:SETTINGS", value_parser = Rule::parse)]
+    pub overrides: Vec<Rule>,
+    /// Quantize the head too, in codes; for models whose head is not their embedding table
+    #[arg(long)]
+    pub lm_head: bool,
+    /// The version of the checkpoint's format
+    #[arg(long, value_enum, default_value_t = Version::Gptq)]
+    pub format: Version,
     /// How much each calibration token counts [default: plain, with --gptaq-alpha 0 equal-norm]
     #[arg(long, value_enum)]
     pub token_weight: Option<Weighting>,
@@ -97,6 +111,10 @@ pub struct Args {
     /// Activations that stay on the device, in GiB; beyond that they go to the host's memory
     #[arg(long, default_value_t = 4.0, value_name = "GIB")]
     pub device_memory: f64,
+    /// Throw away what an interrupted run has left, and make anew what is there already; without this, the same command
+    /// goes on where it was
+    #[arg(long)]
+    pub restart: bool,
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,
@@ -122,6 +140,16 @@ pub enum Ends {
     Gptq,
     /// Left in f16
     Float,
+}
+
+/// The version of the checkpoint's format.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Version {
+    /// The first, which every reader knows
+    Gptq,
+    /// The second, of GPTQModel; vLLM reads it too
+    #[value(name = "gptq_v2")]
+    GptqV2,
 }
 
 /// How much each calibration token counts.
@@ -185,6 +213,17 @@ impl Args {
         let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;
         let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };
         let quantize_ends = self.embedding.unwrap_or(default) == Ends::Gptq;
-        Ok(Settings { token_weight, quantize_ends, activation_memory, ..Settings::new(matrix) })
+        if self.lm_head && self.embedding == Some(Ends::Gptq) {
+            return Err(Contradiction("--lm-head and --embedding gptq both say what becomes of the head".into()));
+        }
+        Ok(Settings {
+            token_weight,
+            quantize_ends,
+            lm_head: self.lm_head,
+            rules: Rules(self.overrides.clone()),
+            v2: self.format == Version::GptqV2,
+            activation_memory,
+            ..Settings::new(matrix)
+        })
     }
 }

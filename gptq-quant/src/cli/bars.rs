@@ -30,6 +30,8 @@ pub struct Bars {
     /// Of the layer that is being quantized.
     errors: Vec<String>,
     fraction: f64,
+    /// What was done before the first report: by a run that was interrupted.
+    first_fraction: f64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,6 +52,7 @@ impl Bars {
             damp_percent: 0.0,
             errors: Vec::new(),
             fraction: 0.0,
+            first_fraction: 0.0,
         }
     }
 
@@ -104,7 +107,8 @@ impl Bars {
     /// What the stage took so far, and what is left of it at this pace.
     fn times(&self) -> (Duration, Duration) {
         let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
-        let left = if self.fraction > 0.0 { elapsed.as_secs_f64() * (1.0 / self.fraction - 1.0) } else { 0.0 };
+        let done = self.fraction - self.first_fraction;
+        let left = if done > 0.0 { elapsed.as_secs_f64() * (1.0 - self.fraction) / done } else { 0.0 };
         (Duration::from_secs(elapsed.as_secs()), Duration::from_secs(left as u64))
     }
 }
@@ -121,6 +125,9 @@ impl gptq_quant::Progress for Bars {
 
     fn advanced(&mut self, layer: usize, module: &str, fraction: f64) {
         self.enter(Stage::Quantizing, STEPS, "{bar:30} {percent:>3} % {wide_msg}");
+        if self.fraction == 0.0 {
+            self.first_fraction = fraction;
+        }
         self.fraction = fraction;
         if self.is_line_due() {
             self.said();

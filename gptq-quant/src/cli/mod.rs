@@ -10,18 +10,20 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, error::ErrorKind};
-use gptq_quant::{CheckpointWriter, check_weights, checkpoint::unquantized_config, quantize_layers};
+use gptq_quant::{
+    CheckpointWriter, Run, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
+};
 use infer_core::block_on;
-use model_format::{QuantFormat, SafetensorsCheckpoint};
+use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
 use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
 use device::{Device, with_ops};
-use texts::Texts;
+use texts::Sources;
 
 /// The format of `--to-mlc`.
 const MLC_FORMAT: &str = "q4f16_1";
@@ -88,35 +90,75 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let mlc_config = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
     let mlc_options = ConvertOptions { config: mlc_config, ..ConvertOptions::default() };
     if args.to_mlc.is_some() {
+        check_conversion(&config, &settings, mlc_format)?;
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
     let device = Device::open(&args.device)?;
-    check_weights(checkpoint)?;
-    let texts = Texts::gather(args, checkpoint, &hub, &mut bars)?;
+    let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
+    let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
+
+    if !args.restart && writer.is_made(&run) {
+        println!("`{}` is what this command makes; --restart makes it again", args.output.display());
+    } else {
+        writer.resume(&run, args.restart)?;
+        quantize(checkpoint, &settings, &device, sources, writer, &mut bars).inspect_err(|_| bars.clear())?;
+        println!("wrote `{}`", args.output.display());
+    }
+
+    if let Some(folder) = &args.to_mlc {
+        let quantized = SafetensorsCheckpoint::open(&args.output)?;
+        let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
+        bars.clear();
+        let rounded = match report.weights.rounded.len() {
+            0 => String::new(),
+            count => format!(", {count} rounded to nearest"),
+        };
+        println!(
+            "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss{rounded}",
+            folder.display(),
+            report.weights.param_bytes as f64 / 1e6,
+            report.weights.bits_per_param,
+            report.weights.lossless.len()
+        );
+    }
+    Ok(())
+}
+
+/// Computes what is not there yet, and finishes the folder.
+fn quantize(
+    checkpoint: &dyn Checkpoint,
+    settings: &Settings,
+    device: &Device,
+    sources: Sources<'_>,
+    mut writer: CheckpointWriter<'_>,
+    bars: &mut Bars,
+) -> Result<()> {
+    let texts = sources.complete(checkpoint, &mut writer, bars)?;
     let windows = &texts.calibration;
     if texts.sources.len() > 1 {
         let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));
         bars.line(&parts.collect::<Vec<_>>().join(", "));
     }
     bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
-
-    let mut add = |param: &_, quantized: &_| writer.add(param, quantized);
-    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, windows, &settings, &mut bars, &mut add)))?;
+    if writer.done() > 0 {
+        bars.line(&format!("going on: {} matrices are done", writer.done()));
+    }
+    with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;
     writer.finish()?;
     bars.clear();
-    println!("wrote `{}`", args.output.display());
+    Ok(())
+}
 
-    if let Some(folder) = &args.to_mlc {
-        let quantized = SafetensorsCheckpoint::open(&args.output)?;
-        let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
-        bars.clear();
-        println!(
-            "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss",
-            folder.display(),
-            report.weights.param_bytes as f64 / 1e6,
-            report.weights.bits_per_param,
-            report.weights.lossless.len()
+/// Refuses matrices that the format of the MLC folder could not hold, before they are computed.
+fn check_conversion(config: &DecoderConfig, settings: &Settings, format: &QuantFormat) -> Result<()> {
+    for (param, options) in quantized_params(config, settings)? {
+        ensure!(
+            options.converts_to(format),
+            "with these options `{}` does not fit into `{}`: that takes symmetric codes of at most 4 bits, groups of a \
+             multiple of 32, and with act-order static groups; `--grid q4f16_1` has all of it",
+            param.name,
+            format.name
         );
     }
     Ok(())
