@@ -26,6 +26,9 @@ pub struct Options {
     /// Only build `web-chat/dist`, a folder of static files that any server can host, and `web-chat/package`
     #[arg(long)]
     build: bool,
+    /// Only build, and run the tests in a browser, as `cargo xtask test` does
+    #[arg(long, conflicts_with = "build")]
+    test: bool,
     /// Where the page is served, on this machine alone
     #[arg(long, default_value_t = 8080)]
     port: u16,
@@ -34,6 +37,9 @@ pub struct Options {
 /// Builds the page and, unless that is all, serves it until Ctrl-C.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     let mut steps = Steps::new()?;
+    if options.test {
+        return test(&mut steps, root);
+    }
     fetch(&mut steps, root)?;
     build(&mut steps, root)?;
     if options.build {
