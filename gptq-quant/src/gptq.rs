@@ -5,6 +5,8 @@
 //! do not depend on each other, so they are divided among threads in fixed pieces and the result is the same for any
 //! number of them.
 
+use std::time::{Duration, Instant};
+
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use half::f16;
 use model_format::gptq::GptqMatrix;
@@ -148,6 +150,19 @@ pub fn quantize(
     drift: Option<&Mat<f64>>,
     options: &Options,
 ) -> Quantized {
+    let mut factoring = Duration::ZERO;
+    quantize_timed(weights, hessian, drift, options, &mut factoring)
+}
+
+/// The same; to `factoring` goes the time until the factors are there.
+pub(crate) fn quantize_timed(
+    weights: ArrayView2<'_, f32>,
+    hessian: &Mat<f64>,
+    drift: Option<&Mat<f64>>,
+    options: &Options,
+    factoring: &mut Duration,
+) -> Quantized {
+    let begun = Instant::now();
     let cols = weights.ncols();
     assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
     let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
@@ -181,6 +196,7 @@ pub fn quantize(
     let correction = drift
         .filter(|_| options.gptaq_alpha != 0.0)
         .map(|drift| correction(drift.as_ref(), &perm, &factor, options.gptaq_alpha));
+    *factoring = begun.elapsed();
 
     let importance: Vec<f32> =
         diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();

@@ -31,9 +31,11 @@ use crate::{
     Error, Hessian, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
-    gptq::{Method, Quantized, quantize},
+    estimate::{Estimate, Timings, memory},
+    gptq::{Method, Quantized, quantize_timed},
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
-    work::{Work, solve_cost},
+    speed::Speeds,
+    work::Work,
 };
 
 /// A layer of the float model, from its beginning to its end.
@@ -60,6 +62,10 @@ pub trait Progress {
     fn wrote(&mut self, done: usize, total: usize);
     /// `fraction` of the whole work is done; `module` is being worked on.
     fn advanced(&mut self, layer: usize, module: &str, fraction: f64);
+    /// What all of it will take.
+    fn estimated(&mut self, estimate: &Estimate) {
+        let _ = estimate;
+    }
     /// A matrix is done.
     fn quantized(&mut self, report: &MatrixReport);
     /// Whether to stop with [`Error::Cancelled`].
@@ -86,13 +92,13 @@ pub async fn quantize_layers<O: Calibrate>(
     settings: &Settings,
     progress: &mut dyn Progress,
     store: &mut dyn Store,
-) -> Result<()> {
+) -> Result<Timings> {
     let config = unquantized_config(checkpoint)?;
     let list = joined_params(&config);
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
-    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
     settings.check(checkpoint, &config)?;
+    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
     let table = walk.ends(store, param).await?;
     walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
@@ -122,7 +128,7 @@ pub async fn quantize_layers<O: Calibrate>(
             }
         }
     }
-    Ok(())
+    Ok(walk.timings)
 }
 
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole. The
@@ -198,19 +204,21 @@ struct Walk<'a, O: Calibrate> {
     /// Norms and biases of the layer.
     vectors: Vec<(Role, Weight)>,
     work: Work,
+    timings: Timings,
+    /// Is there when everything before it is.
+    mark: O::Tensor,
 }
 
 impl<'a, O: Calibrate> Walk<'a, O> {
     /// Before the first layer, without activations yet.
-    fn new(
-        ops: O,
+    async fn new(
+        mut ops: O,
         checkpoint: &'a dyn Checkpoint,
         config: &'a DecoderConfig,
         windows: &'a TokenWindows,
         settings: &'a Settings,
         progress: &'a mut dyn Progress,
     ) -> Result<Walk<'a, O>> {
-        let mut ops = ObserveOps::new(ops);
         let seq_len = windows.seq_len();
         let mut tokens = windows.iter().flatten();
         if let Some(&token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
@@ -218,6 +226,14 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let batch = (O::BATCH_TOKENS / seq_len).clamp(1, windows.len());
+        let speeds = Speeds::measure(&mut ops, config, settings).await?;
+        let work = Work::new(config, seq_len, windows.len(), settings, speeds)?;
+        let tokens = windows.len() * seq_len;
+        let (host_memory, device_memory) = memory(config, tokens, batch * seq_len, settings, O::ON_HOST)?;
+        let time = Duration::from_secs_f64(work.total);
+        progress.estimated(&Estimate { time, host_memory, device_memory });
+        let mark = ops.upload(1, 1, &[0.0])?;
+        let mut ops = ObserveOps::new(ops);
         Ok(Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
@@ -228,7 +244,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             progress,
             windows,
             seq_len,
-            work: Work::new(config, seq_len, windows.len(), settings)?,
+            work,
+            timings: Timings::default(),
+            mark,
             streams: Vec::new(),
             room: settings.activation_memory,
             layer: 0,
@@ -291,7 +309,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             let param = param(role);
             values = store.values(param)?;
             if values.is_some() || self.settings.options(param)?.is_none() {
-                self.work.done += if i == 0 { self.work.ends_cost() } else { 0.0 };
+                self.work.done += if i == 0 { self.work.ends_time() } else { 0.0 };
                 continue;
             }
             if i == 0 {
@@ -376,12 +394,12 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             self.solve(store, param, hessian)?.dequantize().into_raw_vec_and_offset().0
         } else {
             match kept {
-                Kept::Neither => self.work.done += self.work.pass_cost(pass),
+                Kept::Neither => self.work.done += self.work.pass_time(pass),
                 Kept::Beginning | Kept::End => self.run(matrices, pass, kept, None).await?,
             }
             match known {
                 Some(values) => {
-                    self.work.done += solve_cost(param.shape[0], param.shape[1]);
+                    self.work.done += self.work.solve_time(param.shape[0], param.shape[1]);
                     values
                 }
                 // As the checkpoint will hold it.
@@ -398,7 +416,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let (weights, with_drift) = (self.token_weights(), self.streams.len() > 1);
         let mut sums = self.ops.inner().new_sums(cols, weights, with_drift)?;
         self.run(matrices, pass, kept, Some(&mut sums)).await?;
-        Ok(self.ops.inner().finish(sums).await?)
+        let begun = Instant::now();
+        let hessian = self.ops.inner().finish(sums).await?;
+        self.timings.hessian += begun.elapsed();
+        Ok(hessian)
     }
 
     /// Runs a part of the layer over every window. `matrices` are those that it multiplies with. Its effect on the
@@ -419,6 +440,8 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             layers.push(self.upload_layer(float)?);
         }
         let hidden_size = self.config.hidden_size;
+        let begun = Instant::now();
+        let mut forward_share = 1.0;
         for batch in 0..self.streams[0].hidden.len() {
             let first = batch * self.kv.len();
             let windows = self.kv.len().min(self.windows.len() - first);
@@ -456,9 +479,18 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                     Some(values) => Held::Host(values),
                 };
             }
+            // A device works behind the host's back; the first batch tells how its time is divided.
+            if batch == 0 && sums.is_some() {
+                self.ops.inner().read(&self.mark).await?;
+            }
+            let forward = begun.elapsed();
             if let Some(sums) = sums.as_deref_mut() {
                 let [x, float @ ..] = &observed[..] else { panic!("a pass that adds to sums has an end") };
                 self.ops.inner().add(sums, x, float.first().map(|x| &**x)).await?;
+                if batch == 0 {
+                    self.ops.inner().read(&self.mark).await?;
+                    forward_share = forward.as_secs_f64() / begun.elapsed().as_secs_f64();
+                }
             }
             if kept == Kept::End {
                 for (stream, observed) in self.streams.iter_mut().zip(observed) {
@@ -476,6 +508,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         if kept == Kept::Beginning {
             self.streams.iter_mut().for_each(|stream| stream.kept.clear());
         }
+        self.ops.inner().read(&self.mark).await?;
+        let forward = begun.elapsed().mul_f64(forward_share);
+        self.timings.forward += forward;
+        self.timings.hessian += begun.elapsed() - forward;
         Ok(())
     }
 
@@ -505,7 +541,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
-        let quantized = quantize(weights, &hessian.products, hessian.drift.as_ref(), &options);
+        let mut factoring = Duration::ZERO;
+        let drift = hessian.drift.as_ref();
+        let quantized = quantize_timed(weights, &hessian.products, drift, &options, &mut factoring);
         let report = MatrixReport {
             layer: param.role.layer(),
             module,
@@ -513,14 +551,16 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             method: quantized.method,
             elapsed: begun.elapsed(),
         };
+        self.timings.factoring += factoring;
+        self.timings.quantization += report.elapsed - factoring;
         store.add(param, &quantized, &report)?;
         self.progress.quantized(&report);
-        self.work.done += solve_cost(rows, cols);
+        self.work.done += self.work.solve_time(rows, cols);
         Ok(quantized)
     }
 
     fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
-        self.work.done += share * self.work.pass_cost(pass);
+        self.work.done += share * self.work.pass_time(pass);
         let [qkv, attention_out, gate_up, _] = matrix_roles(self.layer);
         let module = match pass.stop {
             Some(role) if role == qkv => "qkv",

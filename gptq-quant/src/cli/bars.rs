@@ -140,6 +140,15 @@ impl gptq_quant::Progress for Bars {
         self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {} left", layer + 1, HumanDuration(left)));
     }
 
+    fn estimated(&mut self, estimate: &gptq_quant::Estimate) {
+        let device = match estimate.device_memory {
+            0 => String::new(),
+            bytes => format!(" and {:.1} GiB of the device's", super::gib(bytes)),
+        };
+        let (time, host) = (HumanDuration(estimate.time), super::gib(estimate.host_memory));
+        self.line(&format!("this will take about {time:#}, {host:.1} GiB of memory{device}"));
+    }
+
     fn quantized(&mut self, report: &MatrixReport) {
         let Some(layer) = report.layer else {
             self.line(&format!("`{}`: error {:.3} %", report.module, report.relative_error * 100.0));

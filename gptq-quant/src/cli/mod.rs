@@ -5,9 +5,12 @@ mod bars;
 mod device;
 mod texts;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -144,10 +147,33 @@ fn quantize(
     if writer.done() > 0 {
         bars.line(&format!("going on: {} matrices are done", writer.done()));
     }
-    with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;
+    let timings =
+        with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;
     writer.finish()?;
     bars.clear();
+    let total = timings.total().as_secs_f64();
+    let share = |part: Duration| format!("{:.0} %", part.as_secs_f64() / total * 100.0);
+    bars.line(&format!(
+        "{total:.1} seconds: forward {}, Hessians {}, factors {}, codes and scales {}{}",
+        share(timings.forward),
+        share(timings.hessian),
+        share(timings.factoring),
+        share(timings.quantization),
+        peak_memory().map_or(String::new(), |peak| format!("; {:.2} GiB of memory at the most", gib(peak)))
+    ));
     Ok(())
+}
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// The most memory that the process had at a time, in bytes, with the pages of files that it has read; where the system
+/// tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 /// Refuses matrices that the format of the MLC folder could not hold, before they are computed.
