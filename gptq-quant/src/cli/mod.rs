@@ -103,7 +103,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let evaluated = sources.evaluated();
     let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
 
-    if !args.restart && writer.is_made(&run) {
+    if !args.restart && writer.is_made(&run)? {
         println!("`{}` is what this command makes; --restart makes it again", args.output.display());
     } else {
         writer.resume(&run, args.restart)?;

@@ -96,9 +96,8 @@ impl SafetensorsWriter {
         assert!(self.missing.is_empty(), "SafetensorsWriter: not written: {:?}", self.missing.keys());
         let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
         let file = self.file.take().expect("open until finished");
-        let file = file.into_inner().map_err(|e| io(e.into_error()))?;
-        file.sync_all().map_err(io)?;
-        drop(file);
+        // Closed before it is renamed, which Windows wants.
+        file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
         fs::rename(&self.temporary, &self.path).map_err(io)?;
         self.finished = true;
         Ok(())
