@@ -148,7 +148,9 @@ impl<'a> CheckpointWriter<'a> {
         let config: Value = serde_json::from_slice(&json).unwrap_or_default();
         let is_made = config["quantization_config"]["meta"]["run"] == run.id();
         let staging = self.staging.as_mut().expect("open until finished");
-        if is_made && staging.left().is_some_and(|left| run.difference(&left).is_none()) {
+        // A journal may be gone before what it tells of is, or be the empty one of clearing away.
+        let is_ours = |left: String| left.is_empty() || run.difference(&left).is_none();
+        if is_made && staging.left().is_none_or(is_ours) {
             staging.resume("")?;
         }
         Ok(is_made)

@@ -27,7 +27,7 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         files.insert(path.file_name().unwrap().into(), std::fs::read(&path).unwrap());
     }
     // Reports say what the runs took.
-    files.retain(|path, _| !path.to_string_lossy().starts_with("quantize_report"));
+    files.retain(|path: &PathBuf, _| !path.to_string_lossy().starts_with("quantize_report"));
     files
 }
 

@@ -1,9 +1,6 @@
 //! The page of a [`Report`]: `page.html` with plots, self-contained.
 
-use minijinja::{
-    Environment,
-    value::{Serde, Value},
-};
+use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 use serde_json::json;
 
@@ -51,7 +48,7 @@ pub(super) fn page(report: &Report) -> String {
         "seconds": report.seconds.iter().map(|(name, time)| (name, format!("{time:.1}"))).collect::<Vec<_>>(),
         "evaluation": evaluation,
     });
-    template.render(Value::from(Serde(context))).expect("the template takes what it is given")
+    template.render(Serde(context)).expect("the template takes what it is given")
 }
 
 /// A line of the table.
