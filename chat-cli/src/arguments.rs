@@ -1,8 +1,10 @@
 //! The flags of `chat-cli`.
 
+use std::path::PathBuf;
+
 use chat_cli::DeviceChoice;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::SamplingParams;
+use infer_core::{KvDtype, SamplingParams};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -16,8 +18,109 @@ pub struct Arguments {
 pub enum Command {
     /// Talk to a model, or ask it one thing with -p
     Chat(ChatArguments),
+    /// Measure how surprised a model is by a text
+    Perplexity(PerplexityArguments),
+    /// Write the logits after each of a text's tokens, to compare engines
+    Logits(LogitsArguments),
     /// List the devices that --device can name
     Devices(DevicesArguments),
+}
+
+/// What runs, and where.
+#[derive(Args)]
+pub struct ModelArguments {
+    /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
+    pub model: String,
+
+    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
+    /// from `chat-cli devices`
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Say nothing but the result and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Number types of the cache on a GPU.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Cache {
+    /// Half the memory
+    F16,
+    /// Exact
+    F32,
+}
+
+impl From<Cache> for KvDtype {
+    fn from(cache: Cache) -> KvDtype {
+        match cache {
+            Cache::F16 => KvDtype::F16,
+            Cache::F32 => KvDtype::F32,
+        }
+    }
+}
+
+/// Measure how surprised a model is by a text.
+#[derive(Args)]
+#[command(after_long_help = "\
+The protocol is that of GPTQ's authors. The text's rows (a line with its newline, or nothing where the line is blank) are
+joined with two newlines, unless --plain; its tokens, without any special token, are cut into windows that do not overlap,
+and what remains is dropped; each window is run alone. Perplexity is exp of the mean over windows of the mean loss of a
+window's tokens after the first.
+
+Examples:
+  chat-cli perplexity ./SmolLM2-135M-Instruct-q4f16_1 --text wiki.test.raw --max-windows 60 --json
+  chat-cli perplexity demo --device cpu")]
+pub struct PerplexityArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// The text, a file in UTF-8 [default: a short one that comes with the program, as it is]
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+
+    /// Tokens of a window; a shorter text is one window
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS", value_parser = parse_window)]
+    pub window: usize,
+
+    /// Measure only the first windows
+    #[arg(long, value_name = "COUNT", value_parser = parse_positive)]
+    pub max_windows: Option<usize>,
+
+    /// Take the text as it is, without joining its rows
+    #[arg(long, requires = "text")]
+    pub plain: bool,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F16)]
+    pub cache: Cache,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write the logits after each of a text's tokens, to compare engines.
+#[derive(Args)]
+#[command(after_long_help = "\
+Example:
+  echo '[1, 2, 3]' > ids.json
+  chat-cli logits ./model --ids ids.json -o logits.safetensors --device gpu")]
+pub struct LogitsArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// A JSON array of token ids
+    #[arg(long, value_name = "FILE")]
+    pub ids: PathBuf,
+
+    /// Where to write the tensor `logits` [ids, vocabulary] in f32
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F32)]
+    pub cache: Cache,
 }
 
 #[derive(Args)]
@@ -52,7 +155,8 @@ pub struct ChatArguments {
     #[arg(long, requires = "prompt")]
     pub json: bool,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, or a number or part of a name from `chat-cli devices`
+    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
+    /// from `chat-cli devices`
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
@@ -143,4 +247,9 @@ impl Arguments {
 
 fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number, 1 or more".into())
+}
+
+/// A window predicts all its tokens but the first.
+fn parse_window(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 1).ok_or_else(|| "must be a number, 2 or more".into())
 }

@@ -33,6 +33,14 @@ impl Bars {
         }
     }
 
+    /// So many of something are done.
+    pub fn count(&mut self, what: &str, done: u64, total: u64) {
+        if self.bar.is_none() {
+            self.begin("{msg} {bar:30} {pos}/{len}, {eta} left", what, done, Some(total));
+        }
+        self.move_to(done);
+    }
+
     fn begin(&mut self, template: &str, what: &str, done: u64, total: Option<u64>) {
         self.clear();
         if self.is_shown {

@@ -85,7 +85,7 @@ impl<O: Ops> Decoder<O> {
     /// first. Panics when a batch has texts of both kinds.
     pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
-        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.len() + sequence.tokens.len());
+        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.text_len(sequence.tokens.len()));
         let long = batch.iter().any(is_long);
         assert!(batch.iter().all(|sequence| is_long(sequence) == long), "forward: short and long texts in one batch");
         for sequence in batch.iter_mut().filter(|sequence| sequence.cache.is_long() != long) {

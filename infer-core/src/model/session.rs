@@ -76,16 +76,25 @@ impl<O: Choose> Session<O> {
         Ok(token)
     }
 
-    /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation's cache stays.
+    /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation is forgotten.
     pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
-        token_losses(&mut self.ops, &self.decoder, window).await
+        self.turn_back();
+        token_losses(&mut self.ops, &self.decoder, &mut self.cache, window).await
+    }
+
+    /// Runs `tokens` after what the cache holds: the logits `[tokens, vocab_size]` after each of them.
+    pub async fn all_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.turn_back();
+        let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
+        let logits = self.decoder.head(&mut self.ops, &hidden);
+        self.ops.read(&logits).await
     }
 
     /// Forgets what was run ahead.
     fn turn_back(&mut self) {
         self.returned = None;
         self.ahead.clear();
-        self.cache.truncate(self.cache.len());
+        self.cache.forget_expected();
     }
 
     async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {

@@ -1,0 +1,189 @@
+//! [`LoadedModel`]: a decoder on a device with the cache of one text: a model without its text side.
+//!
+//! [`crate::Engine`] puts tokenizer and template to it; measurements use it as it is.
+
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
+
+#[cfg(feature = "native")]
+use crate::ops::candle::CandleOps;
+use crate::{
+    Device, Error, LoadOptions, Progress, Result,
+    model::{Session, load_checkpoint, load_mlc},
+    ops::{Choose, gpu::GpuOps},
+    perplexity::ROWS,
+};
+
+/// Context where the caller names none: what the model was trained for, but no more than this.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// A decoder on a device with the cache of one text.
+pub struct LoadedModel {
+    session: OnDevice,
+    config: DecoderConfig,
+    context: usize,
+}
+
+enum OnDevice {
+    #[cfg(feature = "native")]
+    Cpu(Session<CandleOps>),
+    Gpu(Session<GpuOps>),
+}
+
+/// The same call on whichever session there is.
+macro_rules! on_session {
+    ($model:expr, $session:ident => $call:expr) => {
+        match $model {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu($session) => $call,
+            OnDevice::Gpu($session) => $call,
+        }
+    };
+}
+
+impl LoadedModel {
+    /// Loads an MLC folder.
+    pub async fn load_mlc(
+        files: &impl ModelFiles,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<LoadedModel> {
+        async fn session<O: Choose>(
+            mut ops: O,
+            config: &DecoderConfig,
+            format: &'static QuantFormat,
+            files: &impl ModelFiles,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            let parts = load_mlc(&mut ops, config, format, files, progress).await?;
+            Session::new(ops, config, parts, context)
+        }
+        let chat_config = ChatConfig::read(files).await?;
+        let config = DecoderConfig::from_mlc(&chat_config)?;
+        let format = QuantFormat::by_name(&chat_config.quantization)?;
+        let context = mlc_context(options, &chat_config, &config);
+        let session = match device {
+            #[cfg(feature = "native")]
+            Device::Cpu(weights) => {
+                OnDevice::Cpu(session(CandleOps::new(weights), &config, format, files, context, progress).await?)
+            }
+            Device::Gpu(gpu, kv) => {
+                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
+            }
+        };
+        Ok(LoadedModel { session, config, context })
+    }
+
+    /// Loads a Hugging Face checkpoint: float, or GPTQ.
+    pub fn load_checkpoint(
+        checkpoint: &dyn Checkpoint,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<LoadedModel> {
+        fn session<O: Choose>(
+            mut ops: O,
+            config: &DecoderConfig,
+            checkpoint: &dyn Checkpoint,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            // Four-bit matrices of a GPTQ checkpoint stay in four bits.
+            let format = QuantFormat::by_name("q4f16_1").expect("a known format");
+            let parts = load_checkpoint(&mut ops, config, checkpoint, Some(format), progress)?;
+            Session::new(ops, config, parts, context)
+        }
+        let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+        let context = context(options, config.max_position_embeddings);
+        let session = match device {
+            #[cfg(feature = "native")]
+            Device::Cpu(weights) => {
+                OnDevice::Cpu(session(CandleOps::new(weights), &config, checkpoint, context, progress)?)
+            }
+            Device::Gpu(gpu, kv) => {
+                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, context, progress)?)
+            }
+        };
+        Ok(LoadedModel { session, config, context })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Tokens there is room for.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The loss, `-ln p`, of each token of a text after the first, given those before it. The text is run alone, and what
+    /// the cache held is forgotten.
+    ///
+    /// Errors: a text that is empty, longer than the context, or has ids beyond the vocabulary.
+    pub async fn token_losses(&mut self, text: &[u32]) -> Result<Vec<f32>> {
+        self.check_text(text)?;
+        on_session!(&mut self.session, session => session.token_losses(text).await)
+    }
+
+    /// The logits `[vocab_size]` after each token of a text that is run alone, some rows at a time, as `take` gets them.
+    /// What the cache held is forgotten. Errors as [`LoadedModel::token_losses`], and those of `take`.
+    pub async fn text_logits<E: From<Error>>(
+        &mut self,
+        text: &[u32],
+        mut take: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.check_text(text)?;
+        on_session!(&mut self.session, session => session.cache_mut().begin_text(text.len()));
+        for tokens in text.chunks(ROWS) {
+            take(&on_session!(&mut self.session, session => session.all_logits(tokens).await)?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a text can be run: it has a token, no more than there is room for, and ids of the vocabulary alone.
+    pub fn check_text(&self, text: &[u32]) -> Result<()> {
+        if text.is_empty() || text.len() > self.context {
+            return Err(Error::TextLength { tokens: text.len(), context: self.context });
+        }
+        let vocab_size = self.config.vocab_size;
+        match text.iter().position(|&id| id as usize >= vocab_size) {
+            Some(position) => Err(Error::TokenOutOfRange { id: text[position], position, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        on_session!(&mut self.session, session => session.logits(tokens).await)
+    }
+
+    pub(crate) async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
+        on_session!(&mut self.session, session => session.most_likely(tokens).await)
+    }
+
+    pub(crate) fn common_prefix(&self, tokens: &[u32]) -> usize {
+        on_session!(&self.session, session => session.cache().common_prefix(tokens))
+    }
+
+    pub(crate) fn truncate(&mut self, len: usize) {
+        on_session!(&mut self.session, session => session.cache_mut().truncate(len));
+    }
+
+    /// Tokens that still fit.
+    pub(crate) fn room(&self) -> usize {
+        on_session!(&self.session, session => session.cache().capacity() - session.cache().len())
+    }
+}
+
+/// Tokens to make room for, of a model in MLC's files. These say what to use where nothing else is asked for, which may be
+/// less than the model was trained for.
+pub(crate) fn mlc_context(options: &LoadOptions, chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
+    let trained = config.max_position_embeddings;
+    let recommended = chat_config.context_window_size.map_or(trained, |size| size.min(trained));
+    options.context.unwrap_or(DEFAULT_CONTEXT.min(recommended))
+}
+
+fn context(options: &LoadOptions, trained: usize) -> usize {
+    options.context.unwrap_or(DEFAULT_CONTEXT).min(trained)
+}
