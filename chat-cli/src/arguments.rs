@@ -24,6 +24,27 @@ pub enum Command {
     Logits(LogitsArguments),
     /// List the devices that --device can name
     Devices(DevicesArguments),
+    /// Check every kernel on a device against its reference
+    Selftest(SelftestArguments),
+}
+
+/// Check every kernel on a device against its reference.
+#[derive(Args)]
+#[command(after_long_help = "\
+A model's kernels are checked when it is first loaded onto a device. This checks all there are, in every variant that the
+device may be given. Exit codes: 0 all are right, 3 some are wrong.")]
+pub struct SelftestArguments {
+    /// Which device: a number or part of a name from `chat-cli devices`
+    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Say nothing but the table
+    #[arg(short, long)]
+    pub quiet: bool,
 }
 
 /// What runs, and where.
@@ -164,6 +185,10 @@ pub struct ChatArguments {
     #[arg(long, value_name = "TOKENS", value_parser = parse_positive)]
     pub context: Option<usize>,
 
+    /// Memory of the device that may be taken, in GiB [default: nine tenths of what its driver says it has]
+    #[arg(long, value_name = "GIB", value_parser = parse_size)]
+    pub memory: Option<f64>,
+
     #[command(flatten)]
     pub sampling: SamplingArguments,
 
@@ -247,6 +272,11 @@ impl Arguments {
 
 fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number, 1 or more".into())
+}
+
+fn parse_size(text: &str) -> Result<f64, String> {
+    let size = text.parse().ok().filter(|size: &f64| size.is_finite() && *size > 0.0);
+    size.ok_or_else(|| "must be a number above 0".into())
 }
 
 /// A window predicts all its tokens but the first.

@@ -1,5 +1,7 @@
 //! From the flags to a model that answers: opens it, picks the device, loads.
 
+use std::path::PathBuf;
+
 use chat_cli::{DeviceChoice, DeviceInfo, device};
 use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, block_on};
 use model_format::{DirFiles, ModelFiles};
@@ -32,9 +34,9 @@ pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<
     let place = Place::of(&arguments.device)?;
     let model = open(&arguments.model, &mut bars)?;
     let (device, name) = place.open(KvDtype::default(), &bars)?;
-    let options = LoadOptions { context: arguments.context };
+    let options = place.options(arguments.context, arguments.memory, &device)?;
     let engine = match model {
-        Model::Checkpoint(checkpoint) => Engine::load_checkpoint(&*checkpoint, device, &options, &mut bars)?,
+        Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&*checkpoint, device, &options, &mut bars))?,
         Model::Mlc(folder) => block_on(Engine::load_mlc(&DirFiles::new(folder), device, &options, &mut bars))?,
     };
     bars.clear();
@@ -56,9 +58,9 @@ pub fn load_model(
     bars: &mut Bars,
 ) -> anyhow::Result<(LoadedModel, String)> {
     let (device, name) = place.open(kv, bars)?;
-    let options = LoadOptions { context: Some(context) };
+    let options = place.options(Some(context), None, &device)?;
     let loaded = match model {
-        Model::Checkpoint(checkpoint) => LoadedModel::load_checkpoint(&**checkpoint, device, &options, bars)?,
+        Model::Checkpoint(checkpoint) => block_on(LoadedModel::load_checkpoint(&**checkpoint, device, &options, bars))?,
         Model::Mlc(folder) => block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options, bars))?,
     };
     bars.clear();
@@ -102,6 +104,26 @@ impl<'a> Place<'a> {
         Ok(Place { chosen, devices, choice })
     }
 
+    /// How to load onto `device`. `memory`: GiB that may be taken.
+    fn options(&self, context: Option<usize>, memory: Option<f64>, device: &Device) -> anyhow::Result<LoadOptions> {
+        let allowed = memory.map(|gib| (gib * f64::from(1 << 30)) as u64);
+        // A GPU's driver tells for itself.
+        let of_machine = match device {
+            Device::Cpu(_) => available_memory(),
+            Device::Gpu(..) => None,
+        };
+        Ok(LoadOptions { context, memory: allowed.or(of_machine), cache_folder: cache_folder() })
+    }
+
+    /// The GPU that is meant, and what to call it.
+    pub fn open_gpu(&self) -> anyhow::Result<(Gpu, String)> {
+        let device::Place::Device(index) = self.chosen else {
+            return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
+        };
+        let gpu = block_on(Gpu::open(&Selection::Index(index), OpenOptions::default()));
+        Ok((gpu.map_err(infer_core::Error::from)?, self.devices[index].name.clone()))
+    }
+
     /// The device and what to call it.
     fn open(&self, kv: KvDtype, bars: &Bars) -> anyhow::Result<(Device, String)> {
         let cpu = || (Device::Cpu(Default::default()), "the CPU".to_string());
@@ -122,4 +144,18 @@ impl<'a> Place<'a> {
             Err(error) => Err(infer_core::Error::from(error).into()),
         }
     }
+}
+
+/// Bytes of memory that programs can have, where the system tells.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Where programs keep what can be found out again.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || Some(folder("HOME").or_else(|| folder("USERPROFILE"))?.join(".cache"));
+    Some(folder("XDG_CACHE_HOME").or_else(home)?.join("chat-cli"))
 }

@@ -12,9 +12,9 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use chat_cli::{Answer, Assistant, Repl, report};
-use infer_core::Message;
+use infer_core::{Message, block_on};
 
-use arguments::{Arguments, ChatArguments, Command, DevicesArguments};
+use arguments::{Arguments, ChatArguments, Command, DevicesArguments, SelftestArguments};
 use engine::EngineAssistant;
 
 fn main() -> ExitCode {
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Perplexity(arguments) => measure::perplexity(&arguments),
         Command::Logits(arguments) => measure::logits(&arguments),
         Command::Devices(arguments) => devices(&arguments),
+        Command::Selftest(arguments) => selftest(&arguments),
     };
     match done {
         Ok(code) => code,
@@ -104,6 +105,23 @@ fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
         write!(io::stdout(), "{}", chat_cli::device::devices_table(&devices))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
+    let mut bars = progress::Bars::new(arguments.quiet);
+    let (gpu, name) = load::Place::of(&arguments.device)?.open_gpu()?;
+    let start = std::time::Instant::now();
+    let lines = block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
+    bars.clear();
+    let driver = &gpu.summary().driver;
+    if arguments.json {
+        let report = report::selftest_json(&lines, &name, driver, start.elapsed().as_secs_f64());
+        writeln!(io::stdout(), "{report:#}")?;
+    } else {
+        bars.say(&format!("{name}, {driver}, {:.1} s", start.elapsed().as_secs_f64()));
+        write!(io::stdout(), "{}", report::selftest_table(&lines))?;
+    }
+    Ok(if lines.iter().all(|line| line.outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::from(3) })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

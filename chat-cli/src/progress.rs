@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use infer_core::Need;
 
 /// Shows downloads and loading.
 pub struct Bars {
@@ -89,6 +90,12 @@ impl model_hub::Progress for Bars {
 }
 
 impl infer_core::Progress for Bars {
+    fn planned(&mut self, need: &Need) {
+        if self.is_shown {
+            self.say(&format!("memory: {need}"));
+        }
+    }
+
     fn loaded(&mut self, done: u64, total: u64) {
         if self.bar.is_none() && done < total {
             self.begin("{msg} [{bar:30}] {percent}% {eta}", "loading", done, Some(total));

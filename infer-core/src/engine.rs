@@ -4,17 +4,10 @@
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, Error as FormatError, ModelFiles};
 
 use crate::{
-    ChatTemplate, Device, Generation, LoadedModel, Message, Progress, Result, SamplingParams, Tokenizer,
+    ChatTemplate, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams, Tokenizer,
     loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
 };
-
-/// How to load a model.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// Tokens there should be room for. `None`: the model's own context, but no more than 4096.
-    pub context: Option<usize>,
-}
 
 /// A loaded model one can talk to.
 pub struct Engine {
@@ -39,7 +32,7 @@ impl Engine {
 
     /// Tokens that [`Engine::load_mlc`] makes room for where the caller does not say.
     pub fn default_context(chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
-        mlc_context(&LoadOptions::default(), chat_config, config)
+        mlc_context(chat_config, config)
     }
 
     /// Loads an MLC folder.
@@ -60,14 +53,14 @@ impl Engine {
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ.
-    pub fn load_checkpoint(
+    pub async fn load_checkpoint(
         checkpoint: &dyn Checkpoint,
         device: Device,
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
         let text = Text::new(&checkpoint.companion_files()?, &checkpoint.location())?;
-        Ok(Engine::assemble(LoadedModel::load_checkpoint(checkpoint, device, options, progress)?, text))
+        Ok(Engine::assemble(LoadedModel::load_checkpoint(checkpoint, device, options, progress).await?, text))
     }
 
     fn assemble(model: LoadedModel, text: Text) -> Engine {

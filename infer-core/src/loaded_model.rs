@@ -2,25 +2,43 @@
 //!
 //! [`crate::Engine`] puts tokenizer and template to it; measurements use it as it is.
 
+use std::path::PathBuf;
+
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
+use webgpu_kernels::{attention::HeadShape, selftest::Workload};
 
 #[cfg(feature = "native")]
 use crate::ops::candle::CandleOps;
 use crate::{
-    Device, Error, LoadOptions, Progress, Result,
+    Device, Error, Need, Progress, Result,
+    memory::Holding,
     model::{Session, load_checkpoint, load_mlc},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
+    selftest,
 };
 
 /// Context where the caller names none: what the model was trained for, but no more than this.
 const DEFAULT_CONTEXT: usize = 4096;
 
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Tokens there should be room for. `None`: the model's own context, but no more than 4096, and no more than fit into
+    /// the device's memory.
+    pub context: Option<usize>,
+    /// Bytes of the device's memory that may be taken. `None`: nine tenths of what its driver says there are, for pictures
+    /// and other programs need some.
+    pub memory: Option<u64>,
+    /// A folder where it is kept which kernels are right on this machine's devices. `None`: that is found out anew each time.
+    pub cache_folder: Option<PathBuf>,
+}
+
 /// A decoder on a device with the cache of one text.
 pub struct LoadedModel {
     session: OnDevice,
     config: DecoderConfig,
-    context: usize,
+    need: Need,
 }
 
 enum OnDevice {
@@ -62,7 +80,11 @@ impl LoadedModel {
         let chat_config = ChatConfig::read(files).await?;
         let config = DecoderConfig::from_mlc(&chat_config)?;
         let format = QuantFormat::by_name(&chat_config.quantization)?;
-        let context = mlc_context(options, &chat_config, &config);
+        let default = mlc_context(&chat_config, &config);
+        let holding = Holding::of_mlc(&config, format, device.is_gpu(), device.kv_dtype());
+        let need = holding.fit(&config, options.context, default, options.memory.or(device.memory()))?;
+        let context = need.context;
+        progress.planned(&need);
         let session = match device {
             #[cfg(feature = "native")]
             Device::Cpu(weights) => {
@@ -72,11 +94,11 @@ impl LoadedModel {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
             }
         };
-        Ok(LoadedModel { session, config, context })
+        LoadedModel { session, config, need }.checked(options).await
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ.
-    pub fn load_checkpoint(
+    pub async fn load_checkpoint(
         checkpoint: &dyn Checkpoint,
         device: Device,
         options: &LoadOptions,
@@ -86,26 +108,47 @@ impl LoadedModel {
             mut ops: O,
             config: &DecoderConfig,
             checkpoint: &dyn Checkpoint,
+            format: &'static QuantFormat,
             context: usize,
             progress: &mut dyn Progress,
         ) -> Result<Session<O>> {
-            // Four-bit matrices of a GPTQ checkpoint stay in four bits.
-            let format = QuantFormat::by_name("q4f16_1").expect("a known format");
             let parts = load_checkpoint(&mut ops, config, checkpoint, Some(format), progress)?;
             Session::new(ops, config, parts, context)
         }
         let config = DecoderConfig::from_hf(checkpoint.config_json())?;
-        let context = context(options, config.max_position_embeddings);
+        // Four-bit matrices of a GPTQ checkpoint stay in four bits.
+        let format = QuantFormat::by_name("q4f16_1").expect("a known format");
+        let holding = Holding::of_checkpoint(&config, checkpoint, format, device.is_gpu(), device.kv_dtype())?;
+        let trained = config.max_position_embeddings;
+        let wanted = options.context.map(|context| context.min(trained));
+        let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), options.memory.or(device.memory()))?;
+        let context = need.context;
+        progress.planned(&need);
         let session = match device {
             #[cfg(feature = "native")]
             Device::Cpu(weights) => {
-                OnDevice::Cpu(session(CandleOps::new(weights), &config, checkpoint, context, progress)?)
+                OnDevice::Cpu(session(CandleOps::new(weights), &config, checkpoint, format, context, progress)?)
             }
             Device::Gpu(gpu, kv) => {
-                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, context, progress)?)
+                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, format, context, progress)?)
             }
         };
-        Ok(LoadedModel { session, config, context })
+        LoadedModel { session, config, need }.checked(options).await
+    }
+
+    /// The same, when the kernels that it needs are known to be right on its device.
+    async fn checked(self, options: &LoadOptions) -> Result<LoadedModel> {
+        if let OnDevice::Gpu(session) = &self.session {
+            let ops = session.ops();
+            let workload = workload(&self.config, ops);
+            selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
+        }
+        Ok(self)
+    }
+
+    /// What it takes of its device's memory, as planned.
+    pub fn need(&self) -> &Need {
+        &self.need
     }
 
     /// The model's shape.
@@ -115,7 +158,7 @@ impl LoadedModel {
 
     /// Tokens there is room for.
     pub fn context(&self) -> usize {
-        self.context
+        self.need.context
     }
 
     /// The loss, `-ln p`, of each token of a text after the first, given those before it. The text is run alone, and what
@@ -144,8 +187,8 @@ impl LoadedModel {
 
     /// Whether a text can be run: it has a token, no more than there is room for, and ids of the vocabulary alone.
     pub fn check_text(&self, text: &[u32]) -> Result<()> {
-        if text.is_empty() || text.len() > self.context {
-            return Err(Error::TextLength { tokens: text.len(), context: self.context });
+        if text.is_empty() || text.len() > self.context() {
+            return Err(Error::TextLength { tokens: text.len(), context: self.context() });
         }
         let vocab_size = self.config.vocab_size;
         match text.iter().position(|&id| id as usize >= vocab_size) {
@@ -176,14 +219,30 @@ impl LoadedModel {
     }
 }
 
-/// Tokens to make room for, of a model in MLC's files. These say what to use where nothing else is asked for, which may be
-/// less than the model was trained for.
-pub(crate) fn mlc_context(options: &LoadOptions, chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
-    let trained = config.max_position_embeddings;
-    let recommended = chat_config.context_window_size.map_or(trained, |size| size.min(trained));
-    options.context.unwrap_or(DEFAULT_CONTEXT.min(recommended))
+/// What a loaded model asks of the kernels.
+fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
+    let group = config.num_attention_heads / config.num_key_value_heads;
+    let mut attention: Vec<HeadShape> = Vec::new();
+    for window in &config.layer_windows {
+        let soft_cap = config.attn_logit_softcapping.is_some();
+        let heads = HeadShape { group, head_dim: config.head_dim, soft_cap, window: window.is_some() };
+        if !attention.contains(&heads) {
+            attention.push(heads);
+        }
+    }
+    Workload {
+        matrices: ops.kinds().to_vec(),
+        attention,
+        kv: ops.kv_dtype(),
+        activation: config.hidden_act,
+        norm_heads: config.qk_norm,
+        soft_cap: config.final_logit_softcapping.is_some(),
+    }
 }
 
-fn context(options: &LoadOptions, trained: usize) -> usize {
-    options.context.unwrap_or(DEFAULT_CONTEXT).min(trained)
+/// Tokens to make room for in a model in MLC's files where nothing else is asked for. These may say less than what the
+/// model was trained for.
+pub(crate) fn mlc_context(chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
+    let trained = config.max_position_embeddings;
+    chat_config.context_window_size.unwrap_or(trained).min(trained).min(DEFAULT_CONTEXT)
 }

@@ -28,6 +28,11 @@ impl<O: Choose> Session<O> {
         Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new() })
     }
 
+    /// The operations of its device.
+    pub fn ops(&self) -> &O {
+        &self.ops
+    }
+
     /// The conversation's cache.
     pub fn cache(&self) -> &KvCache<O> {
         &self.cache

@@ -1,5 +1,6 @@
 //! [`Gpu`]: an open device, shared by everything that lives on it.
 
+use std::borrow::Cow;
 use std::sync::{
     Arc, Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
@@ -10,7 +11,7 @@ use super::{
     pipeline::Pipelines,
     pool::Pool,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, Variant, selftest::Switch};
 
 /// Parameters of one submission, all dispatches together, in bytes.
 pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
@@ -35,6 +36,8 @@ pub(crate) struct Shared {
     pub pipelines: Mutex<Pipelines>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
+    /// Kernels that are wrong on this device.
+    pub switched_off: Mutex<Vec<Switch>>,
     /// Bytes in buffers.
     pub in_use: AtomicU64,
     /// Bytes written since the last submission.
@@ -136,6 +139,7 @@ impl Gpu {
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
                 dead: Mutex::default(),
+                switched_off: Mutex::default(),
                 in_use: AtomicU64::new(0),
                 staged: AtomicU64::new(0),
                 next_id: AtomicU64::new(1),
@@ -164,6 +168,32 @@ impl Gpu {
         self.caps().max_binding.min(self.caps().max_buffer).min(SLICE_BYTES)
     }
 
+    /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.
+    pub fn switch_off(&self, switch: Switch) {
+        lock(&self.shared.switched_off).push(switch);
+    }
+
+    /// What was switched off.
+    pub fn switched_off(&self) -> Vec<Switch> {
+        lock(&self.shared.switched_off).clone()
+    }
+
+    /// Whether none of a kernel is used.
+    pub(crate) fn is_off(&self, kernel: &str) -> bool {
+        lock(&self.shared.switched_off).iter().any(|switch| switch.kernel == kernel && switch.flag.is_none())
+    }
+
+    /// What is used of a kernel's variant.
+    pub(crate) fn allowed<'a>(&self, kernel: &str, variant: &'a Variant) -> Cow<'a, Variant> {
+        let mut allowed = Cow::Borrowed(variant);
+        for switch in lock(&self.shared.switched_off).iter().filter(|switch| switch.kernel == kernel) {
+            if let Some(flag) = &switch.flag {
+                allowed = Cow::Owned(allowed.without(flag));
+            }
+        }
+        allowed
+    }
+
     /// The first error that no call has returned, if there is one. It stays.
     pub fn error(&self) -> Option<Error> {
         self.shared.error()
@@ -182,6 +212,14 @@ impl Shared {
     /// Keeps the first error, for the next read.
     pub fn fail(&self, error: Error) {
         lock(&self.error).get_or_insert(error);
+    }
+
+    /// Forgets a call that was refused, where that says something about a kernel and not about the program.
+    pub fn forgive(&self) {
+        let mut error = lock(&self.error);
+        if matches!(*error, Some(Error::Refused { .. })) {
+            *error = None;
+        }
     }
 
     /// Starts copies that were asked for and frees the memory of those that are done, so that loading a model does not
@@ -230,6 +268,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             wgpu::DeviceType::Cpu => DeviceType::Cpu,
             wgpu::DeviceType::Other => DeviceType::Other,
         },
+        memory: memory(adapter),
         driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
         caps: Caps {
             is_software: info.device_type == wgpu::DeviceType::Cpu,
@@ -240,6 +279,25 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             max_buffer: limits.max_buffer_size,
         },
     }
+}
+
+/// The size of the largest heap of memory that is the device's own, which wgpu does not tell.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the adapter is asked a question and neither kept nor destroyed.
+    let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = vulkan.shared_instance().raw_instance();
+    // SAFETY: the physical device is this instance's.
+    let properties = unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
+    // Bit 0 of a heap's flags says that it is the device's own.
+    let own = properties.memory_heaps_as_slice().iter().filter(|heap| heap.flags.as_raw() & 1 != 0);
+    own.map(|heap| heap.size).max()
+}
+
+/// Neither browsers nor Metal's part of wgpu tell.
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment unless those are unwanted. No kernel

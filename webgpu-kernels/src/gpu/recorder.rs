@@ -114,7 +114,7 @@ impl Recorder {
             self.submit();
         }
 
-        let pipeline = self.gpu.shared.pipeline(kernel, variant);
+        let pipeline = self.gpu.shared.pipeline(kernel, &self.gpu.allowed(kernel.name, variant));
         let mut bound: [(u64, u64, &wgpu::Buffer); MAX_BINDINGS] = [(0, 0, &self.gpu.shared.uniforms); MAX_BINDINGS];
         for (slot, binding) in bound.iter_mut().zip(buffers) {
             *slot = (binding.id, binding.offset, binding.buffer);
