@@ -126,8 +126,9 @@ impl<'a> Generation<'a> {
     async fn pull(&mut self) -> Result<Option<Chunk>> {
         let mut tokens = Vec::new();
         while self.finished.is_none() {
-            if self.next.len() > PREFILL_CHUNK {
-                self.prefill_part().await?;
+            let part = self.engine.model.part_len(self.next.len(), PREFILL_CHUNK);
+            if part < self.next.len() {
+                self.prefill_part(part).await?;
                 return Ok(Some(Chunk { text: String::new(), tokens }));
             }
             let token = self.sample().await?;
@@ -156,9 +157,9 @@ impl<'a> Generation<'a> {
     }
 
     /// Runs the first part of a long prompt.
-    async fn prefill_part(&mut self) -> Result<()> {
+    async fn prefill_part(&mut self, len: usize) -> Result<()> {
         let start = Instant::now();
-        let rest = self.next.split_off(PREFILL_CHUNK);
+        let rest = self.next.split_off(len);
         let part = std::mem::replace(&mut self.next, rest);
         self.engine.model.most_likely(&part).await?;
         self.stats.prefill_seconds += start.elapsed().as_secs_f64();

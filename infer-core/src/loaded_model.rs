@@ -12,7 +12,7 @@ use crate::ops::candle::CandleOps;
 use crate::{
     Device, Error, Need, Progress, Result,
     memory::Holding,
-    model::{Session, load_checkpoint, load_mlc},
+    model::{Session, decoder::FEWEST_ROWS, load_checkpoint, load_mlc},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
     selftest,
@@ -179,7 +179,10 @@ impl LoadedModel {
     ) -> Result<(), E> {
         self.check_text(text)?;
         on_session!(&mut self.session, session => session.cache_mut().begin_text(text.len()));
-        for tokens in text.chunks(ROWS) {
+        let mut left = text;
+        while !left.is_empty() {
+            let tokens;
+            (tokens, left) = left.split_at(self.part_len(left.len(), ROWS - FEWEST_ROWS));
             take(&on_session!(&mut self.session, session => session.all_logits(tokens).await)?)?;
         }
         Ok(())
@@ -195,6 +198,11 @@ impl LoadedModel {
             Some(position) => Err(Error::TokenOutOfRange { id: text[position], position, vocab_size }),
             None => Ok(()),
         }
+    }
+
+    /// How many of the next `left` tokens to run at a time.
+    pub(crate) fn part_len(&self, left: usize, most: usize) -> usize {
+        on_session!(&self.session, session => session.part_len(left, most))
     }
 
     pub(crate) async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {

@@ -6,7 +6,10 @@ use model_format::{
 };
 use webgpu_kernels::{KvCache, KvDtype, WeightFormat};
 
-use crate::{Error, Result, model::session::PREFILL_CHUNK};
+use crate::{
+    Error, Result,
+    model::{decoder::FEWEST_ROWS, session::PREFILL_CHUNK},
+};
 
 /// The shortest context that is chosen for want of memory.
 const SHORTEST: usize = 256;
@@ -131,7 +134,7 @@ fn param_bytes(param: &Param, format: WeightFormat) -> u64 {
 
 /// Activations that are alive at a time, at most: around the gate of the feed-forward, or around attention.
 fn scratch(config: &DecoderConfig, context: usize) -> u64 {
-    let rows = context.min(PREFILL_CHUNK);
+    let rows = context.min(PREFILL_CHUNK + FEWEST_ROWS);
     let qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
     let heads = config.num_attention_heads * config.head_dim;
     let per_row = 4 * config.hidden_size + qkv + 2 * heads + 3 * config.intermediate_size;

@@ -21,7 +21,10 @@ pub async fn token_losses<O: Ops>(
 ) -> Result<Vec<f32>> {
     cache.begin_text(window.len());
     let mut losses = Vec::with_capacity(window.len().saturating_sub(1));
-    for tokens in window.chunks(PREFILL_CHUNK) {
+    let mut left = window;
+    while !left.is_empty() {
+        let tokens;
+        (tokens, left) = left.split_at(decoder.part_len(ops, left.len(), PREFILL_CHUNK));
         let first = cache.len();
         let hidden = decoder.hidden(ops, &mut [Sequence { tokens, cache: &mut *cache }]);
         // The window's last token predicts nothing that is known.

@@ -112,6 +112,7 @@ impl Matrix {
     pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
         let suits_lane_rows = LaneRows::suits(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
         for slice in &self.slices {
+            recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
             if suits_lane_rows {
                 LaneRows { m, y_stride: self.rows }.record(recorder, slice, x, y);
             } else if m <= gemv::MAX_BATCH {

@@ -6,7 +6,7 @@ use super::{Decoder, Parts, Sequence};
 use crate::{KvCache, Result, ops::Choose, perplexity::token_losses};
 use model_format::DecoderConfig;
 
-/// Most tokens that are run at a time, so that scratch memory and the length of a submission are bounded.
+/// Most tokens that are run at a time, or a few more, so that scratch memory is bounded.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// A decoder on one device with one conversation's cache.
@@ -26,6 +26,11 @@ impl<O: Choose> Session<O> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let cache = KvCache::new(&mut ops, config, context)?;
         Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new() })
+    }
+
+    /// How many of the next `left` tokens to run at a time, at most about `most`, as [`Decoder::part_len`] has it.
+    pub fn part_len(&self, left: usize, most: usize) -> usize {
+        self.decoder.part_len(&self.ops, left, most)
     }
 
     /// The operations of its device.
@@ -103,14 +108,16 @@ impl<O: Choose> Session<O> {
     }
 
     async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {
-        let mut chunks = tokens.chunks(PREFILL_CHUNK).peekable();
+        assert!(!tokens.is_empty(), "a session runs at least one token");
+        let mut left = tokens;
         loop {
-            let tokens = chunks.next().expect("a session runs at least one token");
+            let tokens;
+            (tokens, left) = left.split_at(self.part_len(left.len(), PREFILL_CHUNK));
             let logits = self.decoder.forward(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
-            if chunks.peek().is_none() {
+            if left.is_empty() {
                 return Ok(logits);
             }
-            // Waiting for each chunk bounds what is in flight, and gives a caller who drops the future a place to stop.
+            // Waiting for each part bounds what is in flight, and gives a caller who drops the future a place to stop.
             let chosen = self.ops.choose(&logits)?;
             self.ops.token(chosen).await?;
         }

@@ -209,6 +209,10 @@ impl Ops for GpuOps {
         Ok(values)
     }
 
+    fn rows_at_once(&self, work: u64) -> usize {
+        (self.gpu.work_at_once() / work.max(1)) as usize
+    }
+
     async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {
         assert_eq!(logits.rows, targets.len(), "cross_entropy: one target per row");
         let beyond = targets.iter().find(|&&target| target as usize >= logits.cols);

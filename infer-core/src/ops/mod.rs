@@ -58,6 +58,12 @@ pub trait Ops {
     /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
+    /// How many rows of `work` multiplications and additions each, in the largest operation, should be run at a time.
+    fn rows_at_once(&self, work: u64) -> usize {
+        let _ = work;
+        usize::MAX
+    }
+
     /// The loss of each row of `logits`, `ln sum over c of exp(logits[r, c]) - logits[r, targets[r]]`. Waits.
     async fn cross_entropy(&mut self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>> {
         let logits = self.read(logits).await?;

@@ -8,6 +8,7 @@ use std::sync::{
 
 use super::{
     adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
+    pace::Pace,
     pipeline::Pipelines,
     pool::Pool,
 };
@@ -34,6 +35,7 @@ pub(crate) struct Shared {
     pub uniforms: wgpu::Buffer,
     pub pool: Mutex<Pool>,
     pub pipelines: Mutex<Pipelines>,
+    pub pace: Mutex<Pace>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
     /// Kernels that are wrong on this device.
@@ -138,6 +140,7 @@ impl Gpu {
                 uniforms,
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
+                pace: Mutex::default(),
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
                 in_use: AtomicU64::new(0),
@@ -166,6 +169,16 @@ impl Gpu {
     /// Largest piece of a matrix that is bound at once, in bytes.
     pub(crate) fn slice_bytes(&self) -> u64 {
         self.caps().max_binding.min(self.caps().max_buffer).min(SLICE_BYTES)
+    }
+
+    /// Multiplications and additions that one submission should have at most, by how fast the device has been so far.
+    pub fn work_at_once(&self) -> u64 {
+        lock(&self.shared.pace).work_at_once()
+    }
+
+    /// Sets that, instead of by what is measured.
+    pub fn limit_work(&self, limit: Option<u64>) {
+        lock(&self.shared.pace).limit(limit);
     }
 
     /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.

@@ -6,6 +6,7 @@
 mod adapter;
 mod buffer;
 mod device;
+mod pace;
 mod pipeline;
 mod pool;
 mod readback;

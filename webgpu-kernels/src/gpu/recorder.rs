@@ -5,6 +5,8 @@
 
 use std::collections::HashMap;
 
+use web_time::Instant;
+
 use super::{
     buffer::{Buffer, Word},
     device::{Gpu, UNIFORM_BYTES, lock},
@@ -41,6 +43,8 @@ pub struct Recorder {
     params: Vec<u8>,
     offsets: HashMap<Vec<u8>, u32>,
     max_dispatches: usize,
+    /// Multiplications and additions of what is recorded.
+    work: u64,
 }
 
 struct Dispatch {
@@ -59,6 +63,7 @@ impl Recorder {
             params: Vec::new(),
             offsets: HashMap::new(),
             max_dispatches: MAX_DISPATCHES,
+            work: 0,
         }
     }
 
@@ -89,6 +94,16 @@ impl Recorder {
     fn stand_in<T: Word>(&mut self, error: crate::Error) -> Buffer<T> {
         self.gpu.shared.fail(error);
         self.gpu.temporary(64, false).expect("256 bytes of device memory")
+    }
+
+    /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
+    /// is submitted if both together would keep the device busy for too long.
+    pub fn expect_work(&mut self, work: u64) {
+        let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
+        if is_too_much && !self.dispatches.is_empty() && self.max_dispatches == MAX_DISPATCHES {
+            self.submit();
+        }
+        self.work += work;
     }
 
     /// Records `groups` workgroups of a kernel. More than 65,535 wrap into the second dimension; the last row may hold
@@ -184,6 +199,7 @@ impl Recorder {
         let index = shared.queue.submit([encoder.finish()]);
         self.params.clear();
         self.offsets.clear();
+        lock(&shared.pace).submitted(std::mem::take(&mut self.work), Instant::now());
         lock(&shared.pool).submission += 1;
         shared.forget_dead();
         index
@@ -196,7 +212,7 @@ impl Recorder {
         }
         let mut readback = Readback::new(&self.gpu, buffer.len())?;
         let index = self.submit_with(|encoder| readback.copy_from(encoder, buffer), None);
-        readback.begin(index);
+        readback.begin(index, lock(&self.gpu.shared.pool).submission);
         Ok(readback)
     }
 
