@@ -196,6 +196,10 @@ pub struct ChatArguments {
     #[arg(short, long)]
     pub quiet: bool,
 
+    /// Read control tokens in what is typed as such, instead of as plain text
+    #[arg(long)]
+    pub control_tokens: bool,
+
     /// Do not keep what is typed for the next chat
     #[arg(long)]
     pub no_history: bool,
@@ -235,6 +239,15 @@ pub struct SamplingArguments {
     /// End the answer at this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Add to a token's logit, from -100 to 100; may be given several times
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
+    logit_bias: Vec<(u32, f32)>,
+    /// Tell how likely each token was, and so many of the likeliest in its place; shown by --json
+    #[arg(long, value_name = "COUNT")]
+    logprobs: Option<usize>,
+    /// When the context is full, forget what is oldest and go on, instead of ending the answer
+    #[arg(long)]
+    shift: bool,
 }
 
 impl SamplingArguments {
@@ -250,6 +263,9 @@ impl SamplingArguments {
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             seed: self.seed.or(defaults.seed),
             max_tokens: self.max_tokens.or(defaults.max_tokens),
+            logit_bias: self.logit_bias.clone(),
+            logprobs: self.logprobs,
+            shift: self.shift,
             stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
         };
         params.validate()?;
@@ -272,6 +288,11 @@ impl Arguments {
 
 fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number, 1 or more".into())
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "must be a token id and a number, such as 42=-1.5".into())
 }
 
 fn parse_size(text: &str) -> Result<f64, String> {

@@ -35,12 +35,22 @@ pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<
     let model = open(&arguments.model, &mut bars)?;
     let (device, name) = place.open(KvDtype::default(), &bars)?;
     let options = place.options(arguments.context, arguments.memory, &device)?;
-    let engine = match model {
-        Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&*checkpoint, device, &options, &mut bars))?,
+    let mut engine = match &model {
+        Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&**checkpoint, device, &options, &mut bars))?,
         Model::Mlc(folder) => block_on(Engine::load_mlc(&DirFiles::new(folder), device, &options, &mut bars))?,
     };
     bars.clear();
-    Ok(EngineAssistant::new(engine, name, interrupt.clone()))
+    if let Some(template) = engine.template() {
+        template.set_reads_control_tokens(arguments.control_tokens);
+    }
+    // The same room as before, whatever fits now.
+    let options = LoadOptions { context: Some(engine.context()), ..options };
+    let mut bars = Bars::new(true);
+    let reload = move || {
+        let (device, _) = place.open(KvDtype::default(), &bars)?;
+        load_onto(&model, device, &options, &mut bars)
+    };
+    Ok(EngineAssistant::new(engine, name, interrupt.clone(), Box::new(reload)))
 }
 
 /// What a model's name stands for, fetched where need be.
@@ -52,19 +62,23 @@ pub fn open(name: &str, bars: &mut Bars) -> anyhow::Result<Model> {
 /// A model without its text side, with room for texts of `context` tokens; and the name of its device.
 pub fn load_model(
     model: &Model,
-    place: &Place<'_>,
+    place: &Place,
     kv: KvDtype,
     context: usize,
     bars: &mut Bars,
 ) -> anyhow::Result<(LoadedModel, String)> {
     let (device, name) = place.open(kv, bars)?;
     let options = place.options(Some(context), None, &device)?;
-    let loaded = match model {
-        Model::Checkpoint(checkpoint) => block_on(LoadedModel::load_checkpoint(&**checkpoint, device, &options, bars))?,
-        Model::Mlc(folder) => block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options, bars))?,
-    };
+    let loaded = load_onto(model, device, &options, bars)?;
     bars.clear();
     Ok((loaded, name))
+}
+
+fn load_onto(model: &Model, device: Device, options: &LoadOptions, bars: &mut Bars) -> anyhow::Result<LoadedModel> {
+    Ok(match model {
+        Model::Checkpoint(checkpoint) => block_on(LoadedModel::load_checkpoint(&**checkpoint, device, options, bars))?,
+        Model::Mlc(folder) => block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, options, bars))?,
+    })
 }
 
 /// A model's tokenizer.
@@ -90,18 +104,18 @@ pub fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
 }
 
 /// Where to run, and all there is to choose from.
-pub struct Place<'a> {
+pub struct Place {
     chosen: device::Place,
     devices: Vec<DeviceInfo>,
-    choice: &'a DeviceChoice,
+    choice: DeviceChoice,
 }
 
-impl<'a> Place<'a> {
+impl Place {
     /// What `--device` means on this machine.
-    pub fn of(choice: &'a DeviceChoice) -> anyhow::Result<Place<'a>> {
+    pub fn of(choice: &DeviceChoice) -> anyhow::Result<Place> {
         let devices = if *choice == DeviceChoice::Cpu { Vec::new() } else { devices() };
         let chosen = choice.pick(&devices).map_err(NoSuchDevice)?;
-        Ok(Place { chosen, devices, choice })
+        Ok(Place { chosen, devices, choice: choice.clone() })
     }
 
     /// How to load onto `device`. `memory`: GiB that may be taken.
@@ -137,7 +151,7 @@ impl<'a> Place<'a> {
         let name = self.devices[index].name.clone();
         match block_on(Gpu::open(&Selection::Index(index), OpenOptions::default())) {
             Ok(gpu) => Ok((Device::Gpu(gpu, kv), name)),
-            Err(error) if *self.choice == DeviceChoice::Auto => {
+            Err(error) if self.choice == DeviceChoice::Auto => {
                 bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));
                 Ok(cpu())
             }

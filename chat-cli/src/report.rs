@@ -1,6 +1,6 @@
 //! What is told about answers: `/stats`, and the object of `--json`.
 
-use infer_core::{KernelCheck, Stats};
+use infer_core::{FinishReason, KernelCheck, Stats, TokenLogprobs};
 use serde_json::{Value, json};
 
 use crate::Answer;
@@ -23,7 +23,11 @@ pub fn stats_line(stats: &Stats) -> String {
 
 /// The word for why an answer ended.
 pub fn finish_reason(answer: &Answer) -> &'static str {
-    answer.finish_reason.map_or("interrupted", |reason| reason.as_str())
+    match answer.finish_reason {
+        Some(FinishReason::ContextFull) => "context_full",
+        Some(reason) => reason.as_str(),
+        None => "interrupted",
+    }
 }
 
 /// The object of `--json`.
@@ -36,6 +40,7 @@ pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
         "finish_reason": finish_reason(answer),
         "prompt_token_ids": answer.prompt_tokens,
         "token_ids": answer.tokens,
+        "logprobs": (!answer.logprobs.is_empty()).then(|| logprobs_json(&answer.logprobs)),
         "stats": {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
@@ -45,6 +50,16 @@ pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
             "decode_tokens_per_s": stats.decode_tokens_per_second(),
         },
     })
+}
+
+/// Of each token: id, logarithm of its probability, and the same of the likeliest.
+fn logprobs_json(logprobs: &[TokenLogprobs]) -> Value {
+    let pair = |&(id, logprob): &(u32, f32)| json!({"token_id": id, "logprob": logprob});
+    let entry = |token: &TokenLogprobs| {
+        let top: Vec<Value> = token.top.iter().map(pair).collect();
+        json!({"token_id": token.id, "logprob": token.logprob, "top": top})
+    };
+    logprobs.iter().map(entry).collect()
 }
 
 /// The table of `chat-cli selftest`: a line for each kernel, and one for each variant that is wrong.

@@ -4,7 +4,8 @@
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, Error as FormatError, ModelFiles};
 
 use crate::{
-    ChatTemplate, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams, Tokenizer,
+    ChatTemplate, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams, Suspended,
+    Tokenizer,
     loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
 };
@@ -82,12 +83,25 @@ impl Engine {
         Generation::new(self, tokens, params)
     }
 
+    /// Goes on with an answer whose device failed, on the model as it was loaded again: the same text comes, as if nothing
+    /// had happened. Panics when it is another model.
+    pub fn resume(&mut self, model: LoadedModel, suspended: Suspended) -> Generation<'_> {
+        assert_eq!(model.config(), self.config(), "resume: the model's shape");
+        self.model = model;
+        Generation::resumed(self, suspended)
+    }
+
     /// The tokens that [`Engine::chat`] runs for a conversation, up to where the answer begins.
     pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or_else(|| crate::Error::ChatTemplate {
             reason: "this model has none (`chat_template.jinja`, or one in `tokenizer_config.json`)".into(),
         })?;
         template.encode(&self.tokenizer, messages, true)
+    }
+
+    /// The model's chat template, to set what it reads.
+    pub fn template(&mut self) -> Option<&mut ChatTemplate> {
+        self.template.as_mut()
     }
 
     /// Runs a token and forgets it: kernels are compiled, and what the device reports late is reported now.

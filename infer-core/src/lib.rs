@@ -44,13 +44,13 @@ pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
 pub use engine::Engine;
 pub use error::{Error, Result};
-pub use generation::{Chunk, FinishReason, Generation, Stats};
+pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};
 pub use kv_cache::KvCache;
 pub use loaded_model::{LoadOptions, LoadedModel};
 pub use memory::Need;
 pub use model::Decoder;
 pub use progress::Progress;
-pub use sampler::SamplingParams;
+pub use sampler::{SamplingParams, TokenLogprobs};
 pub use tokenizer::Tokenizer;
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,

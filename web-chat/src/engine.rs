@@ -72,6 +72,7 @@ impl ParamsJson {
             seed: self.seed.or(model.seed),
             max_tokens: self.max_tokens.or(model.max_tokens),
             stop: self.stop.unwrap_or_else(|| model.stop.clone()),
+            ..model.clone()
         }
     }
 }

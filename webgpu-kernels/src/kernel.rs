@@ -23,6 +23,12 @@ impl Kernel {
     pub fn source(&self, variant: &Variant) -> String {
         crate::source::expand(self.name, self.wgsl, variant)
     }
+
+    /// The same for browsers, which want a line that naga does not know.
+    pub fn browser_source(&self, variant: &Variant) -> String {
+        let enable = if variant.has_flag("SUBGROUPS") { "enable subgroups;\n" } else { "" };
+        enable.to_string() + &self.source(variant)
+    }
 }
 
 /// What a kernel does with a storage binding.

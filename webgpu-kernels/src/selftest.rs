@@ -111,7 +111,8 @@ async fn run_with(
 /// Every variant of every kernel in its smallest test case; nothing is switched off. For who wants to know all.
 pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
-    let all: Vec<_> = KERNELS.iter().flat_map(|kernel| smallest(gpu, kernel).map(move |case| (kernel, case))).collect();
+    let all: Vec<_> =
+        KERNELS.iter().flat_map(|kernel| smallest_cases(gpu, kernel).map(move |case| (kernel, case))).collect();
     for (i, (kernel, case)) in all.iter().enumerate() {
         let outcome = check(gpu, case).await?;
         gpu.shared.forgive();
@@ -133,8 +134,8 @@ pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
     hasher.finish()
 }
 
-/// The smallest test case of each variant.
-fn smallest(gpu: &Gpu, kernel: &Kernel) -> impl Iterator<Item = Case> + use<> {
+/// The smallest test case of each variant of a kernel on a device.
+pub fn smallest_cases(gpu: &Gpu, kernel: &Kernel) -> impl Iterator<Item = Case> + use<> {
     let mut cases: Vec<Case> = Vec::new();
     for case in (kernel.cases)(gpu.caps(), CaseSet::Test) {
         match cases.iter_mut().find(|found| found.variant == case.variant) {
@@ -168,7 +169,9 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
     };
     let mut cases = Vec::new();
     for kernel in KERNELS {
-        cases.extend(smallest(gpu, kernel).filter(|case| is_used(kernel, &case.variant)).map(|case| (*kernel, case)));
+        cases.extend(
+            smallest_cases(gpu, kernel).filter(|case| is_used(kernel, &case.variant)).map(|case| (*kernel, case)),
+        );
     }
     if !in_lane_rows {
         for (format, cols) in &workload.matrices {

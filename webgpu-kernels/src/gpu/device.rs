@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub switched_off: Mutex<Vec<Switch>>,
     /// Bytes in buffers.
     pub in_use: AtomicU64,
+    /// Bytes in buffers that there may be.
+    pub most_bytes: AtomicU64,
     /// Bytes written since the last submission.
     pub staged: AtomicU64,
     next_id: AtomicU64,
@@ -144,6 +146,7 @@ impl Gpu {
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
                 in_use: AtomicU64::new(0),
+                most_bytes: AtomicU64::new(u64::MAX),
                 staged: AtomicU64::new(0),
                 next_id: AtomicU64::new(1),
                 error,
@@ -207,7 +210,18 @@ impl Gpu {
         allowed
     }
 
-    /// The first error that no call has returned, if there is one. It stays.
+    /// Bounds the device memory that this program takes; what goes beyond is out of memory.
+    pub fn limit_memory(&self, bytes: Option<u64>) {
+        self.shared.most_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Gives the device up, whoever still holds it: to them it is lost.
+    pub fn destroy(&self) {
+        self.shared.fail(Error::DeviceLost { reason: "it was given up".into() });
+        self.shared.device.destroy();
+    }
+
+    /// The first error that no call has returned, if there is one. It stays, but where something did not fit.
     pub fn error(&self) -> Option<Error> {
         self.shared.error()
     }
@@ -220,6 +234,15 @@ impl Shared {
 
     pub fn error(&self) -> Option<Error> {
         lock(&self.error).clone()
+    }
+
+    /// The error for a call to return. What did not fit is told once: something smaller may fit then.
+    pub fn told_error(&self) -> Option<Error> {
+        let mut error = lock(&self.error);
+        match *error {
+            Some(Error::OutOfMemory { .. } | Error::BufferTooLarge { .. }) => error.take(),
+            _ => error.clone(),
+        }
     }
 
     /// Keeps the first error, for the next read.

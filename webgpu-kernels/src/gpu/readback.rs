@@ -87,7 +87,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
             let mut progress = lock(&this.progress);
             match progress.outcome {
                 None => {
-                    if let Some(error) = this.gpu.error() {
+                    if let Some(error) = this.gpu.shared.told_error() {
                         return Poll::Ready(Err(error));
                     }
                     progress.waker = Some(context.waker().clone());
@@ -97,7 +97,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
                 }
                 Some(Err(wgpu::BufferAsyncError)) => {
                     let lost = Error::DeviceLost { reason: "a result could not be read back".into() };
-                    return Poll::Ready(Err(this.gpu.error().unwrap_or(lost)));
+                    return Poll::Ready(Err(this.gpu.shared.told_error().unwrap_or(lost)));
                 }
                 Some(Ok(())) => {}
             }
@@ -117,6 +117,6 @@ impl<T: Word + Unpin> Future for Readback<T> {
             lock(&this.gpu.shared.pace).finished(Instant::now());
         }
         // Values that were computed after an error mean nothing.
-        Poll::Ready(this.gpu.error().map_or(Ok(values), Err))
+        Poll::Ready(this.gpu.shared.told_error().map_or(Ok(values), Err))
     }
 }

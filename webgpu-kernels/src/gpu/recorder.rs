@@ -13,6 +13,7 @@ use super::{
     pipeline::MAX_BINDINGS,
     readback::Readback,
     timing::PassTimer,
+    trace::{Traced, TracedBinding},
 };
 use crate::{Kernel, Result, Variant, kernel::Params};
 
@@ -45,6 +46,8 @@ pub struct Recorder {
     max_dispatches: usize,
     /// Multiplications and additions of what is recorded.
     work: u64,
+    /// Dispatches that are told of and not run.
+    trace: Option<Vec<Traced>>,
 }
 
 struct Dispatch {
@@ -64,7 +67,18 @@ impl Recorder {
             offsets: HashMap::new(),
             max_dispatches: MAX_DISPATCHES,
             work: 0,
+            trace: None,
         }
+    }
+
+    /// A recorder that runs nothing and tells what it was asked to run.
+    pub fn tracing(gpu: &Gpu) -> Recorder {
+        Recorder { trace: Some(Vec::new()), ..Recorder::new(gpu) }
+    }
+
+    /// What it was asked to run so far.
+    pub fn take_trace(&mut self) -> Vec<Traced> {
+        self.trace.replace(Vec::new()).unwrap_or_default()
     }
 
     /// The device.
@@ -93,7 +107,7 @@ impl Recorder {
 
     fn stand_in<T: Word>(&mut self, error: crate::Error) -> Buffer<T> {
         self.gpu.shared.fail(error);
-        self.gpu.temporary(64, false).expect("256 bytes of device memory")
+        self.gpu.stand_in()
     }
 
     /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
@@ -122,6 +136,18 @@ impl Recorder {
             return;
         }
         let groups = u32::try_from(groups).unwrap_or_else(|_| panic!("{}: {groups} workgroups", kernel.name));
+        let rows = groups.div_ceil(MAX_GROUPS);
+        let groups = (groups.div_ceil(rows), rows);
+        if let Some(trace) = &mut self.trace {
+            let binding = |binding: &Binding<'_>| TracedBinding {
+                id: binding.id,
+                offset: binding.offset,
+                size: binding.buffer.size(),
+            };
+            let (params, bindings) = (bytemuck::bytes_of(params).to_vec(), buffers.iter().map(binding).collect());
+            trace.push(Traced { kernel, variant: variant.clone(), params, bindings, groups });
+            return;
+        }
         let step = self.gpu.shared.limits.min_uniform_buffer_offset_alignment as usize;
         if self.dispatches.len() >= self.max_dispatches
             || self.params.len().next_multiple_of(step) + kernel.params.size > UNIFORM_BYTES as usize
@@ -136,13 +162,7 @@ impl Recorder {
         }
         let bind_group = self.gpu.shared.bind_group(&pipeline.layout, &bound[..buffers.len()]);
         let params = self.place_params(bytemuck::bytes_of(params), step);
-        let rows = groups.div_ceil(MAX_GROUPS);
-        self.dispatches.push(Dispatch {
-            pipeline: pipeline.pipeline.clone(),
-            bind_group,
-            params,
-            groups: (groups.div_ceil(rows), rows),
-        });
+        self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
     }
 
     /// Where these parameters lie in the uniform buffer. Equal ones, as of every layer's norm, lie there once.
@@ -205,9 +225,18 @@ impl Recorder {
         index
     }
 
+    /// Forgets what was recorded.
+    fn forget(&mut self) {
+        self.dispatches.clear();
+        self.params.clear();
+        self.offsets.clear();
+        self.work = 0;
+    }
+
     /// Submits, and copies `buffer` to the host. Await the result for its values.
     pub fn read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Readback<T>> {
-        if let Some(error) = self.gpu.error() {
+        if let Some(error) = self.gpu.shared.told_error() {
+            self.forget();
             return Err(error);
         }
         let mut readback = Readback::new(&self.gpu, buffer.len())?;
