@@ -22,6 +22,9 @@ pub trait Calibrate: Ops {
     /// Tokens to run at a time, if windows are shorter.
     const BATCH_TOKENS: usize;
 
+    /// Whether what is on the device is in the host's memory.
+    const ON_HOST: bool;
+
     /// No token seen yet. `with_drift`: the float model's inputs will come too.
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<Self::Sums>;
     /// Adds inputs `[tokens, cols]` of whole windows, with those of the float model if there is one.
@@ -34,6 +37,7 @@ impl Calibrate for CandleOps {
     type Sums = HostSums;
 
     const BATCH_TOKENS: usize = 2048;
+    const ON_HOST: bool = true;
 
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<HostSums> {
         Ok(HostSums::new(cols, weights, with_drift))
@@ -65,6 +69,7 @@ impl Calibrate for GpuOps {
     type Sums = GpuSums;
 
     const BATCH_TOKENS: usize = 8192;
+    const ON_HOST: bool = false;
 
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<GpuSums> {
         let products = self.new_gram(cols)?;

@@ -1,58 +1,63 @@
 //! [`CheckpointWriter`]: the quantized model as AutoGPTQ, GPTQModel and vLLM read it.
 //!
-//! `main.rs` opens one before it starts, so that an output folder that cannot be written ends the run at once and not
-//! after an hour. Matrices go to disk as they come.
+//! The program opens one before it starts, so that an output folder that cannot be written ends the run at once and not
+//! after an hour. Matrices go to disk as they come, each in a file of its own that outlives the process, and at the end
+//! into the one that readers look for.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use half::f16;
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, HostTensor, Param,
-    checkpoint::{SafetensorsWriter, check_float, missing_param, read_float},
+    Checkpoint, DecoderConfig, Dtype, HostTensor, Param, Role, TensorInfo,
+    checkpoint::{SafetensorsWriter, check_float, missing_param, read_float, read_param},
     gptq::GptqConfig,
+    staging::{Finished, Layout, Staging},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::{Error, Options, Quantized, Result, Settings, pipeline::quantized_params};
+use crate::{Error, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params};
+
+const WEIGHTS: &str = "model.safetensors";
+
+/// config.json comes last: a folder without one is not whole.
+const LAYOUT: Layout = Layout { program: "gptq-quant", markers: &["quantize_config.json", "config.json"] };
 
 /// The files of an older model that a new one replaces.
-const OLD_FILES: [&str; 3] = ["config.json", "model.safetensors", "model.safetensors.index.json"];
+const OLD_FILES: [&str; 4] = ["config.json", "quantize_config.json", WEIGHTS, "model.safetensors.index.json"];
+
+/// How the names of files end that are only there until the checkpoint is whole.
+const PART: &str = ".part";
 
 /// The fields of config.json that name the number type of unquantized weights.
 const DTYPE_FIELDS: [&str; 2] = ["torch_dtype", "dtype"];
 
-/// A GPTQ checkpoint being written. config.json comes last, so that a folder without one is not whole; what was written
-/// before that is removed when this is dropped unfinished.
+/// The name, number type and shape of a tensor that is to come.
+type Announced = (String, Dtype, Vec<usize>);
+
+/// A GPTQ checkpoint being written. What is finished when this is dropped stays for a process that
+/// [goes on](CheckpointWriter::resume); nothing of it bears the name that a reader would look for.
 pub struct CheckpointWriter<'a> {
     source: &'a dyn Checkpoint,
     config: GptqConfig,
+    /// config.json as it will be.
+    config_json: Value,
     folder: PathBuf,
-    /// `None` once it is finished.
-    weights: Option<SafetensorsWriter>,
-    /// Whether the folder was made for this.
-    made_folder: bool,
-}
-
-/// The description of what `options` make, for config.json.
-pub fn gptq_config(options: &Options) -> GptqConfig {
-    GptqConfig {
-        bits: options.grid.bits as usize,
-        group_size: options.grid.group_size,
-        // Readers take this to mean that inputs must be gathered by g_idx. With static groups they need not be.
-        desc_act: options.act_order && !options.static_groups,
-        static_groups: options.static_groups,
-        sym: options.grid.sym,
-        damp_percent: options.damp_percent,
-        v2: false,
-        lm_head: false,
-    }
+    staging: Option<Staging>,
+    /// Tensors that stay as they are.
+    kept: Vec<Announced>,
+    /// Those of each quantized parameter, by its name.
+    parts: HashMap<String, Vec<Announced>>,
+    /// What is there, in the order in which it came: by parameter's name, and text.
+    finished: Vec<Finished>,
 }
 
 impl<'a> CheckpointWriter<'a> {
-    /// Begins `folder`, with every tensor of `source` that is not to be quantized: in f16, but for integers.
+    /// Begins `folder`, and finds out whether all of `source` can be written: what is not to be quantized in f16, but for
+    /// integers.
     ///
     /// A quantized model that is there already stays as it is until this one is finished. Any other is refused: it may
     /// be the source.
@@ -60,120 +65,312 @@ impl<'a> CheckpointWriter<'a> {
     /// Of the embedding table and the head, where they are to be quantized, it holds the values in f16: GPTQ's formats have
     /// no codes for them.
     pub fn create(source: &'a dyn Checkpoint, folder: &Path, settings: &Settings) -> Result<CheckpointWriter<'a>> {
-        let config = gptq_config(&settings.matrix);
         let decoder = unquantized_config(source)?;
-        let mut announced = Vec::new();
+        settings.check(source, &decoder)?;
+        let config = settings.gptq_config(&decoder)?;
+        let mut parts = HashMap::new();
         let mut quantized = Vec::new();
-        for param in quantized_params(&decoder, settings) {
+        for (param, options) in quantized_params(&decoder, settings)? {
+            let mut announced = Vec::new();
             for part in &param.sources {
                 let info = source.info(&part.name).ok_or_else(|| missing_param(source, &part.name))?;
                 check_float(source, info, &[part.rows, param.shape[1]])?;
                 quantized.push(part.name.clone());
-                if !param.role.is_layer_matrix() {
+                if options.values_in_f16 {
                     announced.push((part.name.clone(), Dtype::F16, info.shape.clone()));
                     continue;
                 }
+                let config = config.of_module(part.module())?;
                 announced.extend(part_tensors(&config, part.module(), part.rows, param.shape[1])?);
             }
+            parts.insert(param.name, announced);
         }
         let unused = decoder.architecture().unused;
-        let kept: Vec<_> = source
-            .tensors()
-            .iter()
-            .filter(|info| !quantized.contains(&info.name) && !unused.iter().any(|end| info.name.ends_with(end)))
-            .collect();
-        for info in &kept {
+        let mut kept = Vec::new();
+        for info in source.tensors() {
+            if quantized.contains(&info.name) || unused.iter().any(|end| info.name.ends_with(end)) {
+                continue;
+            }
             let dtype = if is_float(info.dtype) { Dtype::F16 } else { info.dtype };
-            announced.push((info.name.clone(), dtype, info.shape.clone()));
+            kept.push((info.name.clone(), dtype, info.shape.clone()));
         }
-
-        let made_folder = prepare_folder(folder)?;
-        let weights = SafetensorsWriter::create(&folder.join("model.safetensors"), &announced)?;
-        let mut writer =
-            CheckpointWriter { source, config, folder: folder.into(), weights: Some(weights), made_folder };
-        for info in kept {
-            let tensor = if is_float(info.dtype) {
-                let values = read_float(source, &info.name, &info.shape)?;
-                to_f16(&info.name, info.shape.clone(), &values)?
-            } else {
-                source.tensor(&info.name)?
-            };
-            writer.weights().write(&info.name, &tensor)?;
+        check_folder(folder)?;
+        let mut config_json: Value = serde_json::from_str(source.config_json()).expect("parsed as the decoder's");
+        for field in DTYPE_FIELDS {
+            if let Some(dtype) = config_json.get_mut(field) {
+                *dtype = "float16".into();
+            }
+        }
+        config_json["quantization_config"] = Value::Object(config.to_json());
+        let staging = Some(Staging::new(folder, LAYOUT)?);
+        let writer = CheckpointWriter {
+            source,
+            config,
+            config_json,
+            folder: folder.into(),
+            staging,
+            kept,
+            parts,
+            finished: Vec::new(),
+        };
+        writer.check_space()?;
+        for (name, ..) in &writer.kept {
+            writer.kept_tensor(name)?;
         }
         Ok(writer)
     }
 
-    /// Writes one quantized matrix: a part for each of the parameter's sources.
-    pub fn add(&mut self, param: &Param, quantized: &Quantized) -> Result<()> {
-        if !param.role.is_layer_matrix() {
-            let values = quantized.dequantize().into_raw_vec_and_offset().0;
-            let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
-            let tensor = to_f16(&part.name, param.shape.clone(), &values)?;
-            return Ok(self.weights().write(&part.name, &tensor)?);
+    /// Goes on with what `run` has left in the folder, if it was ended; refuses where another has left something, unless
+    /// `anew`. Without this call a run that is interrupted leaves nothing.
+    pub fn resume(&mut self, run: &Run, anew: bool) -> Result<()> {
+        let staging = self.staging.as_mut().expect("open until finished");
+        if let Some(left) = staging.left()
+            && !anew
+            && let Some((what, was, is)) = run.difference(&left)
+        {
+            return Err(Error::OtherRun { folder: self.folder.clone(), what, was, is });
         }
-        let mut start = 0;
-        for part in &param.sources {
-            let matrix = quantized.rows_to_checkpoint(start, part.rows);
-            start += part.rows;
-            for (name, tensor) in matrix.to_tensors(&self.config, part.module()) {
-                self.weights.as_mut().expect("open until finished").write(&name, &tensor)?;
-            }
+        if anew {
+            staging.resume("")?;
         }
+        self.finished = staging.resume(&run.line())?;
+        self.config_json["quantization_config"]["meta"] =
+            json!({ "quantizer": [concat!("gptq-quant:", env!("CARGO_PKG_VERSION"))], "run": run.id() });
         Ok(())
+    }
+
+    /// Whether the folder holds what `run` would write. What it left when it was ended after that is cleared away.
+    pub fn is_made(&mut self, run: &Run) -> Result<bool> {
+        let Ok(json) = fs::read(self.folder.join("config.json")) else { return Ok(false) };
+        let config: Value = serde_json::from_slice(&json).unwrap_or_default();
+        let is_made = config["quantization_config"]["meta"]["run"] == run.id();
+        let staging = self.staging.as_mut().expect("open until finished");
+        if is_made && staging.left().is_some_and(|left| run.difference(&left).is_none()) {
+            staging.resume("")?;
+        }
+        Ok(is_made)
+    }
+
+    /// Matrices that are done.
+    pub fn done(&self) -> usize {
+        self.finished.iter().filter(|file| self.parts.contains_key(param_of(&file.name))).count()
+    }
+
+    /// What was reported of the matrices that are done.
+    pub fn reports(&self) -> impl Iterator<Item = MatrixReport> {
+        let of_matrices = self.finished.iter().filter(|file| self.parts.contains_key(param_of(&file.name)));
+        of_matrices.filter_map(|file| serde_json::from_value(file.note.clone()).ok())
     }
 
     /// Puts everything in its place: the tokenizer's and other files, the weights, and config.json at the end.
     pub fn finish(mut self) -> Result<()> {
-        for name in OLD_FILES {
-            let path = self.folder.join(name);
-            match fs::remove_file(&path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(source) => return Err(model_format::Error::Io { action: "remove", path, source }.into()),
+        let mut staging = self.staging.take().expect("open until finished");
+        let done = self.write_all(&mut staging);
+        if done.is_err() {
+            // Matrices took long, and what is missing is not theirs.
+            staging.keep();
+            return done;
+        }
+        Ok(staging.commit(|name| OLD_FILES.contains(&name), |name| name.ends_with(PART))?)
+    }
+
+    fn write_all(&self, staging: &mut Staging) -> Result<()> {
+        let announced: Vec<_> = self.kept.iter().chain(self.parts.values().flatten()).cloned().collect();
+        let mut weights = SafetensorsWriter::create_staged(&staging.temporary(WEIGHTS), &announced)?;
+        for (name, ..) in &self.kept {
+            weights.write(name, &self.kept_tensor(name)?)?;
+        }
+        for (param, tensors) in &self.parts {
+            let file = self.finished(param).unwrap_or_else(|| panic!("CheckpointWriter: `{param}` was not written"));
+            for (info, bytes) in self.read_part(staging, &file.name, tensors)? {
+                let tensor = HostTensor { dtype: info.dtype, shape: info.shape.clone(), bytes: bytes.into() };
+                weights.write(&info.name, &tensor)?;
             }
         }
-        let description = self.config.to_json();
+        weights.finish()?;
+        staging.adopt(WEIGHTS);
         for (name, content) in self.source.companion_files()? {
-            if name != "config.json" && name != "quantize_config.json" {
-                self.write_file(&name, &content)?;
+            if !LAYOUT.markers.contains(&&name[..]) {
+                staging.write(&name, &content)?;
             }
         }
-        self.write_file("quantize_config.json", &to_json(&Value::Object(description.clone())))?;
-        self.weights.take().expect("open until finished").finish()?;
+        staging.write("quantize_config.json", &to_json(&self.config_json["quantization_config"]))?;
+        staging.write("config.json", &to_json(&self.config_json))?;
+        Ok(())
+    }
 
-        let mut config: Value = serde_json::from_str(self.source.config_json()).expect("parsed when this was created");
-        for field in DTYPE_FIELDS {
-            if let Some(dtype) = config.get_mut(field) {
-                *dtype = "float16".into();
+    fn finished(&self, param: &str) -> Option<&Finished> {
+        self.finished.iter().find(|file| file.name.ends_with(PART) && param_of(&file.name) == param)
+    }
+
+    /// Tensors of a file of one parameter.
+    fn read_part(&self, staging: &Staging, name: &str, tensors: &[Announced]) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
+        let path = staging.temporary(name);
+        let content = fs::read(&path);
+        let content =
+            content.map_err(|source| model_format::Error::Io { action: "read", path: path.clone(), source })?;
+        let mut rest = &content[..];
+        let mut parts = Vec::with_capacity(tensors.len());
+        for (name, dtype, shape) in tensors {
+            let len = shape.iter().product::<usize>() * dtype.size();
+            let (bytes, after) = rest.split_at_checked(len).expect("the journal vouches for the file's length");
+            rest = after;
+            let info = TensorInfo {
+                name: name.clone(),
+                dtype: *dtype,
+                shape: shape.clone(),
+                file: path.display().to_string(),
+            };
+            parts.push((info, bytes.to_vec()));
+        }
+        Ok(parts)
+    }
+
+    /// A file that is complete, with what is to be known of it.
+    fn add_part<'b>(&mut self, name: String, pieces: impl Iterator<Item = &'b [u8]>, note: Value) -> Result<()> {
+        let staging = self.staging.as_mut().expect("open until finished");
+        let mut file = staging.create(&name)?;
+        for piece in pieces {
+            file.write(piece)?;
+        }
+        file.finish()?;
+        let path = staging.temporary(&name);
+        let finished = Finished::of_file(&name, &path).map_err(|source| model_format::Error::Io {
+            action: "read",
+            path,
+            source,
+        })?;
+        let finished = Finished { note, ..finished };
+        staging.finished(&finished)?;
+        self.finished.push(finished);
+        Ok(())
+    }
+
+    /// A tensor that stays as it is.
+    fn kept_tensor(&self, name: &str) -> Result<HostTensor<'_>> {
+        let info = self.source.info(name).expect("a tensor of the source");
+        if !is_float(info.dtype) {
+            return Ok(self.source.tensor(name)?);
+        }
+        let values = read_float(self.source, name, &info.shape)?;
+        to_f16(name, info.shape.clone(), &values)
+    }
+
+    /// Refuses a disk without room for the checkpoint and the files that it is put together from.
+    fn check_space(&self) -> Result<()> {
+        let bytes = |tensors: &mut dyn Iterator<Item = &Announced>| -> u64 {
+            tensors.map(|(_, dtype, shape)| (shape.iter().product::<usize>() * dtype.size()) as u64).sum()
+        };
+        let needed = 2 * bytes(&mut self.parts.values().flatten()) + bytes(&mut self.kept.iter());
+        // Where the system does not say, it is found out by writing.
+        match fs4::available_space(&self.folder) {
+            Ok(available) if available < needed => {
+                Err(Error::NoSpace { folder: self.folder.clone(), needed, available })
             }
+            _ => Ok(()),
         }
-        config["quantization_config"] = Value::Object(description);
-        self.write_file("config.json", &to_json(&config))
-    }
-
-    fn weights(&mut self) -> &mut SafetensorsWriter {
-        self.weights.as_mut().expect("open until finished")
-    }
-
-    /// The file appears whole or not at all.
-    fn write_file(&self, name: &str, content: &[u8]) -> Result<()> {
-        let path = self.folder.join(name);
-        let temporary = self.folder.join(format!(".{name}.{}.tmp", std::process::id()));
-        let written = fs::write(&temporary, content).and_then(|()| fs::rename(&temporary, &path));
-        if written.is_err() {
-            // What is left of it is not in anybody's way.
-            let _ = fs::remove_file(&temporary);
-        }
-        Ok(written.map_err(|source| model_format::Error::Io { action: "write", path, source })?)
     }
 }
 
+impl Store for CheckpointWriter<'_> {
+    fn values(&mut self, param: &Param) -> Result<Option<Vec<f32>>> {
+        let Some(file) = self.finished(&param.name) else { return Ok(None) };
+        let staging = self.staging.as_ref().expect("open until finished");
+        let tensors = self.read_part(staging, &file.name, &self.parts[&param.name])?;
+        let (infos, bytes) = tensors.into_iter().unzip();
+        let part = Part { config_json: self.config_json.to_string(), infos, bytes };
+        Ok(Some(read_param(&part, param)?))
+    }
+
+    fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<()> {
+        let mut tensors = Vec::new();
+        let in_codes = param.role.is_layer_matrix() || (param.role == Role::LmHead && self.config.lm_head);
+        if in_codes {
+            let mut start = 0;
+            for part in &param.sources {
+                let matrix = quantized.rows_to_checkpoint(start, part.rows);
+                start += part.rows;
+                tensors.extend(matrix.to_tensors(&self.config.of_module(part.module())?, part.module()));
+            }
+        } else {
+            let values = quantized.dequantize().into_raw_vec_and_offset().0;
+            let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
+            tensors.push((part.name.clone(), to_f16(&part.name, param.shape.clone(), &values)?));
+        }
+        let announced = &self.parts[&param.name];
+        let written = tensors.iter().map(|(name, tensor)| (name, tensor.dtype, &tensor.shape));
+        assert!(announced.iter().map(|(name, dtype, shape)| (name, *dtype, shape)).eq(written), "{announced:?}");
+        let note = serde_json::to_value(report).expect("a report serializes");
+        self.add_part(format!("{}{PART}", param.name), tensors.iter().map(|(_, tensor)| &tensor.bytes[..]), note)
+    }
+
+    fn text(&mut self) -> Result<Vec<Vec<u32>>> {
+        let staging = self.staging.as_ref().expect("open until finished");
+        let mut windows = Vec::new();
+        for file in self.finished.iter().filter(|file| file.name.starts_with(TEXT)) {
+            let path = staging.temporary(&file.name);
+            let bytes = fs::read(&path).map_err(|source| model_format::Error::Io { action: "read", path, source })?;
+            let (words, _) = bytes.as_chunks::<4>();
+            let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
+            let seq_len = file.note.as_u64().unwrap_or(0).max(1) as usize;
+            windows.extend(tokens.chunks_exact(seq_len).map(<[u32]>::to_vec));
+        }
+        Ok(windows)
+    }
+
+    fn add_text(&mut self, windows: &[Vec<u32>]) -> Result<()> {
+        let texts = self.finished.iter().filter(|file| file.name.starts_with(TEXT)).count();
+        let words: Vec<[u8; 4]> = windows.iter().flatten().map(|token| token.to_le_bytes()).collect();
+        let note = windows.first().map_or(0, Vec::len).into();
+        self.add_part(format!("{TEXT}{texts}{PART}"), words.iter().map(|word| &word[..]), note)
+    }
+}
+
+/// What a run leaves when it is ended stays, if there is a journal of it.
 impl Drop for CheckpointWriter<'_> {
     fn drop(&mut self) {
-        if self.weights.take().is_some() && self.made_folder {
-            // Fails where others put files there meanwhile, and then it shall stay.
-            let _ = fs::remove_dir(&self.folder);
+        if let Some(staging) = &mut self.staging {
+            staging.keep();
         }
+    }
+}
+
+/// How names of files of calibration text begin; no parameter is called so.
+const TEXT: &str = "calibration-text-";
+
+/// The parameter that a file is of.
+fn param_of(name: &str) -> &str {
+    name.strip_suffix(PART).unwrap_or(name)
+}
+
+/// The tensors of one parameter of a checkpoint that is not whole yet.
+struct Part {
+    config_json: String,
+    infos: Vec<TensorInfo>,
+    bytes: Vec<Vec<u8>>,
+}
+
+impl Checkpoint for Part {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    fn tensor(&self, name: &str) -> model_format::Result<HostTensor<'_>> {
+        let at = self.infos.iter().position(|info| info.name == name).ok_or_else(|| missing_param(self, name))?;
+        let TensorInfo { dtype, shape, .. } = &self.infos[at];
+        Ok(HostTensor { dtype: *dtype, shape: shape.clone(), bytes: (&self.bytes[at][..]).into() })
+    }
+
+    fn location(&self) -> String {
+        self.infos.first().map_or(String::new(), |info| info.file.clone())
+    }
+
+    fn config_json(&self) -> &str {
+        &self.config_json
+    }
+
+    fn companion_files(&self) -> model_format::Result<Vec<(String, Vec<u8>)>> {
+        Ok(Vec::new())
     }
 }
 
@@ -186,22 +383,15 @@ pub fn unquantized_config(checkpoint: &dyn Checkpoint) -> Result<DecoderConfig> 
     }
 }
 
-/// Makes the folder, or sees to it that it holds nothing that may not be replaced. Whether it was made.
-fn prepare_folder(folder: &Path) -> Result<bool> {
+/// Sees to it that the folder holds nothing that may not be replaced.
+fn check_folder(folder: &Path) -> Result<()> {
     let path = folder.join("config.json");
     match fs::read_to_string(&path) {
-        Ok(json) if GptqConfig::from_config(&json).is_ok_and(|config| config.is_some()) => {}
-        Ok(_) => return Err(Error::OutputExists { folder: folder.into() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => return Err(model_format::Error::Io { action: "read", path, source }.into()),
+        Ok(json) if GptqConfig::from_config(&json).is_ok_and(|config| config.is_some()) => Ok(()),
+        Ok(_) => Err(Error::OutputExists { folder: folder.into() }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(model_format::Error::Io { action: "read", path, source }.into()),
     }
-    let made = !folder.exists();
-    fs::create_dir_all(folder).map_err(|source| model_format::Error::Io {
-        action: "create",
-        path: folder.into(),
-        source,
-    })?;
-    Ok(made)
 }
 
 /// Names, number types and shapes of a quantized matrix `[rows, cols]`.
@@ -211,14 +401,14 @@ fn part_tensors(
     rows: usize,
     cols: usize,
 ) -> Result<[(String, Dtype, Vec<usize>); 4]> {
-    let multiple = 32 / config.bits;
+    let multiple = config.multiple();
     if !rows.is_multiple_of(multiple) || !cols.is_multiple_of(multiple) {
         return Err(Error::Unpackable { module: module.into(), rows, cols, multiple });
     }
     let groups = config.groups(cols);
     Ok([
-        (format!("{module}.qweight"), Dtype::I32, vec![cols / multiple, rows]),
-        (format!("{module}.qzeros"), Dtype::I32, vec![groups, rows / multiple]),
+        (format!("{module}.qweight"), Dtype::I32, vec![cols * config.bits / 32, rows]),
+        (format!("{module}.qzeros"), Dtype::I32, vec![groups, rows * config.bits / 32]),
         (format!("{module}.scales"), Dtype::F16, vec![groups, rows]),
         (format!("{module}.g_idx"), Dtype::I32, vec![cols]),
     ])

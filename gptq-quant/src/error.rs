@@ -32,6 +32,24 @@ pub enum Error {
         /// Codes per word.
         multiple: usize,
     },
+    /// Matrices that are quantized as one are to be quantized in different ways.
+    #[error("`{}` are quantized as one matrix, and the rules say different things of them", modules.join("`, `"))]
+    UnequalParts {
+        /// Their names.
+        modules: Vec<String>,
+    },
+    /// A rule is about no matrix of the model.
+    #[error("the rule `{rule}` matches no matrix of the model")]
+    RuleOfNothing {
+        /// The rule.
+        rule: String,
+    },
+    /// The head is to be quantized, and there is none.
+    #[error("`{location}` has no head of its own: its embedding table is the head")]
+    TiedHead {
+        /// The checkpoint.
+        location: String,
+    },
     /// The model's activations became infinite or NaN on the calibration text.
     #[error("the inputs of `{module}` are not finite on the calibration text")]
     NonFiniteActivations {
@@ -68,6 +86,28 @@ pub enum Error {
         /// The folder.
         folder: PathBuf,
     },
+    /// The folder holds what another run has left.
+    #[error("`{}` holds an interrupted run in which `{what}` was {was}; now it is {is}", folder.display())]
+    OtherRun {
+        /// The folder.
+        folder: PathBuf,
+        /// What differs.
+        what: String,
+        /// As it was.
+        was: String,
+        /// As it is.
+        is: String,
+    },
+    /// The disk is too small for the result.
+    #[error("`{}` has room for {:.1} GB, and this needs {:.1} GB", folder.display(), *available as f64 / 1e9, *needed as f64 / 1e9)]
+    NoSpace {
+        /// The folder.
+        folder: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        available: u64,
+    },
     /// Whoever watches the progress asked to stop.
     #[error("interrupted")]
     Cancelled,
@@ -82,13 +122,29 @@ impl Error {
             Error::AlreadyQuantized { .. } => {
                 Some("quantize the unquantized model, or convert this one with weight-convert".into())
             }
+            Error::UnequalParts { .. } => Some("write the pattern so that it matches all of them or none".into()),
+            Error::RuleOfNothing { .. } => Some(
+                "patterns are regular expressions, matched from the beginning of names such as \
+                 `model.layers.0.self_attn.q_proj`"
+                    .into(),
+            ),
+            Error::TiedHead { .. } => {
+                Some("leave --lm-head out; `--embedding gptq` quantizes table and head as one".into())
+            }
             Error::NonFiniteActivations { .. } => {
                 Some("the weights before it are damaged, or the model needs a wider range than f32 has".into())
             }
             Error::UnknownToken { .. } => Some("`tokenizer.json` and `config.json` do not belong together".into()),
             Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
             Error::OutputExists { .. } => Some("choose another folder".into()),
-            Error::Unpackable { .. } | Error::F16Overflow { .. } | Error::Cancelled => None,
+            Error::Unpackable { module, .. } => {
+                Some(format!("leave it as it is with `--override '{module}:skip'`, or choose other bits for it"))
+            }
+            Error::OtherRun { .. } => Some(
+                "repeat the command that was interrupted, choose another folder, or begin anew with --restart".into(),
+            ),
+            Error::NoSpace { .. } => Some("free some disk space, or choose another folder".into()),
+            Error::F16Overflow { .. } | Error::Cancelled => None,
         }
     }
 }

@@ -5,15 +5,18 @@
 //! do not depend on each other, so they are divided among threads in fixed pieces and the result is the same for any
 //! number of them.
 
+use std::time::{Duration, Instant};
+
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use half::f16;
 use model_format::gptq::GptqMatrix;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cholesky::{DEGREE, inverse_factor},
-    grid::{Grid, GroupParams},
+    grid::{Grid, GroupParams, ScaleSearch},
     refine::refine,
 };
 
@@ -21,10 +24,12 @@ use crate::{
 pub(crate) const ROWS: usize = 32;
 
 /// How to quantize a matrix.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Options {
     /// The values that a weight may take.
     pub grid: Grid,
+    /// How each group's scale is chosen.
+    pub scale_search: ScaleSearch,
     /// Columns are quantized by falling Hessian diagonal: the most used inputs first, while all others can still make
     /// up for them.
     pub act_order: bool,
@@ -42,8 +47,9 @@ pub struct Options {
     pub refine: usize,
     /// Values must be exact in f16, not only scales: for a table that checkpoints store as numbers.
     pub values_in_f16: bool,
-    /// Follow gptq.py to the letter, for comparison with its results: min-max scales in full precision, no search; a
-    /// group that begins inside a block takes its scale from before the block's compensation.
+    /// Follow gptq.py to the letter, for comparison with its results: scales in full precision, of a group without negative
+    /// weights half as large as they should be; a group that begins inside a block takes its scale from before the
+    /// block's compensation.
     pub gptq_py: bool,
 }
 
@@ -52,6 +58,7 @@ impl Options {
     pub fn new(grid: Grid) -> Options {
         Options {
             grid,
+            scale_search: ScaleSearch::default(),
             act_order: true,
             static_groups: true,
             damp_percent: 0.01,
@@ -65,7 +72,7 @@ impl Options {
 }
 
 /// How a matrix came to its codes.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub enum Method {
     /// GPTQ, with this share of the mean diagonal as damping: more than was asked for where the Hessian needed it.
     Gptq {
@@ -147,6 +154,19 @@ pub fn quantize(
     drift: Option<&Mat<f64>>,
     options: &Options,
 ) -> Quantized {
+    let mut factoring = Duration::ZERO;
+    quantize_timed(weights, hessian, drift, options, &mut factoring)
+}
+
+/// The same; to `factoring` goes the time until the factors are there.
+pub(crate) fn quantize_timed(
+    weights: ArrayView2<'_, f32>,
+    hessian: &Mat<f64>,
+    drift: Option<&Mat<f64>>,
+    options: &Options,
+    factoring: &mut Duration,
+) -> Quantized {
+    let begun = Instant::now();
     let cols = weights.ncols();
     assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
     let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
@@ -180,6 +200,7 @@ pub fn quantize(
     let correction = drift
         .filter(|_| options.gptaq_alpha != 0.0)
         .map(|drift| correction(drift.as_ref(), &perm, &factor, options.gptaq_alpha));
+    *factoring = begun.elapsed();
 
     let importance: Vec<f32> =
         diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
@@ -203,8 +224,8 @@ pub fn quantize(
             if fixed_groups {
                 for (row, mut params) in weights.rows().into_iter().zip(params.rows_mut()) {
                     let clear = !(options.gptq_py && whole_row);
-                    let row: Vec<f32> =
-                        row.iter().zip(&dead).map(|(&w, &dead)| if dead && clear { 0.0 } else { w }).collect();
+                    let weight = |(&w, &dead): (&f32, &bool)| if dead && clear { 0.0 } else { f64::from(w) };
+                    let row: Vec<f64> = row.iter().zip(&dead).map(weight).collect();
                     for (group, params) in params.iter_mut().enumerate() {
                         let range = group * group_len..((group + 1) * group_len).min(cols);
                         *params = find_params(options, &row[range.clone()], &importance[range]);
@@ -272,14 +293,14 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
     let rows = weights.axis_iter(Axis(0)).into_par_iter().zip(codes.axis_iter_mut(Axis(0)));
     let rows = rows.zip(scales.axis_iter_mut(Axis(0))).zip(zeros.axis_iter_mut(Axis(0)));
     rows.for_each(|(((weights, mut codes), mut scales), mut zeros)| {
-        let weights = weights.to_vec();
+        let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
         for group in 0..groups {
             let range = group * group_len..((group + 1) * group_len).min(cols);
             let params = find_params(options, &weights[range.clone()], &importance[range.clone()]);
             scales[group] = params.scale as f32;
             zeros[group] = params.zero as u8;
             for col in range {
-                codes[col] = options.grid.code(f64::from(weights[col]), params);
+                codes[col] = options.grid.code(weights[col], params);
             }
         }
     });
@@ -287,12 +308,19 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
     Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: f64::NAN, method: Method::RoundToNearest }
 }
 
-fn find_params(options: &Options, weights: &[f32], importance: &[f32]) -> GroupParams {
-    if options.gptq_py {
-        let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
-        options.grid.gptq_py_params(&weights)
-    } else {
-        options.grid.search_params(weights, importance, options.values_in_f16)
+fn find_params(options: &Options, weights: &[f64], importance: &[f32]) -> GroupParams {
+    let grid = options.grid;
+    let of_range = |mse: bool| {
+        let params = grid.range_params(weights, mse, options.gptq_py);
+        if options.gptq_py { params } else { grid.storable(params, options.values_in_f16) }
+    };
+    match options.scale_search {
+        ScaleSearch::Range => of_range(false),
+        ScaleSearch::Mse => of_range(true),
+        ScaleSearch::Hessian => {
+            let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+            grid.search_params(&weights, importance, options.values_in_f16)
+        }
     }
 }
 
@@ -333,13 +361,11 @@ impl Piece<'_> {
                     let group = if self.fixed_groups { k } else { col } / group_len;
                     if !self.fixed_groups && col % group_len == 0 {
                         let range = col..(col + group_len).min(cols);
-                        params[(row, group)] = match &before_block {
-                            Some(before) => grid.gptq_py_params(&before[range.start - start..range.end - start]),
-                            None => {
-                                let weights: Vec<f32> = weights[range.clone()].iter().map(|&w| w as f32).collect();
-                                grid.search_params(&weights, &self.importance[range], self.options.values_in_f16)
-                            }
+                        let of_group = match &before_block {
+                            Some(before) => &before[range.start - start..range.end - start],
+                            None => &weights[range.clone()],
                         };
+                        params[(row, group)] = find_params(self.options, of_group, &self.importance[range]);
                     }
                     let code = grid.code(weights[col], params[(row, group)]);
                     codes[(row, k)] = code;

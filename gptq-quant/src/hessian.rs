@@ -7,6 +7,7 @@
 use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 use infer_core::ops::TokenWeights;
 use rayon::prelude::*;
+use serde::Serialize;
 
 /// Tokens whose products are summed in f32 before they are added to the f64 sum.
 const CHUNK: usize = 512;
@@ -15,7 +16,7 @@ const CHUNK: usize = 512;
 const BLOCK: usize = 128;
 
 /// How much each calibration token counts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TokenWeight {
     /// Every token's input is divided by its root mean square first, so that each counts the same. In models with an
     /// attention sink one token's activations are a hundred times larger than all others: unscaled, its one direction

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     match cli::run(&cli::Args::parse(), &stop) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) if stop.is_set() => {
-            eprintln!("stopped; nothing was kept");
+            eprintln!("stopped; the same command goes on from here");
             ExitCode::from(130)
         }
         Err(error) => {

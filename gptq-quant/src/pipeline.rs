@@ -11,6 +11,7 @@ use std::{
 };
 
 use calib_data::TokenWindows;
+use half::f16;
 use infer_core::{
     model::{
         Layer, Parts,
@@ -20,44 +21,28 @@ use infer_core::{
 };
 use model_format::{
     Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
+    tensor_cache::ShardSum,
 };
 use ndarray::ArrayView2;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Hessian, Result, TokenWeight,
+    Error, Hessian, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
-    gptq::{Method, Options, Quantized, quantize},
+    estimate::{Estimate, Timings, memory},
+    gptq::{Method, Quantized, quantize_timed},
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
+    speed::Speeds,
+    work::Work,
 };
 
 /// A layer of the float model, from its beginning to its end.
-const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
-
-/// How to quantize a model.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Settings {
-    /// How to quantize each matrix.
-    pub matrix: Options,
-    /// How much each calibration token counts.
-    pub token_weight: TokenWeight,
-    /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
-    pub quantize_ends: bool,
-    /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
-    /// and those of the feed-forward are computed twice.
-    pub activation_memory: usize,
-}
-
-impl Settings {
-    /// What is best with these options.
-    pub fn new(matrix: Options) -> Settings {
-        Settings { matrix, token_weight: TokenWeight::default(), quantize_ends: false, activation_memory: 4 << 30 }
-    }
-}
+pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
 
 /// What became of one matrix.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
     /// Layer index; `None` for the embedding table and the head.
     pub layer: Option<usize>,
@@ -77,6 +62,10 @@ pub trait Progress {
     fn wrote(&mut self, done: usize, total: usize);
     /// `fraction` of the whole work is done; `module` is being worked on.
     fn advanced(&mut self, layer: usize, module: &str, fraction: f64);
+    /// What all of it will take.
+    fn estimated(&mut self, estimate: &Estimate) {
+        let _ = estimate;
+    }
     /// A matrix is done.
     fn quantized(&mut self, report: &MatrixReport);
     /// Whether to stop with [`Error::Cancelled`].
@@ -93,66 +82,41 @@ impl Progress for () {
 }
 
 /// Quantizes every layer matrix of `checkpoint`, and with [`Settings::quantize_ends`] before them the embedding table and
-/// the head, calibrated on `windows`, and hands each to `sink`.
+/// the head, calibrated on `windows`, and hands each to `store`.
+///
+/// What the store has already is not computed again, and what follows is the same to the bit.
 pub async fn quantize_layers<O: Calibrate>(
     ops: O,
     checkpoint: &dyn Checkpoint,
     windows: &TokenWindows,
     settings: &Settings,
     progress: &mut dyn Progress,
-    sink: &mut dyn FnMut(&Param, &Quantized) -> Result<()>,
-) -> Result<()> {
+    store: &mut dyn Store,
+) -> Result<Timings> {
     let config = unquantized_config(checkpoint)?;
     let list = joined_params(&config);
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
-    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
-    let mut table = None;
-    if settings.quantize_ends {
-        let hessian = walk.observe_head().await?;
-        // A table that is also the head is wanted for its outputs; one that is not, for its rows.
-        let of_rows = Hessian::empty(config.hidden_size);
-        let hessians = if config.tie_word_embeddings {
-            vec![(Role::Embedding, hessian)]
-        } else {
-            vec![(Role::LmHead, hessian), (Role::Embedding, of_rows)]
-        };
-        for (role, hessian) in hessians {
-            let quantized = walk.solve(param(role), hessian)?;
-            sink(param(role), &quantized)?;
-            if role == Role::Embedding {
-                table = Some(quantized);
-            }
-        }
-    }
+    settings.check(checkpoint, &config)?;
+    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
+    let table = walk.ends(store, param).await?;
     walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         walk.enter(layer)?;
-        let mut solve = |walk: &mut Walk<'_, O>, role: Role, hessian: Hessian| {
-            let quantized = walk.solve(param(role), hessian)?;
-            sink(param(role), &quantized)?;
-            let shape = param(role).shape.clone();
-            Ok::<_, Error>((role, Weight::F32 { shape, data: quantized.dequantize().into_raw_vec_and_offset().0 }))
-        };
-
-        let hessian = walk.observe(&[], Pass { start: None, stop: Some(qkv) }, Kept::Neither).await?;
-        let weight = solve(&mut walk, qkv, hessian)?;
+        let pass = Pass { start: None, stop: Some(qkv) };
+        let weight = walk.weight_of(store, param(qkv), &[], pass, Kept::Neither).await?;
 
         let pass = Pass { start: None, stop: Some(attention_out) };
-        let hessian = walk.observe(&[weight], pass, Kept::End).await?;
-        let weight = solve(&mut walk, attention_out, hessian)?;
+        let weight = walk.weight_of(store, param(attention_out), &[weight], pass, Kept::End).await?;
 
         let pass = Pass { start: Some(attention_out), stop: Some(gate_up) };
-        let hessian = walk.observe(&[weight], pass, Kept::Beginning).await?;
-        let gate_up_weight = solve(&mut walk, gate_up, hessian)?;
+        let gate_up_weight = walk.weight_of(store, param(gate_up), &[weight], pass, Kept::Beginning).await?;
 
         let keep = walk.tokens() * config.intermediate_size * size_of::<f32>() * walk.streams.len() <= walk.room;
         let pass = Pass { start: Some(gate_up), stop: Some(down) };
-        let hessian = walk
-            .observe(std::slice::from_ref(&gate_up_weight), pass, if keep { Kept::End } else { Kept::Neither })
-            .await?;
-        let weight = solve(&mut walk, down, hessian)?;
+        let kept = if keep { Kept::End } else { Kept::Neither };
+        let weight = walk.weight_of(store, param(down), std::slice::from_ref(&gate_up_weight), pass, kept).await?;
 
         if layer + 1 < config.num_hidden_layers {
             if keep {
@@ -164,24 +128,32 @@ pub async fn quantize_layers<O: Calibrate>(
             }
         }
     }
-    Ok(())
+    Ok(walk.timings)
 }
 
-/// The matrices that [`quantize_layers`] quantizes.
-pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Vec<Param> {
-    let is_end = |role: Role| settings.quantize_ends && matches!(role, Role::Embedding | Role::LmHead);
-    joined_params(config).into_iter().filter(|param| param.role.is_layer_matrix() || is_end(param.role)).collect()
-}
-
-/// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole.
-pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<()> {
+/// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole. The
+/// sum of all that the result depends on.
+pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<String> {
     let config = unquantized_config(checkpoint)?;
-    params(&config).par_iter().try_for_each(|param| read_param(checkpoint, param).map(drop))?;
-    Ok(())
+    let sum_of = |bytes: &[u8]| {
+        let mut sum = ShardSum::default();
+        sum.update(bytes);
+        sum.finish()
+    };
+    let list = params(&config);
+    let sums = list.par_iter().map(|param| {
+        read_param(checkpoint, param)?;
+        param.sources.iter().map(|part| Ok(sum_of(&checkpoint.tensor(&part.name)?.bytes))).collect::<Result<String>>()
+    });
+    let mut sums = sums.collect::<Result<Vec<_>>>()?;
+    let mut files = checkpoint.companion_files()?;
+    files.sort();
+    sums.extend(files.iter().map(|(name, content)| format!("{name} {}", sum_of(content))));
+    Ok(sum_of(sums.join(" ").as_bytes()))
 }
 
 /// The matrices of a layer, in the order of the forward pass.
-fn matrix_roles(layer: usize) -> [Role; 4] {
+pub(crate) fn matrix_roles(layer: usize) -> [Role; 4] {
     [Role::Qkv(layer), Role::AttentionOut(layer), Role::GateUp(layer), Role::Down(layer)]
 }
 
@@ -232,19 +204,21 @@ struct Walk<'a, O: Calibrate> {
     /// Norms and biases of the layer.
     vectors: Vec<(Role, Weight)>,
     work: Work,
+    timings: Timings,
+    /// Is there when everything before it is.
+    mark: O::Tensor,
 }
 
 impl<'a, O: Calibrate> Walk<'a, O> {
     /// Before the first layer, without activations yet.
-    fn new(
-        ops: O,
+    async fn new(
+        mut ops: O,
         checkpoint: &'a dyn Checkpoint,
         config: &'a DecoderConfig,
         windows: &'a TokenWindows,
         settings: &'a Settings,
         progress: &'a mut dyn Progress,
     ) -> Result<Walk<'a, O>> {
-        let mut ops = ObserveOps::new(ops);
         let seq_len = windows.seq_len();
         let mut tokens = windows.iter().flatten();
         if let Some(&token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
@@ -252,6 +226,14 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let batch = (O::BATCH_TOKENS / seq_len).clamp(1, windows.len());
+        let speeds = Speeds::measure(&mut ops, config, settings).await?;
+        let work = Work::new(config, seq_len, windows.len(), settings, speeds)?;
+        let tokens = windows.len() * seq_len;
+        let (host_memory, device_memory) = memory(config, tokens, batch * seq_len, settings, O::ON_HOST)?;
+        let time = Duration::from_secs_f64(work.total);
+        progress.estimated(&Estimate { time, host_memory, device_memory });
+        let mark = ops.upload(1, 1, &[0.0])?;
+        let mut ops = ObserveOps::new(ops);
         Ok(Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
@@ -262,7 +244,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             progress,
             windows,
             seq_len,
-            work: Work::new(config, seq_len, windows.len(), settings),
+            work,
+            timings: Timings::default(),
+            mark,
             streams: Vec::new(),
             room: settings.activation_memory,
             layer: 0,
@@ -272,9 +256,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
 
     /// Goes to the first layer: with the quantized table if there is one, and where drift is to be corrected, with the
     /// float model beside it.
-    async fn begin(&mut self, table: Option<Quantized>) -> Result<()> {
+    async fn begin(&mut self, table: Option<Vec<f32>>) -> Result<()> {
         let table = match table {
-            Some(table) => table.dequantize().into_raw_vec_and_offset().0,
+            Some(table) => table,
             None => self.read(Role::Embedding)?,
         };
         self.drop_streams();
@@ -309,6 +293,33 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             });
         }
         Ok(Stream { hidden, kept: Vec::new() })
+    }
+
+    /// The embedding table and the head, where they are to be quantized: the values of the table.
+    async fn ends<'p>(&mut self, store: &mut dyn Store, param: impl Fn(Role) -> &'p Param) -> Result<Option<Vec<f32>>> {
+        if !(self.settings.quantize_ends || self.settings.lm_head) {
+            return Ok(None);
+        }
+        let roles =
+            if self.config.tie_word_embeddings { vec![Role::Embedding] } else { vec![Role::LmHead, Role::Embedding] };
+        // A table that is also the head is wanted for its outputs; one that is not, for its rows.
+        let mut hessian = None;
+        let mut values = None;
+        for (i, role) in roles.into_iter().enumerate() {
+            let param = param(role);
+            values = store.values(param)?;
+            if values.is_some() || self.settings.options(param)?.is_none() {
+                self.work.done += if i == 0 { self.work.ends_time() } else { 0.0 };
+                continue;
+            }
+            if i == 0 {
+                hessian = Some(self.observe_head().await?);
+            }
+            let hessian = hessian.take().unwrap_or_else(|| Hessian::empty(self.config.hidden_size));
+            let quantized = self.solve(store, param, hessian)?;
+            values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
+        }
+        Ok(values)
     }
 
     /// Runs the float model to its end: the Hessian of the head's inputs.
@@ -367,6 +378,37 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         Ok(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? })
     }
 
+    /// A matrix as the quantized model has it, after the part of the layer that ends at it has run with `matrices`.
+    async fn weight_of(
+        &mut self,
+        store: &mut dyn Store,
+        param: &Param,
+        matrices: &[(Role, Weight)],
+        pass: Pass,
+        kept: Kept,
+    ) -> Result<(Role, Weight)> {
+        let known = store.values(param)?;
+        let is_solved = known.is_none() && self.settings.options(param)?.is_some();
+        let data = if is_solved {
+            let hessian = self.observe(matrices, pass, kept).await?;
+            self.solve(store, param, hessian)?.dequantize().into_raw_vec_and_offset().0
+        } else {
+            match kept {
+                Kept::Neither => self.work.done += self.work.pass_time(pass),
+                Kept::Beginning | Kept::End => self.run(matrices, pass, kept, None).await?,
+            }
+            match known {
+                Some(values) => {
+                    self.work.done += self.work.solve_time(param.shape[0], param.shape[1]);
+                    values
+                }
+                // As the checkpoint will hold it.
+                None => self.read(param.role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
+            }
+        };
+        Ok((param.role, Weight::F32 { shape: param.shape.clone(), data }))
+    }
+
     /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
     async fn observe(&mut self, matrices: &[(Role, Weight)], pass: Pass, kept: Kept) -> Result<Hessian> {
         let role = pass.stop.expect("a pass that observes has an end");
@@ -374,7 +416,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let (weights, with_drift) = (self.token_weights(), self.streams.len() > 1);
         let mut sums = self.ops.inner().new_sums(cols, weights, with_drift)?;
         self.run(matrices, pass, kept, Some(&mut sums)).await?;
-        Ok(self.ops.inner().finish(sums).await?)
+        let begun = Instant::now();
+        let hessian = self.ops.inner().finish(sums).await?;
+        self.timings.hessian += begun.elapsed();
+        Ok(hessian)
     }
 
     /// Runs a part of the layer over every window. `matrices` are those that it multiplies with. Its effect on the
@@ -395,6 +440,8 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             layers.push(self.upload_layer(float)?);
         }
         let hidden_size = self.config.hidden_size;
+        let begun = Instant::now();
+        let mut forward_share = 1.0;
         for batch in 0..self.streams[0].hidden.len() {
             let first = batch * self.kv.len();
             let windows = self.kv.len().min(self.windows.len() - first);
@@ -432,9 +479,18 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                     Some(values) => Held::Host(values),
                 };
             }
+            // A device works behind the host's back; the first batch tells how its time is divided.
+            if batch == 0 && sums.is_some() {
+                self.ops.inner().read(&self.mark).await?;
+            }
+            let forward = begun.elapsed();
             if let Some(sums) = sums.as_deref_mut() {
                 let [x, float @ ..] = &observed[..] else { panic!("a pass that adds to sums has an end") };
                 self.ops.inner().add(sums, x, float.first().map(|x| &**x)).await?;
+                if batch == 0 {
+                    self.ops.inner().read(&self.mark).await?;
+                    forward_share = forward.as_secs_f64() / begun.elapsed().as_secs_f64();
+                }
             }
             if kept == Kept::End {
                 for (stream, observed) in self.streams.iter_mut().zip(observed) {
@@ -452,6 +508,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         if kept == Kept::Beginning {
             self.streams.iter_mut().for_each(|stream| stream.kept.clear());
         }
+        self.ops.inner().read(&self.mark).await?;
+        let forward = begun.elapsed().mul_f64(forward_share);
+        self.timings.forward += forward;
+        self.timings.hessian += begun.elapsed() - forward;
         Ok(())
     }
 
@@ -471,7 +531,8 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
-    fn solve(&mut self, param: &Param, hessian: Hessian) -> Result<Quantized> {
+    fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
+        let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
         let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -480,22 +541,26 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
             return Err(Error::NonFiniteActivations { module });
         }
-        let is_end = param.role.layer().is_none();
-        let options = Options { values_in_f16: is_end, ..self.settings.matrix };
-        let quantized = quantize(weights, &hessian.products, hessian.drift.as_ref(), &options);
-        self.progress.quantized(&MatrixReport {
+        let mut factoring = Duration::ZERO;
+        let drift = hessian.drift.as_ref();
+        let quantized = quantize_timed(weights, &hessian.products, drift, &options, &mut factoring);
+        let report = MatrixReport {
             layer: param.role.layer(),
             module,
             relative_error: quantized.relative_error(weights, &hessian.products),
             method: quantized.method,
             elapsed: begun.elapsed(),
-        });
-        self.work.done += solve_cost(rows, cols);
+        };
+        self.timings.factoring += factoring;
+        self.timings.quantization += report.elapsed - factoring;
+        store.add(param, &quantized, &report)?;
+        self.progress.quantized(&report);
+        self.work.done += self.work.solve_time(rows, cols);
         Ok(quantized)
     }
 
     fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
-        self.work.done += share * self.work.pass_cost(pass);
+        self.work.done += share * self.work.pass_time(pass);
         let [qkv, attention_out, gate_up, _] = matrix_roles(self.layer);
         let module = match pass.stop {
             Some(role) if role == qkv => "qkv",
@@ -521,68 +586,4 @@ fn input_cols(config: &DecoderConfig, role: Role) -> usize {
 /// Bytes of the inputs of a matrix.
 fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
     rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
-}
-
-/// Multiplications done and to do, by which the time left is told.
-struct Work {
-    done: f64,
-    total: f64,
-    tokens: f64,
-    hidden: f64,
-    attention: f64,
-    qkv: f64,
-    inner: f64,
-    seq_len: f64,
-    streams: f64,
-}
-
-impl Work {
-    fn new(config: &DecoderConfig, seq_len: usize, windows: usize, settings: &Settings) -> Work {
-        let mut work = Work {
-            done: 0.0,
-            total: 0.0,
-            tokens: (windows * seq_len) as f64,
-            hidden: config.hidden_size as f64,
-            attention: (config.num_attention_heads * config.head_dim) as f64,
-            qkv: config.qkv_size() as f64,
-            inner: config.intermediate_size as f64,
-            seq_len: seq_len as f64,
-            streams: if settings.matrix.gptaq_alpha == 0.0 { 1.0 } else { 2.0 },
-        };
-        let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
-        let passes = [(None, qkv), (None, attention_out), (attention_out, gate_up), (gate_up, down), (down, None)];
-        let forward: f64 = passes.into_iter().map(|(start, stop)| work.pass_cost(Pass { start, stop })).sum();
-        let solve: f64 = joined_params(config)
-            .iter()
-            .filter(|param| param.role.is_layer_matrix() && param.role.layer() == Some(0))
-            .map(|param| solve_cost(param.shape[0], param.shape[1]))
-            .sum();
-        let before = if settings.quantize_ends { work.pass_cost(WHOLE_LAYER) } else { 0.0 };
-        let ends = quantized_params(config, settings).into_iter().filter(|param| param.role.layer().is_none());
-        let ends: f64 = ends.map(|param| solve_cost(param.shape[0], param.shape[1])).sum();
-        work.total = config.num_hidden_layers as f64 * (forward + solve + before) + ends;
-        work
-    }
-
-    /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
-    fn pass_cost(&self, pass: Pass) -> f64 {
-        let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, .. } = *self;
-        if pass == WHOLE_LAYER {
-            return tokens * (hidden * (qkv + attention + 3.0 * inner) + 2.0 * seq_len * attention);
-        }
-        let (forward, inputs) = match pass.stop {
-            Some(Role::Qkv(_)) => (0.0, hidden),
-            Some(Role::AttentionOut(_)) => (hidden * qkv + 2.0 * seq_len * attention, attention),
-            Some(Role::GateUp(_)) => (attention * hidden, hidden),
-            Some(_) => (hidden * 2.0 * inner, inner),
-            None => (inner * hidden, 0.0),
-        };
-        tokens * (streams * forward + (streams - 0.5) * inputs * inputs)
-    }
-}
-
-/// Factorization, inverse and compensation, in f64 and so at half the speed.
-fn solve_cost(rows: usize, cols: usize) -> f64 {
-    let (rows, cols) = (rows as f64, cols as f64);
-    2.0 * (cols * cols * cols / 3.0 + rows * cols * cols / 2.0)
 }

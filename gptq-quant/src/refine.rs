@@ -7,7 +7,7 @@
 //! `d^2 H_kk - 2 d r_k`.
 
 use faer::Mat;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
 use crate::{
@@ -26,19 +26,25 @@ pub(crate) fn refine(
     options: &Options,
 ) {
     let cols = weights.ncols();
-    // Symmetric, so that columns are rows.
-    let hessian = Array2::from_shape_fn((cols, cols), |(i, j)| hessian[(j, i)] + if i == j { damp } else { 0.0 });
+    // Symmetric, so that columns are rows. Rounding errors of f32 in what is left to gain matter as little as that.
+    let hessian =
+        Array2::from_shape_fn((cols, cols), |(i, j)| (hessian[(j, i)] + if i == j { damp } else { 0.0 }) as f32);
     let drift = drift
         .filter(|_| options.gptaq_alpha != 0.0)
-        .map(|drift| Array2::from_shape_fn((cols, cols), |at| drift[at] * options.gptaq_alpha));
+        .map(|drift| Array2::from_shape_fn((cols, cols), |at| (drift[at] * options.gptaq_alpha) as f32));
     let mut groups = vec![Vec::new(); quantized.scales.ncols()];
     quantized.g_idx.iter().enumerate().for_each(|(k, &group)| groups[group as usize].push(k));
-    let groups: Vec<Group> = groups
+    let groups: Vec<Group<'_>> = groups
         .into_iter()
         .filter(|columns| !columns.is_empty())
         .map(|columns| {
-            let rows = hessian.select(Axis(0), &columns);
-            Group { square: rows.select(Axis(1), &columns), rows, columns }
+            let (first, end) = (columns[0], columns[0] + columns.len());
+            let rows = match columns.iter().copied().eq(first..end) {
+                true => CowArray::from(hessian.slice(s![first..end, ..])),
+                false => CowArray::from(hessian.select(Axis(0), &columns)),
+            };
+            let square = rows.select(Axis(1), &columns).mapv(f64::from);
+            Group { square, rows, columns }
         })
         .collect();
 
@@ -48,11 +54,10 @@ pub(crate) fn refine(
     let pieces = pieces.zip(quantized.zeros.axis_chunks_iter(Axis(0), ROWS));
     let losses: Vec<f64> = pieces
         .map(|(((weights, mut codes), mut scales), zeros)| {
-            let weights = weights.mapv(f64::from);
             let value = |(row, k): (usize, usize)| {
                 let group = quantized.g_idx[k] as usize;
                 let params = params(scales[(row, group)], zeros[(row, group)]);
-                options.grid.value(codes[(row, k)], params)
+                options.grid.value(codes[(row, k)], params) as f32
             };
             let values = Array2::from_shape_fn(weights.dim(), value);
             let wanted = drift.as_ref().map(|drift| weights.dot(drift));
@@ -73,17 +78,18 @@ pub(crate) fn refine(
             if let Some(wanted) = &wanted {
                 piece.residual -= wanted;
             }
-            (&piece.residual * &(&weights - &piece.values)).sum()
+            let left = &weights - &piece.values;
+            std::iter::zip(&piece.residual, &left).map(|(&r, &l)| f64::from(r) * f64::from(l)).sum::<f64>()
         })
         .collect();
     quantized.loss = losses.iter().sum();
 }
 
 /// Inputs that share a scale.
-struct Group {
+struct Group<'a> {
     columns: Vec<usize>,
     /// Their rows of the Hessian `[columns, cols]`.
-    rows: Array2<f64>,
+    rows: CowArray<'a, f32, Ix2>,
     /// And of these their columns.
     square: Array2<f64>,
 }
@@ -92,32 +98,33 @@ struct Group {
 struct Piece<'a> {
     options: &'a Options,
     /// `[rows, cols]`.
-    values: Array2<f64>,
+    values: Array2<f32>,
     /// `w X'^T X - v X^T X` `[rows, cols]`.
-    residual: Array2<f64>,
+    residual: Array2<f32>,
 }
 
 impl Piece<'_> {
     /// The scale `[rows, 1]` and the codes of one group in every row.
     fn visit(
         &mut self,
-        group: &Group,
+        group: &Group<'_>,
         mut codes: ArrayViewMut2<'_, u8>,
         mut scales: ArrayViewMut2<'_, f32>,
         zeros: ndarray::ArrayView1<'_, u8>,
     ) {
         let grid = self.options.grid;
         let len = group.columns.len();
-        let mut changes = Array2::<f64>::zeros((codes.nrows(), len));
+        let mut changes = Array2::<f32>::zeros((codes.nrows(), len));
+        let mut change_of = vec![0.0; len];
         let mut residual = vec![0.0; len];
         let mut multiples = vec![0.0; len];
         for row in 0..codes.nrows() {
             let zero = zeros[row];
             for (i, &k) in group.columns.iter().enumerate() {
-                residual[i] = self.residual[(row, k)];
+                residual[i] = f64::from(self.residual[(row, k)]);
                 multiples[i] = f64::from(codes[(row, k)]) - f64::from(zero);
             }
-            let mut changes = changes.row_mut(row);
+            change_of.fill(0.0);
 
             let products = group.square.dot(&ndarray::ArrayView1::from(&multiples[..]));
             let square: f64 = products.iter().zip(&multiples).map(|(p, m)| p * m).sum();
@@ -129,7 +136,7 @@ impl Piece<'_> {
                 if change * (change * square - 2.0 * along) < 0.0 {
                     scales[(row, 0)] = new as f32;
                     for i in 0..len {
-                        changes[i] += change * multiples[i];
+                        change_of[i] += change * multiples[i];
                         residual[i] -= change * products[i];
                     }
                 }
@@ -138,17 +145,18 @@ impl Piece<'_> {
             let params = params(scales[(row, 0)], zero);
             for (i, &k) in group.columns.iter().enumerate() {
                 let line = group.square.row(i);
-                let value = self.values[(row, k)] + changes[i];
+                let value = f64::from(self.values[(row, k)]) + change_of[i];
                 let code = grid.code(value + residual[i] / line[i], params);
                 if code != codes[(row, k)] {
                     let change = grid.value(code, params) - value;
                     codes[(row, k)] = code;
-                    changes[i] += change;
+                    change_of[i] += change;
                     residual.iter_mut().zip(line).for_each(|(r, h)| *r -= change * h);
                 }
             }
             for (i, &k) in group.columns.iter().enumerate() {
-                self.values[(row, k)] += changes[i];
+                changes[(row, i)] = change_of[i] as f32;
+                self.values[(row, k)] = (f64::from(self.values[(row, k)]) + change_of[i]) as f32;
             }
         }
         general_mat_mul(-1.0, &changes, &group.rows, 1.0, &mut self.residual);

@@ -15,7 +15,7 @@ use infer_core::{
 use model_format::{Checkpoint, DecoderConfig};
 use rayon::prelude::*;
 
-use crate::{Error, Progress, Result};
+use crate::{Error, Progress, Result, Store};
 
 /// Most windows that are written at the same time: more make a step slower than they save steps.
 const BATCH: usize = 64;
@@ -34,13 +34,19 @@ pub struct SelfText {
     pub seed: u64,
 }
 
-/// Lets the model of `checkpoint` write calibration text.
+/// Lets the model of `checkpoint` write calibration text. What `store` has of it already is not written again.
 pub async fn write_windows<O: Ops>(
     mut ops: O,
     checkpoint: &dyn Checkpoint,
     text: SelfText,
     progress: &mut dyn Progress,
+    store: &mut dyn Store,
 ) -> Result<TokenWindows> {
+    let mut windows = store.text()?;
+    windows.truncate(text.samples);
+    if windows.len() == text.samples {
+        return Ok(TokenWindows::from_windows(&windows));
+    }
     let config = DecoderConfig::from_hf(checkpoint.config_json())?;
     let beginnings = beginnings(checkpoint, &config, text)?;
     let parts = load_checkpoint(&mut ops, &config, checkpoint, None, &mut ())?;
@@ -48,8 +54,8 @@ pub async fn write_windows<O: Ops>(
 
     let kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let batch = (CACHE_MEMORY / (kv_bytes * text.seq_len)).clamp(1, BATCH);
-    let mut windows = Vec::with_capacity(text.samples);
-    for beginnings in beginnings.chunks(batch) {
+    // A batch is written or not, so that as many are to come as if nothing had been there.
+    for beginnings in beginnings[windows.len()..].chunks(batch) {
         let mut writers = Vec::with_capacity(beginnings.len());
         for tokens in beginnings {
             let params =
@@ -68,7 +74,9 @@ pub async fn write_windows<O: Ops>(
                 return Err(Error::Cancelled);
             }
         }
-        windows.extend(writers.into_iter().map(|writer| writer.tokens));
+        let written: Vec<_> = writers.into_iter().map(|writer| writer.tokens).collect();
+        store.add_text(&written)?;
+        windows.extend(written);
     }
     Ok(TokenWindows::from_windows(&windows))
 }

@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 
 use calib_data::TokenWindows;
 use gptq_quant::{
-    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Quantized, SelfText, Settings,
-    checkpoint::gptq_config,
+    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Quantized, SelfText, Settings, Store,
     gptq::{Method, round_to_nearest},
     quantize_layers, write_windows,
 };
@@ -15,7 +14,7 @@ use infer_core::{
 };
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, QuantFormat, Role, SafetensorsCheckpoint, checkpoint::read_param,
-    gptq::GptqConfig, gptq::GptqMatrix, params, quant::group_quant::Scales,
+    gptq::GptqConfig, gptq::GptqMatrix, params, params::joined_params, quant::group_quant::Scales,
 };
 use ndarray::ArrayView2;
 
@@ -89,6 +88,12 @@ impl Progress for Reports {
     }
 }
 
+/// Something to note with a matrix.
+fn report() -> MatrixReport {
+    let (module, method) = ("model".into(), Method::RoundToNearest);
+    MatrixReport { layer: None, module, relative_error: 0.0, method, elapsed: std::time::Duration::ZERO }
+}
+
 /// Quantizes the tiny model into `folder`.
 fn run(folder: &Path, settings: &Settings, reports: &mut Reports) -> Result<Vec<Quantized>, Error> {
     run_on(tiny(), folder, settings, reports)
@@ -104,7 +109,7 @@ fn run_on(
     let mut matrices = Vec::new();
     let mut add = |param: &_, quantized: &Quantized| {
         matrices.push(quantized.clone());
-        writer.add(param, quantized)
+        writer.add(param, quantized, &report())
     };
     // 40 tokens per window: the batches are not all of one size.
     block_on(quantize_layers(CandleOps::default(), &checkpoint, &windows(60, 40, 1), settings, reports, &mut add))?;
@@ -130,8 +135,8 @@ fn check(options: Options) {
     // What is read back is what was computed.
     let written = SafetensorsCheckpoint::open(&folder.path().join("gptq")).unwrap();
     let config = GptqConfig::from_config(written.config_json()).unwrap().expect("a quantization_config");
-    assert_eq!(config, gptq_config(&options));
     let decoder = DecoderConfig::from_hf(written.config_json()).unwrap();
+    assert_eq!(config, Settings::new(options).gptq_config(&decoder).unwrap());
     let list = params(&decoder);
     let layer_matrices: Vec<_> = list.iter().filter(|param| param.role.is_layer_matrix()).collect();
     assert_eq!(layer_matrices.len(), matrices.len());
@@ -166,7 +171,7 @@ fn check(options: Options) {
         let weights = ArrayView2::from_shape((param.shape[0], param.shape[1]), &values).unwrap();
         let rounded = round_to_nearest(weights, None, &options);
         assert_ne!(rounded.codes, quantized.codes, "{}", param.name);
-        writer.add(param, &rounded).unwrap();
+        writer.add(param, &rounded, &report()).unwrap();
     }
     writer.finish().unwrap();
     let original = logits(&source);
@@ -211,10 +216,10 @@ fn every_architecture_is_nearer_than_round_to_nearest() {
         let source = tiny_of(arch);
         let mut writer = CheckpointWriter::create(&source, &nearest, &Settings::new(options)).unwrap();
         let decoder = DecoderConfig::from_hf(source.config_json()).unwrap();
-        for param in params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
+        for param in joined_params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
             let values = read_param(&source, param).unwrap();
             let weights = ArrayView2::from_shape((param.shape[0], param.shape[1]), &values).unwrap();
-            writer.add(param, &round_to_nearest(weights, None, &options)).unwrap();
+            writer.add(param, &round_to_nearest(weights, None, &options), &report()).unwrap();
         }
         writer.finish().unwrap();
         let original = logits(&source);
@@ -250,13 +255,13 @@ fn activations_that_are_not_kept_are_computed_again() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings::new(Options::new(Q4F16_1));
     let kept = run(&folder.path().join("a"), &settings, &mut Reports::default()).unwrap();
-    let settings = Settings { activation_memory: 0, ..settings };
+    let settings = Settings { activation_memory: 0, ..settings.clone() };
     let again = run(&folder.path().join("b"), &settings, &mut Reports::default()).unwrap();
     assert_eq!(kept, again);
 }
 
 #[test]
-fn an_interrupted_run_leaves_nothing() {
+fn an_interrupted_run_that_cannot_go_on_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let mut reports = Reports { cancel_at: Some(5), ..Reports::default() };
@@ -304,8 +309,9 @@ fn a_seed_decides_what_the_model_writes() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = tiny_with_tokenizer(folder.path());
     let write = |seed| {
+        let mut none = |_: &_, _: &_| Ok(());
         let text = SelfText { samples: 5, seq_len: 24, seed };
-        block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut ())).unwrap()
+        block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut none)).unwrap()
     };
     let first = write(1);
     assert_eq!((first.len(), first.seq_len()), (5, 24));

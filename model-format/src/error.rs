@@ -18,6 +18,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// Another process writes to the same folder.
+    #[error("another run is writing to `{folder}`")]
+    InUse {
+        /// The folder.
+        folder: String,
+    },
     /// A file that the model needs is not there.
     #[error("`{file}` is missing in `{folder}`")]
     MissingFile {
@@ -197,6 +203,7 @@ impl Error {
                 "free some disk space and run the same command again".into()
             }
             Error::Io { .. } => "check that the path exists and that you may use it".into(),
+            Error::InUse { .. } => "wait for it, or write to another folder".into(),
             Error::MissingFile { .. } => {
                 "a model folder holds `config.json`, `tokenizer.json` and its weights; download it again if it is incomplete"
                     .into()

@@ -27,6 +27,7 @@ pub mod gptq;
 pub mod params;
 pub mod quant;
 pub mod rope;
+pub mod staging;
 pub mod tensor;
 pub mod tensor_cache;
 

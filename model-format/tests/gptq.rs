@@ -6,7 +6,7 @@ use common::{Memory, testdata};
 use half::f16;
 use model_format::{
     Checkpoint, Dtype, Error, HostTensor, QuantFormat, SafetensorsCheckpoint,
-    gptq::{GptqConfig, GptqMatrix},
+    gptq::{Change, GptqConfig, GptqMatrix, Rule, Rules},
     quant::group_quant::Scales,
 };
 use proptest::prelude::*;
@@ -147,6 +147,7 @@ fn our_grid_travels_in_a_gptq_checkpoint() {
         damp_percent: 0.01,
         v2: false,
         lm_head: false,
+        rules: Rules::default(),
     };
     let (rows, cols) = (8, 64);
     let n: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % 16) as u8).collect();
@@ -245,6 +246,68 @@ fn scales_that_the_format_cannot_hold_are_refused_and_refitted() {
     assert!(matrix(0.125).to_format(q4f32_1, "m").is_ok());
 }
 
+/// GPTQModel's `dynamic`, as its documentation and Python's `re.match` have it: the first pattern that matches from the
+/// beginning of a name decides.
+#[test]
+fn rules_change_modules() {
+    let config = r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "dynamic": {
+        ".*\\.(?:1[5-9]|2)\\..*gate.*": {"bits": 8, "group_size": 64, "hyb_act": true},
+        "+:model\\.layers\\.3\\.(?!mlp)": {"sym": false, "group_size": -1},
+        "-:.*down.*": {},
+        "layers": {"bits": 2}
+    }}}"#;
+    let config = GptqConfig::from_config(config).unwrap().unwrap();
+    let check = |module: &str, bits: usize, group_size: Option<usize>, sym: bool| {
+        let found = config.of_module(module).unwrap();
+        assert_eq!((found.bits, found.group_size, found.sym), (bits, group_size, sym), "{module}");
+    };
+    check("model.layers.18.mlp.gate_proj", 8, Some(64), true);
+    check("model.layers.2.mlp.gate_proj", 8, Some(64), true);
+    check("model.layers.12.mlp.gate_proj", 4, Some(128), true);
+    check("model.layers.3.self_attn.q_proj", 4, None, false);
+    check("model.layers.3.mlp.up_proj", 4, Some(128), true);
+    assert_eq!(config.rules.change_of("model.layers.3.mlp.down_proj").unwrap(), Some(Change::Skip));
+    assert_eq!(config.rules.change_of("model.layers.4.self_attn.q_proj").unwrap(), None);
+    // What is written is read again.
+    let json = serde_json::json!({ "quantization_config": config.to_json() }).to_string();
+    assert_eq!(GptqConfig::from_config(&json).unwrap().unwrap(), config);
+
+    for bad in [
+        r#"[]"#,
+        r#"{"(": {}}"#,
+        r#"{"x": {"bits": 5}}"#,
+        r#"{"x": {"group_size": 0}}"#,
+        r#"{"x": {"sym": 1}}"#,
+        r#"{"x": {"bits": "8"}}"#,
+    ] {
+        let config = format!(
+            r#"{{"quantization_config": {{"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {bad}}}}}"#
+        );
+        let error = GptqConfig::from_config(&config).unwrap_err().to_string();
+        assert!(error.contains("dynamic"), "{bad}: {error}");
+    }
+}
+
+#[test]
+fn rules_are_read_as_they_are_typed() {
+    let some = |bits, group_size, sym| Change::Settings { bits, group_size, sym };
+    for (text, change) in [
+        (r".*\.(?:k|v)_proj:bits=8,group=32", some(Some(8), Some(Some(32)), None)),
+        ("lm_head:group=-1,sym=false", some(None, Some(None), Some(false))),
+        ("a:b:skip", Change::Skip),
+    ] {
+        let rule = Rule::parse(text).unwrap();
+        assert_eq!((rule.change(), rule.to_string()), (change, text.to_owned()));
+    }
+    for bad in ["x", "x:", "x:bits", "x:bits=5", "x:bits=", "x:group=0", "x:sym=no", "x:damp=1", "(:skip"] {
+        assert!(Rule::parse(bad).is_err(), "{bad}");
+    }
+    let exact = Rule::exact("a.b", Change::Skip);
+    assert_eq!(["a.b", "axb", "a.bc"].map(|name| exact.matches(name).unwrap()), [true, false, false]);
+    // Python's `match` begins at the beginning.
+    assert!(!Rule::parse("b:skip").unwrap().matches("a.b").unwrap());
+}
+
 /// 32 codes of 3 bits in three words, as AutoGPTQ packs them: ten in the first, the eleventh in both, ten, the
 /// twenty-second in both, ten.
 #[test]
@@ -292,6 +355,9 @@ fn three_bits_run_across_words() {
         }
     }
     assert!(matrix.zeros.iter().all(|&zero| zero == 4));
+    for (name, tensor) in matrix.to_tensors(&config, "m").into_iter().filter(|(name, _)| name.starts_with("m.q")) {
+        assert_eq!(tensor.bytes, memory.tensor(&name).unwrap().bytes, "{name}");
+    }
     // Eight values around zero fit into sixteen.
     assert_eq!(matrix.to_format(q4f16_1(), "m").unwrap().dequantize(), matrix.dequantize());
 }
@@ -336,17 +402,17 @@ proptest! {
 
     #[test]
     fn packing_then_unpacking_changes_nothing(
-        (bits, v2) in (prop_oneof![Just(2usize), Just(4), Just(8)], any::<bool>()),
+        (bits, v2) in (prop_oneof![Just(2usize), Just(3), Just(4), Just(8)], any::<bool>()),
         rows in 1usize..6,
         words in 1usize..12,
         group in prop_oneof![Just(None), (1usize..70).prop_map(Some)],
         seed in any::<u64>(),
     ) {
-        let per_word = 32 / bits;
-        let (rows, cols) = (rows * per_word, words * per_word);
         let config = GptqConfig {
             bits, group_size: group, desc_act: false, static_groups: false, sym: false, damp_percent: 0.1, v2, lm_head: false,
+            rules: Rules::default(),
         };
+        let (rows, cols) = (rows * config.multiple(), words * config.multiple());
         let groups = config.groups(cols);
         let mut state = seed | 1;
         let mut next = move |below: u64| {

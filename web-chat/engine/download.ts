@@ -4,25 +4,8 @@
 import { Checksum, plan as planOf } from '../wasm/web_chat.js';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
-import { KeptModel } from './storage';
-
-/** What a model's two small files say of it: `src/plan.rs`. */
-export interface Plan {
-  shards: Shard[];
-  textFiles: string[];
-  weightBytes: number;
-  cacheBytesPerToken: number;
-  bytesPerToken: number;
-  context: number;
-  modelType: string;
-  quantization: string;
-}
-
-export interface Shard {
-  name: string;
-  bytes: number;
-  md5: string | null;
-}
+import type { Plan, Shard } from './protocol';
+import type { KeptModel } from './storage';
 
 export interface Transfer {
   /** Bytes of shards that are in the storage. */
@@ -57,7 +40,7 @@ export async function fetchPlan(model: ModelRef, kept: KeptModel, signal: AbortS
   if (known) return known;
   const config = await fetchSmall(model, CONFIG, signal);
   if (!config) {
-    throw new EngineError('NotFound', `${model.id} has no \`${CONFIG}\``, 'name the repository of a model in MLC format: their names end in -MLC');
+    throw new EngineError('NotFound', `there is no \`${CONFIG}\` at ${model.id}`, 'name the repository of a model in MLC format: their names end in -MLC');
   }
   for (const name of INDEX_NAMES) {
     const index = await fetchSmall(model, name, signal);
@@ -69,7 +52,7 @@ export async function fetchPlan(model: ModelRef, kept: KeptModel, signal: AbortS
     await kept.write(name, index);
     return plan;
   }
-  throw new EngineError('NotFound', `${model.id} has no \`${INDEX_NAMES[0]}\``, 'the folder is incomplete: upload it again');
+  throw new EngineError('NotFound', `there is no \`${INDEX_NAMES[0]}\` at ${model.id}`, 'the folder is incomplete: upload it again');
 }
 
 /** How much of a model is in the storage. */
@@ -96,7 +79,7 @@ export async function download(
     if ((await kept.size(name)) !== undefined) continue;
     const bytes = await fetchSmall(model, name, signal);
     if (bytes) await kept.write(name, bytes);
-    else if (REQUIRED.includes(name)) throw new EngineError('NotFound', `${model.id} has no \`${name}\``);
+    else if (REQUIRED.includes(name)) throw new EngineError('NotFound', `there is no \`${name}\` at ${model.id}`);
   }
 
   const done = new Map<string, number>();
@@ -175,7 +158,7 @@ async function fetchRest(
     const before = part.length;
     try {
       const response = await request(model, shard.name, part.length, signal);
-      if (!response) throw new EngineError('NotFound', `${model.id} has no \`${shard.name}\``);
+      if (!response) throw new EngineError('NotFound', `there is no \`${shard.name}\` at ${model.id}`);
       if (part.length > 0 && !continues(response, part.length)) {
         // The server sends the whole file.
         part.truncate(0);
@@ -220,7 +203,7 @@ async function request(model: ModelRef, name: string, from: number, signal: Abor
   const response = await fetch(model.base + name, { headers, signal, cache: 'no-store', credentials: 'omit' });
   if (response.status === 404) return undefined;
   if (response.status === 401 || response.status === 403) {
-    throw new EngineError('NotFound', `${model.id} is not open to everyone (${response.status})`, 'check the name; gated models have to be downloaded elsewhere and dropped here as a folder');
+    throw new EngineError('NotFound', `not everyone may have ${model.id} (${response.status})`, 'check the name; gated models have to be downloaded elsewhere and dropped here as a folder');
   }
   if (response.status === 429 || response.status >= 500) throw new EngineError('Network', `the server says ${response.status}`);
   if (!response.ok || !response.body) throw new EngineError('NotFound', `the server says ${response.status} to \`${name}\``);

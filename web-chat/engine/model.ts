@@ -13,7 +13,10 @@ export interface ModelRef {
 
 const HUB = 'https://huggingface.co';
 
-/** A repository `owner/name` or `owner/name@revision`, or the address of a folder or of a repository's page. */
+/**
+ * A repository `owner/name` or `owner/name@revision`, or the address of a folder or of a repository's page. An address of
+ * this site may be relative; it begins with `/` or `.` then.
+ */
 export function modelRef(name: string): ModelRef {
   const text = name.trim().replace(/\/+$/, '');
   const repository = /^([\w.-]+\/[\w.-]+)(?:@([\w./-]+))?$/.exec(text);
@@ -23,7 +26,7 @@ export function modelRef(name: string): ModelRef {
   }
   let url: URL;
   try {
-    url = new URL(text, globalThis.location?.href);
+    url = /^\.{0,2}\//.test(text) ? new URL(text, globalThis.location?.href) : new URL(text);
   } catch {
     throw badName(name);
   }

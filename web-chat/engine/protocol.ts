@@ -1,6 +1,5 @@
 // What page and worker say to each other. A request has a number; its answer, and events on the way, carry it.
 
-import type { Plan } from './download';
 import type { PlainError } from './errors';
 import type { ModelRef } from './model';
 
@@ -67,6 +66,24 @@ export interface LoadedInfo {
   heapBytes: number;
 }
 
+/** What a model's two small files say of it: `src/plan.rs`. */
+export interface Plan {
+  shards: Shard[];
+  textFiles: string[];
+  weightBytes: number;
+  cacheBytesPerToken: number;
+  bytesPerToken: number;
+  context: number;
+  modelType: string;
+  quantization: string;
+}
+
+export interface Shard {
+  name: string;
+  bytes: number;
+  md5: string | null;
+}
+
 /** A model of which something is kept. */
 export interface KeptInfo {
   id: string;
@@ -100,7 +117,6 @@ export interface Methods {
   complete(text: string, sampling: Sampling): AnswerReport;
   stop(): void;
   reset(): void;
-  storage(): { usage: number; quota: number };
 }
 
 export interface TransferEvent {

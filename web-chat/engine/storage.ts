@@ -85,6 +85,12 @@ export class KeptModel implements ModelFiles {
     return sum;
   }
 
+  /** Leaves no folder behind of which there is nothing. */
+  async removeIfEmpty(): Promise<void> {
+    for await (const _ of this.folder.keys()) return;
+    await removeModel(this.id);
+  }
+
   async discard(name: string): Promise<void> {
     this.open.delete(name);
     if (await existing(this.folder, name)) await this.folder.removeEntry(name);

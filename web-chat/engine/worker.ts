@@ -2,11 +2,10 @@
 // engine; `stop`, `pause` and questions about the storage come in between.
 
 import init, { ChatEngine, WebGpu } from '../wasm/web_chat.js';
-import wasmUrl from '../wasm/web_chat_bg.wasm?url';
 import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
-import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Reply, Request, WorkerEvent } from './protocol';
+import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Plan, Reply, Request, WorkerEvent } from './protocol';
 import { KeptModel, LocalFiles, keptIds, removeModel } from './storage';
 
 type Emit = (event: WorkerEvent) => void;
@@ -19,7 +18,7 @@ const LIMITS = [
   'maxStorageBuffersPerShaderStage',
 ] as const;
 
-const wasm = init({ module_or_path: wasmUrl });
+const wasm = init();
 let gpu: { device: WebGpu; info: DeviceInfo } | undefined;
 let engine: { chat: ChatEngine; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
 let transfer: AbortController | undefined;
@@ -39,11 +38,11 @@ const methods: Implementation = {
   async plan(_emit, model) {
     if (model.files) {
       const plan = await readPlan(new LocalFiles(model.id, model.files));
-      if (!plan) throw new EngineError('MissingFile', `${model.id} has no index of its shards`);
+      if (!plan) throw new EngineError('MissingFile', `there is no index of shards in ${model.id}`);
       return { ...plan, done: plan.weightBytes, isWhole: true };
     }
     const kept = await KeptModel.at(model.id);
-    const plan = await fetchPlan(model, kept, AbortSignal.timeout(60_000));
+    const plan = await planOf(model, kept, AbortSignal.timeout(60_000));
     const { done, isWhole } = await transferred(plan, kept);
     return { ...plan, done, isWhole };
   },
@@ -64,7 +63,7 @@ const methods: Implementation = {
     transfer = new AbortController();
     try {
       const kept = await KeptModel.at(model.id);
-      const plan = await fetchPlan(model, kept, transfer.signal);
+      const plan = await planOf(model, kept, transfer.signal);
       await download(model, kept, plan, transfer.signal, ({ done, total }) => {
         emit({ type: 'transfer', phase: 'download', done, total });
       });
@@ -87,7 +86,7 @@ const methods: Implementation = {
       unloadNow();
       const files = model.files ? new LocalFiles(model.id, model.files) : await KeptModel.at(model.id);
       const plan = await readPlan(files);
-      if (!plan) throw new EngineError('MissingFile', `${model.id} is not there`, 'download it first');
+      if (!plan) throw new EngineError('MissingFile', `the browser has no copy of ${model.id}`, 'download it first');
       const loadOnto = async (device: WebGpu) =>
         ChatEngine.load(device, files, JSON.stringify(options), (done: number, total: number) => {
           emit({ type: 'transfer', phase: 'load', done, total });
@@ -131,12 +130,16 @@ const methods: Implementation = {
   reset() {
     return inTurn(async () => engine?.chat.reset());
   },
-
-  async storage() {
-    const { usage = 0, quota = 0 } = await navigator.storage.estimate();
-    return { usage, quota };
-  },
 };
+
+async function planOf(model: ModelRef, kept: KeptModel, signal: AbortSignal): Promise<Plan> {
+  try {
+    return await fetchPlan(model, kept, signal);
+  } catch (thrown) {
+    await kept.removeIfEmpty();
+    throw thrown;
+  }
+}
 
 function answerWith(
   emit: Emit,

@@ -12,6 +12,8 @@ export class ChatPanel {
   private conversation: Conversation = newConversation();
   private isReady = false;
   private isAnswering = false;
+  /** Which message is in the box to be said otherwise. */
+  private edited: number | undefined;
   private readonly log = byId('messages');
   private readonly text = byId<HTMLTextAreaElement>('composer-text');
   private readonly send = byId<HTMLButtonElement>('send');
@@ -36,6 +38,10 @@ export class ChatPanel {
     this.stop.addEventListener('click', () => void engine.interruptGenerate());
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Escape' && this.isAnswering) void engine.interruptGenerate();
+    });
+    byId('cancel').addEventListener('click', () => {
+      this.text.value = '';
+      this.edit(undefined);
     });
     byId('reset').addEventListener('click', () => void this.open(newConversation()));
     this.show();
@@ -64,7 +70,7 @@ export class ChatPanel {
     this.conversation = conversation;
     this.show();
     this.onChange();
-    this.focus();
+    this.edit(undefined);
   }
 
   private submit(): void {
@@ -72,6 +78,8 @@ export class ChatPanel {
     if (!content || !this.isReady || this.isAnswering) return;
     this.text.value = '';
     const { messages } = this.conversation;
+    if (this.edited !== undefined) messages.splice(this.edited);
+    this.edit(undefined);
     if (messages.length === 0) this.conversation.title = content.slice(0, 60);
     messages.push({ role: 'user', content });
     void this.answer();
@@ -85,18 +93,30 @@ export class ChatPanel {
     const said: Said = { role: 'assistant', content: '' };
     conversation.messages.push(said);
     this.isAnswering = true;
-    dismiss('chat');
+    if (!isRetry) dismiss('chat');
     this.show();
     this.say('The answer begins.');
     const article = this.log.lastElementChild as HTMLElement;
     article.setAttribute('aria-busy', 'true');
     const body = article.querySelector<HTMLElement>('.body')!;
-    let frame = 0;
     const draw = () => {
-      frame = 0;
+      cancelAnimationFrame(frame);
+      clearTimeout(timer);
+      frame = timer = 0;
       const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
       body.replaceChildren(markdown(said.content));
       if (follows) this.log.scrollTop = this.log.scrollHeight;
+    };
+    // Once per frame; where the GPU that draws is the one that answers, frames can be seconds apart.
+    let frame = 0;
+    let timer = 0;
+    const drawSoon = () => {
+      frame ||= requestAnimationFrame(draw);
+      timer ||= window.setTimeout(draw, 250);
+    };
+    const drawNoMore = () => {
+      cancelAnimationFrame(frame);
+      clearTimeout(timer);
     };
     let used: CompletionUsage | undefined;
     let reason: string | undefined;
@@ -111,7 +131,7 @@ export class ChatPanel {
         said.content += choice?.delta.content ?? '';
         reason = choice?.finish_reason ?? reason;
         used = usage ?? used;
-        frame ||= requestAnimationFrame(draw);
+        drawSoon();
       }
       if (used) said.stats = stats(used, reason);
     } catch (thrown) {
@@ -123,12 +143,12 @@ export class ChatPanel {
         conversation.messages = conversation.messages.filter((message) => message !== said);
         notice('chat', error.kind === 'DeviceLost' ? 'The GPU was lost' : 'The engine stopped',
           `${error.message}. The model is loaded again, and the answer begins anew.`);
-        cancelAnimationFrame(frame);
+        drawNoMore();
         return await this.answer(true);
       }
       failure('chat', error, [{ label: 'Try again', run: () => void this.regenerate() }]);
     }
-    cancelAnimationFrame(frame);
+    drawNoMore();
     this.isAnswering = false;
     conversation.changed = Date.now();
     await keep(conversation).catch((thrown: unknown) => failure('history', thrown));
@@ -145,12 +165,11 @@ export class ChatPanel {
     if (messages.length > 0) await this.answer();
   }
 
-  /** Takes a message back into the box; what came after it goes. */
-  private edit(index: number): void {
-    if (this.isAnswering) return;
-    const [message] = this.conversation.messages.splice(index);
-    this.text.value = message?.content ?? '';
-    this.show();
+  /** Takes a message back into the box. What came after it goes when it is sent. */
+  private edit(index: number | undefined): void {
+    this.edited = index;
+    byId('editing').hidden = index === undefined;
+    if (index !== undefined) this.text.value = this.conversation.messages[index]?.content ?? '';
     this.enable();
     this.focus();
   }
@@ -175,7 +194,7 @@ export class ChatPanel {
     if (!isUser && isLast) buttons.push(this.button('Regenerate', () => void this.regenerate()));
     const isOpen = isLast && this.isAnswering;
     return h('article', { class: isUser ? 'user' : 'assistant', 'aria-label': isUser ? 'You' : 'Model' },
-      h('h3', {}, isUser ? 'You' : 'Model'), body,
+      h('h2', {}, isUser ? 'You' : 'Model'), body,
       ...(message.stats ? [h('p', { class: 'stats hint' }, message.stats)] : []),
       ...(isOpen ? [] : [h('div', { class: 'row actions' }, ...buttons)]));
   }

@@ -54,9 +54,6 @@ export class DevicePanel {
       facts.push(['Adapter', `${name || 'the browser does not say'}${info.isSoftware ? ' (software: slow)' : ''}`]);
       facts.push(['f16 in shaders', info.f16 ? 'yes' : 'no (weights stay f16, arithmetic is f32 either way)']);
       facts.push(['Subgroups', info.subgroups ? `${info.subgroups[0]} to ${info.subgroups[1]} lanes` : 'not used']);
-      facts.push(['Largest buffer', bytes(info.maxBuffer)], ['Largest binding', bytes(info.maxBinding)]);
-      facts.push(['Workgroup memory', bytes(info.limits['maxComputeWorkgroupStorageSize'] ?? 0)]);
-      facts.push(['Features', info.features.join(', ') || 'none']);
     } else {
       facts.push(['Adapter', 'not opened yet']);
     }
@@ -77,7 +74,22 @@ export class DevicePanel {
     }
     const button = h('button', { type: 'button', disabled: this.isMeasuring || !info, click: () => void this.measure() },
       this.isMeasuring ? 'Measuring …' : 'Measure the memory’s bandwidth');
-    const list = h('dl', {}, ...facts.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
-    byId('device-facts').replaceChildren(list, button);
+    byId('device-facts').replaceChildren(listOf(facts), button, ...(info ? [limits(info)] : []));
   }
+}
+
+/** What seldom matters, to be opened. */
+function limits(info: DeviceInfo): HTMLElement {
+  const facts: [string, string][] = [
+    ['Largest buffer', bytes(info.maxBuffer)],
+    ['Largest binding', bytes(info.maxBinding)],
+    ['Workgroup memory', bytes(info.limits['maxComputeWorkgroupStorageSize'] ?? 0)],
+    ['Invocations per workgroup', String(info.limits['maxComputeInvocationsPerWorkgroup'] ?? 0)],
+    ['Features', info.features.join(', ') || 'none'],
+  ];
+  return h('details', {}, h('summary', {}, 'Limits and features'), listOf(facts));
+}
+
+function listOf(facts: [string, string][]): HTMLElement {
+  return h('dl', {}, ...facts.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
 }

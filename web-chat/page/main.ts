@@ -27,6 +27,7 @@ const chat = new ChatPanel(engine, settings, (usage) => {
 const models = new ModelPanel(engine, {
   loaded(info) {
     byId('model-state').textContent = nameOf(info.id);
+    byId('model-state').title = info.id;
     settings.recommend(info);
     device.update(info);
     chat.ready(true);

@@ -39,8 +39,8 @@ export function markdown(text: string): DocumentFragment {
   }
   for (const block of fragment.querySelectorAll('pre, table')) block.setAttribute('tabindex', '0');
   // A page has its own outline.
-  for (const heading of fragment.querySelectorAll('h1, h2, h3')) {
-    const lower = document.createElement('h4');
+  for (const heading of fragment.querySelectorAll('h1, h2')) {
+    const lower = document.createElement('h3');
     lower.append(...heading.childNodes);
     heading.replaceWith(lower);
   }

@@ -54,7 +54,7 @@ export class ModelPanel {
       document.addEventListener(name, (event) => {
         event.preventDefault();
         drop.classList.toggle('is-over', name === 'dragover');
-        if (name === 'drop' && event.dataTransfer) void droppedFiles(event.dataTransfer).then((files) => this.loadFolder(files));
+        if (name === 'drop' && event.dataTransfer?.files.length) void droppedFiles(event.dataTransfer).then((files) => this.loadFolder(files));
       });
     }
   }
@@ -91,7 +91,7 @@ export class ModelPanel {
     const state = isLoaded ? 'loaded' : model.isWhole ? 'complete' : `${bytes(model.bytes)} of ${model.total ? bytes(model.total) : 'unknown'}`;
     const label = model.isWhole ? 'Load' : 'Go on';
     return h('li', { 'data-model': model.id },
-      h('strong', {}, nameOf(model.id)), h('span', { class: 'hint' }, `${bytes(model.bytes)}, ${state}`),
+      h('strong', {}, nameOf(model.id)), h('span', { class: 'hint' }, `${bytes(model.bytes)}, ${state}. ${model.id}`),
       h('div', { class: 'row' },
         h('button', { type: 'button', disabled: this.isBusy || isLoaded, 'aria-label': `${label}: ${nameOf(model.id)}`,
           click: () => void this.attempt(() => this.fetchAndLoad(modelRef(model.id)), model.id) }, label),
@@ -103,7 +103,7 @@ export class ModelPanel {
     const memory = model.bytes + model.cacheBytesPerToken * Math.min(model.context, this.context() ?? model.context) + SCRATCH;
     return h('li', { 'data-model': model.id },
       h('strong', {}, model.name, ...(model.ours ? [' ', h('span', { class: 'badge' }, 'ours')] : [])),
-      h('span', { class: 'hint' }, `${bytes(model.bytes)} to download, ${bytes(memory)} of GPU memory: ${fits(memory)}. Licence: ${model.licence}.`),
+      h('span', { class: 'hint' }, `${bytes(model.bytes)} to download, ${bytes(memory)} of GPU memory (${fits(memory)}). Licence: ${model.licence}.`),
       h('div', { class: 'row' },
         h('button', { type: 'button', disabled: this.isBusy, 'aria-label': `Download: ${model.name}`,
           click: () => void this.attempt(() => this.fetchAndLoad(modelRef(model.id)), model.id) }, 'Download')));
@@ -205,17 +205,23 @@ export class ModelPanel {
   }
 }
 
+/** What a model is called: as the list has it, else the last part of its address. */
 export function nameOf(id: string): string {
-  return (catalogue as Listed[]).find((model) => model.id === id)?.name ?? id;
+  return (catalogue as Listed[]).find((model) => model.id === id)?.name ?? decodeURIComponent(id.split('/').at(-1) || id);
 }
+
+/** Sizes in which GPUs come, in GB. */
+const GPU_SIZES = [1, 2, 3, 4, 6, 8, 12, 16, 24];
 
 /** A browser does not tell how much memory the GPU has. What it tells of the machine, and what failed before, does help. */
 function fits(memory: number): string {
   const failed = Number(localStorage.getItem(TOO_LARGE) ?? Infinity);
-  if (memory >= failed) return 'a model of this size did not fit here before';
+  if (memory >= failed) return 'as much as did not fit here before';
   const machine = (navigator as { deviceMemory?: number }).deviceMemory;
-  if (machine !== undefined && machine < 8 && memory > machine * 0.6e9) return `may be too much for this machine (${machine} GB in all)`;
-  return memory > 6e9 ? 'needs a GPU with much memory' : memory > 3e9 ? 'fits most GPUs with 4 GB or more' : 'should fit';
+  if (machine !== undefined && machine < 8 && memory > machine * 0.6e9) return `may be too much for this machine of ${machine} GB`;
+  // The screen and other programs take their share.
+  const size = GPU_SIZES.find((size) => memory < size * 0.9e9);
+  return size === undefined ? 'for a very large GPU' : `for a GPU of ${size} GB or more`;
 }
 
 async function droppedFiles(transfer: DataTransfer): Promise<File[]> {

@@ -39,7 +39,9 @@ export function notice(key: string, title: string, text: string, actions: Action
 /** Shows an error. */
 export function failure(key: string, thrown: unknown, actions: Action[] = []): EngineError {
   const error = EngineError.from(thrown);
-  const sentence = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+  // Browsers end their own messages with a period, ours have none.
+  const message = error.message.replace(/\.+$/, '');
+  const sentence = message.charAt(0).toUpperCase() + message.slice(1);
   const hint = error.hint ? ` What to do: ${error.hint}.` : '';
   notice(key, HAPPENED[error.kind] ?? 'That did not work', `${sentence}.${hint}`, actions);
   return error;

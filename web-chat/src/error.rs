@@ -18,8 +18,7 @@ pub fn js_error(error: impl Into<Error>) -> JsValue {
         Error::Gpu(_) => "Gpu",
         Error::Format(FormatError::MissingFile { .. }) => "MissingFile",
         Error::Format(FormatError::Io { .. }) => "Storage",
-        Error::Format(FormatError::UnsupportedArchitecture { .. } | FormatError::UnknownFormat { .. })
-        | Error::NotRunnable { .. } => "NotRunnable",
+        Error::Format(FormatError::UnsupportedArchitecture { .. } | FormatError::UnknownFormat { .. }) => "NotRunnable",
         Error::Format(_) | Error::Tokenizer { .. } => "DamagedFile",
         Error::ContextFull { .. } => "ContextFull",
         Error::BadParameter { .. } => "BadParameter",

@@ -70,6 +70,8 @@ export async function serve(folders) {
     origin,
     faults,
     requests,
+    /** Breaks every transfer. */
+    closeConnections: () => server.closeAllConnections(),
     close: () => {
       server.closeAllConnections();
       server.close();

@@ -3,16 +3,16 @@
 
 use std::{path::Path, sync::mpsc, thread};
 
-use model_format::{Checkpoint, QuantFormat, gptq::Refit};
+use model_format::{Checkpoint, QuantFormat, gptq::Refit, staging::Staging};
 use serde::Serialize;
 
 use crate::{
     ConfigOptions, ConfigReport, ConfigSource, Error, Plan, Progress, Result, SourceKind,
     encode::{Content, encode},
+    fingerprint::fingerprint,
     gen_config,
-    journal::fingerprint,
+    output::{Written, commit, stage},
     shards::{SHARD_SIZE, ShardWriter, Shards, data_path},
-    staging::Staging,
 };
 
 /// Tensors that may wait for the disk: enough that neither side waits for the other at every small one.
@@ -124,7 +124,7 @@ pub fn convert_weight(
 ) -> Result<WeightsReport> {
     let work = Work::new(checkpoint, format, options)?;
     let (staging, report) = work.write(out, progress)?;
-    staging.commit()?;
+    commit(staging, Written { weights: true, config: false })?;
     Ok(report)
 }
 
@@ -141,7 +141,7 @@ pub fn convert(
     let config = gen_config::build(&source, format, &options.config)?;
     let (mut staging, weights) = work.write(out, progress)?;
     config.stage(&source, &mut staging)?;
-    staging.commit()?;
+    commit(staging, Written { weights: true, config: true })?;
     Ok(Report { weights, config: config.report })
 }
 
@@ -213,7 +213,8 @@ impl<'a> Work<'a> {
     /// Writes shards and indices. One thread writes while all others work on the next tensor.
     fn write(&self, out: &Path, progress: &mut dyn Progress) -> Result<(Staging, WeightsReport)> {
         let fingerprint = fingerprint(self.checkpoint, &self.plan, self.options.shard_size, self.options.refit);
-        let (mut staging, finished) = Staging::resumed(out, &fingerprint)?;
+        let mut staging = stage(out)?;
+        let finished = staging.resume(&fingerprint)?;
         let mut report = WeightsReport { resumed: finished.len(), ..self.report() };
         let mut writer = ShardWriter::new(&mut staging, &self.shards, &finished);
         let is_finished = writer.finished();

@@ -55,12 +55,6 @@ pub enum Error {
         /// Names of the formats.
         formats: Vec<&'static str>,
     },
-    /// Another process writes to the same folder.
-    #[error("another conversion is writing to `{folder}`")]
-    InUse {
-        /// The folder.
-        folder: String,
-    },
     /// The caller asked to stop.
     #[error("stopped; the same command goes on from here")]
     Cancelled,
@@ -78,7 +72,6 @@ impl Error {
                 "remove one of the two entries; tokenizers disagree about such files".into()
             }
             Error::AmbiguousFormat { .. } => "name the format with `--quantization`".into(),
-            Error::InUse { .. } => "wait for it, or write to another folder".into(),
             Error::Cancelled => return None,
         })
     }

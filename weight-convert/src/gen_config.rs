@@ -8,6 +8,7 @@ use model_format::{
     checkpoint::companion_files,
     conv_template::{check_fits, infer},
     decoder_config::ConfigJson,
+    staging::Staging,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -15,8 +16,8 @@ use serde_json::{Value, json};
 use crate::{
     FileReport, Result,
     model_config::ModelConfig,
+    output::{Written, commit, stage},
     python_json::to_python_json,
-    staging::Staging,
     tokenizer_info::{TOKENIZER_FILES, active_vocab_size, check_added_tokens, tokenizer_info},
 };
 
@@ -129,9 +130,9 @@ pub fn gen_config(
     out: &Path,
 ) -> Result<ConfigReport> {
     let config = build(source, format, options)?;
-    let mut staging = Staging::new(out)?;
+    let mut staging = stage(out)?;
     config.stage(source, &mut staging)?;
-    staging.commit()?;
+    commit(staging, Written { weights: false, config: true })?;
     Ok(config.report)
 }
 
@@ -148,7 +149,7 @@ impl Built {
                 staging.write(&file.name, content)?;
             }
         }
-        staging.write(ChatConfig::FILE_NAME, self.text.as_bytes())
+        Ok(staging.write(ChatConfig::FILE_NAME, self.text.as_bytes())?)
     }
 }
 

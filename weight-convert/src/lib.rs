@@ -26,15 +26,15 @@
 mod convert;
 mod encode;
 mod error;
+mod fingerprint;
 mod gen_config;
 mod inspect;
-mod journal;
 mod model_config;
+mod output;
 mod plan;
 mod progress;
 mod python_json;
 mod shards;
-mod staging;
 mod tokenizer_info;
 mod verify;
 

@@ -1,14 +1,14 @@
 //! Shards: which tensor goes into which file, and the files and their index being written.
 
-use model_format::{Dtype, TensorCache, quant::StoredTensor, tensor_cache::ShardSum};
+use model_format::{
+    Dtype, TensorCache,
+    quant::StoredTensor,
+    staging::{Finished, StagedFile, Staging},
+    tensor_cache::ShardSum,
+};
 use serde_json::{Value, json};
 
-use crate::{
-    Result,
-    journal::Finished,
-    python_json::to_python_json,
-    staging::{StagedFile, Staging},
-};
+use crate::{Result, python_json::to_python_json};
 
 /// MLC's size of a shard, which one holds only where a single tensor is as large or larger.
 pub const SHARD_SIZE: usize = 32 << 20;
@@ -199,7 +199,7 @@ impl<'a> ShardWriter<'a> {
             let md5sum = shard.sum.finish();
             self.sums[place.shard] = Some(md5sum.clone());
             let (name, nbytes) = (data_path(place.shard), shard.nbytes as u64);
-            self.staging.finished(&Finished { name, nbytes, md5sum })?;
+            self.staging.finished(&Finished { name, nbytes, md5sum, note: Value::Null })?;
         }
         Ok(())
     }

@@ -11,10 +11,11 @@ use model_format::{
     ChatConfig, Checkpoint, Dtype, Error as FormatError, HostTensor, QuantFormat, TensorCache, Weight,
     checkpoint::read_param,
     quant::{QUANT_FORMATS, StoredTensor},
+    staging::sum_of_file,
 };
 use serde::Serialize;
 
-use crate::{Error, Plan, Progress, Result, SourceKind, encode::encode, inspect, journal::sum_of_file};
+use crate::{Error, Plan, Progress, Result, SourceKind, encode::encode, inspect};
 
 /// What was found.
 #[derive(Debug, Clone, Serialize)]

@@ -192,6 +192,10 @@ fn two_conversions_do_not_share_a_folder() {
     let mut progress = Second(out.path(), Vec::new());
     convert(out.path(), &mut progress).unwrap();
     assert_eq!(progress.1.len(), points);
-    assert!(progress.1.iter().all(|error| matches!(error, Error::InUse { .. })), "{:?}", progress.1);
+    assert!(
+        progress.1.iter().all(|error| matches!(error, Error::Format(model_format::Error::InUse { .. }))),
+        "{:?}",
+        progress.1
+    );
     assert!(contents(out.path()) == expected);
 }

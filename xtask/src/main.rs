@@ -1,4 +1,4 @@
-//! Repository automation: `cargo xtask test`, `cargo xtask demo`, `cargo xtask tidy`.
+//! Repository automation: `cargo xtask test`, `cargo xtask demo`, `cargo xtask web`, `cargo xtask tidy`.
 //!
 //! Runs the workspace's programs as anyone would, from outside: it imports no crate of ours. Start reading at
 //! `demo.rs` for what the programs do together, and at `tidy.rs` for what every file is held to.
@@ -8,6 +8,7 @@ mod setup;
 mod step;
 mod test;
 mod tidy;
+mod web;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -28,6 +29,8 @@ enum Command {
     Test,
     /// The whole job on a small real model: fetch, quantize, convert, ask
     Demo(demo::Options),
+    /// The page that runs models in a browser: builds it and serves it for trying
+    Web(web::Options),
     /// The arrows between crates and the invariants of ARCHITECTURE.md
     Tidy,
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test => test::run(&root),
         Command::Demo(options) => demo::run(&root, &options),
+        Command::Web(options) => web::run(&root, &options),
         Command::Tidy => tidy::run(&root),
     };
     match result {

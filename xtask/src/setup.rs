@@ -1,4 +1,5 @@
-//! [`vulkan`]: finds a Vulkan driver, or installs the software one where that is ours to do.
+//! What is needed from outside: a Vulkan driver, the wasm target, the bundler's packages, a browser. Each is found, or
+//! fetched where that is ours to do; where it cannot be had, the error says what to install.
 
 use std::{
     env,
@@ -6,10 +7,16 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::step::{Interrupted, Steps};
 
 /// The loader, and lavapipe: a Vulkan driver that needs no GPU.
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
+/// Node.js's package manager, which is a script on Windows.
+pub const NPM: &str = if cfg!(windows) { "npm.cmd" } else { "npm" };
+/// Names under which systems install Chromium.
+const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
 /// Whether programs can use a GPU, real or software, installing lavapipe where there is no driver, apt-get is there and
 /// the user is root. Elsewhere it says what to install.
@@ -18,7 +25,7 @@ pub fn vulkan() -> Result<bool> {
         return Ok(true);
     }
     let packages = PACKAGES.join(" ");
-    if !is_root() || !has_program("apt-get") {
+    if !may_install() {
         eprintln!(
             "no Vulkan driver found: going on without a GPU; to have a software one, run \
              `sudo apt-get install {packages}` (Debian, Ubuntu) or your system's like"
@@ -26,9 +33,87 @@ pub fn vulkan() -> Result<bool> {
         return Ok(false);
     }
     eprintln!("no Vulkan driver found: installing {packages}");
-    apt_get(&["update", "--quiet"])?;
-    apt_get(&[["install", "--yes", "--quiet", "--no-install-recommends"].as_slice(), PACKAGES.as_slice()].concat())?;
+    apt_install(&PACKAGES)?;
     Ok(has_driver())
+}
+
+/// Sees to it that this toolchain compiles for `target`.
+pub fn wasm_target(steps: &mut Steps, root: &Path, target: &str) -> Result<()> {
+    let mut rustc = Command::new("rustc");
+    rustc.args(["--print", "target-libdir", "--target", target]).current_dir(root);
+    let output = rustc.output().context("cannot run `rustc`")?;
+    let libraries = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
+    if output.status.success() && libraries.is_dir() {
+        return Ok(());
+    }
+    let mut add = Command::new("rustup");
+    add.args(["target", "add", target]).current_dir(root);
+    steps.run("fetch the wasm target", &mut add).with_context(|| {
+        format!(
+            "the engine cannot be compiled for browsers: Rust's target `{target}` is not there and cannot be fetched"
+        )
+    })
+}
+
+/// Sees to it that the packages are there that `package-lock.json` of a folder names.
+pub fn npm_packages(steps: &mut Steps, folder: &Path) -> Result<()> {
+    ensure!(
+        has_program("node") && has_program("npm"),
+        "the page cannot be bundled: install Node.js 20.19 or later, with npm"
+    );
+    let changed = |name: &str| folder.join(name).metadata().and_then(|file| file.modified()).ok();
+    // npm writes this when it is done.
+    let installed = changed("node_modules/.package-lock.json");
+    if installed.is_some() && installed >= changed("package-lock.json") {
+        return Ok(());
+    }
+    let mut install = Command::new(NPM);
+    install.args(["ci", "--no-audit", "--no-fund"]).current_dir(folder);
+    steps.run("fetch the bundler's packages", &mut install).context(
+        "the page cannot be bundled: its npm packages cannot be fetched \
+         (`npm config set registry URL` names a registry that can be reached)",
+    )
+}
+
+/// A Chromium to test the page in: the one `CHROMIUM` names, or the system's; `None` is Playwright's own.
+pub fn browser(steps: &mut Steps, folder: &Path) -> Result<Option<PathBuf>> {
+    if let Some(named) = env::var_os("CHROMIUM") {
+        let named = PathBuf::from(named);
+        ensure!(named.is_file(), "`CHROMIUM` names `{}`, which is not there", named.display());
+        return Ok(Some(named));
+    }
+    let installed = || BROWSERS.iter().find_map(|name| program(name));
+    if let Some(installed) = installed() {
+        return Ok(Some(installed));
+    }
+    if may_install() && Path::new("/etc/debian_version").exists() {
+        eprintln!("no Chromium found: installing it");
+        if apt_install(&["chromium"]).is_ok()
+            && let Some(installed) = installed()
+        {
+            return Ok(Some(installed));
+        }
+    }
+    let mut install = Command::new("node");
+    install.args(["node_modules/playwright-core/cli.js", "install", "chromium-headless-shell"]).current_dir(folder);
+    match steps.run("fetch a browser", &mut install) {
+        Ok(()) => Ok(None),
+        Err(error) if error.is::<Interrupted>() => Err(error),
+        Err(error) => bail!(
+            "the page cannot be tested: no Chromium found, and none to be fetched ({error:#}); install one, or name it \
+             in `CHROMIUM`"
+        ),
+    }
+}
+
+/// Whether packages of the system are ours to install.
+fn may_install() -> bool {
+    is_root() && has_program("apt-get")
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    apt_get(&["update", "--quiet"])?;
+    apt_get(&[["install", "--yes", "--quiet", "--no-install-recommends"].as_slice(), packages].concat())
 }
 
 fn apt_get(arguments: &[&str]) -> Result<()> {
@@ -96,6 +181,14 @@ fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
-fn has_program(program: &str) -> bool {
-    paths("PATH").iter().any(|folder| folder.join(program).is_file())
+fn has_program(name: &str) -> bool {
+    program(name).is_some()
+}
+
+fn program(name: &str) -> Option<PathBuf> {
+    let ending = if cfg!(windows) { ".exe" } else { "" };
+    // A program of Windows may also be a script.
+    let names = [format!("{name}{ending}"), format!("{name}.cmd")];
+    let folders = paths("PATH");
+    folders.iter().flat_map(|folder| names.iter().map(|name| folder.join(name))).find(|path| path.is_file())
 }

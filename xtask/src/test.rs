@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{
     setup,
     step::{Interrupted, Steps},
-    tidy,
+    tidy, web,
 };
 
 /// Runs every check, goes on after one that fails, and fails at the end if any did.
@@ -55,6 +55,11 @@ pub fn run(root: &Path) -> Result<()> {
             Err(error) => failed.push(format!("{title}: {error:#}")),
             Ok(()) => {}
         }
+    }
+    match web::test(&mut steps, root) {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => failed.push(format!("the page: {error:#}")),
+        Ok(()) => {}
     }
     eprintln!();
     for taken in &steps.taken {

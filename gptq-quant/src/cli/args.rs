@@ -3,8 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
-use gptq_quant::{Grid, Options, Settings, TokenWeight};
-use model_format::QuantFormat;
+use gptq_quant::{Grid, Options, ScaleSearch, Settings, TokenWeight};
+use model_format::{
+    QuantFormat,
+    gptq::{Rule, Rules},
+};
 
 /// Quantize a model with GPTQ.
 #[derive(Parser)]
@@ -29,8 +32,8 @@ pub struct Args {
     /// into which the checkpoint then converts without loss
     #[arg(long, value_enum, default_value_t = GridName::Gptq)]
     pub grid: GridName,
-    /// Bits per weight: 2, 4 or 8 [default: 4]
-    #[arg(long, value_parser = ["2", "4", "8"])]
+    /// Bits per weight: 2, 3, 4 or 8 [default: 4]
+    #[arg(long, value_parser = ["2", "3", "4", "8"])]
     pub bits: Option<String>,
     /// Inputs that share a scale, -1 for all [default: 128]
     #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..=1 << 20))]
@@ -44,6 +47,9 @@ pub struct Args {
     /// Keep groups contiguous under act-order, which readers like better
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub static_groups: bool,
+    /// How the scales are chosen
+    #[arg(long, value_enum, default_value_t = Scales::Hessian)]
+    pub scale_search: Scales,
     /// Share of the Hessian's mean diagonal that is added to its diagonal
     #[arg(long, default_value_t = 0.01)]
     pub damp_percent: f64,
@@ -61,6 +67,18 @@ pub struct Args {
     /// numbers on the grid, which readers take as they are [default: gptq with --grid q4f16_1, otherwise float]
     #[arg(long, value_enum)]
     pub embedding: Option<Ends>,
+    /// Quantize some matrices otherwise, or not: `PATTERN:bits=8,group=32,sym=false` or `PATTERN:skip`, where PATTERN is a
+    /// regular expression that a name begins with, such as `.*\.mlp\..*` or `model\.layers\.0\.`. The first that matches
+    /// decides. Queries, keys and values are quantized as one, so are gate and up
+    #[arg(long = "override", value_name = "PATTERN:SETTINGS", value_parser = Rule::parse)]
+    pub overrides: Vec<Rule>,
+    /// Quantize the head too, in codes; for models whose head is not their embedding table
+    #[arg(long)]
+    pub lm_head: bool,
+    /// The version of the checkpoint's format [default: gptq, which every reader knows; with --sym false gptq_v2, since
+    /// GPTQModel reads such codes in that alone]
+    #[arg(long, value_enum)]
+    pub format: Option<Version>,
     /// How much each calibration token counts [default: plain, with --gptaq-alpha 0 equal-norm]
     #[arg(long, value_enum)]
     pub token_weight: Option<Weighting>,
@@ -97,6 +115,10 @@ pub struct Args {
     /// Activations that stay on the device, in GiB; beyond that they go to the host's memory
     #[arg(long, default_value_t = 4.0, value_name = "GIB")]
     pub device_memory: f64,
+    /// Throw away what an interrupted run has left, and make anew what is there already; without this, the same command
+    /// goes on where it was
+    #[arg(long)]
+    pub restart: bool,
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,
@@ -122,6 +144,27 @@ pub enum Ends {
     Gptq,
     /// Left in f16
     Float,
+}
+
+/// The version of the checkpoint's format.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Version {
+    /// The first, with zeros stored minus one
+    Gptq,
+    /// The second, of GPTQModel, with zeros as they are; vLLM reads it too
+    #[value(name = "gptq_v2")]
+    GptqV2,
+}
+
+/// How the scales are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scales {
+    /// By the range of a group's weights
+    Range,
+    /// Of shrunken ranges, that with the least error of the weights to the power of 2.4 (`mse` of GPTQ's tools)
+    Mse,
+    /// With the least squared error, each weight's multiplied by its entry in the Hessian's diagonal
+    Hessian,
 }
 
 /// How much each calibration token counts.
@@ -163,7 +206,13 @@ impl Args {
         if !(0.0..=2.0).contains(&self.gptaq_alpha) {
             return Err(Contradiction("--gptaq-alpha must be between 0 and 2".into()));
         }
+        let scale_search = match self.scale_search {
+            Scales::Range => ScaleSearch::Range,
+            Scales::Mse => ScaleSearch::Mse,
+            Scales::Hessian => ScaleSearch::Hessian,
+        };
         let matrix = Options {
+            scale_search,
             act_order: self.act_order,
             static_groups: self.static_groups,
             damp_percent: self.damp_percent,
@@ -185,6 +234,17 @@ impl Args {
         let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;
         let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };
         let quantize_ends = self.embedding.unwrap_or(default) == Ends::Gptq;
-        Ok(Settings { token_weight, quantize_ends, activation_memory, ..Settings::new(matrix) })
+        if self.lm_head && self.embedding == Some(Ends::Gptq) {
+            return Err(Contradiction("--lm-head and --embedding gptq both say what becomes of the head".into()));
+        }
+        Ok(Settings {
+            token_weight,
+            quantize_ends,
+            lm_head: self.lm_head,
+            rules: Rules(self.overrides.clone()),
+            v2: self.format.map_or(!grid.sym, |version| version == Version::GptqV2),
+            activation_memory,
+            ..Settings::new(matrix)
+        })
     }
 }

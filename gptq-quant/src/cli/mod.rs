@@ -5,23 +5,28 @@ mod bars;
 mod device;
 mod texts;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, error::ErrorKind};
-use gptq_quant::{CheckpointWriter, check_weights, checkpoint::unquantized_config, quantize_layers};
+use gptq_quant::{
+    CheckpointWriter, Run, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
+};
 use infer_core::block_on;
-use model_format::{QuantFormat, SafetensorsCheckpoint};
+use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
 use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
 use device::{Device, with_ops};
-use texts::Texts;
+use texts::Sources;
 
 /// The format of `--to-mlc`.
 const MLC_FORMAT: &str = "q4f16_1";
@@ -80,7 +85,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let checkpoint = model_hub::open(&args.model, &hub, &mut bars)?.into_checkpoint()?;
     let checkpoint = checkpoint.as_ref();
     let config = unquantized_config(checkpoint)?;
-    bars.expect(config.num_hidden_layers, args.damp_percent);
+    bars.expect(&config, &settings)?;
 
     // Everything that can be wrong with the output or the text comes out before the long work.
     let mut writer = CheckpointWriter::create(checkpoint, &args.output, &settings)?;
@@ -88,35 +93,98 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let mlc_config = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
     let mlc_options = ConvertOptions { config: mlc_config, ..ConvertOptions::default() };
     if args.to_mlc.is_some() {
+        check_conversion(&config, &settings, mlc_format)?;
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
     let device = Device::open(&args.device)?;
-    check_weights(checkpoint)?;
-    let texts = Texts::gather(args, checkpoint, &hub, &mut bars)?;
+    let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
+    let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
+
+    if !args.restart && writer.is_made(&run)? {
+        println!("`{}` is what this command makes; --restart makes it again", args.output.display());
+    } else {
+        writer.resume(&run, args.restart)?;
+        quantize(checkpoint, &settings, &device, sources, writer, &mut bars).inspect_err(|_| bars.clear())?;
+        println!("wrote `{}`", args.output.display());
+    }
+
+    if let Some(folder) = &args.to_mlc {
+        let quantized = SafetensorsCheckpoint::open(&args.output)?;
+        let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
+        bars.clear();
+        let rounded = match report.weights.rounded.len() {
+            0 => String::new(),
+            count => format!(", {count} rounded to nearest"),
+        };
+        println!(
+            "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss{rounded}",
+            folder.display(),
+            report.weights.param_bytes as f64 / 1e6,
+            report.weights.bits_per_param,
+            report.weights.lossless.len()
+        );
+    }
+    Ok(())
+}
+
+/// Computes what is not there yet, and finishes the folder.
+fn quantize(
+    checkpoint: &dyn Checkpoint,
+    settings: &Settings,
+    device: &Device,
+    sources: Sources<'_>,
+    mut writer: CheckpointWriter<'_>,
+    bars: &mut Bars,
+) -> Result<()> {
+    let texts = sources.complete(checkpoint, &mut writer, bars)?;
     let windows = &texts.calibration;
     if texts.sources.len() > 1 {
         let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));
         bars.line(&parts.collect::<Vec<_>>().join(", "));
     }
     bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
-
-    let mut add = |param: &_, quantized: &_| writer.add(param, quantized);
-    with_ops!(&device, ops => block_on(quantize_layers(ops, checkpoint, windows, &settings, &mut bars, &mut add)))?;
+    if writer.done() > 0 {
+        bars.line(&format!("going on: {} matrices are done", writer.done()));
+    }
+    let timings =
+        with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;
     writer.finish()?;
     bars.clear();
-    println!("wrote `{}`", args.output.display());
+    let total = timings.total().as_secs_f64();
+    let share = |part: Duration| format!("{:.0} %", part.as_secs_f64() / total * 100.0);
+    bars.line(&format!(
+        "{total:.1} seconds: forward {}, Hessians {}, factors {}, codes and scales {}{}",
+        share(timings.forward),
+        share(timings.hessian),
+        share(timings.factoring),
+        share(timings.quantization),
+        peak_memory().map_or(String::new(), |peak| format!("; {:.2} GiB of memory at the most", gib(peak)))
+    ));
+    Ok(())
+}
 
-    if let Some(folder) = &args.to_mlc {
-        let quantized = SafetensorsCheckpoint::open(&args.output)?;
-        let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
-        bars.clear();
-        println!(
-            "wrote `{}`: {:.1} MB, {:.3} bits per weight, {} matrices without loss",
-            folder.display(),
-            report.weights.param_bytes as f64 / 1e6,
-            report.weights.bits_per_param,
-            report.weights.lossless.len()
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// The most memory that the process had at a time, in bytes, with the pages of files that it has read; where the system
+/// tells.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// Refuses matrices that the format of the MLC folder could not hold, before they are computed.
+fn check_conversion(config: &DecoderConfig, settings: &Settings, format: &QuantFormat) -> Result<()> {
+    for (param, options) in quantized_params(config, settings)? {
+        ensure!(
+            options.converts_to(format),
+            "with these options `{}` does not fit into `{}`: that takes symmetric codes of at most 4 bits, groups of a \
+             multiple of 32, and with act-order static groups; `--grid q4f16_1` has all of it",
+            param.name,
+            format.name
         );
     }
     Ok(())

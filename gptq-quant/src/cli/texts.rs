@@ -7,7 +7,7 @@ use calib_data::{
     ChatMessage, Choice, DataSet, Documents, Place, RUN, Records, Source, TEXT_LIMIT, TextRuns, TokenWindows,
     perplexity, read_documents, shares,
 };
-use gptq_quant::{SelfText, write_windows};
+use gptq_quant::{SelfText, Store, run::sum_of_windows, write_windows};
 use infer_core::{
     ChatTemplate, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
@@ -15,6 +15,7 @@ use infer_core::{
 };
 use model_format::Checkpoint;
 use model_hub::HubConfig;
+use serde_json::{Value, json};
 
 use super::{Args, Bars};
 
@@ -26,21 +27,33 @@ const SEQ_LEN: usize = 2048;
 const SELF_SAMPLES: usize = 64;
 const SELF_SEQ_LEN: usize = 512;
 
-/// What is calibrated on and measured with.
+/// What is calibrated on.
 pub struct Texts {
-    /// To calibrate on.
+    /// The windows.
     pub calibration: TokenWindows,
     /// Each source by its name, with its windows among these.
     pub sources: Vec<(String, usize)>,
 }
 
-impl Texts {
-    /// Reads, fetches or writes them. The model's own text comes last, since it takes longest.
-    pub fn gather(args: &Args, checkpoint: &dyn Checkpoint, hub: &HubConfig, bars: &mut Bars) -> Result<Texts> {
+/// What is to be calibrated on, before the model has written its part.
+pub struct Sources<'a> {
+    args: &'a Args,
+    sources: Vec<Source>,
+    /// Windows of each.
+    shares: Vec<usize>,
+    seq_len: usize,
+    /// Those that were read.
+    parts: Vec<Option<TokenWindows>>,
+    /// What `--eval` names, which calibration text may share nothing with.
+    evaluation: Option<(String, TextRuns)>,
+}
+
+impl<'a> Sources<'a> {
+    /// Reads or fetches what others have written.
+    pub fn read(args: &'a Args, checkpoint: &dyn Checkpoint, hub: &HubConfig, bars: &mut Bars) -> Result<Sources<'a>> {
         let sources = args.calib.iter().map(|name| Source::parse(name)).collect::<Result<Vec<_>, _>>()?;
         let config = model_format::DecoderConfig::from_hf(checkpoint.config_json())?;
         let context = config.max_position_embeddings;
-        let is_own = |source: &Source| source.place == Place::Myself;
         let (samples, seq_len) =
             if sources.iter().any(is_own) { (SELF_SAMPLES, SELF_SEQ_LEN) } else { (SAMPLES, SEQ_LEN) };
         let seq_len = args.seq_len.map_or(seq_len.min(context), |len| len as usize);
@@ -50,40 +63,63 @@ impl Texts {
 
         let needs_text = args.eval.is_some() || !sources.iter().all(is_own);
         let reader = needs_text.then(|| Reader::new(args, checkpoint, hub)).transpose()?;
-        let runs = match (&args.eval, &reader) {
-            (Some(name), Some(reader)) => Some(TextRuns::new(reader.evaluation(name, bars)?, seq_len)),
+        let evaluation = match (&args.eval, &reader) {
+            (Some(name), Some(reader)) => Some((name.clone(), TextRuns::new(reader.evaluation(name, bars)?, seq_len))),
             _ => None,
         };
-        // The model writes other text for another window, whatever stands before it.
-        let mut parts: Vec<Option<TokenWindows>> = vec![None; sources.len()];
-        let mut order: Vec<usize> = (0..sources.len()).filter(|&i| shares[i] > 0).collect();
-        order.sort_by_key(|&i| is_own(&sources[i]));
-        for i in order {
-            let (source, share) = (&sources[i], shares[i]);
-            let windows = match (&source.place, &reader) {
-                (Place::Myself, _) => {
-                    let text = SelfText { samples: share, seq_len, seed: args.seed };
-                    let windows = block_on(write_windows(CandleOps::default(), checkpoint, text, bars))?;
-                    bars.clear();
-                    windows
-                }
-                (_, Some(reader)) => reader.windows(source, seq_len, share, bars)?,
-                (_, None) => unreachable!("a text is read"),
-            };
-            if let (Some(runs), Some(evaluation)) = (&runs, &args.eval)
-                && runs.first_shared(&windows).is_some()
+        let mut read = Sources { args, parts: vec![None; sources.len()], sources, shares, seq_len, evaluation };
+        for i in 0..read.sources.len() {
+            if let Some(reader) = &reader
+                && read.shares[i] > 0
+                && !is_own(&read.sources[i])
             {
-                let (source_name, evaluation) = (source.name.clone(), evaluation.clone());
-                return Err(calib_data::Error::Overlap { source_name, evaluation, run: RUN.min(seq_len) }.into());
+                let windows = reader.windows(&read.sources[i], seq_len, read.shares[i], bars)?;
+                read.take(i, windows)?;
             }
-            parts[i] = Some(windows);
         }
-        let used = sources.iter().zip(&parts);
+        Ok(read)
+    }
+
+    /// Which text it is, by what it is written from and by what is in it.
+    pub fn description(&self) -> Value {
+        let parts = self.sources.iter().zip(&self.shares).zip(&self.parts);
+        let parts = parts.map(|((source, share), part)| {
+            json!({ "source": source.name, "windows": share, "content": part.as_ref().map(sum_of_windows) })
+        });
+        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed })
+    }
+
+    /// Lets the model write its part, as far as `store` does not have it.
+    pub fn complete(mut self, checkpoint: &dyn Checkpoint, store: &mut dyn Store, bars: &mut Bars) -> Result<Texts> {
+        for i in 0..self.sources.len() {
+            if is_own(&self.sources[i]) && self.shares[i] > 0 {
+                let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed: self.args.seed };
+                let windows = block_on(write_windows(CandleOps::default(), checkpoint, text, bars, store))?;
+                bars.clear();
+                self.take(i, windows)?;
+            }
+        }
+        let used = self.sources.iter().zip(&self.parts);
         let sources = used.map(|(source, part)| (source.name.clone(), part.as_ref().map_or(0, TokenWindows::len)));
         let sources = sources.collect();
-        let parts: Vec<_> = parts.into_iter().flatten().collect();
+        let parts: Vec<_> = self.parts.into_iter().flatten().collect();
         Ok(Texts { calibration: TokenWindows::joined(&parts), sources })
     }
+
+    fn take(&mut self, i: usize, windows: TokenWindows) -> Result<()> {
+        if let Some((evaluation, runs)) = &self.evaluation
+            && runs.first_shared(&windows).is_some()
+        {
+            let (source_name, evaluation) = (self.sources[i].name.clone(), evaluation.clone());
+            return Err(calib_data::Error::Overlap { source_name, evaluation, run: RUN.min(self.seq_len) }.into());
+        }
+        self.parts[i] = Some(windows);
+        Ok(())
+    }
+}
+
+fn is_own(source: &Source) -> bool {
+    source.place == Place::Myself
 }
 
 /// Reads texts as this model does.

@@ -30,6 +30,16 @@ pub struct SafetensorsWriter {
 impl SafetensorsWriter {
     /// Begins the file with what it will hold: names, number types and shapes.
     pub fn create(path: &Path, tensors: &[(String, Dtype, Vec<usize>)]) -> Result<SafetensorsWriter> {
+        let name = path.file_name().expect("a path to a file").to_string_lossy();
+        SafetensorsWriter::begin(path, path.with_file_name(format!(".{name}.{}.tmp", std::process::id())), tensors)
+    }
+
+    /// The same for a path that is a temporary one already.
+    pub fn create_staged(path: &Path, tensors: &[(String, Dtype, Vec<usize>)]) -> Result<SafetensorsWriter> {
+        SafetensorsWriter::begin(path, path.into(), tensors)
+    }
+
+    fn begin(path: &Path, temporary: PathBuf, tensors: &[(String, Dtype, Vec<usize>)]) -> Result<SafetensorsWriter> {
         let mut sorted: Vec<_> = tensors.iter().collect();
         sorted.sort_by(|(a, at, _), (b, bt, _)| stored(*bt).cmp(&stored(*at)).then_with(|| a.cmp(b)));
         let mut end = 0;
@@ -56,8 +66,6 @@ impl SafetensorsWriter {
             .collect();
         assert_eq!(missing.len(), tensors.len(), "SafetensorsWriter: a name stands there twice");
 
-        let name = path.file_name().expect("a path to a file").to_string_lossy();
-        let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
         let io = |action, source| Error::Io { action, path: path.into(), source };
         let file = File::create(&temporary).map_err(|e| io("create", e))?;
         let mut writer = SafetensorsWriter {
@@ -106,9 +114,8 @@ impl SafetensorsWriter {
         assert!(self.missing.is_empty(), "SafetensorsWriter: not written: {:?}", self.missing.keys());
         let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
         let file = self.file.take().expect("open until finished");
-        let file = file.into_inner().map_err(|e| io(e.into_error()))?;
-        file.sync_all().map_err(io)?;
-        drop(file);
+        // Closed before it is renamed, which Windows wants.
+        file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
         fs::rename(&self.temporary, &self.path).map_err(io)?;
         self.finished = true;
         Ok(())

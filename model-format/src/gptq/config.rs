@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::rules::{Change, Rules, is_known_width};
 use crate::{Error, Result, decoder_config::ConfigJson};
 
 /// `quantization_config` of config.json, which is also quantize_config.json.
@@ -23,6 +24,8 @@ pub struct GptqConfig {
     pub v2: bool,
     /// Whether lm_head is quantized too.
     pub lm_head: bool,
+    /// Which modules are quantized otherwise, or not at all.
+    pub rules: Rules,
 }
 
 impl GptqConfig {
@@ -53,7 +56,7 @@ impl GptqConfig {
             other => return Err(bad("quant_method", "`gptq`", other.into())),
         }
         let bits = config.usize("bits")?;
-        if !matches!(bits, 2 | 3 | 4 | 8) {
+        if !is_known_width(bits) {
             return Err(bad("bits", "2, 3, 4 or 8", bits.to_string()));
         }
         let group_size = match config.value.get("group_size").and_then(Value::as_i64) {
@@ -81,12 +84,28 @@ impl GptqConfig {
             damp_percent: config.f64_or("damp_percent", 0.01)?,
             v2,
             lm_head: config.bool_or("lm_head", false)?,
+            rules: Rules::read(config)?,
+        })
+    }
+
+    /// The configuration of one module, as its rules have it. Of one that is skipped it is that of the others: whether a
+    /// module is quantized, its tensors say.
+    pub fn of_module(&self, module: &str) -> Result<GptqConfig> {
+        let base = GptqConfig { rules: Rules::default(), ..self.clone() };
+        Ok(match self.rules.change_of(module)? {
+            None | Some(Change::Skip) => base,
+            Some(Change::Settings { bits, group_size, sym }) => GptqConfig {
+                bits: bits.unwrap_or(base.bits),
+                group_size: group_size.unwrap_or(base.group_size),
+                sym: sym.unwrap_or(base.sym),
+                ..base
+            },
         })
     }
 
     /// The object for `quantization_config` and quantize_config.json, in the words of AutoGPTQ.
     pub fn to_json(&self) -> Map<String, Value> {
-        let fields = json!({
+        let mut fields = json!({
             "bits": self.bits,
             "group_size": self.group_size.map_or(json!(-1), |size| json!(size)),
             "desc_act": self.desc_act,
@@ -100,8 +119,16 @@ impl GptqConfig {
             "quant_method": "gptq",
             "checkpoint_format": if self.v2 { "gptq_v2" } else { "gptq" },
         });
+        if !self.rules.0.is_empty() {
+            fields["dynamic"] = self.rules.to_json();
+        }
         let Value::Object(fields) = fields else { unreachable!("json! of an object") };
         fields
+    }
+
+    /// What the number of rows and that of columns must be a multiple of, so that codes fill whole words.
+    pub fn multiple(&self) -> usize {
+        if self.bits == 3 { 32 } else { 32 / self.bits }
     }
 
     /// Groups in a row of `cols` inputs; the last may be ragged.

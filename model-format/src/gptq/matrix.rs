@@ -38,6 +38,7 @@ impl GptqMatrix {
         if checkpoint.info(&qweight_name).is_none() {
             return Ok(None);
         }
+        let config = &config.of_module(module)?;
         let reader = Reader { checkpoint, module };
         let (shape, qweight) = reader.words("qweight")?;
         let [words_k, rows] = shape[..] else { return Err(reader.wrong_shape("qweight", &shape, &[0, 0])) };
@@ -98,6 +99,7 @@ impl GptqMatrix {
         if info("qweight").is_none() {
             return Ok(false);
         }
+        let config = &config.of_module(module)?;
         let reader = Reader { checkpoint, module };
         let groups = config.groups(cols);
         for (part, shape) in [
@@ -117,12 +119,12 @@ impl GptqMatrix {
     }
 
     /// The four tensors, named `MODULE.qweight` and so on, with shape and little-endian bytes, for a safetensors file.
+    /// `config` is that [of the module](GptqConfig::of_module).
     ///
-    /// Panics where codes do not fit whole words (the bits do not divide 32, or N or K is no multiple of `32 / bits`), and on a zero of 0 in version
-    /// 1, which every reader understands differently.
+    /// Panics where codes do not fill whole words (N or K is no multiple of [`GptqConfig::multiple`]), and on a zero of 0
+    /// in version 1, which every reader understands differently.
     pub fn to_tensors(&self, config: &GptqConfig, module: &str) -> Vec<(String, HostTensor<'static>)> {
         let groups = self.groups();
-        let per_word = 32 / config.bits;
         let name = |part: &str| format!("{module}.{part}");
         let tensor = |shape: [usize; 2], words: Vec<u32>| HostTensor {
             dtype: Dtype::I32,
@@ -130,7 +132,7 @@ impl GptqMatrix {
             bytes: Cow::Owned(words.iter().flat_map(|w| w.to_le_bytes()).collect()),
         };
 
-        let qweight = transpose(self.cols / per_word, &pack_rows(config.bits, self.cols, &self.codes));
+        let qweight = transpose(words(config.bits, self.cols), &pack_rows(config.bits, self.cols, &self.codes));
         let stored: Vec<u8> = self
             .zeros
             .iter()
@@ -142,8 +144,8 @@ impl GptqMatrix {
         let qzeros = pack_rows(config.bits, self.rows, &transpose(groups, &stored));
         let scales = transpose(groups, &self.scales);
         vec![
-            (name("qweight"), tensor([self.cols / per_word, self.rows], qweight)),
-            (name("qzeros"), tensor([groups, self.rows / per_word], qzeros)),
+            (name("qweight"), tensor([words(config.bits, self.cols), self.rows], qweight)),
+            (name("qzeros"), tensor([groups, words(config.bits, self.rows)], qzeros)),
             (
                 name("scales"),
                 HostTensor {

@@ -6,9 +6,11 @@
 
 mod config;
 mod matrix;
+mod rules;
 mod to_format;
 mod words;
 
 pub use config::GptqConfig;
 pub use matrix::GptqMatrix;
+pub use rules::{Change, Rule, Rules};
 pub use to_format::Refit;

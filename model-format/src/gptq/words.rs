@@ -1,14 +1,22 @@
 //! Codes in 32-bit words, the lowest bits first: the one packing that both `qweight` and `qzeros` use. Codes of 3 bits run
 //! across the words, 32 of them in three.
 
-/// Codes `[a, b]` along the second axis into words `[a, b / per_word]`. The bits must divide a word.
+/// Codes `[a, b]` along the second axis into words `[a, b * bits / 32]`. They must fill whole words.
 pub(super) fn pack_rows(bits: usize, cols: usize, codes: &[u8]) -> Vec<u32> {
-    let per_word = 32 / bits;
-    assert_eq!(cols % per_word, 0, "GPTQ packs {per_word} codes to a word: {cols} is not a multiple");
-    codes
-        .chunks_exact(per_word)
-        .map(|codes| codes.iter().rev().fold(0, |word, &code| word << bits | u32::from(code)))
-        .collect()
+    assert_eq!(cols * bits % 32, 0, "GPTQ packs {bits} bits to a word: {cols} of them do not fill whole words");
+    let mut packed = Vec::with_capacity(codes.len() * bits / 32);
+    // A row fills whole words, so that rows need no ends.
+    let (mut word, mut count) = (0u64, 0);
+    for &code in codes {
+        word |= u64::from(code) << count;
+        count += bits;
+        if count >= 32 {
+            packed.push(word as u32);
+            word >>= 32;
+            count -= 32;
+        }
+    }
+    packed
 }
 
 /// The codes of rows of words, as many as fit whole into each row of `row_words`.

@@ -3,6 +3,14 @@
 //! [`Gpu`] opens a device, [`Buffer`] is memory on it, a [`Recorder`] collects dispatches and submits them in one pass,
 //! and reading a buffer back is the only thing that waits. Start with `recorder.rs`.
 
+#![cfg_attr(
+    target_arch = "wasm32",
+    expect(
+        clippy::arc_with_non_send_sync,
+        reason = "a browser's objects belong to one thread, and natively it is several"
+    )
+)]
+
 mod adapter;
 mod buffer;
 mod device;

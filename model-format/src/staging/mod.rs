@@ -6,25 +6,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use model_format::Error as FormatError;
+pub use journal::{Finished, sum_of_file};
 
-use crate::{
-    Error, Result,
-    journal::{Finished, Journal},
-};
+use crate::{Error, Result};
+use journal::Journal;
 
-const PREFIX: &str = ".weight-convert-";
+mod journal;
+
 const SUFFIX: &str = ".tmp";
 /// Held by the process that writes to a folder.
 const LOCK: &str = "lock";
 
-/// Files that make a folder look whole. They are renamed last, in this order, and those of an earlier conversion are
-/// removed before anything else is.
-const MARKERS: [&str; 4] = ["tensor-cache-b16.json", "ndarray-cache.json", "tensor-cache.json", "mlc-chat-config.json"];
+/// Who writes to a folder, and what.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// The program; temporary files bear its name.
+    pub program: &'static str,
+    /// Files that make a folder look whole. They are renamed last, in this order, and older ones are removed before
+    /// anything else is.
+    pub markers: &'static [&'static str],
+}
 
 /// A folder with files being written under temporary names. Dropped before [`Staging::commit`], it leaves nothing behind,
 /// unless it is to be [kept](Staging::keep) for the next process.
-pub(crate) struct Staging {
+pub struct Staging {
+    layout: Layout,
     folder: PathBuf,
     /// The outermost folder that had to be made.
     made: Option<PathBuf>,
@@ -37,12 +43,12 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// Makes `folder` where it is not there.
-    pub(crate) fn new(folder: &Path) -> Result<Staging> {
+    pub fn new(folder: &Path, layout: Layout) -> Result<Staging> {
         let made = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).last();
         fs::create_dir_all(folder).map_err(|e| io("create", folder, e))?;
         let made = made.map(Path::to_path_buf);
         let mut staging =
-            Staging { folder: folder.into(), made, files: Vec::new(), journal: None, lock: None, keep: false };
+            Staging { layout, folder: folder.into(), made, files: Vec::new(), journal: None, lock: None, keep: false };
         let path = staging.temporary(LOCK);
         let lock = File::create(&path).map_err(|e| io("create", &path, e))?;
         // Another error is that of a file system without locks, where nothing is known of others.
@@ -55,50 +61,56 @@ impl Staging {
         Ok(staging)
     }
 
-    /// The same, to go on with what a process that was ended has left, if it did the same work: `fingerprint` tells. What
-    /// another work has left is cleared away. The second result is the shards that are finished.
-    pub(crate) fn resumed(folder: &Path, fingerprint: &str) -> Result<(Staging, Vec<Finished>)> {
-        let mut staging = Staging::new(folder)?;
-        let path = staging.temporary(Journal::NAME);
+    /// The fingerprint of what a process that was ended has left, if anything.
+    pub fn left(&self) -> Option<String> {
+        Journal::fingerprint(&self.temporary(Journal::NAME))
+    }
+
+    /// Goes on with what a process that was ended has left, if it did the same work: `fingerprint`, one line, tells. What
+    /// another work has left is cleared away. The files that are finished.
+    pub fn resume(&mut self, fingerprint: &str) -> Result<Vec<Finished>> {
+        let path = self.temporary(Journal::NAME);
         let mut finished = Journal::read(&path, fingerprint);
-        finished.retain(|shard| staging.is_there(shard));
-        let kept: Vec<String> = finished.iter().map(|shard| staging.temporary_name(&shard.name)).collect();
-        for entry in fs::read_dir(folder).map_err(|e| io("list", folder, e))? {
-            let entry = entry.map_err(|e| io("list", folder, e))?;
+        finished.retain(|file| self.is_there(file));
+        let kept: Vec<String> = finished.iter().map(|file| self.temporary_name(&file.name)).collect();
+        let prefix = self.temporary_name("").replace(SUFFIX, "");
+        for entry in fs::read_dir(&self.folder).map_err(|e| io("list", &self.folder, e))? {
+            let entry = entry.map_err(|e| io("list", &self.folder, e))?;
             let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX)) else {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX)) else {
                 continue;
             };
-            if !kept.iter().any(|kept| kept == name) && name != staging.temporary_name(LOCK) {
+            if !kept.iter().any(|kept| kept == name) && name != self.temporary_name(LOCK) {
                 fs::remove_file(entry.path()).map_err(|e| io("clear", &entry.path(), e))?;
             }
         }
-        staging.files = finished.iter().map(|shard| shard.name.clone()).collect();
-        staging.journal = Some(Journal::begin(&path, fingerprint, &finished).map_err(|e| io("write", &path, e))?);
-        Ok((staging, finished))
+        self.files = finished.iter().map(|file| file.name.clone()).collect();
+        self.journal = Some(Journal::begin(&path, fingerprint, &finished).map_err(|e| io("write", &path, e))?);
+        Ok(finished)
     }
 
-    /// Whether a finished shard is still what it was. One that has its name already, because the process was ended while
+    /// Whether a finished file is still what it was. One that has its name already, because the process was ended while
     /// files were being renamed, gets its temporary name again.
-    fn is_there(&self, shard: &Finished) -> bool {
-        let (temporary, path) = (self.temporary(&shard.name), self.folder.join(&shard.name));
-        let whole = MARKERS.iter().any(|marker| self.folder.join(marker).exists());
-        if !temporary.exists() && !whole && shard.is(&path) {
+    fn is_there(&self, file: &Finished) -> bool {
+        let (temporary, path) = (self.temporary(&file.name), self.folder.join(&file.name));
+        let whole = self.layout.markers.iter().any(|marker| self.folder.join(marker).exists());
+        if !temporary.exists() && !whole && file.is(&path) {
             return fs::rename(&path, &temporary).is_ok();
         }
-        shard.is(&temporary)
+        file.is(&temporary)
     }
 
     fn temporary_name(&self, name: &str) -> String {
-        format!("{PREFIX}{name}{SUFFIX}")
+        format!(".{}-{name}{SUFFIX}", self.layout.program)
     }
 
-    fn temporary(&self, name: &str) -> PathBuf {
+    /// Where a file lies until it gets its name.
+    pub fn temporary(&self, name: &str) -> PathBuf {
         self.folder.join(self.temporary_name(name))
     }
 
     /// Begins a file that will be called `name`.
-    pub(crate) fn create(&mut self, name: &str) -> Result<StagedFile> {
+    pub fn create(&mut self, name: &str) -> Result<StagedFile> {
         let path = self.folder.join(name);
         let file = File::create(self.temporary(name)).map_err(|e| io("create", &path, e))?;
         self.files.push(name.to_owned());
@@ -106,46 +118,47 @@ impl Staging {
     }
 
     /// A whole small file.
-    pub(crate) fn write(&mut self, name: &str, content: &[u8]) -> Result<()> {
+    pub fn write(&mut self, name: &str, content: &[u8]) -> Result<()> {
         let mut file = self.create(name)?;
         file.write(content)?;
         file.finish()
     }
 
-    /// Notes that a shard is complete and on the disk, for whoever goes on after this process.
-    pub(crate) fn finished(&mut self, shard: &Finished) -> Result<()> {
+    /// Takes up a file that somebody else writes at [`Staging::temporary`].
+    pub fn adopt(&mut self, name: &str) {
+        self.files.push(name.to_owned());
+    }
+
+    /// Notes that a file is complete and on the disk, for whoever goes on after this process.
+    pub fn finished(&mut self, file: &Finished) -> Result<()> {
         match &mut self.journal {
-            Some(journal) => Ok(journal.add(shard).map_err(|e| io("write", &self.folder, e))?),
+            Some(journal) => journal.add(file).map_err(|e| io("write", &self.folder, e)),
             None => Ok(()),
         }
     }
 
     /// Leaves what is finished to the next process.
-    pub(crate) fn keep(&mut self) {
+    pub fn keep(&mut self) {
         self.keep = self.journal.as_ref().is_some_and(|journal| journal.len() > 0);
     }
 
-    /// Gives all files their names, the markers last. Shards of an earlier conversion that are not replaced are removed
-    /// when this one has shards.
-    pub(crate) fn commit(mut self) -> Result<()> {
-        let mut files = std::mem::take(&mut self.files);
-        files.sort_by_key(|name| MARKERS.iter().position(|marker| marker == name).map_or(0, |i| i + 1));
+    /// Gives files their names, the markers last, after removing files of the folder that are `old`. Those that were
+    /// `only_until_now` are removed instead.
+    pub fn commit(mut self, old: impl Fn(&str) -> bool, only_until_now: impl Fn(&str) -> bool) -> Result<()> {
+        let markers = self.layout.markers;
+        let (parts, mut files): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.files).into_iter().partition(|name| only_until_now(name));
+        files.sort_by_key(|name| markers.iter().position(|marker| marker == name).map_or(0, |i| i + 1));
         // From here on the folder is no longer what it was, and what is finished stays.
         self.made = None;
         self.keep = true;
-        let replaces_weights = files.iter().any(|name| is_shard(name));
-        for marker in MARKERS {
-            if files.iter().any(|name| name == marker) || (replaces_weights && marker != MARKERS[3]) {
-                remove(&self.folder.join(marker))?;
-            }
+        for marker in markers.iter().filter(|marker| old(marker)) {
+            remove(&self.folder.join(marker))?;
         }
-        if replaces_weights {
-            let entries = fs::read_dir(&self.folder).map_err(|e| io("list", &self.folder, e))?;
-            for entry in entries {
-                let entry = entry.map_err(|e| io("list", &self.folder, e))?;
-                if entry.file_name().to_str().is_some_and(is_shard) {
-                    remove(&entry.path())?;
-                }
+        for entry in fs::read_dir(&self.folder).map_err(|e| io("list", &self.folder, e))? {
+            let entry = entry.map_err(|e| io("list", &self.folder, e))?;
+            if entry.file_name().to_str().is_some_and(&old) {
+                remove(&entry.path())?;
             }
         }
         for name in files {
@@ -153,6 +166,7 @@ impl Staging {
             fs::rename(self.temporary(&name), &path).map_err(|e| io("write", &path, e))?;
         }
         self.keep = false;
+        self.files = parts;
         Ok(())
     }
 }
@@ -166,7 +180,10 @@ impl Drop for Staging {
         };
         if !self.keep {
             self.files.iter().for_each(|name| clear(name));
-            clear(Journal::NAME);
+            // What was not taken up is another's.
+            if self.journal.is_some() {
+                clear(Journal::NAME);
+            }
         }
         if had_lock {
             clear(LOCK);
@@ -183,42 +200,50 @@ impl Drop for Staging {
 }
 
 /// A file under its temporary name.
-pub(crate) struct StagedFile {
+pub struct StagedFile {
     file: File,
     /// What it will be called, for messages.
     path: PathBuf,
 }
 
 impl StagedFile {
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| io("write", &self.path, e).into())
+    /// Adds to it.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| io("write", &self.path, e))
     }
 
     /// The content is complete and on the disk.
-    pub(crate) fn finish(self) -> Result<()> {
-        self.file.sync_all().map_err(|e| io("write", &self.path, e).into())
+    pub fn finish(self) -> Result<()> {
+        self.file.sync_all().map_err(|e| io("write", &self.path, e))
     }
-}
-
-fn is_shard(name: &str) -> bool {
-    name.starts_with("params_shard_") && name.ends_with(".bin")
 }
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("replace", path, e).into()),
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("replace", path, e)),
         _ => Ok(()),
     }
 }
 
-fn io(action: &'static str, path: &Path, source: std::io::Error) -> FormatError {
-    FormatError::Io { action, path: path.into(), source }
+fn io(action: &'static str, path: &Path, source: std::io::Error) -> Error {
+    Error::Io { action, path: path.into(), source }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::sum_of_file;
+
+    const LAYOUT: Layout = Layout { program: "test", markers: &["tensor-cache.json"] };
+
+    fn is_old(name: &str) -> bool {
+        name.starts_with("params_shard_") || name == "tensor-cache.json"
+    }
+
+    fn resumed(folder: &Path) -> (Staging, Vec<Finished>) {
+        let mut staging = Staging::new(folder, LAYOUT).unwrap();
+        let finished = staging.resume("work").unwrap();
+        (staging, finished)
+    }
 
     const SHARDS: [&str; 3] = ["params_shard_0.bin", "params_shard_1.bin", "params_shard_2.bin"];
 
@@ -233,12 +258,12 @@ mod tests {
         for name in ["params_shard_0.bin", "params_shard_7.bin", "tensor-cache.json"] {
             fs::write(folder.join(name), "old").unwrap();
         }
-        let (mut staging, finished) = Staging::resumed(folder, "work").unwrap();
+        let (mut staging, finished) = resumed(folder);
         assert!(finished.is_empty());
         for name in SHARDS {
             staging.write(name, name.as_bytes()).unwrap();
-            let md5sum = sum_of_file(&staging.temporary(name)).unwrap();
-            staging.finished(&Finished { name: name.into(), nbytes: name.len() as u64, md5sum }).unwrap();
+            let finished = Finished::of_file(name, &staging.temporary(name)).unwrap();
+            staging.finished(&finished).unwrap();
         }
         staging.write("tensor-cache.json", b"new").unwrap();
         staging
@@ -259,10 +284,10 @@ mod tests {
             }
             end(staging);
 
-            let (mut staging, finished) = Staging::resumed(folder.path(), "work").unwrap();
+            let (mut staging, finished) = resumed(folder.path());
             assert_eq!(finished.len(), 3, "{renamed}");
             staging.write("tensor-cache.json", b"new").unwrap();
-            staging.commit().unwrap();
+            staging.commit(is_old, |_| false).unwrap();
             let mut names: Vec<_> = fs::read_dir(folder.path())
                 .unwrap()
                 .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -284,7 +309,7 @@ mod tests {
             fs::rename(staging.temporary(name), folder.path().join(name)).unwrap();
         }
         end(staging);
-        let (staging, finished) = Staging::resumed(folder.path(), "work").unwrap();
+        let (staging, finished) = resumed(folder.path());
         assert!(finished.is_empty());
         drop(staging);
         assert_eq!(fs::read(folder.path().join("tensor-cache.json")).unwrap(), b"old");

@@ -1,0 +1,76 @@
+//! [`Speeds`]: how fast this machine does the kinds of work there are, found out with small pieces of it.
+
+use std::time::Instant;
+
+use faer::Mat;
+use model_format::{DecoderConfig, Role, Weight};
+use ndarray::Array2;
+
+use crate::{Calibrate, Result, Settings, TokenWeight, gptq::quantize, work::solve_cost};
+
+/// Tokens of a piece.
+const TOKENS: usize = 512;
+
+/// Inputs of a matrix that is solved for a trial.
+const SOLVED_COLS: usize = 1024;
+
+/// Multiplications per second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Speeds {
+    /// Of activations with a matrix.
+    pub(crate) forward: f64,
+    /// Of activations with themselves.
+    pub(crate) gram: f64,
+    /// In solving a matrix, as [`solve_cost`] counts them.
+    pub(crate) solve: f64,
+}
+
+impl Speeds {
+    /// Takes about a second.
+    pub(crate) async fn measure<O: Calibrate>(
+        ops: &mut O,
+        config: &DecoderConfig,
+        settings: &Settings,
+    ) -> Result<Speeds> {
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+        let data = |len: usize| (0..len).map(|i| ((i * 7919) % 251) as f32 / 251.0 - 0.5).collect::<Vec<_>>();
+        let matrix = Weight::F32 { shape: vec![hidden, inner], data: data(hidden * inner) };
+        let matrix = ops.upload_matrix(Role::Down(0), matrix)?;
+        let x = ops.upload(TOKENS, inner, &data(TOKENS * inner))?;
+        let h = ops.upload(TOKENS, hidden, &data(TOKENS * hidden))?;
+        let (mut forward, mut gram) = (0.0, 0.0);
+        // The first time is for compiling, and for memory that is new.
+        for _ in 0..2 {
+            let begun = Instant::now();
+            let y = ops.linear(&x, &matrix);
+            ops.read(&y).await?;
+            forward = (TOKENS * hidden * inner) as f64 / begun.elapsed().as_secs_f64();
+
+            let mut times = [0.0; 2];
+            for (time, pieces) in times.iter_mut().zip([1, 5]) {
+                let mut sums = ops.new_sums(hidden, TokenWeight::PLAIN.in_windows(TOKENS), false)?;
+                let begun = Instant::now();
+                for _ in 0..pieces {
+                    ops.add(&mut sums, &h, None).await?;
+                }
+                ops.finish(sums).await?;
+                *time = begun.elapsed().as_secs_f64();
+            }
+            // What it takes to read the sums is not a piece's.
+            gram = 4.0 * (TOKENS * hidden * hidden) as f64 / 2.0 / (times[1] - times[0]).max(times[1] / 10.0);
+        }
+        Ok(Speeds { forward, gram, solve: measure_solve(hidden.min(SOLVED_COLS), settings) })
+    }
+}
+
+fn measure_solve(cols: usize, settings: &Settings) -> f64 {
+    // Enough rows for every thread.
+    let rows = crate::gptq::ROWS * rayon::current_num_threads();
+    let weights = Array2::from_shape_fn((rows, cols), |(n, k)| ((n * 7919 + k * 104_729) % 1009) as f32 / 1009.0 - 0.5);
+    let hessian = Mat::from_fn(cols, cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
+    let drift = (settings.matrix.gptaq_alpha != 0.0).then(|| Mat::from_fn(cols, cols, |i, j| hessian[(i, j)] * 0.01));
+    let begun = Instant::now();
+    let quantized = quantize(weights.view(), &hessian, drift.as_ref(), &settings.matrix);
+    quantized.relative_error(weights.view(), &hessian);
+    solve_cost(rows, cols) / begun.elapsed().as_secs_f64()
+}

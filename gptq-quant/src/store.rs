@@ -1,0 +1,35 @@
+//! [`Store`]: where results of a long run go, piece by piece, and where a run that goes on finds those of the one before.
+
+use model_format::Param;
+
+use crate::{MatrixReport, Quantized, Result};
+
+/// Where results go. [`CheckpointWriter`](crate::CheckpointWriter) is one that outlives the process; a closure takes
+/// matrices and has none.
+pub trait Store {
+    /// The values `[rows, cols]` of a matrix that is done.
+    fn values(&mut self, param: &Param) -> Result<Option<Vec<f32>>> {
+        let _ = param;
+        Ok(None)
+    }
+
+    /// Takes a matrix.
+    fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<()>;
+
+    /// The windows of calibration text that the model has written, in their order.
+    fn text(&mut self) -> Result<Vec<Vec<u32>>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes more of them.
+    fn add_text(&mut self, windows: &[Vec<u32>]) -> Result<()> {
+        let _ = windows;
+        Ok(())
+    }
+}
+
+impl<F: FnMut(&Param, &Quantized) -> Result<()>> Store for F {
+    fn add(&mut self, param: &Param, quantized: &Quantized, _report: &MatrixReport) -> Result<()> {
+        self(param, quantized)
+    }
+}

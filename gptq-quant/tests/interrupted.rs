@@ -1,0 +1,265 @@
+//! Runs that are ended: the same command goes on, and ends in the same bytes as one that nobody disturbed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use calib_data::TokenWindows;
+use gptq_quant::{
+    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Run, Settings, check_weights, quantize_layers,
+    run::sum_of_windows,
+};
+use infer_core::{block_on, ops::candle::CandleOps};
+use model_format::SafetensorsCheckpoint;
+
+fn testdata(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
+}
+
+/// All files below a folder.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        files.insert(path.file_name().unwrap().into(), std::fs::read(&path).unwrap());
+    }
+    files
+}
+
+/// The files that are not in both, or not the same.
+fn differing(a: &BTreeMap<PathBuf, Vec<u8>>, b: &BTreeMap<PathBuf, Vec<u8>>) -> String {
+    let names: BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    let names = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
+    names
+        .map(|name| format!("{} {:?} {:?}\n", name.display(), a.get(name).map(Vec::len), b.get(name).map(Vec::len)))
+        .collect()
+}
+
+/// Stops a run when a share of it is done.
+struct StopAt {
+    share: f64,
+    reached: f64,
+    solved: Vec<String>,
+}
+
+impl StopAt {
+    fn new(share: f64) -> StopAt {
+        StopAt { share, reached: 0.0, solved: Vec::new() }
+    }
+}
+
+impl Progress for StopAt {
+    fn wrote(&mut self, _done: usize, _total: usize) {}
+
+    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64) {
+        self.reached = fraction;
+    }
+
+    fn quantized(&mut self, report: &MatrixReport) {
+        self.solved.push(report.module.clone());
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.reached >= self.share
+    }
+}
+
+fn settings() -> Settings {
+    let options = Options::new(Grid { bits: 4, group_size: Some(32), sym: true });
+    let matrix = Options { gptaq_alpha: 1.0, refine: 1, ..options };
+    Settings { quantize_ends: true, ..Settings::new(matrix) }
+}
+
+/// Quantizes the tiny model, as far as `progress` lets it.
+fn quantize(out: &Path, settings: &Settings, progress: &mut StopAt) -> Result<(), Error> {
+    let checkpoint = SafetensorsCheckpoint::open(&testdata("arch/llama/hf")).unwrap();
+    let windows: Vec<Vec<u32>> = (0..24).map(|i| (0..24).map(|j| (i * 131 + j * 17 + i * j) % 512).collect()).collect();
+    let windows = TokenWindows::from_windows(&windows);
+    let mut writer = CheckpointWriter::create(&checkpoint, out, settings)?;
+    let text = serde_json::json!({ "content": sum_of_windows(&windows) });
+    writer.resume(&Run::new(&check_weights(&checkpoint)?, text, "the CPU", settings), false)?;
+    block_on(quantize_layers(CandleOps::default(), &checkpoint, &windows, settings, progress, &mut writer))?;
+    writer.finish()
+}
+
+#[test]
+fn stopped_at_every_fiftieth_part_it_loses_one_matrix_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
+    let mut undisturbed = StopAt::new(2.0);
+    quantize(&whole, &settings(), &mut undisturbed).unwrap();
+    let expected = contents(&whole);
+    assert_eq!(undisturbed.solved.len(), 9);
+
+    let (mut solved, mut stops) = (Vec::new(), 0);
+    for part in 1..=51 {
+        let mut progress = StopAt::new(if part == 51 { 2.0 } else { f64::from(part) / 50.0 });
+        match quantize(&pieces, &settings(), &mut progress) {
+            Ok(()) => {
+                assert!(stops > 20 && progress.solved.len() < 9, "{stops} stops");
+                solved.extend(progress.solved);
+                break;
+            }
+            Err(Error::Cancelled) => stops += 1,
+            Err(error) => panic!("{error}"),
+        }
+        assert!(!pieces.join("config.json").exists());
+        solved.extend(progress.solved);
+    }
+    // What was solved is never solved again.
+    assert_eq!(solved, undisturbed.solved);
+    assert_eq!(differing(&contents(&pieces), &expected), "");
+
+    for part in (1..50).step_by(7) {
+        let once = folder.path().join(format!("once{part}"));
+        let stopped = quantize(&once, &settings(), &mut StopAt::new(f64::from(part) / 50.0));
+        // After the last matrix there is nothing to stop.
+        assert!(matches!(stopped, Err(Error::Cancelled)) || part > 40, "{part}");
+        quantize(&once, &settings(), &mut StopAt::new(2.0)).unwrap();
+        assert_eq!(differing(&contents(&once), &expected), "", "{part}");
+    }
+}
+
+#[test]
+fn other_settings_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    quantize(&out, &settings(), &mut StopAt::new(0.6)).unwrap_err();
+    let other = Settings { matrix: Options { damp_percent: 0.02, ..settings().matrix }, ..settings() };
+    let error = quantize(&out, &other, &mut StopAt::new(2.0)).unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, Error::OtherRun { .. }), "{message}");
+    assert!(message.contains("`settings.matrix.damp_percent` was 0.01; now it is 0.02"), "{message}");
+    // And nothing is lost by having asked.
+    let mut progress = StopAt::new(2.0);
+    quantize(&out, &settings(), &mut progress).unwrap();
+    assert!(progress.solved.len() < 9);
+}
+
+/// A folder with the tiny model, a tokenizer of its size and a text.
+fn model(folder: &Path) {
+    std::fs::create_dir(folder.join("model")).unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(testdata("arch/llama/hf").join(file), folder.join("model").join(file)).unwrap();
+    }
+    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), folder.join("model/tokenizer.json")).unwrap();
+    std::fs::write(folder.join("text.txt"), "A text that is about nothing in particular, line by line. ".repeat(99))
+        .unwrap();
+}
+
+fn command(folder: &Path, out: &str, more: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gptq-quant"));
+    let mlc = format!("{out}-mlc");
+    command.current_dir(folder).args(["model", "-o", out, "--grid", "q4f16_1", "--device", "cpu", "--to-mlc", &mlc]);
+    command.args(["--conv-template", "chatml", "--calib", "text.txt", "--calib", "self", "--samples", "12"]);
+    command.args(["--seq-len", "32"]).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn run(folder: &Path, out: &str, more: &[&str]) -> Output {
+    command(folder, out, more).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn killed_at_fifty_points_it_ends_in_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    model(folder.path());
+    let begun = Instant::now();
+    let output = run(folder.path(), "whole", &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let whole = begun.elapsed();
+    let expected = [contents(&folder.path().join("whole")), contents(&folder.path().join("whole-mlc"))];
+
+    let mut state = 7u64;
+    let mut killed = 0;
+    while killed < 50 {
+        // Killed again and again until it happens to get through.
+        loop {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let wait = whole.mul_f64((state >> 40) as f64 / (1u64 << 24) as f64 * 1.1) + Duration::from_millis(1);
+            let mut child = command(folder.path(), "out", &[]).spawn().unwrap();
+            std::thread::sleep(wait);
+            let ended = child.try_wait().unwrap();
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            match ended {
+                None => killed += 1,
+                Some(status) => {
+                    assert!(status.success(), "{}", stderr(&output));
+                    break;
+                }
+            }
+        }
+        for (name, expected) in ["out", "out-mlc"].iter().zip(&expected) {
+            let path = folder.path().join(name);
+            assert_eq!(differing(&contents(&path), expected), "", "{name} after {killed} interruptions");
+            std::fs::remove_dir_all(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_is_made_is_not_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    model(folder.path());
+    assert!(run(folder.path(), "out", &[]).status.success());
+    let modified = |name: &str| std::fs::metadata(folder.path().join(name)).unwrap().modified().unwrap();
+    let before = modified("out/model.safetensors");
+    let again = run(folder.path(), "out", &[]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert!(String::from_utf8_lossy(&again.stdout).contains("is what this command makes"), "{again:?}");
+    assert_eq!(modified("out/model.safetensors"), before);
+    assert!(run(folder.path(), "out", &["--restart"]).status.success());
+    assert_ne!(modified("out/model.safetensors"), before);
+}
+
+/// Kills a run that has finished something.
+fn leave_something(folder: &Path, out: &str) {
+    let journal = folder.join(out).join(".gptq-quant-journal.tmp");
+    let mut child = command(folder, out, &[]).spawn().unwrap();
+    while std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it was to be stopped half-way");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn another_model_text_or_option_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    model(folder.path());
+    leave_something(folder.path(), "out");
+
+    let check = |more: &[&str], words: &[&str]| {
+        let output = run(folder.path(), "out", more);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for word in words.iter().chain(&["interrupted run", "--restart"]) {
+            assert!(text.contains(word), "`{word}` is not in: {text}");
+        }
+    };
+    check(&["--damp-percent", "0.05"], &["`settings.matrix.damp_percent`", "0.05"]);
+    check(&["--seed", "1"], &["`text.sources.0.content`"]);
+    let text = folder.path().join("text.txt");
+    let old = std::fs::read(&text).unwrap();
+    std::fs::write(&text, "Another text that is about nothing, line by line. ".repeat(99)).unwrap();
+    check(&[], &["`text.sources.0.content`"]);
+    std::fs::write(&text, old).unwrap();
+    let weights = folder.path().join("model/model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let last = bytes.len() - 2;
+    bytes[last] ^= 1;
+    std::fs::write(&weights, &bytes).unwrap();
+    check(&[], &["`model`"]);
+
+    let output = run(folder.path(), "out", &["--restart"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}

@@ -1,0 +1,254 @@
+// From the network to the browser's storage: everything that can happen on the way.
+
+import assert from 'node:assert/strict';
+import { createHash } from 'node:crypto';
+import { readFile, readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { PATIENCE, ask, choose, inBrowser, loaded, noticeText, show, started, until } from './browser.mjs';
+import { MODELS, shardedModel, tinyModel } from './models.mjs';
+import { serve } from './server.mjs';
+
+const DIST = new URL('../dist/', import.meta.url).pathname;
+const SETTINGS = { temperature: 0, max_tokens: 4 };
+const options = { timeout: 4 * PATIENCE };
+let server;
+let shards;
+
+before(async () => {
+  await tinyModel();
+  const folder = await shardedModel();
+  shards = (await readdir(folder)).filter((name) => name.endsWith('.bin')).sort();
+  assert.ok(shards.length >= 4, `the model has ${shards.length} shards`);
+  server = await serve({ '/': DIST, '/models/': `${MODELS}/` });
+});
+after(() => server.close());
+
+function requested(name) {
+  return server.requests.filter(({ path }) => path.endsWith(`/${name}`));
+}
+
+/** The bytes of the storage's copies against the server's. */
+async function assertKept(page, from, model) {
+  const folder = join(MODELS, model);
+  for (const name of shards) {
+    const expected = await readFile(join(folder, name));
+    const kept = await page.evaluate(async ([id, file]) => {
+      const models = await (await navigator.storage.getDirectory()).getDirectoryHandle('models');
+      const bytes = await (await (await (await models.getDirectoryHandle(encodeURIComponent(id))).getFileHandle(file)).getFile()).arrayBuffer();
+      const hash = await crypto.subtle.digest('SHA-256', bytes);
+      return [...new Uint8Array(hash)].map((byte) => byte.toString(16).padStart(2, '0')).join('');
+    }, [`${from.origin}/models/${model}`, name]);
+    assert.equal(kept, createHash('sha256').update(expected).digest('hex'), name);
+  }
+}
+
+test('a model is downloaded, kept, loaded again with nothing to ask, and deleted', options, async () => {
+  const server = await serve({ '/': DIST, '/models/': `${MODELS}/` });
+  await inBrowser(server, { settings: SETTINGS }, async (page) => {
+    assert.match(await page.locator('#storage').innerText(), /used, .* free for this page/);
+    await choose(page, server, 'sharded');
+    await loaded(page);
+    await assertKept(page, server, 'sharded');
+    const first = await (await ask(page, 'Hello')).locator('.body').innerText();
+
+    // Page and model come from what is kept: there is no server any more.
+    await page.evaluate(() => navigator.serviceWorker.ready);
+    server.close();
+    await page.reload();
+    await started(page);
+    await loaded(page);
+    const again = await (await ask(page, 'Hello')).locator('.body').innerText();
+    assert.equal(again, first);
+
+    await show(page, 'models');
+    const card = page.locator('#kept li');
+    assert.match(await card.innerText(), /MB, loaded/);
+    await card.getByRole('button', { name: /^Delete/ }).click();
+    await page.getByText('Nothing yet.').waitFor();
+    assert.match(await page.locator('#model-state').innerText(), /No model/);
+    assert.ok(await page.locator('#composer-text').isDisabled());
+    const left = await page.evaluate(async () => {
+      const models = await (await navigator.storage.getDirectory()).getDirectoryHandle('models');
+      return Array.fromAsync(models.keys());
+    });
+    assert.deepEqual(left, []);
+  });
+});
+
+test('a download is paused, survives the page, and goes on where it was', options, async () => {
+  await inBrowser(server, {}, async (page) => {
+    server.faults.bytesPerSecond = 400_000;
+    await choose(page, server, 'sharded');
+    await until(page, () => document.querySelector('#transfer-bar').value > 0.1);
+    assert.match(await page.locator('#transfer-text').innerText(), /Downloading .* of .* MB, .* MB\/s, .* left/);
+    await page.getByRole('button', { name: 'Pause' }).click();
+    assert.match(await noticeText(page, 'models'), /paused/);
+    const card = page.locator('#kept li');
+    assert.match(await card.innerText(), / of /);
+
+    await page.reload();
+    await started(page);
+    delete server.faults.bytesPerSecond;
+    server.requests.length = 0;
+    await card.getByRole('button', { name: /^Go on/ }).click();
+    await loaded(page);
+    assert.ok(server.requests.some(({ range }) => range), 'no request asked for the rest of a file');
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('a server that sends no ranges sends the file again', options, async () => {
+  await inBrowser(server, {}, async (page) => {
+    server.faults.bytesPerSecond = 400_000;
+    await choose(page, server, 'sharded');
+    await until(page, () => document.querySelector('#transfer-bar').value > 0.1);
+    await page.getByRole('button', { name: 'Pause' }).click();
+    delete server.faults.bytesPerSecond;
+    server.faults.refuseRanges = true;
+    await page.locator('#notices').getByRole('button', { name: 'Go on' }).click();
+    await loaded(page);
+    delete server.faults.refuseRanges;
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('a connection that breaks half-way is taken up again', options, async () => {
+  // The browser says so in its console too.
+  await inBrowser(server, { expects: [/net::ERR/] }, async (page) => {
+    server.faults.break = shards[1];
+    server.requests.length = 0;
+    await choose(page, server, 'sharded');
+    await loaded(page);
+    assert.equal(requested(shards[1]).length, 2);
+    assert.match(requested(shards[1])[1].range, /^bytes=[1-9]/);
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('the network goes away and comes back', options, async () => {
+  await inBrowser(server, { expects: [/net::ERR/] }, async (page, context) => {
+    server.faults.bytesPerSecond = 400_000;
+    await choose(page, server, 'sharded');
+    await until(page, () => document.querySelector('#transfer-bar').value > 0.1);
+    await context.setOffline(true);
+    server.closeConnections();
+    const text = await noticeText(page, 'models');
+    assert.match(text, /The network failed/);
+    assert.match(text, /what has arrived is kept/);
+    await context.setOffline(false);
+    delete server.faults.bytesPerSecond;
+    await page.locator('#notices').getByRole('button', { name: 'Try again' }).click();
+    await loaded(page);
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('a shard that arrives damaged is fetched again', options, async () => {
+  await inBrowser(server, {}, async (page) => {
+    server.faults.damage = { name: shards[2], times: 1 };
+    server.requests.length = 0;
+    await choose(page, server, 'sharded');
+    await loaded(page);
+    assert.equal(requested(shards[2]).length, 2);
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('a shard that is damaged for good is named, and is not kept as whole', options, async () => {
+  await inBrowser(server, {}, async (page) => {
+    server.faults.damage = { name: shards[2], times: 2 };
+    await choose(page, server, 'sharded');
+    const text = await noticeText(page, 'models');
+    assert.match(text, /damaged/);
+    assert.ok(text.includes(shards[2]), text);
+    assert.match(text, /checksum [0-9a-f]{32}, expected [0-9a-f]{32}/);
+    assert.match(await page.locator('#kept li').innerText(), / of /);
+    assert.ok(await page.locator('#composer-text').isDisabled());
+    // The copy on the server is repaired: nothing but that shard is fetched.
+    delete server.faults.damage;
+    server.requests.length = 0;
+    await page.locator('#notices').getByRole('button', { name: 'Try again' }).click();
+    await loaded(page);
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('what is no model is said to be none', options, async () => {
+  const cases = [
+    ['/models/nothing', /That is not there[\s\S]*mlc-chat-config\.json[\s\S]*MLC format/],
+    ['not a name', /neither a repository .* nor an https address/],
+    ['http://example.com/model', /neither a repository .* nor an https address/],
+  ];
+  await inBrowser(server, { expects: [/404/] }, async (page) => {
+    for (const [name, pattern] of cases) {
+      await page.getByLabel('A repository of the hub').fill(name.startsWith('/') ? server.origin + name : name);
+      await page.locator('#other').getByRole('button', { name: 'Download' }).click();
+      assert.match(await noticeText(page, 'models'), pattern);
+      await page.locator('#notices').getByRole('button', { name: 'Dismiss' }).click();
+    }
+    assert.equal(await page.locator('#kept').innerText(), 'Nothing yet.');
+  });
+});
+
+test('too little storage is said before anything large is fetched', options, async () => {
+  await inBrowser(server, {}, async (page) => {
+    await page.evaluate(() => { navigator.storage.estimate = async () => ({ usage: 5e6, quota: 7e6 }); });
+    server.requests.length = 0;
+    await choose(page, server, 'sharded');
+    assert.match(await noticeText(page, 'models'), /storage is full[\s\S]*needs .* more, and the browser has/);
+    assert.equal(server.requests.filter(({ path }) => path.endsWith('.bin')).length, 0);
+  });
+});
+
+test('storage that fills up on the way keeps what it has', options, async () => {
+  await inBrowser(server, {}, async (page, context) => {
+    const devtools = await context.newCDPSession(page);
+    server.faults.bytesPerSecond = 400_000;
+    await choose(page, server, 'sharded');
+    await until(page, () => document.querySelector('#transfer-bar').value > 0.1);
+    await devtools.send('Storage.overrideQuotaForOrigin', { origin: server.origin, quotaSize: 2.5e6 });
+    const text = await noticeText(page, 'models');
+    assert.match(text, /storage is full/);
+    assert.match(text, /delete a model/);
+    delete server.faults.bytesPerSecond;
+    await devtools.send('Storage.overrideQuotaForOrigin', { origin: server.origin });
+    await page.locator('#notices').getByRole('button', { name: 'Try again' }).click();
+    await loaded(page);
+    await assertKept(page, server, 'sharded');
+  });
+});
+
+test('a second tab neither breaks a download nor loads the model unasked', options, async () => {
+  await inBrowser(server, {}, async (page, context) => {
+    server.faults.bytesPerSecond = 400_000;
+    await choose(page, server, 'sharded');
+    await until(page, () => document.querySelector('#transfer-bar').value > 0.1);
+    const second = await context.newPage();
+    await second.goto(`${server.origin}/`);
+    await started(second);
+    await choose(second, server, 'sharded');
+    assert.match(await noticeText(second, 'models'), /Another tab[\s\S]*is downloading/);
+    delete server.faults.bytesPerSecond;
+    await loaded(page);
+    await second.reload();
+    await started(second);
+    assert.match(await noticeText(second, 'models'), /Another tab[\s\S]*has a model loaded/);
+    await second.locator('#notices').getByRole('button', { name: 'Load here too' }).click();
+    await loaded(second);
+    await page.close();
+    await assertKept(second, server, 'sharded');
+  });
+});
+
+test('a folder of this machine is read where it lies', options, async () => {
+  await inBrowser(server, { settings: SETTINGS }, async (page) => {
+    server.requests.length = 0;
+    await page.getByLabel('A folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
+    await loaded(page);
+    await ask(page, 'Hello');
+    assert.equal(server.requests.filter(({ path }) => path.startsWith('/models/')).length, 0);
+    await show(page, 'models');
+    assert.equal(await page.locator('#kept').innerText(), 'Nothing yet.');
+  });
+});

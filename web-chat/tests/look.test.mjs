@@ -1,0 +1,127 @@
+// What the page looks like, and whether it can be used without looking: by keyboard and by a screen reader.
+
+import assert from 'node:assert/strict';
+import { mkdir, readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { after, before, test } from 'node:test';
+import { PATIENCE, ask, choose, inBrowser, loaded, show, until } from './browser.mjs';
+import { DEMO, MODELS, OUTPUT, tinyModel } from './models.mjs';
+import { serve } from './server.mjs';
+
+const DIST = new URL('../dist/', import.meta.url).pathname;
+const SCREENSHOTS = join(OUTPUT, 'screenshots');
+const options = { timeout: 6 * PATIENCE };
+const LOOKS = {
+  wide: { viewport: { width: 1280, height: 800 } },
+  dark: { viewport: { width: 1280, height: 800 }, colorScheme: 'dark' },
+  narrow: { viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true },
+};
+const PANELS = ['chat', 'models', 'history', 'settings', 'device'];
+let server;
+let axe;
+
+before(async () => {
+  await tinyModel();
+  await mkdir(SCREENSHOTS, { recursive: true });
+  axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+  server = await serve({ '/': DIST, '/models/': `${MODELS}/` });
+});
+after(() => server.close());
+
+/** Every finding of axe, of any weight. */
+async function findings(page) {
+  // Not as a script of the page, whose policy allows none from elsewhere.
+  await page.evaluate(axe);
+  return page.evaluate(async () => (await globalThis.axe.run()).violations.map(({ id, impact, nodes }) => (
+    `${impact} ${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary}`).join('; ')}`)));
+}
+
+async function widths(page) {
+  return page.evaluate(() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]);
+}
+
+for (const [look, context] of Object.entries(LOOKS)) {
+  test(`${look}: nothing is cut off, axe finds nothing`, options, async () => {
+    await inBrowser(server, { ...context, settings: { temperature: 0, max_tokens: 40 } }, async (page) => {
+      await page.screenshot({ path: join(SCREENSHOTS, `${look}-first.png`) });
+      assert.deepEqual(await findings(page), []);
+      server.faults.bytesPerSecond = 150_000;
+      await choose(page, server, 'tiny');
+      await until(page, () => document.querySelector('#transfer-bar').value > 0.2);
+      await page.screenshot({ path: join(SCREENSHOTS, `${look}-download.png`) });
+      assert.deepEqual(await findings(page), []);
+      delete server.faults.bytesPerSecond;
+      await loaded(page);
+      if (DEMO) {
+        // Sentences rather than syllables, for whoever looks at the pictures.
+        await choose(page, server, DEMO.split('/').at(-1));
+        await until(page, () => document.querySelector('#model-state').textContent.includes('SmolLM2'));
+      }
+      if (look === 'narrow') await show(page, 'chat');
+      await ask(page, 'List three primary colours in Markdown.');
+      for (const panel of PANELS) {
+        if (panel === 'chat' && look !== 'narrow') continue;
+        await show(page, panel);
+        await page.screenshot({ path: join(SCREENSHOTS, `${look}-${panel}.png`) });
+        assert.deepEqual(await findings(page), [], panel);
+        const [scrollWidth, clientWidth] = await widths(page);
+        assert.ok(scrollWidth <= clientWidth, `${panel}: ${scrollWidth} wide in ${clientWidth}`);
+      }
+    });
+  });
+}
+
+test('everything can be done by keyboard, and is said', options, async () => {
+  await inBrowser(server, { settings: { temperature: 0, max_tokens: 12 } }, async (page) => {
+    const focused = () => page.evaluate(() => {
+      const { activeElement: element } = document;
+      return element.id || element.textContent.trim();
+    });
+    const tabTo = async (name) => {
+      const seen = [];
+      for (let presses = 0; presses < 60; presses++) {
+        await page.keyboard.press('Tab');
+        seen.push(await focused());
+        if (seen.at(-1) === name) return;
+      }
+      assert.fail(`${name} is not reached: ${seen}`);
+    };
+    await tabTo('Skip to the message box');
+    await tabTo('Settings');
+    await page.keyboard.press('Enter');
+    assert.equal(await focused(), 'settings-title');
+    await tabTo('system');
+    await page.locator('nav [data-show=models]').press('Enter');
+    await tabTo('other-name');
+    await page.keyboard.type(`${server.origin}/models/tiny`);
+    await page.keyboard.press('Enter');
+    await loaded(page);
+    // Where one can type next.
+    assert.equal(await focused(), 'composer-text');
+    await page.keyboard.type('Hello');
+    await page.keyboard.press('Enter');
+    await page.locator('#messages .stats').waitFor();
+    assert.equal(await focused(), 'composer-text');
+    // One announcement per answer, not one per token.
+    const spoken = await page.getByRole('status').filter({ hasNotText: 'tiny' }).textContent();
+    const said = await page.locator('article.assistant .body').textContent();
+    assert.ok(spoken.length > 0 && said.includes(spoken.trim().slice(0, 3)), `${spoken} / ${said}`);
+    assert.equal(await page.locator('#messages').getAttribute('aria-live'), 'off');
+    await page.keyboard.press('Shift+Enter');
+    await page.keyboard.type('a');
+    assert.equal(await page.locator('#composer-text').inputValue(), '\na');
+  });
+});
+
+test('pages of large type and no motion lose nothing', options, async () => {
+  await inBrowser(server, { viewport: { width: 640, height: 400 }, reducedMotion: 'reduce' }, async (page) => {
+    await page.evaluate(() => { document.documentElement.style.fontSize = '200%'; });
+    for (const panel of PANELS) {
+      await show(page, panel);
+      const [scrollWidth, clientWidth] = await widths(page);
+      assert.ok(scrollWidth <= clientWidth, `${panel}: ${scrollWidth} wide in ${clientWidth}`);
+    }
+    assert.deepEqual(await findings(page), []);
+  });
+});

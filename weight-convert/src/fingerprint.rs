@@ -1,0 +1,32 @@
+//! [`fingerprint`]: whether two conversions do the same, so that the second can go on where the first was ended.
+
+use std::fs;
+
+use model_format::{Checkpoint, checkpoint::file_of, tensor_cache::ShardSum};
+
+use crate::Plan;
+
+/// What must be the same for two conversions to write the same bytes: the program, the plan, and the source's files by
+/// size and time.
+pub(crate) fn fingerprint(checkpoint: &dyn Checkpoint, plan: &Plan, shard_size: usize, refit: bool) -> String {
+    let mut sum = ShardSum::default();
+    let mut add = |text: &str| {
+        sum.update(&(text.len() as u64).to_le_bytes());
+        sum.update(text.as_bytes());
+    };
+    add(env!("CARGO_PKG_VERSION"));
+    add(checkpoint.config_json());
+    add(&format!("{} {shard_size} {refit}", plan.format.name));
+    let mut last = String::new();
+    for info in checkpoint.tensors() {
+        add(&format!("{} {} {:?} {}", info.name, info.dtype, info.shape, info.file));
+        let file = file_of(checkpoint, &info.name);
+        if file != last {
+            if let Ok(metadata) = fs::metadata(&file) {
+                add(&format!("{file} {} {:?}", metadata.len(), metadata.modified().ok()));
+            }
+            last = file;
+        }
+    }
+    format!("weight-convert {}", sum.finish())
+}

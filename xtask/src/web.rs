@@ -1,0 +1,133 @@
+//! `cargo xtask web`: builds the page of `web-chat` and serves it for trying; and tests it in a real browser.
+//!
+//! The wasm is compiled by cargo, made loadable by `web-bindgen`, and bundled with the page by Vite. What is missing
+//! (the wasm target, the bundler's packages, a browser to test in) `setup.rs` fetches. The tests themselves are in
+//! `web-chat/tests/`.
+
+use std::{env, path::Path, process::Command};
+
+use anyhow::{Context, Error, Result};
+
+use crate::{
+    setup,
+    step::{Interrupted, Steps},
+};
+
+/// What the wasm is compiled for.
+const TARGET: &str = "wasm32-unknown-unknown";
+/// Where everything lies that tests of the page make: models, screenshots. From the root.
+const TEST_OUTPUT: &str = "target/web-test";
+/// Where the tests find the demo model, if it could be had.
+const DEMO_MODEL: &str = "target/web-test/models/SmolLM2-135M-Instruct-q4f16_1";
+
+/// What to do.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Only build `web-chat/dist`, a folder of static files that any server can host, and `web-chat/package`
+    #[arg(long)]
+    build: bool,
+    /// Only build, and run the tests in a browser, as `cargo xtask test` does
+    #[arg(long, conflicts_with = "build")]
+    test: bool,
+    /// Where the page is served, on this machine alone
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+}
+
+/// Builds the page and, unless that is all, serves it until Ctrl-C.
+pub fn run(root: &Path, options: &Options) -> Result<()> {
+    let mut steps = Steps::new()?;
+    if options.test {
+        return test(&mut steps, root);
+    }
+    fetch(&mut steps, root)?;
+    build(&mut steps, root)?;
+    if options.build {
+        eprintln!("\nThe page is `web-chat/dist/`, the package for apps `web-chat/package/`.");
+        return Ok(());
+    }
+    eprintln!("\nThe page is at http://127.0.0.1:{}/ until Ctrl-C.", options.port);
+    let port = options.port.to_string();
+    steps.run("serve", npm(root).args(["run", "--silent", "serve", "--", "--strictPort", "--port", &port]))
+}
+
+/// Sees to the wasm target and the bundler's packages.
+fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
+    setup::wasm_target(steps, root, TARGET)?;
+    setup::npm_packages(steps, &root.join("web-chat"))
+}
+
+/// Makes `web-chat/dist` and `web-chat/package`.
+fn build(steps: &mut Steps, root: &Path) -> Result<()> {
+    let mut compile = Command::new("cargo");
+    compile.args(["build", "--profile", "web", "--package", "web-chat", "--target", TARGET]).current_dir(root);
+    steps.run("compile the engine for browsers", &mut compile)?;
+    let wasm = format!("target/{TARGET}/web/web_chat.wasm");
+    let mut bind = Command::new("cargo");
+    bind.args(["run", "--release", "--package", "web-bindgen", "--", &wasm, "web-chat/wasm"]).current_dir(root);
+    steps.run("make it loadable", &mut bind)?;
+    steps.run("bundle it with the page", npm(root).args(["run", "--silent", "build"]))
+}
+
+/// Builds the page and runs its tests in a browser.
+///
+/// The demo model, where it can be had, is converted by our own program, and answered to by our own terminal: what the
+/// page says is compared with that.
+pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
+    if let Err(error) = fetch(steps, root) {
+        return skip(error, "the page is not built and not tested");
+    }
+    let mut clippy = Command::new("cargo");
+    clippy.args(["clippy", "--profile", "web", "--package", "web-chat", "--target", TARGET, "--", "-D", "warnings"]);
+    steps.run("clippy for browsers", clippy.current_dir(root))?;
+    build(steps, root)?;
+    let browser = match setup::browser(steps, &root.join("web-chat")) {
+        Ok(browser) => browser,
+        Err(error) => return skip(error, "the page is not tested"),
+    };
+
+    let mut programs = Command::new("cargo");
+    programs.args(["build", "--release", "--package", "weight-convert", "--package", "chat-cli"]).current_dir(root);
+    steps.run("compile what the page is compared with", &mut programs)?;
+    let mut tests = Command::new("node");
+    // One browser at a time: a software GPU takes every core.
+    tests.args(["--test", "--test-concurrency=1", "--test-reporter=spec", "web-chat/tests/"]).current_dir(root);
+    tests.env("WEB_TEST_OUTPUT", TEST_OUTPUT);
+    if let Some(browser) = browser {
+        tests.env("CHROMIUM", browser);
+    }
+    match demo_model(steps, root) {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => eprintln!("warning: {error:#}; the page is tested with a tiny model alone"),
+        Ok(()) => {
+            tests.env("WEB_TEST_DEMO_MODEL", DEMO_MODEL);
+        }
+    }
+    steps.run("tests in a browser", &mut tests)?;
+    eprintln!("   screenshots are in `{TEST_OUTPUT}/screenshots/`");
+    Ok(())
+}
+
+/// What cannot be had is a warning, and an error where `REQUIRE_BROWSER` says that it must be there.
+fn skip(error: Error, what: &str) -> Result<()> {
+    if error.is::<Interrupted>() || env::var_os("REQUIRE_BROWSER").is_some() {
+        return Err(error);
+    }
+    eprintln!("warning: {error:#}; {what}");
+    Ok(())
+}
+
+fn demo_model(steps: &mut Steps, root: &Path) -> Result<()> {
+    if root.join(DEMO_MODEL).join("tensor-cache.json").exists() {
+        return Ok(());
+    }
+    let mut convert = Command::new(root.join("target/release/weight-convert"));
+    convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]).current_dir(root);
+    steps.run("convert the demo model", &mut convert).context("the demo model cannot be had")
+}
+
+fn npm(root: &Path) -> Command {
+    let mut npm = Command::new(setup::NPM);
+    npm.current_dir(root.join("web-chat"));
+    npm
+}
