@@ -183,6 +183,7 @@ fn a_lost_device_is_replaced_and_the_answer_goes_on() {
                         gpu = self::gpu().unwrap();
                         let model = load(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512).unwrap();
                         generation = engine.resume(model, suspended);
+                        continue;
                     }
                 }
                 pulls += 1;

@@ -1,7 +1,8 @@
-//! Writes the cases of every kernel, as a browser would run them, for `tests/dawn/run.mjs`: `export-cases FOLDER`.
+//! Writes the cases of every kernel, as a browser would run them, for `tests/dawn/run.mjs`: `export-cases FOLDER [COUNT]`.
 //!
 //! The smallest test case of each variant, with the shader's text, the buffers, each dispatch, and what must come out.
-//! Needs a device to record on, on which nothing is run.
+//! With a count, no more than so many variants of a kernel are to be run; the others' shaders are there all the same, for
+//! they are compiled. Needs a device to record on, on which nothing is run.
 
 use std::{
     collections::HashMap,
@@ -23,7 +24,9 @@ use webgpu_kernels::{
 const GUARD: [u32; 64] = [0x7fc0_dead; 64];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder = PathBuf::from(std::env::args().nth(1).ok_or("usage: export-cases FOLDER")?);
+    let mut arguments = std::env::args().skip(1);
+    let folder = PathBuf::from(arguments.next().ok_or("usage: export-cases FOLDER [COUNT]")?);
+    let most = arguments.next().map_or(Ok(usize::MAX), |count| count.parse())?;
     fs::create_dir_all(&folder)?;
     let mut export = Export {
         words: BufWriter::new(File::create(folder.join("words.bin"))?),
@@ -37,7 +40,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let options = OpenOptions { software_kernels: false, subgroups, ..OpenOptions::default() };
         let gpu = block_on(Gpu::open(&Selection::Auto, options))?;
         for kernel in KERNELS {
-            export.kernel(&gpu, kernel)?;
+            export.kernel(&gpu, kernel, most)?;
         }
     }
     export.words.flush()?;
@@ -57,8 +60,15 @@ struct Export {
 }
 
 impl Export {
-    fn kernel(&mut self, gpu: &Gpu, kernel: &'static Kernel) -> Result<(), Box<dyn Error>> {
-        for case in smallest_cases(gpu, kernel) {
+    fn kernel(&mut self, gpu: &Gpu, kernel: &'static Kernel, most: usize) -> Result<(), Box<dyn Error>> {
+        let all: Vec<_> = smallest_cases(gpu, kernel).collect();
+        // As far apart as can be.
+        let step = all.len().div_ceil(most).max(1);
+        for (i, case) in all.into_iter().enumerate() {
+            if i % step != 0 {
+                self.shader(kernel, &kernel.browser_source(&case.variant), &mut false);
+                continue;
+            }
             let host = (case.buffers)();
             let mut buffers = Vec::new();
             let mut device = Vec::new();

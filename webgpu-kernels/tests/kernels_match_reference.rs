@@ -55,15 +55,25 @@ fn check_profile(index: usize) {
     }
     assert!(!gpu.caps().f16 || options.f16, "{name}: f16");
     assert!(gpu.caps().subgroups.is_none() || options.subgroups, "{name}: subgroups");
+    if let (Ok(size), Some(sizes)) = (std::env::var("SUBGROUP_SIZE"), gpu.caps().subgroups) {
+        assert_eq!(
+            (sizes.min.to_string(), sizes.max.to_string()),
+            (size.clone(), size),
+            "the subgroups that are to be tested"
+        );
+    }
     println!("{name}");
-    check_all(&gpu);
+    check_all(&gpu, index);
 }
 
-fn check_all(gpu: &Gpu) {
+/// Devices that are tested side by side begin with different kernels: what one has compiled the others find in the
+/// driver's cache.
+fn check_all(gpu: &Gpu, index: usize) {
     println!("{}: {:?}", gpu.summary().name, gpu.caps());
     let mut failures = Vec::new();
     let mut count = 0;
-    for kernel in KERNELS {
+    let first = index * KERNELS.len() / OpenOptions::PROFILES.len();
+    for kernel in KERNELS.iter().cycle().skip(first).take(KERNELS.len()) {
         for case in (kernel.cases)(gpu.caps(), CaseSet::Test) {
             count += 1;
             let start = std::time::Instant::now();

@@ -126,9 +126,19 @@ async function check(testCase) {
 }
 
 const failures = [];
+// What is not run is compiled at least, with all that the language demands.
+for (const { wgsl } of shaders) {
+    const { messages } = await device.createShaderModule({ code: wgsl }).getCompilationInfo();
+    for (const { type, lineNum, message } of messages) {
+        if (type === 'error') failures.push(`${wgsl.slice(0, 200)} ... line ${lineNum}: ${message}`);
+    }
+}
+console.log(`${shaders.length} shaders compiled, ${failures.length} refused`);
 for (const testCase of cases) {
+    const start = Date.now();
     const wrong = await check(testCase).catch((error) => error.message);
     if (wrong) failures.push(`${testCase.name}: ${wrong}`);
+    console.log(`${String(Date.now() - start).padStart(6)} ms  ${testCase.name}`);
 }
 for (const failure of failures) console.error(failure);
 console.log(`${cases.length - failures.length} of ${cases.length} cases right, ${shaders.length} shaders`);
