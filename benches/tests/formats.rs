@@ -71,7 +71,9 @@ fn every_format_runs() {
             let text = text(60);
             let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, usize::MAX / 512);
             for (profile, gpu) in &profiles {
-                for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
+                // The cache does not know the weights' format: one of each is enough.
+                let both = [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)];
+                for (kv, limit) in both.into_iter().take(if format.name == "q4f16_1" { 2 } else { 1 }) {
                     let found = logits(folder.path(), Device::Gpu(gpu.clone(), kv), &text, usize::MAX / 512);
                     let error = nmse(&found, &expected);
                     assert!(error <= limit, "{arch}, {}, {profile}, {kv:?}: nmse {error:e}", format.name);

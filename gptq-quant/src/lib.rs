@@ -30,6 +30,7 @@ pub mod gptq;
 mod grid;
 mod hessian;
 pub mod observe;
+mod on_device;
 pub mod pipeline;
 mod refine;
 pub mod run;

@@ -32,7 +32,7 @@ use crate::{
     calibrate::Calibrate,
     checkpoint::unquantized_config,
     estimate::{Estimate, Timings, memory},
-    gptq::{Method, Quantized, quantize_timed},
+    gptq::{Method, Quantized},
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
     speed::Speeds,
     work::Work,
@@ -316,7 +316,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                 hessian = Some(self.observe_head().await?);
             }
             let hessian = hessian.take().unwrap_or_else(|| Hessian::empty(self.config.hidden_size));
-            let quantized = self.solve(store, param, hessian)?;
+            let quantized = self.solve(store, param, hessian).await?;
             values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
         }
         Ok(values)
@@ -391,7 +391,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let is_solved = known.is_none() && self.settings.options(param)?.is_some();
         let data = if is_solved {
             let hessian = self.observe(matrices, pass, kept).await?;
-            self.solve(store, param, hessian)?.dequantize().into_raw_vec_and_offset().0
+            self.solve(store, param, hessian).await?.dequantize().into_raw_vec_and_offset().0
         } else {
             match kept {
                 Kept::Neither => self.work.done += self.work.pass_time(pass),
@@ -531,7 +531,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
-    fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
+    async fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
         let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
         let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
@@ -542,12 +542,12 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             return Err(Error::NonFiniteActivations { module });
         }
         let mut factoring = Duration::ZERO;
-        let drift = hessian.drift.as_ref();
-        let quantized = quantize_timed(weights, &hessian.products, drift, &options, &mut factoring);
+        let ops = self.ops.inner();
+        let (quantized, relative_error) = ops.solve(weights, &hessian, &options, &mut factoring).await?;
         let report = MatrixReport {
             layer: param.role.layer(),
             module,
-            relative_error: quantized.relative_error(weights, &hessian.products),
+            relative_error,
             method: quantized.method,
             elapsed: begun.elapsed(),
         };

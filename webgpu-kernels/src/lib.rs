@@ -32,6 +32,7 @@ pub mod error;
 pub mod gemm;
 pub mod gemv;
 pub mod glu;
+pub mod gptq;
 pub mod gpu;
 pub mod gram;
 pub mod kernel;
@@ -76,4 +77,10 @@ pub const KERNELS: &[&Kernel] = &[
     &cross_entropy::KERNEL,
     &gram::KERNEL,
     &gram::WEIGHT_KERNEL,
+    &gptq::COLUMNS_KERNEL,
+    &gptq::RANK_UPDATE_KERNEL,
+    &gptq::SCALES_KERNEL,
+    &gptq::CODES_KERNEL,
+    &gptq::ERRORS_KERNEL,
+    &gptq::ROW_DOTS_KERNEL,
 ];

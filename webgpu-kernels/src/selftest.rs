@@ -56,8 +56,19 @@ impl std::fmt::Display for Switch {
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
 const SUBSTITUTED: [&str; 3] = ["gemv_add", "gemv_scaled", "gemm_lane_rows"];
-/// Kernels that no model is run with.
-const NOT_OF_MODELS: [&str; 4] = ["copy", "gram", "token_weight", "cross_entropy"];
+/// Kernels that no model is run with: of measuring, and of the quantizer.
+const NOT_OF_MODELS: [&str; 10] = [
+    "copy",
+    "cross_entropy",
+    "gram",
+    "token_weight",
+    "rank_update",
+    "row_dots",
+    "gptq_columns",
+    "gptq_scales",
+    "gptq_codes",
+    "gptq_errors",
+];
 
 /// A case that was run.
 pub struct Line {

@@ -24,7 +24,10 @@ use webgpu_kernels::{
 use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
 use crate::Result;
 
-pub use webgpu_kernels::gram::GramSums;
+pub use webgpu_kernels::{
+    gptq::{Problem, Solution, Solver},
+    gram::GramSums,
+};
 
 /// Tokens that are run before the host knows the first: while one is read and the next recorded, the device has one.
 const AHEAD: usize = 2;
@@ -152,6 +155,16 @@ impl GpuOps {
     /// How caches store keys and values.
     pub fn kv_dtype(&self) -> KvDtype {
         self.kv_dtype
+    }
+
+    /// Takes a matrix's quantization problem to the device. Errors: out of memory.
+    pub fn new_solver(&mut self, problem: Problem<'_>) -> Result<Solver> {
+        Ok(Solver::new(&self.gpu, problem)?)
+    }
+
+    /// Quantizes rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`. Waits until the device has done it.
+    pub async fn solve_rows(&mut self, solver: &Solver, weights: &[f32], grid: &[f32]) -> Result<Solution> {
+        Ok(solver.solve(&mut self.recorder, weights, grid).await?)
     }
 
     fn temporary(&mut self, rows: usize, cols: usize) -> GpuTensor {
