@@ -241,10 +241,20 @@ test('a second tab neither breaks a download nor loads the model unasked', optio
   });
 });
 
-test('a folder of this machine is read where it lies', options, async () => {
-  await inBrowser(server, { settings: SETTINGS }, async (page) => {
+test('a folder of this machine is read where it lies, chosen or dropped', options, async () => {
+  await inBrowser(server, { settings: SETTINGS }, async (page, context) => {
     server.requests.length = 0;
     await page.getByLabel('A folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
+    await loaded(page);
+    await ask(page, 'Hello');
+
+    await show(page, 'models');
+    const devtools = await context.newCDPSession(page);
+    const data = { items: [], files: [join(MODELS, 'sharded')], dragOperationsMask: 1 };
+    for (const type of ['dragEnter', 'dragOver', 'drop']) {
+      await devtools.send('Input.dispatchDragEvent', { type, x: 600, y: 300, data });
+    }
+    await until(page, () => document.querySelector('#model-state').textContent === 'sharded');
     await loaded(page);
     await ask(page, 'Hello');
     assert.equal(server.requests.filter(({ path }) => path.startsWith('/models/')).length, 0);
