@@ -139,11 +139,16 @@ impl<'a> CheckpointWriter<'a> {
         Ok(())
     }
 
-    /// Whether the folder holds what `run` would write.
-    pub fn is_made(&self, run: &Run) -> bool {
-        let Ok(json) = fs::read(self.folder.join("config.json")) else { return false };
+    /// Whether the folder holds what `run` would write. What it left when it was ended after that is cleared away.
+    pub fn is_made(&mut self, run: &Run) -> Result<bool> {
+        let Ok(json) = fs::read(self.folder.join("config.json")) else { return Ok(false) };
         let config: Value = serde_json::from_slice(&json).unwrap_or_default();
-        config["quantization_config"]["meta"]["run"] == run.id()
+        let is_made = config["quantization_config"]["meta"]["run"] == run.id();
+        let staging = self.staging.as_mut().expect("open until finished");
+        if is_made && staging.left().is_some_and(|left| run.difference(&left).is_none()) {
+            staging.resume("")?;
+        }
+        Ok(is_made)
     }
 
     /// Matrices that are done.

@@ -137,11 +137,14 @@ impl Error {
             Error::UnknownToken { .. } => Some("`tokenizer.json` and `config.json` do not belong together".into()),
             Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
             Error::OutputExists { .. } => Some("choose another folder".into()),
+            Error::Unpackable { module, .. } => {
+                Some(format!("leave it as it is with `--override '{module}:skip'`, or choose other bits for it"))
+            }
             Error::OtherRun { .. } => Some(
                 "repeat the command that was interrupted, choose another folder, or begin anew with --restart".into(),
             ),
             Error::NoSpace { .. } => Some("free some disk space, or choose another folder".into()),
-            Error::Unpackable { .. } | Error::F16Overflow { .. } | Error::Cancelled => None,
+            Error::F16Overflow { .. } | Error::Cancelled => None,
         }
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cholesky::{DEGREE, inverse_factor},
-    grid::{Grid, GroupParams},
+    grid::{Grid, GroupParams, ScaleSearch},
     refine::refine,
 };
 
@@ -28,6 +28,8 @@ pub(crate) const ROWS: usize = 32;
 pub struct Options {
     /// The values that a weight may take.
     pub grid: Grid,
+    /// How each group's scale is chosen.
+    pub scale_search: ScaleSearch,
     /// Columns are quantized by falling Hessian diagonal: the most used inputs first, while all others can still make
     /// up for them.
     pub act_order: bool,
@@ -45,8 +47,9 @@ pub struct Options {
     pub refine: usize,
     /// Values must be exact in f16, not only scales: for a table that checkpoints store as numbers.
     pub values_in_f16: bool,
-    /// Follow gptq.py to the letter, for comparison with its results: min-max scales in full precision, no search; a
-    /// group that begins inside a block takes its scale from before the block's compensation.
+    /// Follow gptq.py to the letter, for comparison with its results: scales in full precision, of a group without negative
+    /// weights half as large as they should be; a group that begins inside a block takes its scale from before the
+    /// block's compensation.
     pub gptq_py: bool,
 }
 
@@ -55,6 +58,7 @@ impl Options {
     pub fn new(grid: Grid) -> Options {
         Options {
             grid,
+            scale_search: ScaleSearch::default(),
             act_order: true,
             static_groups: true,
             damp_percent: 0.01,
@@ -220,8 +224,8 @@ pub(crate) fn quantize_timed(
             if fixed_groups {
                 for (row, mut params) in weights.rows().into_iter().zip(params.rows_mut()) {
                     let clear = !(options.gptq_py && whole_row);
-                    let row: Vec<f32> =
-                        row.iter().zip(&dead).map(|(&w, &dead)| if dead && clear { 0.0 } else { w }).collect();
+                    let weight = |(&w, &dead): (&f32, &bool)| if dead && clear { 0.0 } else { f64::from(w) };
+                    let row: Vec<f64> = row.iter().zip(&dead).map(weight).collect();
                     for (group, params) in params.iter_mut().enumerate() {
                         let range = group * group_len..((group + 1) * group_len).min(cols);
                         *params = find_params(options, &row[range.clone()], &importance[range]);
@@ -289,14 +293,14 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
     let rows = weights.axis_iter(Axis(0)).into_par_iter().zip(codes.axis_iter_mut(Axis(0)));
     let rows = rows.zip(scales.axis_iter_mut(Axis(0))).zip(zeros.axis_iter_mut(Axis(0)));
     rows.for_each(|(((weights, mut codes), mut scales), mut zeros)| {
-        let weights = weights.to_vec();
+        let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
         for group in 0..groups {
             let range = group * group_len..((group + 1) * group_len).min(cols);
             let params = find_params(options, &weights[range.clone()], &importance[range.clone()]);
             scales[group] = params.scale as f32;
             zeros[group] = params.zero as u8;
             for col in range {
-                codes[col] = options.grid.code(f64::from(weights[col]), params);
+                codes[col] = options.grid.code(weights[col], params);
             }
         }
     });
@@ -304,12 +308,19 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
     Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: f64::NAN, method: Method::RoundToNearest }
 }
 
-fn find_params(options: &Options, weights: &[f32], importance: &[f32]) -> GroupParams {
-    if options.gptq_py {
-        let weights: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
-        options.grid.gptq_py_params(&weights)
-    } else {
-        options.grid.search_params(weights, importance, options.values_in_f16)
+fn find_params(options: &Options, weights: &[f64], importance: &[f32]) -> GroupParams {
+    let grid = options.grid;
+    let of_range = |mse: bool| {
+        let params = grid.range_params(weights, mse, options.gptq_py);
+        if options.gptq_py { params } else { grid.storable(params, options.values_in_f16) }
+    };
+    match options.scale_search {
+        ScaleSearch::Range => of_range(false),
+        ScaleSearch::Mse => of_range(true),
+        ScaleSearch::Hessian => {
+            let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
+            grid.search_params(&weights, importance, options.values_in_f16)
+        }
     }
 }
 
@@ -350,13 +361,11 @@ impl Piece<'_> {
                     let group = if self.fixed_groups { k } else { col } / group_len;
                     if !self.fixed_groups && col % group_len == 0 {
                         let range = col..(col + group_len).min(cols);
-                        params[(row, group)] = match &before_block {
-                            Some(before) => grid.gptq_py_params(&before[range.start - start..range.end - start]),
-                            None => {
-                                let weights: Vec<f32> = weights[range.clone()].iter().map(|&w| w as f32).collect();
-                                grid.search_params(&weights, &self.importance[range], self.options.values_in_f16)
-                            }
+                        let of_group = match &before_block {
+                            Some(before) => &before[range.start - start..range.end - start],
+                            None => &weights[range.clone()],
                         };
+                        params[(row, group)] = find_params(self.options, of_group, &self.importance[range]);
                     }
                     let code = grid.code(weights[col], params[(row, group)]);
                     codes[(row, k)] = code;

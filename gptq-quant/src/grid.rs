@@ -17,6 +17,20 @@ pub struct Grid {
     pub sym: bool,
 }
 
+/// How the scale of a group is chosen, and its zero where that is not fixed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub enum ScaleSearch {
+    /// By the range of the weights.
+    Range,
+    /// Of this range and 79 shrunken ones, the one that leaves the least sum of the weights' errors to the power of 2.4:
+    /// `mse` of GPTQ's tools.
+    Mse,
+    /// The least squared error, that of each weight multiplied by its entry in the Hessian's diagonal. Symmetric scales
+    /// may be negative, so that all codes are of use.
+    #[default]
+    Hessian,
+}
+
 /// Scale and zero of one group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupParams {
@@ -107,23 +121,50 @@ impl Grid {
         f64::from(if values_in_f16 { to_coarse_f16(scale, bits) } else { to_f16(scale) })
     }
 
-    /// Scale and zero as gptq.py's `find_params` has them.
-    pub fn gptq_py_params(&self, weights: &[f64]) -> GroupParams {
+    /// Scale and zero by the range of `weights`, as gptq.py's `find_params` has them; with `mse` by its search.
+    ///
+    /// With `gptq_py` a symmetric group without negative weights keeps 0 as its lowest value, as it does there, and loses
+    /// half of its codes.
+    pub fn range_params(&self, weights: &[f64], mse: bool, gptq_py: bool) -> GroupParams {
+        const STEPS: u32 = 80; // `maxshrink` of `grid`
+        const NORM: f64 = 2.4;
         let mut lowest = weights.iter().fold(0f64, |m, &w| m.min(w));
         let mut highest = weights.iter().fold(0f64, |m, &w| m.max(w));
         if self.sym {
             highest = highest.max(-lowest);
-            // A group without negative weights keeps 0 here, and loses half of its codes.
-            if lowest < 0.0 {
+            if lowest < 0.0 || !gptq_py {
                 lowest = -highest;
             }
         }
         if lowest == 0.0 && highest == 0.0 {
             (lowest, highest) = (-1.0, 1.0);
         }
-        let scale = (highest - lowest) / f64::from(self.max_code());
-        let zero = if self.sym { f64::from(self.middle()) } else { round_ties_even(-lowest / scale) };
-        GroupParams { scale, zero }
+        let shrunken = |step: u32| {
+            let share = 1.0 - f64::from(step) / 100.0;
+            let (lowest, highest) = (share * lowest, share * highest);
+            let scale = (highest - lowest) / f64::from(self.max_code());
+            let zero = if self.sym { f64::from(self.middle()) } else { round_ties_even(-lowest / scale) };
+            GroupParams { scale, zero }
+        };
+        if !mse {
+            return shrunken(0);
+        }
+        let error = |params: GroupParams| -> f64 {
+            weights.iter().map(|&w| (self.value(self.code(w, params), params) - w).abs().powf(NORM)).sum()
+        };
+        let mut best = (f64::INFINITY, shrunken(0));
+        for params in (0..STEPS).map(shrunken) {
+            let error = error(params);
+            if error < best.0 {
+                best = (error, params);
+            }
+        }
+        best.1
+    }
+
+    /// The nearest params that every checkpoint can hold: the scale in f16, and of version 1 no zero of 0.
+    pub fn storable(&self, params: GroupParams, values_in_f16: bool) -> GroupParams {
+        GroupParams { scale: self.round_scale(params.scale, values_in_f16), zero: params.zero.max(1.0) }
     }
 }
 

@@ -44,7 +44,7 @@ pub use checkpoint::CheckpointWriter;
 pub use error::{Error, Result};
 pub use estimate::{Estimate, Timings};
 pub use gptq::{Options, Quantized};
-pub use grid::{Grid, GroupParams};
+pub use grid::{Grid, GroupParams, ScaleSearch};
 pub use hessian::{Hessian, HostSums, TokenWeight};
 pub use pipeline::{MatrixReport, Progress, check_weights, quantize_layers};
 pub use run::Run;

@@ -113,25 +113,25 @@ impl Settings {
         })
     }
 
-    /// The rules, so that vLLM finds them too: it asks for queries, keys and values, and for gate and up, by the name of
-    /// the matrix that it joins them to.
+    /// The rules, one for each module that they are about, by its whole name: readers differ in what a pattern may be, and
+    /// GPTQModel holds one that skips against parts of names too. vLLM asks for queries, keys and values, and for gate and
+    /// up, by the name of the matrix that it joins them to, so that has a rule as well.
     fn written_rules(&self, config: &DecoderConfig) -> Result<Rules> {
         let mut rules = Vec::new();
-        for param in joined_params(config).iter().filter(|param| param.role.is_layer_matrix()) {
+        let list = joined_params(config);
+        for param in list.iter().filter(|p| p.role.is_layer_matrix() || (p.role == Role::LmHead && self.lm_head)) {
+            // `options` has seen that all parts are treated alike.
+            let Some(change) = self.rules.change_of(param.sources[0].module())? else { continue };
             let joined = match param.sources.len() {
-                1 => continue,
-                2 => "gate_up_proj",
-                _ => "qkv_proj",
+                1 => None,
+                2 => Some("gate_up_proj"),
+                _ => Some("qkv_proj"),
             };
-            let module = param.sources[0].module();
-            let joined = format!("{}.{joined}", module.rsplit_once('.').map_or("", |(parent, _)| parent));
-            if let Some(change) = self.rules.change_of(module)?
-                && self.rules.change_of(&joined)? != Some(change)
-            {
-                rules.push(Rule::exact(&joined, change));
-            }
+            let parent = param.sources[0].module().rsplit_once('.').map_or("", |(parent, _)| parent);
+            let joined = joined.map(|name| format!("{parent}.{name}"));
+            let modules = param.sources.iter().map(|source| source.module().to_owned());
+            rules.extend(modules.chain(joined).map(|module| Rule::exact(&module, change)));
         }
-        rules.extend(self.rules.0.iter().cloned());
         Ok(Rules(rules))
     }
 }

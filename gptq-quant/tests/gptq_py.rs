@@ -1,10 +1,10 @@
 //! Single layers against the original gptq.py: `testdata/gptq-layers`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use faer::Mat;
 use gptq_quant::{
-    Grid, HostSums, Options, TokenWeight,
+    Grid, HostSums, Options, ScaleSearch, TokenWeight,
     gptq::{Method, quantize},
 };
 use ndarray::{Array2, ArrayView2};
@@ -61,7 +61,9 @@ fn options(config: &Value) -> Options {
     let group_size = usize::try_from(config["groupsize"].as_i64().unwrap()).ok();
     let grid =
         Grid { bits: config["bits"].as_u64().unwrap() as u32, group_size, sym: config["sym"].as_bool().unwrap() };
+    let scale_search = if config["mse"].as_bool().unwrap() { ScaleSearch::Mse } else { ScaleSearch::Range };
     Options {
+        scale_search,
         act_order: config["actorder"].as_bool().unwrap(),
         static_groups: config["static_groups"].as_bool().unwrap(),
         damp_percent: config["percdamp"].as_f64().unwrap(),
@@ -71,34 +73,42 @@ fn options(config: &Value) -> Options {
     }
 }
 
+/// The tensors of a configuration that gptq.py recorded, and those of a layer.
+struct Layer {
+    weights: Array2<f32>,
+    hessian: Mat<f64>,
+    case: Case,
+}
+
 #[test]
 fn codes_scales_and_losses_are_those_of_gptq_py() {
     let configurations = configurations();
-    assert_eq!(configurations.len(), 26);
+    assert_eq!(configurations.len(), 93);
+    let mut layers = BTreeMap::new();
     for config in &configurations {
         let (name, cfg) = (config["case"].as_str().unwrap(), config["cfg"].as_str().unwrap());
-        let case = Case::open(name);
-        let quantized = quantize(case.f32("W").view(), &case.hessian(), None, &options(config));
+        let Layer { weights, hessian, case } = layers.entry(name).or_insert_with(|| {
+            let case = Case::open(name);
+            Layer { weights: case.f32("W"), hessian: case.hessian(), case }
+        });
+        let quantized = quantize(weights.view(), hessian, None, &options(config));
         assert!(matches!(quantized.method, Method::Gptq { .. }));
 
         let g_idx = case.tensor(&format!("{cfg}.g_idx")).1;
         let g_idx: Vec<u32> = g_idx.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
         assert_eq!(quantized.g_idx, g_idx, "{name} {cfg}");
 
-        // We compute in f64. Where gptq.py's own f64 run was recorded it says how many codes that may change.
+        // We compute in f64. How many codes that may change, and what losses it leads to, gptq.py's own runs in f64 say: a
+        // weight that lies half-way between two codes is decided by its last bit, and with it the rest of its row.
         let codes = case.u8(&format!("{cfg}.codes"));
         let flipped = std::iter::zip(&quantized.codes, &codes).filter(|(a, b)| a != b).count() as u64;
-        println!("{name} {cfg}: {flipped} codes differ, f64 {}", config["f64_flipped_codes"]);
-        // Elsewhere one weight that lies half-way may flip, and with it the rest of its row.
-        let allowed = config["f64_flipped_codes"].as_u64().unwrap_or(if name.starts_with('e') { 1200 } else { 128 });
-        assert!(flipped <= allowed, "{name} {cfg}: {flipped} codes differ");
-
+        let allowed = config["f64_flipped_codes"].as_u64().unwrap();
+        println!("{name} {cfg}: {flipped} codes differ, f64 {allowed}");
+        assert!(flipped <= allowed + allowed / 20, "{name} {cfg}: {flipped} codes differ, in f64 {allowed}");
         let loss = quantized.loss / 2.0;
-        let expected = config["error_sum_losses"].as_f64().unwrap();
-        assert!(
-            (loss / expected - 1.0).abs() < if flipped == 0 { 1e-5 } else { 0.02 },
-            "{name} {cfg}: loss {loss}, expected {expected}"
-        );
+        let [lowest, highest] = [0, 1].map(|i| config["f64_losses"][i].as_f64().unwrap());
+        let four_digits = (1.0 - 5e-5) * lowest..=(1.0 + 5e-5) * highest;
+        assert!(four_digits.contains(&loss), "{name} {cfg}: loss {loss}, expected {lowest} to {highest}");
 
         if flipped == 0 {
             assert_eq!(quantized.zeros, case.u8(&format!("{cfg}.zeros")), "{name} {cfg}");
@@ -149,7 +159,8 @@ fn the_best_options_beat_round_to_nearest_and_equal_gptq_py_or_better() {
                 output_error(weights.view(), &quantize(weights.view(), &hessian, None, options).dequantize(), &hessian)
             };
             let best = error(&Options::new(grid));
-            let theirs = error(&Options { gptq_py: true, ..Options::new(grid) });
+            let gptq_py = Options { gptq_py: true, scale_search: ScaleSearch::Range, ..Options::new(grid) };
+            let theirs = error(&gptq_py);
             let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &Options::new(grid));
             let nearest = output_error(weights.view(), &nearest.dequantize(), &hessian);
             println!("{name} {grid:?}: {best:.1}, gptq.py {theirs:.1}, round-to-nearest {nearest:.1}");

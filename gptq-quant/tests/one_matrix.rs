@@ -2,7 +2,7 @@
 
 use faer::Mat;
 use gptq_quant::{
-    Grid, Hessian, HostSums, Options, TokenWeight,
+    Grid, GroupParams, Hessian, HostSums, Options, ScaleSearch, TokenWeight,
     gptq::{Method, Quantized, quantize},
 };
 use ndarray::{Array2, array};
@@ -46,7 +46,15 @@ fn four_by_four_by_hand() {
 
     for block_size in [1, 2, 3, 128] {
         let grid = Grid { bits: 4, group_size: None, sym: false };
-        let options = Options { act_order: false, damp_percent: 0.0, gptq_py: true, block_size, ..Options::new(grid) };
+        let scale_search = ScaleSearch::Range;
+        let options = Options {
+            scale_search,
+            act_order: false,
+            damp_percent: 0.0,
+            gptq_py: true,
+            block_size,
+            ..Options::new(grid)
+        };
         let quantized = quantize(weights.view(), &h, None, &options);
         assert_eq!(quantized.dequantize(), by_hand, "blocks of {block_size}");
         assert!((quantized.loss - loss).abs() < 1e-5, "{} is not {loss}", quantized.loss);
@@ -56,14 +64,31 @@ fn four_by_four_by_hand() {
 
 #[test]
 fn same_result_on_any_number_of_threads() {
-    let (weights, hessian) = (numbers(100, 320, 4), hessian(320));
-    let on = |threads: usize| -> Quantized {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| quantize(weights.view(), &hessian, None, &Options::new(GRID)))
-    };
-    let one = on(1);
-    for threads in [2, 3, 8] {
-        assert_eq!(on(threads), one, "{threads} threads");
+    let (rows, cols, tokens) = (100, 320, 700);
+    let weights = numbers(rows, cols, 4);
+    let inputs = numbers(tokens, cols / 4, 1).dot(&numbers(cols / 4, cols, 2)) + 0.3 * numbers(tokens, cols, 3);
+    let float = &inputs + 0.05 * numbers(tokens, cols, 5);
+    let asymmetric = Grid { sym: false, ..GRID };
+    let all = Options { gptaq_alpha: 1.0, refine: 2, ..Options::new(GRID) };
+    for options in [
+        Options::new(GRID),
+        all,
+        Options { static_groups: false, ..Options { grid: asymmetric, ..all } },
+        Options { scale_search: ScaleSearch::Mse, act_order: false, ..Options::new(asymmetric) },
+    ] {
+        let on = |threads: usize| -> Quantized {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let mut sums = HostSums::new(cols, TokenWeight::default().in_windows(tokens), true);
+                sums.add(inputs.as_slice().unwrap(), Some(float.as_slice().unwrap()));
+                let Hessian { products, drift } = sums.finish();
+                quantize(weights.view(), &products, drift.as_ref(), &options)
+            })
+        };
+        let one = on(1);
+        for threads in [2, 3, 8] {
+            assert_eq!(on(threads), one, "{threads} threads, {options:?}");
+        }
     }
 }
 
@@ -92,6 +117,33 @@ fn every_variant_beats_round_to_nearest() {
     }
 }
 
+/// On the same weights each search is at least as good at what it looks for as the ones that do not.
+#[test]
+fn searches_find_what_they_look_for() {
+    let weights = numbers(1, 32, 9).into_raw_vec_and_offset().0;
+    let weights: Vec<f32> = weights.iter().map(|w| w.powi(7)).collect();
+    let wide: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
+    for sym in [true, false] {
+        let grid = Grid { sym, ..GRID };
+        let error = |params: GroupParams, norm: f64| -> f64 {
+            wide.iter().map(|&w| (grid.value(grid.code(w, params), params) - w).abs().powf(norm)).sum()
+        };
+        let range = grid.storable(grid.range_params(&wide, false, false), false);
+        let mse = grid.storable(grid.range_params(&wide, true, false), false);
+        let hessian = grid.search_params(&weights, &[1.0; 32], false);
+        assert!(error(mse, 2.4) < error(range, 2.4), "{range:?} {mse:?}");
+        assert!(error(hessian, 2.0) < error(range, 2.0), "{range:?} {hessian:?}");
+        for params in [range, mse, hessian] {
+            assert_eq!(half::f16::from_f64(params.scale).to_f64(), params.scale);
+            assert!(params.zero >= 1.0);
+        }
+    }
+    // A symmetric group without negative weights has the whole range, but for whoever follows gptq.py.
+    let positive = [0.0, 7.5];
+    assert_eq!(GRID.range_params(&positive, false, false).scale, 1.0);
+    assert_eq!(GRID.range_params(&positive, false, true).scale, 0.5);
+}
+
 #[test]
 fn dead_inputs_get_weight_zero() {
     let weights = numbers(16, 64, 6);
@@ -116,6 +168,22 @@ fn damping_grows_until_the_hessian_can_be_factored() {
     let quantized = quantize(weights.view(), &hessian, None, &Options::new(GRID));
     let Method::Gptq { damp_percent } = quantized.method else { panic!("{:?}", quantized.method) };
     assert!((damp_percent - 0.1).abs() < 1e-12, "{damp_percent}");
+}
+
+#[test]
+fn fewer_tokens_than_inputs_are_enough() {
+    let (rows, cols, tokens) = (16, 128, 20);
+    let (weights, inputs) = (numbers(rows, cols, 7), numbers(tokens, cols, 8));
+    let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(tokens), false);
+    sums.add(inputs.as_slice().unwrap(), None);
+    let hessian = sums.finish().products;
+    let options = Options::new(GRID);
+    let quantized = quantize(weights.view(), &hessian, None, &options);
+    // Damping alone makes the Hessian of rank 20 positive definite.
+    assert_eq!(quantized.method, Method::Gptq { damp_percent: options.damp_percent });
+    let error = |q: &Quantized| q.relative_error(weights.view(), &hessian);
+    let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
+    assert!(error(&quantized) < 0.2 * error(&nearest), "{} and {}", error(&quantized), error(&nearest));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use infer_core::{
 };
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, QuantFormat, Role, SafetensorsCheckpoint, checkpoint::read_param,
-    gptq::GptqConfig, gptq::GptqMatrix, params, quant::group_quant::Scales,
+    gptq::GptqConfig, gptq::GptqMatrix, params, params::joined_params, quant::group_quant::Scales,
 };
 use ndarray::ArrayView2;
 
@@ -216,7 +216,7 @@ fn every_architecture_is_nearer_than_round_to_nearest() {
         let source = tiny_of(arch);
         let mut writer = CheckpointWriter::create(&source, &nearest, &Settings::new(options)).unwrap();
         let decoder = DecoderConfig::from_hf(source.config_json()).unwrap();
-        for param in params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
+        for param in joined_params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
             let values = read_param(&source, param).unwrap();
             let weights = ArrayView2::from_shape((param.shape[0], param.shape[1]), &values).unwrap();
             writer.add(param, &round_to_nearest(weights, None, &options), &report()).unwrap();

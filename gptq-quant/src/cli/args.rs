@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, ValueEnum};
-use gptq_quant::{Grid, Options, Settings, TokenWeight};
+use gptq_quant::{Grid, Options, ScaleSearch, Settings, TokenWeight};
 use model_format::{
     QuantFormat,
     gptq::{Rule, Rules},
@@ -47,6 +47,9 @@ pub struct Args {
     /// Keep groups contiguous under act-order, which readers like better
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub static_groups: bool,
+    /// How the scales are chosen
+    #[arg(long, value_enum, default_value_t = Scales::Hessian)]
+    pub scale_search: Scales,
     /// Share of the Hessian's mean diagonal that is added to its diagonal
     #[arg(long, default_value_t = 0.01)]
     pub damp_percent: f64,
@@ -72,9 +75,10 @@ pub struct Args {
     /// Quantize the head too, in codes; for models whose head is not their embedding table
     #[arg(long)]
     pub lm_head: bool,
-    /// The version of the checkpoint's format
-    #[arg(long, value_enum, default_value_t = Version::Gptq)]
-    pub format: Version,
+    /// The version of the checkpoint's format [default: gptq, which every reader knows; with --sym false gptq_v2, since
+    /// GPTQModel reads such codes in that alone]
+    #[arg(long, value_enum)]
+    pub format: Option<Version>,
     /// How much each calibration token counts [default: plain, with --gptaq-alpha 0 equal-norm]
     #[arg(long, value_enum)]
     pub token_weight: Option<Weighting>,
@@ -145,11 +149,22 @@ pub enum Ends {
 /// The version of the checkpoint's format.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Version {
-    /// The first, which every reader knows
+    /// The first, with zeros stored minus one
     Gptq,
-    /// The second, of GPTQModel; vLLM reads it too
+    /// The second, of GPTQModel, with zeros as they are; vLLM reads it too
     #[value(name = "gptq_v2")]
     GptqV2,
+}
+
+/// How the scales are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Scales {
+    /// By the range of a group's weights
+    Range,
+    /// Of shrunken ranges, that with the least error of the weights to the power of 2.4 (`mse` of GPTQ's tools)
+    Mse,
+    /// With the least squared error, each weight's multiplied by its entry in the Hessian's diagonal
+    Hessian,
 }
 
 /// How much each calibration token counts.
@@ -191,7 +206,13 @@ impl Args {
         if !(0.0..=2.0).contains(&self.gptaq_alpha) {
             return Err(Contradiction("--gptaq-alpha must be between 0 and 2".into()));
         }
+        let scale_search = match self.scale_search {
+            Scales::Range => ScaleSearch::Range,
+            Scales::Mse => ScaleSearch::Mse,
+            Scales::Hessian => ScaleSearch::Hessian,
+        };
         let matrix = Options {
+            scale_search,
             act_order: self.act_order,
             static_groups: self.static_groups,
             damp_percent: self.damp_percent,
@@ -221,7 +242,7 @@ impl Args {
             quantize_ends,
             lm_head: self.lm_head,
             rules: Rules(self.overrides.clone()),
-            v2: self.format == Version::GptqV2,
+            v2: self.format.map_or(!grid.sym, |version| version == Version::GptqV2),
             activation_memory,
             ..Settings::new(matrix)
         })

@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gptq_quant::{MatrixReport, gptq::Method};
+use gptq_quant::{MatrixReport, Settings, gptq::Method, quantized_params};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use model_format::DecoderConfig;
 
 use super::Stop;
 
@@ -25,9 +26,11 @@ pub struct Bars {
     terminal: bool,
     /// When the current stage began, and when it last said something.
     stage: Option<(Stage, Instant, Instant)>,
-    num_hidden_layers: usize,
+    /// How many matrices of each layer are quantized.
+    matrices: Vec<usize>,
     damp_percent: f64,
     /// Of the layer that is being quantized.
+    layer: usize,
     errors: Vec<String>,
     fraction: f64,
     /// What was done before the first report: by a run that was interrupted.
@@ -48,18 +51,38 @@ impl Bars {
             stop,
             terminal: std::io::stderr().is_terminal(),
             stage: None,
-            num_hidden_layers: 0,
+            matrices: Vec::new(),
             damp_percent: 0.0,
+            layer: 0,
             errors: Vec::new(),
             fraction: 0.0,
             first_fraction: 0.0,
         }
     }
 
-    /// Says how many layers are to come, and the damping that they should do with.
-    pub fn expect(&mut self, num_hidden_layers: usize, damp_percent: f64) {
-        self.num_hidden_layers = num_hidden_layers;
-        self.damp_percent = damp_percent;
+    /// Says what is to come: how many matrices of each layer are quantized, and the damping that they should do with.
+    /// Prints what the user may not expect of it.
+    pub fn expect(&mut self, config: &DecoderConfig, settings: &Settings) -> gptq_quant::Result<()> {
+        self.matrices = vec![0; config.num_hidden_layers];
+        let mut ragged = None;
+        for (param, options) in quantized_params(config, settings)? {
+            if let Some(layer) = param.role.layer() {
+                self.matrices[layer] += 1;
+            }
+            let cols = param.shape[1];
+            let group_len = options.grid.group_len(cols);
+            if !cols.is_multiple_of(group_len) {
+                ragged.get_or_insert((param.name, cols, group_len));
+            }
+        }
+        self.damp_percent = settings.matrix.damp_percent;
+        if let Some((name, cols, group_len)) = ragged {
+            self.line(&format!(
+                "note: `{name}` has {cols} inputs, which are no multiple of its groups of {group_len}: the last group is \
+                 shorter, and vLLM refuses that"
+            ));
+        }
+        Ok(())
     }
 
     /// Takes the bar away.
@@ -104,6 +127,16 @@ impl Bars {
         }
     }
 
+    /// Prints the line of a layer.
+    fn layer_done(&mut self) {
+        let (elapsed, left) = self.times();
+        let (elapsed, left) = (HumanDuration(elapsed), HumanDuration(left));
+        let (layer, layers) = (self.layer + 1, self.matrices.len());
+        let errors = std::mem::take(&mut self.errors).join(", ");
+        self.said();
+        self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed}, {left} left"));
+    }
+
     /// What the stage took so far, and what is left of it at this pace.
     fn times(&self) -> (Duration, Duration) {
         let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
@@ -131,12 +164,12 @@ impl gptq_quant::Progress for Bars {
         self.fraction = fraction;
         if self.is_line_due() {
             self.said();
-            eprintln!("{:.0} %: layer {} of {}, {module}", fraction * 100.0, layer + 1, self.num_hidden_layers);
+            eprintln!("{:.0} %: layer {} of {}, {module}", fraction * 100.0, layer + 1, self.matrices.len());
         }
         self.bar.set_position((fraction * STEPS as f64) as u64);
         let (_, left) = self.times();
         let last = self.errors.last().map_or(String::new(), |error| format!(", {error}"));
-        let layers = self.num_hidden_layers;
+        let layers = self.matrices.len();
         self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {} left", layer + 1, HumanDuration(left)));
     }
 
@@ -154,6 +187,11 @@ impl gptq_quant::Progress for Bars {
             self.line(&format!("`{}`: error {:.3} %", report.module, report.relative_error * 100.0));
             return;
         };
+        // A layer of which something was not seen: it was done before.
+        if layer != self.layer && !self.errors.is_empty() {
+            self.layer_done();
+        }
+        self.layer = layer;
         let name = report.module.rsplit('.').next().unwrap_or(&report.module);
         self.errors.push(format!("{name} {:.3} %", report.relative_error * 100.0));
         match report.method {
@@ -166,14 +204,8 @@ impl gptq_quant::Progress for Bars {
             }
             Method::Gptq { .. } => {}
         }
-        // Four matrices, in the order of the data; the last is the feed-forward's output.
-        if self.errors.len() == 4 {
-            let (elapsed, left) = self.times();
-            let (elapsed, left) = (HumanDuration(elapsed), HumanDuration(left));
-            let (layer, layers) = (layer + 1, self.num_hidden_layers);
-            let errors = std::mem::take(&mut self.errors).join(", ");
-            self.said();
-            self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed}, {left} left"));
+        if self.errors.len() == self.matrices[layer] {
+            self.layer_done();
         }
     }
 

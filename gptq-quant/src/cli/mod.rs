@@ -85,7 +85,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let checkpoint = model_hub::open(&args.model, &hub, &mut bars)?.into_checkpoint()?;
     let checkpoint = checkpoint.as_ref();
     let config = unquantized_config(checkpoint)?;
-    bars.expect(config.num_hidden_layers, args.damp_percent);
+    bars.expect(&config, &settings)?;
 
     // Everything that can be wrong with the output or the text comes out before the long work.
     let mut writer = CheckpointWriter::create(checkpoint, &args.output, &settings)?;
@@ -101,7 +101,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
     let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
 
-    if !args.restart && writer.is_made(&run) {
+    if !args.restart && writer.is_made(&run)? {
         println!("`{}` is what this command makes; --restart makes it again", args.output.display());
     } else {
         writer.resume(&run, args.restart)?;

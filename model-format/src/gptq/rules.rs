@@ -49,7 +49,7 @@ impl Rule {
 
     /// A rule for the one module of this name.
     pub fn exact(module: &str, change: Change) -> Rule {
-        let pattern = format!("{}$", fancy_regex::escape(module));
+        let pattern = format!("^{}$", fancy_regex::escape(module));
         Rule::new(&pattern, change).expect("an escaped name is a pattern")
     }
 

@@ -1,0 +1,395 @@
+//! What checkpoints hold, from `gptq-quant` through this project's readers: every width and version, rules, heads in codes,
+//! and what `weight-convert` makes of them.
+
+use std::path::{Path, PathBuf};
+
+use assert_cmd::Command;
+use calib_data::TokenWindows;
+use gptq_quant::{CheckpointWriter, Error, Grid, MatrixReport, Options, Quantized, Settings, Store, quantize_layers};
+use infer_core::{
+    Decoder, KvCache, block_on,
+    model::{Parts, Sequence, load_checkpoint, load_mlc},
+    ops::{Ops, candle::CandleOps},
+};
+use model_format::{
+    Checkpoint, DecoderConfig, DirFiles, Dtype, HostTensor, Param, QuantFormat, Role, SafetensorsCheckpoint,
+    checkpoint::{read_param, write_safetensors},
+    gptq::{GptqConfig, GptqMatrix, Rule, Rules},
+    params::joined_params,
+};
+use weight_convert::{WeightOptions, convert_weight};
+
+const FOUR_BITS: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
+
+fn testdata(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
+}
+
+fn tiny(arch: &str) -> SafetensorsCheckpoint {
+    SafetensorsCheckpoint::open(&testdata(&format!("arch/{arch}/hf"))).unwrap()
+}
+
+fn config_of(checkpoint: &dyn Checkpoint) -> DecoderConfig {
+    DecoderConfig::from_hf(checkpoint.config_json()).unwrap()
+}
+
+/// Tokens of a vocabulary of 512 in no order.
+fn windows() -> TokenWindows {
+    let mut state = 7u32;
+    let mut token = || {
+        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
+        state >> 23
+    };
+    let windows: Vec<Vec<u32>> = (0..8).map(|_| (0..32).map(|_| token()).collect()).collect();
+    TokenWindows::from_windows(&windows)
+}
+
+/// A checkpoint being written, and every matrix as it was handed over.
+struct Recorded<'a> {
+    writer: CheckpointWriter<'a>,
+    matrices: Vec<(Param, Quantized)>,
+}
+
+impl Store for Recorded<'_> {
+    fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<(), Error> {
+        self.matrices.push((param.clone(), quantized.clone()));
+        self.writer.add(param, quantized, report)
+    }
+}
+
+/// Quantizes into `folder`.
+fn quantize(
+    source: &SafetensorsCheckpoint,
+    folder: &Path,
+    settings: &Settings,
+) -> Result<Vec<(Param, Quantized)>, Error> {
+    let writer = CheckpointWriter::create(source, folder, settings)?;
+    let mut store = Recorded { writer, matrices: Vec::new() };
+    block_on(quantize_layers(CandleOps::default(), source, &windows(), settings, &mut (), &mut store))?;
+    store.writer.finish()?;
+    Ok(store.matrices)
+}
+
+fn with_rules(grid: Grid, rules: &[&str]) -> Settings {
+    let rules = rules.iter().map(|rule| Rule::parse(rule).unwrap()).collect();
+    Settings { rules: Rules(rules), ..Settings::new(Options::new(grid)) }
+}
+
+/// The logits after each token of the first window.
+fn logits(config: &DecoderConfig, load: impl FnOnce(&mut CandleOps) -> Parts<CandleOps>) -> Vec<f32> {
+    let mut ops = CandleOps::default();
+    let parts = load(&mut ops);
+    let decoder = Decoder::new(&mut ops, config, parts, 32).unwrap();
+    let mut cache = KvCache::new(&mut ops, config, 32).unwrap();
+    let windows = windows();
+    let tokens = windows.iter().next().unwrap();
+    let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
+    let logits = decoder.head(&mut ops, &hidden);
+    block_on(ops.read(&logits)).unwrap()
+}
+
+fn checkpoint_logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
+    let config = config_of(checkpoint);
+    logits(&config, |ops| load_checkpoint(ops, &config, checkpoint, None, &mut ()).unwrap())
+}
+
+fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
+    let square = |of: &mut dyn Iterator<Item = f32>| of.map(|v| f64::from(v).powi(2)).sum::<f64>();
+    (square(&mut a.iter().zip(b).map(|(a, b)| a - b)) / square(&mut b.iter().copied())).sqrt()
+}
+
+/// The source with these matrices in place of its own, in f32, which needs none of GPTQ's formats.
+fn dequantized(
+    source: &SafetensorsCheckpoint,
+    matrices: &[(Param, Quantized)],
+    folder: &Path,
+) -> SafetensorsCheckpoint {
+    let mut tensors: Vec<(String, HostTensor<'static>)> = Vec::new();
+    let mut add = |name: &str, shape: Vec<usize>, values: &[f32]| {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        tensors.push((name.to_owned(), HostTensor { dtype: Dtype::F32, shape, bytes: bytes.into() }));
+    };
+    let mut replaced = Vec::new();
+    for (param, quantized) in matrices {
+        let values = quantized.dequantize().into_raw_vec_and_offset().0;
+        let mut rest = &values[..];
+        for part in &param.sources {
+            let (own, behind) = rest.split_at(part.rows * param.shape[1]);
+            add(&part.name, vec![part.rows, param.shape[1]], own);
+            replaced.push(part.name.clone());
+            rest = behind;
+        }
+    }
+    for info in source.tensors().iter().filter(|info| !replaced.contains(&info.name)) {
+        // As a quantized checkpoint holds it.
+        let values: Vec<f32> = source.tensor(&info.name).unwrap().to_f32();
+        let values: Vec<f32> = values.into_iter().map(|v| half::f16::from_f32(v).to_f32()).collect();
+        add(&info.name, info.shape.clone(), &values);
+    }
+    std::fs::create_dir_all(folder).unwrap();
+    std::fs::write(folder.join("config.json"), source.config_json()).unwrap();
+    write_safetensors(&folder.join("model.safetensors"), tensors).unwrap();
+    SafetensorsCheckpoint::open(folder).unwrap()
+}
+
+/// Quantizes, and expects the reader to find the codes that were handed over and the engine to run them.
+fn check(arch: &str, settings: &Settings) {
+    let folder = tempfile::tempdir().unwrap();
+    let source = tiny(arch);
+    let out = folder.path().join("out");
+    let matrices = quantize(&source, &out, settings).unwrap();
+    let written = SafetensorsCheckpoint::open(&out).unwrap();
+    let gptq = GptqConfig::from_config(written.config_json()).unwrap().unwrap();
+    assert_eq!(gptq.v2, settings.v2);
+    for (param, quantized) in &matrices {
+        let mut start = 0;
+        for part in &param.sources {
+            let matrix = GptqMatrix::read(&written, &gptq, part.module()).unwrap().expect("it is quantized");
+            assert_eq!(matrix, quantized.rows_to_checkpoint(start, part.rows), "{}", part.name);
+            assert!(written.info(&part.name).is_none(), "{}", part.name);
+            let largest = matrix.codes.iter().max().unwrap();
+            assert_eq!(*largest, ((1u32 << quantized.grid.bits) - 1) as u8, "{}: all bits are used", part.name);
+            start += part.rows;
+        }
+    }
+    let float = dequantized(&source, &matrices, &folder.path().join("float"));
+    assert_eq!(checkpoint_logits(&written), checkpoint_logits(&float), "{settings:?}");
+    assert!(relative_difference(&checkpoint_logits(&written), &checkpoint_logits(&source)) > 1e-4);
+}
+
+#[test]
+fn every_width_and_version_is_read_as_it_was_written() {
+    for bits in [2, 3, 4, 8] {
+        for v2 in [false, true] {
+            for (sym, static_groups) in [(true, true), (false, false)] {
+                let options = Options { static_groups, ..Options::new(Grid { bits, sym, ..FOUR_BITS }) };
+                check("llama", &Settings { v2, ..Settings::new(options) });
+            }
+        }
+    }
+}
+
+#[test]
+fn whole_rows_as_groups_and_a_group_that_is_cut_short() {
+    for group_size in [None, Some(96), Some(4096)] {
+        check("llama", &Settings::new(Options::new(Grid { group_size, ..FOUR_BITS })));
+    }
+}
+
+#[test]
+fn heads_in_codes() {
+    for arch in ["mistral", "phi3"] {
+        let settings = Settings { lm_head: true, ..with_rules(FOUR_BITS, &["lm_head:bits=8,group=64"]) };
+        check(arch, &settings);
+    }
+    let error = quantize(
+        &tiny("llama"),
+        Path::new("nowhere"),
+        &Settings { lm_head: true, ..Settings::new(Options::new(FOUR_BITS)) },
+    );
+    assert!(matches!(error, Err(Error::TiedHead { .. })));
+}
+
+#[test]
+fn rules_are_honoured_and_what_is_skipped_keeps_its_values() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = [
+        r"model\.layers\.1\.self_attn\.o_proj:skip",
+        r".*\.self_attn\.(q|k|v)_proj:bits=8,group=64,sym=false",
+        r".*\.1\.mlp\.(gate|up):skip",
+        r"model\.layers\.1:bits=2,group=-1",
+    ];
+    let settings = with_rules(FOUR_BITS, &rules);
+    let source = tiny("llama");
+    let matrices = quantize(&source, folder.path(), &settings).unwrap();
+    let written = SafetensorsCheckpoint::open(folder.path()).unwrap();
+    let gptq = GptqConfig::from_config(written.config_json()).unwrap().unwrap();
+
+    let grid = |bits, group_size, sym| Some(Grid { bits, group_size, sym });
+    let expected = [
+        [grid(8, Some(64), false), Some(FOUR_BITS), Some(FOUR_BITS), Some(FOUR_BITS)],
+        [grid(8, Some(64), false), None, None, grid(2, None, true)],
+    ];
+    let mut reported = matrices.iter();
+    for (layer, expected) in expected.iter().enumerate() {
+        let roles = [Role::Qkv(layer), Role::AttentionOut(layer), Role::GateUp(layer), Role::Down(layer)];
+        for (role, expected) in roles.into_iter().zip(expected) {
+            let list = joined_params(&config_of(&source));
+            let param = list.iter().find(|param| param.role == role).unwrap();
+            match expected {
+                Some(grid) => {
+                    let (found, quantized) = reported.next().unwrap();
+                    assert_eq!((&found.name, quantized.grid), (&param.name, *grid));
+                    let values = quantized.dequantize().into_raw_vec_and_offset().0;
+                    assert_eq!(read_param(&written, param).unwrap(), values, "{}", param.name);
+                }
+                None => {
+                    for part in &param.sources {
+                        assert!(GptqMatrix::read(&written, &gptq, part.module()).unwrap().is_none());
+                        let (tensor, float) = (written.tensor(&part.name).unwrap(), source.tensor(&part.name).unwrap());
+                        assert_eq!(tensor.dtype, Dtype::F16);
+                        let rounded = float.to_f32().into_iter().map(|v| half::f16::from_f32(v).to_f32());
+                        assert!(tensor.to_f32().into_iter().eq(rounded), "{}", part.name);
+                    }
+                }
+            }
+        }
+    }
+    assert!(reported.next().is_none());
+
+    // Each module by its whole name, and the names that vLLM joins matrices under.
+    let config: serde_json::Value = serde_json::from_str(written.config_json()).unwrap();
+    let dynamic = config["quantization_config"]["dynamic"].as_object().unwrap();
+    let skipped: Vec<_> = dynamic.keys().filter_map(|key| key.strip_prefix("-:")).collect();
+    assert_eq!(
+        skipped,
+        [
+            r"^model\.layers\.1\.self_attn\.o_proj$",
+            r"^model\.layers\.1\.mlp\.gate_proj$",
+            r"^model\.layers\.1\.mlp\.up_proj$",
+            r"^model\.layers\.1\.mlp\.gate_up_proj$"
+        ]
+    );
+    let joined = &dynamic[r"+:^model\.layers\.0\.self_attn\.qkv_proj$"];
+    assert_eq!(joined, &serde_json::json!({ "bits": 8, "group_size": 64, "sym": false }));
+    let down = &dynamic[r"+:^model\.layers\.1\.mlp\.down_proj$"];
+    assert_eq!(down, &serde_json::json!({ "bits": 2, "group_size": -1 }));
+}
+
+/// A folder with the tiny model and a tokenizer of its size.
+fn tiny_folder(folder: &Path) {
+    let model = folder.join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in ["config.json", "generation_config.json", "model.safetensors"] {
+        std::fs::copy(testdata("arch/llama/hf").join(file), model.join(file)).unwrap();
+    }
+    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), model.join("tokenizer.json")).unwrap();
+}
+
+fn run(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::cargo_bin("gptq-quant").unwrap();
+    command.current_dir(folder).args(["model", "-o", "out", "--samples", "2", "--seq-len", "16", "--device", "cpu"]);
+    let output = command.args(args).env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.join("hub")).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn hostile_rules_are_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_folder(folder.path());
+    // What cannot be a rule is wrong usage.
+    for (rule, word) in [
+        ("no-settings", "no `:`"),
+        ("(:skip", "Parsing error"),
+        ("a:bits=5", "`5` cannot be the value of `bits`"),
+        ("a:bits=", "cannot be the value of `bits`"),
+        ("a:group=0", "cannot be the value of `group`"),
+        ("a:group=-2", "cannot be the value of `group`"),
+        ("a:sym=maybe", "cannot be the value of `sym`"),
+        ("a:width=8", "`width=8` is not"),
+        ("a:", "`` is not"),
+    ] {
+        let (code, stderr) = run(folder.path(), &["--override", rule]);
+        assert_eq!(code, Some(2), "{rule}: {stderr}");
+        assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+    }
+    for (args, words) in [
+        (
+            &["--override", r".*\.q_proj:skip"][..],
+            &["q_proj`, `", "different things", "matches all of them or none"][..],
+        ),
+        (&["--override", r".*\.up_proj:bits=8"], &["model.layers.0.mlp.gate_proj`, `model.layers.0.mlp.up_proj"]),
+        (&["--override", r"model\.layers\.7\.:skip"], &[r"`model\.layers\.7\.:skip` matches no matrix"]),
+        (&["--override", "(a+)+$:skip"], &["matches no matrix"]),
+        (&["--lm-head"], &["no head of its own", "leave --lm-head out"]),
+        (&["--override", r".*\.o_proj:bits=8", "--grid", "q4f16_1", "--to-mlc", "mlc"], &["o_proj", "q4f16_1"]),
+    ] {
+        let (code, stderr) = run(folder.path(), args);
+        assert_eq!(code, Some(1), "{args:?}: {stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+        }
+        assert!(!stderr.contains("calibrating"), "{stderr}");
+        assert!(!folder.path().join("out").exists() && !folder.path().join("mlc").exists());
+    }
+}
+
+#[test]
+fn widths_that_fill_no_words_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = tiny("llama");
+    // 248 codes fill words of 8 and 4 bits, but not of 2 and 3.
+    let mut config: serde_json::Value = serde_json::from_str(source.config_json()).unwrap();
+    config["intermediate_size"] = 248.into();
+    let mut tensors = Vec::new();
+    for info in source.tensors() {
+        let tensor = source.tensor(&info.name).unwrap();
+        let (rows, cols) = (info.shape[0], info.shape.get(1).copied().unwrap_or(1));
+        let size = tensor.bytes.len() / (rows * cols);
+        let cut = |n: usize| if n == 256 { 248 } else { n };
+        let kept: Vec<u8> = tensor
+            .bytes
+            .chunks_exact(cols * size)
+            .take(cut(rows))
+            .flat_map(|row| &row[..cut(cols) * size])
+            .copied()
+            .collect();
+        let shape = info.shape.iter().map(|&n| cut(n)).collect();
+        tensors.push((info.name.clone(), HostTensor { dtype: tensor.dtype, shape, bytes: kept.into() }));
+    }
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    write_safetensors(&folder.path().join("model.safetensors"), tensors).unwrap();
+    let cut = SafetensorsCheckpoint::open(folder.path()).unwrap();
+
+    let out = folder.path().join("out");
+    let error = quantize(&cut, &out, &Settings::new(Options::new(Grid { bits: 3, ..FOUR_BITS }))).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("gate_proj` is [248, 128], and packed codes need multiples of 32"), "{message}");
+    assert!(error.hint().unwrap().contains("--override 'model.layers.0.mlp.gate_proj:skip'"));
+    assert!(!out.exists());
+    for bits in [2, 4, 8] {
+        let result = quantize(&cut, &out, &Settings::new(Options::new(Grid { bits, ..FOUR_BITS })));
+        assert_eq!(result.is_ok(), bits != 2, "{bits} bits");
+    }
+    let skip = with_rules(Grid { bits: 3, ..FOUR_BITS }, &[r".*\.mlp\.:skip"]);
+    assert_eq!(quantize(&cut, &out, &skip).unwrap().len(), 4);
+}
+
+#[test]
+fn a_checkpoint_with_rules_converts() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, mlc) = (folder.path().join("out"), folder.path().join("mlc"));
+    let rules = [r".*\.0\.mlp\.down:group=64", r".*\.1\.mlp\.down:bits=3"];
+    let settings = Settings { quantize_ends: true, ..with_rules(FOUR_BITS, &rules) };
+    quantize(&tiny("llama"), &out, &settings).unwrap();
+    let written = SafetensorsCheckpoint::open(&out).unwrap();
+    let format = QuantFormat::by_name("q4f16_1").unwrap();
+    let report = convert_weight(&written, format, &WeightOptions::default(), &mlc, &mut ()).unwrap();
+    assert_eq!(report.rounded, [""; 0]);
+    let config = config_of(&written);
+    let converted =
+        logits(&config, |ops| block_on(load_mlc(ops, &config, format, &DirFiles::new(&mlc), &mut ())).unwrap());
+    let difference = relative_difference(&converted, &checkpoint_logits(&written));
+    assert!(difference < 1e-5, "{difference}");
+
+    // What was skipped is rounded, and said to be.
+    let skipped = folder.path().join("skipped");
+    quantize(&tiny("llama"), &skipped, &with_rules(FOUR_BITS, &[r".*\.1\.self_attn\.o:skip"])).unwrap();
+    let written = SafetensorsCheckpoint::open(&skipped).unwrap();
+    let mlc = folder.path().join("mlc-skipped");
+    let report = convert_weight(&written, format, &WeightOptions::default(), &mlc, &mut ()).unwrap();
+    assert_eq!(report.lossless.len(), 7, "{:?}", report.lossless);
+    assert_eq!(report.rounded, ["model.embed_tokens.weight", "model.layers.1.self_attn.o_proj.weight"]);
+
+    // Eight bits do not fit: refused by name, or taken to the nearest.
+    let wide = folder.path().join("wide");
+    quantize(&tiny("llama"), &wide, &with_rules(FOUR_BITS, &[r".*\.0\.mlp\.down:bits=8"])).unwrap();
+    let written = SafetensorsCheckpoint::open(&wide).unwrap();
+    let mlc = folder.path().join("mlc8");
+    let error = convert_weight(&written, format, &WeightOptions::default(), &mlc, &mut ()).unwrap_err();
+    assert!(error.to_string().contains("model.layers.0.mlp.down_proj"), "{error}");
+    let options = WeightOptions { refit: true, ..WeightOptions::default() };
+    let report = convert_weight(&written, format, &options, &mlc, &mut ()).unwrap();
+    let refitted: Vec<_> = report.refitted.iter().map(|refit| refit.name.as_str()).collect();
+    assert_eq!(refitted, ["model.layers.0.mlp.down_proj"]);
+}
