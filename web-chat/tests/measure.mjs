@@ -57,37 +57,38 @@ async function measure(folder, tokens) {
 
   const bench = await context.newPage();
   await bench.goto(`${server.origin}/icon.svg`);
-  const seen = await bench.evaluate(async ([model, prompt, max_tokens]) => {
+  const seen = await bench.evaluate(async (model) => {
     const { createEngine } = await import('/package/index.js');
-    const engine = await createEngine(model);
-    const loadedHeap = (await engine.loaded()).heapBytes;
-    const request = { messages: [{ role: 'user', content: prompt }], temperature: 0, max_tokens };
-    const rounds = [];
-    for (let round = 0; round < 3; round++) {
-      await engine.resetChat();
-      rounds.push(await engine.chat.completions.create(request));
-    }
-    const { vendor, architecture, description, isSoftware, f16, subgroups } = await engine.device();
-    const { heapBytes, weightBytes } = await engine.loaded();
-    return { loadedHeap, heapBytes, weightBytes, rounds, adapter: { vendor, architecture, description, isSoftware, f16, subgroups } };
-  }, [`${server.origin}/models/${name}`, PROMPT, tokens]);
+    globalThis.engine = await createEngine(model);
+    const { vendor, architecture, description, isSoftware, f16, subgroups } = await globalThis.engine.device();
+    const { heapBytes, weightBytes } = await globalThis.engine.loaded();
+    return { heapBytes, weightBytes, adapter: { vendor, architecture, description, isSoftware, f16, subgroups } };
+  }, `${server.origin}/models/${name}`);
+  // In turn, so that whatever else the machine does is in both.
+  const browser = [];
+  const native = [];
+  const texts = new Set();
+  let device;
+  for (let round = 0; round < 3; round++) {
+    const { choices, usage } = await bench.evaluate(async ([content, max_tokens]) => {
+      await globalThis.engine.resetChat();
+      return globalThis.engine.chat.completions.create({ messages: [{ role: 'user', content }], temperature: 0, max_tokens });
+    }, [PROMPT, tokens]);
+    const answer = await nativeAnswer(folder, PROMPT, tokens);
+    browser.push(usage.extra);
+    native.push(answer.stats);
+    texts.add(choices[0].message.content).add(answer.text);
+    device = answer.device;
+  }
+  const { heapBytes } = await bench.evaluate(() => globalThis.engine.loaded());
   await close();
   server.close();
   await rm(models, { recursive: true });
-  console.log(`  adapter ${JSON.stringify(seen.adapter)}`);
-  console.log(`  weights ${(seen.weightBytes / 1e6).toFixed(0)} MB; wasm memory at its peak: loading ${(seen.loadedHeap / 2 ** 20).toFixed(1)} MiB, `
-    + `after answers ${(seen.heapBytes / 2 ** 20).toFixed(1)} MiB`);
+  console.log(`  adapter ${JSON.stringify(seen.adapter)}; terminal ${device}`);
+  console.log(`  weights ${(seen.weightBytes / 1e6).toFixed(0)} MB; wasm memory at its peak: loading ${(seen.heapBytes / 2 ** 20).toFixed(1)} MiB, `
+    + `after answers ${(heapBytes / 2 ** 20).toFixed(1)} MiB`);
+  console.log(`  greedy, ${tokens} tokens: browser and terminal ${texts.size === 1 ? 'equal' : 'DIFFER'}`);
   const best = (rounds, field) => Math.max(...rounds.map((round) => round[field]));
-  const browser = seen.rounds.map(({ usage }) => usage.extra);
-  const native = [];
-  let text;
-  for (let round = 0; round < 3; round++) {
-    const answer = await nativeAnswer(folder, PROMPT, tokens);
-    native.push(answer.stats);
-    text = answer;
-  }
-  const equal = seen.rounds.every(({ choices }) => choices[0].message.content === text.text);
-  console.log(`  greedy, ${text.token_ids.length} tokens: browser and terminal (${text.device}) ${equal ? 'equal' : 'DIFFER'}`);
   for (const field of ['prefill_tokens_per_s', 'decode_tokens_per_s']) {
     const [here, there] = [best(browser, field), best(native, field)];
     console.log(`  ${field}: browser ${here.toFixed(2)}, terminal ${there.toFixed(2)}: ${((100 * here) / there).toFixed(0)} %`);
