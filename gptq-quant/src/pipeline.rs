@@ -531,9 +531,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         }
         let mut factoring = Duration::ZERO;
         let ops = self.ops.inner();
-        let (quantized, relative_error) = ops.solve(weights, &hessian, &options, &mut factoring).await?;
+        let quantized = ops.solve(weights, &hessian, &options, &mut factoring).await?;
         let solved = begun.elapsed();
-        let report = MatrixReport::new(param, weights, &quantized, relative_error, &hessian.products, &options);
+        let report = MatrixReport::new(param, weights, &quantized, &hessian.products, &options);
         let report = MatrixReport { elapsed: solved, ..report };
         self.timings.factoring += factoring;
         self.timings.quantization += begun.elapsed() - factoring;

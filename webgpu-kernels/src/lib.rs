@@ -23,6 +23,7 @@
 pub mod add;
 pub mod argmax;
 pub mod attention;
+pub mod case_check;
 mod cases;
 pub mod copy;
 pub mod cross_entropy;
@@ -42,6 +43,7 @@ pub mod norm_heads;
 pub mod rms_norm;
 pub mod rope;
 pub mod select_rows;
+pub mod selftest;
 pub mod soft_cap;
 mod source;
 

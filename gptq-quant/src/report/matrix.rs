@@ -13,9 +13,9 @@ use crate::{
     gptq::{Method, Quantized, ROWS, round_to_nearest},
 };
 
-/// Rows that round-to-nearest is compared on, at the most, evenly spaced: all would take a fifth of the time that finding the
-/// codes does.
-const SAMPLED_ROWS: usize = 256;
+/// Rows that errors are taken on, at the most, evenly spaced: all would take a fifth of the time that finding the codes
+/// does.
+const SAMPLED_ROWS: usize = 512;
 
 /// What became of one matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,10 +33,9 @@ pub struct MatrixReport {
     /// Whether the zero is fixed in the middle of the codes.
     pub sym: bool,
     /// Squared error of the outputs on the calibration text, as a share of their own square: with the inputs that the
-    /// quantized layers before give.
+    /// quantized layers before give, on at most 512 of the rows.
     pub relative_error: f64,
-    /// The same of round-to-nearest on the same grid, each scale the best for its weights; of a matrix of more than 256 rows
-    /// by so many of them.
+    /// The same of round-to-nearest on the same grid, each scale the best for its weights.
     pub nearest_error: f64,
     /// What GPTQ made small: [`Quantized::loss`]. `None` after round-to-nearest.
     pub loss: Option<f64>,
@@ -49,20 +48,16 @@ pub struct MatrixReport {
 }
 
 impl MatrixReport {
-    /// Of `param` with these `weights` `[rows, cols]`, quantized with `options` for inputs behind `hessian`, with its error.
-    /// How long that took is to be set.
+    /// Of `param` with these `weights` `[rows, cols]`, quantized with `options` for inputs behind `hessian`. How long that
+    /// took is to be set.
     pub fn new(
         param: &Param,
         weights: ArrayView2<'_, f32>,
         quantized: &Quantized,
-        relative_error: f64,
         hessian: &Mat<f64>,
         options: &Options,
     ) -> MatrixReport {
-        let [of_sample, nearest_of_sample] = sampled_errors(weights, quantized, hessian, options);
-        // How many times as large it is varies less from row to row than how large it is.
-        let nearest_error =
-            if of_sample > 0.0 { relative_error * nearest_of_sample / of_sample } else { nearest_of_sample };
+        let [relative_error, nearest_error] = errors(weights, quantized, hessian, options);
         let sizes = || quantized.scales.iter().map(|scale| scale.abs());
         MatrixReport {
             layer: param.role.layer(),
@@ -88,13 +83,8 @@ impl MatrixReport {
     }
 }
 
-/// Errors of some outputs as a share of their square: of these codes, and of round-to-nearest on the same grid.
-fn sampled_errors(
-    weights: ArrayView2<'_, f32>,
-    quantized: &Quantized,
-    hessian: &Mat<f64>,
-    options: &Options,
-) -> [f64; 2] {
+/// Errors of the outputs as a share of their square: of these codes, and of round-to-nearest on the same grid.
+fn errors(weights: ArrayView2<'_, f32>, quantized: &Quantized, hessian: &Mat<f64>, options: &Options) -> [f64; 2] {
     let count = weights.nrows();
     let rows: Vec<usize> = (0..count).step_by(count.div_ceil(SAMPLED_ROWS).max(1)).collect();
     let weights = weights.select(Axis(0), &rows);

@@ -33,7 +33,19 @@ pub trait Ops {
 
     /// Takes a weight matrix to the device. `role` says which one it is.
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix>;
-    /// The same for a matrix that the host need not hold whole.
+    /// The same for a matrix of `rows` rows that comes in parts, one above the other; all but the last have an even number
+    /// of rows.
+    fn upload_parts(
+        &mut self,
+        role: Role,
+        rows: usize,
+        parts: &mut dyn Iterator<Item = Result<Weight>>,
+    ) -> Result<Self::Matrix> {
+        let whole = Weight::concat_rows(parts.collect::<Result<_>>()?);
+        assert_eq!(whole.shape()[0], rows, "upload_parts: rows");
+        self.upload_matrix(role, whole)
+    }
+    /// The same for a matrix that is read meanwhile.
     async fn upload_rows(&mut self, role: Role, source: &mut impl Rows) -> Result<Self::Matrix> {
         let [rows, _] = source.shape();
         let whole = source.read(0..rows).await?;
@@ -45,6 +57,12 @@ pub trait Ops {
     fn new_kv(&mut self, shape: KvShape) -> Result<Self::Kv>;
     /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
+
+    /// How many rows of `work` multiplications and additions each, in the largest operation, should be run at a time.
+    fn rows_at_once(&self, work: u64) -> usize {
+        let _ = work;
+        usize::MAX
+    }
 
     /// The loss of each row of `logits`, `ln sum over c of exp(logits[r, c]) - logits[r, targets[r]]`. Waits.
     async fn cross_entropy(&mut self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>> {
