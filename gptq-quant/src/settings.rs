@@ -136,7 +136,7 @@ impl Settings {
     }
 }
 
-/// The matrices that [`quantize_layers`] quantizes.
+/// The matrices that [`quantize_layers`](crate::quantize_layers) quantizes.
 pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<Vec<(Param, Options)>> {
     let list = joined_params(config).into_iter();
     let chosen = list.map(|param| Ok(settings.options(&param)?.map(|options| (param, options))));
