@@ -41,16 +41,15 @@ pub trait Calibrate: Ops {
     /// What they come to.
     async fn finish(&mut self, sums: Self::Sums) -> Result<Hessian>;
 
-    /// Quantizes a matrix, where that is fastest, and tells its [relative error](Quantized::relative_error). To `factoring`
-    /// goes the time until the factors are there.
+    /// Quantizes a matrix, where that is fastest. To `factoring` goes the time until the factors are there.
     async fn solve(
         &mut self,
         weights: ArrayView2<'_, f32>,
         hessian: &Hessian,
         options: &Options,
         factoring: &mut Duration,
-    ) -> crate::Result<(Quantized, f64)> {
-        Ok(solve_on_host(weights, hessian, options, factoring))
+    ) -> crate::Result<Quantized> {
+        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
     }
 }
 
@@ -76,17 +75,6 @@ impl Calibrate for CandleOps {
     async fn finish(&mut self, sums: HostSums) -> Result<Hessian> {
         Ok(sums.finish())
     }
-}
-
-fn solve_on_host(
-    weights: ArrayView2<'_, f32>,
-    hessian: &Hessian,
-    options: &Options,
-    factoring: &mut Duration,
-) -> (Quantized, f64) {
-    let quantized = quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring);
-    let error = quantized.relative_error(weights, &hessian.products);
-    (quantized, error)
 }
 
 /// Sums on a GPU.
@@ -130,10 +118,10 @@ impl Calibrate for GpuOps {
         hessian: &Hessian,
         options: &Options,
         factoring: &mut Duration,
-    ) -> crate::Result<(Quantized, f64)> {
+    ) -> crate::Result<Quantized> {
         if on_device::suits(weights.ncols(), options) {
             return on_device::solve(self, weights, hessian, options, factoring).await;
         }
-        Ok(solve_on_host(weights, hessian, options, factoring))
+        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
     }
 }

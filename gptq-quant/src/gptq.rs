@@ -21,6 +21,7 @@ use crate::{
     cholesky::{DEGREE, inverse_factor},
     grid::{Grid, GroupParams, ScaleSearch},
     refine::refine,
+    report::matrix::relative_errors,
 };
 
 /// Rows that one task works on, so that a block of the inverse's factor is read from the cache.
@@ -109,27 +110,25 @@ pub struct Quantized {
 impl Quantized {
     /// The values `[rows, cols]`.
     pub fn dequantize(&self) -> Array2<f32> {
-        Array2::from_shape_fn(self.codes.dim(), |(row, col)| {
-            let group = self.g_idx[col] as usize;
-            let code = f32::from(self.codes[(row, col)]) - f32::from(self.zeros[(row, group)]);
-            code * self.scales[(row, group)]
-        })
+        Array2::from_shape_fn(self.codes.dim(), |at| self.value(at))
+    }
+
+    /// The values of some rows.
+    pub(crate) fn rows(&self, rows: &[usize]) -> Array2<f32> {
+        Array2::from_shape_fn((rows.len(), self.codes.ncols()), |(row, col)| self.value((rows[row], col)))
+    }
+
+    fn value(&self, (row, col): (usize, usize)) -> f32 {
+        let group = self.g_idx[col] as usize;
+        let code = f32::from(self.codes[(row, col)]) - f32::from(self.zeros[(row, group)]);
+        code * self.scales[(row, group)]
     }
 
     /// `tr(D H D^T) / tr(W H W^T)`: the squared error of the outputs on the calibration tokens, as a share of their own
     /// square. Zero where the outputs are.
     pub fn relative_error(&self, weights: ArrayView2<'_, f32>, hessian: &Mat<f64>) -> f64 {
-        let n = hessian.nrows();
-        let hessian = Array2::from_shape_fn((n, n), |at| hessian[at] as f32);
-        let square = |m: &Array2<f32>| {
-            std::iter::zip(&m.dot(&hessian), m).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
-        };
-        let quantized = self.dequantize();
-        let pieces = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter();
-        let pieces = pieces.zip(quantized.axis_chunks_iter(Axis(0), ROWS));
-        let sums: Vec<(f64, f64)> = pieces.map(|(w, q)| (square(&(&w - &q)), square(&w.to_owned()))).collect();
-        let (error, whole) = sums.iter().fold((0.0, 0.0), |sum, piece| (sum.0 + piece.0, sum.1 + piece.1));
-        if whole > 0.0 { error / whole } else { 0.0 }
+        let [error] = relative_errors(weights, [&self.dequantize()], hessian);
+        error
     }
 
     /// The rows `start .. start + rows` as a matrix of a GPTQ checkpoint.

@@ -31,22 +31,19 @@ pub(crate) fn suits(cols: usize, options: &Options) -> bool {
     whole && group_len <= 256 && options.static_groups && !options.gptq_py
 }
 
-/// Solves a matrix, and tells its [relative error](Quantized::relative_error).
+/// Solves a matrix.
 pub(crate) async fn solve(
     ops: &mut GpuOps,
     weights: ArrayView2<'_, f32>,
     hessian: &Hessian,
     options: &Options,
     factoring: &mut Duration,
-) -> Result<(Quantized, f64)> {
+) -> Result<Quantized> {
     let begun = Instant::now();
     let (rows, cols) = weights.dim();
     let prepared = match Prepared::new(weights, &hessian.products, options) {
         Ok(prepared) => prepared,
-        Err(rounded) => {
-            let error = rounded.relative_error(weights, &hessian.products);
-            return Ok((rounded, error));
-        }
+        Err(rounded) => return Ok(rounded),
     };
     let Prepared { dead, hessian: products, perm, factor, damp_percent, damp, importance } = prepared;
     let factor = factor.mapv(|v| v as f32);
@@ -76,7 +73,7 @@ pub(crate) async fn solve(
 
     let mut codes = Vec::with_capacity(rows * cols);
     let (mut scales, mut zeros) = (Vec::with_capacity(rows * groups), Vec::with_capacity(rows * groups));
-    let (mut loss, mut error, mut square) = (0.0, 0.0, 0.0);
+    let mut loss = 0.0;
     let each = (PIECE_BYTES / (4 * cols)).max(1);
     for start in (0..rows).step_by(each) {
         let piece: Vec<f32> = (start..rows.min(start + each))
@@ -98,15 +95,10 @@ pub(crate) async fn solve(
         codes.extend(solution.codes.iter().map(|&code| code as u8));
         scales.extend(solution.grid.iter().step_by(2));
         zeros.extend(solution.grid.iter().skip(1).step_by(2).map(|&zero| zero as u8));
-        let sum = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>();
-        let [errors, plain_errors] = &solution.errors;
-        let [squares, plain_squares] = &solution.squares;
-        loss += sum(errors);
-        error += sum(errors) - damp * sum(plain_errors);
-        square += sum(squares) - damp * sum(plain_squares);
+        loss += solution.losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
     }
     let array = |len: usize, values: Vec<u8>| Array2::from_shape_vec((rows, len), values).expect("all rows");
-    let quantized = Quantized {
+    Ok(Quantized {
         grid: options.grid,
         codes: array(cols, codes),
         scales: Array2::from_shape_vec((rows, groups), scales).expect("all rows"),
@@ -114,8 +106,7 @@ pub(crate) async fn solve(
         g_idx: (0..cols).map(|k| (k / group_len) as u32).collect(),
         loss,
         method: Method::Gptq { damp_percent },
-    };
-    Ok((quantized, if square > 0.0 { (error / square).max(0.0) } else { 0.0 }))
+    })
 }
 
 /// As in `gptq.rs`: `alpha * triu(D U^T, 1) U`, `[cols, cols]`.

@@ -25,14 +25,13 @@ use model_format::{
 };
 use ndarray::ArrayView2;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Hessian, Result, Settings, Store,
+    Error, Hessian, MatrixReport, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
     estimate::{Estimate, Timings, memory},
-    gptq::{Method, Quantized},
+    gptq::Quantized,
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
     speed::Speeds,
     work::Work,
@@ -40,21 +39,6 @@ use crate::{
 
 /// A layer of the float model, from its beginning to its end.
 pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
-
-/// What became of one matrix.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MatrixReport {
-    /// Layer index; `None` for the embedding table and the head.
-    pub layer: Option<usize>,
-    /// MLC's name of the module: `model.layers.0.self_attn.qkv_proj`.
-    pub module: String,
-    /// Squared error of the outputs on the calibration text, as a share of their own square.
-    pub relative_error: f64,
-    /// How the codes were found.
-    pub method: Method,
-    /// Time that the solution took, without the forward pass.
-    pub elapsed: Duration,
-}
 
 /// How far the quantizer has come. The terminal's bar implements it.
 pub trait Progress {
@@ -68,6 +52,10 @@ pub trait Progress {
     }
     /// A matrix is done.
     fn quantized(&mut self, report: &MatrixReport);
+    /// `fraction` of the measurement on another text is done.
+    fn evaluated(&mut self, fraction: f64) {
+        let _ = fraction;
+    }
     /// Whether to stop with [`Error::Cancelled`].
     fn is_cancelled(&self) -> bool {
         false
@@ -534,25 +522,21 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     async fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
         let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
-        let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
         let (rows, cols) = (param.shape[0], param.shape[1]);
         let values = read_param(self.checkpoint, param)?;
         let weights = ArrayView2::from_shape((rows, cols), &values).expect("read_param checked the shape");
         if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
+            let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
             return Err(Error::NonFiniteActivations { module });
         }
         let mut factoring = Duration::ZERO;
         let ops = self.ops.inner();
-        let (quantized, relative_error) = ops.solve(weights, &hessian, &options, &mut factoring).await?;
-        let report = MatrixReport {
-            layer: param.role.layer(),
-            module,
-            relative_error,
-            method: quantized.method,
-            elapsed: begun.elapsed(),
-        };
+        let quantized = ops.solve(weights, &hessian, &options, &mut factoring).await?;
+        let solved = begun.elapsed();
+        let report = MatrixReport::new(param, weights, &quantized, &hessian.products, &options);
+        let report = MatrixReport { elapsed: solved, ..report };
         self.timings.factoring += factoring;
-        self.timings.quantization += report.elapsed - factoring;
+        self.timings.quantization += begun.elapsed() - factoring;
         store.add(param, &quantized, &report)?;
         self.progress.quantized(&report);
         self.work.done += self.work.solve_time(rows, cols);

@@ -45,15 +45,16 @@ fn check(rows: usize, cols: usize, options: Options) {
     let hessian = hessian(cols, options.gptaq_alpha != 0.0);
     let mut time = Duration::ZERO;
     let mut on_cpu = CandleOps::default();
-    let (cpu, error) = block_on(on_cpu.solve(weights.view(), &hessian, &options, &mut time)).unwrap();
+    let cpu = block_on(on_cpu.solve(weights.view(), &hessian, &options, &mut time)).unwrap();
     let mut ops = GpuOps::new(gpu, KvDtype::F32);
-    let (device, told) = block_on(ops.solve(weights.view(), &hessian, &options, &mut time)).unwrap();
+    let device = block_on(ops.solve(weights.view(), &hessian, &options, &mut time)).unwrap();
 
     let real = |quantized: &Quantized| quantized.relative_error(weights.view(), &hessian.products);
-    assert!((told / real(&device) - 1.0).abs() < 1e-3, "told {told}, is {}", real(&device));
-    assert!((told / error - 1.0).abs() < 0.02, "on the device {told}, on the CPU {error}");
+    let (error, expected) = (real(&device), real(&cpu));
+    assert!((error / expected - 1.0).abs() < 0.01, "on the device {error}, on the CPU {expected}");
+    assert!((device.loss / cpu.loss - 1.0).abs() < 0.01, "losses {} and {}", device.loss, cpu.loss);
     let same = device.codes.iter().zip(&cpu.codes).filter(|(a, b)| a == b).count();
-    println!("{options:?}: {same} of {} codes, errors {told} and {error}", rows * cols);
+    println!("{options:?}: {same} of {} codes, errors {error} and {expected}", rows * cols);
     assert!(same as f64 > 0.97 * (rows * cols) as f64, "{same} of {} codes are the same", rows * cols);
     assert_eq!((device.zeros, device.g_idx, device.method), (cpu.zeros, cpu.g_idx, cpu.method));
     let storable = device.scales.iter().all(|&scale| half::f16::from_f32(scale).to_f32() == scale);

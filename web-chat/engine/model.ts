@@ -40,8 +40,8 @@ export function modelRef(name: string): ModelRef {
   return { id: url.href, base: `${url.href}/` };
 }
 
-/** The model in a folder of files. */
-export function localRef(files: File[]): ModelRef {
+/** The model in a folder of files, by the folder's name where the files do not tell it. */
+export function localRef(files: File[], name?: string): ModelRef {
   if (!files.some((file) => file.name === 'mlc-chat-config.json')) {
     throw new EngineError(
       'MissingFile',
@@ -49,7 +49,7 @@ export function localRef(files: File[]): ModelRef {
       'drop the folder of a model in MLC format, as `weight-convert convert` writes it',
     );
   }
-  const folder = files[0]?.webkitRelativePath.split('/')[0];
+  const folder = name ?? files[0]?.webkitRelativePath.split('/')[0];
   return { id: `local:${folder || 'folder'}`, files };
 }
 

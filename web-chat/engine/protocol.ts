@@ -114,7 +114,6 @@ export interface Methods {
   loaded(): LoadedInfo | undefined;
   unload(): void;
   answer(messages: ChatMessage[], sampling: Sampling): AnswerReport;
-  complete(text: string, sampling: Sampling): AnswerReport;
   stop(): void;
   reset(): void;
 }

@@ -116,11 +116,24 @@ const methods: Implementation = {
   },
 
   answer(emit, messages, sampling) {
-    return answerWith(emit, (chat, onText) => chat.answer(JSON.stringify(messages), JSON.stringify(sampling), onText));
-  },
-
-  complete(emit, text, sampling) {
-    return answerWith(emit, (chat, onText) => chat.complete(text, JSON.stringify(sampling), onText));
+    isStopped = false;
+    return inTurn(async () => {
+      if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
+      try {
+        const onText = (text: string, tokens: Uint32Array) => {
+          emit({ type: 'text', text, tokens: tokens.length });
+          return !isStopped;
+        };
+        return JSON.parse(await engine.chat.answer(JSON.stringify(messages), JSON.stringify(sampling), onText));
+      } catch (thrown) {
+        const error = EngineError.from(thrown);
+        if (error.kind === 'DeviceLost') {
+          unloadNow();
+          closeGpu();
+        }
+        throw error;
+      }
+    });
   },
 
   async stop() {
@@ -139,30 +152,6 @@ async function planOf(model: ModelRef, kept: KeptModel, signal: AbortSignal): Pr
     await kept.removeIfEmpty();
     throw thrown;
   }
-}
-
-function answerWith(
-  emit: Emit,
-  ask: (chat: ChatEngine, onText: (text: string, tokens: Uint32Array) => boolean) => Promise<string>,
-) {
-  isStopped = false;
-  return inTurn(async () => {
-    if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
-    try {
-      const report = await ask(engine.chat, (text, tokens) => {
-        emit({ type: 'text', text, tokens: tokens.length });
-        return !isStopped;
-      });
-      return JSON.parse(report);
-    } catch (thrown) {
-      const error = EngineError.from(thrown);
-      if (error.kind === 'DeviceLost') {
-        unloadNow();
-        closeGpu();
-      }
-      throw error;
-    }
-  });
 }
 
 function inTurn<T>(work: () => Promise<T>): Promise<T> {

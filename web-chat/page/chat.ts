@@ -186,7 +186,7 @@ export class ChatPanel {
   private article(message: Said, index: number): HTMLElement {
     const isUser = message.role === 'user';
     const isLast = index === this.conversation.messages.length - 1;
-    const body = h('div', { class: 'body' });
+    const body = h('div', { class: 'body', dir: 'auto' });
     if (isUser) body.append(h('p', { class: 'plain' }, message.content));
     else body.append(markdown(message.content));
     const buttons = [this.button('Copy', () => void this.copy(message.content))];

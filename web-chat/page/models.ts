@@ -47,14 +47,17 @@ export class ModelPanel {
     });
     byId<HTMLInputElement>('folder').addEventListener('change', (event) => {
       const { files } = event.target as HTMLInputElement;
-      if (files?.length) void this.loadFolder([...files]);
+      if (files?.length) void this.attempt(async () => this.load(localRef([...files])), 'folder');
     });
     const drop = byId('drop');
     for (const name of ['dragover', 'dragleave', 'drop'] as const) {
       document.addEventListener(name, (event) => {
         event.preventDefault();
         drop.classList.toggle('is-over', name === 'dragover');
-        if (name === 'drop' && event.dataTransfer?.files.length) void droppedFiles(event.dataTransfer).then((files) => this.loadFolder(files));
+        if (name === 'drop' && event.dataTransfer?.files.length) {
+          const dropped = droppedFolder(event.dataTransfer);
+          void this.attempt(async () => this.load(await dropped), 'folder');
+        }
       });
     }
   }
@@ -168,10 +171,6 @@ export class ModelPanel {
     }
   }
 
-  private async loadFolder(files: File[]): Promise<void> {
-    await this.attempt(async () => this.load(localRef(files)), 'folder');
-  }
-
   private async remove(id: string): Promise<void> {
     await this.engine.models.remove(id);
     if (id === this.current) {
@@ -207,7 +206,7 @@ export class ModelPanel {
 
 /** What a model is called: as the list has it, else the last part of its address. */
 export function nameOf(id: string): string {
-  return (catalogue as Listed[]).find((model) => model.id === id)?.name ?? decodeURIComponent(id.split('/').at(-1) || id);
+  return (catalogue as Listed[]).find((model) => model.id === id)?.name ?? decodeURIComponent(id.replace(/^local:/, '').split('/').at(-1) || id);
 }
 
 /** Sizes in which GPUs come, in GB. */
@@ -224,16 +223,18 @@ function fits(memory: number): string {
   return size === undefined ? 'for a very large GPU' : `for a GPU of ${size} GB or more`;
 }
 
-async function droppedFiles(transfer: DataTransfer): Promise<File[]> {
+/** What was dropped: a folder, or the files out of one. */
+async function droppedFolder(transfer: DataTransfer): Promise<ModelRef> {
+  // Both are gone with the event.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry());
   const files = [...transfer.files];
   const folder = entries.find((entry): entry is FileSystemDirectoryEntry => entry?.isDirectory === true);
-  if (!folder) return files;
+  if (!folder) return localRef(files);
   const reader = folder.createReader();
   const found: File[] = [];
   for (;;) {
     const batch = await new Promise<FileSystemEntry[]>((resolve, reject) => reader.readEntries(resolve, reject));
-    if (batch.length === 0) return found;
+    if (batch.length === 0) return localRef(found, folder.name);
     for (const entry of batch) {
       if (entry.isFile) found.push(await new Promise((resolve, reject) => (entry as FileSystemFileEntry).file(resolve, reject)));
     }

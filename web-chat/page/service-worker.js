@@ -6,7 +6,8 @@ const CACHE = 'page-__VERSION__';
 
 self.addEventListener('install', (event) => {
   const keep = async () => {
-    await (await caches.open(CACHE)).addAll(FILES);
+    // From the server: what the browser remembers may be of another version.
+    await (await caches.open(CACHE)).addAll(FILES.map((file) => new Request(file, { cache: 'reload' })));
     await self.skipWaiting();
   };
   event.waitUntil(keep());

@@ -128,12 +128,6 @@ impl ChatEngine {
         deliver(self.engine.chat(&messages, params).map_err(js_error)?, on_text).await
     }
 
-    /// Continues a plain text; otherwise as [`ChatEngine::answer`].
-    pub async fn complete(&mut self, text: &str, params: &str, on_text: &Function) -> JsResult<String> {
-        let params = self.params(params)?;
-        deliver(self.engine.complete(text, params).map_err(js_error)?, on_text).await
-    }
-
     /// Forgets the conversation's cache.
     pub fn reset(&mut self) {
         self.engine.reset();

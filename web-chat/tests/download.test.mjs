@@ -85,7 +85,7 @@ test('a download is paused, survives the page, and goes on where it was', option
     await page.getByRole('button', { name: 'Pause' }).click();
     assert.match(await noticeText(page, 'models'), /paused/);
     const card = page.locator('#kept li');
-    assert.match(await card.innerText(), / of /);
+    await card.filter({ hasText: / of / }).waitFor();
 
     await page.reload();
     await started(page);
@@ -163,7 +163,7 @@ test('a shard that is damaged for good is named, and is not kept as whole', opti
     assert.match(text, /damaged/);
     assert.ok(text.includes(shards[2]), text);
     assert.match(text, /checksum [0-9a-f]{32}, expected [0-9a-f]{32}/);
-    assert.match(await page.locator('#kept li').innerText(), / of /);
+    await page.locator('#kept li').filter({ hasText: / of / }).waitFor();
     assert.ok(await page.locator('#composer-text').isDisabled());
     // The copy on the server is repaired: nothing but that shard is fetched.
     delete server.faults.damage;
@@ -187,6 +187,8 @@ test('what is no model is said to be none', options, async () => {
       assert.match(await noticeText(page, 'models'), pattern);
       await page.locator('#notices').getByRole('button', { name: 'Dismiss' }).click();
     }
+    await page.reload();
+    await started(page);
     assert.equal(await page.locator('#kept').innerText(), 'Nothing yet.');
   });
 });
@@ -241,10 +243,20 @@ test('a second tab neither breaks a download nor loads the model unasked', optio
   });
 });
 
-test('a folder of this machine is read where it lies', options, async () => {
-  await inBrowser(server, { settings: SETTINGS }, async (page) => {
+test('a folder of this machine is read where it lies, chosen or dropped', options, async () => {
+  await inBrowser(server, { settings: SETTINGS }, async (page, context) => {
     server.requests.length = 0;
     await page.getByLabel('A folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
+    await loaded(page);
+    await ask(page, 'Hello');
+
+    await show(page, 'models');
+    const devtools = await context.newCDPSession(page);
+    const data = { items: [], files: [join(MODELS, 'sharded')], dragOperationsMask: 1 };
+    for (const type of ['dragEnter', 'dragOver', 'drop']) {
+      await devtools.send('Input.dispatchDragEvent', { type, x: 600, y: 300, data });
+    }
+    await until(page, () => document.querySelector('#model-state').textContent === 'sharded');
     await loaded(page);
     await ask(page, 'Hello');
     assert.equal(server.requests.filter(({ path }) => path.startsWith('/models/')).length, 0);

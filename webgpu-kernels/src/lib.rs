@@ -36,6 +36,7 @@ pub mod gptq;
 pub mod gpu;
 pub mod gram;
 pub mod kernel;
+pub mod kl_divergence;
 pub mod kv;
 pub mod matrix;
 pub mod norm_heads;
@@ -75,6 +76,7 @@ pub const KERNELS: &[&Kernel] = &[
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
     &cross_entropy::KERNEL,
+    &kl_divergence::KERNEL,
     &gram::KERNEL,
     &gram::WEIGHT_KERNEL,
     &gptq::COLUMNS_KERNEL,

@@ -4,7 +4,7 @@
 //! (the wasm target, the bundler's packages, a browser to test in) `setup.rs` fetches. The tests themselves are in
 //! `web-chat/tests/`.
 
-use std::{env, path::Path, process::Command};
+use std::{env, fs, path::Path, process::Command};
 
 use anyhow::{Context, Error, Result};
 
@@ -89,6 +89,11 @@ pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
     let mut programs = Command::new("cargo");
     programs.args(["build", "--release", "--package", "weight-convert", "--package", "chat-cli"]).current_dir(root);
     steps.run("compile what the page is compared with", &mut programs)?;
+    // Nothing that an earlier program converted.
+    let output = root.join(TEST_OUTPUT);
+    if output.exists() {
+        fs::remove_dir_all(&output).with_context(|| format!("cannot remove `{}`", output.display()))?;
+    }
     let mut tests = Command::new("node");
     // One browser at a time: a software GPU takes every core.
     tests.args(["--test", "--test-concurrency=1", "--test-reporter=spec", "web-chat/tests/"]).current_dir(root);
@@ -118,9 +123,6 @@ fn skip(error: Error, what: &str) -> Result<()> {
 }
 
 fn demo_model(steps: &mut Steps, root: &Path) -> Result<()> {
-    if root.join(DEMO_MODEL).join("tensor-cache.json").exists() {
-        return Ok(());
-    }
     let mut convert = Command::new(root.join("target/release/weight-convert"));
     convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]).current_dir(root);
     steps.run("convert the demo model", &mut convert).context("the demo model cannot be had")

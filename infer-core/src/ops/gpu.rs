@@ -14,6 +14,7 @@ use webgpu_kernels::{
     glu::Glu,
     gpu::{Buffer, Readback, Recorder},
     gram::Gram,
+    kl_divergence::KlDivergence,
     norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
     rope::Rope,
@@ -235,6 +236,15 @@ impl Ops for GpuOps {
         let entropy = CrossEntropy { rows: logits.rows, cols: logits.cols };
         entropy.record(&mut self.recorder, logits.settled(), &targets, &losses);
         Ok(self.recorder.read(&losses)?.await?)
+    }
+
+    async fn kl_divergence(&mut self, logits: &GpuTensor, others: &GpuTensor, rows: usize) -> Result<Vec<f32>> {
+        assert_eq!((logits.rows, logits.cols), (others.rows, others.cols), "kl_divergence: shapes");
+        assert_eq!(logits.rows, rows, "kl_divergence: rows");
+        let divergences = self.recorder.temporary(rows);
+        let divergence = KlDivergence { rows, cols: logits.cols };
+        divergence.record(&mut self.recorder, logits.settled(), others.settled(), &divergences);
+        Ok(self.recorder.read(&divergences)?.await?)
     }
 
     fn embedding(&mut self, table: &Matrix, tokens: &[u32], scale: f32) -> GpuTensor {

@@ -13,7 +13,7 @@ pub mod gpu;
 use std::ops::Range;
 
 use model_format::{Role, Weight, decoder_config::Activation};
-use webgpu_kernels::cross_entropy::cross_entropy;
+use webgpu_kernels::{cross_entropy::cross_entropy, kl_divergence::kl_divergence};
 
 pub use webgpu_kernels::gram::TokenWeights;
 
@@ -69,6 +69,14 @@ pub trait Ops {
         let logits = self.read(logits).await?;
         let rows = logits.chunks_exact(logits.len() / targets.len()).zip(targets);
         Ok(rows.map(|(logits, &target)| cross_entropy(logits, target)).collect())
+    }
+
+    /// How far the predictions of `others` `[rows, vocabulary]` are from those of `logits`, row by row: the
+    /// Kullback-Leibler divergence `sum over c of p[c] * (ln p[c] - ln q[c])`, p the softmax of `logits`. Waits.
+    async fn kl_divergence(&mut self, logits: &Self::Tensor, others: &Self::Tensor, rows: usize) -> Result<Vec<f32>> {
+        let (logits, others) = (self.read(logits).await?, self.read(others).await?);
+        let cols = logits.len() / rows;
+        Ok(logits.chunks_exact(cols).zip(others.chunks_exact(cols)).map(|(p, q)| kl_divergence(p, q)).collect())
     }
 
     /// `y[t, :] = scale * table[tokens[t], :]`.

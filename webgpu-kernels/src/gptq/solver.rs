@@ -40,10 +40,8 @@ pub struct Solution {
     pub codes: Vec<f32>,
     /// `[rows, groups, 2]`: scale and zero.
     pub grid: Vec<f32>,
-    /// Of each row, `d H d` of its error d, and `d d`.
-    pub errors: [Vec<f32>; 2],
-    /// Of each row, `w H w` of its weights, and `w w`.
-    pub squares: [Vec<f32>; 2],
+    /// Of each row, `d H d` of its error d.
+    pub losses: Vec<f32>,
 }
 
 /// A problem on the device.
@@ -180,23 +178,13 @@ impl Solver {
 
         find_difference.record(recorder, &weights, &codes, &grid, &difference);
         let product = recorder.temporary(rows * cols);
-        let mut dots = Vec::with_capacity(4);
-        for values in [&difference, &weights] {
-            self.hessian.linear(recorder, values, rows, &product);
-            for other in [&product, values] {
-                let dot = recorder.temporary(rows);
-                RowDots { rows, cols }.record(recorder, values, other, &dot);
-                dots.push(dot);
-            }
-        }
+        self.hessian.linear(recorder, &difference, rows, &product);
+        let losses = recorder.temporary(rows);
+        RowDots { rows, cols }.record(recorder, &difference, &product, &losses);
         let codes = recorder.read(&codes)?.await?;
         let grid = recorder.read(&grid)?.await?;
-        let mut read = Vec::with_capacity(dots.len());
-        for dot in &dots {
-            read.push(recorder.read(dot)?.await?);
-        }
-        let [error, error_square, weight, weight_square] = read.try_into().expect("four products");
-        Ok(Solution { codes, grid, errors: [error, error_square], squares: [weight, weight_square] })
+        let losses = recorder.read(&losses)?.await?;
+        Ok(Solution { codes, grid, losses })
     }
 
     /// The scale of one group in every row, then its codes. Changes of the values go to all columns of `residual`.

@@ -1,0 +1,103 @@
+// Figures for web-chat/README.md: `node web-chat/tests/measure.mjs FOLDER...`, each an MLC folder, or `--random-1gb`.
+// Needs what `cargo xtask web --build` makes, and chat-cli; where the browser's adapter is a Vulkan driver's that the
+// terminal can use too, `VK_DRIVER_FILES` names it for the terminal.
+
+import { readFile, readdir, symlink, mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { basename, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { brotliCompressSync, gzipSync } from 'node:zlib';
+import { launch, loaded, started } from './browser.mjs';
+import { made, nativeAnswer, randomCheckpoint } from './models.mjs';
+import { serve } from './server.mjs';
+
+const WEB_CHAT = fileURLToPath(new URL('../', import.meta.url));
+const PROMPT = 'Tell me about the history of France.';
+/** The shape of SmolLM2-1.7B. */
+const SHAPE = {
+  hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 24, num_attention_heads: 32, num_key_value_heads: 32, head_dim: 64,
+  vocab_size: 49152,
+};
+
+async function weight() {
+  const names = (await readdir(join(WEB_CHAT, 'dist'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
+  const files = await Promise.all(names.map((entry) => readFile(join(entry.parentPath, entry.name))));
+  const sum = (size) => files.reduce((all, file) => all + size(file), 0);
+  const megabytes = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`;
+  console.log(`page: ${megabytes(sum((file) => file.length))}, gzip ${megabytes(sum((file) => gzipSync(file, { level: 9 }).length))}, `
+    + `brotli ${megabytes(sum((file) => brotliCompressSync(file).length))}`);
+}
+
+async function measure(folder, tokens) {
+  const name = basename(folder);
+  console.log(`\n${name}`);
+  const models = await mkdtemp(join(tmpdir(), 'web-chat-models-'));
+  await symlink(resolve(folder), join(models, name));
+  const server = await serve({ '/': join(WEB_CHAT, 'dist/'), '/package/': join(WEB_CHAT, 'package/'), '/models/': `${models}/` });
+  const { context, close } = await launch({ args: process.env.CHROMIUM_FLAGS?.split(' ') ?? [] });
+  context.setDefaultTimeout(600_000);
+  const page = await context.newPage();
+  await page.goto(`${server.origin}/`);
+  await started(page);
+  await page.fill('#other-name', `${server.origin}/models/${name}`);
+  const begin = Date.now();
+  await page.click('#other button');
+  await loaded(page);
+  console.log(`  downloaded from this machine, checked and loaded: ${((Date.now() - begin) / 1000).toFixed(1)} s`);
+  await page.evaluate(() => navigator.serviceWorker.ready);
+  const times = [];
+  for (let i = 0; i < 5; i++) {
+    await page.reload();
+    await page.waitForSelector('html[data-ready]');
+    times.push(Number(await page.locator('html').getAttribute('data-ready')));
+  }
+  times.sort((a, b) => a - b);
+  console.log(`  cached page to usable chat box: ${times[2]} ms (${times[0]} to ${times[4]})`);
+  await page.goto('about:blank');
+
+  const bench = await context.newPage();
+  await bench.goto(`${server.origin}/icon.svg`);
+  const seen = await bench.evaluate(async (model) => {
+    const { createEngine } = await import('/package/index.js');
+    globalThis.engine = await createEngine(model);
+    const { vendor, architecture, description, isSoftware, f16, subgroups } = await globalThis.engine.device();
+    const { heapBytes, weightBytes } = await globalThis.engine.loaded();
+    return { heapBytes, weightBytes, adapter: { vendor, architecture, description, isSoftware, f16, subgroups } };
+  }, `${server.origin}/models/${name}`);
+  // In turn, so that whatever else the machine does is in both.
+  const browser = [];
+  const native = [];
+  const texts = new Set();
+  let device;
+  for (let round = 0; round < 3; round++) {
+    const { choices, usage } = await bench.evaluate(async ([content, max_tokens]) => {
+      await globalThis.engine.resetChat();
+      return globalThis.engine.chat.completions.create({ messages: [{ role: 'user', content }], temperature: 0, max_tokens });
+    }, [PROMPT, tokens]);
+    const answer = await nativeAnswer(folder, PROMPT, tokens);
+    browser.push(usage.extra);
+    native.push(answer.stats);
+    texts.add(choices[0].message.content).add(answer.text);
+    device = answer.device;
+  }
+  const { heapBytes } = await bench.evaluate(() => globalThis.engine.loaded());
+  await close();
+  server.close();
+  await rm(models, { recursive: true });
+  console.log(`  adapter ${JSON.stringify(seen.adapter)}; terminal ${device}`);
+  console.log(`  weights ${(seen.weightBytes / 1e6).toFixed(0)} MB; wasm memory at its peak: loading ${(seen.heapBytes / 2 ** 20).toFixed(1)} MiB, `
+    + `after answers ${(heapBytes / 2 ** 20).toFixed(1)} MiB`);
+  console.log(`  greedy, ${tokens} tokens: browser and terminal ${texts.size === 1 ? 'equal' : 'DIFFER'}`);
+  const best = (rounds, field) => Math.max(...rounds.map((round) => round[field]));
+  for (const field of ['prefill_tokens_per_s', 'decode_tokens_per_s']) {
+    const [here, there] = [best(browser, field), best(native, field)];
+    console.log(`  ${field}: browser ${here.toFixed(2)}, terminal ${there.toFixed(2)}: ${((100 * here) / there).toFixed(0)} %`);
+  }
+}
+
+await weight();
+for (const folder of process.argv.slice(2)) {
+  // Of a large model, software decodes a token in seconds.
+  if (folder === '--random-1gb') await measure(await made('random-1gb', (checkpoint) => randomCheckpoint(checkpoint, SHAPE)), 3);
+  else await measure(folder, 64);
+}
