@@ -98,10 +98,11 @@ fn a_context_that_fits_is_chosen_or_the_refusal_names_one() {
     let Some(gpu) = gpu() else { return };
     let watched = Watched::new();
     let (_, whole) = load(&gpu, &watched, &LoadOptions::default()).unwrap();
-    let memory = Some(whole.total() - whole.cache / 4);
+    let bytes = whole.total() - whole.cache / 4;
+    let memory = Some(bytes);
     let (model, need) = load(&gpu, &Watched::new(), &LoadOptions { memory, ..Default::default() }).unwrap();
     assert_eq!((model.context(), model.need()), (need.context, &need));
-    assert!(need.context < whole.context && need.total() <= memory.unwrap(), "{need:?} in {memory:?}");
+    assert!(need.context < whole.context && need.total() <= bytes, "{need:?} in {bytes}");
 
     let watched = Watched::new();
     let options = LoadOptions { memory, context: Some(whole.context), ..Default::default() };

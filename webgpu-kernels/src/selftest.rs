@@ -57,9 +57,10 @@ const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
 const SUBSTITUTED: [&str; 3] = ["gemv_add", "gemv_scaled", "gemm_lane_rows"];
 /// Kernels that no model is run with: of measuring, and of the quantizer.
-const NOT_OF_MODELS: [&str; 10] = [
+const NOT_OF_MODELS: [&str; 11] = [
     "copy",
     "cross_entropy",
+    "kl_divergence",
     "gram",
     "token_weight",
     "rank_update",
