@@ -48,7 +48,10 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     }
     eprintln!("\nThe page is at http://127.0.0.1:{}/ until Ctrl-C.", options.port);
     let port = options.port.to_string();
-    steps.run("serve", npm(root).args(["run", "--silent", "serve", "--", "--strictPort", "--port", &port]))
+    // Not through npm, which would be ended without it.
+    let mut serve = Command::new("node");
+    serve.args(["node_modules/vite/bin/vite.js", "preview", "--host", "127.0.0.1", "--strictPort", "--port", &port]);
+    steps.run("serve", serve.current_dir(root.join("web-chat")))
 }
 
 /// Sees to the wasm target and the bundler's packages.
