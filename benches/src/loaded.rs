@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use infer_core::{
     Gpu, KvDtype, OpenOptions, block_on,
     model::{Parts, Session, load_checkpoint, load_mlc, load_random},
@@ -49,33 +49,6 @@ pub fn open(name: &str) -> Result<Opened> {
     })
 }
 
-impl Loaded {
-    /// The losses of a text that is run alone.
-    pub fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
-        Ok(match self {
-            Loaded::Cpu(session, _) => block_on(session.token_losses(window))?,
-            Loaded::Gpu(session, ..) => block_on(session.token_losses(window))?,
-        })
-    }
-}
-
-impl Opened {
-    /// A file beside the weights.
-    pub fn file(&self, name: &str) -> Result<Vec<u8>> {
-        match self {
-            Opened::Mlc(folder) => {
-                let path = folder.join(name);
-                std::fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))
-            }
-            Opened::Checkpoint(checkpoint) => checkpoint
-                .companion_files()?
-                .into_iter()
-                .find_map(|(file, content)| (file == name).then_some(content))
-                .with_context(|| format!("`{name}` is missing in `{}`", checkpoint.location())),
-        }
-    }
-}
-
 impl Target {
     /// Loads onto `device` (`cpu`, `auto`, a number or a name) with room for `context` tokens.
     pub fn load_session(&self, device: &str, kv: KvDtype, context: usize) -> Result<Loaded> {
@@ -102,11 +75,12 @@ impl Target {
                 let parts = load_checkpoint(ops, &config, checkpoint.as_ref(), None, &mut ())?;
                 (config, parts)
             }
-            Target::Model(opened @ Opened::Mlc(folder)) => {
-                let chat_config = ChatConfig::parse(&String::from_utf8(opened.file(ChatConfig::FILE_NAME)?)?)?;
+            Target::Model(Opened::Mlc(folder)) => {
+                let files = DirFiles::new(folder);
+                let chat_config = block_on(ChatConfig::read(&files))?;
                 let config = DecoderConfig::from_mlc(&chat_config)?;
                 let format = QuantFormat::by_name(&chat_config.quantization)?;
-                let parts = block_on(load_mlc(ops, &config, format, &DirFiles::new(folder), &mut ()))?;
+                let parts = block_on(load_mlc(ops, &config, format, &files, &mut ()))?;
                 (config, parts)
             }
         })

@@ -95,7 +95,7 @@ fn cpu_logits_equal_transformers() {
 /// Greedy answers are the golden ones up to the first step whose two best tokens lie within 0.05 of each other.
 fn check_chats(device: Device, chats: usize) {
     let Some(checkpoint) = demo_model() else { return };
-    let mut engine = Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ()).unwrap();
+    let mut engine = block_on(Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ())).unwrap();
     let golden: Value = serde_json::from_slice(&golden("logits.json")).unwrap();
     let ids = |value: &Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()

@@ -1,8 +1,10 @@
 //! The flags of `chat-cli`.
 
+use std::path::PathBuf;
+
 use chat_cli::DeviceChoice;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::SamplingParams;
+use infer_core::{KvDtype, SamplingParams};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -16,8 +18,130 @@ pub struct Arguments {
 pub enum Command {
     /// Talk to a model, or ask it one thing with -p
     Chat(ChatArguments),
+    /// Measure how surprised a model is by a text
+    Perplexity(PerplexityArguments),
+    /// Write the logits after each of a text's tokens, to compare engines
+    Logits(LogitsArguments),
     /// List the devices that --device can name
     Devices(DevicesArguments),
+    /// Check every kernel on a device against its reference
+    Selftest(SelftestArguments),
+}
+
+/// Check every kernel on a device against its reference.
+#[derive(Args)]
+#[command(after_long_help = "\
+A model's kernels are checked when it is first loaded onto a device. This checks all there are, in every variant that the
+device may be given. Exit codes: 0 all are right, 3 some are wrong.")]
+pub struct SelftestArguments {
+    /// Which device: a number or part of a name from `chat-cli devices`
+    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Say nothing but the table
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// What runs, and where.
+#[derive(Args)]
+pub struct ModelArguments {
+    /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
+    pub model: String,
+
+    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
+    /// from `chat-cli devices`
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Say nothing but the result and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Number types of the cache on a GPU.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Cache {
+    /// Half the memory
+    F16,
+    /// Exact
+    F32,
+}
+
+impl From<Cache> for KvDtype {
+    fn from(cache: Cache) -> KvDtype {
+        match cache {
+            Cache::F16 => KvDtype::F16,
+            Cache::F32 => KvDtype::F32,
+        }
+    }
+}
+
+/// Measure how surprised a model is by a text.
+#[derive(Args)]
+#[command(after_long_help = "\
+The protocol is that of GPTQ's authors. The text's rows (a line with its newline, or nothing where the line is blank) are
+joined with two newlines, unless --plain; its tokens, without any special token, are cut into windows that do not overlap,
+and what remains is dropped; each window is run alone. Perplexity is exp of the mean over windows of the mean loss of a
+window's tokens after the first.
+
+Examples:
+  chat-cli perplexity ./SmolLM2-135M-Instruct-q4f16_1 --text wiki.test.raw --max-windows 60 --json
+  chat-cli perplexity demo --device cpu")]
+pub struct PerplexityArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// The text, a file in UTF-8 [default: a short one that comes with the program, as it is]
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+
+    /// Tokens of a window; a shorter text is one window
+    #[arg(long, default_value_t = 2048, value_name = "TOKENS", value_parser = parse_window)]
+    pub window: usize,
+
+    /// Measure only the first windows
+    #[arg(long, value_name = "COUNT", value_parser = parse_positive)]
+    pub max_windows: Option<usize>,
+
+    /// Take the text as it is, without joining its rows
+    #[arg(long, requires = "text")]
+    pub plain: bool,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F16)]
+    pub cache: Cache,
+
+    /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write the logits after each of a text's tokens, to compare engines.
+#[derive(Args)]
+#[command(after_long_help = "\
+Example:
+  echo '[1, 2, 3]' > ids.json
+  chat-cli logits ./model --ids ids.json -o logits.safetensors --device gpu")]
+pub struct LogitsArguments {
+    #[command(flatten)]
+    pub model: ModelArguments,
+
+    /// A JSON array of token ids
+    #[arg(long, value_name = "FILE")]
+    pub ids: PathBuf,
+
+    /// Where to write the tensor `logits` [ids, vocabulary] in f32
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F32)]
+    pub cache: Cache,
 }
 
 #[derive(Args)]
@@ -52,7 +176,8 @@ pub struct ChatArguments {
     #[arg(long, requires = "prompt")]
     pub json: bool,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, or a number or part of a name from `chat-cli devices`
+    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
+    /// from `chat-cli devices`
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
@@ -60,12 +185,20 @@ pub struct ChatArguments {
     #[arg(long, value_name = "TOKENS", value_parser = parse_positive)]
     pub context: Option<usize>,
 
+    /// Memory of the device that may be taken, in GiB [default: nine tenths of what its driver says it has]
+    #[arg(long, value_name = "GIB", value_parser = parse_size)]
+    pub memory: Option<f64>,
+
     #[command(flatten)]
     pub sampling: SamplingArguments,
 
     /// Say nothing but the answers and errors
     #[arg(short, long)]
     pub quiet: bool,
+
+    /// Read control tokens in what is typed as such, instead of as plain text
+    #[arg(long)]
+    pub control_tokens: bool,
 
     /// Do not keep what is typed for the next chat
     #[arg(long)]
@@ -106,6 +239,15 @@ pub struct SamplingArguments {
     /// End the answer at this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Add to a token's logit, from -100 to 100; may be given several times
+    #[arg(long, value_name = "ID=BIAS", value_parser = parse_bias)]
+    logit_bias: Vec<(u32, f32)>,
+    /// Tell how likely each token was, and so many of the likeliest in its place; shown by --json
+    #[arg(long, value_name = "COUNT")]
+    logprobs: Option<usize>,
+    /// When the context is full, forget what is oldest and go on, instead of ending the answer
+    #[arg(long)]
+    shift: bool,
 }
 
 impl SamplingArguments {
@@ -121,6 +263,9 @@ impl SamplingArguments {
             frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
             seed: self.seed.or(defaults.seed),
             max_tokens: self.max_tokens.or(defaults.max_tokens),
+            logit_bias: self.logit_bias.clone(),
+            logprobs: self.logprobs,
+            shift: self.shift,
             stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
         };
         params.validate()?;
@@ -143,4 +288,19 @@ impl Arguments {
 
 fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number, 1 or more".into())
+}
+
+fn parse_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "must be a token id and a number, such as 42=-1.5".into())
+}
+
+fn parse_size(text: &str) -> Result<f64, String> {
+    let size = text.parse().ok().filter(|size: &f64| size.is_finite() && *size > 0.0);
+    size.ok_or_else(|| "must be a number above 0".into())
+}
+
+/// A window predicts all its tokens but the first.
+fn parse_window(text: &str) -> Result<usize, String> {
+    text.parse().ok().filter(|number| *number > 1).ok_or_else(|| "must be a number, 2 or more".into())
 }

@@ -48,6 +48,8 @@ pub enum DeviceChoice {
     Auto,
     /// The CPU.
     Cpu,
+    /// The first of the list, also a software device.
+    Gpu,
     /// By its number in the list.
     Index(usize),
     /// The first whose name contains this, in any case.
@@ -62,6 +64,7 @@ impl FromStr for DeviceChoice {
             Ok(index) => DeviceChoice::Index(index),
             Err(_) if text.eq_ignore_ascii_case("auto") => DeviceChoice::Auto,
             Err(_) if text.eq_ignore_ascii_case("cpu") => DeviceChoice::Cpu,
+            Err(_) if text.eq_ignore_ascii_case("gpu") => DeviceChoice::Gpu,
             Err(_) => DeviceChoice::Name(text.to_string()),
         })
     }
@@ -87,6 +90,7 @@ impl DeviceChoice {
                 Some(index) => Some(index),
                 None => return Ok(Place::Cpu(Some(no_gpu(devices)))),
             },
+            DeviceChoice::Gpu => (!devices.is_empty()).then_some(0),
             DeviceChoice::Index(index) => (*index < devices.len()).then_some(*index),
             DeviceChoice::Name(part) => {
                 let part = part.to_lowercase();
@@ -94,6 +98,7 @@ impl DeviceChoice {
             }
         };
         found.map(Place::Device).ok_or_else(|| match self {
+            DeviceChoice::Gpu => "there is no GPU, nor a driver that plays one".into(),
             DeviceChoice::Index(index) => format!("there is no device number {index}"),
             DeviceChoice::Name(name) => format!("no device is called `{name}`"),
             DeviceChoice::Auto | DeviceChoice::Cpu => unreachable!("the CPU is always there"),
@@ -172,6 +177,8 @@ mod tests {
         let both = [device("llvmpipe (LLVM 15)", true), device("NVIDIA H100", false)];
         assert_eq!(pick("auto", &both), Ok(Place::Device(1)));
         assert_eq!(pick("cpu", &both), Ok(Place::Cpu(None)));
+        assert_eq!(pick("gpu", &both[..1]), Ok(Place::Device(0)));
+        assert!(pick("gpu", &[]).is_err());
         assert_eq!(pick("0", &both), Ok(Place::Device(0)));
         assert_eq!(pick("LLVM", &both), Ok(Place::Device(0)));
         assert!(pick("2", &both).unwrap_err().contains("number 2"));

@@ -22,7 +22,7 @@ pub mod settings;
 
 use std::io;
 
-use infer_core::{FinishReason, Message, SamplingParams, Stats};
+use infer_core::{FinishReason, Message, SamplingParams, Stats, TokenLogprobs};
 
 pub use command::Command;
 pub use device::{DeviceChoice, DeviceInfo};
@@ -56,6 +56,8 @@ pub struct Answer {
     pub finish_reason: Option<FinishReason>,
     /// What it took.
     pub stats: Stats,
+    /// How likely each token was, where that was asked for.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// The result of a conversation.

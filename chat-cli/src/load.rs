@@ -1,8 +1,10 @@
 //! From the flags to a model that answers: opens it, picks the device, loads.
 
-use chat_cli::{DeviceChoice, DeviceInfo, device::Place};
-use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, OpenOptions, Selection, block_on};
-use model_format::DirFiles;
+use std::path::PathBuf;
+
+use chat_cli::{DeviceChoice, DeviceInfo, device};
+use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, block_on};
+use model_format::{DirFiles, ModelFiles};
 use model_hub::{HubConfig, Model};
 
 use crate::arguments::ChatArguments;
@@ -26,45 +28,148 @@ pub fn devices() -> Vec<DeviceInfo> {
     block_on(Gpu::adapters()).into_iter().map(DeviceInfo::from).collect()
 }
 
-/// Loads the model that the flags name.
+/// Loads the model that the flags name, with its text side.
 pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<EngineAssistant> {
-    let devices = if arguments.device == DeviceChoice::Cpu { Vec::new() } else { devices() };
-    let place = arguments.device.pick(&devices).map_err(NoSuchDevice)?;
     let mut bars = Bars::new(arguments.quiet);
-    let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
-    let model = model_hub::open(&arguments.model, &hub, &mut bars)?;
-    let (device, name) = open_device(&place, &devices, &arguments.device, &bars)?;
-    let options = LoadOptions { context: arguments.context };
-    let engine = match model {
-        Model::Checkpoint(checkpoint) => Engine::load_checkpoint(&*checkpoint, device, &options, &mut bars)?,
+    let place = Place::of(&arguments.device)?;
+    let model = open(&arguments.model, &mut bars)?;
+    let (device, name) = place.open(KvDtype::default(), &bars)?;
+    let options = place.options(arguments.context, arguments.memory, &device)?;
+    let mut engine = match &model {
+        Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&**checkpoint, device, &options, &mut bars))?,
         Model::Mlc(folder) => block_on(Engine::load_mlc(&DirFiles::new(folder), device, &options, &mut bars))?,
     };
     bars.clear();
-    Ok(EngineAssistant::new(engine, name, interrupt.clone()))
+    if let Some(template) = engine.template() {
+        template.set_reads_control_tokens(arguments.control_tokens);
+    }
+    // The same room as before, whatever fits now.
+    let options = LoadOptions { context: Some(engine.context()), ..options };
+    let mut bars = Bars::new(true);
+    let reload = move || {
+        let (device, _) = place.open(KvDtype::default(), &bars)?;
+        load_onto(&model, device, &options, &mut bars)
+    };
+    Ok(EngineAssistant::new(engine, name, interrupt.clone(), Box::new(reload)))
 }
 
-/// The device and what to call it.
-fn open_device(
+/// What a model's name stands for, fetched where need be.
+pub fn open(name: &str, bars: &mut Bars) -> anyhow::Result<Model> {
+    let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
+    Ok(model_hub::open(name, &hub, bars)?)
+}
+
+/// A model without its text side, with room for texts of `context` tokens; and the name of its device.
+pub fn load_model(
+    model: &Model,
     place: &Place,
-    devices: &[DeviceInfo],
-    choice: &DeviceChoice,
-    bars: &Bars,
-) -> anyhow::Result<(Device, String)> {
-    let cpu = || (Device::Cpu(Default::default()), "the CPU".to_string());
-    let index = match place {
-        Place::Device(index) => *index,
-        Place::Cpu(why) => {
-            why.iter().for_each(|why| bars.say(why));
-            return Ok(cpu());
+    kv: KvDtype,
+    context: usize,
+    bars: &mut Bars,
+) -> anyhow::Result<(LoadedModel, String)> {
+    let (device, name) = place.open(kv, bars)?;
+    let options = place.options(Some(context), None, &device)?;
+    let loaded = load_onto(model, device, &options, bars)?;
+    bars.clear();
+    Ok((loaded, name))
+}
+
+fn load_onto(model: &Model, device: Device, options: &LoadOptions, bars: &mut Bars) -> anyhow::Result<LoadedModel> {
+    Ok(match model {
+        Model::Checkpoint(checkpoint) => block_on(LoadedModel::load_checkpoint(&**checkpoint, device, options, bars))?,
+        Model::Mlc(folder) => block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, options, bars))?,
+    })
+}
+
+/// A model's tokenizer.
+pub fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
+    const FILE: &str = "tokenizer.json";
+    let (bytes, location) = match model {
+        Model::Mlc(folder) => {
+            let files = DirFiles::new(folder);
+            let bytes = match block_on(files.exists(FILE)) {
+                true => Some(block_on(files.read(FILE))?),
+                false => None,
+            };
+            (bytes, files.location())
+        }
+        Model::Checkpoint(checkpoint) => {
+            let files = checkpoint.companion_files()?;
+            let bytes = files.into_iter().find_map(|(name, bytes)| (name == FILE).then_some(bytes));
+            (bytes, checkpoint.location())
         }
     };
-    let name = devices[index].name.clone();
-    match block_on(Gpu::open(&Selection::Index(index), OpenOptions::default())) {
-        Ok(gpu) => Ok((Device::Gpu(gpu, KvDtype::default()), name)),
-        Err(error) if *choice == DeviceChoice::Auto => {
-            bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));
-            Ok(cpu())
-        }
-        Err(error) => Err(infer_core::Error::from(error).into()),
+    let missing = || model_format::Error::MissingFile { file: FILE.into(), folder: location };
+    Ok(Tokenizer::from_bytes(&bytes.ok_or_else(missing)?)?)
+}
+
+/// Where to run, and all there is to choose from.
+pub struct Place {
+    chosen: device::Place,
+    devices: Vec<DeviceInfo>,
+    choice: DeviceChoice,
+}
+
+impl Place {
+    /// What `--device` means on this machine.
+    pub fn of(choice: &DeviceChoice) -> anyhow::Result<Place> {
+        let devices = if *choice == DeviceChoice::Cpu { Vec::new() } else { devices() };
+        let chosen = choice.pick(&devices).map_err(NoSuchDevice)?;
+        Ok(Place { chosen, devices, choice: choice.clone() })
     }
+
+    /// How to load onto `device`. `memory`: GiB that may be taken.
+    fn options(&self, context: Option<usize>, memory: Option<f64>, device: &Device) -> anyhow::Result<LoadOptions> {
+        let allowed = memory.map(|gib| (gib * f64::from(1 << 30)) as u64);
+        // A GPU's driver tells for itself.
+        let of_machine = match device {
+            Device::Cpu(_) => available_memory(),
+            Device::Gpu(..) => None,
+        };
+        Ok(LoadOptions { context, memory: allowed.or(of_machine), cache_folder: cache_folder() })
+    }
+
+    /// The GPU that is meant, and what to call it.
+    pub fn open_gpu(&self) -> anyhow::Result<(Gpu, String)> {
+        let device::Place::Device(index) = self.chosen else {
+            return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
+        };
+        let gpu = block_on(Gpu::open(&Selection::Index(index), OpenOptions::default()));
+        Ok((gpu.map_err(infer_core::Error::from)?, self.devices[index].name.clone()))
+    }
+
+    /// The device and what to call it.
+    fn open(&self, kv: KvDtype, bars: &Bars) -> anyhow::Result<(Device, String)> {
+        let cpu = || (Device::Cpu(Default::default()), "the CPU".to_string());
+        let index = match &self.chosen {
+            device::Place::Device(index) => *index,
+            device::Place::Cpu(why) => {
+                why.iter().for_each(|why| bars.say(why));
+                return Ok(cpu());
+            }
+        };
+        let name = self.devices[index].name.clone();
+        match block_on(Gpu::open(&Selection::Index(index), OpenOptions::default())) {
+            Ok(gpu) => Ok((Device::Gpu(gpu, kv), name)),
+            Err(error) if self.choice == DeviceChoice::Auto => {
+                bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));
+                Ok(cpu())
+            }
+            Err(error) => Err(infer_core::Error::from(error).into()),
+        }
+    }
+}
+
+/// Bytes of memory that programs can have, where the system tells.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Where programs keep what can be found out again.
+fn cache_folder() -> Option<PathBuf> {
+    let folder = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || Some(folder("HOME").or_else(|| folder("USERPROFILE"))?.join(".cache"));
+    Some(folder("XDG_CACHE_HOME").or_else(home)?.join("chat-cli"))
 }

@@ -3,6 +3,7 @@
 mod arguments;
 mod engine;
 mod load;
+mod measure;
 mod progress;
 mod terminal;
 
@@ -11,15 +12,18 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use chat_cli::{Answer, Assistant, Repl, report};
-use infer_core::Message;
+use infer_core::{Message, block_on};
 
-use arguments::{Arguments, ChatArguments, Command, DevicesArguments};
+use arguments::{Arguments, ChatArguments, Command, DevicesArguments, SelftestArguments};
 use engine::EngineAssistant;
 
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Chat(arguments) => chat(&arguments),
+        Command::Perplexity(arguments) => measure::perplexity(&arguments),
+        Command::Logits(arguments) => measure::logits(&arguments),
         Command::Devices(arguments) => devices(&arguments),
+        Command::Selftest(arguments) => selftest(&arguments),
     };
     match done {
         Ok(code) => code,
@@ -103,6 +107,23 @@ fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
+    let mut bars = progress::Bars::new(arguments.quiet);
+    let (gpu, name) = load::Place::of(&arguments.device)?.open_gpu()?;
+    let start = std::time::Instant::now();
+    let lines = block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
+    bars.clear();
+    let driver = &gpu.summary().driver;
+    if arguments.json {
+        let report = report::selftest_json(&lines, &name, driver, start.elapsed().as_secs_f64());
+        writeln!(io::stdout(), "{report:#}")?;
+    } else {
+        bars.say(&format!("{name}, {driver}, {:.1} s", start.elapsed().as_secs_f64()));
+        write!(io::stdout(), "{}", report::selftest_table(&lines))?;
+    }
+    Ok(if lines.iter().all(|line| line.outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::from(3) })
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause.downcast_ref::<chat_cli::Error>().is_some_and(chat_cli::Error::is_broken_pipe)
@@ -117,7 +138,15 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         let of_engine = || cause.downcast_ref::<infer_core::Error>()?.hint();
         let of_hub = || cause.downcast_ref::<model_hub::Error>()?.hint();
         let of_format = || cause.downcast_ref::<model_format::Error>()?.hint();
+        let of_text = || cause.downcast_ref::<calib_data::Error>()?.hint();
+        let of_file = || cause.downcast_ref::<measure::BadFile>().map(measure::BadFile::hint);
         let of_device = || cause.downcast_ref::<load::NoSuchDevice>().map(load::NoSuchDevice::hint);
-        of_chat().or_else(of_engine).or_else(of_hub).or_else(of_format).or_else(of_device)
+        of_chat()
+            .or_else(of_engine)
+            .or_else(of_hub)
+            .or_else(of_format)
+            .or_else(of_text)
+            .or_else(of_file)
+            .or_else(of_device)
     })
 }

@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use infer_core::Need;
 
 /// Shows downloads and loading.
 pub struct Bars {
@@ -31,6 +32,14 @@ impl Bars {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }
+    }
+
+    /// So many of something are done.
+    pub fn count(&mut self, what: &str, done: u64, total: u64) {
+        if self.bar.is_none() {
+            self.begin("{msg} {bar:30} {pos}/{len}, {eta} left", what, done, Some(total));
+        }
+        self.move_to(done);
     }
 
     fn begin(&mut self, template: &str, what: &str, done: u64, total: Option<u64>) {
@@ -81,6 +90,12 @@ impl model_hub::Progress for Bars {
 }
 
 impl infer_core::Progress for Bars {
+    fn planned(&mut self, need: &Need) {
+        if self.is_shown {
+            self.say(&format!("memory: {need}"));
+        }
+    }
+
     fn loaded(&mut self, done: u64, total: u64) {
         if self.bar.is_none() && done < total {
             self.begin("{msg} [{bar:30}] {percent}% {eta}", "loading", done, Some(total));

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use infer_core::{Message, SamplingParams};
+use infer_core::{FinishReason, Message, SamplingParams};
 
 use crate::{Answer, Assistant, Command, Printable, Result, report, settings};
 
@@ -122,8 +122,12 @@ impl<'a> Repl<'a> {
             Ok(answer) => {
                 writeln!(self.out)?;
                 self.out.flush()?;
-                if answer.finish_reason.is_none() {
-                    writeln!(self.err, "(stopped)")?;
+                match answer.finish_reason {
+                    None => writeln!(self.err, "(stopped)")?,
+                    Some(FinishReason::ContextFull) => {
+                        writeln!(self.err, "(the context is full; /set shift=true goes on, /reset begins anew)")?;
+                    }
+                    Some(_) => {}
                 }
                 self.messages.push(Message::assistant(answer.text.clone()));
                 self.last = Some(answer);
@@ -234,7 +238,14 @@ mod tests {
             }
             let finish_reason = (!text.ends_with('-')).then_some(FinishReason::Stop);
             let stats = Stats { prompt_tokens: 5, generated_tokens: 3, ..Stats::default() };
-            Ok(Answer { text: text.into(), prompt_tokens: vec![], tokens: vec![], finish_reason, stats })
+            Ok(Answer {
+                text: text.into(),
+                prompt_tokens: vec![],
+                tokens: vec![],
+                finish_reason,
+                stats,
+                logprobs: vec![],
+            })
         }
 
         fn reset(&mut self) {

@@ -1,6 +1,6 @@
 //! What is told about answers: `/stats`, and the object of `--json`.
 
-use infer_core::Stats;
+use infer_core::{FinishReason, KernelCheck, Stats, TokenLogprobs};
 use serde_json::{Value, json};
 
 use crate::Answer;
@@ -23,7 +23,11 @@ pub fn stats_line(stats: &Stats) -> String {
 
 /// The word for why an answer ended.
 pub fn finish_reason(answer: &Answer) -> &'static str {
-    answer.finish_reason.map_or("interrupted", |reason| reason.as_str())
+    match answer.finish_reason {
+        Some(FinishReason::ContextFull) => "context_full",
+        Some(reason) => reason.as_str(),
+        None => "interrupted",
+    }
 }
 
 /// The object of `--json`.
@@ -36,6 +40,7 @@ pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
         "finish_reason": finish_reason(answer),
         "prompt_token_ids": answer.prompt_tokens,
         "token_ids": answer.tokens,
+        "logprobs": (!answer.logprobs.is_empty()).then(|| logprobs_json(&answer.logprobs)),
         "stats": {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
@@ -44,6 +49,53 @@ pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
             "prefill_tokens_per_s": stats.prefill_tokens_per_second(),
             "decode_tokens_per_s": stats.decode_tokens_per_second(),
         },
+    })
+}
+
+/// Of each token: id, logarithm of its probability, and the same of the likeliest.
+fn logprobs_json(logprobs: &[TokenLogprobs]) -> Value {
+    let pair = |&(id, logprob): &(u32, f32)| json!({"token_id": id, "logprob": logprob});
+    let entry = |token: &TokenLogprobs| {
+        let top: Vec<Value> = token.top.iter().map(pair).collect();
+        json!({"token_id": token.id, "logprob": token.logprob, "top": top})
+    };
+    logprobs.iter().map(entry).collect()
+}
+
+/// The table of `chat-cli selftest`: a line for each kernel, and one for each variant that is wrong.
+pub fn selftest_table(lines: &[KernelCheck]) -> String {
+    let mut rows = vec![["KERNEL", "VARIANTS", "RIGHT", "WORST NMSE"].map(str::to_string).to_vec()];
+    for of_kernel in lines.chunk_by(|a, b| a.kernel == b.kernel) {
+        let right: Vec<f64> = of_kernel.iter().filter_map(|line| line.outcome.as_ref().ok().copied()).collect();
+        let worst = right.iter().copied().fold(0.0, f64::max);
+        let counts = [of_kernel.len().to_string(), right.len().to_string(), format!("{worst:.1e}")];
+        rows.push([vec![of_kernel[0].kernel.to_string()], counts.to_vec()].concat());
+    }
+    let wrong = lines.iter().filter_map(|line| {
+        let reason = line.outcome.as_ref().err()?;
+        Some(format!("wrong: {} [{}], {}: {reason}\n", line.kernel, line.variant, line.label))
+    });
+    table(&rows) + &wrong.collect::<String>()
+}
+
+/// The same for programs, with every variant.
+pub fn selftest_json(lines: &[KernelCheck], device: &str, driver: &str, seconds: f64) -> Value {
+    let variant = |line: &KernelCheck| {
+        json!({
+            "kernel": line.kernel,
+            "variant": line.variant.to_string(),
+            "case": line.label,
+            "nmse": line.outcome.as_ref().ok(),
+            "error": line.outcome.as_ref().err(),
+        })
+    };
+    json!({
+        "device": device,
+        "driver": driver,
+        "right": lines.iter().filter(|line| line.outcome.is_ok()).count(),
+        "wrong": lines.iter().filter(|line| line.outcome.is_err()).count(),
+        "seconds": seconds,
+        "variants": lines.iter().map(variant).collect::<Vec<_>>(),
     })
 }
 

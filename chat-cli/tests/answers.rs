@@ -81,6 +81,35 @@ fn a_seed_repeats_an_answer() {
 }
 
 #[test]
+fn a_full_context_is_said_or_shifts() {
+    let model = model();
+    let run = |arguments: &[&str]| {
+        let all = [&["--json", "-p", "x", "--temperature", "0", "--context", "160"], arguments].concat();
+        let mut command = Command::cargo_bin("chat-cli").unwrap();
+        command.env("HOME", model.path()).arg("chat").arg(model.path()).args(["--device", "cpu"]);
+        let output = command.args(all).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    assert_eq!(run(&[])["finish_reason"], "context_full");
+    let shifted = run(&["--shift", "--max-tokens", "200"]);
+    assert_eq!((&shifted["finish_reason"], shifted["token_ids"].as_array().unwrap().len()), (&"length".into(), 200));
+}
+
+#[test]
+fn a_bias_decides_and_logprobs_tell() {
+    let model = model();
+    let report = json(&model, &["-p", "x", "--temperature", "0", "--logit-bias", "65=100", "--logprobs", "2"]);
+    assert!(report["token_ids"].as_array().unwrap().iter().all(|id| id == 65), "{report}");
+    let logprobs = report["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 12);
+    // The model's own distribution: the bias is not in it.
+    assert!(logprobs.iter().all(|token| token["top"].as_array().unwrap().len() == 2 && token["token_id"] == 65));
+    assert!(logprobs[0]["logprob"].as_f64().unwrap() < logprobs[0]["top"][0]["logprob"].as_f64().unwrap());
+    assert_eq!(json(&model, &["-p", "x"])["logprobs"], Value::Null);
+}
+
+#[test]
 fn later_turns_run_only_what_is_new() {
     let model = model();
     let arguments = ["--temperature", "0", "--max-tokens", "8"];

@@ -64,7 +64,16 @@ fn wrong_usage_exits_with_2_before_anything_is_loaded() {
         &["chat", "m", "--max-tokens", "0"],
         &["chat", "m", "--context", "0"],
         &["chat", "m", "--stop", ""],
+        &["chat", "m", "--logit-bias", "1"],
+        &["chat", "m", "--logit-bias", "1=101"],
+        &["chat", "m", "--logprobs", "21"],
         &["devices", "all"],
+        &["perplexity"],
+        &["perplexity", "m", "--window", "1"],
+        &["perplexity", "m", "--plain"],
+        &["logits", "m", "--ids", "f"],
+        &["chat", "m", "--memory", "-1"],
+        &["selftest", "m"],
     ] {
         let output = chat_cli(arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));
@@ -89,6 +98,8 @@ fn what_is_not_there_is_an_error_with_a_hint() {
     check_failure(&["chat", "nobody/no-such-model", "-p", "x"], "no-such-model");
     check_failure(&["chat", "m", "-p", "x", "--device", "no such GPU"], "no such GPU");
     check_failure(&["chat", "m", "-p", "x", "--device", "99"], "99");
+    check_failure(&["selftest", "--device", "no such GPU"], "no such GPU");
+    check_failure(&["selftest", "--device", "cpu"], "no kernels");
 }
 
 #[test]
@@ -99,4 +110,21 @@ fn devices_are_listed_for_people_and_for_programs() {
     assert!(table.starts_with("DEVICE") && table.lines().any(|line| line.starts_with("cpu")), "{table}");
     let list: serde_json::Value = serde_json::from_slice(&chat_cli(&["devices", "--json"]).stdout).unwrap();
     assert_eq!(list.as_array().unwrap().len() + 2, table.lines().count());
+}
+
+#[test]
+fn every_kernel_is_checked() {
+    if text(&chat_cli(&["devices"]).stdout).lines().count() == 2 {
+        assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU");
+        eprintln!("skipped: no GPU");
+        return;
+    }
+    let output = chat_cli(&["selftest", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let variants = report["variants"].as_array().unwrap();
+    assert!(variants.len() > 100 && report["right"] == variants.len() && report["wrong"] == 0);
+    for kernel in ["gemv", "gemm", "attention_decode", "rms_norm", "rope", "argmax"] {
+        assert!(variants.iter().any(|line| line["kernel"] == kernel && line["nmse"].is_number()), "{kernel}");
+    }
 }

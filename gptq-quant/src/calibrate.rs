@@ -2,6 +2,8 @@
 //!
 //! On a GPU the sums are kernels; next to the CPU's operations they are `hessian.rs`'s.
 
+use std::time::Duration;
+
 use infer_core::{
     Result,
     ops::{
@@ -11,7 +13,14 @@ use infer_core::{
     },
 };
 
-use crate::hessian::{Hessian, HostSums};
+use ndarray::ArrayView2;
+
+use crate::{
+    Quantized,
+    gptq::{Options, quantize_timed},
+    hessian::{Hessian, HostSums},
+    on_device,
+};
 
 /// Operations that add up products of what goes into a matrix.
 #[expect(async_fn_in_trait, reason = "as in Ops, no Send bound is wanted")]
@@ -31,6 +40,17 @@ pub trait Calibrate: Ops {
     async fn add(&mut self, sums: &mut Self::Sums, x: &Self::Tensor, float: Option<&Self::Tensor>) -> Result<()>;
     /// What they come to.
     async fn finish(&mut self, sums: Self::Sums) -> Result<Hessian>;
+
+    /// Quantizes a matrix, where that is fastest. To `factoring` goes the time until the factors are there.
+    async fn solve(
+        &mut self,
+        weights: ArrayView2<'_, f32>,
+        hessian: &Hessian,
+        options: &Options,
+        factoring: &mut Duration,
+    ) -> crate::Result<Quantized> {
+        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
+    }
 }
 
 impl Calibrate for CandleOps {
@@ -90,5 +110,18 @@ impl Calibrate for GpuOps {
             None => None,
         };
         Ok(Hessian::from_sums(sums.products.cols, sums.tokens, &products, drift.as_deref()))
+    }
+
+    async fn solve(
+        &mut self,
+        weights: ArrayView2<'_, f32>,
+        hessian: &Hessian,
+        options: &Options,
+        factoring: &mut Duration,
+    ) -> crate::Result<Quantized> {
+        if on_device::suits(weights.ncols(), options) {
+            return on_device::solve(self, weights, hessian, options, factoring).await;
+        }
+        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
     }
 }

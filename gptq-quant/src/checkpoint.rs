@@ -53,6 +53,8 @@ pub struct CheckpointWriter<'a> {
     parts: HashMap<String, Vec<Announced>>,
     /// What is there, in the order in which it came: by parameter's name, and text.
     finished: Vec<Finished>,
+    /// Files that go with the checkpoint.
+    attached: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -112,6 +114,7 @@ impl<'a> CheckpointWriter<'a> {
             kept,
             parts,
             finished: Vec::new(),
+            attached: Vec::new(),
         };
         writer.check_space()?;
         for (name, ..) in &writer.kept {
@@ -145,7 +148,9 @@ impl<'a> CheckpointWriter<'a> {
         let config: Value = serde_json::from_slice(&json).unwrap_or_default();
         let is_made = config["quantization_config"]["meta"]["run"] == run.id();
         let staging = self.staging.as_mut().expect("open until finished");
-        if is_made && staging.left().is_some_and(|left| run.difference(&left).is_none()) {
+        // A journal may be gone before what it tells of is, or be the empty one of clearing away.
+        let is_ours = |left: String| left.is_empty() || run.difference(&left).is_none();
+        if is_made && staging.left().is_none_or(is_ours) {
             staging.resume("")?;
         }
         Ok(is_made)
@@ -160,6 +165,11 @@ impl<'a> CheckpointWriter<'a> {
     pub fn reports(&self) -> impl Iterator<Item = MatrixReport> {
         let of_matrices = self.finished.iter().filter(|file| self.parts.contains_key(param_of(&file.name)));
         of_matrices.filter_map(|file| serde_json::from_value(file.note.clone()).ok())
+    }
+
+    /// Adds a file that goes with the checkpoint.
+    pub fn attach(&mut self, name: &'static str, content: Vec<u8>) {
+        self.attached.push((name, content));
     }
 
     /// Puts everything in its place: the tokenizer's and other files, the weights, and config.json at the end.
@@ -193,6 +203,9 @@ impl<'a> CheckpointWriter<'a> {
             if !LAYOUT.markers.contains(&&name[..]) {
                 staging.write(&name, &content)?;
             }
+        }
+        for (name, content) in &self.attached {
+            staging.write(name, content)?;
         }
         staging.write("quantize_config.json", &to_json(&self.config_json["quantization_config"]))?;
         staging.write("config.json", &to_json(&self.config_json))?;

@@ -8,7 +8,8 @@ use faer::{
         triangular_inverse::invert_lower_triangular,
     },
 };
-use ndarray::Array2;
+use ndarray::{Array2, Axis};
+use rayon::prelude::*;
 
 /// Work is divided for this many threads, however many there are, so that sums are taken in the same order everywhere.
 pub(crate) const DEGREE: usize = 16;
@@ -22,7 +23,9 @@ pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Op
     let n = perm.len();
     let par = Par::rayon(DEGREE);
     let source = |i: usize| perm[n - 1 - i];
-    let mut factor = Mat::from_fn(n, n, |i, j| hessian[(source(i), source(j))] + if i == j { damp } else { 0.0 });
+    let damped = |i, j| hessian[(source(i), source(j))] + if i == j { damp } else { 0.0 };
+    // Of the upper triangle nothing is read.
+    let mut factor = square(n, |i, j| if i >= j { damped(i, j) } else { 0.0 });
 
     let params = Spec::from(<LltParams as Auto<f64>>::auto());
     let mut memory = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, par, params));
@@ -30,9 +33,21 @@ pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Op
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), factor.as_ref(), par);
 
-    let upper = Array2::from_shape_fn((n, n), |(i, j)| if j < i { 0.0 } else { inverse[(n - 1 - i, n - 1 - j)] });
+    let mut upper = Array2::zeros((n, n));
+    upper.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(i, mut row)| {
+        (i..n).for_each(|j| row[j] = inverse[(n - 1 - i, n - 1 - j)]);
+    });
     // A factor may pass with pivots so small that its inverse is useless.
     upper.iter().all(|v| v.is_finite()).then_some(upper)
+}
+
+/// A square matrix, its columns filled by all threads.
+pub(crate) fn square(n: usize, value: impl Fn(usize, usize) -> f64 + Sync) -> Mat<f64> {
+    let mut matrix = Mat::zeros(n, n);
+    matrix.as_mut().par_col_iter_mut().enumerate().for_each(|(j, column)| {
+        column.iter_mut().enumerate().for_each(|(i, entry)| *entry = value(i, j));
+    });
+    matrix
 }
 
 #[cfg(test)]

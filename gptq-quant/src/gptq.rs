@@ -5,7 +5,10 @@
 //! do not depend on each other, so they are divided among threads in fixed pieces and the result is the same for any
 //! number of them.
 
-use std::time::{Duration, Instant};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
 use half::f16;
@@ -18,6 +21,7 @@ use crate::{
     cholesky::{DEGREE, inverse_factor},
     grid::{Grid, GroupParams, ScaleSearch},
     refine::refine,
+    report::matrix::relative_errors,
 };
 
 /// Rows that one task works on, so that a block of the inverse's factor is read from the cache.
@@ -106,27 +110,25 @@ pub struct Quantized {
 impl Quantized {
     /// The values `[rows, cols]`.
     pub fn dequantize(&self) -> Array2<f32> {
-        Array2::from_shape_fn(self.codes.dim(), |(row, col)| {
-            let group = self.g_idx[col] as usize;
-            let code = f32::from(self.codes[(row, col)]) - f32::from(self.zeros[(row, group)]);
-            code * self.scales[(row, group)]
-        })
+        Array2::from_shape_fn(self.codes.dim(), |at| self.value(at))
+    }
+
+    /// The values of some rows.
+    pub(crate) fn rows(&self, rows: &[usize]) -> Array2<f32> {
+        Array2::from_shape_fn((rows.len(), self.codes.ncols()), |(row, col)| self.value((rows[row], col)))
+    }
+
+    fn value(&self, (row, col): (usize, usize)) -> f32 {
+        let group = self.g_idx[col] as usize;
+        let code = f32::from(self.codes[(row, col)]) - f32::from(self.zeros[(row, group)]);
+        code * self.scales[(row, group)]
     }
 
     /// `tr(D H D^T) / tr(W H W^T)`: the squared error of the outputs on the calibration tokens, as a share of their own
     /// square. Zero where the outputs are.
     pub fn relative_error(&self, weights: ArrayView2<'_, f32>, hessian: &Mat<f64>) -> f64 {
-        let n = hessian.nrows();
-        let hessian = Array2::from_shape_fn((n, n), |at| hessian[at] as f32);
-        let square = |m: &Array2<f32>| {
-            std::iter::zip(&m.dot(&hessian), m).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
-        };
-        let quantized = self.dequantize();
-        let pieces = weights.axis_chunks_iter(Axis(0), ROWS).into_par_iter();
-        let pieces = pieces.zip(quantized.axis_chunks_iter(Axis(0), ROWS));
-        let sums: Vec<(f64, f64)> = pieces.map(|(w, q)| (square(&(&w - &q)), square(&w.to_owned()))).collect();
-        let (error, whole) = sums.iter().fold((0.0, 0.0), |sum, piece| (sum.0 + piece.0, sum.1 + piece.1));
-        if whole > 0.0 { error / whole } else { 0.0 }
+        let [error] = relative_errors(weights, [&self.dequantize()], hessian);
+        error
     }
 
     /// The rows `start .. start + rows` as a matrix of a GPTQ checkpoint.
@@ -168,42 +170,17 @@ pub(crate) fn quantize_timed(
 ) -> Quantized {
     let begun = Instant::now();
     let cols = weights.ncols();
-    assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
-    let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
-    let diagonal: Vec<f64> = (0..cols).map(|i| if dead[i] { 1.0 } else { hessian[(i, i)] }).collect();
-    let mean_diagonal = diagonal.iter().sum::<f64>() / cols as f64;
-    if dead.iter().all(|&dead| dead) || !mean_diagonal.is_finite() {
-        return round_to_nearest(weights, None, options);
-    }
-
-    let mut perm: Vec<usize> = (0..cols).collect();
-    if options.act_order {
-        perm.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
-    }
-    let mut alive;
-    let hessian = if dead.contains(&true) {
-        alive = hessian.clone();
-        (0..cols).filter(|&i| dead[i]).for_each(|i| alive[(i, i)] = 1.0);
-        &alive
-    } else {
-        hessian
+    let prepared = match Prepared::new(weights, hessian, options) {
+        Ok(prepared) => prepared,
+        Err(rounded) => return rounded,
     };
-    let attempts = [1.0, 10.0, 100.0].map(|factor| options.damp_percent * factor);
-    let factored = attempts.into_iter().find_map(|damp_percent| {
-        let factor = inverse_factor(hessian.as_ref(), &perm, damp_percent * mean_diagonal)?;
-        Some((factor, damp_percent))
-    });
-    let Some((factor, damp_percent)) = factored else {
-        return round_to_nearest(weights, Some(&diagonal), options);
-    };
-
+    let Prepared { dead, hessian, perm, factor, damp_percent, damp, importance } = prepared;
+    let hessian = hessian.as_ref();
     let correction = drift
         .filter(|_| options.gptaq_alpha != 0.0)
         .map(|drift| correction(drift.as_ref(), &perm, &factor, options.gptaq_alpha));
     *factoring = begun.elapsed();
 
-    let importance: Vec<f32> =
-        diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
     let permuted_importance: Vec<f32> = perm.iter().map(|&k| importance[k]).collect();
     let group_len = options.grid.group_len(cols);
     let groups = options.grid.groups(cols);
@@ -264,9 +241,64 @@ pub(crate) fn quantize_timed(
         drop((factor, correction));
         let mut alive = weights.to_owned();
         (0..cols).filter(|&k| dead[k]).for_each(|k| alive.column_mut(k).fill(0.0));
-        refine(&mut quantized, alive.view(), hessian, drift, damp_percent * mean_diagonal, options);
+        refine(&mut quantized, alive.view(), hessian, drift, damp, options);
     }
     quantized
+}
+
+/// What a matrix is solved with.
+pub(crate) struct Prepared<'a> {
+    /// Inputs that were always zero.
+    pub(crate) dead: Vec<bool>,
+    /// The Hessian, with 1 on the diagonal for those.
+    pub(crate) hessian: Cow<'a, Mat<f64>>,
+    /// The order of columns.
+    pub(crate) perm: Vec<usize>,
+    /// The upper factor of the inverse of the damped Hessian, in that order.
+    pub(crate) factor: Array2<f64>,
+    pub(crate) damp_percent: f64,
+    /// What is added to the diagonal.
+    pub(crate) damp: f64,
+    /// Of each input.
+    pub(crate) importance: Vec<f32>,
+}
+
+impl<'a> Prepared<'a> {
+    /// Where the Hessian does not help, the matrix rounded to nearest.
+    pub(crate) fn new(
+        weights: ArrayView2<'_, f32>,
+        hessian: &'a Mat<f64>,
+        options: &Options,
+    ) -> Result<Prepared<'a>, Quantized> {
+        let cols = weights.ncols();
+        assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
+        let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
+        let diagonal: Vec<f64> = (0..cols).map(|i| if dead[i] { 1.0 } else { hessian[(i, i)] }).collect();
+        let mean_diagonal = diagonal.iter().sum::<f64>() / cols as f64;
+        if dead.iter().all(|&dead| dead) || !mean_diagonal.is_finite() {
+            return Err(round_to_nearest(weights, None, options));
+        }
+
+        let mut perm: Vec<usize> = (0..cols).collect();
+        if options.act_order {
+            perm.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]));
+        }
+        let mut hessian = Cow::Borrowed(hessian);
+        if dead.contains(&true) {
+            let alive = hessian.to_mut();
+            (0..cols).filter(|&i| dead[i]).for_each(|i| alive[(i, i)] = 1.0);
+        }
+        let attempts = [1.0, 10.0, 100.0].map(|factor| options.damp_percent * factor);
+        let factored = attempts.into_iter().find_map(|damp_percent| {
+            let factor = inverse_factor(hessian.as_ref().as_ref(), &perm, damp_percent * mean_diagonal)?;
+            Some((factor, damp_percent))
+        });
+        let Some((factor, damp_percent)) = factored else {
+            return Err(round_to_nearest(weights, Some(&diagonal), options));
+        };
+        let importance = diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
+        Ok(Prepared { dead, hessian, perm, factor, damp_percent, damp: damp_percent * mean_diagonal, importance })
+    }
 }
 
 /// `alpha * triu(D U^T, 1) U` with D the drift in the order `perm` and U the `factor` (GPTAQ's equation for P).
@@ -308,7 +340,7 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
     Quantized { grid: options.grid, codes, scales, zeros, g_idx, loss: f64::NAN, method: Method::RoundToNearest }
 }
 
-fn find_params(options: &Options, weights: &[f64], importance: &[f32]) -> GroupParams {
+pub(crate) fn find_params(options: &Options, weights: &[f64], importance: &[f32]) -> GroupParams {
     let grid = options.grid;
     let of_range = |mse: bool| {
         let params = grid.range_params(weights, mse, options.gptq_py);

@@ -9,6 +9,8 @@ use infer_core::ops::TokenWeights;
 use rayon::prelude::*;
 use serde::Serialize;
 
+use crate::cholesky::square;
+
 /// Tokens whose products are summed in f32 before they are added to the f64 sum.
 const CHUNK: usize = 512;
 
@@ -62,8 +64,8 @@ impl Hessian {
     /// Of sums over `tokens`, row-major `[cols, cols]`. Of `products` only what is at or below the diagonal is read.
     pub fn from_sums(cols: usize, tokens: usize, products: &[f64], drift: Option<&[f64]>) -> Hessian {
         let scale = 2.0 / tokens.max(1) as f64;
-        let products = Mat::from_fn(cols, cols, |i, j| scale * products[i.max(j) * cols + i.min(j)]);
-        let drift = drift.map(|drift| Mat::from_fn(cols, cols, |i, j| scale * drift[i * cols + j]));
+        let products = square(cols, |i, j| scale * products[i.max(j) * cols + i.min(j)]);
+        let drift = drift.map(|drift| square(cols, |i, j| scale * drift[i * cols + j]));
         Hessian { products, drift }
     }
 }

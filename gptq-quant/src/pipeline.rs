@@ -25,14 +25,13 @@ use model_format::{
 };
 use ndarray::ArrayView2;
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Hessian, Result, Settings, Store,
+    Error, Hessian, MatrixReport, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
     estimate::{Estimate, Timings, memory},
-    gptq::{Method, Quantized, quantize_timed},
+    gptq::Quantized,
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
     speed::Speeds,
     work::Work,
@@ -40,21 +39,6 @@ use crate::{
 
 /// A layer of the float model, from its beginning to its end.
 pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
-
-/// What became of one matrix.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MatrixReport {
-    /// Layer index; `None` for the embedding table and the head.
-    pub layer: Option<usize>,
-    /// MLC's name of the module: `model.layers.0.self_attn.qkv_proj`.
-    pub module: String,
-    /// Squared error of the outputs on the calibration text, as a share of their own square.
-    pub relative_error: f64,
-    /// How the codes were found.
-    pub method: Method,
-    /// Time that the solution took, without the forward pass.
-    pub elapsed: Duration,
-}
 
 /// How far the quantizer has come. The terminal's bar implements it.
 pub trait Progress {
@@ -68,6 +52,10 @@ pub trait Progress {
     }
     /// A matrix is done.
     fn quantized(&mut self, report: &MatrixReport);
+    /// `fraction` of the measurement on another text is done.
+    fn evaluated(&mut self, fraction: f64) {
+        let _ = fraction;
+    }
     /// Whether to stop with [`Error::Cancelled`].
     fn is_cancelled(&self) -> bool {
         false
@@ -316,7 +304,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                 hessian = Some(self.observe_head().await?);
             }
             let hessian = hessian.take().unwrap_or_else(|| Hessian::empty(self.config.hidden_size));
-            let quantized = self.solve(store, param, hessian)?;
+            let quantized = self.solve(store, param, hessian).await?;
             values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
         }
         Ok(values)
@@ -391,7 +379,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let is_solved = known.is_none() && self.settings.options(param)?.is_some();
         let data = if is_solved {
             let hessian = self.observe(matrices, pass, kept).await?;
-            self.solve(store, param, hessian)?.dequantize().into_raw_vec_and_offset().0
+            self.solve(store, param, hessian).await?.dequantize().into_raw_vec_and_offset().0
         } else {
             match kept {
                 Kept::Neither => self.work.done += self.work.pass_time(pass),
@@ -531,28 +519,24 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
-    fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
+    async fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
         let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
-        let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
         let (rows, cols) = (param.shape[0], param.shape[1]);
         let values = read_param(self.checkpoint, param)?;
         let weights = ArrayView2::from_shape((rows, cols), &values).expect("read_param checked the shape");
         if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
+            let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
             return Err(Error::NonFiniteActivations { module });
         }
         let mut factoring = Duration::ZERO;
-        let drift = hessian.drift.as_ref();
-        let quantized = quantize_timed(weights, &hessian.products, drift, &options, &mut factoring);
-        let report = MatrixReport {
-            layer: param.role.layer(),
-            module,
-            relative_error: quantized.relative_error(weights, &hessian.products),
-            method: quantized.method,
-            elapsed: begun.elapsed(),
-        };
+        let ops = self.ops.inner();
+        let quantized = ops.solve(weights, &hessian, &options, &mut factoring).await?;
+        let solved = begun.elapsed();
+        let report = MatrixReport::new(param, weights, &quantized, &hessian.products, &options);
+        let report = MatrixReport { elapsed: solved, ..report };
         self.timings.factoring += factoring;
-        self.timings.quantization += report.elapsed - factoring;
+        self.timings.quantization += begun.elapsed() - factoring;
         store.add(param, &quantized, &report)?;
         self.progress.quantized(&report);
         self.work.done += self.work.solve_time(rows, cols);

@@ -1,18 +1,21 @@
 //! [`Speeds`]: how fast this machine does the kinds of work there are, found out with small pieces of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use faer::Mat;
 use model_format::{DecoderConfig, Role, Weight};
 use ndarray::Array2;
 
-use crate::{Calibrate, Result, Settings, TokenWeight, gptq::quantize, work::solve_cost};
+use crate::{Calibrate, Hessian, Result, Settings, TokenWeight, work::solve_cost};
 
 /// Tokens of a piece.
 const TOKENS: usize = 512;
 
 /// Inputs of a matrix that is solved for a trial.
 const SOLVED_COLS: usize = 1024;
+
+/// Rows of it, at least.
+const ROWS: usize = 64;
 
 /// Multiplications per second.
 #[derive(Debug, Clone, Copy)]
@@ -59,18 +62,23 @@ impl Speeds {
             // What it takes to read the sums is not a piece's.
             gram = 4.0 * (TOKENS * hidden * hidden) as f64 / 2.0 / (times[1] - times[0]).max(times[1] / 10.0);
         }
-        Ok(Speeds { forward, gram, solve: measure_solve(hidden.min(SOLVED_COLS), settings) })
+        let solve = measure_solve(ops, hidden.min(SOLVED_COLS), settings).await?;
+        Ok(Speeds { forward, gram, solve })
     }
 }
 
-fn measure_solve(cols: usize, settings: &Settings) -> f64 {
+async fn measure_solve<O: Calibrate>(ops: &mut O, cols: usize, settings: &Settings) -> Result<f64> {
     // Enough rows for every thread.
-    let rows = crate::gptq::ROWS * rayon::current_num_threads();
+    let rows = (crate::gptq::ROWS * rayon::current_num_threads()).max(ROWS);
     let weights = Array2::from_shape_fn((rows, cols), |(n, k)| ((n * 7919 + k * 104_729) % 1009) as f32 / 1009.0 - 0.5);
-    let hessian = Mat::from_fn(cols, cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
-    let drift = (settings.matrix.gptaq_alpha != 0.0).then(|| Mat::from_fn(cols, cols, |i, j| hessian[(i, j)] * 0.01));
-    let begun = Instant::now();
-    let quantized = quantize(weights.view(), &hessian, drift.as_ref(), &settings.matrix);
-    quantized.relative_error(weights.view(), &hessian);
-    solve_cost(rows, cols) / begun.elapsed().as_secs_f64()
+    let products = Mat::from_fn(cols, cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
+    let drift = (settings.matrix.gptaq_alpha != 0.0).then(|| Mat::from_fn(cols, cols, |i, j| products[(i, j)] * 0.01));
+    let hessian = Hessian { products, drift };
+    let mut speed = 0.0;
+    for _ in 0..2 {
+        let (begun, mut factoring) = (Instant::now(), Duration::ZERO);
+        ops.solve(weights.view(), &hessian, &settings.matrix, &mut factoring).await?;
+        speed = solve_cost(rows, cols) / begun.elapsed().as_secs_f64();
+    }
+    Ok(speed)
 }

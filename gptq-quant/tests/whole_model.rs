@@ -90,8 +90,20 @@ impl Progress for Reports {
 
 /// Something to note with a matrix.
 fn report() -> MatrixReport {
-    let (module, method) = ("model".into(), Method::RoundToNearest);
-    MatrixReport { layer: None, module, relative_error: 0.0, method, elapsed: std::time::Duration::ZERO }
+    MatrixReport {
+        layer: None,
+        module: "model".into(),
+        shape: [1, 1],
+        bits: 4,
+        group_size: None,
+        sym: true,
+        relative_error: 0.0,
+        nearest_error: 0.0,
+        loss: None,
+        method: Method::RoundToNearest,
+        scales: [1.0; 2],
+        elapsed: std::time::Duration::ZERO,
+    }
 }
 
 /// Quantizes the tiny model into `folder`.

@@ -1,34 +1,23 @@
 //! [`Engine`]: a loaded model one can talk to. Loads weights, tokenizer and template; turns a conversation into tokens;
 //! `generation.rs` does the rest.
 
-use model_format::{ChatConfig, Checkpoint, DecoderConfig, Error as FormatError, ModelFiles, QuantFormat};
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, Error as FormatError, ModelFiles};
 
 use crate::{
-    ChatTemplate, Generation, Message, Progress, Result, SamplingParams, Tokenizer,
-    device::{Device, Model},
+    ChatTemplate, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams, Suspended,
+    Tokenizer,
+    loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
 };
 
-/// Context where the caller names none: what the model was trained for, but no more than this.
-const DEFAULT_CONTEXT: usize = 4096;
-
-/// How to load a model.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// Tokens there should be room for. `None`: the model's own context, but no more than 4096.
-    pub context: Option<usize>,
-}
-
 /// A loaded model one can talk to.
 pub struct Engine {
-    pub(crate) model: Model,
+    pub(crate) model: LoadedModel,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) stop_strings: Vec<String>,
     template: Option<ChatTemplate>,
     sampling: SamplingParams,
-    config: DecoderConfig,
-    context: usize,
 }
 
 impl Engine {
@@ -44,8 +33,7 @@ impl Engine {
 
     /// Tokens that [`Engine::load_mlc`] makes room for where the caller does not say.
     pub fn default_context(chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
-        let trained = config.max_position_embeddings;
-        context(&LoadOptions::default(), chat_config.context_window_size.map_or(trained, |size| size.min(trained)))
+        mlc_context(chat_config, config)
     }
 
     /// Loads an MLC folder.
@@ -61,34 +49,24 @@ impl Engine {
                 texts.push((name.to_string(), files.read(name).await?));
             }
         }
-        let chat_config = ChatConfig::parse(&required_text(&texts, "mlc-chat-config.json", &files.location())?)?;
-        let config = DecoderConfig::from_mlc(&chat_config)?;
-        let format = QuantFormat::by_name(&chat_config.quantization)?;
         let text = Text::new(&texts, &files.location())?;
-        let trained = config.max_position_embeddings;
-        let context = context(options, chat_config.context_window_size.map_or(trained, |size| size.min(trained)));
-        let model = Model::load_mlc(device, &config, format, files, context, progress).await?;
-        Ok(Engine::assemble(model, text, config, context))
+        Ok(Engine::assemble(LoadedModel::load_mlc(files, device, options, progress).await?, text))
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ.
-    pub fn load_checkpoint(
+    pub async fn load_checkpoint(
         checkpoint: &dyn Checkpoint,
         device: Device,
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
-        let texts = checkpoint.companion_files()?;
-        let config = DecoderConfig::from_hf(checkpoint.config_json())?;
-        let text = Text::new(&texts, &checkpoint.location())?;
-        let context = context(options, config.max_position_embeddings);
-        let model = Model::load_checkpoint(device, &config, checkpoint, context, progress)?;
-        Ok(Engine::assemble(model, text, config, context))
+        let text = Text::new(&checkpoint.companion_files()?, &checkpoint.location())?;
+        Ok(Engine::assemble(LoadedModel::load_checkpoint(checkpoint, device, options, progress).await?, text))
     }
 
-    fn assemble(model: Model, text: Text, config: DecoderConfig, context: usize) -> Engine {
+    fn assemble(model: LoadedModel, text: Text) -> Engine {
         let Text { tokenizer, stop_tokens, stop_strings, template, sampling } = text;
-        Engine { model, tokenizer, stop_tokens, stop_strings, template, sampling, config, context }
+        Engine { model, tokenizer, stop_tokens, stop_strings, template, sampling }
     }
 
     /// Begins the answer to a conversation. What the cache holds of it already is not run again.
@@ -105,12 +83,25 @@ impl Engine {
         Generation::new(self, tokens, params)
     }
 
+    /// Goes on with an answer whose device failed, on the model as it was loaded again: the same text comes, as if nothing
+    /// had happened. Panics when it is another model.
+    pub fn resume(&mut self, model: LoadedModel, suspended: Suspended) -> Generation<'_> {
+        assert_eq!(model.config(), self.config(), "resume: the model's shape");
+        self.model = model;
+        Generation::resumed(self, suspended)
+    }
+
     /// The tokens that [`Engine::chat`] runs for a conversation, up to where the answer begins.
     pub fn chat_tokens(&self, messages: &[Message]) -> Result<Vec<u32>> {
         let template = self.template.as_ref().ok_or_else(|| crate::Error::ChatTemplate {
             reason: "this model has none (`chat_template.jinja`, or one in `tokenizer_config.json`)".into(),
         })?;
         template.encode(&self.tokenizer, messages, true)
+    }
+
+    /// The model's chat template, to set what it reads.
+    pub fn template(&mut self) -> Option<&mut ChatTemplate> {
+        self.template.as_mut()
     }
 
     /// Runs a token and forgets it: kernels are compiled, and what the device reports late is reported now.
@@ -126,6 +117,11 @@ impl Engine {
         self.model.truncate(0);
     }
 
+    /// The model without its text side.
+    pub fn model(&mut self) -> &mut LoadedModel {
+        &mut self.model
+    }
+
     /// What the model's own files recommend.
     pub fn default_sampling(&self) -> &SamplingParams {
         &self.sampling
@@ -138,12 +134,12 @@ impl Engine {
 
     /// The model's shape.
     pub fn config(&self) -> &DecoderConfig {
-        &self.config
+        self.model.config()
     }
 
     /// Tokens there is room for, prompt and answers together.
     pub fn context(&self) -> usize {
-        self.context
+        self.model.context()
     }
 }
 
@@ -169,18 +165,8 @@ impl Text {
     }
 }
 
-fn context(options: &LoadOptions, trained: usize) -> usize {
-    options.context.unwrap_or(DEFAULT_CONTEXT).min(trained)
-}
-
 fn required<'a>(files: &'a [(String, Vec<u8>)], name: &str, location: &str) -> Result<&'a [u8]> {
     let found = files.iter().find(|(file, _)| file == name);
     let missing = || FormatError::MissingFile { file: name.into(), folder: location.into() };
     Ok(&found.ok_or_else(missing)?.1)
-}
-
-fn required_text(files: &[(String, Vec<u8>)], name: &str, location: &str) -> Result<String> {
-    let bytes = required(files, name, location)?.to_vec();
-    let malformed = |_| FormatError::Malformed { file: name.into(), reason: "not UTF-8".into() };
-    Ok(String::from_utf8(bytes).map_err(malformed)?)
 }

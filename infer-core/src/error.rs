@@ -1,5 +1,7 @@
 //! What can go wrong while a model is loaded or run, each with what to do about it.
 
+use crate::memory::{Need, size};
+
 /// The result of loading or running a model.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -36,6 +38,37 @@ pub enum Error {
         /// Tokens that fit.
         context: usize,
     },
+    /// A text without a token, or with more than the context has room for.
+    #[error("the text has {tokens} tokens, this model runs texts of 1 to {context}")]
+    TextLength {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// The model and its cache are larger than the device's memory.
+    #[error(
+        "the model needs {need} of memory, and there are {} for it",
+        size(*budget)
+    )]
+    DoesNotFit {
+        /// What it needs.
+        need: Need,
+        /// Bytes that it may take.
+        budget: u64,
+        /// The longest context that fits.
+        longest: Option<usize>,
+    },
+    /// A token id that the vocabulary does not have.
+    #[error("token id {id} at position {position} is beyond the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Where it stands, from 0.
+        position: usize,
+        /// Ids there are.
+        vocab_size: usize,
+    },
     /// A sampling parameter is out of its range.
     #[error("`{name}` must be {expected}, found: {found}")]
     BadParameter {
@@ -58,6 +91,17 @@ impl Error {
             Error::ContextFull { .. } => {
                 Some("begin a new conversation, or load the model with a longer context".into())
             }
+            Error::DoesNotFit { longest: Some(longest), .. } => {
+                Some(format!("a context of up to {longest} tokens fits"))
+            }
+            Error::DoesNotFit { longest: None, .. } => {
+                Some("take a model with fewer parameters or fewer bits per weight, or run it on the CPU".into())
+            }
+            Error::TextLength { .. } => Some("cut the text into parts of that length".into()),
+            Error::TokenOutOfRange { vocab_size, .. } => Some(format!(
+                "this model's ids are 0 to {}; ids of another model's tokenizer do not fit",
+                vocab_size - 1
+            )),
             #[cfg(feature = "native")]
             Error::Cpu(_) => None,
             Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,

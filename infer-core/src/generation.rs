@@ -6,17 +6,25 @@
 use web_time::Instant;
 
 use crate::{
-    Engine, Error, Result, SamplingParams, model::session::PREFILL_CHUNK, sampler::Sampler, stop::StopStrings,
+    Engine, Error, Result, SamplingParams,
+    model::session::PREFILL_CHUNK,
+    sampler::{Sampler, TokenLogprobs},
+    stop::StopStrings,
     tokenizer::StreamDecoder,
 };
 
+/// First tokens that are kept when the context shifts: much attention rests on them, whatever they are.
+const SINK: usize = 4;
+
 /// A piece of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Chunk {
     /// Whole characters.
     pub text: String,
     /// The tokens since the piece before; the last may belong to text that is still held back.
     pub tokens: Vec<u32>,
+    /// How likely each of these tokens was, where that was asked for.
+    pub logprobs: Vec<TokenLogprobs>,
 }
 
 /// Why an answer ended.
@@ -24,8 +32,10 @@ pub struct Chunk {
 pub enum FinishReason {
     /// At a stop token or a stop string.
     Stop,
-    /// At `max_tokens`, or because the context is full.
+    /// At `max_tokens`.
     Length,
+    /// The context has no room for another token.
+    ContextFull,
 }
 
 impl FinishReason {
@@ -33,7 +43,7 @@ impl FinishReason {
     pub fn as_str(self) -> &'static str {
         match self {
             FinishReason::Stop => "stop",
-            FinishReason::Length => "length",
+            FinishReason::Length | FinishReason::ContextFull => "length",
         }
     }
 }
@@ -74,11 +84,19 @@ fn rate(tokens: usize, seconds: f64) -> f64 {
 /// One answer, pulled piece by piece.
 pub struct Generation<'a> {
     engine: &'a mut Engine,
+    state: State,
+}
+
+/// An answer whose device failed: what [`Engine::resume`] goes on with.
+pub struct Suspended(State);
+
+struct State {
     sampler: Sampler,
-    greedy: bool,
-    max_tokens: usize,
+    params: SamplingParams,
     /// Tokens to run before the next can be sampled.
     next: Vec<u32>,
+    /// Tokens of the prompt that are still remembered, with those of the answer behind them.
+    text: Vec<u32>,
     generated: Vec<u32>,
     stream: StreamDecoder,
     stops: StopStrings,
@@ -92,22 +110,43 @@ impl<'a> Generation<'a> {
         if prompt.is_empty() || prompt.len() >= engine.context() {
             return Err(Error::ContextFull { tokens: prompt.len(), context: engine.context() });
         }
-        // The last token always runs: its logits are what the answer begins with.
-        let cached = engine.model.common_prefix(&prompt).min(prompt.len() - 1);
-        engine.model.truncate(cached);
         let stops = StopStrings::new(engine.stop_strings.iter().cloned().chain(params.stop.iter().cloned()));
-        Ok(Generation {
+        let state = State {
             stream: StreamDecoder::new(&engine.tokenizer, true),
             stops,
             sampler,
-            greedy: params.is_plain_greedy(),
-            max_tokens: params.max_tokens.unwrap_or(usize::MAX),
-            stats: Stats { prompt_tokens: prompt.len(), cached_tokens: cached, ..Stats::default() },
-            next: prompt[cached..].to_vec(),
+            params,
+            stats: Stats { prompt_tokens: prompt.len(), ..Stats::default() },
+            next: Vec::new(),
+            text: prompt,
             generated: Vec::new(),
             finished: None,
-            engine,
-        })
+        };
+        let mut generation = Generation { engine, state };
+        generation.state.stats.cached_tokens = generation.go_on();
+        Ok(generation)
+    }
+
+    pub(crate) fn resumed(engine: &'a mut Engine, suspended: Suspended) -> Generation<'a> {
+        let mut generation = Generation { engine, state: suspended.0 };
+        generation.state.finished = None;
+        generation.go_on();
+        generation
+    }
+
+    /// Sets out to run what the cache does not hold of the text; returns how much it holds.
+    fn go_on(&mut self) -> usize {
+        let Generation { engine, state } = self;
+        // The last token always runs: its logits are what the next is chosen by.
+        let cached = engine.model.common_prefix(&state.text).min(state.text.len() - 1);
+        engine.model.truncate(cached);
+        state.next = state.text[cached..].to_vec();
+        cached
+    }
+
+    /// What is needed to go on with this answer after an error: the same tokens, the same random numbers.
+    pub fn suspend(self) -> Suspended {
+        Suspended(self.state)
     }
 
     /// The next piece of text, or `None` when the answer has ended.
@@ -117,99 +156,122 @@ impl<'a> Generation<'a> {
     pub async fn next(&mut self) -> Result<Option<Chunk>> {
         let result = self.pull().await;
         if result.is_err() {
-            self.finished = Some(FinishReason::Stop);
+            self.state.finished = Some(FinishReason::Stop);
             self.engine.reset();
         }
         result
     }
 
     async fn pull(&mut self) -> Result<Option<Chunk>> {
-        let mut tokens = Vec::new();
-        while self.finished.is_none() {
-            if self.next.len() > PREFILL_CHUNK {
-                self.prefill_part().await?;
-                return Ok(Some(Chunk { text: String::new(), tokens }));
+        let mut chunk = Chunk::default();
+        while self.state.finished.is_none() {
+            let part = self.engine.model.part_len(self.state.next.len(), PREFILL_CHUNK);
+            if part < self.state.next.len() {
+                self.prefill_part(part).await?;
+                return Ok(Some(chunk));
             }
-            let token = self.sample().await?;
-            self.generated.push(token);
-            tokens.push(token);
-            let mut text = String::new();
+            let token = self.sample(&mut chunk.logprobs).await?;
+            let state = &mut self.state;
+            state.generated.push(token);
+            state.text.push(token);
+            chunk.tokens.push(token);
             if self.engine.stop_tokens.contains(&token) {
-                self.finished = Some(FinishReason::Stop);
+                state.finished = Some(FinishReason::Stop);
             } else {
-                let passed = self.stops.push(&self.stream.push(token)?);
-                text = passed.text;
+                let passed = state.stops.push(&state.stream.push(token)?);
+                chunk.text = passed.text;
                 if passed.stopped {
-                    self.finished = Some(FinishReason::Stop);
-                } else if self.generated.len() >= self.max_tokens || self.engine.model.room() == 0 {
-                    self.finished = Some(FinishReason::Length);
+                    state.finished = Some(FinishReason::Stop);
+                } else if state.params.max_tokens.is_some_and(|most| state.generated.len() >= most) {
+                    state.finished = Some(FinishReason::Length);
+                } else if self.engine.model.room() == 0 {
+                    match state.params.shift {
+                        true => self.shift(),
+                        false => state.finished = Some(FinishReason::ContextFull),
+                    }
                 }
             }
-            if self.finished.is_some() {
-                text.push_str(&self.held_back()?);
+            if self.state.finished.is_some() {
+                chunk.text.push_str(&self.held_back()?);
             }
-            if !text.is_empty() || self.finished.is_some() {
-                return Ok(Some(Chunk { text, tokens }));
+            if !chunk.text.is_empty() || self.state.finished.is_some() {
+                return Ok(Some(chunk));
             }
         }
         Ok(None)
     }
 
+    /// Forgets all but the first few tokens and the last half, which are run again in their new places.
+    fn shift(&mut self) {
+        let text = &self.state.text;
+        let kept = SINK.min(text.len() / 4);
+        let rest = text[text.len() - text.len() / 2..].to_vec();
+        self.state.text.truncate(kept);
+        self.state.text.extend(rest);
+        self.go_on();
+    }
+
     /// Runs the first part of a long prompt.
-    async fn prefill_part(&mut self) -> Result<()> {
+    async fn prefill_part(&mut self, len: usize) -> Result<()> {
         let start = Instant::now();
-        let rest = self.next.split_off(PREFILL_CHUNK);
-        let part = std::mem::replace(&mut self.next, rest);
+        let part = self.state.next[..len].to_vec();
         self.engine.model.most_likely(&part).await?;
-        self.stats.prefill_seconds += start.elapsed().as_secs_f64();
+        self.state.next.drain(..len);
+        self.state.stats.prefill_seconds += start.elapsed().as_secs_f64();
         Ok(())
     }
 
     /// Runs what is to be run and chooses the next token.
-    async fn sample(&mut self) -> Result<u32> {
+    async fn sample(&mut self, logprobs: &mut Vec<TokenLogprobs>) -> Result<u32> {
         let start = Instant::now();
-        let tokens = std::mem::take(&mut self.next);
-        let token = if self.greedy {
-            self.engine.model.most_likely(&tokens).await?
+        let Generation { engine, state } = self;
+        let token = if state.params.is_plain_greedy() {
+            engine.model.most_likely(&state.next).await?
         } else {
-            let mut logits = self.engine.model.logits(&tokens).await?;
-            self.sampler.sample(&mut logits, &self.generated)
+            let mut logits = engine.model.logits(&state.next).await?;
+            let plain = state.params.logprobs.map(|_| logits.clone());
+            let token = state.sampler.sample(&mut logits, &state.generated);
+            if let Some((plain, top)) = plain.zip(state.params.logprobs) {
+                logprobs.push(TokenLogprobs::new(&plain, token, top));
+            }
+            token
         };
         let seconds = start.elapsed().as_secs_f64();
-        if self.generated.is_empty() {
-            self.stats.prefill_seconds += seconds;
-            self.stats.time_to_first_token = self.stats.prefill_seconds;
+        if state.generated.is_empty() {
+            state.stats.prefill_seconds += seconds;
+            state.stats.time_to_first_token = state.stats.prefill_seconds;
         } else {
-            self.stats.decode_seconds += seconds;
+            state.stats.decode_seconds += seconds;
         }
-        self.stats.generated_tokens += 1;
-        self.next = vec![token];
+        state.stats.generated_tokens += 1;
+        state.next = vec![token];
         Ok(token)
     }
 
     /// Text that waited for more to come, now that no more comes.
     fn held_back(&mut self) -> Result<String> {
-        let rest = self.stream.finish()?;
-        let passed = self.stops.push(&rest);
+        let state = &mut self.state;
+        let rest = state.stream.finish()?;
+        let passed = state.stops.push(&rest);
         if passed.stopped {
-            self.finished = Some(FinishReason::Stop);
+            state.finished = Some(FinishReason::Stop);
             return Ok(passed.text);
         }
-        Ok(passed.text + &self.stops.finish())
+        Ok(passed.text + &state.stops.finish())
     }
 
     /// Why the answer ended; `None` while it has not.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finished
+        self.state.finished
     }
 
     /// The tokens so far.
     pub fn tokens(&self) -> &[u32] {
-        &self.generated
+        &self.state.generated
     }
 
     /// What it took so far.
     pub fn stats(&self) -> Stats {
-        self.stats
+        self.state.stats
     }
 }

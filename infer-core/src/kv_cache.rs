@@ -19,6 +19,8 @@ pub struct KvCache<O: Ops> {
     capacity: usize,
     /// Whether keys are rotated as those of a long text, where that is not all the same.
     is_long: bool,
+    /// Tokens that the text is known to have in the end.
+    text_len: usize,
 }
 
 impl<O: Ops> KvCache<O> {
@@ -26,7 +28,7 @@ impl<O: Ops> KvCache<O> {
     pub fn new(ops: &mut O, config: &DecoderConfig, capacity: usize) -> Result<KvCache<O>> {
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity, head_dim: config.head_dim };
         let layers = (0..config.num_hidden_layers).map(|_| ops.new_kv(shape)).collect::<Result<_>>()?;
-        Ok(KvCache { layers, tokens: Vec::new(), expected: 0, capacity, is_long: false })
+        Ok(KvCache { layers, tokens: Vec::new(), expected: 0, capacity, is_long: false, text_len: 0 })
     }
 
     /// Tokens there is room for.
@@ -51,13 +53,31 @@ impl<O: Ops> KvCache<O> {
 
     /// Forgets all but the first `len` tokens.
     pub fn truncate(&mut self, len: usize) {
+        self.forget_expected();
         self.tokens.truncate(len);
+        self.text_len = 0;
+    }
+
+    /// Forgets tokens that are not known yet.
+    pub(crate) fn forget_expected(&mut self) {
         self.expected = 0;
     }
 
     /// How many tokens at the beginning of `tokens` the cache holds already.
     pub fn common_prefix(&self, tokens: &[u32]) -> usize {
         self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count()
+    }
+
+    /// Forgets everything; a text of `len` tokens comes, perhaps in parts. Where long texts are rotated in a way of their
+    /// own, its first part is rotated as its last.
+    pub fn begin_text(&mut self, len: usize) {
+        self.truncate(0);
+        self.text_len = len;
+    }
+
+    /// The length of the text when `more` tokens have come, as far as it is known.
+    pub(crate) fn text_len(&self, more: usize) -> usize {
+        self.text_len.max(self.tokens.len() + more)
     }
 
     /// Whether keys are rotated as those of a long text.

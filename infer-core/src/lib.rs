@@ -29,27 +29,33 @@ mod engine;
 mod error;
 mod generation;
 mod kv_cache;
+mod loaded_model;
+mod memory;
 pub mod model;
 pub mod ops;
 pub mod perplexity;
 mod progress;
 pub mod sampler;
+mod selftest;
 pub mod stop;
 pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
-pub use engine::{Engine, LoadOptions};
+pub use engine::Engine;
 pub use error::{Error, Result};
-pub use generation::{Chunk, FinishReason, Generation, Stats};
+pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};
 pub use kv_cache::KvCache;
+pub use loaded_model::{LoadOptions, LoadedModel};
+pub use memory::Need;
 pub use model::Decoder;
 pub use progress::Progress;
-pub use sampler::SamplingParams;
+pub use sampler::{SamplingParams, TokenLogprobs};
 pub use tokenizer::Tokenizer;
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection},
+    selftest::{Line as KernelCheck, run_all as check_kernels},
 };
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.

@@ -34,6 +34,13 @@ pub struct SamplingParams {
     pub max_tokens: Option<usize>,
     /// Strings that end the answer, besides those of the model.
     pub stop: Vec<String>,
+    /// Added to the logits of these ids, from -100 to 100.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tells how likely each token was, and so many of the likeliest, at most 20, in its place. They are of the model's own
+    /// distribution, before anything here changes it.
+    pub logprobs: Option<usize>,
+    /// A full context forgets what is oldest, but for the first few tokens, and goes on; else the answer ends there.
+    pub shift: bool,
 }
 
 impl Default for SamplingParams {
@@ -50,6 +57,9 @@ impl Default for SamplingParams {
             seed: None,
             max_tokens: None,
             stop: Vec::new(),
+            logit_bias: Vec::new(),
+            logprobs: None,
+            shift: false,
         }
     }
 }
@@ -62,7 +72,7 @@ impl SamplingParams {
 
     /// Whether the next token is simply the most likely one, so that its id is all that is needed of the logits.
     pub fn is_plain_greedy(&self) -> bool {
-        self.temperature == 0.0 && !self.has_penalties()
+        self.temperature == 0.0 && !self.has_penalties() && self.logit_bias.is_empty() && self.logprobs.is_none()
     }
 
     fn has_penalties(&self) -> bool {
@@ -115,6 +125,12 @@ impl SamplingParams {
         let within = |v: f32| (-2.0..=2.0).contains(&v);
         check("presence_penalty", self.presence_penalty, within(self.presence_penalty), "from -2 to 2")?;
         check("frequency_penalty", self.frequency_penalty, within(self.frequency_penalty), "from -2 to 2")?;
+        for (_, bias) in &self.logit_bias {
+            check("logit_bias", *bias, (-100.0..=100.0).contains(bias), "from -100 to 100")?;
+        }
+        if let Some(top) = self.logprobs.filter(|top| *top > MOST_LOGPROBS) {
+            return Err(Error::BadParameter { name: "logprobs", expected: "at most 20", found: top.to_string() });
+        }
         if self.max_tokens == Some(0) {
             return Err(Error::BadParameter { name: "max_tokens", expected: "1 or more", found: "0".into() });
         }
@@ -126,6 +142,40 @@ impl SamplingParams {
             });
         }
         Ok(())
+    }
+}
+
+/// Most of the likeliest tokens that are told.
+pub const MOST_LOGPROBS: usize = 20;
+
+/// How likely a token was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprobs {
+    /// The token.
+    pub id: u32,
+    /// The natural logarithm of its probability.
+    pub logprob: f32,
+    /// The likeliest tokens, the likeliest first, each with the same.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl TokenLogprobs {
+    /// Of `id` among `logits` `[vocab_size]`, with the `top` likeliest.
+    pub fn new(logits: &[f32], id: u32, top: usize) -> TokenLogprobs {
+        let best = logits.iter().copied().filter(|logit| !logit.is_nan()).fold(f32::NEG_INFINITY, f32::max);
+        let weight = |logit: f32| (f64::from(logit) - f64::from(best)).exp();
+        let total = logits.iter().copied().filter(|logit| !logit.is_nan()).map(weight).sum::<f64>().ln();
+        let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - total) as f32;
+        let mut ids: Vec<u32> = (0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()).collect();
+        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        let top = top.min(ids.len());
+        if top > 0 && top < ids.len() {
+            ids.select_nth_unstable_by(top - 1, likelier);
+        }
+        ids.truncate(top);
+        ids.sort_unstable_by(likelier);
+        let top = ids.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect();
+        TokenLogprobs { id, logprob: logprob(logits[id as usize]), top }
     }
 }
 
@@ -176,8 +226,13 @@ impl Sampler {
         candidates.iter().rev().find(|c| c.weight > 0.0).map_or(best as u32, |c| c.id)
     }
 
-    /// `l -= presence + count * frequency`, then `l = l < 0 ? l * repetition : l / repetition`.
+    /// `l += bias`, `l -= presence + count * frequency`, then `l = l < 0 ? l * repetition : l / repetition`.
     fn penalize(&self, logits: &mut [f32], generated: &[u32]) {
+        for (id, bias) in &self.params.logit_bias {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                *logit += bias;
+            }
+        }
         if !self.params.has_penalties() {
             return;
         }

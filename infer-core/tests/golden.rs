@@ -345,6 +345,32 @@ mod gpu {
         text
     }
 
+    /// However a text is divided, among submissions and parts, the same bits come out.
+    #[test]
+    fn parts_of_a_text_change_nothing() {
+        for (profile, gpu) in profiles() {
+            for arch in ARCHITECTURES {
+                let golden = open(arch);
+                let mut ops = GpuOps::new(gpu.clone(), KvDtype::F16);
+                let ids = golden.tensors("logits.safetensors").ids("ids_0");
+                let text: Vec<u32> = ids.iter().cycle().take(100).copied().collect();
+                let (config, parts) = infer_core::block_on(mlc_parts(&mut ops, &golden));
+                let mut session = Session::new(ops, &config, parts, 100).unwrap();
+                let mut expected: Option<Vec<u32>> = None;
+                for limit in [u64::MAX, 1 << 20, 1] {
+                    gpu.limit_work(Some(limit));
+                    session.cache_mut().begin_text(text.len());
+                    let logits = infer_core::block_on(session.logits(&text)).unwrap();
+                    let bits: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
+                    let part = session.part_len(100, 512);
+                    assert_eq!(part, if limit == u64::MAX { 100 } else { part.min(99) }, "{limit}");
+                    assert!(*expected.get_or_insert(bits.clone()) == bits, "{profile}, {arch}, parts of {part} tokens");
+                }
+                gpu.limit_work(None);
+            }
+        }
+    }
+
     #[test]
     fn running_ahead_changes_nothing() {
         for (profile, gpu) in profiles() {

@@ -2,7 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, decoder_config::ConfigJson, files::check_file_name};
+use crate::{
+    Error, Result,
+    decoder_config::ConfigJson,
+    files::{ModelFiles, check_file_name},
+};
 
 /// mlc-chat-config.json.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +30,13 @@ pub struct ChatConfig {
 impl ChatConfig {
     /// The file's name.
     pub const FILE_NAME: &'static str = "mlc-chat-config.json";
+
+    /// Reads the file among a model's files.
+    pub async fn read(files: &impl ModelFiles) -> Result<ChatConfig> {
+        let bytes = files.read(ChatConfig::FILE_NAME).await?;
+        let not_utf8 = |_| Error::Malformed { file: ChatConfig::FILE_NAME.into(), reason: "not UTF-8".into() };
+        ChatConfig::parse(&String::from_utf8(bytes).map_err(not_utf8)?)
+    }
 
     /// Reads the text of an mlc-chat-config.json.
     pub fn parse(json: &str) -> Result<ChatConfig> {

@@ -72,6 +72,7 @@ impl ParamsJson {
             seed: self.seed.or(model.seed),
             max_tokens: self.max_tokens.or(model.max_tokens),
             stop: self.stop.unwrap_or_else(|| model.stop.clone()),
+            ..model.clone()
         }
     }
 }
@@ -85,7 +86,7 @@ impl ChatEngine {
         let gpu = gpu.gpu.clone();
         let device = Device::Gpu(gpu.clone(), KvDtype::default());
         let mut meter = Meter { progress, total: 0 };
-        let loaded = Engine::load_mlc(&files, device, &LoadOptions { context }, &mut meter).await;
+        let loaded = Engine::load_mlc(&files, device, &LoadOptions { context, ..Default::default() }, &mut meter).await;
         let mut engine = loaded.map_err(js_error)?;
         let loaded_bytes = gpu.bytes_in_use();
         // A browser reports what did not fit with the first read; kernels are compiled on the way.

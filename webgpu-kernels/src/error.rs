@@ -47,6 +47,18 @@ pub enum Error {
         /// What the driver said.
         reason: String,
     },
+    /// A kernel computes something else than it should on this device, and nothing does the same in another way.
+    #[error("the kernel `{kernel}` [{variant}] is wrong on `{adapter}`: {reason}")]
+    WrongKernel {
+        /// Name of the kernel.
+        kernel: String,
+        /// Its variant.
+        variant: String,
+        /// The device.
+        adapter: String,
+        /// What came out.
+        reason: String,
+    },
     /// A call was refused: a fault of ours or of the driver's.
     #[error("the GPU reported an error: {reason}")]
     Refused {
@@ -73,6 +85,11 @@ impl Error {
             Error::DeviceLost { .. } => Some(
                 "start again; if it comes back, the driver may be resetting work that takes too long, \
                  so prefill fewer tokens at a time"
+                    .into(),
+            ),
+            Error::WrongKernel { .. } => Some(
+                "update the graphics driver, choose another device, or run on the CPU; \
+                 `chat-cli selftest` shows which kernels are right"
                     .into(),
             ),
             Error::Refused { .. } => None,

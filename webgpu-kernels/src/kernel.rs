@@ -23,6 +23,12 @@ impl Kernel {
     pub fn source(&self, variant: &Variant) -> String {
         crate::source::expand(self.name, self.wgsl, variant)
     }
+
+    /// The same for browsers, which want a line that naga does not know.
+    pub fn browser_source(&self, variant: &Variant) -> String {
+        let enable = if variant.has_flag("SUBGROUPS") { "enable subgroups;\n" } else { "" };
+        enable.to_string() + &self.source(variant)
+    }
 }
 
 /// What a kernel does with a storage binding.
@@ -119,6 +125,13 @@ impl Variant {
         }
     }
 
+    /// The variant that does without a flag.
+    pub(crate) fn without(&self, flag: &str) -> Variant {
+        let mut variant = self.clone();
+        variant.flags.retain(|set| *set != flag);
+        variant
+    }
+
     /// Whether a flag is set, the flags of the weights included.
     pub fn has_flag(&self, name: &str) -> bool {
         self.flags.contains(&name) || self.weights.is_some_and(|weights| weights.flag() == Some(name))
@@ -199,6 +212,12 @@ impl WeightFormat {
             WeightFormat::F16 => 2 * no_quant::BLOCK_SIZE,
             WeightFormat::F32 => 4 * no_quant::BLOCK_SIZE,
         }
+    }
+
+    /// Bytes of a matrix on the device.
+    pub fn matrix_bytes(self, rows: usize, cols: usize) -> u64 {
+        let scales = (rows * self.row_scales(cols)).div_ceil(2) as u64 * 4;
+        4 * rows as u64 * self.row_words(cols) as u64 + scales
     }
 
     pub(crate) fn unpack_wgsl(self) -> &'static str {

@@ -45,6 +45,11 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// Bytes of a cache.
+    pub fn bytes(kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> u64 {
+        2 * kv_heads as u64 * capacity as u64 * (padded(head_dim) * dtype.size()) as u64
+    }
+
     /// An empty cache.
     ///
     /// Errors: out of memory, or larger than a kernel can see.

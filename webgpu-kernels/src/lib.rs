@@ -23,6 +23,7 @@
 pub mod add;
 pub mod argmax;
 pub mod attention;
+pub mod case_check;
 mod cases;
 pub mod copy;
 pub mod cross_entropy;
@@ -31,15 +32,18 @@ pub mod error;
 pub mod gemm;
 pub mod gemv;
 pub mod glu;
+pub mod gptq;
 pub mod gpu;
 pub mod gram;
 pub mod kernel;
+pub mod kl_divergence;
 pub mod kv;
 pub mod matrix;
 pub mod norm_heads;
 pub mod rms_norm;
 pub mod rope;
 pub mod select_rows;
+pub mod selftest;
 pub mod soft_cap;
 mod source;
 
@@ -72,6 +76,13 @@ pub const KERNELS: &[&Kernel] = &[
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
     &cross_entropy::KERNEL,
+    &kl_divergence::KERNEL,
     &gram::KERNEL,
     &gram::WEIGHT_KERNEL,
+    &gptq::COLUMNS_KERNEL,
+    &gptq::RANK_UPDATE_KERNEL,
+    &gptq::SCALES_KERNEL,
+    &gptq::CODES_KERNEL,
+    &gptq::ERRORS_KERNEL,
+    &gptq::ROW_DOTS_KERNEL,
 ];

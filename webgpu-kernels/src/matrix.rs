@@ -14,7 +14,7 @@ use crate::{
     embedding::Embedding,
     gemm::{Gemm, LaneRows},
     gemv::{self, Gemv, GemvAdd, GemvScaled},
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Recorder},
 };
 
 /// A weight matrix `[rows, cols]` on the device: `rows` outputs, `cols` inputs.
@@ -110,8 +110,9 @@ impl Matrix {
 
     /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows].
     pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
-        let suits_lane_rows = LaneRows::suits(recorder.gpu().caps());
+        let suits_lane_rows = LaneRows::suits(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
         for slice in &self.slices {
+            recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
             if suits_lane_rows {
                 LaneRows { m, y_stride: self.rows }.record(recorder, slice, x, y);
             } else if m <= gemv::MAX_BATCH {
@@ -123,8 +124,9 @@ impl Matrix {
     }
 
     /// Whether [`Matrix::linear_add`] is for this matrix and device.
-    pub fn fuses(&self, caps: &Caps) -> bool {
-        !LaneRows::suits(caps) && self.slices.len() == 1
+    pub fn fuses(&self, gpu: &Gpu) -> bool {
+        let is_on = !gpu.is_off(gemv::ADD_KERNEL.name) && !gpu.is_off(gemv::SCALED_KERNEL.name);
+        is_on && !LaneRows::suits(gpu.caps()) && self.slices.len() == 1
     }
 
     /// For one row `x`, `sum[n] += sum over k of x[k] * w[n, k]` and `y[n] = sum[n] * norm[n]`: the norm of `sum` but for

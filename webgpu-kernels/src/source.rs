@@ -35,6 +35,12 @@ pub(crate) fn expand(kernel: &str, text: &str, variant: &Variant) -> String {
     out
 }
 
+/// What all kernels have in common, for whoever keeps something as long as they stay as they are.
+pub(crate) fn hash_shared(hasher: &mut impl std::hash::Hasher) {
+    let unpack = crate::cases::all_formats().into_iter().map(crate::WeightFormat::unpack_wgsl);
+    SHARED.iter().map(|(_, text)| *text).chain(unpack).for_each(|text| hasher.write(text.as_bytes()));
+}
+
 struct Expansion<'a> {
     kernel: &'a str,
     variant: &'a Variant,

@@ -52,7 +52,11 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     build.args(["build", "--release", "--workspace", "--exclude", "xtask", "--bins"]).current_dir(root);
     steps.run("compile", &mut build)?;
 
-    let before = perplexity(&mut steps, "fetch; perplexity before", program("perplexity").arg(MODEL))?;
+    let before = perplexity(
+        &mut steps,
+        "fetch; perplexity before",
+        program("chat-cli").args(["perplexity", MODEL, "--device", "cpu"]),
+    )?;
 
     let mut quantize = program("gptq-quant");
     quantize.args([MODEL, "--grid", "q4f16_1", "--calib", "self", "-o", gptq]);
@@ -64,7 +68,8 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let weights = Weights::read(&root.join(mlc))?;
     let verified = steps.capture("verify", program("weight-convert").args(["verify", gptq, mlc]))?;
 
-    let after = perplexity(&mut steps, "perplexity after", program("perplexity").arg(mlc))?;
+    let after =
+        perplexity(&mut steps, "perplexity after", program("chat-cli").args(["perplexity", mlc, "--device", "cpu"]))?;
 
     let mut answers = Vec::new();
     let devices = steps.capture("devices", program("chat-cli").args(["devices", "--json"]))?;
@@ -117,8 +122,8 @@ fn once(steps: &mut Steps, title: &str, command: &mut Command, output: &Path) ->
 
 fn perplexity(steps: &mut Steps, title: &str, command: &mut Command) -> Result<f64> {
     let report = steps.capture(title, command.arg("--json"))?;
-    let report: Value = serde_json::from_str(&report).context("cannot read the report of `perplexity`")?;
-    report["perplexity"].as_f64().context("the report of `perplexity` has no `perplexity`")
+    let report: Value = serde_json::from_str(&report).context("cannot read the report of `chat-cli perplexity`")?;
+    report["perplexity"].as_f64().context("the report of `chat-cli perplexity` has no `perplexity`")
 }
 
 /// The number of the first real GPU, else of a software one.

@@ -3,6 +3,7 @@
 //! Runs the workspace's programs as anyone would, from outside: it imports no crate of ours. Start reading at
 //! `demo.rs` for what the programs do together, and at `tidy.rs` for what every file is held to.
 
+mod dawn;
 mod demo;
 mod setup;
 mod step;
@@ -31,6 +32,8 @@ enum Command {
     Demo(demo::Options),
     /// The page that runs models in a browser: builds it and serves it for trying
     Web(web::Options),
+    /// Every kernel in Dawn, Chrome's WebGPU
+    Dawn,
     /// The arrows between crates and the invariants of ARCHITECTURE.md
     Tidy,
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Command::Test => test::run(&root),
         Command::Demo(options) => demo::run(&root, &options),
         Command::Web(options) => web::run(&root, &options),
+        Command::Dawn => dawn::run(&root),
         Command::Tidy => tidy::run(&root),
     };
     match result {

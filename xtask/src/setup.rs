@@ -59,7 +59,8 @@ pub fn wasm_target(steps: &mut Steps, root: &Path, target: &str) -> Result<()> {
 pub fn npm_packages(steps: &mut Steps, folder: &Path) -> Result<()> {
     ensure!(
         has_program("node") && has_program("npm"),
-        "the page cannot be bundled: install Node.js 20.19 or later, with npm"
+        "install Node.js 20.19 or later, with npm, for `{}`",
+        folder.display()
     );
     let changed = |name: &str| folder.join(name).metadata().and_then(|file| file.modified()).ok();
     // npm writes this when it is done.
@@ -69,10 +70,12 @@ pub fn npm_packages(steps: &mut Steps, folder: &Path) -> Result<()> {
     }
     let mut install = Command::new(NPM);
     install.args(["ci", "--no-audit", "--no-fund"]).current_dir(folder);
-    steps.run("fetch the bundler's packages", &mut install).context(
-        "the page cannot be bundled: its npm packages cannot be fetched \
-         (`npm config set registry URL` names a registry that can be reached)",
-    )
+    steps.run("fetch npm packages", &mut install).with_context(|| {
+        format!(
+            "npm packages of `{}` cannot be fetched (`npm config set registry URL` names a registry that can be reached)",
+            folder.display()
+        )
+    })
 }
 
 /// A Chromium to test the page in: the one `CHROMIUM` names, or the system's; `None` is Playwright's own.
@@ -104,6 +107,12 @@ pub fn browser(steps: &mut Steps, folder: &Path) -> Result<Option<PathBuf>> {
              in `CHROMIUM`"
         ),
     }
+}
+
+/// Whether lavapipe is the one device.
+pub fn has_only_lavapipe() -> bool {
+    let usable: Vec<PathBuf> = drivers().into_iter().filter(|driver| is_usable(driver)).collect();
+    !usable.is_empty() && usable.iter().all(|driver| name(driver).starts_with("lvp"))
 }
 
 /// Whether packages of the system are ours to install.

@@ -5,7 +5,7 @@ use std::{env, path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    setup,
+    dawn, setup,
     step::{Interrupted, Steps},
     tidy, web,
 };
@@ -44,6 +44,16 @@ pub fn run(root: &Path) -> Result<()> {
             command
         }),
         ("tests", tests),
+        ("subgroups of 4", {
+            let mut command = cargo("test --release -p webgpu-kernels -p infer-core --test kernels_match_reference");
+            command.args(["--test", "golden", "--", "with_all", "with_the_kernels", "near_the_cpus"]);
+            // To lavapipe; other devices have what they have.
+            command.env("LP_NATIVE_VECTOR_WIDTH", "128");
+            if setup::has_only_lavapipe() {
+                command.env("SUBGROUP_SIZE", "4");
+            }
+            command
+        }),
     ];
     let mut failed: Vec<String> = Vec::new();
     if let Err(error) = tidy::run(root) {
@@ -55,6 +65,11 @@ pub fn run(root: &Path) -> Result<()> {
             Err(error) => failed.push(format!("{title}: {error:#}")),
             Ok(()) => {}
         }
+    }
+    match dawn::test(&mut steps, root) {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => failed.push(format!("kernels in Dawn: {error:#}")),
+        Ok(()) => {}
     }
     match web::test(&mut steps, root) {
         Err(error) if error.is::<Interrupted>() => return Err(error),

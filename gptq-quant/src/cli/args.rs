@@ -93,13 +93,17 @@ pub struct Args {
     /// The field of a file's records that holds the text [default: `text` or `messages`]
     #[arg(long, value_name = "NAME")]
     pub calib_column: Option<String>,
-    /// A text that the result will be measured on, and that must be no part of the calibration text: a file, or `wikitext2`, `c4` or `ptb`, of which
-    /// the part to measure with is taken
+    /// A text to measure what quantizing cost on (perplexity before and after, divergence of the predictions), of which
+    /// nothing may be in the calibration text: a file, or `wikitext2`, `c4` or `ptb`, of which the part to measure with is
+    /// taken
     #[arg(long, value_name = "TEXT")]
     pub eval: Option<String>,
     /// The text of --eval is a raw WikiText file: join its rows as GPTQ's authors do
     #[arg(long, requires = "eval")]
     pub eval_wikitext: bool,
+    /// Windows of 2048 tokens of that text, from its beginning on
+    #[arg(long, default_value_t = 16, requires = "eval", value_parser = clap::value_parser!(u32).range(1..=1 << 20), value_name = "N")]
+    pub eval_windows: u32,
     /// Windows of calibration text in all [default: 128; 64 with `self`]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub samples: Option<u32>,

@@ -41,6 +41,7 @@ pub struct Bars {
 enum Stage {
     Writing,
     Quantizing,
+    Measuring,
     Converting,
 }
 
@@ -206,6 +207,15 @@ impl gptq_quant::Progress for Bars {
         }
         if self.errors.len() == self.matrices[layer] {
             self.layer_done();
+        }
+    }
+
+    fn evaluated(&mut self, fraction: f64) {
+        self.enter(Stage::Measuring, STEPS, "{bar:30} {percent:>3} % {eta:>4}  measuring");
+        self.bar.set_position((fraction * STEPS as f64) as u64);
+        if self.is_line_due() {
+            self.said();
+            eprintln!("{:.0} %: measuring", fraction * 100.0);
         }
     }
 

@@ -3,6 +3,7 @@
 mod args;
 mod bars;
 mod device;
+mod report;
 mod texts;
 
 use std::{
@@ -99,16 +100,20 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     }
     let device = Device::open(&args.device)?;
     let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
+    let evaluated = sources.evaluated();
     let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
 
     if !args.restart && writer.is_made(&run)? {
         println!("`{}` is what this command makes; --restart makes it again", args.output.display());
     } else {
         writer.resume(&run, args.restart)?;
-        quantize(checkpoint, &settings, &device, sources, writer, &mut bars).inspect_err(|_| bars.clear())?;
+        quantize(args, checkpoint, &settings, &device, sources, writer, &mut bars).inspect_err(|_| bars.clear())?;
         println!("wrote `{}`", args.output.display());
     }
 
+    if let Some(evaluated) = evaluated {
+        report::measure(args, &settings, checkpoint, &device, &evaluated, &mut bars).inspect_err(|_| bars.clear())?;
+    }
     if let Some(folder) = &args.to_mlc {
         let quantized = SafetensorsCheckpoint::open(&args.output)?;
         let report = convert(&quantized, mlc_format, &mlc_options, folder, &mut bars)?;
@@ -130,6 +135,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
 
 /// Computes what is not there yet, and finishes the folder.
 fn quantize(
+    args: &Args,
     checkpoint: &dyn Checkpoint,
     settings: &Settings,
     device: &Device,
@@ -149,6 +155,8 @@ fn quantize(
     }
     let timings =
         with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;
+    let report = report::report(args, settings, device, &texts, &writer, &timings);
+    report.files().into_iter().for_each(|(name, content)| writer.attach(name, content));
     writer.finish()?;
     bars.clear();
     let total = timings.total().as_secs_f64();

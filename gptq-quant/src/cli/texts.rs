@@ -35,6 +35,15 @@ pub struct Texts {
     pub sources: Vec<(String, usize)>,
 }
 
+/// What is measured on.
+#[derive(Clone)]
+pub struct Evaluated {
+    /// The text, as it was named.
+    pub name: String,
+    /// Windows of it.
+    pub windows: TokenWindows,
+}
+
 /// What is to be calibrated on, before the model has written its part.
 pub struct Sources<'a> {
     args: &'a Args,
@@ -44,8 +53,8 @@ pub struct Sources<'a> {
     seq_len: usize,
     /// Those that were read.
     parts: Vec<Option<TokenWindows>>,
-    /// What `--eval` names, which calibration text may share nothing with.
-    evaluation: Option<(String, TextRuns)>,
+    /// What `--eval` names, and its runs, which calibration text may share nothing with.
+    evaluation: Option<(Evaluated, TextRuns)>,
 }
 
 impl<'a> Sources<'a> {
@@ -64,7 +73,12 @@ impl<'a> Sources<'a> {
         let needs_text = args.eval.is_some() || !sources.iter().all(is_own);
         let reader = needs_text.then(|| Reader::new(args, checkpoint, hub)).transpose()?;
         let evaluation = match (&args.eval, &reader) {
-            (Some(name), Some(reader)) => Some((name.clone(), TextRuns::new(reader.evaluation(name, bars)?, seq_len))),
+            (Some(name), Some(reader)) => {
+                let tokens = reader.evaluation(name, bars)?;
+                let windows = evaluation_windows(&tokens, context, args.eval_windows as usize);
+                let windows = windows.with_context(|| format!("`{name}` is too short to measure on"))?;
+                Some((Evaluated { name: name.clone(), windows }, TextRuns::new(tokens, seq_len)))
+            }
             _ => None,
         };
         let mut read = Sources { args, parts: vec![None; sources.len()], sources, shares, seq_len, evaluation };
@@ -78,6 +92,11 @@ impl<'a> Sources<'a> {
             }
         }
         Ok(read)
+    }
+
+    /// What is to be measured on.
+    pub fn evaluated(&self) -> Option<Evaluated> {
+        self.evaluation.as_ref().map(|(evaluated, _)| evaluated.clone())
     }
 
     /// Which text it is, by what it is written from and by what is in it.
@@ -110,12 +129,19 @@ impl<'a> Sources<'a> {
         if let Some((evaluation, runs)) = &self.evaluation
             && runs.first_shared(&windows).is_some()
         {
-            let (source_name, evaluation) = (self.sources[i].name.clone(), evaluation.clone());
+            let (source_name, evaluation) = (self.sources[i].name.clone(), evaluation.name.clone());
             return Err(calib_data::Error::Overlap { source_name, evaluation, run: RUN.min(self.seq_len) }.into());
         }
         self.parts[i] = Some(windows);
         Ok(())
     }
+}
+
+/// The first windows of a text; of all of it, where it is shorter than one. `None` where nothing can be predicted.
+fn evaluation_windows(tokens: &[u32], context: usize, count: usize) -> Option<TokenWindows> {
+    let seq_len = SEQ_LEN.min(context).min(tokens.len());
+    let windows: Vec<Vec<u32>> = tokens.chunks_exact(seq_len.max(1)).take(count).map(<[u32]>::to_vec).collect();
+    (seq_len > 1).then(|| TokenWindows::from_windows(&windows))
 }
 
 fn is_own(source: &Source) -> bool {

@@ -77,6 +77,8 @@ impl Message {
 /// How a model wants conversations written.
 pub struct ChatTemplate {
     source: Source,
+    /// Whether messages are trusted to hold control tokens.
+    reads_control_tokens: bool,
 }
 
 enum Source {
@@ -93,7 +95,7 @@ impl ChatTemplate {
             Some(text) => Some(Source::Jinja(jinja::JinjaTemplate::new(&text, files::special_tokens(files)?)?)),
             None => files::conv_template(files)?.map(Source::Mlc),
         };
-        Ok(source.map(|source| ChatTemplate { source }))
+        Ok(source.map(|source| ChatTemplate { source, reads_control_tokens: false }))
     }
 
     /// Fixes the time that templates can ask for, in seconds since 1970. Without this, the clock is read when a
@@ -102,6 +104,12 @@ impl ChatTemplate {
         if let Source::Jinja(template) = &mut self.source {
             template.set_time(unix_seconds);
         }
+    }
+
+    /// Whether control tokens in messages are read as such, for who writes them there on purpose. Without this they are
+    /// plain text.
+    pub fn set_reads_control_tokens(&mut self, reads: bool) {
+        self.reads_control_tokens = reads;
     }
 
     /// Sets a variable that the model's template reads, such as `enable_thinking` of Qwen3.
@@ -119,14 +127,34 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<Segment>> {
-        match &self.source {
-            Source::Jinja(template) => segments::render(messages, tokenizer, &|contents| {
-                let messages = messages.iter().zip(contents);
-                let json = messages.map(|(m, content)| json!({ "role": m.role.as_str(), "content": content }));
-                template.render(json.collect(), add_generation_prompt)
-            }),
-            Source::Mlc(template) => render_mlc(template, messages),
+        let segments = match &self.source {
+            Source::Jinja(template) => {
+                let render = |contents: Vec<String>| {
+                    let messages = messages.iter().zip(contents);
+                    let json = messages.map(|(m, content)| json!({ "role": m.role.as_str(), "content": content }));
+                    template.render(json.collect(), add_generation_prompt)
+                };
+                if self.reads_control_tokens {
+                    let contents = messages.iter().map(|message| message.content.clone()).collect();
+                    return Ok(vec![Segment::Template(render(contents)?)]);
+                }
+                segments::render(messages, tokenizer, &render)?
+            }
+            Source::Mlc(template) => render_mlc(template, messages)?,
+        };
+        if !self.reads_control_tokens {
+            return Ok(segments);
         }
+        // A control token may begin in one segment and end in the next.
+        let mut joined: Vec<Segment> = Vec::new();
+        for segment in segments {
+            match (joined.last_mut(), segment) {
+                (Some(Segment::Template(text)), Segment::Template(more) | Segment::Plain(more)) => text.push_str(&more),
+                (_, Segment::Template(text) | Segment::Plain(text)) => joined.push(Segment::Template(text)),
+                (_, tokens) => joined.push(tokens),
+            }
+        }
+        Ok(joined)
     }
 
     /// The token ids of that prompt.

@@ -17,6 +17,9 @@ use crate::{
     ops::{AttentionShape, Choose, Ops, Span},
 };
 
+/// Fewest rows of a part of a longer text.
+pub const FEWEST_ROWS: usize = 16;
+
 /// A decoder-only transformer on a device.
 pub struct Decoder<O: Ops> {
     config: DecoderConfig,
@@ -56,6 +59,16 @@ impl<O: Ops> Decoder<O> {
         self.rope.long.is_some()
     }
 
+    /// How many of the next `left` tokens to run at a time: `most`, or fewer where that would keep the device busy for long.
+    /// A few more are run rather than left for a part of their own: kernels for few rows add up in another order, and so
+    /// it makes no difference in which parts a text is run. `most` is at least [`FEWEST_ROWS`].
+    pub fn part_len(&self, ops: &O, left: usize, most: usize) -> usize {
+        let DecoderConfig { hidden_size, intermediate_size, num_attention_heads, head_dim, .. } = self.config;
+        let largest = 2 * hidden_size * (2 * intermediate_size).max(num_attention_heads * head_dim);
+        let part = ops.rows_at_once(largest as u64).clamp(FEWEST_ROWS, most) / FEWEST_ROWS * FEWEST_ROWS;
+        if left < part + FEWEST_ROWS { left } else { part }
+    }
+
     /// The decoder's shape.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
@@ -85,12 +98,15 @@ impl<O: Ops> Decoder<O> {
     /// first. Panics when a batch has texts of both kinds.
     pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: every sequence needs a token");
-        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.len() + sequence.tokens.len());
+        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.text_len(sequence.tokens.len()));
         let long = batch.iter().any(is_long);
         assert!(batch.iter().all(|sequence| is_long(sequence) == long), "forward: short and long texts in one batch");
         for sequence in batch.iter_mut().filter(|sequence| sequence.cache.is_long() != long) {
             let past = sequence.cache.restart(long);
-            for tokens in past.chunks(PREFILL_CHUNK) {
+            let mut left = &past[..];
+            while !left.is_empty() {
+                let tokens;
+                (tokens, left) = left.split_at(self.part_len(ops, left.len(), PREFILL_CHUNK));
                 self.run_tokens(ops, &mut [Sequence { tokens, cache: &mut *sequence.cache }], long);
             }
         }

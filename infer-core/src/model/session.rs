@@ -6,7 +6,7 @@ use super::{Decoder, Parts, Sequence};
 use crate::{KvCache, Result, ops::Choose, perplexity::token_losses};
 use model_format::DecoderConfig;
 
-/// Most tokens that are run at a time, so that scratch memory and the length of a submission are bounded.
+/// Most tokens that are run at a time, or a few more, so that scratch memory is bounded.
 pub const PREFILL_CHUNK: usize = 512;
 
 /// A decoder on one device with one conversation's cache.
@@ -26,6 +26,16 @@ impl<O: Choose> Session<O> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let cache = KvCache::new(&mut ops, config, context)?;
         Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new() })
+    }
+
+    /// How many of the next `left` tokens to run at a time, at most about `most`, as [`Decoder::part_len`] has it.
+    pub fn part_len(&self, left: usize, most: usize) -> usize {
+        self.decoder.part_len(&self.ops, left, most)
+    }
+
+    /// The operations of its device.
+    pub fn ops(&self) -> &O {
+        &self.ops
     }
 
     /// The conversation's cache.
@@ -76,27 +86,38 @@ impl<O: Choose> Session<O> {
         Ok(token)
     }
 
-    /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation's cache stays.
+    /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation is forgotten.
     pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
-        token_losses(&mut self.ops, &self.decoder, window).await
+        self.turn_back();
+        token_losses(&mut self.ops, &self.decoder, &mut self.cache, window).await
+    }
+
+    /// Runs `tokens` after what the cache holds: the logits `[tokens, vocab_size]` after each of them.
+    pub async fn all_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        self.turn_back();
+        let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
+        let logits = self.decoder.head(&mut self.ops, &hidden);
+        self.ops.read(&logits).await
     }
 
     /// Forgets what was run ahead.
     fn turn_back(&mut self) {
         self.returned = None;
         self.ahead.clear();
-        self.cache.truncate(self.cache.len());
+        self.cache.forget_expected();
     }
 
     async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {
-        let mut chunks = tokens.chunks(PREFILL_CHUNK).peekable();
+        assert!(!tokens.is_empty(), "a session runs at least one token");
+        let mut left = tokens;
         loop {
-            let tokens = chunks.next().expect("a session runs at least one token");
+            let tokens;
+            (tokens, left) = left.split_at(self.part_len(left.len(), PREFILL_CHUNK));
             let logits = self.decoder.forward(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
-            if chunks.peek().is_none() {
+            if left.is_empty() {
                 return Ok(logits);
             }
-            // Waiting for each chunk bounds what is in flight, and gives a caller who drops the future a place to stop.
+            // Waiting for each part bounds what is in flight, and gives a caller who drops the future a place to stop.
             let chosen = self.ops.choose(&logits)?;
             self.ops.token(chosen).await?;
         }

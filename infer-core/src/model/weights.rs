@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, Error, HostTensor, ModelFiles, Param, QuantFormat, QuantizedMatrix, Role,
     TensorCache, Weight,
-    checkpoint::read_param,
+    checkpoint::{read_param, read_rows},
     gptq::{GptqConfig, GptqMatrix},
     params,
     params::joined_params,
@@ -207,17 +207,29 @@ pub fn load_checkpoint<O: Ops>(
             (Some(gptq), Some(format)) if param.role.is_layer_matrix() => gptq_weight(checkpoint, gptq, format, param)?,
             _ => None,
         };
-        let weight = match weight {
-            Some(weight) => weight,
+        match weight {
+            Some(weight) => parts.add(ops, param.role, weight)?,
+            None if gptq.is_none() && is_large(param) => {
+                let (rows, cols) = (param.shape[0], param.shape[1]);
+                let most = (PIECE_BYTES / (4 * cols)).max(2) & !1;
+                let weight = |data: Vec<f32>| Weight::F32 { shape: vec![data.len() / cols, cols], data };
+                let mut read = read_rows(checkpoint, param, most)?.map(|data| Ok(weight(data?)));
+                parts.add_matrix(param.role, ops.upload_parts(param.role, rows, &mut read)?);
+            }
             None => {
                 let data = read_param(checkpoint, param)?;
-                Weight::F32 { shape: param.shape.clone(), data }
+                parts.add(ops, param.role, Weight::F32 { shape: param.shape.clone(), data })?;
             }
-        };
-        parts.add(ops, param.role, weight)?;
+        }
         progress.loaded(done as u64 + 1, list.len() as u64);
     }
     Ok(parts)
+}
+
+/// Whether a matrix is worth reading in pieces, which have even numbers of rows.
+fn is_large(param: &Param) -> bool {
+    let is_even = param.sources.iter().all(|source| source.rows.is_multiple_of(2));
+    param.role.is_matrix() && is_even && 4 * param.shape.iter().product::<usize>() > PIECE_BYTES
 }
 
 /// The parts of a GPTQ matrix in `format`, joined; `None` where one of them cannot be had so.

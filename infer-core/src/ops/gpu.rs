@@ -6,7 +6,7 @@
 
 use model_format::{Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{
-    Factor, Gpu, KvCache, KvDtype, Matrix,
+    Factor, Gpu, KvCache, KvDtype, Matrix, WeightFormat,
     add::Add,
     argmax::Argmax,
     attention::Attention,
@@ -14,6 +14,7 @@ use webgpu_kernels::{
     glu::Glu,
     gpu::{Buffer, Readback, Recorder},
     gram::Gram,
+    kl_divergence::KlDivergence,
     norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
     rope::Rope,
@@ -24,7 +25,10 @@ use webgpu_kernels::{
 use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
 use crate::Result;
 
-pub use webgpu_kernels::gram::GramSums;
+pub use webgpu_kernels::{
+    gptq::{Problem, Solution, Solver},
+    gram::GramSums,
+};
 
 /// Tokens that are run before the host knows the first: while one is read and the next recorded, the device has one.
 const AHEAD: usize = 2;
@@ -35,6 +39,35 @@ pub struct GpuOps {
     recorder: Recorder,
     kv_dtype: KvDtype,
     ahead: usize,
+    kinds: Vec<(WeightFormat, usize)>,
+}
+
+/// A matrix on its way to the device, from its first row on.
+struct Filling {
+    rows: usize,
+    done: usize,
+    matrix: Option<Matrix>,
+}
+
+impl Filling {
+    fn new(rows: usize) -> Filling {
+        Filling { rows, done: 0, matrix: None }
+    }
+
+    fn add(&mut self, gpu: &Gpu, part: &Weight) -> Result<()> {
+        let matrix = match &self.matrix {
+            Some(matrix) => matrix,
+            None => self.matrix.insert(Matrix::with_room(gpu, part, self.rows)?),
+        };
+        matrix.write_rows(gpu, self.done, part);
+        self.done += part.shape()[0];
+        Ok(())
+    }
+
+    fn finish(self) -> Matrix {
+        assert_eq!(self.done, self.rows, "rows of a matrix");
+        self.matrix.expect("a matrix has rows")
+    }
 }
 
 /// Activations `[rows, cols]` on the device.
@@ -61,7 +94,7 @@ impl GpuOps {
     pub fn new(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
         // A software device has no time to give away.
         let ahead = if gpu.caps().is_software { 0 } else { AHEAD };
-        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead }
+        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new() }
     }
 
     /// The same, running so many tokens ahead.
@@ -106,6 +139,35 @@ impl GpuOps {
         Ok(sums.join(&mut self.recorder).await?)
     }
 
+    /// Notes what kind of matrix was loaded.
+    fn loaded(&mut self, matrix: Matrix) -> Matrix {
+        let kind = (matrix.format, matrix.cols);
+        if !self.kinds.contains(&kind) {
+            self.kinds.push(kind);
+        }
+        matrix
+    }
+
+    /// Format and inputs of each kind of matrix that was loaded.
+    pub fn kinds(&self) -> &[(WeightFormat, usize)] {
+        &self.kinds
+    }
+
+    /// How caches store keys and values.
+    pub fn kv_dtype(&self) -> KvDtype {
+        self.kv_dtype
+    }
+
+    /// Takes a matrix's quantization problem to the device. Errors: out of memory.
+    pub fn new_solver(&mut self, problem: Problem<'_>) -> Result<Solver> {
+        Ok(Solver::new(&self.gpu, problem)?)
+    }
+
+    /// Quantizes rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`. Waits until the device has done it.
+    pub async fn solve_rows(&mut self, solver: &Solver, weights: &[f32], grid: &[f32]) -> Result<Solution> {
+        Ok(solver.solve(&mut self.recorder, weights, grid).await?)
+    }
+
     fn temporary(&mut self, rows: usize, cols: usize) -> GpuTensor {
         GpuTensor { rows, cols, values: self.recorder.temporary(rows * cols), factor: None }
     }
@@ -117,21 +179,30 @@ impl Ops for GpuOps {
     type Kv = KvCache;
 
     fn upload_matrix(&mut self, _role: Role, weight: Weight) -> Result<Matrix> {
-        Ok(Matrix::upload(&self.gpu, &weight)?)
+        let matrix = Matrix::upload(&self.gpu, &weight)?;
+        Ok(self.loaded(matrix))
+    }
+
+    fn upload_parts(
+        &mut self,
+        _role: Role,
+        rows: usize,
+        parts: &mut dyn Iterator<Item = Result<Weight>>,
+    ) -> Result<Matrix> {
+        let mut filling = Filling::new(rows);
+        for part in parts {
+            filling.add(&self.gpu, &part?)?;
+        }
+        Ok(self.loaded(filling.finish()))
     }
 
     async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
         let ([rows, _], step) = (source.shape(), source.rows_at_once());
-        let mut matrix: Option<Matrix> = None;
+        let mut filling = Filling::new(rows);
         for first in (0..rows).step_by(step) {
-            let part = source.read(first..rows.min(first + step)).await?;
-            let matrix = match &matrix {
-                Some(matrix) => matrix,
-                None => matrix.insert(Matrix::with_room(&self.gpu, &part, rows)?),
-            };
-            matrix.write_rows(&self.gpu, first, &part);
+            filling.add(&self.gpu, &source.read(first..rows.min(first + step)).await?)?;
         }
-        Ok(matrix.expect("a matrix has rows"))
+        Ok(self.loaded(filling.finish()))
     }
 
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
@@ -152,6 +223,10 @@ impl Ops for GpuOps {
         Ok(values)
     }
 
+    fn rows_at_once(&self, work: u64) -> usize {
+        (self.gpu.work_at_once() / work.max(1)) as usize
+    }
+
     async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {
         assert_eq!(logits.rows, targets.len(), "cross_entropy: one target per row");
         let beyond = targets.iter().find(|&&target| target as usize >= logits.cols);
@@ -161,6 +236,15 @@ impl Ops for GpuOps {
         let entropy = CrossEntropy { rows: logits.rows, cols: logits.cols };
         entropy.record(&mut self.recorder, logits.settled(), &targets, &losses);
         Ok(self.recorder.read(&losses)?.await?)
+    }
+
+    async fn kl_divergence(&mut self, logits: &GpuTensor, others: &GpuTensor, rows: usize) -> Result<Vec<f32>> {
+        assert_eq!((logits.rows, logits.cols), (others.rows, others.cols), "kl_divergence: shapes");
+        assert_eq!(logits.rows, rows, "kl_divergence: rows");
+        let divergences = self.recorder.temporary(rows);
+        let divergence = KlDivergence { rows, cols: logits.cols };
+        divergence.record(&mut self.recorder, logits.settled(), others.settled(), &divergences);
+        Ok(self.recorder.read(&divergences)?.await?)
     }
 
     fn embedding(&mut self, table: &Matrix, tokens: &[u32], scale: f32) -> GpuTensor {
@@ -275,7 +359,7 @@ impl Ops for GpuOps {
         weight: &GpuTensor,
         eps: f32,
     ) -> GpuTensor {
-        if x.rows > 1 || !matrix.fuses(self.gpu.caps()) {
+        if x.rows > 1 || !matrix.fuses(&self.gpu) {
             let y = self.linear(y, matrix);
             return self.add_rms_norm(x, &y, weight, eps);
         }
@@ -290,7 +374,7 @@ impl Ops for GpuOps {
 
     fn linear_glu(&mut self, x: &GpuTensor, gate_up: &Matrix, activation: Activation) -> GpuTensor {
         match &x.factor {
-            Some(factor) if activation == Activation::Silu && gate_up.fuses(self.gpu.caps()) => {
+            Some(factor) if activation == Activation::Silu && gate_up.fuses(&self.gpu) => {
                 assert_eq!(x.cols, gate_up.cols, "linear_glu: inputs");
                 let y = self.temporary(1, gate_up.rows / 2);
                 gate_up.linear_normed_swiglu(&mut self.recorder, &x.values, factor, &y.values);

@@ -13,7 +13,7 @@ pub mod gpu;
 use std::ops::Range;
 
 use model_format::{Role, Weight, decoder_config::Activation};
-use webgpu_kernels::cross_entropy::cross_entropy;
+use webgpu_kernels::{cross_entropy::cross_entropy, kl_divergence::kl_divergence};
 
 pub use webgpu_kernels::gram::TokenWeights;
 
@@ -33,7 +33,19 @@ pub trait Ops {
 
     /// Takes a weight matrix to the device. `role` says which one it is.
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix>;
-    /// The same for a matrix that the host need not hold whole.
+    /// The same for a matrix of `rows` rows that comes in parts, one above the other; all but the last have an even number
+    /// of rows.
+    fn upload_parts(
+        &mut self,
+        role: Role,
+        rows: usize,
+        parts: &mut dyn Iterator<Item = Result<Weight>>,
+    ) -> Result<Self::Matrix> {
+        let whole = Weight::concat_rows(parts.collect::<Result<_>>()?);
+        assert_eq!(whole.shape()[0], rows, "upload_parts: rows");
+        self.upload_matrix(role, whole)
+    }
+    /// The same for a matrix that is read meanwhile.
     async fn upload_rows(&mut self, role: Role, source: &mut impl Rows) -> Result<Self::Matrix> {
         let [rows, _] = source.shape();
         let whole = source.read(0..rows).await?;
@@ -46,11 +58,25 @@ pub trait Ops {
     /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
+    /// How many rows of `work` multiplications and additions each, in the largest operation, should be run at a time.
+    fn rows_at_once(&self, work: u64) -> usize {
+        let _ = work;
+        usize::MAX
+    }
+
     /// The loss of each row of `logits`, `ln sum over c of exp(logits[r, c]) - logits[r, targets[r]]`. Waits.
     async fn cross_entropy(&mut self, logits: &Self::Tensor, targets: &[u32]) -> Result<Vec<f32>> {
         let logits = self.read(logits).await?;
         let rows = logits.chunks_exact(logits.len() / targets.len()).zip(targets);
         Ok(rows.map(|(logits, &target)| cross_entropy(logits, target)).collect())
+    }
+
+    /// How far the predictions of `others` `[rows, vocabulary]` are from those of `logits`, row by row: the
+    /// Kullback-Leibler divergence `sum over c of p[c] * (ln p[c] - ln q[c])`, p the softmax of `logits`. Waits.
+    async fn kl_divergence(&mut self, logits: &Self::Tensor, others: &Self::Tensor, rows: usize) -> Result<Vec<f32>> {
+        let (logits, others) = (self.read(logits).await?, self.read(others).await?);
+        let cols = logits.len() / rows;
+        Ok(logits.chunks_exact(cols).zip(others.chunks_exact(cols)).map(|(p, q)| kl_divergence(p, q)).collect())
     }
 
     /// `y[t, :] = scale * table[tokens[t], :]`.

@@ -11,7 +11,11 @@ pub use self::nearest::nearest;
 pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files, indexed_files, tensor_ranges};
 pub use writer::{SafetensorsWriter, write_safetensors};
 
-use crate::{Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix};
+use std::ops::Range;
+
+use crate::{
+    Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix, params::Source, tensor::widen,
+};
 
 /// What a checkpoint says of one of its tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,16 +101,62 @@ pub fn check_float(checkpoint: &dyn Checkpoint, info: &TensorInfo, shape: &[usiz
 
 /// The values of a floating-point tensor in f32, of the expected shape and finite.
 pub fn read_float(checkpoint: &dyn Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let tensor = float_tensor(checkpoint, name, shape)?;
+    float_rows(checkpoint, name, &tensor, 0..shape[0])
+}
+
+/// A floating-point tensor of the expected shape.
+fn float_tensor<'a>(checkpoint: &'a dyn Checkpoint, name: &str, shape: &[usize]) -> Result<HostTensor<'a>> {
     let tensor = checkpoint.tensor(name)?;
     let info = TensorInfo { name: name.into(), dtype: tensor.dtype, shape: tensor.shape.clone(), file: String::new() };
     check_float(checkpoint, &info, shape)?;
-    let values = tensor.to_f32();
+    Ok(tensor)
+}
+
+/// Some rows of it in f32, finite.
+fn float_rows(
+    checkpoint: &dyn Checkpoint,
+    name: &str,
+    tensor: &HostTensor<'_>,
+    rows: Range<usize>,
+) -> Result<Vec<f32>> {
+    let cols: usize = tensor.shape[1..].iter().product();
+    let row_bytes = cols * tensor.dtype.size();
+    let mut values = Vec::new();
+    widen(tensor.dtype, &tensor.bytes[rows.start * row_bytes..rows.end * row_bytes], &mut values);
     match values.iter().position(|v| !v.is_finite()) {
-        Some(index) => {
-            Err(Error::NonFinite { name: name.into(), file: file_of(checkpoint, name), index, value: values[index] })
+        Some(at) => {
+            let (index, value) = (rows.start * cols + at, values[at]);
+            Err(Error::NonFinite { name: name.into(), file: file_of(checkpoint, name), index, value })
         }
         None => Ok(values),
     }
+}
+
+/// As [`read_param`] for a matrix of a checkpoint that is not quantized, some rows at a time, so that the values are
+/// never all in memory: in order, at most `most` rows of one source at once.
+pub fn read_rows<'a>(
+    checkpoint: &'a dyn Checkpoint,
+    param: &'a Param,
+    most: usize,
+) -> Result<impl Iterator<Item = Result<Vec<f32>>> + 'a> {
+    let tensor = |source: &'a Source| {
+        let mut shape = param.shape.clone();
+        shape[0] = source.rows;
+        Ok((source, float_tensor(checkpoint, &source.name, &shape)?))
+    };
+    let tensors = param.sources.iter().map(tensor).collect::<Result<Vec<_>>>()?;
+    let read = move |(source, tensor): (&'a Source, HostTensor<'a>)| {
+        (0..source.rows).step_by(most).map(move |first| {
+            let rows = first..source.rows.min(first + most);
+            let mut values = float_rows(checkpoint, &source.name, &tensor, rows)?;
+            if param.adds_one {
+                values.iter_mut().for_each(|v| *v += 1.0);
+            }
+            Ok(values)
+        })
+    };
+    Ok(tensors.into_iter().flat_map(read))
 }
 
 /// The values of `param` in f32, its sources joined by rows: shapes checked, NaN and infinity refused. GPTQ matrices are

@@ -21,6 +21,8 @@ pub struct SafetensorsWriter {
     file: Option<BufWriter<File>>,
     /// Shape, number type, and offset in the file of each tensor that is still to come.
     missing: HashMap<String, (Dtype, Vec<usize>, u64)>,
+    /// Bytes that have been appended to a tensor so far.
+    appended: usize,
     /// Whether the file is in its place.
     finished: bool,
 }
@@ -71,6 +73,7 @@ impl SafetensorsWriter {
             temporary,
             file: Some(BufWriter::with_capacity(1 << 20, file)),
             missing,
+            appended: 0,
             finished: false,
         };
         writer.write_at(0, &(json.len() as u64).to_le_bytes())?;
@@ -89,6 +92,21 @@ impl SafetensorsWriter {
             "SafetensorsWriter: bytes of `{name}`"
         );
         self.write_at(offset, &tensor.bytes)
+    }
+
+    /// Writes the next bytes of one tensor, which is there when the last have come; no other is written meanwhile. Panics
+    /// when it was not announced, or gets more than was announced.
+    pub fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (dtype, shape, offset) =
+            self.missing.get(name).unwrap_or_else(|| panic!("SafetensorsWriter: `{name}` is not expected"));
+        let (size, offset) = (shape.iter().product::<usize>() * dtype.size(), *offset + self.appended as u64);
+        self.appended += bytes.len();
+        assert!(self.appended <= size, "SafetensorsWriter: bytes of `{name}`");
+        if self.appended == size {
+            self.missing.remove(name);
+            self.appended = 0;
+        }
+        self.write_at(offset, bytes)
     }
 
     /// Puts the complete file in its place. Panics when a tensor is missing.

@@ -99,6 +99,8 @@ impl Attention {
         let end = self.past_len + self.rows;
         assert!(end <= cache.capacity, "attention: {end} tokens in a cache for {}", cache.capacity);
         assert!(self.heads.is_multiple_of(cache.kv_heads), "attention: {} over {}", self.heads, cache.kv_heads);
+        let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
+        recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
         if self.rows > DECODE_ROWS {
             self.record_tile(recorder, q, cache, y);
         } else {
@@ -400,6 +402,34 @@ impl Shape {
     }
 }
 
+/// Heads as the variants of this folder's kernels depend on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Query heads of a key head.
+    pub group: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Whether scores are capped.
+    pub soft_cap: bool,
+    /// Whether rows see a window of the keys.
+    pub window: bool,
+}
+
+/// Small cases of a model's attention.
+pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'static Kernel, Case)> {
+    let shape = |rows, past_len| Shape {
+        soft_cap: heads.soft_cap.then_some(20.0),
+        window: heads.window.then_some(150),
+        ..Shape::new(rows, past_len, heads.group, 1, heads.head_dim)
+    };
+    vec![
+        (&TILE_KERNEL, tile_case(shape(9, 40), dtype)),
+        (&DECODE_KERNEL, decode_case(caps, shape(1, 100), 1, dtype)),
+        (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
+        (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
+    ]
+}
+
 const BOTH: [KvDtype; 2] = [KvDtype::F16, KvDtype::F32];
 
 fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
@@ -430,11 +460,12 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
     };
     let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
-    all.map(|(shape, dtype)| {
-        let variant = shape.attention().tile_variant(shape.cache_shape(dtype));
-        shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y))
-    })
-    .collect()
+    all.map(|(shape, dtype)| tile_case(shape, dtype)).collect()
+}
+
+fn tile_case(shape: Shape, dtype: KvDtype) -> Case {
+    let variant = shape.attention().tile_variant(shape.cache_shape(dtype));
+    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y))
 }
 
 fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -476,13 +507,14 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         ],
     };
     let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
-    all.map(|((shape, splits), dtype)| {
-        let variant = shape.attention().decode_variant(caps, shape.cache_shape(dtype), splits > 1);
-        shape.case(dtype, variant, move |recorder, q, cache, y| {
-            shape.attention().record_decode(recorder, q, cache, y, splits);
-        })
+    all.map(|((shape, splits), dtype)| decode_case(caps, shape, splits, dtype)).collect()
+}
+
+fn decode_case(caps: &Caps, shape: Shape, splits: usize, dtype: KvDtype) -> Case {
+    let variant = shape.attention().decode_variant(caps, shape.cache_shape(dtype), splits > 1);
+    shape.case(dtype, variant, move |recorder, q, cache, y| {
+        shape.attention().record_decode(recorder, q, cache, y, splits);
     })
-    .collect()
 }
 
 fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
@@ -490,7 +522,11 @@ fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20), (4, 8, 7, 256), (3, 1, 33, 80)],
         CaseSet::Bench => &[(1, 24, 16, 128)],
     };
-    let case = |&(rows, heads, splits, head_dim): &(usize, usize, usize, usize)| Case {
+    shapes.iter().map(|&(rows, heads, splits, head_dim)| reduce_case(rows, heads, splits, head_dim)).collect()
+}
+
+fn reduce_case(rows: usize, heads: usize, splits: usize, head_dim: usize) -> Case {
+    Case {
         label: format!("{rows}, {heads} heads of {head_dim}, {splits} splits"),
         variant: reduce_variant(head_dim),
         flops: 2 * (rows * heads * splits * head_dim) as u64,
@@ -525,6 +561,5 @@ fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             }
             vec![y]
         }),
-    };
-    shapes.iter().map(case).collect()
+    }
 }

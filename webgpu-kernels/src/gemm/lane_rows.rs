@@ -22,7 +22,7 @@ pub struct LaneRows {
 
 /// The kernel's record.
 pub static KERNEL: Kernel = Kernel {
-    name: "gemm_lane_rows",
+    name: LaneRows::NAME,
     wgsl: include_str!("lane_rows.wgsl"),
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
@@ -37,6 +37,9 @@ const ROWS: u32 = 4;
 const MAX_BATCH: usize = 8;
 
 impl LaneRows {
+    /// The kernel's name.
+    pub(crate) const NAME: &str = "gemm_lane_rows";
+
     /// Whether this is the kernel for the device.
     pub fn suits(caps: &Caps) -> bool {
         caps.is_software && caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max && sizes.min <= WORKGROUP)

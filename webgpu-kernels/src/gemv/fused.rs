@@ -129,10 +129,13 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         }
         CaseSet::Bench => [(3072, 3072), (3072, 8192), (2048, 8192)].map(|(n, k)| (four_bits(), n, k)).into(),
     };
-    let caps = *caps;
-    let case = |(format, rows, cols): (WeightFormat, usize, usize)| Case {
+    shapes.into_iter().map(|(format, rows, cols)| add_case(caps, format, rows, cols)).collect()
+}
+
+pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize) -> Case {
+    Case {
         label: format!("{rows} x {cols}"),
-        variant: add_variant(&caps, format, cols),
+        variant: add_variant(caps, format, cols),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + 4 * rows)) as u64,
         tolerance: 1e-10,
@@ -156,8 +159,7 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             let squares = sum.chunks(ROWS as usize).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
             vec![sum, y, squares]
         }),
-    };
-    shapes.into_iter().map(case).collect()
+    }
 }
 
 fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -181,42 +183,42 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             shapes.map(|(rows, cols, swiglu)| (four_bits(), rows, cols, swiglu)).into()
         }
     };
-    let caps = *caps;
-    let case = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
-        let parts = GemvAdd::parts(cols);
-        let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
-        let outputs = if swiglu { rows / 2 } else { rows };
-        Case {
-            label: format!("{rows} x {cols}"),
-            variant: scaled_variant(&caps, format, cols, swiglu),
-            flops: 2 * (rows * cols) as u64,
-            bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
-            tolerance: 1e-10,
-            buffers: Box::new(move || {
-                let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
-                let mut random = Random::new(rows as u64);
-                let (x, squares) = (random.values(cols), random.values(parts));
-                let mut squares: Vec<f32> = squares.iter().map(|v| v * v).collect();
-                squares.resize(parts.next_multiple_of(4), f32::NAN);
-                let output = CaseBuffer::output(outputs);
-                vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::input(&squares), output]
-            }),
-            record: Box::new(move |recorder, b| {
-                let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-                scaled().record(recorder, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
-            }),
-            reference: Box::new(move |b| {
-                let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
-                let mut y = vec![0.0; rows];
-                reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut y);
-                if swiglu {
-                    let mut activated = vec![0.0; outputs];
-                    crate::glu::glu(&y, Activation::Silu, outputs, &mut activated);
-                    y = activated;
-                }
-                vec![y]
-            }),
-        }
-    };
-    shapes.into_iter().map(case).collect()
+    shapes.into_iter().map(|(format, rows, cols, swiglu)| scaled_case(caps, format, rows, cols, swiglu)).collect()
+}
+
+pub(super) fn scaled_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, swiglu: bool) -> Case {
+    let parts = GemvAdd::parts(cols);
+    let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
+    let outputs = if swiglu { rows / 2 } else { rows };
+    Case {
+        label: format!("{rows} x {cols}"),
+        variant: scaled_variant(caps, format, cols, swiglu),
+        flops: 2 * (rows * cols) as u64,
+        bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
+            let mut random = Random::new(rows as u64);
+            let (x, squares) = (random.values(cols), random.values(parts));
+            let mut squares: Vec<f32> = squares.iter().map(|v| v * v).collect();
+            squares.resize(parts.next_multiple_of(4), f32::NAN);
+            let output = CaseBuffer::output(outputs);
+            vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::input(&squares), output]
+        }),
+        record: Box::new(move |recorder, b| {
+            let w = cases::slice(format, rows, cols, &b[0], &b[1]);
+            scaled().record(recorder, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
+        }),
+        reference: Box::new(move |b| {
+            let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
+            let mut y = vec![0.0; rows];
+            reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut y);
+            if swiglu {
+                let mut activated = vec![0.0; outputs];
+                crate::glu::glu(&y, Activation::Silu, outputs, &mut activated);
+                y = activated;
+            }
+            vec![y]
+        }),
+    }
 }

@@ -151,6 +151,17 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     }
 }
 
+/// Small cases of a model's matrices with so many inputs, of this folder's kernels.
+pub(crate) fn cases_of(caps: &Caps, format: WeightFormat, cols: usize) -> Vec<(&'static Kernel, Case)> {
+    vec![
+        (&KERNEL, case(caps, format, 1, 10, cols)),
+        (&KERNEL, case(caps, format, 3, 10, cols)),
+        (&ADD_KERNEL, fused::add_case(caps, format, 10, cols)),
+        (&SCALED_KERNEL, fused::scaled_case(caps, format, 10, cols, false)),
+        (&SCALED_KERNEL, fused::scaled_case(caps, format, 10, cols, true)),
+    ]
+}
+
 fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
     let variant = variant(caps, format, cols, batch);
     let recorded = variant.clone();

@@ -13,6 +13,8 @@ pub struct AdapterSummary {
     pub device_type: DeviceType,
     /// Driver and version, as far as known.
     pub driver: String,
+    /// Bytes of memory that it has of its own, or its part of the processor's, where the driver tells.
+    pub memory: Option<u64>,
     /// What it can do.
     pub caps: Caps,
 }

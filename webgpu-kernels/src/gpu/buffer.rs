@@ -57,6 +57,11 @@ impl<T: Word> Buffer<T> {
         self.len
     }
 
+    /// A number that memory on the same device does not share.
+    pub fn id(&self) -> u64 {
+        self.raw.id
+    }
+
     /// Whether there is no element.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -132,6 +137,15 @@ impl Gpu {
         })
     }
 
+    /// Something small in the place of what did not fit; nothing is computed with it.
+    pub(crate) fn stand_in<T: Word>(&self) -> Buffer<T> {
+        use wgpu::BufferUsages as Usage;
+        let usage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
+        let description = wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
+        self.shared.in_use.fetch_add(256, Ordering::Relaxed);
+        self.wrap(self.shared.device.create_buffer(&description), 64, false, None)
+    }
+
     fn wrap<T: Word>(&self, buffer: wgpu::Buffer, len: usize, is_temporary: bool, id: Option<u64>) -> Buffer<T> {
         let id = id.unwrap_or_else(|| self.shared.next_id());
         let raw = RawBuffer { id, buffer, is_temporary, shared: self.shared.clone() };
@@ -143,14 +157,37 @@ impl Gpu {
         if bytes > limit {
             return Err(Error::BufferTooLarge { bytes, limit });
         }
-        use wgpu::BufferUsages as Usage;
-        let buffer = self.shared.create_buffer(bytes, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)?;
-        self.shared.in_use.fetch_add(bytes, Ordering::Relaxed);
-        Ok(buffer)
+        self.shared.create_storage(bytes).or_else(|error| {
+            // Temporaries that nobody holds have other sizes than what is wanted now.
+            let is_less = matches!(error, Error::OutOfMemory { .. }) && self.shared.empty_pool();
+            if is_less { self.shared.create_storage(bytes) } else { Err(error) }
+        })
     }
 }
 
 impl Shared {
+    fn create_storage(&self, bytes: u64) -> Result<wgpu::Buffer> {
+        let in_use = self.in_use.load(Ordering::Relaxed);
+        if in_use.saturating_add(bytes) > self.most_bytes.load(Ordering::Relaxed) {
+            return Err(Error::OutOfMemory { bytes, in_use });
+        }
+        use wgpu::BufferUsages as Usage;
+        let buffer = self.create_buffer(bytes, Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC)?;
+        self.in_use.fetch_add(bytes, Ordering::Relaxed);
+        Ok(buffer)
+    }
+
+    /// Frees the temporaries that nobody holds, when the device is done with them; whether there were any.
+    fn empty_pool(&self) -> bool {
+        let freed = lock(&self.pool).empty();
+        for (id, size) in &freed {
+            self.in_use.fetch_sub(*size, Ordering::Relaxed);
+            lock(&self.dead).push(*id);
+        }
+        self.forget_dead();
+        !freed.is_empty()
+    }
+
     /// A buffer, or the error where the device tells at once, as native ones do. A browser tells later, and the error
     /// waits for the next read.
     pub fn create_buffer(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {

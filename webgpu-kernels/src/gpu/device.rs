@@ -1,5 +1,6 @@
 //! [`Gpu`]: an open device, shared by everything that lives on it.
 
+use std::borrow::Cow;
 use std::sync::{
     Arc, Mutex, MutexGuard,
     atomic::{AtomicU64, Ordering},
@@ -7,10 +8,11 @@ use std::sync::{
 
 use super::{
     adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
+    pace::Pace,
     pipeline::Pipelines,
     pool::Pool,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, Variant, selftest::Switch};
 
 /// Parameters of one submission, all dispatches together, in bytes.
 pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
@@ -33,10 +35,15 @@ pub(crate) struct Shared {
     pub uniforms: wgpu::Buffer,
     pub pool: Mutex<Pool>,
     pub pipelines: Mutex<Pipelines>,
+    pub pace: Mutex<Pace>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
+    /// Kernels that are wrong on this device.
+    pub switched_off: Mutex<Vec<Switch>>,
     /// Bytes in buffers.
     pub in_use: AtomicU64,
+    /// Bytes in buffers that there may be.
+    pub most_bytes: AtomicU64,
     /// Bytes written since the last submission.
     pub staged: AtomicU64,
     next_id: AtomicU64,
@@ -135,8 +142,11 @@ impl Gpu {
                 uniforms,
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
+                pace: Mutex::default(),
                 dead: Mutex::default(),
+                switched_off: Mutex::default(),
                 in_use: AtomicU64::new(0),
+                most_bytes: AtomicU64::new(u64::MAX),
                 staged: AtomicU64::new(0),
                 next_id: AtomicU64::new(1),
                 error,
@@ -164,7 +174,54 @@ impl Gpu {
         self.caps().max_binding.min(self.caps().max_buffer).min(SLICE_BYTES)
     }
 
-    /// The first error that no call has returned, if there is one. It stays.
+    /// Multiplications and additions that one submission should have at most, by how fast the device has been so far.
+    pub fn work_at_once(&self) -> u64 {
+        lock(&self.shared.pace).work_at_once()
+    }
+
+    /// Sets that, instead of by what is measured.
+    pub fn limit_work(&self, limit: Option<u64>) {
+        lock(&self.shared.pace).limit(limit);
+    }
+
+    /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.
+    pub fn switch_off(&self, switch: Switch) {
+        lock(&self.shared.switched_off).push(switch);
+    }
+
+    /// What was switched off.
+    pub fn switched_off(&self) -> Vec<Switch> {
+        lock(&self.shared.switched_off).clone()
+    }
+
+    /// Whether none of a kernel is used.
+    pub(crate) fn is_off(&self, kernel: &str) -> bool {
+        lock(&self.shared.switched_off).iter().any(|switch| switch.kernel == kernel && switch.flag.is_none())
+    }
+
+    /// What is used of a kernel's variant.
+    pub(crate) fn allowed<'a>(&self, kernel: &str, variant: &'a Variant) -> Cow<'a, Variant> {
+        let mut allowed = Cow::Borrowed(variant);
+        for switch in lock(&self.shared.switched_off).iter().filter(|switch| switch.kernel == kernel) {
+            if let Some(flag) = &switch.flag {
+                allowed = Cow::Owned(allowed.without(flag));
+            }
+        }
+        allowed
+    }
+
+    /// Bounds the device memory that this program takes; what goes beyond is out of memory.
+    pub fn limit_memory(&self, bytes: Option<u64>) {
+        self.shared.most_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Gives the device up, whoever still holds it: to them it is lost.
+    pub fn destroy(&self) {
+        self.shared.fail(Error::DeviceLost { reason: "it was given up".into() });
+        self.shared.device.destroy();
+    }
+
+    /// The first error that no call has returned, if there is one. It stays, but where something did not fit.
     pub fn error(&self) -> Option<Error> {
         self.shared.error()
     }
@@ -179,9 +236,26 @@ impl Shared {
         lock(&self.error).clone()
     }
 
+    /// The error for a call to return. What did not fit is told once: something smaller may fit then.
+    pub fn told_error(&self) -> Option<Error> {
+        let mut error = lock(&self.error);
+        match *error {
+            Some(Error::OutOfMemory { .. } | Error::BufferTooLarge { .. }) => error.take(),
+            _ => error.clone(),
+        }
+    }
+
     /// Keeps the first error, for the next read.
     pub fn fail(&self, error: Error) {
         lock(&self.error).get_or_insert(error);
+    }
+
+    /// Forgets a call that was refused, where that says something about a kernel and not about the program.
+    pub fn forgive(&self) {
+        let mut error = lock(&self.error);
+        if matches!(*error, Some(Error::Refused { .. })) {
+            *error = None;
+        }
     }
 
     /// Starts copies that were asked for and frees the memory of those that are done, so that loading a model does not
@@ -230,6 +304,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             wgpu::DeviceType::Cpu => DeviceType::Cpu,
             wgpu::DeviceType::Other => DeviceType::Other,
         },
+        memory: memory(adapter),
         driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
         caps: Caps {
             is_software: info.device_type == wgpu::DeviceType::Cpu,
@@ -240,6 +315,25 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             max_buffer: limits.max_buffer_size,
         },
     }
+}
+
+/// The size of the largest heap of memory that is the device's own, which wgpu does not tell.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    // SAFETY: the adapter is asked a question and neither kept nor destroyed.
+    let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = vulkan.shared_instance().raw_instance();
+    // SAFETY: the physical device is this instance's.
+    let properties = unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
+    // Bit 0 of a heap's flags says that it is the device's own.
+    let own = properties.memory_heaps_as_slice().iter().filter(|heap| heap.flags.as_raw() & 1 != 0);
+    own.map(|heap| heap.size).max()
+}
+
+/// Neither browsers nor Metal's part of wgpu tell.
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment unless those are unwanted. No kernel

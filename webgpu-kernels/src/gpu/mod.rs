@@ -14,11 +14,13 @@
 mod adapter;
 mod buffer;
 mod device;
+mod pace;
 mod pipeline;
 mod pool;
 mod readback;
 mod recorder;
 mod timing;
+mod trace;
 #[cfg(not(target_arch = "wasm32"))]
 mod wait;
 
@@ -28,5 +30,6 @@ pub use device::Gpu;
 pub use readback::Readback;
 pub use recorder::{Binding, Recorder};
 pub use timing::PassTimer;
+pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]
 pub use wait::block_on;

@@ -44,11 +44,8 @@ impl Shared {
         }
         let layout =
             pipelines.layouts.entry(kernel.name).or_insert_with(|| Arc::new(self.create_layout(kernel))).clone();
-        let mut source = kernel.source(variant);
-        // Browsers want this line, and naga does not know it.
-        if cfg!(target_arch = "wasm32") && variant.has_flag("SUBGROUPS") {
-            source.insert_str(0, "enable subgroups;\n");
-        }
+        let is_browser = cfg!(target_arch = "wasm32");
+        let source = if is_browser { kernel.browser_source(variant) } else { kernel.source(variant) };
         let description =
             wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
         // The counter that ends any loop keeps drivers from unrolling it: attention takes half as long again. A software

@@ -35,6 +35,12 @@ impl Pool {
         self.free.entry(size).or_default().insert(id, Free { buffer, last_used });
     }
 
+    /// Lets go of every free buffer; returns their ids and sizes.
+    pub fn empty(&mut self) -> Vec<(u64, u64)> {
+        let free = std::mem::take(&mut self.free);
+        free.into_iter().flat_map(|(size, buffers)| buffers.into_keys().map(move |id| (id, size))).collect()
+    }
+
     pub fn take_staging(&mut self, size: u64) -> Option<wgpu::Buffer> {
         self.staging.get_mut(&size)?.pop()
     }

@@ -8,6 +8,8 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use web_time::Instant;
+
 use super::{
     buffer::{Buffer, Word},
     device::{Gpu, lock},
@@ -23,6 +25,8 @@ pub struct Readback<T> {
     size: u64,
     len: usize,
     submission: Option<wgpu::SubmissionIndex>,
+    /// Submissions there had been when it was begun.
+    count: u64,
     progress: Arc<Mutex<Progress>>,
     element: PhantomData<T>,
 }
@@ -47,6 +51,7 @@ impl<T: Word> Readback<T> {
             size,
             len,
             submission: None,
+            count: 0,
             progress: Arc::default(),
             element: PhantomData,
         })
@@ -60,8 +65,8 @@ impl<T: Word> Readback<T> {
     }
 
     /// Asks for the mapping, after the copy was submitted.
-    pub(crate) fn begin(&mut self, submission: wgpu::SubmissionIndex) {
-        self.submission = Some(submission);
+    pub(crate) fn begin(&mut self, submission: wgpu::SubmissionIndex, count: u64) {
+        (self.submission, self.count) = (Some(submission), count);
         let progress = self.progress.clone();
         self.staging.as_ref().expect("not read yet").map_async(wgpu::MapMode::Read, .., move |outcome| {
             let mut progress = lock(&progress);
@@ -82,7 +87,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
             let mut progress = lock(&this.progress);
             match progress.outcome {
                 None => {
-                    if let Some(error) = this.gpu.error() {
+                    if let Some(error) = this.gpu.shared.told_error() {
                         return Poll::Ready(Err(error));
                     }
                     progress.waker = Some(context.waker().clone());
@@ -92,7 +97,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
                 }
                 Some(Err(wgpu::BufferAsyncError)) => {
                     let lost = Error::DeviceLost { reason: "a result could not be read back".into() };
-                    return Poll::Ready(Err(this.gpu.error().unwrap_or(lost)));
+                    return Poll::Ready(Err(this.gpu.shared.told_error().unwrap_or(lost)));
                 }
                 Some(Ok(())) => {}
             }
@@ -103,8 +108,15 @@ impl<T: Word + Unpin> Future for Readback<T> {
             Err(e) => return Poll::Ready(Err(Error::Refused { reason: e.to_string() })),
         };
         staging.unmap();
-        lock(&this.gpu.shared.pool).give_back_staging(this.size, staging);
+        let is_last = {
+            let mut pool = lock(&this.gpu.shared.pool);
+            pool.give_back_staging(this.size, staging);
+            pool.submission == this.count
+        };
+        if is_last {
+            lock(&this.gpu.shared.pace).finished(Instant::now());
+        }
         // Values that were computed after an error mean nothing.
-        Poll::Ready(this.gpu.error().map_or(Ok(values), Err))
+        Poll::Ready(this.gpu.shared.told_error().map_or(Ok(values), Err))
     }
 }

@@ -5,12 +5,15 @@
 
 use std::collections::HashMap;
 
+use web_time::Instant;
+
 use super::{
     buffer::{Buffer, Word},
     device::{Gpu, UNIFORM_BYTES, lock},
     pipeline::MAX_BINDINGS,
     readback::Readback,
     timing::PassTimer,
+    trace::{Traced, TracedBinding},
 };
 use crate::{Kernel, Result, Variant, kernel::Params};
 
@@ -41,6 +44,10 @@ pub struct Recorder {
     params: Vec<u8>,
     offsets: HashMap<Vec<u8>, u32>,
     max_dispatches: usize,
+    /// Multiplications and additions of what is recorded.
+    work: u64,
+    /// Dispatches that are told of and not run.
+    trace: Option<Vec<Traced>>,
 }
 
 struct Dispatch {
@@ -59,7 +66,19 @@ impl Recorder {
             params: Vec::new(),
             offsets: HashMap::new(),
             max_dispatches: MAX_DISPATCHES,
+            work: 0,
+            trace: None,
         }
+    }
+
+    /// A recorder that runs nothing and tells what it was asked to run.
+    pub fn tracing(gpu: &Gpu) -> Recorder {
+        Recorder { trace: Some(Vec::new()), ..Recorder::new(gpu) }
+    }
+
+    /// What it was asked to run so far.
+    pub fn take_trace(&mut self) -> Vec<Traced> {
+        self.trace.replace(Vec::new()).unwrap_or_default()
     }
 
     /// The device.
@@ -88,7 +107,17 @@ impl Recorder {
 
     fn stand_in<T: Word>(&mut self, error: crate::Error) -> Buffer<T> {
         self.gpu.shared.fail(error);
-        self.gpu.temporary(64, false).expect("256 bytes of device memory")
+        self.gpu.stand_in()
+    }
+
+    /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
+    /// is submitted if both together would keep the device busy for too long.
+    pub fn expect_work(&mut self, work: u64) {
+        let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
+        if is_too_much && !self.dispatches.is_empty() && self.max_dispatches == MAX_DISPATCHES {
+            self.submit();
+        }
+        self.work += work;
     }
 
     /// Records `groups` workgroups of a kernel. More than 65,535 wrap into the second dimension; the last row may hold
@@ -107,6 +136,18 @@ impl Recorder {
             return;
         }
         let groups = u32::try_from(groups).unwrap_or_else(|_| panic!("{}: {groups} workgroups", kernel.name));
+        let rows = groups.div_ceil(MAX_GROUPS);
+        let groups = (groups.div_ceil(rows), rows);
+        if let Some(trace) = &mut self.trace {
+            let binding = |binding: &Binding<'_>| TracedBinding {
+                id: binding.id,
+                offset: binding.offset,
+                size: binding.buffer.size(),
+            };
+            let (params, bindings) = (bytemuck::bytes_of(params).to_vec(), buffers.iter().map(binding).collect());
+            trace.push(Traced { kernel, variant: variant.clone(), params, bindings, groups });
+            return;
+        }
         let step = self.gpu.shared.limits.min_uniform_buffer_offset_alignment as usize;
         if self.dispatches.len() >= self.max_dispatches
             || self.params.len().next_multiple_of(step) + kernel.params.size > UNIFORM_BYTES as usize
@@ -114,20 +155,14 @@ impl Recorder {
             self.submit();
         }
 
-        let pipeline = self.gpu.shared.pipeline(kernel, variant);
+        let pipeline = self.gpu.shared.pipeline(kernel, &self.gpu.allowed(kernel.name, variant));
         let mut bound: [(u64, u64, &wgpu::Buffer); MAX_BINDINGS] = [(0, 0, &self.gpu.shared.uniforms); MAX_BINDINGS];
         for (slot, binding) in bound.iter_mut().zip(buffers) {
             *slot = (binding.id, binding.offset, binding.buffer);
         }
         let bind_group = self.gpu.shared.bind_group(&pipeline.layout, &bound[..buffers.len()]);
         let params = self.place_params(bytemuck::bytes_of(params), step);
-        let rows = groups.div_ceil(MAX_GROUPS);
-        self.dispatches.push(Dispatch {
-            pipeline: pipeline.pipeline.clone(),
-            bind_group,
-            params,
-            groups: (groups.div_ceil(rows), rows),
-        });
+        self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
     }
 
     /// Where these parameters lie in the uniform buffer. Equal ones, as of every layer's norm, lie there once.
@@ -184,19 +219,29 @@ impl Recorder {
         let index = shared.queue.submit([encoder.finish()]);
         self.params.clear();
         self.offsets.clear();
+        lock(&shared.pace).submitted(std::mem::take(&mut self.work), Instant::now());
         lock(&shared.pool).submission += 1;
         shared.forget_dead();
         index
     }
 
+    /// Forgets what was recorded.
+    fn forget(&mut self) {
+        self.dispatches.clear();
+        self.params.clear();
+        self.offsets.clear();
+        self.work = 0;
+    }
+
     /// Submits, and copies `buffer` to the host. Await the result for its values.
     pub fn read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Readback<T>> {
-        if let Some(error) = self.gpu.error() {
+        if let Some(error) = self.gpu.shared.told_error() {
+            self.forget();
             return Err(error);
         }
         let mut readback = Readback::new(&self.gpu, buffer.len())?;
         let index = self.submit_with(|encoder| readback.copy_from(encoder, buffer), None);
-        readback.begin(index);
+        readback.begin(index, lock(&self.gpu.shared.pool).submission);
         Ok(readback)
     }
 

@@ -97,7 +97,8 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("candle-core", Owner::Only(&["infer-core", "model-hub"])),
     ("candle-nn", Owner::Only(&["infer-core"])),
     ("tokenizers", Owner::Only(&["infer-core"])),
-    ("minijinja", Owner::Only(&["infer-core"])),
+    // Chat templates, and the page of a report.
+    ("minijinja", Owner::Only(&["infer-core", "gptq-quant"])),
     ("minijinja-contrib", Owner::Only(&["infer-core"])),
     ("wgpu", Owner::Only(&["webgpu-kernels"])),
     ("naga", Owner::Only(&["webgpu-kernels"])),

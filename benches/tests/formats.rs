@@ -1,0 +1,99 @@
+//! Every format that `weight-convert` writes runs on a GPU as on the CPU, whatever the GPU can do; and long texts do.
+
+use std::{fs, path::Path};
+
+use infer_core::{Device, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, block_on};
+use model_format::{DirFiles, SafetensorsCheckpoint, quant::QUANT_FORMATS};
+use serde_json::Value;
+use tempfile::TempDir;
+use weight_convert::{WeightOptions, convert_weight};
+
+/// An MLC folder of a tiny checkpoint in another format.
+fn converted(arch: &str, format: &'static model_format::QuantFormat) -> TempDir {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/arch").join(arch);
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = SafetensorsCheckpoint::open(&source.join("hf")).unwrap();
+    convert_weight(&checkpoint, format, &WeightOptions::default(), folder.path(), &mut ()).unwrap();
+    let config = fs::read(source.join("q4f16_1/mlc-chat-config.json")).unwrap();
+    let mut config: Value = serde_json::from_slice(&config).unwrap();
+    config["quantization"] = format.name.into();
+    fs::write(folder.path().join("mlc-chat-config.json"), config.to_string()).unwrap();
+    folder
+}
+
+/// The logits after each token, or after the last `rows`.
+fn logits(folder: &Path, device: Device, text: &[u32], rows: usize) -> Vec<f32> {
+    let options = LoadOptions { context: Some(text.len()), ..Default::default() };
+    let mut model = block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options, &mut ())).unwrap();
+    let vocab = model.config().vocab_size;
+    let mut all: Vec<f32> = Vec::new();
+    let take = |logits: &[f32]| -> infer_core::Result<()> {
+        all.extend(logits);
+        let surplus = all.len().saturating_sub(rows * vocab);
+        all.drain(..surplus);
+        Ok(())
+    };
+    block_on(model.text_logits(text, take)).unwrap();
+    all
+}
+
+/// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
+fn profiles() -> Vec<(&'static str, Gpu)> {
+    let open = |(name, options)| match block_on(Gpu::open(&Default::default(), options)) {
+        Ok(gpu) => Some((name, gpu)),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    };
+    OpenOptions::PROFILES.into_iter().filter_map(open).collect()
+}
+
+/// Normalised mean squared error; every value is finite.
+fn nmse(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    assert!(found.iter().all(|value| value.is_finite()));
+    let error: f64 = found.iter().zip(expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();
+    error / expected.iter().map(|&e| f64::from(e).powi(2)).sum::<f64>()
+}
+
+fn text(len: u32) -> Vec<u32> {
+    (0..len).map(|i| (i * 7919 + 13) % 512).collect()
+}
+
+#[test]
+fn every_format_runs() {
+    let profiles = profiles();
+    for arch in ["llama", "gemma3"] {
+        for format in QUANT_FORMATS {
+            let folder = converted(arch, format);
+            let text = text(60);
+            let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, usize::MAX / 512);
+            for (profile, gpu) in &profiles {
+                // The cache does not know the weights' format: one of each is enough.
+                let both = [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)];
+                for (kv, limit) in both.into_iter().take(if format.name == "q4f16_1" { 2 } else { 1 }) {
+                    let found = logits(folder.path(), Device::Gpu(gpu.clone(), kv), &text, usize::MAX / 512);
+                    let error = nmse(&found, &expected);
+                    assert!(error <= limit, "{arch}, {}, {profile}, {kv:?}: nmse {error:e}", format.name);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn eight_thousand_tokens_run() {
+    let format = model_format::QuantFormat::by_name("q4f16_1").unwrap();
+    let (folder, text) = (converted("llama", format), text(8192));
+    let profiles = profiles();
+    if profiles.is_empty() {
+        return;
+    }
+    let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, 100);
+    for (profile, gpu) in profiles {
+        let error = nmse(&logits(folder.path(), Device::Gpu(gpu, KvDtype::F32), &text, 100), &expected);
+        assert!(error <= 1e-6, "{profile}: nmse {error:e}");
+    }
+}

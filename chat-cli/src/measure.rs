@@ -1,0 +1,135 @@
+//! `chat-cli perplexity` and `chat-cli logits`: what a model makes of a text, for comparisons.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+    process::ExitCode,
+    time::Instant,
+};
+
+use calib_data::{Choice, TokenWindows, perplexity};
+use infer_core::block_on;
+use model_format::{Dtype, checkpoint::SafetensorsWriter};
+
+use crate::{
+    arguments::{LogitsArguments, PerplexityArguments},
+    load::{self, Place},
+    progress::Bars,
+};
+
+/// A file that does not hold what it should, with what it should hold.
+#[derive(Debug, thiserror::Error)]
+#[error("`{file}` {what}")]
+pub struct BadFile {
+    file: String,
+    what: String,
+    hint: &'static str,
+}
+
+impl BadFile {
+    pub fn hint(&self) -> String {
+        self.hint.into()
+    }
+}
+
+const IDS_HINT: &str = "it must hold a JSON array of token ids, such as [1, 2, 3]";
+const TEXT_HINT: &str = "it must be a text file in UTF-8 with at least two tokens";
+
+/// Runs `chat-cli perplexity`.
+pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
+    let text = match &arguments.text {
+        Some(path) => {
+            let text = read_text(path, TEXT_HINT)?;
+            if arguments.plain { text } else { perplexity::wikitext_text(&text) }
+        }
+        None => perplexity::SHORT_TEXT.into(),
+    };
+    let place = Place::of(&arguments.model.device)?;
+    let mut bars = Bars::new(arguments.model.quiet);
+    let model = load::open(&arguments.model.model, &mut bars)?;
+    let tokenizer = load::tokenizer(&model)?;
+    let tokens = tokenizer.encode(&text)?.len();
+    let window = arguments.window.min(tokens);
+    if window < 2 {
+        let file = arguments.text.as_deref().map_or_else(String::new, |path| path.display().to_string());
+        let what = format!("has too few tokens: {tokens}");
+        return Err(BadFile { file, what, hint: TEXT_HINT }.into());
+    }
+    let count = (tokens / window).min(arguments.max_windows.unwrap_or(usize::MAX));
+    let windows = TokenWindows::new(&[&text], |text| tokenizer.encode(text), window, count, Choice::First)?;
+
+    let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), window, &mut bars)?;
+    let start = Instant::now();
+    let mut losses = Vec::with_capacity(count);
+    for window in windows.iter() {
+        let of_tokens = block_on(loaded.token_losses(window))?;
+        losses.push(of_tokens.iter().map(|&loss| f64::from(loss)).sum::<f64>() / of_tokens.len() as f64);
+        bars.count("windows", losses.len() as u64, count as u64);
+    }
+    bars.clear();
+    let (seconds, value) = (start.elapsed().as_secs_f64(), perplexity::perplexity(&losses));
+    let mut out = io::stdout();
+    if arguments.json {
+        let report = serde_json::json!({
+            "model": arguments.model.model,
+            "device": device,
+            "perplexity": value,
+            "window": window,
+            "windows": count,
+            "text_tokens": tokens,
+            "window_losses": losses,
+            "seconds": seconds,
+        });
+        writeln!(out, "{report}")?;
+    } else {
+        writeln!(out, "perplexity {value:.4} over {count} windows of {window} tokens, on {device} in {seconds:.1} s")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs `chat-cli logits`.
+pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
+    let ids = read_ids(&arguments.ids)?;
+    let place = Place::of(&arguments.model.device)?;
+    let mut bars = Bars::new(arguments.model.quiet);
+    let model = load::open(&arguments.model.model, &mut bars)?;
+    let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), ids.len(), &mut bars)?;
+    let vocab_size = loaded.config().vocab_size;
+    loaded.check_text(&ids)?;
+    let tensor = ("logits".to_string(), Dtype::F32, vec![ids.len(), vocab_size]);
+    let mut file = SafetensorsWriter::create(&arguments.output, &[tensor])?;
+    let mut rows = 0;
+    block_on(loaded.text_logits(&ids, |logits| {
+        file.append("logits", bytemuck::cast_slice(logits))?;
+        rows += logits.len() / vocab_size;
+        bars.count("tokens", rows as u64, ids.len() as u64);
+        Ok::<(), infer_core::Error>(())
+    }))?;
+    file.finish()?;
+    bars.clear();
+    bars.say(&format!("{}: logits [{}, {vocab_size}], on {device}", arguments.output.display(), ids.len()));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read_ids(path: &Path) -> anyhow::Result<Vec<u32>> {
+    let text = read_text(path, IDS_HINT)?;
+    let bad = |what: String| BadFile { file: path.display().to_string(), what, hint: IDS_HINT };
+    let value: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(format!("is not JSON: {e}")))?;
+    let list = value.as_array().ok_or_else(|| bad("is not an array".into()))?;
+    if list.is_empty() {
+        return Err(bad("holds no token id".into()).into());
+    }
+    let id = |(position, value): (usize, &serde_json::Value)| {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| bad(format!("holds no token id at position {position}: {value}")).into())
+    };
+    list.iter().enumerate().map(id).collect()
+}
+
+fn read_text(path: &Path, hint: &'static str) -> anyhow::Result<String> {
+    let bad = |what: String| BadFile { file: path.display().to_string(), what, hint };
+    let bytes = fs::read(path).map_err(|error| bad(format!("cannot be read: {error}")))?;
+    String::from_utf8(bytes)
+        .map_err(|error| bad(format!("is not UTF-8: byte {}", error.utf8_error().valid_up_to())).into())
+}

@@ -1,0 +1,165 @@
+//! [`evaluate`]: what quantizing cost, on a text: perplexity before and after, and how far predictions are apart.
+//!
+//! Both models run layer after layer, so that one layer of each is on the device at a time.
+
+use calib_data::{TokenWindows, perplexity::perplexity};
+use infer_core::{
+    model::{
+        Layer, Parts,
+        decoder::{RopeTables, embed},
+    },
+    ops::{KvShape, Ops, Span},
+};
+use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params::joined_params};
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Progress, Result};
+
+/// Rows whose logits are held at a time: 256 rows of a vocabulary of 128,256 are 131 MB, twice.
+const ROWS: usize = 256;
+
+/// What quantizing cost, on a text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The text's name.
+    pub text: String,
+    /// Tokens per window; a window is run alone, and all of its tokens but the first are predicted.
+    pub seq_len: usize,
+    /// Perplexity of the model before.
+    pub float_perplexity: f64,
+    /// Perplexity of the quantized model.
+    pub perplexity: f64,
+    /// Mean divergence of the quantized model's predictions from those before: Kullback-Leibler, in nats per token.
+    pub divergence: f64,
+    /// The same of each window: mean losses before and after, mean divergence.
+    pub windows: Vec<[f64; 3]>,
+}
+
+/// Runs both models on `windows` of the text called `text`. `memory`: bytes of activations that may stay on the device; with
+/// fewer than one window needs, layers are loaded for each window again.
+pub async fn evaluate<O: Ops>(
+    ops: &mut O,
+    [float, quantized]: [&dyn Checkpoint; 2],
+    text: &str,
+    windows: &TokenWindows,
+    memory: usize,
+    progress: &mut dyn Progress,
+) -> Result<Evaluation> {
+    let seq_len = windows.seq_len();
+    let mut models = [float, quantized].map(Model::new).into_iter().collect::<Result<Vec<_>>>()?;
+    let hidden_size = models[0].config.hidden_size;
+    let at_once = (memory / (2 * seq_len * hidden_size * size_of::<f32>())).clamp(1, windows.len());
+    let windows: Vec<&[u32]> = windows.iter().collect();
+    let steps = windows.len().div_ceil(at_once) * 2 * models[0].config.num_hidden_layers;
+    let mut results = Vec::with_capacity(windows.len());
+    let mut step = 0;
+    for part in windows.chunks(at_once) {
+        let mut advance = || {
+            step += 1;
+            progress.evaluated(step as f64 / steps as f64);
+            if progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        };
+        let before = models[0].hidden(ops, part, &mut advance)?;
+        let after = models[1].hidden(ops, part, &mut advance)?;
+        let heads = [models[0].head(ops)?, models[1].head(ops)?];
+        for ((window, before), after) in part.iter().zip(before).zip(after) {
+            let mut sums = [0.0; 3];
+            for first in (0..seq_len - 1).step_by(ROWS) {
+                let rows: Vec<usize> = (first..(seq_len - 1).min(first + ROWS)).collect();
+                let targets = &window[first + 1..=first + rows.len()];
+                let [x, y] = [(0, &before), (1, &after)].map(|(model, hidden)| {
+                    let block = ops.select_rows(hidden, &rows);
+                    models[model].logits(ops, &block, &heads[model])
+                });
+                let of_rows = [
+                    ops.cross_entropy(&x, targets).await?,
+                    ops.cross_entropy(&y, targets).await?,
+                    ops.kl_divergence(&x, &y, rows.len()).await?,
+                ];
+                for (sum, values) in sums.iter_mut().zip(of_rows) {
+                    *sum += values.iter().map(|&v| f64::from(v)).sum::<f64>();
+                }
+            }
+            results.push(sums.map(|sum| sum / (seq_len - 1) as f64));
+        }
+    }
+    let of = |i: usize| results.iter().map(|result| result[i]).collect::<Vec<f64>>();
+    Ok(Evaluation {
+        text: text.to_owned(),
+        seq_len,
+        float_perplexity: perplexity(&of(0)),
+        perplexity: perplexity(&of(1)),
+        divergence: of(2).iter().sum::<f64>() / results.len() as f64,
+        windows: results,
+    })
+}
+
+/// One of the two.
+struct Model<'a> {
+    checkpoint: &'a dyn Checkpoint,
+    config: DecoderConfig,
+    list: Vec<Param>,
+}
+
+impl<'a> Model<'a> {
+    fn new(checkpoint: &'a dyn Checkpoint) -> Result<Model<'a>> {
+        let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+        Ok(Model { checkpoint, list: joined_params(&config), config })
+    }
+
+    fn weight(&self, role: Role) -> Result<Option<Weight>> {
+        let Some(param) = self.list.iter().find(|param| param.role == role) else { return Ok(None) };
+        Ok(Some(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? }))
+    }
+
+    /// The normed outputs `[seq_len, hidden_size]` of the last layer.
+    fn hidden<O: Ops>(
+        &mut self,
+        ops: &mut O,
+        windows: &[&[u32]],
+        advance: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Vec<O::Tensor>> {
+        let config = &self.config;
+        let seq_len = windows[0].len();
+        let rope = RopeTables::new(ops, config, seq_len)?;
+        let rope = rope.table(rope.is_long(seq_len));
+        let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
+        let mut kv = ops.new_kv(shape)?;
+        let table = self.weight(Role::Embedding)?.expect("the list has every role");
+        let table = ops.upload_matrix(Role::Embedding, table)?;
+        let mut hidden: Vec<_> = windows.iter().map(|window| embed(ops, config, &table, window)).collect();
+        drop(table);
+        for i in 0..config.num_hidden_layers {
+            let mut parts = Parts::default();
+            for param in self.list.iter().filter(|param| param.role.layer() == Some(i)) {
+                parts.add(ops, param.role, self.weight(param.role)?.expect("a parameter of the list"))?;
+            }
+            let layer = Layer::new(config, &mut parts, i);
+            for x in &mut hidden {
+                let spans = &mut [Span { rows: seq_len, past_len: 0, kv: &mut kv }];
+                let delta = layer.forward(ops, x, rope, spans);
+                ops.add_assign(x, &delta);
+            }
+            advance()?;
+        }
+        let Some(Weight::F32 { data, .. }) = self.weight(Role::FinalNorm)? else { unreachable!("read as f32") };
+        let norm = ops.upload(1, config.hidden_size, &data)?;
+        Ok(hidden.iter().map(|x| ops.rms_norm(x, &norm, config.rms_norm_eps as f32)).collect())
+    }
+
+    fn head<O: Ops>(&self, ops: &mut O) -> Result<O::Matrix> {
+        let head = match self.weight(Role::LmHead)? {
+            Some(head) => head,
+            None => self.weight(Role::Embedding)?.expect("the list has every role"),
+        };
+        Ok(ops.upload_matrix(Role::LmHead, head)?)
+    }
+
+    fn logits<O: Ops>(&self, ops: &mut O, hidden: &O::Tensor, head: &O::Matrix) -> O::Tensor {
+        let mut logits = ops.linear(hidden, head);
+        if let Some(cap) = self.config.final_logit_softcapping {
+            ops.soft_cap(&mut logits, cap as f32);
+        }
+        logits
+    }
+}

@@ -1,0 +1,256 @@
+//! [`LoadedModel`]: a decoder on a device with the cache of one text: a model without its text side.
+//!
+//! [`crate::Engine`] puts tokenizer and template to it; measurements use it as it is.
+
+use std::path::PathBuf;
+
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
+use webgpu_kernels::{attention::HeadShape, selftest::Workload};
+
+#[cfg(feature = "native")]
+use crate::ops::candle::CandleOps;
+use crate::{
+    Device, Error, Need, Progress, Result,
+    memory::Holding,
+    model::{Session, decoder::FEWEST_ROWS, load_checkpoint, load_mlc},
+    ops::{Choose, gpu::GpuOps},
+    perplexity::ROWS,
+    selftest,
+};
+
+/// Context where the caller names none: what the model was trained for, but no more than this.
+const DEFAULT_CONTEXT: usize = 4096;
+
+/// How to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// Tokens there should be room for. `None`: the model's own context, but no more than 4096, and no more than fit into
+    /// the device's memory.
+    pub context: Option<usize>,
+    /// Bytes of the device's memory that may be taken. `None`: nine tenths of what its driver says there are, for pictures
+    /// and other programs need some.
+    pub memory: Option<u64>,
+    /// A folder where it is kept which kernels are right on this machine's devices. `None`: that is found out anew each time.
+    pub cache_folder: Option<PathBuf>,
+}
+
+/// A decoder on a device with the cache of one text.
+pub struct LoadedModel {
+    session: OnDevice,
+    config: DecoderConfig,
+    need: Need,
+}
+
+enum OnDevice {
+    #[cfg(feature = "native")]
+    Cpu(Session<CandleOps>),
+    Gpu(Session<GpuOps>),
+}
+
+/// The same call on whichever session there is.
+macro_rules! on_session {
+    ($model:expr, $session:ident => $call:expr) => {
+        match $model {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu($session) => $call,
+            OnDevice::Gpu($session) => $call,
+        }
+    };
+}
+
+impl LoadedModel {
+    /// Loads an MLC folder.
+    pub async fn load_mlc(
+        files: &impl ModelFiles,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<LoadedModel> {
+        async fn session<O: Choose>(
+            mut ops: O,
+            config: &DecoderConfig,
+            format: &'static QuantFormat,
+            files: &impl ModelFiles,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            let parts = load_mlc(&mut ops, config, format, files, progress).await?;
+            Session::new(ops, config, parts, context)
+        }
+        let chat_config = ChatConfig::read(files).await?;
+        let config = DecoderConfig::from_mlc(&chat_config)?;
+        let format = QuantFormat::by_name(&chat_config.quantization)?;
+        let default = mlc_context(&chat_config, &config);
+        let holding = Holding::of_mlc(&config, format, device.is_gpu(), device.kv_dtype());
+        let need = holding.fit(&config, options.context, default, options.memory.or(device.memory()))?;
+        let context = need.context;
+        progress.planned(&need);
+        let session = match device {
+            #[cfg(feature = "native")]
+            Device::Cpu(weights) => {
+                OnDevice::Cpu(session(CandleOps::new(weights), &config, format, files, context, progress).await?)
+            }
+            Device::Gpu(gpu, kv) => {
+                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
+            }
+        };
+        LoadedModel { session, config, need }.checked(options).await
+    }
+
+    /// Loads a Hugging Face checkpoint: float, or GPTQ.
+    pub async fn load_checkpoint(
+        checkpoint: &dyn Checkpoint,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<LoadedModel> {
+        fn session<O: Choose>(
+            mut ops: O,
+            config: &DecoderConfig,
+            checkpoint: &dyn Checkpoint,
+            format: &'static QuantFormat,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            let parts = load_checkpoint(&mut ops, config, checkpoint, Some(format), progress)?;
+            Session::new(ops, config, parts, context)
+        }
+        let config = DecoderConfig::from_hf(checkpoint.config_json())?;
+        // Four-bit matrices of a GPTQ checkpoint stay in four bits.
+        let format = QuantFormat::by_name("q4f16_1").expect("a known format");
+        let holding = Holding::of_checkpoint(&config, checkpoint, format, device.is_gpu(), device.kv_dtype())?;
+        let trained = config.max_position_embeddings;
+        let wanted = options.context.map(|context| context.min(trained));
+        let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), options.memory.or(device.memory()))?;
+        let context = need.context;
+        progress.planned(&need);
+        let session = match device {
+            #[cfg(feature = "native")]
+            Device::Cpu(weights) => {
+                OnDevice::Cpu(session(CandleOps::new(weights), &config, checkpoint, format, context, progress)?)
+            }
+            Device::Gpu(gpu, kv) => {
+                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, format, context, progress)?)
+            }
+        };
+        LoadedModel { session, config, need }.checked(options).await
+    }
+
+    /// The same, when the kernels that it needs are known to be right on its device.
+    async fn checked(self, options: &LoadOptions) -> Result<LoadedModel> {
+        if let OnDevice::Gpu(session) = &self.session {
+            let ops = session.ops();
+            let workload = workload(&self.config, ops);
+            selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
+        }
+        Ok(self)
+    }
+
+    /// What it takes of its device's memory, as planned.
+    pub fn need(&self) -> &Need {
+        &self.need
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Tokens there is room for.
+    pub fn context(&self) -> usize {
+        self.need.context
+    }
+
+    /// The loss, `-ln p`, of each token of a text after the first, given those before it. The text is run alone, and what
+    /// the cache held is forgotten.
+    ///
+    /// Errors: a text that is empty, longer than the context, or has ids beyond the vocabulary.
+    pub async fn token_losses(&mut self, text: &[u32]) -> Result<Vec<f32>> {
+        self.check_text(text)?;
+        on_session!(&mut self.session, session => session.token_losses(text).await)
+    }
+
+    /// The logits `[vocab_size]` after each token of a text that is run alone, some rows at a time, as `take` gets them.
+    /// What the cache held is forgotten. Errors as [`LoadedModel::token_losses`], and those of `take`.
+    pub async fn text_logits<E: From<Error>>(
+        &mut self,
+        text: &[u32],
+        mut take: impl FnMut(&[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.check_text(text)?;
+        on_session!(&mut self.session, session => session.cache_mut().begin_text(text.len()));
+        let mut left = text;
+        while !left.is_empty() {
+            let tokens;
+            (tokens, left) = left.split_at(self.part_len(left.len(), ROWS - FEWEST_ROWS));
+            take(&on_session!(&mut self.session, session => session.all_logits(tokens).await)?)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a text can be run: it has a token, no more than there is room for, and ids of the vocabulary alone.
+    pub fn check_text(&self, text: &[u32]) -> Result<()> {
+        if text.is_empty() || text.len() > self.context() {
+            return Err(Error::TextLength { tokens: text.len(), context: self.context() });
+        }
+        let vocab_size = self.config.vocab_size;
+        match text.iter().position(|&id| id as usize >= vocab_size) {
+            Some(position) => Err(Error::TokenOutOfRange { id: text[position], position, vocab_size }),
+            None => Ok(()),
+        }
+    }
+
+    /// How many of the next `left` tokens to run at a time.
+    pub(crate) fn part_len(&self, left: usize, most: usize) -> usize {
+        on_session!(&self.session, session => session.part_len(left, most))
+    }
+
+    pub(crate) async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        on_session!(&mut self.session, session => session.logits(tokens).await)
+    }
+
+    pub(crate) async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
+        on_session!(&mut self.session, session => session.most_likely(tokens).await)
+    }
+
+    pub(crate) fn common_prefix(&self, tokens: &[u32]) -> usize {
+        on_session!(&self.session, session => session.cache().common_prefix(tokens))
+    }
+
+    pub(crate) fn truncate(&mut self, len: usize) {
+        on_session!(&mut self.session, session => session.cache_mut().truncate(len));
+    }
+
+    /// Tokens that still fit.
+    pub(crate) fn room(&self) -> usize {
+        on_session!(&self.session, session => session.cache().capacity() - session.cache().len())
+    }
+}
+
+/// What a loaded model asks of the kernels.
+fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
+    let group = config.num_attention_heads / config.num_key_value_heads;
+    let mut attention: Vec<HeadShape> = Vec::new();
+    for window in &config.layer_windows {
+        let soft_cap = config.attn_logit_softcapping.is_some();
+        let heads = HeadShape { group, head_dim: config.head_dim, soft_cap, window: window.is_some() };
+        if !attention.contains(&heads) {
+            attention.push(heads);
+        }
+    }
+    Workload {
+        matrices: ops.kinds().to_vec(),
+        attention,
+        kv: ops.kv_dtype(),
+        activation: config.hidden_act,
+        norm_heads: config.qk_norm,
+        soft_cap: config.final_logit_softcapping.is_some(),
+    }
+}
+
+/// Tokens to make room for in a model in MLC's files where nothing else is asked for. These may say less than what the
+/// model was trained for.
+pub(crate) fn mlc_context(chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
+    let trained = config.max_position_embeddings;
+    chat_config.context_window_size.unwrap_or(trained).min(trained).min(DEFAULT_CONTEXT)
+}

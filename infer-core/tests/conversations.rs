@@ -1,0 +1,302 @@
+//! Conversations with a tiny model of random weights: what it says makes no sense, but must be the same whatever happened
+//! before and meanwhile.
+
+mod common;
+
+use std::path::Path;
+
+use common::Golden;
+use infer_core::{
+    Device, Engine, Error, FinishReason, Gpu, GpuError, KvDtype, LoadOptions, LoadedModel, Message, OpenOptions,
+    SamplingParams, block_on,
+};
+use model_format::DirFiles;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// An MLC folder with a tokenizer beside it, and room for what is kept.
+fn model() -> TempDir {
+    let (folder, golden) = (tempfile::tempdir().unwrap(), Golden::open("arch/llama").folder("q4f16_1"));
+    for entry in std::fs::read_dir(golden).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let tokenizer = Golden::open("tokenizer/tiny-bpe").folder("tokenizer.json");
+    std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
+    // The template is that of a large vocabulary, whose first token this one does not have.
+    let path = folder.path().join("mlc-chat-config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["conv_template"]["system_prefix_token_ids"] = Value::Null;
+    config["conv_template"]["system_message"] = "".into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+fn options(folder: &Path, context: usize) -> LoadOptions {
+    LoadOptions { context: Some(context), cache_folder: Some(folder.join("kept")), ..Default::default() }
+}
+
+fn load(folder: &Path, device: Device, context: usize) -> infer_core::Result<LoadedModel> {
+    block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options(folder, context), &mut ()))
+}
+
+fn engine(folder: &Path, device: Device, context: usize) -> Engine {
+    let options = options(folder, context);
+    block_on(Engine::load_mlc(&DirFiles::new(folder), device, &options, &mut ())).unwrap()
+}
+
+fn cpu() -> Device {
+    Device::Cpu(Default::default())
+}
+
+/// The machine's first adapter, opened anew. Without one: skipped, with the reason.
+fn gpu() -> Option<Gpu> {
+    match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+fn greedy(max_tokens: usize) -> SamplingParams {
+    SamplingParams { max_tokens: Some(max_tokens), ..SamplingParams::greedy() }
+}
+
+/// Text, tokens, and why it ended.
+fn answer(engine: &mut Engine, messages: &[Message], params: &SamplingParams) -> (String, Vec<u32>, FinishReason) {
+    let mut generation = engine.chat(messages, params.clone()).unwrap();
+    let mut text = String::new();
+    while let Some(chunk) = block_on(generation.next()).unwrap() {
+        text.push_str(&chunk.text);
+    }
+    (text, generation.tokens().to_vec(), generation.finish_reason().unwrap())
+}
+
+/// By how much the best token is above the second after each token of an answer.
+fn margins(engine: &mut Engine, messages: &[Message], params: &SamplingParams) -> Vec<f32> {
+    engine.reset();
+    let mut generation = engine.chat(messages, SamplingParams { logprobs: Some(2), ..params.clone() }).unwrap();
+    let mut margins = Vec::new();
+    while let Some(chunk) = block_on(generation.next()).unwrap() {
+        margins.extend(chunk.logprobs.iter().map(|token| token.top[0].1 - token.top[1].1));
+    }
+    margins
+}
+
+/// Changes a conversation as people do: goes on, goes back, says something else, begins anew.
+fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
+    let words = ["one", "two three", "four\n", "five, six and seven", "<|eot_id|>", "é🙂"];
+    let mut word = || words[rng.random_range(0..words.len())].to_string();
+    let (first, second) = (word(), word());
+    match rng.random_range(0..6) {
+        0 | 1 => messages.extend([Message::assistant(said), Message::user(first)]),
+        2 => messages.extend([Message::assistant(format!("{said}{first}")), Message::user(second)]),
+        3 => {
+            messages.truncate(messages.len().saturating_sub(2).max(1));
+            messages.last_mut().unwrap().content.push_str(&first);
+        }
+        4 => messages[0].content = first,
+        _ => *messages = vec![Message::user(first)],
+    }
+    if messages.len() > 7 {
+        messages.truncate(1);
+    }
+}
+
+/// What is kept of earlier turns changes nothing: 200 edits, each answered with and without it.
+fn check_edits(device: impl Fn() -> Option<Device>) {
+    let folder = model();
+    let (Some(warm), Some(cold)) = (device(), device()) else { return };
+    let [mut warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut messages = vec![Message::user("one")];
+    let (mut kept, mut equal) = (0, 0);
+    for script in 0..200 {
+        let params = greedy(rng.random_range(1..8));
+        cold.reset();
+        let expected = answer(&mut cold, &messages, &params);
+        let mut generation = warm.chat(&messages, params.clone()).unwrap();
+        while block_on(generation.next()).unwrap().is_some() {}
+        let found = generation.tokens().to_vec();
+        kept += usize::from(generation.stats().cached_tokens > 0);
+        if found == expected.1 {
+            equal += 1;
+        } else {
+            // Two tokens as good as equally likely, which rounding may decide either way.
+            let at = found.iter().zip(&expected.1).take_while(|(a, b)| a == b).count();
+            let margin = margins(&mut cold, &messages, &params)[at];
+            assert!(margin < 1e-4, "script {script}: {found:?}, expected {:?}, margin {margin}", expected.1);
+        }
+        edit(&mut messages, &expected.0, &mut rng);
+    }
+    assert!(kept >= 150 && equal >= 198, "{kept} of 200 went on from the cache, {equal} were equal");
+}
+
+#[test]
+fn edits_on_the_cpu_are_answered_as_if_new() {
+    check_edits(|| Some(cpu()));
+}
+
+#[test]
+fn edits_on_a_gpu_are_answered_as_if_new() {
+    check_edits(|| Some(Device::Gpu(gpu()?, KvDtype::F32)));
+}
+
+#[test]
+fn a_lost_device_is_replaced_and_the_answer_goes_on() {
+    let folder = model();
+    let Some(first) = gpu() else { return };
+    let messages = [Message::user("tell me something long")];
+    for params in [greedy(40), SamplingParams { seed: Some(3), temperature: 0.7, ..greedy(40) }] {
+        let mut whole = engine(folder.path(), Device::Gpu(first.clone(), KvDtype::F32), 512);
+        let expected = answer(&mut whole, &messages, &params);
+        whole.reset();
+        let mut generation = whole.chat(&messages, params.clone()).unwrap();
+        let pieces = std::iter::from_fn(|| block_on(generation.next()).unwrap()).count();
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        for _ in 0..4 {
+            let mut gpu = gpu().unwrap();
+            let mut engine = engine(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512);
+            // Twice in one answer, after any number of pieces of which half are left.
+            let half = (pieces / 2).max(1);
+            let mut losses = vec![rng.random_range(0..half), rng.random_range(0..half.div_ceil(2))];
+            let (mut text, mut pulls) = (String::new(), 0);
+            let mut generation = engine.chat(&messages, params.clone()).unwrap();
+            let found = loop {
+                if losses.first() == Some(&pulls) {
+                    losses.remove(0);
+                    pulls = 0;
+                    gpu.destroy();
+                }
+                match block_on(generation.next()) {
+                    Ok(Some(chunk)) => text.push_str(&chunk.text),
+                    Ok(None) => break generation.tokens().to_vec(),
+                    Err(error) => {
+                        assert!(matches!(error, Error::Gpu(GpuError::DeviceLost { .. })), "{error}");
+                        assert!(error.hint().is_some());
+                        let suspended = generation.suspend();
+                        gpu = self::gpu().unwrap();
+                        let model = load(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512).unwrap();
+                        generation = engine.resume(model, suspended);
+                        continue;
+                    }
+                }
+                pulls += 1;
+            };
+            assert_eq!((&text, &found), (&expected.0, &expected.1));
+            assert!(losses.is_empty(), "the device was never lost");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_fails_cleanly_and_less_fits() {
+    let folder = model();
+    let Some(gpu) = gpu() else { return };
+    let device = || Device::Gpu(gpu.clone(), KvDtype::F32);
+    // Kernels are checked, and scratch is there.
+    drop(load(folder.path(), device(), 64).unwrap());
+    let before = gpu.bytes_in_use();
+    let model = load(folder.path(), device(), 1000).unwrap();
+    let whole = gpu.bytes_in_use() - before;
+    drop(model);
+    assert_eq!(gpu.bytes_in_use(), before);
+    for step in 0..20 {
+        gpu.limit_memory(Some(before + whole * step / 20));
+        let error = load(folder.path(), device(), 1000).map(|_| ()).unwrap_err();
+        assert!(matches!(error, Error::Gpu(GpuError::OutOfMemory { .. })), "{error}");
+        assert!(error.hint().is_some());
+        assert!(gpu.bytes_in_use() <= before, "left behind after {step} of 20 parts");
+    }
+    gpu.limit_memory(None);
+    // Too little for what a long prompt needs, which shows while it runs; then for a short one there is enough.
+    let mut engine = engine(folder.path(), device(), 900);
+    let (short, long) = ([Message::user("x")], [Message::user("many words ".repeat(60))]);
+    let expected = answer(&mut engine, &short, &greedy(4));
+    engine.reset();
+    gpu.limit_memory(Some(gpu.bytes_in_use() + 50_000));
+    let mut generation = engine.chat(&long, greedy(4)).unwrap();
+    let error = loop {
+        match block_on(generation.next()) {
+            Ok(chunk) => assert!(chunk.is_some(), "a long prompt fits"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Gpu(GpuError::OutOfMemory { .. })), "{error}");
+    assert_eq!(answer(&mut engine, &short, &greedy(4)), expected);
+}
+
+#[test]
+fn a_full_context_ends_the_answer_or_shifts() {
+    const CONTEXT: usize = 140;
+    let folder = model();
+    let mut engine = engine(folder.path(), cpu(), CONTEXT);
+    let messages = [Message::user("tell me something long")];
+    let prompt = engine.chat_tokens(&messages).unwrap();
+    let params = SamplingParams { max_tokens: Some(100), ..SamplingParams::greedy() };
+    let (_, ended, reason) = answer(&mut engine, &messages, &params);
+    assert_eq!((reason, reason.as_str()), (FinishReason::ContextFull, "length"));
+    assert_eq!(prompt.len() + ended.len(), CONTEXT + 1);
+    let (_, shifted, reason) = answer(&mut engine, &messages, &SamplingParams { shift: true, ..params });
+    assert_eq!((reason, shifted.len()), (FinishReason::Length, 100));
+    assert_eq!(shifted[..ended.len()], ended);
+    // It goes on as a text that is the first four tokens and the last half of what there was.
+    let mut whole = prompt;
+    whole.extend(&ended);
+    let mut text = [&whole[..4], &whole[whole.len() - whole.len() / 2..]].concat();
+    for &expected in &shifted[ended.len()..ended.len() + 10] {
+        let mut last = Vec::new();
+        let each = |logits: &[f32]| -> infer_core::Result<()> {
+            last = logits[logits.len() - 512..].to_vec();
+            Ok(())
+        };
+        block_on(engine.model().text_logits(&text, each)).unwrap();
+        assert_eq!(common::largest(&last), expected);
+        text.push(expected);
+    }
+}
+
+#[test]
+fn logprobs_are_those_of_the_models_distribution() {
+    let folder = model();
+    let mut engine = engine(folder.path(), cpu(), 256);
+    let messages = [Message::user("hello")];
+    let prompt = engine.chat_tokens(&messages).unwrap();
+    let params = SamplingParams {
+        temperature: 1.3,
+        seed: Some(4),
+        logprobs: Some(3),
+        logit_bias: vec![(7, 5.0)],
+        max_tokens: Some(6),
+        ..SamplingParams::default()
+    };
+    let mut generation = engine.chat(&messages, params).unwrap();
+    let mut logprobs = Vec::new();
+    while let Some(chunk) = block_on(generation.next()).unwrap() {
+        assert_eq!(chunk.tokens.len(), chunk.logprobs.len());
+        logprobs.extend(chunk.logprobs);
+    }
+    let tokens = generation.tokens().to_vec();
+    assert_eq!(logprobs.iter().map(|token| token.id).collect::<Vec<_>>(), tokens);
+    let text = [&prompt[..], &tokens].concat();
+    let mut rows: Vec<f32> = Vec::new();
+    let each = |logits: &[f32]| -> infer_core::Result<()> {
+        rows.extend(logits);
+        Ok(())
+    };
+    block_on(engine.model().text_logits(&text, each)).unwrap();
+    for (logits, found) in rows.chunks_exact(512).skip(prompt.len() - 1).zip(&logprobs) {
+        let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+        let expected = |id: u32| f64::from(logits[id as usize]) - total.ln();
+        for (id, logprob) in found.top.iter().copied().chain([(found.id, found.logprob)]) {
+            assert!((f64::from(logprob) - expected(id)).abs() < 1e-4, "{id}: {logprob}, expected {}", expected(id));
+        }
+        assert_eq!(found.top[0].0, common::largest(logits));
+        assert!(found.top[0].1 >= found.top[1].1 && found.top[1].1 >= found.top[2].1);
+    }
+}

@@ -1,0 +1,146 @@
+//! Writes the cases of every kernel, as a browser would run them, for `tests/dawn/run.mjs`: `export-cases FOLDER [COUNT]`.
+//!
+//! The smallest test case of each variant, with the shader's text, the buffers, each dispatch, and what must come out.
+//! With a count, no more than so many variants of a kernel are to be run; the others' shaders are there all the same, for
+//! they are compiled. Needs a device to record on, on which nothing is run.
+
+use std::{
+    collections::HashMap,
+    error::Error,
+    fs::{self, File},
+    io::{BufWriter, Write},
+    path::PathBuf,
+};
+
+use serde_json::{Value, json};
+use webgpu_kernels::{
+    KERNELS, Kernel,
+    gpu::{Gpu, OpenOptions, Recorder, Selection, block_on},
+    kernel::{Access, Purpose},
+    selftest::smallest_cases,
+};
+
+/// Words behind each buffer that must stay.
+const GUARD: [u32; 64] = [0x7fc0_dead; 64];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let folder = PathBuf::from(arguments.next().ok_or("usage: export-cases FOLDER [COUNT]")?);
+    let most = arguments.next().map_or(Ok(usize::MAX), |count| count.parse())?;
+    fs::create_dir_all(&folder)?;
+    let mut export = Export {
+        words: BufWriter::new(File::create(folder.join("words.bin"))?),
+        written: 0,
+        shaders: Vec::new(),
+        indices: HashMap::new(),
+        cases: Vec::new(),
+    };
+    // A browser's device is no software device to us; it has subgroups or not.
+    for subgroups in [true, false] {
+        let options = OpenOptions { software_kernels: false, subgroups, ..OpenOptions::default() };
+        let gpu = block_on(Gpu::open(&Selection::Auto, options))?;
+        for kernel in KERNELS {
+            export.kernel(&gpu, kernel, most)?;
+        }
+    }
+    export.words.flush()?;
+    let cases = json!({ "shaders": export.shaders, "cases": export.cases, "guard": GUARD.len() });
+    fs::write(folder.join("cases.json"), cases.to_string())?;
+    println!("{} cases, {} shaders", export.cases.len(), export.shaders.len());
+    Ok(())
+}
+
+struct Export {
+    words: BufWriter<File>,
+    written: usize,
+    shaders: Vec<Value>,
+    /// Of each shader's text.
+    indices: HashMap<String, usize>,
+    cases: Vec<Value>,
+}
+
+impl Export {
+    fn kernel(&mut self, gpu: &Gpu, kernel: &'static Kernel, most: usize) -> Result<(), Box<dyn Error>> {
+        let all: Vec<_> = smallest_cases(gpu, kernel).collect();
+        // As far apart as can be.
+        let step = all.len().div_ceil(most).max(1);
+        for (i, case) in all.into_iter().enumerate() {
+            if i % step != 0 {
+                self.shader(kernel, &kernel.browser_source(&case.variant), &mut false);
+                continue;
+            }
+            let host = (case.buffers)();
+            let mut buffers = Vec::new();
+            let mut device = Vec::new();
+            for buffer in &host {
+                let guarded: Vec<u32> = buffer.words.iter().chain(&GUARD).copied().collect();
+                device.push(gpu.upload(&guarded)?);
+                let purpose = match buffer.purpose {
+                    Purpose::Input => "input",
+                    Purpose::F32 => "f32",
+                    Purpose::F16 => "f16",
+                    Purpose::U32 => "u32",
+                };
+                let id = device[device.len() - 1].id();
+                buffers.push(json!({"id": id, "words": self.write(&guarded)?, "purpose": purpose}));
+            }
+            let mut recorder = Recorder::tracing(gpu);
+            (case.record)(&mut recorder, &device);
+            let mut dispatches = Vec::new();
+            let mut is_new = false;
+            for traced in recorder.take_trace() {
+                let shader = self.shader(traced.kernel, &traced.kernel.browser_source(&traced.variant), &mut is_new);
+                let bindings = traced.bindings.iter();
+                let bindings = bindings.map(|b| json!({"id": b.id, "offset": b.offset, "size": b.size}));
+                dispatches.push(json!({
+                    "shader": shader,
+                    "params": self.write(&traced.params.chunks_exact(4).map(word).collect::<Vec<_>>())?,
+                    "bindings": bindings.collect::<Vec<_>>(),
+                    "groups": [traced.groups.0, traced.groups.1],
+                }));
+            }
+            if !is_new {
+                // The same text was run for a device with other features.
+                continue;
+            }
+            let mut expected = Vec::new();
+            for values in (case.reference)(&host) {
+                expected.push(self.write(&values.iter().map(|v| v.to_bits()).collect::<Vec<_>>())?);
+            }
+            self.cases.push(json!({
+                "name": format!("{} {} [{}]", kernel.name, case.label, case.variant),
+                "tolerance": case.tolerance,
+                "buffers": buffers,
+                "dispatches": dispatches,
+                "expected": expected,
+            }));
+        }
+        Ok(())
+    }
+
+    /// The index of a shader's text; notes whether it is new.
+    fn shader(&mut self, kernel: &Kernel, wgsl: &str, is_new: &mut bool) -> usize {
+        if !self.indices.contains_key(wgsl) {
+            *is_new = true;
+            let access = |access: &Access| if *access == Access::Read { "read-only-storage" } else { "storage" };
+            let bindings: Vec<&str> = kernel.bindings.iter().map(access).collect();
+            self.indices.insert(wgsl.to_string(), self.shaders.len());
+            self.shaders.push(json!({"wgsl": wgsl, "bindings": bindings, "params": kernel.params.size}));
+        }
+        self.indices[wgsl]
+    }
+
+    /// Where these words lie in the file: first, and how many.
+    fn write(&mut self, words: &[u32]) -> Result<Value, Box<dyn Error>> {
+        let first = self.written;
+        for word in words {
+            self.words.write_all(&word.to_le_bytes())?;
+        }
+        self.written += words.len();
+        Ok(json!([first, words.len()]))
+    }
+}
+
+fn word(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}

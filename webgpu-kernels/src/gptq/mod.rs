@@ -1,0 +1,523 @@
+//! The steps of a quantizer that solves a matrix on the device: GPTQ's columns ([`Columns`]), coordinate descent over
+//! scales and codes ([`Scales`], [`Codes`]), and what some columns' changes do to the others ([`RankUpdate`]).
+//!
+//! [`Solver`] puts them together. Codes are whole numbers in f32, scale and zero of a group lie side by side.
+
+mod reference;
+mod solver;
+
+use crate::{
+    Case, CaseSet, Kernel, Variant,
+    cases::Random,
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, params},
+};
+
+pub use solver::{Problem, Solution, Solver};
+
+/// Columns that are rounded at a time.
+pub const BLOCK: usize = 32;
+
+/// Lanes of a workgroup, a row each.
+const LANES: usize = 64;
+
+/// `y[r, c] -= sum over k of a[r, k] * b[k, c]` for the columns from `first` on. All are multiples of [`BLOCK`].
+struct RankUpdate {
+    rows: usize,
+    cols: usize,
+    first: usize,
+    depth: usize,
+}
+
+/// Rounds [`BLOCK`] columns of weights from `start` on.
+struct Columns {
+    rows: usize,
+    cols: usize,
+    start: usize,
+    group_len: usize,
+    max_code: u32,
+}
+
+/// The best scale of a group.
+struct Scales {
+    rows: usize,
+    cols: usize,
+    group: usize,
+    len: usize,
+    coarse_bits: u32,
+}
+
+/// The best codes of [`BLOCK`] columns of a group, from its `offset` on.
+struct Codes {
+    rows: usize,
+    cols: usize,
+    group: usize,
+    len: usize,
+    offset: usize,
+    max_code: u32,
+}
+
+/// `error = weights - values`.
+struct Errors {
+    rows: usize,
+    cols: usize,
+    group_len: usize,
+}
+
+/// `dots[r] = a[r] . b[r]`.
+struct RowDots {
+    rows: usize,
+    cols: usize,
+}
+
+params! { struct RankUpdateParams { rows: u32, cols: u32, first: u32, depth: u32, tiles_j: u32, tiles: u32 } }
+params! { struct ColumnsParams { rows: u32, cols: u32, start: u32, groups: u32, group_len: u32, max_code: u32 } }
+params! { struct ScalesParams { rows: u32, cols: u32, groups: u32, group: u32, len: u32, coarse_bits: u32 } }
+params! {
+    struct CodesParams { rows: u32, cols: u32, groups: u32, group: u32, len: u32, offset: u32, max_code: u32 }
+}
+params! { struct ErrorsParams { len: u32, cols: u32, groups: u32, group_len: u32 } }
+params! { struct RowDotsParams { rows: u32, cols: u32 } }
+
+const READ: Access = Access::Read;
+const WRITE: Access = Access::ReadWrite;
+
+/// The record of the update of the other columns.
+pub static RANK_UPDATE_KERNEL: Kernel = Kernel {
+    name: "rank_update",
+    wgsl: include_str!("rank_update.wgsl"),
+    bindings: &[READ, READ, WRITE],
+    params: RankUpdateParams::LAYOUT,
+    cases: rank_update_cases,
+};
+
+/// The record of GPTQ's columns.
+pub static COLUMNS_KERNEL: Kernel = Kernel {
+    name: "gptq_columns",
+    wgsl: include_str!("columns.wgsl"),
+    bindings: &[READ, READ, READ, READ, WRITE, WRITE, WRITE],
+    params: ColumnsParams::LAYOUT,
+    cases: columns_cases,
+};
+
+/// The record of coordinate descent over scales.
+pub static SCALES_KERNEL: Kernel = Kernel {
+    name: "gptq_scales",
+    wgsl: include_str!("scales.wgsl"),
+    bindings: &[READ, READ, READ, WRITE, WRITE],
+    params: ScalesParams::LAYOUT,
+    cases: scales_cases,
+};
+
+/// The record of coordinate descent over codes.
+pub static CODES_KERNEL: Kernel = Kernel {
+    name: "gptq_codes",
+    wgsl: include_str!("codes.wgsl"),
+    bindings: &[READ, READ, READ, WRITE, WRITE],
+    params: CodesParams::LAYOUT,
+    cases: codes_cases,
+};
+
+/// The record of rounding's errors.
+pub static ERRORS_KERNEL: Kernel = Kernel {
+    name: "gptq_errors",
+    wgsl: include_str!("error.wgsl"),
+    bindings: &[READ, READ, READ, WRITE],
+    params: ErrorsParams::LAYOUT,
+    cases: errors_cases,
+};
+
+/// The record of products of rows.
+pub static ROW_DOTS_KERNEL: Kernel = Kernel {
+    name: "row_dots",
+    wgsl: include_str!("row_dots.wgsl"),
+    bindings: &[READ, READ, WRITE],
+    params: RowDotsParams::LAYOUT,
+    cases: row_dots_cases,
+};
+
+impl RankUpdate {
+    /// `a`: `[rows, depth]`. `b`: `[depth, cols]`. `y`: `[rows, cols]`.
+    fn record(&self, recorder: &mut Recorder, a: &Buffer<f32>, b: &Buffer<f32>, y: &Buffer<f32>) {
+        let tiles_j = (self.cols - self.first).div_ceil(64);
+        let tiles = self.rows.div_ceil(32) * tiles_j;
+        let params = RankUpdateParams {
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            first: self.first as u32,
+            depth: self.depth as u32,
+            tiles_j: tiles_j as u32,
+            tiles: tiles as u32,
+        };
+        let buffers = [a.into(), b.into(), y.into()];
+        recorder.dispatch(&RANK_UPDATE_KERNEL, &Variant::new(), &params, &buffers, tiles);
+    }
+}
+
+/// Where the results of [`Columns`] go.
+struct ColumnsOut<'a> {
+    /// `[rows, cols]`, in the order that the matrix has.
+    codes: &'a Buffer<f32>,
+    /// `[rows, BLOCK]`: what was rounded away, as the columns after it see it.
+    errors: &'a Buffer<f32>,
+    /// `[rows, BLOCK]`: the weights before rounding, negative; if drift is corrected.
+    unrounded: Option<&'a Buffer<f32>>,
+}
+
+impl Columns {
+    /// `weights`: `[rows, cols]` in the order `perm` `[cols]`. `tile`: `[BLOCK, BLOCK]`, the factor and below its diagonal the
+    /// correction's transpose. `grid`: `[rows, groups, 2]`.
+    fn record(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Buffer<f32>,
+        tile: &Buffer<f32>,
+        perm: &Buffer<u32>,
+        grid: &Buffer<f32>,
+        out: &ColumnsOut<'_>,
+    ) {
+        let params = ColumnsParams {
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            start: self.start as u32,
+            groups: (self.cols / self.group_len) as u32,
+            group_len: self.group_len as u32,
+            max_code: self.max_code,
+        };
+        let unrounded = out.unrounded.unwrap_or(out.errors);
+        // A buffer may be written through one binding only.
+        let spare = recorder.temporary(LANES);
+        let unrounded = if out.unrounded.is_some() { unrounded } else { &spare };
+        let buffers = [
+            weights.into(),
+            tile.into(),
+            perm.into(),
+            grid.into(),
+            out.codes.into(),
+            out.errors.into(),
+            unrounded.into(),
+        ];
+        let variant = Variant::new().flag_if("CORRECTED", out.unrounded.is_some());
+        recorder.dispatch(&COLUMNS_KERNEL, &variant, &params, &buffers, self.rows.div_ceil(LANES));
+    }
+}
+
+impl Scales {
+    /// `residual`, `codes`: `[rows, cols]`. `square`: `[len, len]`. `grid`: `[rows, groups, 2]`. `changes`: `[rows, len]`.
+    fn record(
+        &self,
+        recorder: &mut Recorder,
+        residual: &Buffer<f32>,
+        codes: &Buffer<f32>,
+        square: &Buffer<f32>,
+        grid: &Buffer<f32>,
+        changes: &Buffer<f32>,
+    ) {
+        let params = ScalesParams {
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            groups: (self.cols / self.len) as u32,
+            group: self.group as u32,
+            len: self.len as u32,
+            coarse_bits: self.coarse_bits,
+        };
+        let buffers = [residual.into(), codes.into(), square.into(), grid.into(), changes.into()];
+        recorder.dispatch(&SCALES_KERNEL, &Variant::new(), &params, &buffers, self.rows.div_ceil(LANES));
+    }
+}
+
+impl Codes {
+    /// As [`Scales::record`]; `changes`: `[rows, BLOCK]`.
+    fn record(
+        &self,
+        recorder: &mut Recorder,
+        residual: &Buffer<f32>,
+        square: &Buffer<f32>,
+        grid: &Buffer<f32>,
+        codes: &Buffer<f32>,
+        changes: &Buffer<f32>,
+    ) {
+        let params = CodesParams {
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            groups: (self.cols / self.len) as u32,
+            group: self.group as u32,
+            len: self.len as u32,
+            offset: self.offset as u32,
+            max_code: self.max_code,
+        };
+        let buffers = [residual.into(), square.into(), grid.into(), codes.into(), changes.into()];
+        recorder.dispatch(&CODES_KERNEL, &Variant::new(), &params, &buffers, self.rows.div_ceil(LANES));
+    }
+}
+
+impl Errors {
+    /// `weights`, `codes`, `error`: `[rows, cols]`. `grid`: `[rows, groups, 2]`.
+    fn record(
+        &self,
+        recorder: &mut Recorder,
+        weights: &Buffer<f32>,
+        codes: &Buffer<f32>,
+        grid: &Buffer<f32>,
+        error: &Buffer<f32>,
+    ) {
+        let len = self.rows * self.cols;
+        let params = ErrorsParams {
+            len: len as u32,
+            cols: self.cols as u32,
+            groups: (self.cols / self.group_len) as u32,
+            group_len: self.group_len as u32,
+        };
+        let buffers = [weights.into(), codes.into(), grid.into(), error.into()];
+        recorder.dispatch(&ERRORS_KERNEL, &Variant::new(), &params, &buffers, len.div_ceil(256));
+    }
+}
+
+impl RowDots {
+    /// `a`, `b`: `[rows, cols]`. `dots`: `[rows]`.
+    fn record(&self, recorder: &mut Recorder, a: &Buffer<f32>, b: &Buffer<f32>, dots: &Buffer<f32>) {
+        let params = RowDotsParams { rows: self.rows as u32, cols: self.cols as u32 };
+        let buffers = [a.into(), b.into(), dots.into()];
+        recorder.dispatch(&ROW_DOTS_KERNEL, &Variant::new(), &params, &buffers, self.rows.div_ceil(LANES));
+    }
+}
+
+/// Scales of either sign, and zeros.
+fn random_grid(random: &mut Random, len: usize) -> Vec<f32> {
+    let mut scale = || {
+        let value = random.value();
+        if value < 0.0 { value - 0.05 } else { value + 0.05 }
+    };
+    (0..len).flat_map(|i| [scale() * 0.2, (7 + i % 3) as f32]).collect()
+}
+
+fn random_codes(random: &mut Random, len: usize) -> Vec<f32> {
+    (0..len).map(|_| random.below(16) as f32).collect()
+}
+
+/// Symmetric, with a diagonal that outweighs the rest.
+fn random_square(random: &mut Random, len: usize) -> Vec<f32> {
+    let mut square = vec![0.0; len * len];
+    for i in 0..len {
+        for j in 0..i {
+            let value = random.value();
+            (square[i * len + j], square[j * len + i]) = (value, value);
+        }
+        square[i * len + i] = len as f32 / 3.0 + random.value();
+    }
+    square
+}
+
+fn rank_update_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[[usize; 4]] = match set {
+        CaseSet::Test => &[[1, 64, 0, 32], [3, 96, 32, 32], [70, 160, 96, 32], [33, 224, 0, 128], [32, 64, 32, 64]],
+        CaseSet::Bench => &[[3072, 8192, 0, 32], [8192, 3072, 0, 32]],
+    };
+    let case = |&[rows, cols, first, depth]: &[usize; 4]| Case {
+        label: format!("{rows} x {cols} from {first}, depth {depth}"),
+        variant: Variant::new(),
+        flops: (2 * rows * (cols - first) * depth) as u64,
+        bytes: 4 * (rows * depth + depth * cols + 2 * rows * (cols - first)) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let mut random = Random::new((rows + cols) as u64);
+            let (a, b) = (random.values(rows * depth), random.values(depth * cols));
+            vec![CaseBuffer::input(&a), CaseBuffer::input(&b), CaseBuffer::in_out(&random.values(rows * cols))]
+        }),
+        record: Box::new(move |recorder, b| {
+            RankUpdate { rows, cols, first, depth }.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast());
+        }),
+        reference: Box::new(move |b| {
+            let mut y = b[2].values().to_vec();
+            reference::rank_update(b[0].values(), b[1].values(), depth, first, cols, &mut y);
+            vec![y]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
+
+fn columns_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize, usize, usize, bool)] = match set {
+        CaseSet::Test => &[(1, 32, 0, 32, false), (70, 96, 32, 32, true), (64, 256, 224, 128, true)],
+        CaseSet::Bench => &[(3072, 8192, 0, 32, true)],
+    };
+    let case = |&(rows, cols, start, group_len, corrected): &(usize, usize, usize, usize, bool)| Case {
+        label: format!("{rows} x {cols} from {start}, groups of {group_len}, corrected {corrected}"),
+        variant: Variant::new().flag_if("CORRECTED", corrected),
+        flops: (rows * BLOCK * BLOCK * if corrected { 2 } else { 1 }) as u64,
+        bytes: 4 * (4 * rows * BLOCK) as u64,
+        tolerance: 1e-9,
+        buffers: Box::new(move || {
+            let mut random = Random::new((rows * cols) as u64);
+            let weights = random.values(rows * cols);
+            // A factor is large on its diagonal.
+            let mut tile: Vec<f32> = random.values(BLOCK * BLOCK).iter().map(|v| v * 0.1).collect();
+            (0..BLOCK).for_each(|k| tile[k * BLOCK + k] = 1.0 + tile[k * BLOCK + k]);
+            let mut perm: Vec<u32> = (0..cols as u32).collect();
+            (1..cols).rev().for_each(|i| perm.swap(i, random.below(i + 1)));
+            let grid = random_grid(&mut random, rows * cols / group_len);
+            let mut buffers = vec![
+                CaseBuffer::input(&weights),
+                CaseBuffer::input(&tile),
+                CaseBuffer::words(perm),
+                CaseBuffer::input(&grid),
+                CaseBuffer::in_out(&vec![0.0; rows * cols]),
+                CaseBuffer::output(rows * BLOCK),
+            ];
+            if corrected {
+                buffers.push(CaseBuffer::output(rows * BLOCK));
+            }
+            buffers
+        }),
+        record: Box::new(move |recorder, b| {
+            let columns = Columns { rows, cols, start, group_len, max_code: 15 };
+            let (codes, errors) = (b[4].cast(), b[5].cast());
+            let unrounded = corrected.then(|| b[6].cast());
+            let out = ColumnsOut { codes: &codes, errors: &errors, unrounded: unrounded.as_ref() };
+            columns.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &b[3].cast(), &out);
+        }),
+        reference: Box::new(move |b| {
+            let mut codes = b[4].values().to_vec();
+            let (errors, unrounded) = reference::columns(
+                b[0].values(),
+                b[1].values(),
+                &b[2].words,
+                b[3].values(),
+                [cols, start, group_len],
+                15.0,
+                corrected,
+                &mut codes,
+            );
+            let mut outputs = vec![codes, errors];
+            outputs.extend(corrected.then_some(unrounded));
+            outputs
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
+
+fn scales_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize, usize, usize, u32)] = match set {
+        CaseSet::Test => &[(1, 32, 0, 32, 0), (70, 96, 2, 32, 3), (65, 256, 1, 128, 0)],
+        CaseSet::Bench => &[(3072, 8192, 7, 32, 0)],
+    };
+    let case = |&(rows, cols, group, len, coarse_bits): &(usize, usize, usize, usize, u32)| Case {
+        label: format!("{rows} x {cols}, group {group} of {len}, {coarse_bits} coarse bits"),
+        variant: Variant::new(),
+        flops: (2 * rows * len * len) as u64,
+        bytes: 4 * (3 * rows * len) as u64,
+        // A rounding of the scale may go the other way.
+        tolerance: 1e-6,
+        buffers: Box::new(move || {
+            let mut random = Random::new((rows * cols) as u64);
+            vec![
+                CaseBuffer::input(&random.values(rows * cols)),
+                CaseBuffer::input(&random_codes(&mut random, rows * cols)),
+                CaseBuffer::input(&random_square(&mut random, len)),
+                CaseBuffer::in_out(&random_grid(&mut random, rows * cols / len)),
+                CaseBuffer::output(rows * len),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let scales = Scales { rows, cols, group, len, coarse_bits };
+            scales.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &b[3].cast(), &b[4].cast());
+        }),
+        reference: Box::new(move |b| {
+            let mut grid = b[3].values().to_vec();
+            let (residual, codes, square) = (b[0].values(), b[1].values(), b[2].values());
+            let changes = reference::scales(residual, codes, square, [cols, group, len], coarse_bits, &mut grid);
+            vec![grid, changes]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
+
+fn codes_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize, usize, usize, usize)] = match set {
+        CaseSet::Test => &[(1, 32, 0, 32, 0), (70, 96, 2, 32, 0), (65, 256, 1, 128, 96)],
+        CaseSet::Bench => &[(3072, 8192, 7, 32, 0)],
+    };
+    let case = |&(rows, cols, group, len, offset): &(usize, usize, usize, usize, usize)| Case {
+        label: format!("{rows} x {cols}, group {group} of {len}, from {offset}"),
+        variant: Variant::new(),
+        flops: (2 * rows * BLOCK * BLOCK) as u64,
+        bytes: 4 * (4 * rows * BLOCK) as u64,
+        tolerance: 1e-9,
+        buffers: Box::new(move || {
+            let mut random = Random::new((rows * cols) as u64);
+            vec![
+                CaseBuffer::input(&random.values(rows * cols)),
+                CaseBuffer::input(&random_square(&mut random, len)),
+                CaseBuffer::input(&random_grid(&mut random, rows * cols / len)),
+                CaseBuffer::in_out(&random_codes(&mut random, rows * cols)),
+                CaseBuffer::output(rows * BLOCK),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let codes = Codes { rows, cols, group, len, offset, max_code: 15 };
+            codes.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &b[3].cast(), &b[4].cast());
+        }),
+        reference: Box::new(move |b| {
+            let mut codes = b[3].values().to_vec();
+            let (residual, square, grid) = (b[0].values(), b[1].values(), b[2].values());
+            let changes = reference::codes(residual, square, grid, [cols, group, len, offset], 15.0, &mut codes);
+            vec![codes, changes]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
+
+fn errors_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize, usize)] = match set {
+        CaseSet::Test => &[(1, 32, 32), (5, 96, 32), (3, 256, 128)],
+        CaseSet::Bench => &[(3072, 8192, 32)],
+    };
+    let case = |&(rows, cols, group_len): &(usize, usize, usize)| Case {
+        label: format!("{rows} x {cols}, groups of {group_len}"),
+        variant: Variant::new(),
+        flops: (3 * rows * cols) as u64,
+        bytes: 4 * (3 * rows * cols) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let mut random = Random::new((rows * cols) as u64);
+            vec![
+                CaseBuffer::input(&random.values(rows * cols)),
+                CaseBuffer::input(&random_codes(&mut random, rows * cols)),
+                CaseBuffer::input(&random_grid(&mut random, rows * cols / group_len)),
+                CaseBuffer::output(rows * cols),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let errors = Errors { rows, cols, group_len };
+            errors.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &b[3].cast());
+        }),
+        reference: Box::new(move |b| {
+            vec![reference::errors(b[0].values(), b[1].values(), b[2].values(), cols, group_len)]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
+
+fn row_dots_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize)] = match set {
+        CaseSet::Test => &[(1, 4), (65, 100), (3, 2052)],
+        CaseSet::Bench => &[(3072, 8192)],
+    };
+    let case = |&(rows, cols): &(usize, usize)| Case {
+        label: format!("{rows} x {cols}"),
+        variant: Variant::new(),
+        flops: (2 * rows * cols) as u64,
+        bytes: 4 * (2 * rows * cols) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let mut random = Random::new((rows * cols) as u64);
+            let (a, b) = (random.values(rows * cols), random.values(rows * cols));
+            vec![CaseBuffer::input(&a), CaseBuffer::input(&b), CaseBuffer::output(rows)]
+        }),
+        record: Box::new(move |recorder, b| {
+            RowDots { rows, cols }.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast());
+        }),
+        reference: Box::new(move |b| vec![reference::row_dots(b[0].values(), b[1].values(), cols)]),
+    };
+    shapes.iter().map(case).collect()
+}

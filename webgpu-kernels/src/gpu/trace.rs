@@ -1,0 +1,27 @@
+//! [`Traced`]: what a recorder was asked to run, to run it elsewhere: by another implementation of WebGPU.
+
+use crate::{Kernel, Variant};
+
+/// A dispatch that was recorded and not run.
+pub struct Traced {
+    /// The kernel.
+    pub kernel: &'static Kernel,
+    /// The variant.
+    pub variant: Variant,
+    /// The uniform.
+    pub params: Vec<u8>,
+    /// The storage buffers, from `@binding(1)`.
+    pub bindings: Vec<TracedBinding>,
+    /// Workgroups in both dimensions.
+    pub groups: (u32, u32),
+}
+
+/// A buffer of a dispatch.
+pub struct TracedBinding {
+    /// The same for the same memory; see [`super::Buffer::id`].
+    pub id: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes of all the memory.
+    pub size: u64,
+}

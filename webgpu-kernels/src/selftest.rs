@@ -1,0 +1,286 @@
+//! The kernels of a model against their references, on the device that is to run it, before it does.
+//!
+//! Drivers have bugs, and a kernel that a driver gets wrong gives fluent nonsense. [`run`] is called when a model is
+//! loaded; a variant that is wrong is switched off ([`Gpu::switch_off`]), and what does the same in another way is taken
+//! instead. The cases are those of the tests, the smallest of each variant, and for kernels whose variants depend on a
+//! model's widths small ones of these widths.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use model_format::decoder_config::Activation;
+
+use crate::{
+    Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
+    attention::{self, HeadShape},
+    case_check::{Outcome, check},
+    gemm::LaneRows,
+    gemv,
+};
+
+/// What a model asks of the kernels, as far as their variants depend on it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workload {
+    /// Format and inputs of each kind of weight matrix.
+    pub matrices: Vec<(WeightFormat, usize)>,
+    /// Heads of each kind of layer.
+    pub attention: Vec<HeadShape>,
+    /// How keys and values are stored.
+    pub kv: KvDtype,
+    /// Of the gate.
+    pub activation: Activation,
+    /// Whether queries and keys are normed.
+    pub norm_heads: bool,
+    /// Whether logits are capped.
+    pub soft_cap: bool,
+}
+
+/// A kernel that is not used as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Switch {
+    /// Name of the kernel.
+    pub kernel: String,
+    /// The part of it that is not used: a flag of its variants. `None`: none of it.
+    pub flag: Option<String>,
+}
+
+impl std::fmt::Display for Switch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.flag {
+            Some(flag) => write!(f, "{} with {}", self.kernel, flag.to_lowercase()),
+            None => f.write_str(&self.kernel),
+        }
+    }
+}
+
+/// Flags of variants that compute the same without.
+const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
+/// Kernels that others do the work of.
+const SUBSTITUTED: [&str; 3] = ["gemv_add", "gemv_scaled", "gemm_lane_rows"];
+/// Kernels that no model is run with: of measuring, and of the quantizer.
+const NOT_OF_MODELS: [&str; 10] = [
+    "copy",
+    "cross_entropy",
+    "gram",
+    "token_weight",
+    "rank_update",
+    "row_dots",
+    "gptq_columns",
+    "gptq_scales",
+    "gptq_codes",
+    "gptq_errors",
+];
+
+/// A case that was run.
+pub struct Line {
+    /// Name of the kernel.
+    pub kernel: &'static str,
+    /// The variant.
+    pub variant: Variant,
+    /// The shape.
+    pub label: String,
+    /// How it came out.
+    pub outcome: Outcome,
+}
+
+/// Checks what `workload` needs and switches off what is wrong; returns that.
+///
+/// Errors: [`Error::WrongKernel`] where nothing does the same; the device's.
+pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<Vec<Switch>> {
+    run_with(gpu, workload, async |case| check(gpu, case).await).await
+}
+
+async fn run_with(
+    gpu: &Gpu,
+    workload: &Workload,
+    mut check: impl AsyncFnMut(&Case) -> Result<Outcome>,
+) -> Result<Vec<Switch>> {
+    let mut passed: Vec<(&str, Variant)> = Vec::new();
+    'changed: loop {
+        for (kernel, case) in cases_of(gpu, workload) {
+            let variant = gpu.allowed(kernel.name, &case.variant).into_owned();
+            if passed.contains(&(kernel.name, variant.clone())) {
+                continue;
+            }
+            let Err(reason) = check(&case).await? else {
+                passed.push((kernel.name, variant));
+                continue;
+            };
+            gpu.shared.forgive();
+            let flag = OPTIONAL_FLAGS.iter().find(|flag| variant.has_flag(flag));
+            if flag.is_none() && !SUBSTITUTED.contains(&kernel.name) {
+                let (kernel, variant) = (kernel.name.into(), variant.to_string());
+                return Err(Error::WrongKernel { kernel, variant, adapter: gpu.summary().name.clone(), reason });
+            }
+            gpu.switch_off(Switch { kernel: kernel.name.into(), flag: flag.map(|flag| flag.to_string()) });
+            // What takes its place is to be checked too.
+            continue 'changed;
+        }
+        return Ok(gpu.switched_off());
+    }
+}
+
+/// Every variant of every kernel in its smallest test case; nothing is switched off. For who wants to know all.
+pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
+    let mut lines = Vec::new();
+    let all: Vec<_> =
+        KERNELS.iter().flat_map(|kernel| smallest_cases(gpu, kernel).map(move |case| (kernel, case))).collect();
+    for (i, (kernel, case)) in all.iter().enumerate() {
+        let outcome = check(gpu, case).await?;
+        gpu.shared.forgive();
+        lines.push(Line { kernel: kernel.name, variant: case.variant.clone(), label: case.label.clone(), outcome });
+        done(i + 1, all.len());
+    }
+    Ok(lines)
+}
+
+/// A number that differs where the device, its driver or the kernels do.
+pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    let summary = gpu.summary();
+    (&summary.name, &summary.backend, &summary.driver, format!("{:?} {workload:?}", summary.caps)).hash(&mut hasher);
+    for kernel in KERNELS {
+        (kernel.name, kernel.wgsl).hash(&mut hasher);
+    }
+    crate::source::hash_shared(&mut hasher);
+    hasher.finish()
+}
+
+/// The smallest test case of each variant of a kernel on a device.
+pub fn smallest_cases(gpu: &Gpu, kernel: &Kernel) -> impl Iterator<Item = Case> + use<> {
+    let mut cases: Vec<Case> = Vec::new();
+    for case in (kernel.cases)(gpu.caps(), CaseSet::Test) {
+        match cases.iter_mut().find(|found| found.variant == case.variant) {
+            Some(found) if found.bytes + found.flops > case.bytes + case.flops => *found = case,
+            Some(_) => {}
+            None => cases.push(case),
+        }
+    }
+    cases.into_iter()
+}
+
+/// The cases that a model's work is made of on this device.
+fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
+    let caps = gpu.caps();
+    let has_ragged = workload.matrices.iter().any(|(_, cols)| !cols.is_multiple_of(4));
+    let in_lane_rows = LaneRows::suits(caps) && !gpu.is_off(LaneRows::NAME);
+    let is_used = |kernel: &Kernel, variant: &Variant| {
+        let weights = variant.weights.is_none_or(|format| workload.matrices.iter().any(|(of, _)| *of == format));
+        let fits = match kernel.name {
+            name if NOT_OF_MODELS.contains(&name) || gpu.is_off(name) => false,
+            name if name == LaneRows::NAME => in_lane_rows,
+            "gemm" => !in_lane_rows,
+            "norm_heads" => workload.norm_heads,
+            "soft_cap" => workload.soft_cap,
+            "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),
+            "rope" => variant.has_flag("KV_F16") == (workload.kv == KvDtype::F16),
+            // Their variants are as wide as the model.
+            name => !name.starts_with("gemv") && !name.starts_with("attention"),
+        };
+        fits && weights && (has_ragged || !variant.has_flag("RAGGED"))
+    };
+    let mut cases = Vec::new();
+    for kernel in KERNELS {
+        cases.extend(
+            smallest_cases(gpu, kernel).filter(|case| is_used(kernel, &case.variant)).map(|case| (*kernel, case)),
+        );
+    }
+    if !in_lane_rows {
+        for (format, cols) in &workload.matrices {
+            let all = gemv::cases_of(caps, *format, *cols);
+            cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
+        }
+    }
+    for shape in &workload.attention {
+        cases.extend(attention::cases_of(caps, *shape, workload.kv));
+    }
+    cases
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::{OpenOptions, Selection, block_on};
+
+    fn workload() -> Workload {
+        let q4 = WeightFormat::Group { bits: 4, group_size: 32 };
+        let attention = HeadShape { group: 3, head_dim: 64, soft_cap: false, window: false };
+        Workload {
+            matrices: vec![(q4, 576), (q4, 1536)],
+            attention: vec![attention],
+            kv: KvDtype::F16,
+            activation: Activation::Silu,
+            norm_heads: false,
+            soft_cap: false,
+        }
+    }
+
+    /// The first adapter as each profile has it. Without one: skipped, with the reason.
+    fn devices() -> Vec<Gpu> {
+        let open = |(_, options)| match block_on(Gpu::open(&Selection::Auto, options)) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+                eprintln!("skipped: {error}");
+                None
+            }
+        };
+        OpenOptions::PROFILES.into_iter().filter_map(open).collect()
+    }
+
+    #[test]
+    fn right_kernels_stay_on() {
+        for gpu in devices() {
+            assert_eq!(block_on(run(&gpu, &workload())).unwrap(), []);
+        }
+    }
+
+    /// Runs with kernels that are wrong wherever `is_wrong` says so of kernel and variant.
+    fn run_wrong(gpu: &Gpu, is_wrong: impl Fn(&str, &Variant) -> bool) -> Result<Vec<Switch>> {
+        let kernel_of = |case: &Case| {
+            let all = cases_of(gpu, &workload());
+            let found = all.iter().find(|(_, of)| (&of.label, &of.variant) == (&case.label, &case.variant));
+            found.expect("one of the cases").0.name
+        };
+        block_on(run_with(gpu, &workload(), async |case| {
+            let kernel = kernel_of(case);
+            let is_wrong = is_wrong(kernel, &gpu.allowed(kernel, &case.variant));
+            Ok(if is_wrong { Err("wrong".into()) } else { check(gpu, case).await? })
+        }))
+    }
+
+    #[test]
+    fn wrong_kernels_are_switched_off_and_named() {
+        let off = |kernel: &str, flag: Option<&str>| Switch { kernel: kernel.into(), flag: flag.map(str::to_string) };
+        for (gpu, (name, options)) in devices().into_iter().zip(OpenOptions::PROFILES) {
+            // A kernel with subgroups goes on without; one that others stand in for goes; a plain one is an error.
+            let mut expected = Vec::new();
+            if gpu.caps().subgroups.is_some() {
+                let found = run_wrong(&gpu, |kernel, variant| kernel == "rms_norm" && variant.has_flag("SUBGROUPS"));
+                expected.push(off("rms_norm", Some("SUBGROUPS")));
+                assert_eq!(found.unwrap(), expected, "{name}");
+            }
+            let substituted = if LaneRows::suits(gpu.caps()) { LaneRows::NAME } else { "gemv_add" };
+            let has_flag = LaneRows::suits(gpu.caps()) || gpu.caps().subgroups.is_some();
+            let found = run_wrong(&gpu, |kernel, _| kernel == substituted).unwrap();
+            if has_flag {
+                expected.push(off(substituted, Some("SUBGROUPS")));
+            }
+            expected.push(off(substituted, None));
+            assert_eq!(found, expected, "{name}");
+            // What was switched off stays so, and the rest is right.
+            assert_eq!(block_on(run(&gpu, &workload())).unwrap(), expected, "{name}");
+            let error = run_wrong(&gpu, |kernel, _| kernel == "rope").unwrap_err();
+            assert!(matches!(&error, Error::WrongKernel { kernel, .. } if kernel == "rope"), "{error}");
+            assert!(error.to_string().contains("wrong") && error.hint().is_some(), "{options:?}");
+        }
+    }
+
+    #[test]
+    fn keys_differ_by_device_and_work() {
+        let [gpu, lesser, ..] = &devices()[..] else { return };
+        let other = Workload { kv: KvDtype::F32, ..workload() };
+        assert_eq!(key(gpu, &workload()), key(gpu, &workload()));
+        assert_ne!(key(gpu, &workload()), key(gpu, &other));
+        assert_ne!(key(gpu, &workload()), key(lesser, &workload()));
+    }
+}

@@ -1,0 +1,145 @@
+// Runs what `export-cases` wrote on Dawn, the WebGPU of Chrome, and compares with the references:
+// `node run.mjs FOLDER`. With `--probe`, only says whether there is a device. Exit codes: 0 all right, 1 some are wrong,
+// 3 no device.
+
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { create, globals } from 'webgpu';
+
+Object.assign(globalThis, globals);
+const gpu = create([]);
+const adapter = await gpu.requestAdapter();
+if (!adapter) {
+    console.error('Dawn finds no device');
+    process.exit(3);
+}
+console.log(`${adapter.info.description || adapter.info.device}: ${[...adapter.features].join(' ')}`);
+if (process.argv[2] === '--probe') process.exit(0);
+
+const features = ['subgroups', 'shader-f16'].filter((name) => adapter.features.has(name));
+const device = await adapter.requestDevice({ requiredFeatures: features });
+const folder = process.argv[2];
+const { shaders, cases, guard } = JSON.parse(readFileSync(join(folder, 'cases.json'), 'utf8'));
+const file = readFileSync(join(folder, 'words.bin'));
+const words = ([first, count]) => new Uint32Array(file.buffer.slice(file.byteOffset + 4 * first, file.byteOffset + 4 * (first + count)));
+
+/** A shader's pipeline, made once. */
+const pipelines = new Map();
+async function pipeline(index) {
+    if (pipelines.has(index)) return pipelines.get(index);
+    const { wgsl, bindings, params } = shaders[index];
+    const uniform = { type: 'uniform', minBindingSize: params };
+    const entries = [uniform, ...bindings.map((type) => ({ type }))].map((buffer, binding) => ({
+        binding, visibility: GPUShaderStage.COMPUTE, buffer,
+    }));
+    const layout = device.createBindGroupLayout({ entries });
+    const module = device.createShaderModule({ code: wgsl });
+    const messages = (await module.getCompilationInfo()).messages.filter((message) => message.type === 'error');
+    if (messages.length > 0) throw new Error(messages.map((m) => `line ${m.lineNum}: ${m.message}`).join('; '));
+    const made = await device.createComputePipelineAsync({
+        layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
+        compute: { module, entryPoint: 'main' },
+    });
+    pipelines.set(index, { layout, made });
+    return pipelines.get(index);
+}
+
+function half(bits) {
+    const sign = bits & 0x8000 ? -1 : 1;
+    const [exponent, fraction] = [(bits >> 10) & 31, bits & 1023];
+    if (exponent === 31) return fraction ? NaN : sign * Infinity;
+    return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
+}
+
+function decoded(purpose, found) {
+    if (purpose === 'f32') return new Float32Array(found.buffer, found.byteOffset, found.length);
+    if (purpose === 'u32') return Float32Array.from(found);
+    return Float32Array.from([...found].flatMap((word) => [half(word & 0xffff), half(word >>> 16)]));
+}
+
+function compare(found, expected, tolerance) {
+    if (found.length !== expected.length) return `${found.length} values, expected ${expected.length}`;
+    let [error, power] = [0, 0];
+    for (let i = 0; i < found.length; i++) {
+        if (!Number.isFinite(found[i])) return `value ${i} is ${found[i]}, expected ${expected[i]}`;
+        error += (found[i] - expected[i]) ** 2;
+        power += expected[i] ** 2;
+    }
+    const nmse = error === 0 ? 0 : error / power;
+    return nmse <= tolerance ? undefined : `normalised mean squared error ${nmse} over ${tolerance}`;
+}
+
+/** What is wrong with a case, or nothing. */
+async function check(testCase) {
+    device.pushErrorScope('validation');
+    const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
+    const buffers = new Map();
+    for (const { id, words: at } of testCase.buffers) {
+        const content = words(at);
+        const buffer = device.createBuffer({ size: content.byteLength, usage });
+        device.queue.writeBuffer(buffer, 0, content);
+        buffers.set(id, buffer);
+    }
+    const encoder = device.createCommandEncoder();
+    const uniforms = [];
+    for (const { shader, params, bindings, groups } of testCase.dispatches) {
+        const { layout, made } = await pipeline(shader);
+        const content = words(params);
+        const size = Math.max(16, Math.ceil(content.byteLength / 16) * 16);
+        const uniform = device.createBuffer({ size, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
+        device.queue.writeBuffer(uniform, 0, content);
+        uniforms.push(uniform);
+        const entries = [{ binding: 0, resource: { buffer: uniform } }];
+        bindings.forEach(({ id, offset, size }, i) => {
+            if (!buffers.has(id)) buffers.set(id, device.createBuffer({ size, usage }));
+            entries.push({ binding: i + 1, resource: { buffer: buffers.get(id), offset } });
+        });
+        const pass = encoder.beginComputePass();
+        pass.setPipeline(made);
+        pass.setBindGroup(0, device.createBindGroup({ layout, entries }));
+        pass.dispatchWorkgroups(...groups);
+        pass.end();
+    }
+    const results = testCase.buffers.map(({ id }) => {
+        const source = buffers.get(id);
+        const staging = device.createBuffer({ size: source.size, usage: GPUBufferUsage.MAP_READ | GPUBufferUsage.COPY_DST });
+        encoder.copyBufferToBuffer(source, 0, staging, 0, source.size);
+        return staging;
+    });
+    device.queue.submit([encoder.finish()]);
+    const invalid = await device.popErrorScope();
+    if (invalid) return invalid.message;
+    const expected = testCase.expected.map((at) => new Float32Array(words(at).buffer));
+    for (const [i, { purpose }] of testCase.buffers.entries()) {
+        await results[i].mapAsync(GPUMapMode.READ);
+        const found = new Uint32Array(results[i].getMappedRange().slice(0));
+        if (found.slice(found.length - guard).some((word) => word !== 0x7fc0dead)) {
+            return `buffer ${i}: a word behind its end was written`;
+        }
+        if (purpose === 'input') continue;
+        const values = decoded(purpose, found.slice(0, found.length - guard));
+        const wrong = compare(values, expected.shift(), testCase.tolerance);
+        if (wrong) return `buffer ${i}: ${wrong}`;
+    }
+    for (const buffer of [...buffers.values(), ...results, ...uniforms]) buffer.destroy();
+    return undefined;
+}
+
+const failures = [];
+// What is not run is compiled at least, with all that the language demands.
+for (const { wgsl } of shaders) {
+    const { messages } = await device.createShaderModule({ code: wgsl }).getCompilationInfo();
+    for (const { type, lineNum, message } of messages) {
+        if (type === 'error') failures.push(`${wgsl.slice(0, 200)} ... line ${lineNum}: ${message}`);
+    }
+}
+console.log(`${shaders.length} shaders compiled, ${failures.length} refused`);
+for (const testCase of cases) {
+    const start = Date.now();
+    const wrong = await check(testCase).catch((error) => error.message);
+    if (wrong) failures.push(`${testCase.name}: ${wrong}`);
+    console.log(`${String(Date.now() - start).padStart(6)} ms  ${testCase.name}`);
+}
+for (const failure of failures) console.error(failure);
+console.log(`${cases.length - failures.length} of ${cases.length} cases right, ${shaders.length} shaders`);
+process.exit(failures.length > 0 || cases.length === 0 ? 1 : 0);
