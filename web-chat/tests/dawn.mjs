@@ -1,14 +1,15 @@
-// The wasm over Chromium's WebGPU without Chromium: Dawn in Node.js, from the npm package `webgpu`, which is not among ours
-// (`npm install --no-save webgpu` in `web-chat/`, or its folder in `WEBGPU`). For GPUs of machines that have no browser.
+// The wasm over Chromium's WebGPU without Chromium: Dawn in Node.js, which `cargo xtask dawn` fetches. For GPUs of machines
+// that have no browser. `DAWN_FLAGS` are Dawn's own, with commas between.
 
 import { open, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
 const WASM = new URL('../wasm/', import.meta.url);
+const DAWN = new URL('../../webgpu-kernels/tests/dawn/node_modules/webgpu/index.js', import.meta.url);
 
 /** A model on Dawn's device, as `measure.mjs` asks it. */
 export async function inDawn(folder) {
-  const { create, globals } = await import(process.env.WEBGPU ? `${process.env.WEBGPU}/index.js` : 'webgpu');
+  const { create, globals } = await import(DAWN);
   const gpu = create((process.env.DAWN_FLAGS ?? '').split(',').filter(Boolean));
   // What the wasm looks for to tell that it is in a browser.
   Object.assign(globalThis, globals, { Window: class {} });
