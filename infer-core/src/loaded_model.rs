@@ -138,10 +138,14 @@ impl LoadedModel {
 
     /// The same, when the kernels that it needs are known to be right on its device.
     async fn checked(self, options: &LoadOptions) -> Result<LoadedModel> {
-        if let OnDevice::Gpu(session) = &self.session {
-            let ops = session.ops();
-            let workload = workload(&self.config, ops);
-            selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
+        match &self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => {}
+            OnDevice::Gpu(session) => {
+                let ops = session.ops();
+                let workload = workload(&self.config, ops);
+                selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
+            }
         }
         Ok(self)
     }
