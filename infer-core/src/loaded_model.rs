@@ -138,13 +138,15 @@ impl LoadedModel {
 
     /// The same, when the kernels that it needs are known to be right on its device.
     async fn checked(self, options: &LoadOptions) -> Result<LoadedModel> {
-        let ops = match &self.session {
+        match &self.session {
             #[cfg(feature = "native")]
-            OnDevice::Cpu(_) => return Ok(self),
-            OnDevice::Gpu(session) => session.ops(),
-        };
-        let workload = workload(&self.config, ops);
-        selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
+            OnDevice::Cpu(_) => {}
+            OnDevice::Gpu(session) => {
+                let ops = session.ops();
+                let workload = workload(&self.config, ops);
+                selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
+            }
+        }
         Ok(self)
     }
 

@@ -2,7 +2,7 @@
 
 import { EngineError, localRef, modelRef, type Engine, type KeptInfo, type LoadedInfo, type ModelRef, type ProgressReport } from '../engine';
 import { byId, h } from './dom';
-import { bytes, duration, rate } from './format';
+import { bytes, duration } from './format';
 import catalogue from './models.json';
 import { dismiss, failure, notice } from './notices';
 
@@ -194,12 +194,13 @@ export class ModelPanel {
   }
 
   private meter(model: ModelRef, { phase, progress, bytes: done, totalBytes, bytesPerSecond }: ProgressReport): void {
-    const left = bytesPerSecond > 0 ? `, ${duration((totalBytes - done) / bytesPerSecond)} left` : '';
+    const speed = bytesPerSecond > 0
+      ? `, ${bytes(bytesPerSecond)}/s, ${duration((totalBytes - done) / bytesPerSecond)} left` : '';
     const isDownload = phase === 'download';
     byId('transfer').hidden = false;
     byId('pause').hidden = !isDownload;
-    byId('transfer-text').textContent = `${isDownload ? 'Downloading' : 'Loading'} ${nameOf(model.id)}: ${bytes(done)} of ${bytes(totalBytes)}, `
-      + `${rate(bytesPerSecond / 1e6)} MB/s${left}`;
+    byId('transfer-text').textContent = `${isDownload ? 'Downloading' : 'Loading'} ${nameOf(model.id)}: ${bytes(done)} of `
+      + `${bytes(totalBytes)}${speed}`;
     byId<HTMLProgressElement>('transfer-bar').value = progress;
   }
 }

@@ -1,7 +1,7 @@
 // A browser without a GPU: WebGPU by its software adapter.
 
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
@@ -69,10 +69,10 @@ export async function started(page) {
 
 /** Replaces what the worker's script finds in its browser, before it runs. */
 export async function patchWorker(context, code) {
-  await context.route('**/worker-*.js', async (route) => {
-    const response = await route.fetch();
-    await route.fulfill({ response, body: `${code}\n${await response.text()}` });
-  });
+  const assets = new URL('../dist/assets/', import.meta.url);
+  const name = (await readdir(assets)).find((file) => /^worker-.*\.js$/.test(file));
+  const script = await readFile(new URL(name, assets), 'utf8');
+  await context.route(`**/${name}`, (route) => route.fulfill({ body: `${code}\n${script}`, contentType: 'text/javascript' }));
 }
 
 export async function show(page, panel) {

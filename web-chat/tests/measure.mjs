@@ -1,11 +1,13 @@
-// Figures for web-chat/README.md: `node web-chat/tests/measure.mjs FOLDER...`, each an MLC folder, or `--random-1gb`.
-// Needs what `cargo xtask web --build` makes, and chat-cli; where the browser's adapter is a Vulkan driver's that the
-// terminal can use too, `VK_DRIVER_FILES` names it for the terminal.
+// Figures for web-chat/README.md: `node web-chat/tests/measure.mjs [--dawn] MODEL...`, each an MLC folder, or the name of a
+// shape below, of which random weights are made. Needs what `cargo xtask web --build` makes, and chat-cli; where the
+// browser's adapter is a Vulkan driver's that the terminal can use too, `VK_DRIVER_FILES` names it for the terminal. With
+// `--dawn` there is no browser, only its WebGPU: `dawn.mjs`.
 
 import { readFile, readdir, symlink, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { brotliCompressSync, gzipSync } from 'node:zlib';
 import { launch, loaded, started } from './browser.mjs';
 import { made, nativeAnswer, randomCheckpoint } from './models.mjs';
@@ -13,10 +15,16 @@ import { serve } from './server.mjs';
 
 const WEB_CHAT = fileURLToPath(new URL('../', import.meta.url));
 const PROMPT = 'Tell me about the history of France.';
-/** The shape of SmolLM2-1.7B. */
-const SHAPE = {
-  hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 24, num_attention_heads: 32, num_key_value_heads: 32, head_dim: 64,
-  vocab_size: 49152,
+/** Shapes of published models: SmolLM2-1.7B (1 GB) and Llama-3.2-1B. */
+const SHAPES = {
+  'random-1gb': {
+    hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 24, num_attention_heads: 32, num_key_value_heads: 32, head_dim: 64,
+    vocab_size: 49152,
+  },
+  'random-llama-1b': {
+    hidden_size: 2048, intermediate_size: 8192, num_hidden_layers: 16, num_attention_heads: 32, num_key_value_heads: 8, head_dim: 64,
+    vocab_size: 128256,
+  },
 };
 
 async function weight() {
@@ -28,9 +36,9 @@ async function weight() {
     + `brotli ${megabytes(sum((file) => brotliCompressSync(file).length))}`);
 }
 
-async function measure(folder, tokens) {
+/** The page and the package in Chromium. */
+async function inChromium(folder) {
   const name = basename(folder);
-  console.log(`\n${name}`);
   const models = await mkdtemp(join(tmpdir(), 'web-chat-models-'));
   await symlink(resolve(folder), join(models, name));
   const server = await serve({ '/': join(WEB_CHAT, 'dist/'), '/package/': join(WEB_CHAT, 'package/'), '/models/': `${models}/` });
@@ -57,36 +65,50 @@ async function measure(folder, tokens) {
 
   const bench = await context.newPage();
   await bench.goto(`${server.origin}/icon.svg`);
-  const seen = await bench.evaluate(async (model) => {
+  const adapter = await bench.evaluate(async (model) => {
     const { createEngine } = await import('/package/index.js');
     globalThis.engine = await createEngine(model);
-    const { vendor, architecture, description, isSoftware, f16, subgroups } = await globalThis.engine.device();
-    const { heapBytes, weightBytes } = await globalThis.engine.loaded();
-    return { heapBytes, weightBytes, adapter: { vendor, architecture, description, isSoftware, f16, subgroups } };
+    const { vendor, architecture, description, f16, subgroups } = await globalThis.engine.device();
+    return { vendor, architecture, description, f16, subgroups };
   }, `${server.origin}/models/${name}`);
+  return {
+    adapter,
+    info: () => bench.evaluate(() => globalThis.engine.loaded()),
+    answer: (prompt, tokens) => bench.evaluate(async ([content, max_tokens]) => {
+      await globalThis.engine.resetChat();
+      const { choices, usage } = await globalThis.engine.chat.completions.create({ messages: [{ role: 'user', content }], temperature: 0, max_tokens });
+      return { text: choices[0].message.content, ...usage.extra };
+    }, [prompt, tokens]),
+    async close() {
+      await close();
+      server.close();
+      await rm(models, { recursive: true });
+    },
+  };
+}
+
+async function measure(open, folder, tokens) {
+  console.log(`\n${basename(folder)}`);
+  const engine = await open(folder);
+  const loading = await engine.info();
   // In turn, so that whatever else the machine does is in both.
   const browser = [];
   const native = [];
   const texts = new Set();
   let device;
   for (let round = 0; round < 3; round++) {
-    const { choices, usage } = await bench.evaluate(async ([content, max_tokens]) => {
-      await globalThis.engine.resetChat();
-      return globalThis.engine.chat.completions.create({ messages: [{ role: 'user', content }], temperature: 0, max_tokens });
-    }, [PROMPT, tokens]);
+    browser.push(await engine.answer(PROMPT, tokens));
     const answer = await nativeAnswer(folder, PROMPT, tokens);
-    browser.push(usage.extra);
     native.push(answer.stats);
-    texts.add(choices[0].message.content).add(answer.text);
+    texts.add(browser.at(-1).text).add(answer.text);
     device = answer.device;
   }
-  const { heapBytes } = await bench.evaluate(() => globalThis.engine.loaded());
-  await close();
-  server.close();
-  await rm(models, { recursive: true });
-  console.log(`  adapter ${JSON.stringify(seen.adapter)}; terminal ${device}`);
-  console.log(`  weights ${(seen.weightBytes / 1e6).toFixed(0)} MB; wasm memory at its peak: loading ${(seen.heapBytes / 2 ** 20).toFixed(1)} MiB, `
-    + `after answers ${(heapBytes / 2 ** 20).toFixed(1)} MiB`);
+  const { heapBytes } = await engine.info();
+  await engine.close();
+  const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+  console.log(`  adapter ${JSON.stringify(engine.adapter)}; terminal ${device}`);
+  console.log(`  weights ${(loading.weightBytes / 1e6).toFixed(0)} MB; wasm memory at its peak: loading ${mebibytes(loading.heapBytes)}, `
+    + `after answers ${mebibytes(heapBytes)}`);
   console.log(`  greedy, ${tokens} tokens: browser and terminal ${texts.size === 1 ? 'equal' : 'DIFFER'}`);
   const best = (rounds, field) => Math.max(...rounds.map((round) => round[field]));
   for (const field of ['prefill_tokens_per_s', 'decode_tokens_per_s']) {
@@ -95,9 +117,13 @@ async function measure(folder, tokens) {
   }
 }
 
-await weight();
-for (const folder of process.argv.slice(2)) {
-  // Of a large model, software decodes a token in seconds.
-  if (folder === '--random-1gb') await measure(await made('random-1gb', (checkpoint) => randomCheckpoint(checkpoint, SHAPE)), 3);
-  else await measure(folder, 64);
+const { values, positionals } = parseArgs({ options: { dawn: { type: 'boolean' }, tokens: { type: 'string', default: '64' } }, allowPositionals: true });
+if (!values.dawn) await weight();
+const open = values.dawn ? (await import('./dawn.mjs')).inDawn : inChromium;
+for (const model of positionals) {
+  const shape = SHAPES[model];
+  const folder = shape ? await made(model, (checkpoint) => randomCheckpoint(checkpoint, shape)) : model;
+  await measure(open, folder, Number(values.tokens));
 }
+// Dawn keeps the process.
+process.exit();

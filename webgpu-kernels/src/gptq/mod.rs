@@ -352,7 +352,7 @@ fn columns_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             let weights = random.values(rows * cols);
             // A factor is large on its diagonal.
             let mut tile: Vec<f32> = random.values(BLOCK * BLOCK).iter().map(|v| v * 0.1).collect();
-            (0..BLOCK).for_each(|k| tile[k * BLOCK + k] = 1.0 + tile[k * BLOCK + k]);
+            (0..BLOCK).for_each(|k| tile[k * BLOCK + k] += 1.0);
             let mut perm: Vec<u32> = (0..cols as u32).collect();
             (1..cols).rev().for_each(|i| perm.swap(i, random.below(i + 1)));
             let grid = random_grid(&mut random, rows * cols / group_len);
