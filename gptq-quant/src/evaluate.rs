@@ -52,11 +52,11 @@ pub async fn evaluate<O: Ops>(
     let windows: Vec<&[u32]> = windows.iter().collect();
     let steps = windows.len().div_ceil(at_once) * 2 * models[0].config.num_hidden_layers;
     let mut results = Vec::with_capacity(windows.len());
-    let mut step = 0;
+    let mut step = 0u32;
     for part in windows.chunks(at_once) {
         let mut advance = || {
             step += 1;
-            progress.evaluated(step as f64 / steps as f64);
+            progress.evaluated(f64::from(step) / steps as f64);
             if progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
         };
         let before = models[0].hidden(ops, part, &mut advance)?;

@@ -172,7 +172,7 @@ pub(crate) fn quantize_timed(
     let cols = weights.ncols();
     let prepared = match Prepared::new(weights, hessian, options) {
         Ok(prepared) => prepared,
-        Err(rounded) => return rounded,
+        Err(rounded) => return *rounded,
     };
     let Prepared { dead, hessian, perm, factor, damp_percent, damp, importance } = prepared;
     let hessian = hessian.as_ref();
@@ -269,14 +269,14 @@ impl<'a> Prepared<'a> {
         weights: ArrayView2<'_, f32>,
         hessian: &'a Mat<f64>,
         options: &Options,
-    ) -> Result<Prepared<'a>, Quantized> {
+    ) -> Result<Prepared<'a>, Box<Quantized>> {
         let cols = weights.ncols();
         assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
         let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
         let diagonal: Vec<f64> = (0..cols).map(|i| if dead[i] { 1.0 } else { hessian[(i, i)] }).collect();
         let mean_diagonal = diagonal.iter().sum::<f64>() / cols as f64;
         if dead.iter().all(|&dead| dead) || !mean_diagonal.is_finite() {
-            return Err(round_to_nearest(weights, None, options));
+            return Err(Box::new(round_to_nearest(weights, None, options)));
         }
 
         let mut perm: Vec<usize> = (0..cols).collect();
@@ -294,7 +294,7 @@ impl<'a> Prepared<'a> {
             Some((factor, damp_percent))
         });
         let Some((factor, damp_percent)) = factored else {
-            return Err(round_to_nearest(weights, Some(&diagonal), options));
+            return Err(Box::new(round_to_nearest(weights, Some(&diagonal), options)));
         };
         let importance = diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
         Ok(Prepared { dead, hessian, perm, factor, damp_percent, damp: damp_percent * mean_diagonal, importance })

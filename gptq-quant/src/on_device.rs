@@ -43,7 +43,7 @@ pub(crate) async fn solve(
     let (rows, cols) = weights.dim();
     let prepared = match Prepared::new(weights, &hessian.products, options) {
         Ok(prepared) => prepared,
-        Err(rounded) => return Ok(rounded),
+        Err(rounded) => return Ok(*rounded),
     };
     let Prepared { dead, hessian: products, perm, factor, damp_percent, damp, importance } = prepared;
     let factor = factor.mapv(|v| v as f32);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use calib_data::{Place, Source};
 use clap::{ArgAction, Parser, ValueEnum};
 use gptq_quant::{Grid, Options, ScaleSearch, Settings, TokenWeight};
 use model_format::{
@@ -50,16 +51,18 @@ pub struct Args {
     /// How the scales are chosen
     #[arg(long, value_enum, default_value_t = Scales::Hessian)]
     pub scale_search: Scales,
-    /// Share of the Hessian's mean diagonal that is added to its diagonal
-    #[arg(long, default_value_t = 0.01)]
-    pub damp_percent: f64,
+    /// Share of the Hessian's mean diagonal that is added to its diagonal [default: 0.01, with text that the model writes
+    /// 0.05]
+    #[arg(long)]
+    pub damp_percent: Option<f64>,
     /// How far later weights make good that the inputs have drifted from the float model's (GPTAQ): 0 not at all, which
-    /// takes less than half as long, 1 in full
-    #[arg(long, default_value_t = 1.0, value_name = "ALPHA")]
-    pub gptaq_alpha: f64,
-    /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase)
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
-    pub refine: u32,
+    /// takes less than half as long, 1 in full [default: 1, with text that the model writes 0.5]
+    #[arg(long, value_name = "ALPHA")]
+    pub gptaq_alpha: Option<f64>,
+    /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase) [default: 5, with text that the model
+    /// writes 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
+    pub refine: Option<u32>,
     /// Columns between two updates of the rest; changes speed only
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub block_size: u32,
@@ -183,7 +186,26 @@ pub enum Weighting {
 /// Flags that contradict each other.
 pub struct Contradiction(pub String);
 
+/// How closely matrices are fitted to the calibration text, where the user does not say.
+struct Fit {
+    damp_percent: f64,
+    gptaq_alpha: f64,
+    refine: u32,
+}
+
+impl Fit {
+    const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, refine: 5 };
+    /// What a model writes is not what it will read: less closely is better.
+    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, refine: 2 };
+}
+
 impl Args {
+    /// Whether the model writes some of the calibration text.
+    pub fn is_on_own_text(&self) -> bool {
+        let is_own = |name: &String| Source::parse(name).is_ok_and(|source| source.place == Place::Myself);
+        self.calib.iter().any(is_own)
+    }
+
     /// As the library takes them.
     pub fn settings(&self) -> Result<Settings, Contradiction> {
         let grid = match self.grid {
@@ -204,10 +226,13 @@ impl Args {
                 Grid::of_format(format).expect("a format with codes")
             }
         };
-        if !(0.0..=1.0).contains(&self.damp_percent) {
+        let fit = if self.is_on_own_text() { Fit::OWN_TEXT } else { Fit::REAL_TEXT };
+        let damp_percent = self.damp_percent.unwrap_or(fit.damp_percent);
+        let gptaq_alpha = self.gptaq_alpha.unwrap_or(fit.gptaq_alpha);
+        if !(0.0..=1.0).contains(&damp_percent) {
             return Err(Contradiction("--damp-percent must be between 0 and 1".into()));
         }
-        if !(0.0..=2.0).contains(&self.gptaq_alpha) {
+        if !(0.0..=2.0).contains(&gptaq_alpha) {
             return Err(Contradiction("--gptaq-alpha must be between 0 and 2".into()));
         }
         let scale_search = match self.scale_search {
@@ -219,9 +244,9 @@ impl Args {
             scale_search,
             act_order: self.act_order,
             static_groups: self.static_groups,
-            damp_percent: self.damp_percent,
-            gptaq_alpha: self.gptaq_alpha,
-            refine: self.refine as usize,
+            damp_percent,
+            gptaq_alpha,
+            refine: self.refine.unwrap_or(fit.refine) as usize,
             block_size: self.block_size as usize,
             ..Options::new(grid)
         };
@@ -232,7 +257,7 @@ impl Args {
             return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
         }
         // Without the correction of drift a few huge tokens would spoil the others.
-        let default = if self.gptaq_alpha == 0.0 { Weighting::EqualNorm } else { Weighting::Plain };
+        let default = if gptaq_alpha == 0.0 { Weighting::EqualNorm } else { Weighting::Plain };
         let equal_norm = self.token_weight.unwrap_or(default) == Weighting::EqualNorm;
         let token_weight = TokenWeight { equal_norm, first_token: self.first_token_weight };
         let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;

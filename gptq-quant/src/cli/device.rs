@@ -27,6 +27,11 @@ impl Device {
         };
         Ok(Device::Gpu(block_on(Gpu::open(&selection, OpenOptions::default()))?))
     }
+
+    /// Whether it is a GPU that the CPU plays.
+    pub fn is_software(&self) -> bool {
+        matches!(self, Device::Gpu(gpu) if gpu.summary().device_type == DeviceType::Cpu)
+    }
 }
 
 impl std::fmt::Display for Device {

@@ -11,13 +11,15 @@ use gptq_quant::{SelfText, Store, run::sum_of_windows, write_windows};
 use infer_core::{
     ChatTemplate, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
-    ops::candle::CandleOps,
 };
 use model_format::Checkpoint;
 use model_hub::HubConfig;
 use serde_json::{Value, json};
 
-use super::{Args, Bars};
+use super::{
+    Args, Bars,
+    device::{Device, with_ops},
+};
 
 /// Windows, where the user does not say.
 const SAMPLES: usize = 128;
@@ -63,8 +65,7 @@ impl<'a> Sources<'a> {
         let sources = args.calib.iter().map(|name| Source::parse(name)).collect::<Result<Vec<_>, _>>()?;
         let config = model_format::DecoderConfig::from_hf(checkpoint.config_json())?;
         let context = config.max_position_embeddings;
-        let (samples, seq_len) =
-            if sources.iter().any(is_own) { (SELF_SAMPLES, SELF_SEQ_LEN) } else { (SAMPLES, SEQ_LEN) };
+        let (samples, seq_len) = if args.is_on_own_text() { (SELF_SAMPLES, SELF_SEQ_LEN) } else { (SAMPLES, SEQ_LEN) };
         let seq_len = args.seq_len.map_or(seq_len.min(context), |len| len as usize);
         let samples = args.samples.map_or(samples, |samples| samples as usize);
         let weights: Vec<_> = sources.iter().map(|source| source.weight).collect();
@@ -109,11 +110,19 @@ impl<'a> Sources<'a> {
     }
 
     /// Lets the model write its part, as far as `store` does not have it.
-    pub fn complete(mut self, checkpoint: &dyn Checkpoint, store: &mut dyn Store, bars: &mut Bars) -> Result<Texts> {
+    pub fn complete(
+        mut self,
+        checkpoint: &dyn Checkpoint,
+        device: &Device,
+        store: &mut dyn Store,
+        bars: &mut Bars,
+    ) -> Result<Texts> {
         for i in 0..self.sources.len() {
             if is_own(&self.sources[i]) && self.shares[i] > 0 {
                 let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed: self.args.seed };
-                let windows = block_on(write_windows(CandleOps::default(), checkpoint, text, bars, store))?;
+                // A GPU that the CPU plays writes more slowly than the CPU itself.
+                let device = if device.is_software() { &Device::Cpu } else { device };
+                let windows = with_ops!(device, ops => block_on(write_windows(ops, checkpoint, text, bars, store)))?;
                 bars.clear();
                 self.take(i, windows)?;
             }

@@ -10,13 +10,10 @@ struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, offset:
 @group(0) @binding(4) var<storage, read_write> codes: array<f32>;        // [rows, cols]
 @group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, 32]: of the values
 
-const BLOCK: u32 = 32u;
-const LANES: u32 = 64u;
+var<workgroup> hessian: array<f32, BLOCK * BLOCK>;
+var<workgroup> left: array<f32, BLOCK * LANES>;                                // [column, lane]
 
-var<workgroup> hessian: array<f32, 32 * 32>;
-var<workgroup> left: array<f32, 32 * 64>;                                // [column, lane]
-
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let lane = invocation.lane;
     for (var i = lane; i < BLOCK * BLOCK; i += LANES) {

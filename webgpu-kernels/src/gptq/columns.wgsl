@@ -14,13 +14,10 @@ struct Params { rows: u32, cols: u32, start: u32, groups: u32, group_len: u32, m
 @group(0) @binding(6) var<storage, read_write> errors: array<f32>;       // [rows, 32]
 @group(0) @binding(7) var<storage, read_write> unrounded: array<f32>;    // [rows, 32], negative, with CORRECTED
 
-const BLOCK: u32 = 32u;
-const LANES: u32 = 64u;
+var<workgroup> factors: array<f32, BLOCK * BLOCK>;
+var<workgroup> values: array<f32, BLOCK * LANES>;                              // [column, lane]
 
-var<workgroup> factors: array<f32, 32 * 32>;
-var<workgroup> values: array<f32, 32 * 64>;                              // [column, lane]
-
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let lane = invocation.lane;
     for (var i = lane; i < BLOCK * BLOCK; i += LANES) {

@@ -197,7 +197,7 @@ impl Columns {
             out.errors.into(),
             unrounded.into(),
         ];
-        let variant = Variant::new().flag_if("CORRECTED", out.unrounded.is_some());
+        let variant = rows_variant().flag_if("CORRECTED", out.unrounded.is_some());
         recorder.dispatch(&COLUMNS_KERNEL, &variant, &params, &buffers, self.rows.div_ceil(LANES));
     }
 }
@@ -222,7 +222,7 @@ impl Scales {
             coarse_bits: self.coarse_bits,
         };
         let buffers = [residual.into(), codes.into(), square.into(), grid.into(), changes.into()];
-        recorder.dispatch(&SCALES_KERNEL, &Variant::new(), &params, &buffers, self.rows.div_ceil(LANES));
+        recorder.dispatch(&SCALES_KERNEL, &rows_variant(), &params, &buffers, self.rows.div_ceil(LANES));
     }
 }
 
@@ -247,7 +247,7 @@ impl Codes {
             max_code: self.max_code,
         };
         let buffers = [residual.into(), square.into(), grid.into(), codes.into(), changes.into()];
-        recorder.dispatch(&CODES_KERNEL, &Variant::new(), &params, &buffers, self.rows.div_ceil(LANES));
+        recorder.dispatch(&CODES_KERNEL, &rows_variant(), &params, &buffers, self.rows.div_ceil(LANES));
     }
 }
 
@@ -280,6 +280,11 @@ impl RowDots {
         let buffers = [a.into(), b.into(), dots.into()];
         recorder.dispatch(&ROW_DOTS_KERNEL, &Variant::new(), &params, &buffers, self.rows.div_ceil(LANES));
     }
+}
+
+/// A lane per row, some columns at a time.
+fn rows_variant() -> Variant {
+    Variant::new().constant_is("BLOCK", BLOCK as u32).constant_is("LANES", LANES as u32)
 }
 
 /// Scales of either sign, and zeros.
@@ -343,7 +348,7 @@ fn columns_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     };
     let case = |&(rows, cols, start, group_len, corrected): &(usize, usize, usize, usize, bool)| Case {
         label: format!("{rows} x {cols} from {start}, groups of {group_len}, corrected {corrected}"),
-        variant: Variant::new().flag_if("CORRECTED", corrected),
+        variant: rows_variant().flag_if("CORRECTED", corrected),
         flops: (rows * BLOCK * BLOCK * if corrected { 2 } else { 1 }) as u64,
         bytes: 4 * (4 * rows * BLOCK) as u64,
         tolerance: 1e-9,
@@ -403,7 +408,7 @@ fn scales_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     };
     let case = |&(rows, cols, group, len, coarse_bits): &(usize, usize, usize, usize, u32)| Case {
         label: format!("{rows} x {cols}, group {group} of {len}, {coarse_bits} coarse bits"),
-        variant: Variant::new(),
+        variant: rows_variant(),
         flops: (2 * rows * len * len) as u64,
         bytes: 4 * (3 * rows * len) as u64,
         // A rounding of the scale may go the other way.
@@ -439,7 +444,7 @@ fn codes_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     };
     let case = |&(rows, cols, group, len, offset): &(usize, usize, usize, usize, usize)| Case {
         label: format!("{rows} x {cols}, group {group} of {len}, from {offset}"),
-        variant: Variant::new(),
+        variant: rows_variant(),
         flops: (2 * rows * BLOCK * BLOCK) as u64,
         bytes: 4 * (4 * rows * BLOCK) as u64,
         tolerance: 1e-9,

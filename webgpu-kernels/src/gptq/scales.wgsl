@@ -12,7 +12,6 @@ struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, coarse_
 @group(0) @binding(4) var<storage, read_write> grid: array<vec2<f32>>;   // [rows, groups]: scale, zero
 @group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, len]: of the values
 
-const LANES: u32 = 64u;
 const LEAST: f32 = 6.103515625e-5;                                       // of f16's normal numbers
 const LARGEST: f32 = 65504.0;
 
@@ -27,7 +26,7 @@ fn rounded(scale: f32) -> f32 {
     return unpack2x16float(bits).x;
 }
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(LANES)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let row = workgroup_index(workgroups) * LANES + invocation.lane;
     if (row >= params.rows) {
