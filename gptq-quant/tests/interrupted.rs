@@ -248,7 +248,7 @@ fn another_model_text_or_option_is_noticed() {
             assert!(text.contains(word), "`{word}` is not in: {text}");
         }
     };
-    check(&["--damp-percent", "0.05"], &["`settings.matrix.damp_percent`", "0.05"]);
+    check(&["--damp-percent", "0.02"], &["`settings.matrix.damp_percent`", "0.02"]);
     check(&["--seed", "1"], &["`text.sources.0.content`"]);
     let text = folder.path().join("text.txt");
     let old = std::fs::read(&text).unwrap();

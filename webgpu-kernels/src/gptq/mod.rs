@@ -1,5 +1,5 @@
-//! The steps of a quantizer that solves a matrix on the device: GPTQ's columns ([`Columns`]), coordinate descent over
-//! scales and codes ([`Scales`], [`Codes`]), and what some columns' changes do to the others ([`RankUpdate`]).
+//! The steps of a quantizer that solves a matrix on the device: GPTQ's columns (`Columns`), coordinate descent over
+//! scales and codes (`Scales`, `Codes`), and what some columns' changes do to the others (`RankUpdate`).
 //!
 //! [`Solver`] puts them together. Codes are whole numbers in f32, scale and zero of a group lie side by side.
 
