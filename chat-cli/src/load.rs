@@ -83,24 +83,13 @@ fn load_onto(model: &Model, device: Device, options: &LoadOptions, bars: &mut Ba
 
 /// A model's tokenizer.
 pub fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
-    const FILE: &str = "tokenizer.json";
-    let (bytes, location) = match model {
+    Ok(match model {
+        Model::Checkpoint(checkpoint) => Tokenizer::from_files(&checkpoint.companion_files()?, &checkpoint.location())?,
         Model::Mlc(folder) => {
             let files = DirFiles::new(folder);
-            let bytes = match block_on(files.exists(FILE)) {
-                true => Some(block_on(files.read(FILE))?),
-                false => None,
-            };
-            (bytes, files.location())
+            Tokenizer::from_bytes(&block_on(files.read("tokenizer.json"))?)?
         }
-        Model::Checkpoint(checkpoint) => {
-            let files = checkpoint.companion_files()?;
-            let bytes = files.into_iter().find_map(|(name, bytes)| (name == FILE).then_some(bytes));
-            (bytes, checkpoint.location())
-        }
-    };
-    let missing = || model_format::Error::MissingFile { file: FILE.into(), folder: location };
-    Ok(Tokenizer::from_bytes(&bytes.ok_or_else(missing)?)?)
+    })
 }
 
 /// Where to run, and all there is to choose from.

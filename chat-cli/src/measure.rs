@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use calib_data::{Choice, TokenWindows, perplexity};
+use calib_data::perplexity;
 use infer_core::block_on;
 use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
@@ -49,20 +49,19 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
     let tokenizer = load::tokenizer(&model)?;
-    let tokens = tokenizer.encode(&text)?.len();
-    let window = arguments.window.min(tokens);
+    let tokens = tokenizer.encode(&text)?;
+    let window = arguments.window.min(tokens.len());
     if window < 2 {
         let file = arguments.text.as_deref().map_or_else(String::new, |path| path.display().to_string());
-        let what = format!("has too few tokens: {tokens}");
+        let what = format!("has too few tokens: {}", tokens.len());
         return Err(BadFile { file, what, hint: TEXT_HINT }.into());
     }
-    let count = (tokens / window).min(arguments.max_windows.unwrap_or(usize::MAX));
-    let windows = TokenWindows::new(&[&text], |text| tokenizer.encode(text), window, count, Choice::First)?;
+    let count = (tokens.len() / window).min(arguments.max_windows.unwrap_or(usize::MAX));
 
     let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), window, &mut bars)?;
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);
-    for window in windows.iter() {
+    for window in tokens.chunks_exact(window).take(count) {
         let of_tokens = block_on(loaded.token_losses(window))?;
         losses.push(of_tokens.iter().map(|&loss| f64::from(loss)).sum::<f64>() / of_tokens.len() as f64);
         bars.count("windows", losses.len() as u64, count as u64);
@@ -77,7 +76,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
             "perplexity": value,
             "window": window,
             "windows": count,
-            "text_tokens": tokens,
+            "text_tokens": tokens.len(),
             "window_losses": losses,
             "seconds": seconds,
         });

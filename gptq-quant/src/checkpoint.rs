@@ -156,11 +156,6 @@ impl<'a> CheckpointWriter<'a> {
         Ok(is_made)
     }
 
-    /// Matrices that are done.
-    pub fn done(&self) -> usize {
-        self.finished.iter().filter(|file| self.parts.contains_key(param_of(&file.name))).count()
-    }
-
     /// What was reported of the matrices that are done.
     pub fn reports(&self) -> impl Iterator<Item = MatrixReport> {
         let of_matrices = self.finished.iter().filter(|file| self.parts.contains_key(param_of(&file.name)));
@@ -246,14 +241,7 @@ impl<'a> CheckpointWriter<'a> {
         for piece in pieces {
             file.write(piece)?;
         }
-        file.finish()?;
-        let path = staging.temporary(&name);
-        let finished = Finished::of_file(&name, &path).map_err(|source| model_format::Error::Io {
-            action: "read",
-            path,
-            source,
-        })?;
-        let finished = Finished { note, ..finished };
+        let finished = Finished { note, ..file.finish()? };
         staging.finished(&finished)?;
         self.finished.push(finished);
         Ok(())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use faer::Mat;
 use infer_core::ops::{
     Ops,
-    gpu::{GpuOps, Problem},
+    gpu::{BLOCK, GpuOps, Problem},
 };
 use model_format::{Role, Weight};
 use ndarray::{Array2, ArrayView2};
@@ -16,9 +16,6 @@ use crate::{
     Hessian, Result,
     gptq::{Method, Options, Prepared, Quantized, find_params},
 };
-
-/// Columns that the device takes at a time.
-const BLOCK: usize = 32;
 
 /// Bytes of a piece of rows.
 const PIECE_BYTES: usize = 64 << 20;

@@ -1,23 +1,12 @@
 //! `gptq-quant` as a program: what it writes, and how it fails.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use assert_cmd::Command;
 
-fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
-}
-
-/// The tiny model with a tokenizer of its size, in `folder/model`.
-fn tiny_model(folder: &Path) -> PathBuf {
-    let model = folder.join("model");
-    std::fs::create_dir(&model).unwrap();
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::fs::copy(testdata("arch/llama/hf").join(file), model.join(file)).unwrap();
-    }
-    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), model.join("tokenizer.json")).unwrap();
-    model
-}
+use common::{prose, testdata, tiny_folder};
 
 fn gptq_quant(folder: &Path) -> Command {
     let mut command = Command::cargo_bin("gptq-quant").unwrap();
@@ -41,7 +30,7 @@ fn check_fails(folder: &Path, args: &[&str], words: &[&str]) {
 #[test]
 fn quantizes_on_text_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
+    tiny_folder(folder.path());
     let args = ["model", "-o", "out", "--samples", "6", "--seq-len", "40", "--grid", "q4f16_1"];
     let output = gptq_quant(folder.path()).args(args).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -62,7 +51,7 @@ fn quantizes_on_text_of_its_own() {
 #[test]
 fn quantizes_on_a_file_and_converts() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
+    tiny_folder(folder.path());
     let text = "The quick brown fox jumps over the lazy dog, and the dog does not mind. ".repeat(60);
     std::fs::write(folder.path().join("text.txt"), &text).unwrap();
     let lines: String = (0..40).map(|i| format!("{}\n", serde_json::json!({ "text": &text[i..i + 400] }))).collect();
@@ -82,7 +71,7 @@ fn quantizes_on_a_file_and_converts() {
 #[test]
 fn a_conversion_that_could_not_be_done() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
+    tiny_folder(folder.path());
     check_fails(folder.path(), &["model", "--to-mlc", "mlc"], &["conversation template"]);
     assert!(!folder.path().join("mlc").exists());
 }
@@ -90,14 +79,14 @@ fn a_conversion_that_could_not_be_done() {
 #[test]
 fn a_missing_calibration_file() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
+    tiny_folder(folder.path());
     check_fails(folder.path(), &["model", "--calib", "nowhere.txt"], &["nowhere.txt"]);
 }
 
 #[test]
 fn a_text_that_is_too_short() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
+    tiny_folder(folder.path());
     std::fs::write(folder.path().join("text.txt"), "Once upon a time").unwrap();
     check_fails(folder.path(), &["model", "--calib", "text.txt"], &["tokens"]);
     check_fails(folder.path(), &["model", "--calib", "text.txt", "--samples", "9", "--seq-len", "4"], &["9 windows"]);
@@ -106,7 +95,7 @@ fn a_text_that_is_too_short() {
 #[test]
 fn a_weight_that_is_not_a_number() {
     let folder = tempfile::tempdir().unwrap();
-    let model = tiny_model(folder.path());
+    let model = tiny_folder(folder.path());
     let path = model.join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();
     // The last tensor's last element, bf16.
@@ -119,7 +108,7 @@ fn a_weight_that_is_not_a_number() {
 #[test]
 fn a_truncated_file() {
     let folder = tempfile::tempdir().unwrap();
-    let model = tiny_model(folder.path());
+    let model = tiny_folder(folder.path());
     let path = model.join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
@@ -157,24 +146,13 @@ fn contradictions_are_usage_errors() {
     }
 }
 
-/// A text of words that differ from line to line, so that windows of it differ too.
-fn prose(seed: usize) -> String {
-    let words = ["river", "lamp", "stone", "early", "seven", "paper", "window", "slowly", "green", "under", "keeps"];
-    let mut state = seed;
-    let mut word = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        words[(state >> 33) % words.len()]
-    };
-    (0..300).map(|_| format!("The {} {} the {} {}.\n", word(), word(), word(), word())).collect()
-}
-
 #[test]
 fn sources_are_mixed() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
-    std::fs::write(folder.path().join("text.txt"), prose(1)).unwrap();
+    tiny_folder(folder.path());
+    std::fs::write(folder.path().join("text.txt"), prose(1, 300)).unwrap();
     std::fs::copy(testdata("calib/text.parquet"), folder.path().join("rows.parquet")).unwrap();
-    std::fs::write(folder.path().join("other.txt"), prose(2)).unwrap();
+    std::fs::write(folder.path().join("other.txt"), prose(2, 300)).unwrap();
     let args = ["model", "-o", "out", "--calib", "text.txt=4", "--calib", "rows.parquet=2", "--calib", "self=2"];
     let more = ["--samples", "8", "--seq-len", "64", "--group-size", "64", "--eval", "other.txt"];
     let output = gptq_quant(folder.path()).args(args).args(more).output().unwrap();
@@ -187,13 +165,13 @@ fn sources_are_mixed() {
 #[test]
 fn a_text_to_measure_on_that_is_calibrated_on() {
     let folder = tempfile::tempdir().unwrap();
-    tiny_model(folder.path());
-    std::fs::write(folder.path().join("clean.txt"), prose(1)).unwrap();
-    let held_out = prose(2);
+    tiny_folder(folder.path());
+    std::fs::write(folder.path().join("clean.txt"), prose(1, 300)).unwrap();
+    let held_out = prose(2, 300);
     std::fs::write(folder.path().join("eval.txt"), &held_out).unwrap();
     // A part of it stands in the middle of another text.
     let from = held_out.len() / 3;
-    let leak = format!("{}{}{}", prose(3), &held_out[from..from + 3000], prose(4));
+    let leak = format!("{}{}{}", prose(3, 300), &held_out[from..from + 3000], prose(4, 300));
     std::fs::write(folder.path().join("leak.jsonl"), serde_json::json!({ "text": leak }).to_string()).unwrap();
     let args = ["model", "--calib", "clean.txt", "--calib", "leak.jsonl", "--eval", "eval.txt", "--seq-len", "128"];
     check_fails(folder.path(), &args, &["`leak.jsonl` has 64 tokens in a row in common with `eval.txt`"]);

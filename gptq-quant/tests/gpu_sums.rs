@@ -1,10 +1,9 @@
 //! Hessians that a GPU adds up, against f64 sums of the same activations: those of tiny models, layer after layer, and such
 //! as no model has.
 
-use std::{
-    path::{Path, PathBuf},
-    rc::Rc,
-};
+mod common;
+
+use std::{path::Path, rc::Rc};
 
 use faer::Mat;
 use gptq_quant::{
@@ -12,7 +11,7 @@ use gptq_quant::{
     observe::{ObserveOps, Pass},
 };
 use infer_core::{
-    Gpu, KvDtype, OpenOptions, block_on,
+    Gpu, KvDtype, block_on,
     model::{
         Layer,
         decoder::{RopeTables, embed},
@@ -22,24 +21,13 @@ use infer_core::{
 };
 use model_format::{Checkpoint, DecoderConfig, Role, SafetensorsCheckpoint};
 
+use common::{device, testdata};
+
 /// What the sums may differ by, as a share of their norm.
 const TOLERANCE: f64 = 1e-5;
 
-/// The machine's first device. Without one: skipped, with the reason.
-fn device() -> Option<Gpu> {
-    match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
-
-fn open(path: &str) -> SafetensorsCheckpoint {
-    SafetensorsCheckpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(PathBuf::from(path)))
-        .unwrap()
+fn open(folder: &Path) -> SafetensorsCheckpoint {
+    SafetensorsCheckpoint::open(folder).unwrap()
 }
 
 /// `2 / tokens * sum of weight_t a_t x_t^T` in f64, of rows `[tokens, cols]`.
@@ -138,7 +126,7 @@ fn of_a_model_and_of_what_quantizing_made_of_it() {
     let Some(gpu) = device() else { return };
     let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32);
     for (float, quantized) in [("arch/llama/hf", "gptq/llama-sym-g32-v1"), ("arch/qwen2/hf", "gptq/qwen2-sym-g32-v1")] {
-        let (float, quantized) = (open(float), open(quantized));
+        let (float, quantized) = (open(&testdata(float)), open(&testdata(quantized)));
         for role in [Role::Qkv(0), Role::AttentionOut(1), Role::GateUp(1), Role::Down(1)] {
             // Windows of an odd length, in batches of different sizes.
             let window = 37;

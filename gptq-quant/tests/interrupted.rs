@@ -1,5 +1,7 @@
 //! Runs that are ended: the same command goes on, and ends in the same bytes as one that nobody disturbed.
 
+mod common;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -13,11 +15,8 @@ use gptq_quant::{
     run::sum_of_windows,
 };
 use infer_core::{block_on, ops::candle::CandleOps};
-use model_format::SafetensorsCheckpoint;
 
-fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
-}
+use common::{tiny, tiny_folder};
 
 /// All files below a folder.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -77,7 +76,7 @@ fn settings() -> Settings {
 
 /// Quantizes the tiny model, as far as `progress` lets it.
 fn quantize(out: &Path, settings: &Settings, progress: &mut StopAt) -> Result<(), Error> {
-    let checkpoint = SafetensorsCheckpoint::open(&testdata("arch/llama/hf")).unwrap();
+    let checkpoint = tiny("llama");
     let windows: Vec<Vec<u32>> = (0..24).map(|i| (0..24).map(|j| (i * 131 + j * 17 + i * j) % 512).collect()).collect();
     let windows = TokenWindows::from_windows(&windows);
     let mut writer = CheckpointWriter::create(&checkpoint, out, settings)?;
@@ -143,11 +142,7 @@ fn other_settings_are_refused() {
 
 /// A folder with the tiny model, a tokenizer of its size and a text.
 fn model(folder: &Path) {
-    std::fs::create_dir(folder.join("model")).unwrap();
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::fs::copy(testdata("arch/llama/hf").join(file), folder.join("model").join(file)).unwrap();
-    }
-    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), folder.join("model/tokenizer.json")).unwrap();
+    tiny_folder(folder);
     std::fs::write(folder.join("text.txt"), "A text that is about nothing in particular, line by line. ".repeat(99))
         .unwrap();
 }

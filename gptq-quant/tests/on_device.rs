@@ -1,13 +1,17 @@
 //! A matrix solved on a device in f32 is as good as one solved on the CPU in f64, and nearly the same.
 
+mod common;
+
 use std::time::Duration;
 
 use gptq_quant::{Calibrate, Grid, Hessian, HostSums, Options, Quantized, TokenWeight};
 use infer_core::{
-    Gpu, KvDtype, OpenOptions, Selection, block_on,
+    KvDtype, block_on,
     ops::{candle::CandleOps, gpu::GpuOps},
 };
 use ndarray::Array2;
+
+use common::device;
 
 /// Numbers that look like noise, in -1..1.
 fn noise(seed: u64, len: usize) -> Vec<f32> {
@@ -36,11 +40,7 @@ fn hessian(cols: usize, with_drift: bool) -> Hessian {
 }
 
 fn check(rows: usize, cols: usize, options: Options) {
-    let gpu = match block_on(Gpu::open(&Selection::Auto, OpenOptions::default())) {
-        Ok(gpu) => gpu,
-        Err(error) if std::env::var("REQUIRE_GPU").is_ok_and(|value| value == "1") => panic!("{error}"),
-        Err(_) => return,
-    };
+    let Some(gpu) = device() else { return };
     let weights = Array2::from_shape_vec((rows, cols), noise(3, rows * cols)).unwrap();
     let hessian = hessian(cols, options.gptaq_alpha != 0.0);
     let mut time = Duration::ZERO;

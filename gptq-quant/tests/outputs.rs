@@ -1,10 +1,11 @@
 //! What checkpoints hold, from `gptq-quant` through this project's readers: every width and version, rules, heads in codes,
 //! and what `weight-convert` makes of them.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use assert_cmd::Command;
-use calib_data::TokenWindows;
 use gptq_quant::{CheckpointWriter, Error, Grid, MatrixReport, Options, Quantized, Settings, Store, quantize_layers};
 use infer_core::{
     Decoder, KvCache, block_on,
@@ -19,29 +20,12 @@ use model_format::{
 };
 use weight_convert::{WeightOptions, convert_weight};
 
+use common::{tiny, tiny_folder, windows};
+
 const FOUR_BITS: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
-
-fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
-}
-
-fn tiny(arch: &str) -> SafetensorsCheckpoint {
-    SafetensorsCheckpoint::open(&testdata(&format!("arch/{arch}/hf"))).unwrap()
-}
 
 fn config_of(checkpoint: &dyn Checkpoint) -> DecoderConfig {
     DecoderConfig::from_hf(checkpoint.config_json()).unwrap()
-}
-
-/// Tokens of a vocabulary of 512 in no order.
-fn windows() -> TokenWindows {
-    let mut state = 7u32;
-    let mut token = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        state >> 23
-    };
-    let windows: Vec<Vec<u32>> = (0..8).map(|_| (0..32).map(|_| token()).collect()).collect();
-    TokenWindows::from_windows(&windows)
 }
 
 /// A checkpoint being written, and every matrix as it was handed over.
@@ -65,7 +49,7 @@ fn quantize(
 ) -> Result<Vec<(Param, Quantized)>, Error> {
     let writer = CheckpointWriter::create(source, folder, settings)?;
     let mut store = Recorded { writer, matrices: Vec::new() };
-    block_on(quantize_layers(CandleOps::default(), source, &windows(), settings, &mut (), &mut store))?;
+    block_on(quantize_layers(CandleOps::default(), source, &windows(8, 32, 7), settings, &mut (), &mut store))?;
     store.writer.finish()?;
     Ok(store.matrices)
 }
@@ -81,7 +65,7 @@ fn logits(config: &DecoderConfig, load: impl FnOnce(&mut CandleOps) -> Parts<Can
     let parts = load(&mut ops);
     let decoder = Decoder::new(&mut ops, config, parts, 32).unwrap();
     let mut cache = KvCache::new(&mut ops, config, 32).unwrap();
-    let windows = windows();
+    let windows = windows(8, 32, 7);
     let tokens = windows.iter().next().unwrap();
     let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
     let logits = decoder.head(&mut ops, &hidden);
@@ -254,16 +238,6 @@ fn rules_are_honoured_and_what_is_skipped_keeps_its_values() {
     assert_eq!(joined, &serde_json::json!({ "bits": 8, "group_size": 64, "sym": false }));
     let down = &dynamic[r"+:^model\.layers\.1\.mlp\.down_proj$"];
     assert_eq!(down, &serde_json::json!({ "bits": 2, "group_size": -1 }));
-}
-
-/// A folder with the tiny model and a tokenizer of its size.
-fn tiny_folder(folder: &Path) {
-    let model = folder.join("model");
-    std::fs::create_dir(&model).unwrap();
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::fs::copy(testdata("arch/llama/hf").join(file), model.join(file)).unwrap();
-    }
-    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), model.join("tokenizer.json")).unwrap();
 }
 
 fn run(folder: &Path, args: &[&str]) -> (Option<i32>, String) {

@@ -1,6 +1,8 @@
 //! Reports: what they say, held against what is computed here from the model's parts, and what a reader of the page gets.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 
 use assert_cmd::Command;
 use calib_data::TokenWindows;
@@ -9,33 +11,16 @@ use gptq_quant::{
     evaluate, gptq::round_to_nearest, quantize_layers,
 };
 use infer_core::{
-    Decoder, Gpu, KvCache, KvDtype, OpenOptions, block_on,
+    Decoder, KvCache, KvDtype, block_on,
     model::{Sequence, load_checkpoint},
     ops::{Ops, candle::CandleOps, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, SafetensorsCheckpoint, checkpoint::read_param, params};
 use ndarray::{Array2, ArrayView2};
 
+use common::{device, prose, tiny, tiny_folder, windows};
+
 const GRID: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
-
-fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
-}
-
-fn tiny() -> SafetensorsCheckpoint {
-    SafetensorsCheckpoint::open(&testdata("arch/llama/hf")).unwrap()
-}
-
-/// Tokens of a vocabulary of 512 in no order.
-fn windows(count: usize, seq_len: usize, seed: u32) -> TokenWindows {
-    let mut state = seed;
-    let mut token = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        state >> 23
-    };
-    let windows: Vec<Vec<u32>> = (0..count).map(|_| (0..seq_len).map(|_| token()).collect()).collect();
-    TokenWindows::from_windows(&windows)
-}
 
 /// A checkpoint being written, with what was reported.
 struct Recorded<'a> {
@@ -51,7 +36,7 @@ impl Store for Recorded<'_> {
 }
 
 fn quantize(folder: &Path, settings: &Settings, windows: &TokenWindows) -> Vec<(Param, Quantized, MatrixReport)> {
-    let source = tiny();
+    let source = tiny("llama");
     let writer = CheckpointWriter::create(&source, folder, settings).unwrap();
     let mut store = Recorded { writer, matrices: Vec::new() };
     block_on(quantize_layers(CandleOps::default(), &source, windows, settings, &mut (), &mut store)).unwrap();
@@ -84,7 +69,7 @@ fn what_is_said_of_a_matrix_is_so() {
     let matrices = quantize(folder.path(), &settings, &text);
     assert_eq!(matrices.len(), 8);
 
-    let source = tiny();
+    let source = tiny("llama");
     let (param, quantized, report) = &matrices[0];
     assert_eq!(param.role, Role::Qkv(0));
     let weights = read_param(&source, param).unwrap();
@@ -164,7 +149,7 @@ fn check_evaluation(found: &Evaluation, (float, quantized, divergence): (f64, f6
 fn what_quantizing_cost_is_measured_by_the_definitions() {
     let folder = tempfile::tempdir().unwrap();
     quantize(folder.path(), &Settings::new(Options::new(Grid { bits: 3, ..GRID })), &windows(20, 32, 1));
-    let (source, quantized) = (tiny(), SafetensorsCheckpoint::open(folder.path()).unwrap());
+    let (source, quantized) = (tiny("llama"), SafetensorsCheckpoint::open(folder.path()).unwrap());
     // More rows than are taken at a time.
     let text = windows(3, 300, 9);
     let models: [&dyn Checkpoint; 2] = [&source, &quantized];
@@ -178,16 +163,10 @@ fn what_quantizing_cost_is_measured_by_the_definitions() {
         let mean = found.windows.iter().map(|of| of[2]).sum::<f64>() / 3.0;
         assert!((mean / found.divergence - 1.0).abs() < 1e-12);
     }
-    match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
-        Ok(gpu) => {
-            let mut ops = GpuOps::new(gpu, KvDtype::F32);
-            let found = block_on(evaluate(&mut ops, models, "text", &text, 1 << 30, &mut ())).unwrap();
-            check_evaluation(&found, expected);
-        }
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-        }
+    if let Some(gpu) = device() {
+        let mut ops = GpuOps::new(gpu, KvDtype::F32);
+        let found = block_on(evaluate(&mut ops, models, "text", &text, 1 << 30, &mut ())).unwrap();
+        check_evaluation(&found, expected);
     }
 }
 
@@ -252,28 +231,12 @@ fn a_model_without_a_matrix_to_show_has_a_page() {
     assert!(!String::from_utf8(page).unwrap().contains("<svg"));
 }
 
-/// A text of words that differ from line to line.
-fn prose(seed: usize) -> String {
-    let words = ["river", "lamp", "stone", "early", "seven", "paper", "window", "slowly", "green", "under", "keeps"];
-    let mut state = seed;
-    let mut word = || {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        words[(state >> 33) % words.len()]
-    };
-    (0..400).map(|_| format!("The {} {} the {} {}.\n", word(), word(), word(), word())).collect()
-}
-
 #[test]
 fn the_program_reports_and_measures() {
     let folder = tempfile::tempdir().unwrap();
-    let model = folder.path().join("model");
-    std::fs::create_dir(&model).unwrap();
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::fs::copy(testdata("arch/llama/hf").join(file), model.join(file)).unwrap();
-    }
-    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), model.join("tokenizer.json")).unwrap();
-    std::fs::write(folder.path().join("text.txt"), prose(1)).unwrap();
-    std::fs::write(folder.path().join("other.txt"), prose(2)).unwrap();
+    let model = tiny_folder(folder.path());
+    std::fs::write(folder.path().join("text.txt"), prose(1, 400)).unwrap();
+    std::fs::write(folder.path().join("other.txt"), prose(2, 400)).unwrap();
     let run = |more: &[&str]| {
         let mut command = Command::cargo_bin("gptq-quant").unwrap();
         command.current_dir(folder.path()).args(["model", "-o", "out", "--calib", "text.txt", "--samples", "4"]);
@@ -295,9 +258,9 @@ fn the_program_reports_and_measures() {
     let stdout = run(&["--eval", "other.txt", "--eval-windows", "2"]);
     assert!(stdout.contains("--restart makes it again") && stdout.contains("2 windows of 1024 tokens"), "{stdout}");
     let evaluation = Report::read(&out).unwrap().unwrap().evaluation.unwrap();
-    let models: [&dyn Checkpoint; 2] = [&tiny(), &SafetensorsCheckpoint::open(&out).unwrap()];
+    let models: [&dyn Checkpoint; 2] = [&tiny("llama"), &SafetensorsCheckpoint::open(&out).unwrap()];
     let tokenizer = std::fs::read(model.join("tokenizer.json")).unwrap();
-    let tokens = infer_core::Tokenizer::from_bytes(&tokenizer).unwrap().encode(&prose(2)).unwrap();
+    let tokens = infer_core::Tokenizer::from_bytes(&tokenizer).unwrap().encode(&prose(2, 400)).unwrap();
     let text: Vec<Vec<u32>> = tokens.chunks_exact(1024).take(2).map(<[u32]>::to_vec).collect();
     check_evaluation(&evaluation, evaluated_here(models, &TokenWindows::from_windows(&text)));
     let page = std::fs::read_to_string(out.join("quantize_report.html")).unwrap();

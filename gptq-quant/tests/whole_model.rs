@@ -1,9 +1,10 @@
 //! A tiny model from checkpoint to GPTQ checkpoint and back: what was written is what was computed, and it is nearer to
 //! the original than rounding.
 
-use std::path::{Path, PathBuf};
+mod common;
 
-use calib_data::TokenWindows;
+use std::path::Path;
+
 use gptq_quant::{
     CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Quantized, SelfText, Settings, Store,
     gptq::{Method, round_to_nearest},
@@ -18,30 +19,9 @@ use model_format::{
 };
 use ndarray::ArrayView2;
 
+use common::{testdata, tiny, tiny_folder, windows};
+
 const Q4F16_1: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
-
-fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
-}
-
-fn tiny() -> SafetensorsCheckpoint {
-    tiny_of("llama")
-}
-
-fn tiny_of(arch: &str) -> SafetensorsCheckpoint {
-    SafetensorsCheckpoint::open(&testdata(&format!("arch/{arch}/hf"))).unwrap()
-}
-
-/// Tokens of a vocabulary of 512 in no order.
-fn windows(count: usize, seq_len: usize, seed: u32) -> TokenWindows {
-    let mut state = seed;
-    let mut token = || {
-        state = state.wrapping_mul(1664525).wrapping_add(1013904223);
-        state >> 23
-    };
-    let windows: Vec<Vec<u32>> = (0..count).map(|_| (0..seq_len).map(|_| token()).collect()).collect();
-    TokenWindows::from_windows(&windows)
-}
 
 /// The logits after each of some windows that nothing is calibrated on.
 fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
@@ -108,7 +88,7 @@ fn report() -> MatrixReport {
 
 /// Quantizes the tiny model into `folder`.
 fn run(folder: &Path, settings: &Settings, reports: &mut Reports) -> Result<Vec<Quantized>, Error> {
-    run_on(tiny(), folder, settings, reports)
+    run_on(tiny("llama"), folder, settings, reports)
 }
 
 fn run_on(
@@ -175,7 +155,7 @@ fn check(options: Options) {
     assert_eq!(whole["torch_dtype"], "float16");
 
     // Nearer to the original than rounding, on text that it was not calibrated on.
-    let source = tiny();
+    let source = tiny("llama");
     let nearest = folder.path().join("nearest");
     let mut writer = CheckpointWriter::create(&source, &nearest, &Settings::new(options)).unwrap();
     for (param, quantized) in layer_matrices.iter().zip(&matrices) {
@@ -223,9 +203,9 @@ fn every_architecture_is_nearer_than_round_to_nearest() {
         let folder = tempfile::tempdir().unwrap();
         let options = Options::new(Q4F16_1);
         let (with_gptq, nearest) = (folder.path().join("gptq"), folder.path().join("nearest"));
-        run_on(tiny_of(arch), &with_gptq, &Settings::new(options), &mut Reports::default()).unwrap();
+        run_on(tiny(arch), &with_gptq, &Settings::new(options), &mut Reports::default()).unwrap();
 
-        let source = tiny_of(arch);
+        let source = tiny(arch);
         let mut writer = CheckpointWriter::create(&source, &nearest, &Settings::new(options)).unwrap();
         let decoder = DecoderConfig::from_hf(source.config_json()).unwrap();
         for param in joined_params(&decoder).iter().filter(|param| param.role.is_layer_matrix()) {
@@ -307,19 +287,10 @@ fn an_unquantized_model_is_not_written_over() {
     assert!(matches!(error, Error::OutputExists { .. }), "{error}");
 }
 
-/// The tiny model with a tokenizer of its size.
-fn tiny_with_tokenizer(folder: &Path) -> SafetensorsCheckpoint {
-    for file in ["config.json", "generation_config.json", "model.safetensors"] {
-        std::fs::copy(testdata("arch/llama/hf").join(file), folder.join(file)).unwrap();
-    }
-    std::fs::copy(testdata("tokenizer/tiny-bpe/tokenizer.json"), folder.join("tokenizer.json")).unwrap();
-    SafetensorsCheckpoint::open(folder).unwrap()
-}
-
 #[test]
 fn a_seed_decides_what_the_model_writes() {
     let folder = tempfile::tempdir().unwrap();
-    let checkpoint = tiny_with_tokenizer(folder.path());
+    let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let write = |seed| {
         let mut none = |_: &_, _: &_| Ok(());
         let text = SelfText { samples: 5, seq_len: 24, seed };
@@ -347,7 +318,7 @@ fn the_table_converts_without_loss_too() {
     let table = list.iter().find(|param| param.role == Role::Embedding).unwrap();
     let values = read_param(&written, table).unwrap();
     assert_eq!(values, matrices[0].dequantize().into_raw_vec_and_offset().0);
-    assert_ne!(values, read_param(&tiny(), table).unwrap());
+    assert_ne!(values, read_param(&tiny("llama"), table).unwrap());
 
     let (rows, cols) = (table.shape[0], table.shape[1]);
     let group = QuantFormat::by_name("q4f16_1").unwrap().group().unwrap();

@@ -1,7 +1,7 @@
 //! [`Engine`]: a loaded model one can talk to. Loads weights, tokenizer and template; turns a conversation into tokens;
 //! `generation.rs` does the rest.
 
-use model_format::{ChatConfig, Checkpoint, DecoderConfig, Error as FormatError, ModelFiles};
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles};
 
 use crate::{
     ChatTemplate, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams, Suspended,
@@ -154,7 +154,7 @@ struct Text {
 
 impl Text {
     fn new(files: &[(String, Vec<u8>)], location: &str) -> Result<Text> {
-        let tokenizer = Tokenizer::from_bytes(required(files, "tokenizer.json", location)?)?;
+        let tokenizer = Tokenizer::from_files(files, location)?;
         Ok(Text {
             stop_tokens: stop_token_ids(files, &tokenizer),
             stop_strings: stop_strings(files),
@@ -163,10 +163,4 @@ impl Text {
             tokenizer,
         })
     }
-}
-
-fn required<'a>(files: &'a [(String, Vec<u8>)], name: &str, location: &str) -> Result<&'a [u8]> {
-    let found = files.iter().find(|(file, _)| file == name);
-    let missing = || FormatError::MissingFile { file: name.into(), folder: location.into() };
-    Ok(&found.ok_or_else(missing)?.1)
 }

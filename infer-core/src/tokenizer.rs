@@ -26,6 +26,14 @@ struct Shared {
 }
 
 impl Tokenizer {
+    /// The tokenizer among a model's files, by name. `location`: where they are, for the error when it is missing.
+    pub fn from_files(files: &[(String, Vec<u8>)], location: &str) -> Result<Tokenizer> {
+        const FILE: &str = "tokenizer.json";
+        let found = files.iter().find(|(name, _)| name == FILE);
+        let missing = || model_format::Error::MissingFile { file: FILE.into(), folder: location.into() };
+        Tokenizer::from_bytes(&found.ok_or_else(missing)?.1)
+    }
+
     /// Reads the content of a `tokenizer.json`. Truncation and padding that it may ask for are switched off.
     pub fn from_bytes(tokenizer_json: &[u8]) -> Result<Tokenizer> {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(tokenizer_json))?;

@@ -195,6 +195,36 @@ async fn check_cache<O: Ops>(ops: &mut O, arch: &str) {
     }
 }
 
+/// What holds on every kind of device, which `on_all` of the module runs a check on.
+macro_rules! on_all_architectures {
+    () => {
+        #[test]
+        fn float_logits_and_text_equal_transformers() {
+            on_all(async |ops, arch| check_float(ops, arch, 1e-3).await);
+        }
+
+        #[test]
+        fn q4f16_1_logits_and_text_equal_the_dequantized_models() {
+            on_all(async |ops, arch| check_q4f16_1(ops, arch, 0.05).await);
+        }
+
+        #[test]
+        fn states_equal_transformers() {
+            on_all(async |ops, arch| check_states(ops, arch, 1e-9).await);
+        }
+
+        #[test]
+        fn steps_equal_the_whole() {
+            on_all(async |ops, arch| check_steps(ops, arch).await);
+        }
+
+        #[test]
+        fn batches_and_caches_change_nothing() {
+            on_all(async |ops, arch| check_cache(ops, arch).await);
+        }
+    };
+}
+
 mod cpu {
     use super::*;
 
@@ -205,30 +235,7 @@ mod cpu {
         }
     }
 
-    #[test]
-    fn float_logits_and_text_equal_transformers() {
-        on_all(async |ops, arch| check_float(ops, arch, 1e-3).await);
-    }
-
-    #[test]
-    fn q4f16_1_logits_and_text_equal_the_dequantized_models() {
-        on_all(async |ops, arch| check_q4f16_1(ops, arch, 0.05).await);
-    }
-
-    #[test]
-    fn states_equal_transformers() {
-        on_all(async |ops, arch| check_states(ops, arch, 1e-9).await);
-    }
-
-    #[test]
-    fn steps_equal_the_whole() {
-        on_all(async |ops, arch| check_steps(ops, arch).await);
-    }
-
-    #[test]
-    fn batches_and_caches_change_nothing() {
-        on_all(async |ops, arch| check_cache(ops, arch).await);
-    }
+    on_all_architectures!();
 }
 
 mod gpu {
@@ -298,30 +305,7 @@ mod gpu {
         check_near_cpu(mlc_decoder, mlc_decoder);
     }
 
-    #[test]
-    fn float_logits_and_text_equal_transformers() {
-        on_all(async |ops, arch| check_float(ops, arch, 1e-3).await);
-    }
-
-    #[test]
-    fn q4f16_1_logits_and_text_equal_the_dequantized_models() {
-        on_all(async |ops, arch| check_q4f16_1(ops, arch, 0.05).await);
-    }
-
-    #[test]
-    fn states_equal_transformers() {
-        on_all(async |ops, arch| check_states(ops, arch, 1e-9).await);
-    }
-
-    #[test]
-    fn steps_equal_the_whole() {
-        on_all(async |ops, arch| check_steps(ops, arch).await);
-    }
-
-    #[test]
-    fn batches_and_caches_change_nothing() {
-        on_all(async |ops, arch| check_cache(ops, arch).await);
-    }
+    on_all_architectures!();
 
     /// What a conversation does with a session: answers, answers cut short, other tokens than it gave, the cache's end.
     async fn conversation(gpu: &Gpu, ahead: usize) -> Vec<u32> {

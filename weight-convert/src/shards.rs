@@ -4,7 +4,6 @@ use model_format::{
     Dtype, TensorCache,
     quant::StoredTensor,
     staging::{Finished, StagedFile, Staging},
-    tensor_cache::ShardSum,
 };
 use serde_json::{Value, json};
 
@@ -141,14 +140,8 @@ pub(crate) struct ShardWriter<'a> {
     /// How many tensors have been dealt with.
     next: usize,
     /// Files that have begun, by number.
-    open: Vec<Option<OpenShard>>,
+    open: Vec<Option<StagedFile>>,
     sums: Vec<Option<String>>,
-}
-
-struct OpenShard {
-    file: StagedFile,
-    sum: ShardSum,
-    nbytes: usize,
 }
 
 impl<'a> ShardWriter<'a> {
@@ -185,21 +178,15 @@ impl<'a> ShardWriter<'a> {
             if self.sums[place.shard].is_some() {
                 return Ok(());
             }
-            let file = self.staging.create(&data_path(place.shard))?;
-            *open = Some(OpenShard { file, sum: ShardSum::default(), nbytes: 0 });
+            *open = Some(self.staging.create(&data_path(place.shard))?);
         }
         let shard = open.as_mut().expect("just opened");
-        assert_eq!(shard.nbytes, place.offset, "tensors of a shard are written in the order of their offsets");
-        shard.file.write(bytes)?;
-        shard.sum.update(bytes);
-        shard.nbytes += bytes.len();
-        if shard.nbytes == self.shards.sizes[place.shard] {
-            let shard = open.take().expect("it is open");
-            shard.file.finish()?;
-            let md5sum = shard.sum.finish();
-            self.sums[place.shard] = Some(md5sum.clone());
-            let (name, nbytes) = (data_path(place.shard), shard.nbytes as u64);
-            self.staging.finished(&Finished { name, nbytes, md5sum, note: Value::Null })?;
+        assert_eq!(shard.nbytes(), place.offset as u64, "tensors of a shard are written in the order of their offsets");
+        shard.write(bytes)?;
+        if shard.nbytes() == self.shards.sizes[place.shard] as u64 {
+            let finished = open.take().expect("it is open").finish()?;
+            self.staging.finished(&finished)?;
+            self.sums[place.shard] = Some(finished.md5sum);
         }
         Ok(())
     }

@@ -150,8 +150,9 @@ fn quantize(
         bars.line(&parts.collect::<Vec<_>>().join(", "));
     }
     bars.line(&format!("calibrating on {} windows of {} tokens, on {device}", windows.len(), windows.seq_len()));
-    if writer.done() > 0 {
-        bars.line(&format!("going on: {} matrices are done", writer.done()));
+    let done = writer.reports().count();
+    if done > 0 {
+        bars.line(&format!("going on: {done} matrices are done"));
     }
     let timings =
         with_ops!(device, ops => block_on(quantize_layers(ops, checkpoint, windows, settings, bars, &mut writer)))?;

@@ -26,7 +26,7 @@ use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
 use crate::Result;
 
 pub use webgpu_kernels::{
-    gptq::{Problem, Solution, Solver},
+    gptq::{BLOCK, Problem, Solution, Solver},
     gram::GramSums,
 };
 

@@ -29,12 +29,6 @@ pub struct Finished {
 }
 
 impl Finished {
-    /// The file at `path`, which will be called `name`.
-    pub fn of_file(name: &str, path: &Path) -> std::io::Result<Finished> {
-        let nbytes = fs::metadata(path)?.len();
-        Ok(Finished { name: name.into(), nbytes, md5sum: sum_of_file(path)?, note: Value::Null })
-    }
-
     /// Whether `path` is this file.
     pub(crate) fn is(&self, path: &Path) -> bool {
         let same_size = fs::metadata(path).is_ok_and(|metadata| metadata.len() == self.nbytes);

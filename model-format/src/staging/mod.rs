@@ -8,7 +8,9 @@ use std::{
 
 pub use journal::{Finished, sum_of_file};
 
-use crate::{Error, Result};
+use serde_json::Value;
+
+use crate::{Error, Result, tensor_cache::ShardSum};
 use journal::Journal;
 
 mod journal;
@@ -114,14 +116,14 @@ impl Staging {
         let path = self.folder.join(name);
         let file = File::create(self.temporary(name)).map_err(|e| io("create", &path, e))?;
         self.files.push(name.to_owned());
-        Ok(StagedFile { file, path })
+        Ok(StagedFile { file, path, nbytes: 0, sum: ShardSum::default() })
     }
 
     /// A whole small file.
     pub fn write(&mut self, name: &str, content: &[u8]) -> Result<()> {
         let mut file = self.create(name)?;
         file.write(content)?;
-        file.finish()
+        file.finish().map(drop)
     }
 
     /// Takes up a file that somebody else writes at [`Staging::temporary`].
@@ -202,19 +204,30 @@ impl Drop for Staging {
 /// A file under its temporary name.
 pub struct StagedFile {
     file: File,
-    /// What it will be called, for messages.
+    /// What it will be called.
     path: PathBuf,
+    nbytes: u64,
+    sum: ShardSum,
 }
 
 impl StagedFile {
     /// Adds to it.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.nbytes += bytes.len() as u64;
+        self.sum.update(bytes);
         self.file.write_all(bytes).map_err(|e| io("write", &self.path, e))
     }
 
-    /// The content is complete and on the disk.
-    pub fn finish(self) -> Result<()> {
-        self.file.sync_all().map_err(|e| io("write", &self.path, e))
+    /// Bytes so far.
+    pub fn nbytes(&self) -> u64 {
+        self.nbytes
+    }
+
+    /// The content is complete and on the disk: what [`Staging::finished`] takes.
+    pub fn finish(self) -> Result<Finished> {
+        self.file.sync_all().map_err(|e| io("write", &self.path, e))?;
+        let name = self.path.file_name().expect("a name was given").to_string_lossy().into_owned();
+        Ok(Finished { name, nbytes: self.nbytes, md5sum: self.sum.finish(), note: Value::Null })
     }
 }
 
@@ -261,8 +274,9 @@ mod tests {
         let (mut staging, finished) = resumed(folder);
         assert!(finished.is_empty());
         for name in SHARDS {
-            staging.write(name, name.as_bytes()).unwrap();
-            let finished = Finished::of_file(name, &staging.temporary(name)).unwrap();
+            let mut file = staging.create(name).unwrap();
+            file.write(name.as_bytes()).unwrap();
+            let finished = file.finish().unwrap();
             staging.finished(&finished).unwrap();
         }
         staging.write("tensor-cache.json", b"new").unwrap();

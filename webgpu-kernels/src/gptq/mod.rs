@@ -184,10 +184,9 @@ impl Columns {
             group_len: self.group_len as u32,
             max_code: self.max_code,
         };
-        let unrounded = out.unrounded.unwrap_or(out.errors);
-        // A buffer may be written through one binding only.
+        // A buffer may be written through one binding only, so that another stands where nothing is written.
         let spare = recorder.temporary(LANES);
-        let unrounded = if out.unrounded.is_some() { unrounded } else { &spare };
+        let unrounded = out.unrounded.unwrap_or(&spare);
         let buffers = [
             weights.into(),
             tile.into(),
