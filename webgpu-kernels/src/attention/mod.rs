@@ -94,7 +94,7 @@ const MAX_SPLITS: usize = 64;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
 /// The same of the tile kernel.
-const ENOUGH_TILES: usize = 64;
+const ENOUGH_TILES: usize = 512;
 /// More rows than this go to the tile kernel.
 const DECODE_ROWS: usize = 4;
 
