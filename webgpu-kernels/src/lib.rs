@@ -62,6 +62,7 @@ pub const KERNELS: &[&Kernel] = &[
     &gemv::ADD_KERNEL,
     &gemv::SCALED_KERNEL,
     &gemm::KERNEL,
+    &gemm::JOIN_KERNEL,
     &gemm::LANE_ROWS_KERNEL,
     &norm_heads::KERNEL,
     &rope::KERNEL,
