@@ -86,4 +86,6 @@ pub const KERNELS: &[&Kernel] = &[
     &gptq::CODES_KERNEL,
     &gptq::ERRORS_KERNEL,
     &gptq::ROW_DOTS_KERNEL,
+    &gptq::ARRANGE_KERNEL,
+    &gptq::DIAGONAL_KERNEL,
 ];

@@ -2,13 +2,14 @@
 //! model's inputs beside `x`, how far these have drifted: `sum over t of weight[t] * (float[t, i] - x[t, i]) * x[t, j]`.
 //!
 //! Tokens are split among workgroups where a matrix alone has too few tiles for the device. The splits have sums of their
-//! own, which [`GramSums::join`] adds on the host, in f64.
+//! own, which [`GramSums::join`] adds.
 
 mod reference;
 
 use crate::{
-    Case, CaseSet, Gpu, Kernel, Result, Variant,
+    Case, CaseSet, Gpu, Kernel, Matrix, Result, Variant, WeightFormat,
     cases::Random,
+    gptq::arrange::{Arrange, Order, Piece},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
 };
@@ -129,15 +130,21 @@ impl GramSums {
         Ok(GramSums { cols, splits, slices })
     }
 
-    /// The sums `[cols, cols]`, row-major; of products of `x` with itself only those at and below the diagonal mean
-    /// something. Waits for the device.
-    pub async fn join(&self, recorder: &mut Recorder) -> Result<Vec<f64>> {
-        let mut joined = Vec::with_capacity(self.cols * self.cols);
-        for slice in &self.slices {
-            let sums = recorder.read(&slice.sums)?.await?;
-            let len = slice.rows * self.cols;
-            joined.extend((0..len).map(|at| sums[at..].iter().step_by(len).map(|&sum| f64::from(sum)).sum::<f64>()));
-        }
+    /// `scale` times the sums `[cols, cols]`. `symmetric`: of products of `x` with itself, of which only those at and below
+    /// the diagonal were summed. Errors: out of memory.
+    pub fn join(&self, recorder: &mut Recorder, scale: f32, symmetric: bool) -> Result<Matrix> {
+        let gpu = recorder.gpu();
+        let joined = Matrix::zeroed(gpu, WeightFormat::F32, self.cols, self.cols, gpu.slice_bytes())?;
+        let piece = |slice: &SumSlice| Piece {
+            first: slice.first_row,
+            rows: slice.rows,
+            cols: self.cols,
+            stride: self.cols,
+            values: slice.sums.clone(),
+        };
+        let sums: Vec<Piece> = self.slices.iter().map(piece).collect();
+        let order = if symmetric { Order::Symmetric } else { Order::Plain };
+        Arrange { order, splits: self.splits, scale }.record(recorder, &sums, &Piece::all(&joined));
         Ok(joined)
     }
 }
