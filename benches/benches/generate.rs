@@ -11,7 +11,7 @@ use benches::{
     shapes::{self, bytes_per_token},
 };
 use clap::Parser;
-use infer_core::{KvDtype, block_on, model::Session, ops::Choose};
+use infer_core::{KvDtype, OpenOptions, block_on, model::Session, ops::Choose};
 use model_format::{DecoderConfig, QuantFormat};
 
 /// Prefill and decode of a whole model.
@@ -45,6 +45,9 @@ struct Args {
     /// cpu, auto, or the number or name of a GPU adapter.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Use no matrix units, as in a browser.
+    #[arg(long)]
+    no_cooperative_matrix: bool,
     /// Print one JSON object per figure.
     #[arg(long)]
     json: bool,
@@ -94,8 +97,9 @@ fn run(args: Args) -> Result<()> {
             (Target::Shape(config, format), format!("{} {}", args.shape, args.format), Some(bytes))
         }
     };
+    let options = OpenOptions { cooperative_matrix: !args.no_cooperative_matrix, ..OpenOptions::default() };
     let measured = |device: String, copy_bandwidth| Measured { name, bytes_per_token: bytes, device, copy_bandwidth };
-    match target.load_session(&args.device, args.kv.into(), context)? {
+    match target.load_session(&args.device, options, args.kv.into(), context)? {
         Loaded::Cpu(session, config) => measure(&args, &measured("CPU (candle)".into(), None), session, &config),
         Loaded::Gpu(session, config, gpu) => {
             let bandwidth = Some(block_on(gpu.copy_bandwidth())?);

@@ -50,14 +50,15 @@ pub fn open(name: &str) -> Result<Opened> {
 }
 
 impl Target {
-    /// Loads onto `device` (`cpu`, `auto`, a number or a name) with room for `context` tokens.
-    pub fn load_session(&self, device: &str, kv: KvDtype, context: usize) -> Result<Loaded> {
+    /// Loads onto `device` (`cpu`, `auto`, a number or a name; a GPU is opened with `options`) with room for `context`
+    /// tokens.
+    pub fn load_session(&self, device: &str, options: OpenOptions, kv: KvDtype, context: usize) -> Result<Loaded> {
         if device == "cpu" {
             let (session, config) = self.session(CandleOps::new(CpuWeights::Exact), context)?;
             return Ok(Loaded::Cpu(session, config));
         }
         let selection = device.parse().expect("any text is a selection");
-        let gpu = block_on(Gpu::open(&selection, OpenOptions::default()))?;
+        let gpu = block_on(Gpu::open(&selection, options))?;
         let (session, config) = self.session(GpuOps::new(gpu.clone(), kv), context)?;
         Ok(Loaded::Gpu(session, config, gpu))
     }

@@ -3,8 +3,9 @@
 //! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. [`TILES`] has those
 //! that there are; smaller ones serve few rows. Where a product has too few tiles for a large device, the inputs are
 //! split among workgroups too, and `gemm_join` adds what the splits come to. Software devices have a kernel of their own,
-//! [`LaneRows`].
+//! [`LaneRows`]; devices with matrix units may use them, [`Cooperative`].
 
+mod cooperative;
 mod lane_rows;
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     matrix::Slice,
 };
 
+pub use cooperative::{Cooperative, KERNEL as COOPERATIVE_KERNEL, NARROW_KERNEL, Narrow};
 pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is [`gemv`]'s.
