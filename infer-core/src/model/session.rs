@@ -38,6 +38,11 @@ impl<O: Choose> Session<O> {
         &self.ops
     }
 
+    /// The operations of its device.
+    pub(crate) fn ops_mut(&mut self) -> &mut O {
+        &mut self.ops
+    }
+
     /// The conversation's cache.
     pub fn cache(&self) -> &KvCache<O> {
         &self.cache
@@ -98,6 +103,14 @@ impl<O: Choose> Session<O> {
         let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
         let logits = self.decoder.head(&mut self.ops, &hidden);
         self.ops.read(&logits).await
+    }
+
+    /// Runs one token and chooses the most likely after it, which is not waited for.
+    pub(crate) fn run_token(&mut self, token: u32) -> Result<O::Token> {
+        self.turn_back();
+        let mut batch = [Sequence { tokens: &[token], cache: &mut self.cache }];
+        let logits = self.decoder.forward(&mut self.ops, &mut batch);
+        self.ops.choose(&logits)
     }
 
     /// Forgets what was run ahead.

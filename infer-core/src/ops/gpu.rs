@@ -107,6 +107,11 @@ impl GpuOps {
         &self.gpu
     }
 
+    /// What records its dispatches.
+    pub(crate) fn recorder(&mut self) -> &mut Recorder {
+        &mut self.recorder
+    }
+
     /// Sums `[cols, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
     pub fn new_gram(&mut self, cols: usize) -> Result<GramSums> {
         Ok(GramSums::new(&self.gpu, cols)?)
