@@ -160,7 +160,7 @@ pub enum Output {
 /// Measure prefill and decode, and where their time goes.
 #[derive(Args)]
 #[command(after_long_help = "\
-In the form of llama-bench: pp512 is the prefill of a prompt of 512 tokens up to the first token after it, so its ms are
+In the form of llama.cpp's own bench: pp512 is the prefill of a prompt of 512 tokens up to the first token after it, so its ms are
 the time to first token; tg128 is the decoding of 128 tokens; @ d2048 is behind 2048 tokens. Means and deviations are of the
 runs after one that is not counted.
 
@@ -329,6 +329,10 @@ pub struct SamplingArguments {
     /// When the context is full, forget what is oldest and go on, instead of ending the answer
     #[arg(long)]
     shift: bool,
+    /// Guess this many tokens, at most 7, by what the text had before, and check them at once; the answer stays the same.
+    /// For --temperature 0 without penalties [default: 0]
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, hide_default_value = true)]
+    prompt_lookup: usize,
 }
 
 impl SamplingArguments {
@@ -347,6 +351,7 @@ impl SamplingArguments {
             logit_bias: self.logit_bias.clone(),
             logprobs: self.logprobs,
             shift: self.shift,
+            prompt_lookup: self.prompt_lookup,
             stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
         };
         params.validate()?;

@@ -36,6 +36,7 @@ pub mod ops;
 pub mod perplexity;
 mod profile;
 mod progress;
+pub mod prompt_lookup;
 pub mod sampler;
 mod selftest;
 pub mod stop;

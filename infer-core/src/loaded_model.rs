@@ -268,6 +268,14 @@ impl LoadedModel {
         on_session!(&mut self.session, session => session.most_likely(tokens).await)
     }
 
+    pub(crate) async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
+        on_session!(&mut self.session, session => session.check_guess(token, guess).await)
+    }
+
+    pub(crate) fn may_guess(&self) -> bool {
+        on_session!(&self.session, session => session.may_guess())
+    }
+
     pub(crate) fn common_prefix(&self, tokens: &[u32]) -> usize {
         on_session!(&self.session, session => session.cache().common_prefix(tokens))
     }

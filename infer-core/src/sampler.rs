@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, prompt_lookup::MOST_GUESSED};
 
 /// How the next token is chosen, and when to stop.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +41,9 @@ pub struct SamplingParams {
     pub logprobs: Option<usize>,
     /// A full context forgets what is oldest, but for the first few tokens, and goes on; else the answer ends there.
     pub shift: bool,
+    /// Guesses so many tokens, at most [`MOST_GUESSED`], by what the text had before; the model checks them at once. For answers
+    /// that always take the most likely token; others are not guessed. 0 guesses none.
+    pub prompt_lookup: usize,
 }
 
 impl Default for SamplingParams {
@@ -60,6 +63,7 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             logprobs: None,
             shift: false,
+            prompt_lookup: 0,
         }
     }
 }
@@ -130,6 +134,10 @@ impl SamplingParams {
         }
         if let Some(top) = self.logprobs.filter(|top| *top > MOST_LOGPROBS) {
             return Err(Error::BadParameter { name: "logprobs", expected: "at most 20", found: top.to_string() });
+        }
+        if self.prompt_lookup > MOST_GUESSED {
+            let found = self.prompt_lookup.to_string();
+            return Err(Error::BadParameter { name: "prompt_lookup", expected: "from 0 to 7", found });
         }
         if self.max_tokens == Some(0) {
             return Err(Error::BadParameter { name: "max_tokens", expected: "1 or more", found: "0".into() });
@@ -473,7 +481,8 @@ mod tests {
     #[test]
     fn ranges_are_checked() {
         assert!(SamplingParams::default().validate().is_ok());
-        let bad: [fn(&mut SamplingParams); 16] = [
+        let bad: [fn(&mut SamplingParams); 17] = [
+            |p| p.prompt_lookup = 8,
             |p| p.temperature = -0.1,
             |p| p.temperature = f32::NAN,
             |p| p.temperature = INF,

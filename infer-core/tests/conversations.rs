@@ -300,3 +300,42 @@ fn logprobs_are_those_of_the_models_distribution() {
         assert!(found.top[0].1 >= found.top[1].1 && found.top[1].1 >= found.top[2].1);
     }
 }
+
+/// Answers with guesses are those without, on both devices, whatever ends them.
+#[test]
+fn guessed_tokens_change_nothing() {
+    let folder = model();
+    let devices = [Some(cpu()), gpu().map(|gpu| Device::Gpu(gpu, KvDtype::F32))];
+    for device in devices.into_iter().flatten() {
+        let mut engine = engine(folder.path(), device, 200);
+        let mut right = 0;
+        for prompt in ["one two one two one two one", "x", "the cat and the cat and the"] {
+            let messages = [Message::user(prompt)];
+            let plain = answer(&mut engine, &messages, &greedy(80));
+            let stop: String = plain.0.chars().skip(20).take(3).collect();
+            let cases = [
+                greedy(80),
+                greedy(7),
+                SamplingParams { stop: vec![stop], ..greedy(80) },
+                // Until the context is full, and beyond.
+                SamplingParams { max_tokens: None, ..greedy(1) },
+                SamplingParams { shift: true, ..greedy(150) },
+            ];
+            for params in cases {
+                engine.reset();
+                let expected = answer(&mut engine, &messages, &params);
+                for prompt_lookup in [1, 3, 7] {
+                    engine.reset();
+                    let params = SamplingParams { prompt_lookup, ..params.clone() };
+                    assert_eq!(answer(&mut engine, &messages, &params), expected, "{prompt_lookup}: {prompt}");
+                    // A second turn finds in the cache what was said.
+                    let mut generation = engine.chat(&messages, params).unwrap();
+                    while block_on(generation.next()).unwrap().is_some() {}
+                    assert_eq!(generation.tokens(), expected.1);
+                    right += generation.stats().right_tokens;
+                }
+            }
+        }
+        assert!(right > 100, "{right}");
+    }
+}

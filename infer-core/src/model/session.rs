@@ -105,6 +105,27 @@ impl<O: Choose> Session<O> {
         self.ops.read(&logits).await
     }
 
+    /// Runs a token and a guess at what follows it, at once. Returns what is most likely after the token, and after each
+    /// guessed token that was the most likely one; the cache forgets the guessed ones that were not.
+    pub async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
+        self.turn_back();
+        let len = self.cache.len();
+        let tokens = [&[token], guess].concat();
+        let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens: &tokens, cache: &mut self.cache }]);
+        let logits = self.decoder.head(&mut self.ops, &hidden);
+        let mut chosen = self.ops.choose_rows(&logits, tokens.len()).await?;
+        let right = guess.iter().zip(&chosen).take_while(|(guessed, chosen)| guessed == chosen).count();
+        chosen.truncate(right + 1);
+        self.cache.truncate(len + 1 + right);
+        Ok(chosen)
+    }
+
+    /// Whether a guess may be run before it is known to be right: in some models the length of a text changes what came
+    /// before.
+    pub fn may_guess(&self) -> bool {
+        !self.decoder.depends_on_length()
+    }
+
     /// Runs one token and chooses the most likely after it, which is not waited for.
     pub(crate) fn run_token(&mut self, token: u32) -> Result<O::Token> {
         self.turn_back();

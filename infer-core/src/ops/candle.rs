@@ -191,9 +191,12 @@ impl Choose for CandleOps {
     }
 
     fn choose(&mut self, logits: &Tensor) -> Result<u32> {
+        Ok(most_likely(&CandleOps::values(logits)))
+    }
+
+    async fn choose_rows(&mut self, logits: &Tensor, rows: usize) -> Result<Vec<u32>> {
         let values = CandleOps::values(logits);
-        let best = values.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
-        Ok(best.map_or(0, |(column, _)| column as u32))
+        Ok(values.chunks_exact(values.len() / rows).map(most_likely).collect())
     }
 
     fn embedding_of(&mut self, table: &CandleMatrix, token: &u32, scale: f32) -> Tensor {
@@ -203,6 +206,12 @@ impl Choose for CandleOps {
     async fn token(&mut self, token: u32) -> Result<u32> {
         Ok(token)
     }
+}
+
+/// The column of the largest value, the first among equals; NaN is never chosen.
+fn most_likely(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
+    best.map_or(0, |(column, _)| column as u32)
 }
 
 /// `cap * tanh(x / cap)`.

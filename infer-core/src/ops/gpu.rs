@@ -413,6 +413,13 @@ impl Choose for GpuOps {
         Ok(GpuToken { readback: self.recorder.read(&id)?, id })
     }
 
+    async fn choose_rows(&mut self, logits: &GpuTensor, rows: usize) -> Result<Vec<u32>> {
+        assert_eq!(logits.rows, rows, "choose_rows: rows");
+        let ids = self.recorder.temporary(rows);
+        Argmax { rows, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &ids);
+        Ok(self.recorder.read(&ids)?.await?)
+    }
+
     fn embedding_of(&mut self, table: &Matrix, token: &GpuToken, scale: f32) -> GpuTensor {
         let y = self.temporary(1, table.cols);
         table.embedding(&mut self.recorder, &token.id, 1, scale, &y.values);

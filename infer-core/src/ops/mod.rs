@@ -170,6 +170,8 @@ pub trait Choose: Ops {
     fn ahead(&self) -> usize;
     /// The column of the largest value of `logits` `[1, cols]`, the first among equals; NaN is never chosen.
     fn choose(&mut self, logits: &Self::Tensor) -> Result<Self::Token>;
+    /// The column of the largest value of each of so many rows of `logits`, as [`Choose::choose`] has it. Waits.
+    async fn choose_rows(&mut self, logits: &Self::Tensor, rows: usize) -> Result<Vec<u32>>;
     /// `y[0, :] = scale * table[token, :]`.
     fn embedding_of(&mut self, table: &Self::Matrix, token: &Self::Token, scale: f32) -> Self::Tensor;
     /// Waits for the token.
