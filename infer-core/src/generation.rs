@@ -8,12 +8,8 @@ use std::collections::VecDeque;
 use web_time::Instant;
 
 use crate::{
-    Engine, Error, Result, SamplingParams,
-    model::session::PREFILL_CHUNK,
-    prompt_lookup::Lookup,
-    sampler::{Sampler, TokenLogprobs},
-    stop::StopStrings,
-    tokenizer::StreamDecoder,
+    Engine, Error, Result, SamplingParams, logprobs::TokenLogprobs, model::session::PREFILL_CHUNK,
+    prompt_lookup::Lookup, sampler::Sampler, stop::StopStrings, tokenizer::StreamDecoder,
 };
 
 /// First tokens that are kept when the context shifts: much attention rests on them, whatever they are.
@@ -270,6 +266,10 @@ impl<'a> Generation<'a> {
             token
         } else if state.params.is_plain_greedy() {
             engine.model.most_likely(&state.next).await?
+        } else if state.params.logprobs.is_none()
+            && let Some(token) = engine.model.drawn(&state.next, &mut state.sampler, &state.generated).await?
+        {
+            token
         } else {
             let mut logits = engine.model.logits(&state.next).await?;
             let plain = state.params.logprobs.map(|_| logits.clone());

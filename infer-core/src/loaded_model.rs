@@ -15,6 +15,7 @@ use crate::{
     model::{Session, decoder::FEWEST_ROWS, load_checkpoint, load_mlc, load_random},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
+    sampler::Sampler,
     selftest,
 };
 
@@ -266,6 +267,15 @@ impl LoadedModel {
     /// what is most likely, before it is asked.
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
         on_session!(&mut self.session, session => session.most_likely(tokens).await)
+    }
+
+    pub(crate) async fn drawn(
+        &mut self,
+        tokens: &[u32],
+        sampler: &mut Sampler,
+        generated: &[u32],
+    ) -> Result<Option<u32>> {
+        on_session!(&mut self.session, session => session.drawn(tokens, sampler, generated).await)
     }
 
     pub(crate) async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {

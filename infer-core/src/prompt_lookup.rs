@@ -65,9 +65,9 @@ mod tests {
         assert_eq!(guess(&[7, 1, 2, 8, 1, 2, 9, 7, 1, 2], 1), [8]);
         assert_eq!(guess(&[1, 2, 8, 1, 2, 9, 1, 2], 1), [9]);
         // One token is no reason.
-        assert_eq!(guess(&[1, 2, 1], 7), []);
-        assert_eq!(guess(&[], 7), []);
-        assert_eq!(guess(&[1], 7), []);
+        for text in [&[1, 2, 1][..], &[], &[1]] {
+            assert!(guess(text, 7).is_empty());
+        }
     }
 
     #[test]

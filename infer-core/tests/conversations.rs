@@ -339,3 +339,38 @@ fn guessed_tokens_change_nothing() {
         assert!(right > 100, "{right}");
     }
 }
+
+/// What is drawn on the device and run ahead there is what the host draws, one token after the other: told logprobs, the
+/// engine reads the logits and does that.
+#[test]
+fn tokens_drawn_ahead_are_those_of_the_host() {
+    let folder = model();
+    let options = OpenOptions { software_kernels: false, ..OpenOptions::default() };
+    let Some(_) = gpu() else { return };
+    let gpu = block_on(Gpu::open(&Default::default(), options)).unwrap();
+    let mut engine = engine(folder.path(), Device::Gpu(gpu, KvDtype::F32), 300);
+    let plain = SamplingParams { temperature: 1.3, max_tokens: Some(60), seed: Some(5), ..SamplingParams::default() };
+    let cases = [
+        plain.clone(),
+        SamplingParams { top_k: 30, top_p: 0.9, ..plain.clone() },
+        SamplingParams { repetition_penalty: 1.4, frequency_penalty: 0.3, ..plain.clone() },
+        SamplingParams { temperature: 0.0, repetition_penalty: 1.4, ..plain.clone() },
+        SamplingParams { logit_bias: vec![(65, 4.0)], min_p: 0.01, ..plain },
+    ];
+    let messages = [Message::user("one two three")];
+    for params in cases {
+        engine.reset();
+        let host = answer(&mut engine, &messages, &SamplingParams { logprobs: Some(0), ..params.clone() });
+        for _ in 0..2 {
+            assert_eq!(answer(&mut engine, &messages, &params), host, "{params:?}");
+        }
+        // Ended early, with tokens on their way: the next turn begins as if there had been none.
+        let mut generation = engine.chat(&messages, params.clone()).unwrap();
+        block_on(generation.next()).unwrap();
+        drop(generation);
+        let stop: String = host.0.chars().skip(10).take(2).collect();
+        let (text, ..) = answer(&mut engine, &messages, &SamplingParams { stop: vec![stop.clone()], ..params.clone() });
+        assert_eq!(text, host.0[..host.0.find(&stop).unwrap()]);
+        assert_eq!(answer(&mut engine, &messages, &params), host);
+    }
+}

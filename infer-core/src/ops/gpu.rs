@@ -18,11 +18,12 @@ use webgpu_kernels::{
     norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
     rope::Rope,
+    sample::Sample,
     select_rows::SelectRows,
     soft_cap::SoftCap,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
+use super::{AttentionShape, Choose, KvShape, Ops, Past, Rows, Rules, Span, TokenWeights};
 use crate::Result;
 
 pub use webgpu_kernels::{
@@ -401,6 +402,7 @@ pub struct GpuToken {
 
 impl Choose for GpuOps {
     type Token = GpuToken;
+    type Draw = Sample;
 
     fn ahead(&self) -> usize {
         self.ahead
@@ -410,6 +412,22 @@ impl Choose for GpuOps {
         assert_eq!(logits.rows, 1, "choose: from one row");
         let id = self.recorder.temporary(1);
         Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &id);
+        Ok(GpuToken { readback: self.recorder.read(&id)?, id })
+    }
+
+    fn new_draw(&mut self, rules: Rules, cols: usize, history: Option<&[Past]>) -> Result<Option<Sample>> {
+        // Where nothing is run ahead there is nothing to gain.
+        let is_off = Sample::NAMES.iter().any(|name| self.gpu.is_off(name));
+        if self.ahead == 0 || cols > Sample::MOST_COLS || is_off {
+            return Ok(None);
+        }
+        Ok(Some(Sample::new(&self.gpu, rules, cols, history)?))
+    }
+
+    fn draw(&mut self, logits: &GpuTensor, with: &Sample, random: f64) -> Result<GpuToken> {
+        assert_eq!(logits.rows, 1, "draw: from one row");
+        let id = self.recorder.temporary(1);
+        with.record(&mut self.recorder, logits.settled(), random, &id);
         Ok(GpuToken { readback: self.recorder.read(&id)?, id })
     }
 
