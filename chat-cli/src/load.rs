@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use chat_cli::{DeviceChoice, DeviceInfo, device};
 use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, block_on};
-use model_format::{DirFiles, ModelFiles};
+use model_format::{DecoderConfig, DirFiles, ModelFiles, QuantFormat};
 use model_hub::{HubConfig, Model};
 
 use crate::arguments::ChatArguments;
@@ -31,7 +31,7 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Loads the model that the flags name, with its text side.
 pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<EngineAssistant> {
     let mut bars = Bars::new(arguments.quiet);
-    let place = Place::of(&arguments.device)?;
+    let place = Place::of(&arguments.device, arguments.no_cooperative_matrix)?;
     let model = open(&arguments.model, &mut bars)?;
     let (device, name) = place.open(KvDtype::default(), &bars)?;
     let options = place.options(arguments.context, arguments.memory, &device)?;
@@ -59,9 +59,17 @@ pub fn open(name: &str, bars: &mut Bars) -> anyhow::Result<Model> {
     Ok(model_hub::open(name, &hub, bars)?)
 }
 
+/// Where a model's weights come from.
+pub enum Weights {
+    /// Its files.
+    Files(Model),
+    /// Made up, of a shape.
+    Random(DecoderConfig, &'static QuantFormat),
+}
+
 /// A model without its text side, with room for texts of `context` tokens; and the name of its device.
 pub fn load_model(
-    model: &Model,
+    weights: &Weights,
     place: &Place,
     kv: KvDtype,
     context: usize,
@@ -69,7 +77,10 @@ pub fn load_model(
 ) -> anyhow::Result<(LoadedModel, String)> {
     let (device, name) = place.open(kv, bars)?;
     let options = place.options(Some(context), None, &device)?;
-    let loaded = load_onto(model, device, &options, bars)?;
+    let loaded = match weights {
+        Weights::Files(model) => load_onto(model, device, &options, bars)?,
+        Weights::Random(config, format) => block_on(LoadedModel::load_random(config, format, device, &options, bars))?,
+    };
     bars.clear();
     Ok((loaded, name))
 }
@@ -97,14 +108,16 @@ pub struct Place {
     chosen: device::Place,
     devices: Vec<DeviceInfo>,
     choice: DeviceChoice,
+    open: OpenOptions,
 }
 
 impl Place {
-    /// What `--device` means on this machine.
-    pub fn of(choice: &DeviceChoice) -> anyhow::Result<Place> {
+    /// What `--device` means on this machine, opened with matrix units or without.
+    pub fn of(choice: &DeviceChoice, no_cooperative_matrix: bool) -> anyhow::Result<Place> {
         let devices = if *choice == DeviceChoice::Cpu { Vec::new() } else { devices() };
         let chosen = choice.pick(&devices).map_err(NoSuchDevice)?;
-        Ok(Place { chosen, devices, choice: choice.clone() })
+        let open = OpenOptions { cooperative_matrix: !no_cooperative_matrix, ..OpenOptions::default() };
+        Ok(Place { chosen, devices, choice: choice.clone(), open })
     }
 
     /// How to load onto `device`. `memory`: GiB that may be taken.
@@ -123,7 +136,7 @@ impl Place {
         let device::Place::Device(index) = self.chosen else {
             return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
         };
-        let gpu = block_on(Gpu::open(&Selection::Index(index), OpenOptions::default()));
+        let gpu = block_on(Gpu::open(&Selection::Index(index), self.open));
         Ok((gpu.map_err(infer_core::Error::from)?, self.devices[index].name.clone()))
     }
 
@@ -138,7 +151,7 @@ impl Place {
             }
         };
         let name = self.devices[index].name.clone();
-        match block_on(Gpu::open(&Selection::Index(index), OpenOptions::default())) {
+        match block_on(Gpu::open(&Selection::Index(index), self.open)) {
             Ok(gpu) => Ok((Device::Gpu(gpu, kv), name)),
             Err(error) if self.choice == DeviceChoice::Auto => {
                 bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));

@@ -1,6 +1,7 @@
 //! `chat-cli`: talk to a model in the terminal. Flags are in `arguments.rs`; what happens is here.
 
 mod arguments;
+mod bench;
 mod engine;
 mod load;
 mod measure;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Command::Chat(arguments) => chat(&arguments),
         Command::Perplexity(arguments) => measure::perplexity(&arguments),
         Command::Logits(arguments) => measure::logits(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
         Command::Devices(arguments) => devices(&arguments),
         Command::Selftest(arguments) => selftest(&arguments),
     };
@@ -109,7 +111,7 @@ fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
 
 fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
     let mut bars = progress::Bars::new(arguments.quiet);
-    let (gpu, name) = load::Place::of(&arguments.device)?.open_gpu()?;
+    let (gpu, name) = load::Place::of(&arguments.device, false)?.open_gpu()?;
     let start = std::time::Instant::now();
     let lines = block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
     bars.clear();

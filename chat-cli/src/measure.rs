@@ -14,7 +14,7 @@ use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
     arguments::{LogitsArguments, PerplexityArguments},
-    load::{self, Place},
+    load::{self, Place, Weights},
     progress::Bars,
 };
 
@@ -45,7 +45,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         }
         None => perplexity::SHORT_TEXT.into(),
     };
-    let place = Place::of(&arguments.model.device)?;
+    let place = Place::of(&arguments.model.device, arguments.model.no_cooperative_matrix)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
     let tokenizer = load::tokenizer(&model)?;
@@ -58,7 +58,8 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     }
     let count = (tokens.len() / window).min(arguments.max_windows.unwrap_or(usize::MAX));
 
-    let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), window, &mut bars)?;
+    let (mut loaded, device) =
+        load::load_model(&Weights::Files(model), &place, arguments.cache.into(), window, &mut bars)?;
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);
     for window in tokens.chunks_exact(window).take(count) {
@@ -90,10 +91,11 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
 /// Runs `chat-cli logits`.
 pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     let ids = read_ids(&arguments.ids)?;
-    let place = Place::of(&arguments.model.device)?;
+    let place = Place::of(&arguments.model.device, arguments.model.no_cooperative_matrix)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
-    let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), ids.len(), &mut bars)?;
+    let (mut loaded, device) =
+        load::load_model(&Weights::Files(model), &place, arguments.cache.into(), ids.len(), &mut bars)?;
     let vocab_size = loaded.config().vocab_size;
     loaded.check_text(&ids)?;
     let tensor = ("logits".to_string(), Dtype::F32, vec![ids.len(), vocab_size]);

@@ -4,7 +4,7 @@
 //! activations beforehand, each row scaled by a power of two, so that outliers stay finite and the rest keeps its digits.
 //! Sums are f32. The result has the error of f16's rounding, where [`super::Gemm`] has that of f32's.
 
-use super::{GemmParams, Join, case_with};
+use super::{GemmParams, case_with};
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     cases::{Random, four_bits, with_outliers},
@@ -56,21 +56,15 @@ struct Tile {
     step: usize,
 }
 
-/// The tiles, with the rows of `x` from which on each is taken.
-const TILES: [(usize, Tile); 3] = [
-    (65, Tile { warps: (2, 2), fragments: (4, 2), step: 8 }),
-    (33, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
-    (0, Tile { warps: (1, 4), fragments: (2, 1), step: 8 }),
-];
-/// Fewer rows are not worth the detour.
-const MIN_ROWS: usize = 17;
+/// The tiles, the larger first.
+const TILES: [Tile; 2] =
+    [Tile { warps: (2, 2), fragments: (4, 2), step: 8 }, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }];
+/// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
+const MIN_ROWS: usize = 16;
 /// Edge of a matrix.
 const EDGE: usize = 16;
 /// Workgroups that keep a large device busy.
-const ENOUGH_TILES: usize = 256;
-/// Most ranges of the inputs, and fewest steps of each.
-const MAX_SPLITS: usize = 8;
-const MIN_SPLIT_STEPS: usize = 12;
+const ENOUGH_TILES: usize = 384;
 /// Lanes of the kernel that makes f16.
 const NARROW_WORKGROUP: u32 = 256;
 
@@ -109,32 +103,17 @@ impl Cooperative {
 
     /// `x`: [m, w.cols], made for `w`'s format. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
-        let suits = |(from, _): &&(usize, Tile)| self.m >= *from;
-        let (_, tile) = TILES.iter().find(suits).expect("the last tile is for any rows");
-        self.record_tile(recorder, *tile, tile.splits(self.m, w), w, x, y);
+        let enough = |tile: &&Tile| tile.tiles(self.m, w.rows) >= ENOUGH_TILES;
+        let tile = TILES.iter().find(enough).unwrap_or(&TILES[TILES.len() - 1]);
+        self.record_tile(recorder, *tile, w, x, y);
     }
 
-    fn record_tile(&self, recorder: &mut Recorder, tile: Tile, splits: usize, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
+    fn record_tile(&self, recorder: &mut Recorder, tile: Tile, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
         let tiles = tile.tiles(self.m, w.rows);
-        let steps = tile.steps(w) as u32;
-        let split_steps = steps.div_ceil(splits as u32);
-        // With so many steps each, fewer may do.
-        let splits = steps.div_ceil(split_steps);
         let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(tile.m()), tiles);
-        let params = GemmParams { splits, split_steps, ..params };
         let variant = variant(recorder.gpu().caps(), tile, w.format);
-        let record = |recorder: &mut Recorder, params: &GemmParams, y: &Buffer<f32>| {
-            let buffers =
-                [(&w.q_weight).into(), (&w.q_scale).into(), (&x.values).into(), (&x.inverse).into(), y.into()];
-            recorder.dispatch(&KERNEL, &variant, params, &buffers, tiles * splits as usize);
-        };
-        if splits == 1 {
-            return record(recorder, &params, y);
-        }
-        let parts = recorder.temporary(splits as usize * self.m * w.rows);
-        record(recorder, &GemmParams { first_row: 0, y_stride: w.rows as u32, ..params }, &parts);
-        let join = Join { m: self.m, rows: w.rows, first_row: w.first_row, y_stride: self.y_stride, splits };
-        join.record(recorder, &parts, y);
+        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), (&x.values).into(), (&x.inverse).into(), y.into()];
+        recorder.dispatch(&KERNEL, &variant, &params, &buffers, tiles);
     }
 }
 
@@ -149,16 +128,6 @@ impl Tile {
 
     fn tiles(&self, m: usize, n: usize) -> usize {
         m.div_ceil(self.m()) * n.div_ceil(self.n())
-    }
-
-    /// Steps along all inputs.
-    fn steps(&self, w: &Slice) -> usize {
-        w.format.blocks(w.cols) * w.format.block_size() / 4 / self.step
-    }
-
-    fn splits(&self, m: usize, w: &Slice) -> usize {
-        let most = (self.steps(w) / MIN_SPLIT_STEPS).clamp(1, MAX_SPLITS);
-        ENOUGH_TILES.div_ceil(self.tiles(m, w.rows)).min(most)
     }
 }
 
@@ -211,23 +180,17 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (q4, 32, 3072, 8192),
         ],
     };
-    let splits: &[usize] = if set == CaseSet::Test { &[1, 3] } else { &[1, 2, 4, 8] };
-    let plans = TILES.into_iter().flat_map(|(_, tile)| splits.iter().map(move |splits| (tile, *splits)));
-    let all = plans.flat_map(|plan| shapes.iter().map(move |shape| (plan, *shape)));
-    all.map(|((tile, splits), (format, m, rows, cols))| case(*caps, tile, splits, format, m, rows, cols)).collect()
+    let all = TILES.into_iter().flat_map(|tile| shapes.iter().map(move |shape| (tile, *shape)));
+    all.map(|(tile, (format, m, rows, cols))| case(*caps, tile, format, m, rows, cols)).collect()
 }
 
-fn case(caps: Caps, tile: Tile, splits: usize, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
-    let mut case = case_with(variant(&caps, tile, format), format, m, rows, cols, move |recorder, w, x, y| {
+fn case(caps: Caps, tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
+    let case = case_with(variant(&caps, tile, format), format, m, rows, cols, move |recorder, w, x, y| {
         let x = Narrow::record(recorder, format, x, m, cols);
-        Cooperative { m, y_stride: rows }.record_tile(recorder, tile, splits, w, &x, y);
+        Cooperative { m, y_stride: rows }.record_tile(recorder, tile, w, &x, y);
     });
     // Inputs and weights have eleven digits.
-    case.tolerance = 2e-7;
-    if splits > 1 {
-        case.label += &format!(", {splits} splits");
-    }
-    case
+    Case { tolerance: 2e-7, ..case }
 }
 
 fn narrow_cases(_: &Caps, set: CaseSet) -> Vec<Case> {

@@ -1,5 +1,5 @@
-// y[s * m + r, first_row + n] = inverse[r] * sum over k of split s of x[r, k] * w[n, k], by cooperative matrices of 16 x 16:
-// x and w in f16, sums in f32.
+// y[m, first_row + n] = inverse[m] * sum over k of x[m, k] * w[n, k], by cooperative matrices of 16 x 16: x and w in f16,
+// sums in f32.
 // A workgroup of WARPS_M x WARPS_N subgroups computes a tile of TILE_M x TILE_N outputs, a subgroup FRAGS_M x FRAGS_N
 // matrices of them. Along k it goes STEP quads at a time, which lie in workgroup memory as they lie in their rows. What
 // the next step needs is fetched into registers before this one is multiplied.
@@ -16,7 +16,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> q_scale: array<u32>;          // [rows, blocks], two f16 to a word
 @group(0) @binding(3) var<storage, read> x: array<vec4<f16>>;          // [m, blocks, QUADS]
 @group(0) @binding(4) var<storage, read> inverse: array<f32>;          // [m]
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;          // [splits * m, y_stride]
+@group(0) @binding(5) var<storage, read_write> y: array<f32>;          // [m, y_stride]
 
 const LANES: u32 = WARPS_M * WARPS_N * SUBGROUP_MIN_SIZE;
 const TILE_M: u32 = 16u * WARPS_M * FRAGS_M;
@@ -38,13 +38,11 @@ fn main(
     invocation: Invocation,
 ) {
     // Not from invocation.wgsl: naga takes no member of a struct for the same in all lanes, which matrices ask for.
-    let group = id.y * count.x + id.x;
-    let split = group / params.tiles;
-    if (split >= params.splits) {
+    let tile = id.y * count.x + id.x;
+    if (tile >= params.tiles) {
         return;
     }
     // Neighbouring workgroups share their rows of w.
-    let tile = group % params.tiles;
     let first_m = (tile % params.tiles_m) * TILE_M;
     let first_n = (tile / params.tiles_m) * TILE_N;
     let lane = invocation.lane;
@@ -67,22 +65,21 @@ fn main(
     let from_n$i = min(first_n + (lane + $iu * LANES) / STEP_PARTS, params.rows - 1u);
 #endfor
 
-    let begin = split * params.split_steps;
-    let end = min(begin + params.split_steps, QUADS / STEP * params.blocks);
+    let steps = params.blocks * QUADS / STEP;
 #for i in 0..X_FETCHES
     {
-        let quad = begin * STEP + 2u * ((lane + $iu * LANES) % STEP_PAIRS);
+        let quad = 2u * ((lane + $iu * LANES) % STEP_PAIRS);
         x$i = x[from_m$i + quad];
         next_x$i = x[from_m$i + quad + 1u];
     }
 #endfor
 #for i in 0..W_FETCHES
     {
-        let part = begin * STEP_PARTS + (lane + $iu * LANES) % STEP_PARTS;
+        let part = (lane + $iu * LANES) % STEP_PARTS;
         w$i = load_part(from_n$i, part / BLOCK_PARTS, part % BLOCK_PARTS, params.blocks);
     }
 #endfor
-    for (var step = begin; step < end; step++) {
+    for (var step = 0u; step < steps; step++) {
 #for i in 0..X_FETCHES
         {
             let q = lane + $iu * LANES;
@@ -106,7 +103,7 @@ fn main(
 #endfor
         workgroupBarrier();
         // The last round fetches what it has once more: naga takes no condition on `step` for the same in all lanes.
-        let next = min(step + 1u, end - 1u);
+        let next = min(step + 1u, steps - 1u);
 #for i in 0..X_FETCHES
         {
             let quad = next * STEP + 2u * ((lane + $iu * LANES) % STEP_PAIRS);
@@ -147,7 +144,7 @@ fn main(
         let m = first_m + warp_m + 16u * $au + i / 16u;
         let n = first_n + warp_n + 16u * $bu + i % 16u;
         if (m < params.m && n < params.rows) {
-            y[(split * params.m + m) * params.y_stride + params.first_row + n] = results[results_at + i] * inverse[m];
+            y[m * params.y_stride + params.first_row + n] = results[results_at + i] * inverse[m];
         }
     }
     workgroupBarrier();

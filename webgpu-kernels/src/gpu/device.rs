@@ -210,7 +210,7 @@ impl Gpu {
     }
 
     /// Whether none of a kernel is used.
-    pub(crate) fn is_off(&self, kernel: &str) -> bool {
+    pub fn is_off(&self, kernel: &str) -> bool {
         lock(&self.shared.switched_off).iter().any(|switch| switch.kernel == kernel && switch.flag.is_none())
     }
 
