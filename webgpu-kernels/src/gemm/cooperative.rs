@@ -13,6 +13,7 @@ use crate::{
     matrix::Slice,
 };
 use half::f16;
+use std::ops::RangeInclusive;
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`, in f16 with sums in f32.
 pub struct Cooperative {
@@ -56,15 +57,18 @@ struct Tile {
     step: usize,
 }
 
-/// The tiles, the larger first.
-const TILES: [Tile; 2] =
-    [Tile { warps: (2, 2), fragments: (4, 2), step: 8 }, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }];
+/// The tiles, the preferred first, with the rows of `x` that each is for.
+const TILES: [(RangeInclusive<usize>, Tile); 3] = [
+    (65..=usize::MAX, Tile { warps: (2, 2), fragments: (4, 4), step: 8 }),
+    (0..=32, Tile { warps: (1, 4), fragments: (2, 2), step: 8 }),
+    (0..=usize::MAX, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
+];
 /// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
 const MIN_ROWS: usize = 16;
 /// Edge of a matrix.
 const EDGE: usize = 16;
 /// Workgroups that keep a large device busy.
-const ENOUGH_TILES: usize = 384;
+const ENOUGH_TILES: usize = 128;
 /// Lanes of the kernel that makes f16.
 const NARROW_WORKGROUP: u32 = 256;
 
@@ -103,9 +107,10 @@ impl Cooperative {
 
     /// `x`: [m, w.cols], made for `w`'s format. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
-        let enough = |tile: &&Tile| tile.tiles(self.m, w.rows) >= ENOUGH_TILES;
-        let tile = TILES.iter().find(enough).unwrap_or(&TILES[TILES.len() - 1]);
-        self.record_tile(recorder, *tile, w, x, y);
+        let mut suiting = TILES.iter().filter(|(rows, _)| rows.contains(&self.m)).map(|(_, tile)| *tile);
+        let last = suiting.clone().next_back().expect("the last tile is for any rows");
+        let tile = suiting.find(|tile| tile.tiles(self.m, w.rows) >= ENOUGH_TILES).unwrap_or(last);
+        self.record_tile(recorder, tile, w, x, y);
     }
 
     fn record_tile(&self, recorder: &mut Recorder, tile: Tile, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
@@ -180,7 +185,7 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (q4, 32, 3072, 8192),
         ],
     };
-    let all = TILES.into_iter().flat_map(|tile| shapes.iter().map(move |shape| (tile, *shape)));
+    let all = TILES.into_iter().flat_map(|(_, tile)| shapes.iter().map(move |shape| (tile, *shape)));
     all.map(|(tile, (format, m, rows, cols))| case(*caps, tile, format, m, rows, cols)).collect()
 }
 
