@@ -58,6 +58,7 @@ struct Args {
 enum Kv {
     F16,
     F32,
+    Q8,
 }
 
 impl From<Kv> for KvDtype {
@@ -65,6 +66,7 @@ impl From<Kv> for KvDtype {
         match kv {
             Kv::F16 => KvDtype::F16,
             Kv::F32 => KvDtype::F32,
+            Kv::Q8 => KvDtype::Q8,
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
-use webgpu_kernels::{attention::HeadShape, selftest::Workload};
+use webgpu_kernels::{Gpu, attention::HeadShape, selftest::Workload};
 
 #[cfg(feature = "native")]
 use crate::ops::candle::CandleOps;
@@ -163,6 +163,15 @@ impl LoadedModel {
     /// Tokens there is room for.
     pub fn context(&self) -> usize {
         self.need.context
+    }
+
+    /// The GPU that it is on, if it is on one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => None,
+            OnDevice::Gpu(session) => Some(session.ops().gpu()),
+        }
     }
 
     /// The loss, `-ln p`, of each token of a text after the first, given those before it. The text is run alone, and what

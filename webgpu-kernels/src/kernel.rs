@@ -2,7 +2,10 @@
 
 use model_format::quant::{group_quant::GroupQuant, no_quant};
 
-use crate::gpu::{Buffer, Caps, Recorder};
+use crate::{
+    KvDtype,
+    gpu::{Buffer, Caps, Recorder},
+};
 
 /// A shader, the types on its border, and the cases that prove and measure it.
 pub struct Kernel {
@@ -317,8 +320,8 @@ pub enum Purpose {
     Input,
     /// Written, f32.
     F32,
-    /// Written, two f16 to a word.
-    F16,
+    /// Written, rows of a cache whose heads are so wide.
+    Kv(KvDtype, usize),
     /// Written, whole numbers that must be equal.
     U32,
 }

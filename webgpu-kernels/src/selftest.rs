@@ -173,7 +173,7 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
             "norm_heads" => workload.norm_heads,
             "soft_cap" => workload.soft_cap,
             "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),
-            "rope" => variant.has_flag("KV_F16") == (workload.kv == KvDtype::F16),
+            "rope" => workload.kv.is_of(variant),
             // Their variants are as wide as the model.
             name => !name.starts_with("gemv") && !name.starts_with("attention"),
         };

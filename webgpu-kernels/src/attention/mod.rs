@@ -312,20 +312,29 @@ impl Shape {
     /// Words of a cache of random values, zero in the padding, and NaN where no key is.
     fn cache_words(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
         let mut words = Vec::new();
-        for _ in 0..self.kv_heads {
-            for position in 0..self.capacity() {
-                let is_key = position < self.past_len + self.rows;
-                let value = |c: usize, random: &mut Random| match c < self.head_dim {
-                    true if is_key => random.value(),
-                    true => f32::NAN,
-                    false => 0.0,
-                };
-                match dtype {
-                    KvDtype::F32 => words.extend((0..padded(self.head_dim)).map(|c| value(c, random).to_bits())),
-                    KvDtype::F16 => words.extend((0..padded(self.head_dim)).step_by(2).map(|c| {
-                        let pair = [c, c + 1].map(|c| u32::from(f16::from_f32(value(c, random)).to_bits()));
-                        pair[0] | pair[1] << 16
-                    })),
+        let rows = (0..self.kv_heads).flat_map(|_| 0..self.capacity());
+        for position in rows {
+            let is_key = position < self.past_len + self.rows;
+            let mut value = |c: usize| match c < self.head_dim {
+                true if is_key => random.value(),
+                true => f32::NAN,
+                false => 0.0,
+            };
+            let padded = padded(self.head_dim);
+            match dtype {
+                KvDtype::F32 => words.extend((0..padded).map(|c| value(c).to_bits())),
+                KvDtype::F16 => words.extend((0..padded).step_by(2).map(|c| {
+                    let pair = [c, c + 1].map(|c| u32::from(f16::from_f32(value(c)).to_bits()));
+                    pair[0] | pair[1] << 16
+                })),
+                KvDtype::Q8 => {
+                    // No code of NaN, but a scale.
+                    let code = |value: f32| (127.0 * value) as i8 as u8;
+                    words.extend(
+                        (0..padded).step_by(4).map(|c| u32::from_le_bytes([0, 1, 2, 3].map(|i| code(value(c + i))))),
+                    );
+                    let scales = dtype.row_words(self.head_dim) - padded / 4;
+                    words.extend((0..scales).map(|_| (value(0) / 127.0).to_bits()));
                 }
             }
         }
@@ -355,7 +364,7 @@ impl Shape {
             label,
             variant,
             flops: 4 * (pairs * heads * head_dim) as u64,
-            bytes: (2 * keys * kv_heads * head_dim * dtype.size() + 8 * rows * heads * head_dim) as u64,
+            bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * rows * heads * head_dim) as u64,
             // Scores of a million have few digits behind the point in f32.
             tolerance: if has_outliers { 1e-7 } else { 1e-10 },
             buffers: Box::new(move || {
@@ -371,10 +380,7 @@ impl Shape {
                 record(recorder, &b[0].cast(), &self.cache(dtype, &b[1], &b[2]), &b[3].cast());
             }),
             reference: Box::new(move |b| {
-                let cache = |words: &[u32]| match dtype {
-                    KvDtype::F32 => bytemuck::cast_slice(words).to_vec(),
-                    KvDtype::F16 => crate::cases::halves(words).iter().map(|v| v.to_f32()).collect(),
-                };
+                let cache = |words: &[u32]| dtype.values(head_dim, words);
                 let mut y = vec![0.0; rows * heads * head_dim];
                 let shape = AttentionShape {
                     heads,
@@ -430,8 +436,6 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
     ]
 }
 
-const BOTH: [KvDtype; 2] = [KvDtype::F16, KvDtype::F32];
-
 fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[Shape] = match set {
         CaseSet::Test => &[
@@ -459,7 +463,7 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         ],
         CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
     };
-    let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
+    let all = shapes.iter().flat_map(|shape| KvDtype::ALL.map(|dtype| (*shape, dtype)));
     all.map(|(shape, dtype)| tile_case(shape, dtype)).collect()
 }
 
@@ -506,7 +510,7 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Shape::new(1, 8191, 24, 8, 128), 32),
         ],
     };
-    let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
+    let all = shapes.iter().flat_map(|shape| KvDtype::ALL.map(|dtype| (*shape, dtype)));
     all.map(|((shape, splits), dtype)| decode_case(caps, shape, splits, dtype)).collect()
 }
 

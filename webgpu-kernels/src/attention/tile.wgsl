@@ -18,8 +18,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, kv_heads * GROUP, HEAD_DIM / 4]
-@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [kv_heads, capacity, EIGHTS]
-@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [kv_heads, capacity, EIGHTS]
+@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [kv_heads, capacity] rows
+@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [kv_heads, capacity] rows
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;    // [any, kv_heads * GROUP, HEAD_DIM / 4]
 
 // A score that counts for nothing.
@@ -37,9 +37,9 @@ fn load_eight(is_key: bool, at: u32, eight: u32) -> Eight {
         return Eight(vec4<f32>(0.0), vec4<f32>(0.0));
     }
     if (is_key) {
-        return to_eight(k_cache[at * EIGHTS + eight]);
+        return load_key(at, eight);
     }
-    return to_eight(v_cache[at * EIGHTS + eight]);
+    return load_value(at, eight);
 }
 
 // Where slot `i` of all rows and heads is in q and y, in heads.

@@ -11,6 +11,7 @@ use super::{
     pace::Pace,
     pipeline::Pipelines,
     pool::Pool,
+    timing::SubmissionTimer,
 };
 use crate::{Error, Result, Variant, selftest::Switch};
 
@@ -36,6 +37,8 @@ pub(crate) struct Shared {
     pub pool: Mutex<Pool>,
     pub pipelines: Mutex<Pipelines>,
     pub pace: Mutex<Pace>,
+    /// While submissions are timed.
+    pub submission_timer: Mutex<Option<SubmissionTimer>>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
     /// Kernels that are wrong on this device.
@@ -143,6 +146,7 @@ impl Gpu {
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
                 pace: Mutex::default(),
+                submission_timer: Mutex::default(),
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
                 in_use: AtomicU64::new(0),

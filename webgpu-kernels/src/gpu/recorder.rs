@@ -12,7 +12,7 @@ use super::{
     device::{Gpu, UNIFORM_BYTES, lock},
     pipeline::MAX_BINDINGS,
     readback::Readback,
-    timing::PassTimer,
+    timing::{PassTimer, SubmissionTimer, writes_at},
     trace::{Traced, TracedBinding},
 };
 use crate::{Kernel, Result, Variant, kernel::Params};
@@ -205,10 +205,9 @@ impl Recorder {
         }
         let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
         if !self.dispatches.is_empty() {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                label: None,
-                timestamp_writes: timer.map(PassTimer::writes),
-            });
+            let timed = lock(&shared.submission_timer).as_mut().and_then(SubmissionTimer::next);
+            let timestamp_writes = timer.map(PassTimer::writes).or(timed.as_ref().map(writes_at));
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
             for dispatch in self.dispatches.drain(..) {
                 pass.set_pipeline(&dispatch.pipeline);
                 pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);

@@ -51,9 +51,23 @@ function half(bits) {
     return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
 }
 
+/** Rows of a cache in eight bits: codes, padded to eights, then a scale for each 32 of them, an even number of words. */
+function eightBits(headDim, found) {
+    const width = Math.ceil(headDim / 8) * 8;
+    const stride = width / 4 + Math.ceil(width / 64) * 2;
+    const values = [];
+    for (let row = 0; row < found.length; row += stride) {
+        const codes = new Int8Array(found.buffer, found.byteOffset + 4 * row, width);
+        const scales = new Float32Array(found.buffer, found.byteOffset + 4 * row + width, stride - width / 4);
+        for (let i = 0; i < width; i++) values.push(codes[i] * scales[Math.floor(i / 32)]);
+    }
+    return Float32Array.from(values);
+}
+
 function decoded(purpose, found) {
     if (purpose === 'f32') return new Float32Array(found.buffer, found.byteOffset, found.length);
     if (purpose === 'u32') return Float32Array.from(found);
+    if (purpose.startsWith('q8 ')) return eightBits(Number(purpose.slice(3)), found);
     return Float32Array.from([...found].flatMap((word) => [half(word & 0xffff), half(word >>> 16)]));
 }
 
