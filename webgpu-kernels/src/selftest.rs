@@ -57,7 +57,7 @@ const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
 const SUBSTITUTED: [&str; 3] = ["gemv_add", "gemv_scaled", "gemm_lane_rows"];
 /// Kernels that no model is run with: of measuring, and of the quantizer.
-const NOT_OF_MODELS: [&str; 11] = [
+const NOT_OF_MODELS: [&str; 13] = [
     "copy",
     "cross_entropy",
     "kl_divergence",
@@ -69,6 +69,8 @@ const NOT_OF_MODELS: [&str; 11] = [
     "gptq_scales",
     "gptq_codes",
     "gptq_errors",
+    "gptq_arrange",
+    "gptq_diagonal",
 ];
 
 /// A case that was run.

@@ -10,13 +10,11 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::{Random, with_outliers},
+    cases::{Random, cache_row, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
 };
-use half::f16;
-
 pub use reference::{Shape as AttentionShape, attention};
 
 /// Causal attention of some rows of one sequence.
@@ -80,8 +78,11 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     cases: reduce_cases,
 };
 
-/// Slots (a row and a head) of a workgroup of the tile kernel.
-const TILE_SLOTS: usize = 32;
+/// Slots (a row and a head) of a workgroup of the tile kernel, in quads of a lane: as many as registers have room for.
+const TILE_QUADS: [usize; 2] = [2, 1];
+const QUAD_SLOTS: usize = 32;
+/// Widest head of which a lane has two quads.
+const MANY_SLOTS_DIM: usize = 128;
 /// Lanes, and keys per tile, of the decode kernel.
 const DECODE_KEYS: usize = 128;
 /// Eights of a key, and values, that a lane of the decode kernel loads at a time.
@@ -90,6 +91,8 @@ const DECODE_LOADS: usize = 8;
 const MAX_SPLITS: usize = 64;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
+/// The same of the tile kernel.
+const ENOUGH_TILES: usize = 64;
 /// More rows than this go to the tile kernel.
 const DECODE_ROWS: usize = 4;
 
@@ -102,15 +105,14 @@ impl Attention {
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
         recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
         if self.rows > DECODE_ROWS {
-            self.record_tile(recorder, q, cache, y);
+            self.record_tile(recorder, q, cache, y, self.tile_quads(CacheShape::of(cache)));
         } else {
             self.record_decode(recorder, q, cache, y, self.splits(cache));
         }
     }
 
-    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>) {
-        let slots = self.rows * self.heads / cache.kv_heads;
-        let groups = slots.div_ceil(TILE_SLOTS) * cache.kv_heads;
+    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, quads: usize) {
+        let groups = self.tile_groups(CacheShape::of(cache), quads);
         let params = TileParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
@@ -122,9 +124,20 @@ impl Attention {
             scale: self.scale,
             soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let variant = self.tile_variant(CacheShape::of(cache));
+        let variant = self.tile_variant(CacheShape::of(cache), quads);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
+    }
+
+    /// Workgroups of the tile kernel.
+    fn tile_groups(&self, cache: CacheShape, quads: usize) -> usize {
+        (self.rows * self.heads / cache.kv_heads).div_ceil(QUAD_SLOTS * quads) * cache.kv_heads
+    }
+
+    /// Quads of slots of a lane: fewer where there would be too few workgroups for a large device.
+    fn tile_quads(&self, cache: CacheShape) -> usize {
+        let enough = |quads: &usize| self.tile_groups(cache, *quads) >= ENOUGH_TILES;
+        tile_choices(cache.head_dim).find(enough).unwrap_or(1)
     }
 
     /// The window, or one that nothing is beyond.
@@ -193,9 +206,11 @@ impl Attention {
         recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
     }
 
-    fn tile_variant(&self, cache: CacheShape) -> Variant {
-        let chunks = cache.head_dim.div_ceil(32) as u32;
-        self.variant(cache).flag_if("WINDOW", self.window.is_some()).constant_is("CHUNKS", chunks)
+    fn tile_variant(&self, cache: CacheShape, quads: usize) -> Variant {
+        self.variant(cache)
+            .flag_if("WINDOW", self.window.is_some())
+            .constant_is("CHUNKS", cache.head_dim.div_ceil(64) as u32)
+            .constant_is("QUADS_S", quads as u32)
     }
 
     fn decode_variant(&self, caps: &Caps, cache: CacheShape, is_split: bool) -> Variant {
@@ -309,36 +324,11 @@ impl Shape {
         KvCache { k: k.clone(), v: v.clone(), kv_heads, capacity: self.capacity(), head_dim, dtype }
     }
 
-    /// Words of a cache of random values, zero in the padding, and NaN where no key is.
+    /// Words of a cache of random values, and NaN where no key is.
     fn cache_words(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
-        let mut words = Vec::new();
-        let rows = (0..self.kv_heads).flat_map(|_| 0..self.capacity());
-        for position in rows {
-            let is_key = position < self.past_len + self.rows;
-            let mut value = |c: usize| match c < self.head_dim {
-                true if is_key => random.value(),
-                true => f32::NAN,
-                false => 0.0,
-            };
-            let padded = padded(self.head_dim);
-            match dtype {
-                KvDtype::F32 => words.extend((0..padded).map(|c| value(c).to_bits())),
-                KvDtype::F16 => words.extend((0..padded).step_by(2).map(|c| {
-                    let pair = [c, c + 1].map(|c| u32::from(f16::from_f32(value(c)).to_bits()));
-                    pair[0] | pair[1] << 16
-                })),
-                KvDtype::Q8 => {
-                    // No code of NaN, but a scale.
-                    let code = |value: f32| (127.0 * value) as i8 as u8;
-                    words.extend(
-                        (0..padded).step_by(4).map(|c| u32::from_le_bytes([0, 1, 2, 3].map(|i| code(value(c + i))))),
-                    );
-                    let scales = dtype.row_words(self.head_dim) - padded / 4;
-                    words.extend((0..scales).map(|_| (value(0) / 127.0).to_bits()));
-                }
-            }
-        }
-        words
+        let positions = (0..self.kv_heads).flat_map(|_| 0..self.capacity());
+        let is_key = |position| position < self.past_len + self.rows;
+        positions.flat_map(|position| cache_row(dtype, self.head_dim, is_key(position), random)).collect()
     }
 
     /// A case of this shape. `record`: buffers are q, k, v, y.
@@ -428,12 +418,19 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         window: heads.window.then_some(150),
         ..Shape::new(rows, past_len, heads.group, 1, heads.head_dim)
     };
-    vec![
-        (&TILE_KERNEL, tile_case(shape(9, 40), dtype)),
+    let tiles = tile_choices(heads.head_dim).map(|quads| (&TILE_KERNEL, tile_case(shape(9, 40), quads, dtype)));
+    let mut cases: Vec<(&'static Kernel, Case)> = tiles.collect();
+    cases.extend([
         (&DECODE_KERNEL, decode_case(caps, shape(1, 100), 1, dtype)),
         (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
         (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
-    ]
+    ]);
+    cases
+}
+
+/// How many quads of slots a lane of the tile kernel may have.
+fn tile_choices(head_dim: usize) -> impl Iterator<Item = usize> {
+    TILE_QUADS.into_iter().filter(move |&quads| quads == 1 || head_dim <= MANY_SLOTS_DIM)
 }
 
 fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
@@ -461,15 +458,22 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             Shape::new(32, 32, 4, 2, 64).with_outliers(),
             Shape::new(6, 70, 4, 2, 128).soft_cap(50.0).with_outliers(),
         ],
-        CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
+        CaseSet::Bench => &[
+            Shape::new(32, 2048, 24, 8, 128),
+            Shape::new(512, 0, 24, 8, 128),
+            Shape::new(512, 2048, 24, 8, 128),
+            Shape::new(2048, 0, 24, 8, 128),
+            Shape::new(2048, 0, 32, 8, 64),
+        ],
     };
     let all = shapes.iter().flat_map(|shape| KvDtype::ALL.map(|dtype| (*shape, dtype)));
-    all.map(|(shape, dtype)| tile_case(shape, dtype)).collect()
+    all.flat_map(|(shape, dtype)| tile_choices(shape.head_dim).map(move |quads| tile_case(shape, quads, dtype)))
+        .collect()
 }
 
-fn tile_case(shape: Shape, dtype: KvDtype) -> Case {
-    let variant = shape.attention().tile_variant(shape.cache_shape(dtype));
-    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y))
+fn tile_case(shape: Shape, quads: usize, dtype: KvDtype) -> Case {
+    let variant = shape.attention().tile_variant(shape.cache_shape(dtype), quads);
+    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y, quads))
 }
 
 fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
