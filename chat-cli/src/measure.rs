@@ -105,6 +105,7 @@ fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
         "timed": seconds.len(),
         "median_ms": ms(seconds[seconds.len() / 2]),
         "longest_ms": ms(*longest),
+        "over_500_ms": seconds.iter().filter(|&&seconds| seconds > 0.5).count(),
     })
 }
 
