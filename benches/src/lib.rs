@@ -1,7 +1,4 @@
-//! What the measuring programs share: opening a model, loading it onto a device, and ending with a clear message.
-
-pub mod loaded;
-pub mod shapes;
+//! What the measuring programs share: ending with a clear message.
 
 /// Prints an error and its hint to stderr and ends the process with exit code 1, or returns.
 pub fn exit_with(result: anyhow::Result<()>) {

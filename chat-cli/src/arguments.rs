@@ -22,6 +22,8 @@ pub enum Command {
     Perplexity(PerplexityArguments),
     /// Write the logits after each of a text's tokens, to compare engines
     Logits(LogitsArguments),
+    /// Measure prefill and decode, and where their time goes
+    Bench(BenchArguments),
     /// List the devices that --device can name
     Devices(DevicesArguments),
     /// Check every kernel on a device against its reference
@@ -147,6 +149,85 @@ pub struct LogitsArguments {
     pub cache: Cache,
 }
 
+/// Forms of a report.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Output {
+    /// Tables in Markdown
+    Md,
+    /// An array of objects, samples included
+    Json,
+    /// Comma-separated values
+    Csv,
+}
+
+/// Measure prefill and decode, and where their time goes.
+#[derive(Args)]
+#[command(after_long_help = "\
+In the form of llama.cpp's own bench: pp512 is the prefill of a prompt of 512 tokens up to the first token after it, so its ms are
+the time to first token; tg128 is the decoding of 128 tokens; @ d2048 is behind 2048 tokens. Means and deviations are of the
+runs after one that is not counted.
+
+--roofline holds each kernel of a decoded token against the bandwidth of a copy on the device; timestamps around each
+kernel tell its time when nothing runs beside it.
+
+Examples:
+  chat-cli bench ./SmolLM2-135M-Instruct-q4f16_1 -p 512 -n 128 -d 0,2048
+  chat-cli bench --shape smollm2-135m --roofline --at 336GB/s -o json")]
+pub struct BenchArguments {
+    /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
+    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
+    pub model: Option<String>,
+
+    /// Random weights of a published shape, such as smollm2-135m; a name that is none lists them
+    #[arg(long, value_name = "SHAPE")]
+    pub shape: Option<String>,
+
+    /// Quantization format of a shape
+    #[arg(long, default_value = "q4f16_1", value_name = "FORMAT", requires = "shape")]
+    pub format: String,
+
+    /// Prompt lengths to prefill; 0 for none
+    #[arg(short, long, value_delimiter = ',', default_values_t = [512], value_name = "TOKENS")]
+    pub prompt: Vec<usize>,
+
+    /// Tokens to decode; 0 for none
+    #[arg(short = 'n', long, value_delimiter = ',', default_values_t = [128], value_name = "TOKENS")]
+    pub decode: Vec<usize>,
+
+    /// Tokens in the cache before
+    #[arg(short, long, value_delimiter = ',', default_values_t = [0], value_name = "TOKENS")]
+    pub depth: Vec<usize>,
+
+    /// Counted runs of each
+    #[arg(short, long, default_value_t = 5, value_name = "COUNT", value_parser = parse_positive)]
+    pub repetitions: usize,
+
+    /// Form of the report
+    #[arg(short, long, value_enum, default_value_t = Output::Md)]
+    pub output: Output,
+
+    /// Tell where the time of a decoded token goes, kernel by kernel
+    #[arg(long)]
+    pub roofline: bool,
+
+    /// Tell what that would give with memory of this bandwidth, such as 336GB/s
+    #[arg(long, value_name = "BANDWIDTH", value_parser = parse_bandwidth, requires = "roofline")]
+    pub at: Option<f64>,
+
+    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
+    /// from `chat-cli devices`
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F16)]
+    pub cache: Cache,
+
+    /// Say nothing but the result and errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
 #[derive(Args)]
 pub struct DevicesArguments {
     /// Print a JSON array
@@ -255,6 +336,10 @@ pub struct SamplingArguments {
     /// When the context is full, forget what is oldest and go on, instead of ending the answer
     #[arg(long)]
     shift: bool,
+    /// Guess this many tokens, at most 7, by what the text had before, and check them at once; the answer stays the same.
+    /// For --temperature 0 without penalties [default: 0]
+    #[arg(long, value_name = "TOKENS", default_value_t = 0, hide_default_value = true)]
+    prompt_lookup: usize,
 }
 
 impl SamplingArguments {
@@ -273,6 +358,7 @@ impl SamplingArguments {
             logit_bias: self.logit_bias.clone(),
             logprobs: self.logprobs,
             shift: self.shift,
+            prompt_lookup: self.prompt_lookup,
             stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
         };
         params.validate()?;
@@ -300,6 +386,17 @@ fn parse_positive(text: &str) -> Result<usize, String> {
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
     let parsed = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
     parsed.ok_or_else(|| "must be a token id and a number, such as 42=-1.5".into())
+}
+
+/// Bytes per second.
+fn parse_bandwidth(text: &str) -> Result<f64, String> {
+    let units = [("TB/s", 1e12), ("GB/s", 1e9), ("MB/s", 1e6)];
+    let parsed = units.iter().find_map(|(unit, bytes)| {
+        let number: f64 = text.strip_suffix(unit)?.trim().parse().ok()?;
+        Some(number * bytes)
+    });
+    let parsed = parsed.filter(|bandwidth| bandwidth.is_finite() && *bandwidth > 0.0);
+    parsed.ok_or_else(|| "must be a number above 0 with its unit, such as 336GB/s".into())
 }
 
 fn parse_size(text: &str) -> Result<f64, String> {

@@ -13,12 +13,14 @@
 
 #![deny(missing_docs)]
 
+pub mod bench_report;
 pub mod command;
 pub mod device;
 mod printable;
 pub mod repl;
 pub mod report;
 pub mod settings;
+pub mod shapes;
 
 use std::io;
 

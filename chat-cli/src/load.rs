@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use chat_cli::{DeviceChoice, DeviceInfo, device};
 use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, block_on};
-use model_format::{DirFiles, ModelFiles};
+use model_format::{DecoderConfig, DirFiles, ModelFiles, QuantFormat};
 use model_hub::{HubConfig, Model};
 
 use crate::arguments::ChatArguments;
@@ -60,9 +60,17 @@ pub fn open(name: &str, bars: &mut Bars) -> anyhow::Result<Model> {
     Ok(model_hub::open(name, &hub, bars)?)
 }
 
+/// Where a model's weights come from.
+pub enum Weights {
+    /// Its files.
+    Files(Model),
+    /// Made up, of a shape.
+    Random(DecoderConfig, &'static QuantFormat),
+}
+
 /// A model without its text side, with room for texts of `context` tokens; and the name of its device.
 pub fn load_model(
-    model: &Model,
+    weights: &Weights,
     place: &Place,
     kv: KvDtype,
     context: usize,
@@ -70,7 +78,10 @@ pub fn load_model(
 ) -> anyhow::Result<(LoadedModel, String)> {
     let (device, name) = place.open(kv, bars)?;
     let options = place.options(Some(context), None, &device)?;
-    let loaded = load_onto(model, device, &options, bars)?;
+    let loaded = match weights {
+        Weights::Files(model) => load_onto(model, device, &options, bars)?,
+        Weights::Random(config, format) => block_on(LoadedModel::load_random(config, format, device, &options, bars))?,
+    };
     bars.clear();
     Ok((loaded, name))
 }

@@ -1,6 +1,7 @@
 //! `chat-cli`: talk to a model in the terminal. Flags are in `arguments.rs`; what happens is here.
 
 mod arguments;
+mod bench;
 mod engine;
 mod load;
 mod measure;
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
         Command::Chat(arguments) => chat(&arguments),
         Command::Perplexity(arguments) => measure::perplexity(&arguments),
         Command::Logits(arguments) => measure::logits(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments),
         Command::Devices(arguments) => devices(&arguments),
         Command::Selftest(arguments) => selftest(&arguments),
     };

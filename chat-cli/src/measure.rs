@@ -14,7 +14,7 @@ use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
     arguments::{LogitsArguments, PerplexityArguments},
-    load::{self, Place},
+    load::{self, Place, Weights},
     progress::Bars,
 };
 
@@ -58,11 +58,9 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     }
     let count = (tokens.len() / window).min(arguments.max_windows.unwrap_or(usize::MAX));
 
-    let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), window, &mut bars)?;
-    let gpu = loaded.gpu().cloned();
-    if let Some(gpu) = &gpu {
-        gpu.time_submissions();
-    }
+    let (mut loaded, device) =
+        load::load_model(&Weights::Files(model), &place, arguments.cache.into(), window, &mut bars)?;
+    loaded.time_submissions();
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);
     for window in tokens.chunks_exact(window).take(count) {
@@ -72,10 +70,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     }
     bars.clear();
     let (seconds, value) = (start.elapsed().as_secs_f64(), perplexity::perplexity(&losses));
-    let submissions = match &gpu {
-        Some(gpu) => block_on(gpu.submission_seconds()).map_err(infer_core::Error::from)?,
-        None => Vec::new(),
-    };
+    let submissions = block_on(loaded.submission_seconds())?;
     let mut out = io::stdout();
     if arguments.json {
         let report = serde_json::json!({
@@ -102,7 +97,7 @@ fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
     let Some(longest) = seconds.last() else { return serde_json::Value::Null };
     let ms = |seconds: f64| (seconds * 1e4).round() / 10.0;
     serde_json::json!({
-        "timed": seconds.len(),
+        "count": seconds.len(),
         "median_ms": ms(seconds[seconds.len() / 2]),
         "longest_ms": ms(*longest),
         "over_500_ms": seconds.iter().filter(|&&seconds| seconds > 0.5).count(),
@@ -115,7 +110,8 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     let place = Place::of(&arguments.model.device)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
-    let (mut loaded, device) = load::load_model(&model, &place, arguments.cache.into(), ids.len(), &mut bars)?;
+    let (mut loaded, device) =
+        load::load_model(&Weights::Files(model), &place, arguments.cache.into(), ids.len(), &mut bars)?;
     let vocab_size = loaded.config().vocab_size;
     loaded.check_text(&ids)?;
     let tensor = ("logits".to_string(), Dtype::F32, vec![ids.len(), vocab_size]);

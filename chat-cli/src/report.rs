@@ -11,8 +11,12 @@ pub fn stats_line(stats: &Stats) -> String {
         0 => String::new(),
         cached => format!(" ({cached} of them cached)"),
     };
+    let guessed = match stats.guessed_tokens {
+        0 => String::new(),
+        guessed => format!(" ({} of {guessed} guessed ones were right)", stats.right_tokens),
+    };
     format!(
-        "prompt: {} tokens{cached}, prefill: {:.1} tokens/s, first token after {:.2} s; answer: {} tokens, decode: {:.1} tokens/s",
+        "prompt: {} tokens{cached}, prefill: {:.1} tokens/s, first token after {:.2} s; answer: {} tokens{guessed}, decode: {:.1} tokens/s",
         stats.prompt_tokens,
         stats.prefill_tokens_per_second(),
         stats.time_to_first_token,
@@ -45,6 +49,8 @@ pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
             "prompt_tokens": stats.prompt_tokens,
             "cached_tokens": stats.cached_tokens,
             "generated_tokens": stats.generated_tokens,
+            "guessed_tokens": stats.guessed_tokens,
+            "right_tokens": stats.right_tokens,
             "time_to_first_token_s": stats.time_to_first_token,
             "prefill_tokens_per_s": stats.prefill_tokens_per_second(),
             "decode_tokens_per_s": stats.decode_tokens_per_second(),
@@ -121,6 +127,8 @@ mod tests {
             prompt_tokens: 50,
             cached_tokens: 40,
             generated_tokens: 21,
+            guessed_tokens: 0,
+            right_tokens: 0,
             time_to_first_token: 0.25,
             prefill_seconds: 0.1,
             decode_seconds: 2.0,

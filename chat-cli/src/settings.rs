@@ -53,6 +53,11 @@ const SETTINGS: &[Setting] = &[
         set: |p, text| optional(text).map(|v| p.max_tokens = v),
         show: |p| or_none(&p.max_tokens),
     },
+    Setting {
+        name: "prompt_lookup",
+        set: |p, text| text.parse().ok().map(|v| p.prompt_lookup = v),
+        show: |p| p.prompt_lookup.to_string(),
+    },
     Setting { name: "shift", set: |p, text| text.parse().ok().map(|v| p.shift = v), show: |p| p.shift.to_string() },
     Setting {
         name: "stop",

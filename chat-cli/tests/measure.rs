@@ -206,3 +206,39 @@ fn bad_texts_are_an_error_with_a_hint() {
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     check_failure(model.path(), &arguments, "tokenizer.json");
 }
+
+#[test]
+fn bench_tells_the_same_in_every_form() {
+    let model = testdata("llama").join("q4f16_1");
+    for device in devices() {
+        let home = tempfile::tempdir().unwrap();
+        let run = |form: &str| {
+            let model = model.to_str().unwrap();
+            let arguments = ["bench", model, "-p", "40", "-n", "8", "-d", "0,30", "-r", "2", "-o", form, "--device"];
+            let more: &[&str] = if form == "csv" { &[] } else { &["--roofline", "--at", "1GB/s"] };
+            let output = chat_cli(home.path(), &[&arguments[..], &[device], more].concat());
+            assert!(output.status.success(), "{form} on {device}: {}", text(&output.stderr));
+            text(&output.stdout)
+        };
+        let report: Value = serde_json::from_str(&run("json")).unwrap();
+        let found: Vec<_> =
+            report.as_array().unwrap().iter().map(|t| (&t["n_prompt"], &t["n_gen"], &t["n_depth"])).collect();
+        let expected = [(40, 0, 0), (0, 8, 0), (40, 0, 30), (0, 8, 30)].map(|(p, n, d)| (json!(p), json!(n), json!(d)));
+        assert_eq!(found, expected.iter().map(|(p, n, d)| (p, n, d)).collect::<Vec<_>>());
+        assert!(report.as_array().unwrap().iter().all(|test| test["samples_ns"].as_array().unwrap().len() == 2));
+        let roofline = &report[3]["roofline"];
+        if device != "cpu" && !roofline["gpu_seconds"].is_null() {
+            // A token reads every matrix of the model, and no more than half as much besides.
+            let read: f64 = roofline["kernels"].as_array().unwrap().iter().map(|k| k["bytes"].as_f64().unwrap()).sum();
+            let weights = report[3]["bytes_per_token"].as_f64().unwrap();
+            assert!((weights..1.5 * weights).contains(&read), "{read} of {weights}: {roofline}");
+        }
+        let lines = run("csv").lines().map(|line| line.split(',').count()).collect::<Vec<_>>();
+        assert!(lines.len() == 5 && lines[1] >= lines[0], "{lines:?}");
+        assert!(run("md").contains("| tg8 @ d30 | "));
+    }
+    let home = tempfile::tempdir().unwrap();
+    let output = chat_cli(home.path(), &["bench", "--shape", "gpt-5", "--device", "cpu"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("hint: shapes: llama-3.2-1b"), "{}", text(&output.stderr));
+}

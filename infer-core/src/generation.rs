@@ -3,14 +3,13 @@
 //! The prompt is prefilled at the first pull, then each pull decodes until there is text to show. Nothing runs between
 //! pulls, and dropping the generation ends it.
 
+use std::collections::VecDeque;
+
 use web_time::Instant;
 
 use crate::{
-    Engine, Error, Result, SamplingParams,
-    model::session::PREFILL_CHUNK,
-    sampler::{Sampler, TokenLogprobs},
-    stop::StopStrings,
-    tokenizer::StreamDecoder,
+    Engine, Error, Result, SamplingParams, logprobs::TokenLogprobs, model::session::PREFILL_CHUNK,
+    prompt_lookup::Lookup, sampler::Sampler, stop::StopStrings, tokenizer::StreamDecoder,
 };
 
 /// First tokens that are kept when the context shifts: much attention rests on them, whatever they are.
@@ -57,6 +56,10 @@ pub struct Stats {
     pub cached_tokens: usize,
     /// Tokens of the answer, the stop token included.
     pub generated_tokens: usize,
+    /// Tokens that were guessed.
+    pub guessed_tokens: usize,
+    /// Of these, tokens that were right.
+    pub right_tokens: usize,
     /// Seconds that the device took until the first token was there.
     pub time_to_first_token: f64,
     /// Seconds in the prefill of the tokens that were not cached.
@@ -98,6 +101,9 @@ struct State {
     /// Tokens of the prompt that are still remembered, with those of the answer behind them.
     text: Vec<u32>,
     generated: Vec<u32>,
+    lookup: Lookup,
+    /// Guessed tokens that were right, and the one after them; the cache holds all but that one.
+    known: VecDeque<u32>,
     stream: StreamDecoder,
     stops: StopStrings,
     finished: Option<FinishReason>,
@@ -120,6 +126,8 @@ impl<'a> Generation<'a> {
             next: Vec::new(),
             text: prompt,
             generated: Vec::new(),
+            lookup: Lookup::default(),
+            known: VecDeque::new(),
             finished: None,
         };
         let mut generation = Generation { engine, state };
@@ -137,6 +145,7 @@ impl<'a> Generation<'a> {
     /// Sets out to run what the cache does not hold of the text; returns how much it holds.
     fn go_on(&mut self) -> usize {
         let Generation { engine, state } = self;
+        state.known.clear();
         // The last token always runs: its logits are what the next is chosen by.
         let cached = engine.model.common_prefix(&state.text).min(state.text.len() - 1);
         engine.model.truncate(cached);
@@ -184,7 +193,7 @@ impl<'a> Generation<'a> {
                     state.finished = Some(FinishReason::Stop);
                 } else if state.params.max_tokens.is_some_and(|most| state.generated.len() >= most) {
                     state.finished = Some(FinishReason::Length);
-                } else if self.engine.model.room() == 0 {
+                } else if state.known.is_empty() && self.engine.model.room() == 0 {
                     match state.params.shift {
                         true => self.shift(),
                         false => state.finished = Some(FinishReason::ContextFull),
@@ -221,12 +230,46 @@ impl<'a> Generation<'a> {
         Ok(())
     }
 
+    /// Guesses what follows, where that is asked for and there is reason to, and keeps what is right.
+    async fn check_guess(&mut self) -> Result<()> {
+        let Generation { engine, state } = self;
+        let (&[token], true) = (&state.next[..], state.params.is_plain_greedy() && engine.model.may_guess()) else {
+            return Ok(());
+        };
+        // What is guessed has to fit, and be wanted.
+        let left = state.params.max_tokens.map_or(usize::MAX, |most| most - state.generated.len() - 1);
+        let most = state.params.prompt_lookup.min(left).min(engine.model.room().saturating_sub(1));
+        if most == 0 {
+            return Ok(());
+        }
+        let guess = state.lookup.guess(&state.text, most);
+        if guess.is_empty() {
+            return Ok(());
+        }
+        let chosen = engine.model.check_guess(token, guess).await?;
+        let right = chosen.len() - 1;
+        state.stats.guessed_tokens += guess.len();
+        state.stats.right_tokens += right;
+        state.lookup.learn(right);
+        state.known.extend(chosen);
+        Ok(())
+    }
+
     /// Runs what is to be run and chooses the next token.
     async fn sample(&mut self, logprobs: &mut Vec<TokenLogprobs>) -> Result<u32> {
         let start = Instant::now();
+        if self.state.known.is_empty() {
+            self.check_guess().await?;
+        }
         let Generation { engine, state } = self;
-        let token = if state.params.is_plain_greedy() {
+        let token = if let Some(token) = state.known.pop_front() {
+            token
+        } else if state.params.is_plain_greedy() {
             engine.model.most_likely(&state.next).await?
+        } else if state.params.logprobs.is_none()
+            && let Some(token) = engine.model.drawn(&state.next, &mut state.sampler, &state.generated).await?
+        {
+            token
         } else {
             let mut logits = engine.model.logits(&state.next).await?;
             let plain = state.params.logprobs.map(|_| logits.clone());

@@ -30,11 +30,14 @@ mod error;
 mod generation;
 mod kv_cache;
 mod loaded_model;
+mod logprobs;
 mod memory;
 pub mod model;
 pub mod ops;
 pub mod perplexity;
+mod profile;
 mod progress;
+pub mod prompt_lookup;
 pub mod sampler;
 mod selftest;
 pub mod stop;
@@ -47,10 +50,12 @@ pub use error::{Error, Result};
 pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};
 pub use kv_cache::KvCache;
 pub use loaded_model::{LoadOptions, LoadedModel};
+pub use logprobs::{MOST_LOGPROBS, TokenLogprobs};
 pub use memory::Need;
 pub use model::Decoder;
+pub use profile::{KernelTime, StepProfile};
 pub use progress::Progress;
-pub use sampler::{SamplingParams, TokenLogprobs};
+pub use sampler::SamplingParams;
 pub use tokenizer::Tokenizer;
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,

@@ -5,16 +5,17 @@
 use std::path::PathBuf;
 
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
-use webgpu_kernels::{Gpu, attention::HeadShape, selftest::Workload};
+use webgpu_kernels::{Gpu, attention::HeadShape, gpu::Around, selftest::Workload};
 
 #[cfg(feature = "native")]
 use crate::ops::candle::CandleOps;
 use crate::{
-    Device, Error, Need, Progress, Result,
+    Device, Error, Need, Progress, Result, StepProfile,
     memory::Holding,
-    model::{Session, decoder::FEWEST_ROWS, load_checkpoint, load_mlc},
+    model::{Session, decoder::FEWEST_ROWS, load_checkpoint, load_mlc, load_random},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
+    sampler::Sampler,
     selftest,
 };
 
@@ -136,6 +137,37 @@ impl LoadedModel {
         LoadedModel { session, config, need }.checked(options).await
     }
 
+    /// Makes weights up, for measuring a shape whose files are not there.
+    pub async fn load_random(
+        config: &DecoderConfig,
+        format: &'static QuantFormat,
+        device: Device,
+        options: &LoadOptions,
+        progress: &mut dyn Progress,
+    ) -> Result<LoadedModel> {
+        fn session<O: Choose>(
+            mut ops: O,
+            config: &DecoderConfig,
+            format: &'static QuantFormat,
+            context: usize,
+            progress: &mut dyn Progress,
+        ) -> Result<Session<O>> {
+            let parts = load_random(&mut ops, config, format, 0, progress)?;
+            Session::new(ops, config, parts, context)
+        }
+        let holding = Holding::of_mlc(config, format, device.is_gpu(), device.kv_dtype());
+        let default = DEFAULT_CONTEXT.min(config.max_position_embeddings);
+        let need = holding.fit(config, options.context, default, options.memory.or(device.memory()))?;
+        let context = need.context;
+        progress.planned(&need);
+        let session = match device {
+            #[cfg(feature = "native")]
+            Device::Cpu(weights) => OnDevice::Cpu(session(CandleOps::new(weights), config, format, context, progress)?),
+            Device::Gpu(gpu, kv) => OnDevice::Gpu(session(GpuOps::new(gpu, kv), config, format, context, progress)?),
+        };
+        LoadedModel { session, config: config.clone(), need }.checked(options).await
+    }
+
     /// The same, when the kernels that it needs are known to be right on its device.
     async fn checked(self, options: &LoadOptions) -> Result<LoadedModel> {
         match &self.session {
@@ -155,6 +187,24 @@ impl LoadedModel {
         &self.need
     }
 
+    /// Where the time of the next token goes, kernel by kernel; `None` on the CPU.
+    pub async fn profile(&mut self) -> Result<Option<StepProfile>> {
+        match &mut self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => Ok(None),
+            OnDevice::Gpu(session) => session.profile().await.map(Some),
+        }
+    }
+
+    /// The GPU that it runs on, if it does.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match &self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => None,
+            OnDevice::Gpu(session) => Some(session.ops().gpu()),
+        }
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &DecoderConfig {
         &self.config
@@ -165,12 +215,26 @@ impl LoadedModel {
         self.need.context
     }
 
-    /// The GPU that it is on, if it is on one.
-    pub fn gpu(&self) -> Option<&Gpu> {
-        match &self.session {
+    /// Measures from now on how long submissions keep the GPU busy, where it has a clock.
+    pub fn time_submissions(&mut self) {
+        match &mut self.session {
             #[cfg(feature = "native")]
-            OnDevice::Cpu(_) => None,
-            OnDevice::Gpu(session) => Some(session.ops().gpu()),
+            OnDevice::Cpu(_) => {}
+            OnDevice::Gpu(session) => {
+                session.ops_mut().recorder().begin_profile(Around::Submissions);
+            }
+        }
+    }
+
+    /// Seconds of each submission since [`LoadedModel::time_submissions`]; nothing is measured after that.
+    pub async fn submission_seconds(&mut self) -> Result<Vec<f64>> {
+        match &mut self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => Ok(Vec::new()),
+            OnDevice::Gpu(session) => {
+                let timed = session.ops_mut().recorder().end_profile().await?;
+                Ok(timed.iter().map(|timed| timed.end - timed.begin).collect())
+            }
         }
     }
 
@@ -222,15 +286,35 @@ impl LoadedModel {
         on_session!(&mut self.session, session => session.logits(tokens).await)
     }
 
-    pub(crate) async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
+    /// Runs `tokens` behind what the cache holds: the most likely token after them. Behind a single one a GPU goes on with
+    /// what is most likely, before it is asked.
+    pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
         on_session!(&mut self.session, session => session.most_likely(tokens).await)
+    }
+
+    pub(crate) async fn drawn(
+        &mut self,
+        tokens: &[u32],
+        sampler: &mut Sampler,
+        generated: &[u32],
+    ) -> Result<Option<u32>> {
+        on_session!(&mut self.session, session => session.drawn(tokens, sampler, generated).await)
+    }
+
+    pub(crate) async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
+        on_session!(&mut self.session, session => session.check_guess(token, guess).await)
+    }
+
+    pub(crate) fn may_guess(&self) -> bool {
+        on_session!(&self.session, session => session.may_guess())
     }
 
     pub(crate) fn common_prefix(&self, tokens: &[u32]) -> usize {
         on_session!(&self.session, session => session.cache().common_prefix(tokens))
     }
 
-    pub(crate) fn truncate(&mut self, len: usize) {
+    /// Forgets all but the first `len` tokens of the cache.
+    pub fn truncate(&mut self, len: usize) {
         on_session!(&mut self.session, session => session.cache_mut().truncate(len));
     }
 

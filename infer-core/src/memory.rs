@@ -1,7 +1,7 @@
 //! [`Need`]: what a model takes of its device's memory, before a byte of it is loaded.
 
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, gptq::GptqConfig, params, params::joined_params,
+    Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
     rope::RopeScaling,
 };
 use webgpu_kernels::{KvCache, KvDtype, WeightFormat};
@@ -19,6 +19,8 @@ const SHORTEST: usize = 256;
 pub struct Need {
     /// Weights.
     pub weights: u64,
+    /// Of these, bytes that a decoded token reads: all but the embedding table, unless that is the head too.
+    pub weights_per_token: u64,
     /// Keys, values and rotary tables of `context` tokens.
     pub cache: u64,
     /// Activations of as many tokens as are run at a time, about.
@@ -51,6 +53,8 @@ pub(crate) fn size(bytes: u64) -> String {
 /// How a device holds a model.
 pub(crate) struct Holding {
     pub weights: u64,
+    /// Of these, bytes that a decoded token reads.
+    pub per_token: u64,
     /// Number type of the cache.
     pub kv: KvDtype,
 }
@@ -64,7 +68,17 @@ impl Holding {
             _ if format.model_dtype() == Dtype::F16 => WeightFormat::F16,
             _ => WeightFormat::F32,
         };
-        Holding { weights: params(config).iter().map(|param| param_bytes(param, stored(param))).sum(), kv }
+        Holding::of(config, &params(config), stored, kv)
+    }
+
+    fn of(config: &DecoderConfig, params: &[Param], stored: impl Fn(&Param) -> WeightFormat, kv: KvDtype) -> Holding {
+        let bytes = |param: &Param| param_bytes(param, stored(param));
+        let is_read = |param: &&Param| param.role != Role::Embedding || config.tie_word_embeddings;
+        Holding {
+            weights: params.iter().map(bytes).sum(),
+            per_token: params.iter().filter(is_read).map(bytes).sum(),
+            kv,
+        }
     }
 
     /// A checkpoint's parameters, which are widened, but for matrices of GPTQ that fit `format`.
@@ -81,8 +95,7 @@ impl Holding {
             Some(group) if param.role.is_layer_matrix() => group.into(),
             _ => WeightFormat::F32,
         };
-        let weights = joined_params(config).iter().map(|param| param_bytes(param, stored(param))).sum();
-        Ok(Holding { weights, kv })
+        Ok(Holding::of(config, &joined_params(config), stored, kv))
     }
 
     /// The need of a context.
@@ -92,7 +105,13 @@ impl Holding {
         let tables = if config.window_rope_theta.is_some() || is_long { 2 } else { 1 };
         let rope = 4 * (tables * context * config.rotary_dim) as u64;
         let cache = layer.saturating_mul(config.num_hidden_layers as u64).saturating_add(rope);
-        Need { weights: self.weights, cache, scratch: scratch(config, context), context }
+        Need {
+            weights: self.weights,
+            weights_per_token: self.per_token,
+            cache,
+            scratch: scratch(config, context),
+            context,
+        }
     }
 
     /// A context that fits `budget` bytes: the wanted one, or where none is, the longest up to `default`.

@@ -1,15 +1,20 @@
 //! [`Sampler`]: from logits to the next token. Penalties, temperature, top-k, top-p, min-p, and a seeded generator.
 //!
-//! This is the specification: a sampler on the device must choose the same tokens. It is a pure function of the logits,
+//! This is the specification: `webgpu_kernels::sample` draws by the same rules on the device. It is a pure function of the logits,
 //! the parameters, the tokens so far and the generator's state; sums are in f64 and in the order of the ids.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    logprobs::MOST_LOGPROBS,
+    ops::{IN_PROMPT, Past, Rules},
+    prompt_lookup::MOST_GUESSED,
+};
 
 /// How the next token is chosen, and when to stop.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +46,9 @@ pub struct SamplingParams {
     pub logprobs: Option<usize>,
     /// A full context forgets what is oldest, but for the first few tokens, and goes on; else the answer ends there.
     pub shift: bool,
+    /// Guesses so many tokens, at most [`MOST_GUESSED`], by what the text had before; the model checks them at once. For answers
+    /// that always take the most likely token; others are not guessed. 0 guesses none.
+    pub prompt_lookup: usize,
 }
 
 impl Default for SamplingParams {
@@ -60,6 +68,7 @@ impl Default for SamplingParams {
             logit_bias: Vec::new(),
             logprobs: None,
             shift: false,
+            prompt_lookup: 0,
         }
     }
 }
@@ -131,6 +140,10 @@ impl SamplingParams {
         if let Some(top) = self.logprobs.filter(|top| *top > MOST_LOGPROBS) {
             return Err(Error::BadParameter { name: "logprobs", expected: "at most 20", found: top.to_string() });
         }
+        if self.prompt_lookup > MOST_GUESSED {
+            let found = self.prompt_lookup.to_string();
+            return Err(Error::BadParameter { name: "prompt_lookup", expected: "from 0 to 7", found });
+        }
         if self.max_tokens == Some(0) {
             return Err(Error::BadParameter { name: "max_tokens", expected: "1 or more", found: "0".into() });
         }
@@ -145,46 +158,14 @@ impl SamplingParams {
     }
 }
 
-/// Most of the likeliest tokens that are told.
-pub const MOST_LOGPROBS: usize = 20;
-
-/// How likely a token was.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprobs {
-    /// The token.
-    pub id: u32,
-    /// The natural logarithm of its probability.
-    pub logprob: f32,
-    /// The likeliest tokens, the likeliest first, each with the same.
-    pub top: Vec<(u32, f32)>,
-}
-
-impl TokenLogprobs {
-    /// Of `id` among `logits` `[vocab_size]`, with the `top` likeliest.
-    pub fn new(logits: &[f32], id: u32, top: usize) -> TokenLogprobs {
-        let best = logits.iter().copied().filter(|logit| !logit.is_nan()).fold(f32::NEG_INFINITY, f32::max);
-        let weight = |logit: f32| (f64::from(logit) - f64::from(best)).exp();
-        let total = logits.iter().copied().filter(|logit| !logit.is_nan()).map(weight).sum::<f64>().ln();
-        let logprob = |logit: f32| (f64::from(logit) - f64::from(best) - total) as f32;
-        let mut ids: Vec<u32> = (0..logits.len() as u32).filter(|&id| !logits[id as usize].is_nan()).collect();
-        let likelier = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        let top = top.min(ids.len());
-        if top > 0 && top < ids.len() {
-            ids.select_nth_unstable_by(top - 1, likelier);
-        }
-        ids.truncate(top);
-        ids.sort_unstable_by(likelier);
-        let top = ids.into_iter().map(|id| (id, logprob(logits[id as usize]))).collect();
-        TokenLogprobs { id, logprob: logprob(logits[id as usize]), top }
-    }
-}
-
 /// Chooses tokens. One per generation.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     params: SamplingParams,
     prompt: HashSet<u32>,
     rng: ChaCha8Rng,
+    /// Random numbers of the next tokens, as far as they were asked for.
+    randoms: VecDeque<f64>,
 }
 
 impl Sampler {
@@ -197,7 +178,7 @@ impl Sampler {
             true => HashSet::new(),
             false => prompt.iter().copied().collect(),
         };
-        Ok(Sampler { params: params.clone(), prompt, rng: ChaCha8Rng::seed_from_u64(seed) })
+        Ok(Sampler { params: params.clone(), prompt, rng: ChaCha8Rng::seed_from_u64(seed), randoms: VecDeque::new() })
     }
 
     /// The next token, given its `logits` `[vocab_size]` and the tokens `generated` so far (the prompt not among them).
@@ -215,7 +196,8 @@ impl Sampler {
         }
         let candidates = self.candidates(logits, logits[best]);
         let total: f64 = candidates.iter().map(|c| c.weight).sum();
-        let mut left = self.rng.random::<f64>() * total;
+        let mut left = self.random(0) * total;
+        self.drawn();
         for candidate in &candidates {
             left -= candidate.weight;
             if left < 0.0 {
@@ -224,6 +206,51 @@ impl Sampler {
         }
         // Rounding let the draw pass the end: the last one that can be drawn at all.
         candidates.iter().rev().find(|c| c.weight > 0.0).map_or(best as u32, |c| c.id)
+    }
+
+    /// The random number of a token to come: 0 is the next.
+    pub fn random(&mut self, index: usize) -> f64 {
+        while self.randoms.len() <= index {
+            self.randoms.push_back(self.rng.random());
+        }
+        self.randoms[index]
+    }
+
+    /// The next token was drawn: its random number is used up.
+    pub fn drawn(&mut self) {
+        self.randoms.pop_front();
+    }
+
+    /// The rules, for a device that draws. It rounds weights to f32: where a random number lies within about 1e-6 of the
+    /// border between two tokens, it may choose the other.
+    pub fn rules(&self) -> Rules {
+        let SamplingParams { temperature, top_k, top_p, min_p, .. } = self.params;
+        let SamplingParams { presence_penalty: presence, frequency_penalty: frequency, .. } = self.params;
+        Rules { temperature, top_k, top_p, min_p, presence, frequency, repetition: self.params.repetition_penalty }
+    }
+
+    /// What a device that draws has to know of each token, where biases or penalties make that matter.
+    pub fn history(&self, vocab_size: usize, generated: &[u32]) -> Option<Vec<Past>> {
+        if !self.params.has_penalties() && self.params.logit_bias.is_empty() {
+            return None;
+        }
+        let mut history = vec![Past::default(); vocab_size];
+        for (id, bias) in &self.params.logit_bias {
+            if let Some(past) = history.get_mut(*id as usize) {
+                past.bias += bias;
+            }
+        }
+        for id in generated {
+            if let Some(past) = history.get_mut(*id as usize) {
+                past.count += 1;
+            }
+        }
+        for id in &self.prompt {
+            if let Some(past) = history.get_mut(*id as usize) {
+                past.count |= IN_PROMPT;
+            }
+        }
+        Some(history)
     }
 
     /// `l += bias`, `l -= presence + count * frequency`, then `l = l < 0 ? l * repetition : l / repetition`.
@@ -473,7 +500,8 @@ mod tests {
     #[test]
     fn ranges_are_checked() {
         assert!(SamplingParams::default().validate().is_ok());
-        let bad: [fn(&mut SamplingParams); 16] = [
+        let bad: [fn(&mut SamplingParams); 17] = [
+            |p| p.prompt_lookup = 8,
             |p| p.temperature = -0.1,
             |p| p.temperature = f32::NAN,
             |p| p.temperature = INF,

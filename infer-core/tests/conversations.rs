@@ -310,3 +310,77 @@ fn logprobs_are_those_of_the_models_distribution() {
         assert!(found.top[0].1 >= found.top[1].1 && found.top[1].1 >= found.top[2].1);
     }
 }
+
+/// Answers with guesses are those without, on both devices, whatever ends them.
+#[test]
+fn guessed_tokens_change_nothing() {
+    let folder = model();
+    let devices = [Some(cpu()), gpu().map(|gpu| Device::Gpu(gpu, KvDtype::F32))];
+    for device in devices.into_iter().flatten() {
+        let mut engine = engine(folder.path(), device, 200);
+        let mut right = 0;
+        for prompt in ["one two one two one two one", "x", "the cat and the cat and the"] {
+            let messages = [Message::user(prompt)];
+            let plain = answer(&mut engine, &messages, &greedy(80));
+            let stop: String = plain.0.chars().skip(20).take(3).collect();
+            let cases = [
+                greedy(80),
+                greedy(7),
+                SamplingParams { stop: vec![stop], ..greedy(80) },
+                // Until the context is full, and beyond.
+                SamplingParams { max_tokens: None, ..greedy(1) },
+                SamplingParams { shift: true, ..greedy(150) },
+            ];
+            for params in cases {
+                engine.reset();
+                let expected = answer(&mut engine, &messages, &params);
+                for prompt_lookup in [1, 3, 7] {
+                    engine.reset();
+                    let params = SamplingParams { prompt_lookup, ..params.clone() };
+                    assert_eq!(answer(&mut engine, &messages, &params), expected, "{prompt_lookup}: {prompt}");
+                    // A second turn finds in the cache what was said.
+                    let mut generation = engine.chat(&messages, params).unwrap();
+                    while block_on(generation.next()).unwrap().is_some() {}
+                    assert_eq!(generation.tokens(), expected.1);
+                    right += generation.stats().right_tokens;
+                }
+            }
+        }
+        assert!(right > 100, "{right}");
+    }
+}
+
+/// What is drawn on the device and run ahead there is what the host draws, one token after the other: told logprobs, the
+/// engine reads the logits and does that.
+#[test]
+fn tokens_drawn_ahead_are_those_of_the_host() {
+    let folder = model();
+    let options = OpenOptions { software_kernels: false, ..OpenOptions::default() };
+    let Some(_) = gpu() else { return };
+    let gpu = block_on(Gpu::open(&Default::default(), options)).unwrap();
+    let mut engine = engine(folder.path(), Device::Gpu(gpu, KvDtype::F32), 300);
+    let plain = SamplingParams { temperature: 1.3, max_tokens: Some(60), seed: Some(5), ..SamplingParams::default() };
+    let cases = [
+        plain.clone(),
+        SamplingParams { top_k: 30, top_p: 0.9, ..plain.clone() },
+        SamplingParams { repetition_penalty: 1.4, frequency_penalty: 0.3, ..plain.clone() },
+        SamplingParams { temperature: 0.0, repetition_penalty: 1.4, ..plain.clone() },
+        SamplingParams { logit_bias: vec![(65, 4.0)], min_p: 0.01, ..plain },
+    ];
+    let messages = [Message::user("one two three")];
+    for params in cases {
+        engine.reset();
+        let host = answer(&mut engine, &messages, &SamplingParams { logprobs: Some(0), ..params.clone() });
+        for _ in 0..2 {
+            assert_eq!(answer(&mut engine, &messages, &params), host, "{params:?}");
+        }
+        // Ended early, with tokens on their way: the next turn begins as if there had been none.
+        let mut generation = engine.chat(&messages, params.clone()).unwrap();
+        block_on(generation.next()).unwrap();
+        drop(generation);
+        let stop: String = host.0.chars().skip(10).take(2).collect();
+        let (text, ..) = answer(&mut engine, &messages, &SamplingParams { stop: vec![stop.clone()], ..params.clone() });
+        assert_eq!(text, host.0[..host.0.find(&stop).unwrap()]);
+        assert_eq!(answer(&mut engine, &messages, &params), host);
+    }
+}

@@ -42,6 +42,7 @@ pub mod matrix;
 pub mod norm_heads;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 pub mod select_rows;
 pub mod selftest;
 pub mod soft_cap;
@@ -76,6 +77,10 @@ pub const KERNELS: &[&Kernel] = &[
     &select_rows::KERNEL,
     &argmax::KERNEL,
     &argmax::JOIN_KERNEL,
+    &sample::ADJUST_KERNEL,
+    &sample::SELECT_KERNEL,
+    &sample::WEIGH_KERNEL,
+    &sample::DRAW_KERNEL,
     &cross_entropy::KERNEL,
     &kl_divergence::KERNEL,
     &gram::KERNEL,

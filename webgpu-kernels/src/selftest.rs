@@ -55,7 +55,8 @@ impl std::fmt::Display for Switch {
 /// Flags of variants that compute the same without.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 3] = ["gemv_add", "gemv_scaled", "gemm_lane_rows"];
+const SUBSTITUTED: [&str; 7] =
+    ["gemv_add", "gemv_scaled", "gemm_lane_rows", "sample_adjust", "sample_select", "sample_weigh", "sample_draw"];
 /// Kernels that no model is run with: of measuring, and of the quantizer.
 const NOT_OF_MODELS: [&str; 13] = [
     "copy",

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Decoder, Parts, Sequence};
-use crate::{KvCache, Result, ops::Choose, perplexity::token_losses};
+use crate::{KvCache, Result, ops::Choose, perplexity::token_losses, sampler::Sampler};
 use model_format::DecoderConfig;
 
 /// Most tokens that are run at a time, or a few more, so that scratch memory is bounded.
@@ -16,8 +16,10 @@ pub struct Session<O: Choose> {
     cache: KvCache<O>,
     /// The token that [`Session::most_likely`] returned last, when more were run behind it.
     returned: Option<u32>,
-    /// The tokens that are most likely after it, each after the one before, in the order in which they come.
+    /// The tokens that are chosen after it, each after the one before, in the order in which they come.
     ahead: VecDeque<O::Token>,
+    /// What these are drawn with; `None`: they are the most likely ones.
+    draw: Option<O::Draw>,
 }
 
 impl<O: Choose> Session<O> {
@@ -25,7 +27,7 @@ impl<O: Choose> Session<O> {
     pub fn new(mut ops: O, config: &DecoderConfig, parts: Parts<O>, context: usize) -> Result<Session<O>> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let cache = KvCache::new(&mut ops, config, context)?;
-        Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new() })
+        Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new(), draw: None })
     }
 
     /// How many of the next `left` tokens to run at a time, at most about `most`, as [`Decoder::part_len`] has it.
@@ -36,6 +38,11 @@ impl<O: Choose> Session<O> {
     /// The operations of its device.
     pub fn ops(&self) -> &O {
         &self.ops
+    }
+
+    /// The operations of its device.
+    pub(crate) fn ops_mut(&mut self) -> &mut O {
+        &mut self.ops
     }
 
     /// The conversation's cache.
@@ -64,7 +71,9 @@ impl<O: Choose> Session<O> {
     /// the answer is on its way; when it asks for something else, what was run ahead is thrown away.
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
         match (tokens, self.returned.take()) {
-            (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() => self.cache.arrived(token),
+            (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_none() => {
+                self.cache.arrived(token);
+            }
             _ => {
                 self.turn_back();
                 let logits = self.run(tokens).await?;
@@ -72,14 +81,58 @@ impl<O: Choose> Session<O> {
             }
         }
         if tokens.len() == 1 {
-            // A text that turns from a short one into a long one has to be known.
-            let ahead = if self.decoder.depends_on_length() { 0 } else { self.ops.ahead() };
+            let ahead = self.most_ahead();
             while self.ahead.len() <= ahead && self.cache.room() > 0 {
                 let last = self.ahead.back().expect("a token was run");
                 let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
                 self.ahead.push_back(self.ops.choose(&logits)?);
             }
         }
+        self.next_ahead().await
+    }
+
+    /// As [`Session::most_likely`], but drawn by `sampler` on the device, after the `generated` tokens. `None`: the device
+    /// leaves that to the host, and nothing was run.
+    pub async fn drawn(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
+        match (tokens, self.returned.take()) {
+            (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_some() => {
+                self.cache.arrived(token);
+            }
+            _ => {
+                self.turn_back();
+                let vocab_size = self.decoder.config().vocab_size;
+                let history = sampler.history(vocab_size, generated);
+                let Some(draw) = self.ops.new_draw(sampler.rules(), vocab_size, history.as_deref())? else {
+                    return Ok(None);
+                };
+                let logits = self.run(tokens).await?;
+                self.ahead.push_back(self.ops.draw(&logits, &draw, sampler.random(0))?);
+                self.draw = Some(draw);
+            }
+        }
+        if tokens.len() == 1 {
+            let ahead = self.most_ahead();
+            while self.ahead.len() <= ahead && self.cache.room() > 0 {
+                let last = self.ahead.back().expect("a token was run");
+                let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
+                let draw = self.draw.as_ref().expect("tokens are drawn");
+                let random = sampler.random(self.ahead.len());
+                self.ahead.push_back(self.ops.draw(&logits, draw, random)?);
+            }
+        }
+        let token = self.next_ahead().await?;
+        sampler.drawn();
+        Ok(Some(token))
+    }
+
+    /// How many tokens to run before the first is known.
+    fn most_ahead(&self) -> usize {
+        // A text that turns from a short one into a long one has to be known.
+        if self.decoder.depends_on_length() { 0 } else { self.ops.ahead() }
+    }
+
+    /// Waits for the first of the tokens that were run ahead.
+    async fn next_ahead(&mut self) -> Result<u32> {
         let first = self.ahead.pop_front().expect("a token was run");
         let token = self.ops.token(first).await?;
         self.returned = Some(token);
@@ -100,9 +153,39 @@ impl<O: Choose> Session<O> {
         self.ops.read(&logits).await
     }
 
+    /// Runs a token and a guess at what follows it, at once. Returns what is most likely after the token, and after each
+    /// guessed token that was the most likely one; the cache forgets the guessed ones that were not.
+    pub async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
+        self.turn_back();
+        let len = self.cache.len();
+        let tokens = [&[token], guess].concat();
+        let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens: &tokens, cache: &mut self.cache }]);
+        let logits = self.decoder.head(&mut self.ops, &hidden);
+        let mut chosen = self.ops.choose_rows(&logits, tokens.len()).await?;
+        let right = guess.iter().zip(&chosen).take_while(|(guessed, chosen)| guessed == chosen).count();
+        chosen.truncate(right + 1);
+        self.cache.truncate(len + 1 + right);
+        Ok(chosen)
+    }
+
+    /// Whether a guess may be run before it is known to be right: in some models the length of a text changes what came
+    /// before.
+    pub fn may_guess(&self) -> bool {
+        !self.decoder.depends_on_length()
+    }
+
+    /// Runs one token and chooses the most likely after it, which is not waited for.
+    pub(crate) fn run_token(&mut self, token: u32) -> Result<O::Token> {
+        self.turn_back();
+        let mut batch = [Sequence { tokens: &[token], cache: &mut self.cache }];
+        let logits = self.decoder.forward(&mut self.ops, &mut batch);
+        self.ops.choose(&logits)
+    }
+
     /// Forgets what was run ahead.
     fn turn_back(&mut self) {
         self.returned = None;
+        self.draw = None;
         self.ahead.clear();
         self.cache.forget_expected();
     }

@@ -5,6 +5,8 @@
 //! the fallback, four-bit matrices become candle's Q4_0 without loss and are multiplied in integers
 //! ([`CpuWeights::Integer`]), which rounds activations to eight bits.
 
+use std::convert::Infallible;
+
 use candle_core::{
     DType, Device, Module, Storage, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor, ggml_file::qtensor_from_ggml},
@@ -13,7 +15,7 @@ use model_format::{Role, Weight, decoder_config::Activation};
 
 pub use super::candle_kv::CandleKv;
 use super::{
-    AttentionShape, Choose, KvShape, Ops, Span,
+    AttentionShape, Choose, KvShape, Ops, Past, Rules, Span,
     candle_kv::{attend_rows, first_key},
 };
 use crate::Result;
@@ -185,15 +187,27 @@ impl Ops for CandleOps {
 
 impl Choose for CandleOps {
     type Token = u32;
+    type Draw = Infallible;
 
     fn ahead(&self) -> usize {
         0
     }
 
     fn choose(&mut self, logits: &Tensor) -> Result<u32> {
+        Ok(most_likely(&CandleOps::values(logits)))
+    }
+
+    fn new_draw(&mut self, _: Rules, _: usize, _: Option<&[Past]>) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn draw(&mut self, _: &Tensor, with: &Infallible, _: f64) -> Result<u32> {
+        match *with {}
+    }
+
+    async fn choose_rows(&mut self, logits: &Tensor, rows: usize) -> Result<Vec<u32>> {
         let values = CandleOps::values(logits);
-        let best = values.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
-        Ok(best.map_or(0, |(column, _)| column as u32))
+        Ok(values.chunks_exact(values.len() / rows).map(most_likely).collect())
     }
 
     fn embedding_of(&mut self, table: &CandleMatrix, token: &u32, scale: f32) -> Tensor {
@@ -203,6 +217,12 @@ impl Choose for CandleOps {
     async fn token(&mut self, token: u32) -> Result<u32> {
         Ok(token)
     }
+}
+
+/// The column of the largest value, the first among equals; NaN is never chosen.
+fn most_likely(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().filter(|(_, v)| !v.is_nan()).reduce(|a, b| if b.1 > a.1 { b } else { a });
+    best.map_or(0, |(column, _)| column as u32)
 }
 
 /// `cap * tanh(x / cap)`.

@@ -18,11 +18,12 @@ use webgpu_kernels::{
     norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
     rope::Rope,
+    sample::Sample,
     select_rows::SelectRows,
     soft_cap::SoftCap,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Rows, Span, TokenWeights};
+use super::{AttentionShape, Choose, KvShape, Ops, Past, Rows, Rules, Span, TokenWeights};
 use crate::Result;
 
 pub use webgpu_kernels::{
@@ -106,6 +107,11 @@ impl GpuOps {
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
+    }
+
+    /// What records its dispatches.
+    pub(crate) fn recorder(&mut self) -> &mut Recorder {
+        &mut self.recorder
     }
 
     /// Sums `[cols, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
@@ -407,6 +413,7 @@ pub struct GpuToken {
 
 impl Choose for GpuOps {
     type Token = GpuToken;
+    type Draw = Sample;
 
     fn ahead(&self) -> usize {
         self.ahead
@@ -417,6 +424,29 @@ impl Choose for GpuOps {
         let id = self.recorder.temporary(1);
         Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &id);
         Ok(GpuToken { readback: self.recorder.read(&id)?, id })
+    }
+
+    fn new_draw(&mut self, rules: Rules, cols: usize, history: Option<&[Past]>) -> Result<Option<Sample>> {
+        // Where nothing is run ahead there is nothing to gain.
+        let is_off = Sample::NAMES.iter().any(|name| self.gpu.is_off(name));
+        if self.ahead == 0 || cols > Sample::MOST_COLS || is_off {
+            return Ok(None);
+        }
+        Ok(Some(Sample::new(&self.gpu, rules, cols, history)?))
+    }
+
+    fn draw(&mut self, logits: &GpuTensor, with: &Sample, random: f64) -> Result<GpuToken> {
+        assert_eq!(logits.rows, 1, "draw: from one row");
+        let id = self.recorder.temporary(1);
+        with.record(&mut self.recorder, logits.settled(), random, &id);
+        Ok(GpuToken { readback: self.recorder.read(&id)?, id })
+    }
+
+    async fn choose_rows(&mut self, logits: &GpuTensor, rows: usize) -> Result<Vec<u32>> {
+        assert_eq!(logits.rows, rows, "choose_rows: rows");
+        let ids = self.recorder.temporary(rows);
+        Argmax { rows, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &ids);
+        Ok(self.recorder.read(&ids)?.await?)
     }
 
     fn embedding_of(&mut self, table: &Matrix, token: &GpuToken, scale: f32) -> GpuTensor {

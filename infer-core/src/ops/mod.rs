@@ -15,7 +15,10 @@ use std::ops::Range;
 use model_format::{Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{cross_entropy::cross_entropy, kl_divergence::kl_divergence};
 
-pub use webgpu_kernels::gram::TokenWeights;
+pub use webgpu_kernels::{
+    gram::TokenWeights,
+    sample::{IN_PROMPT, Past, Rules},
+};
 
 use crate::Result;
 
@@ -165,11 +168,20 @@ pub trait Rows {
 pub trait Choose: Ops {
     /// A chosen token, perhaps still on its way to the host.
     type Token;
+    /// What tokens are drawn with, where the logits are.
+    type Draw;
 
     /// How many tokens it pays to run before the first is known.
     fn ahead(&self) -> usize;
     /// The column of the largest value of `logits` `[1, cols]`, the first among equals; NaN is never chosen.
     fn choose(&mut self, logits: &Self::Tensor) -> Result<Self::Token>;
+    /// What draws by these rules from rows of `cols` logits, after what `history` tells of each column where there is one.
+    /// `None`: the host had better read the logits and draw for itself.
+    fn new_draw(&mut self, rules: Rules, cols: usize, history: Option<&[Past]>) -> Result<Option<Self::Draw>>;
+    /// Draws from `logits` `[1, cols]` by a number from 0 to below 1; the token counts as said for the next.
+    fn draw(&mut self, logits: &Self::Tensor, with: &Self::Draw, random: f64) -> Result<Self::Token>;
+    /// The column of the largest value of each of so many rows of `logits`, as [`Choose::choose`] has it. Waits.
+    async fn choose_rows(&mut self, logits: &Self::Tensor, rows: usize) -> Result<Vec<u32>>;
     /// `y[0, :] = scale * table[token, :]`.
     fn embedding_of(&mut self, table: &Self::Matrix, token: &Self::Token, scale: f32) -> Self::Tensor;
     /// Waits for the token.

@@ -74,6 +74,7 @@ impl Argmax {
     }
 
     fn record_join(&self, recorder: &mut Recorder, x: &Buffer<f32>, candidates: &Buffer<u32>, y: &Buffer<u32>) {
+        recorder.expect_bytes(8 * (self.rows * self.splits()) as u64);
         let buffers = [x.into(), y.into(), candidates.into()];
         recorder.dispatch(&JOIN_KERNEL, &variant().flag("JOIN"), &self.params(), &buffers, self.rows);
     }

@@ -49,6 +49,7 @@ impl Embedding {
         };
         let buffers = [(&table.q_weight).into(), (&table.q_scale).into(), tokens.into(), y.into()];
         let groups = (self.tokens * blocks).div_ceil(WORKGROUP);
+        recorder.expect_bytes((self.tokens * (blocks * table.format.block_bytes() + 4 * table.cols)) as u64);
         recorder.dispatch(&KERNEL, &variant(table.format), &params, &buffers, groups);
     }
 }

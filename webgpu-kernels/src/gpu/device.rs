@@ -11,7 +11,6 @@ use super::{
     pace::Pace,
     pipeline::Pipelines,
     pool::Pool,
-    timing::SubmissionTimer,
 };
 use crate::{Error, Result, Variant, selftest::Switch};
 
@@ -37,8 +36,6 @@ pub(crate) struct Shared {
     pub pool: Mutex<Pool>,
     pub pipelines: Mutex<Pipelines>,
     pub pace: Mutex<Pace>,
-    /// While submissions are timed.
-    pub submission_timer: Mutex<Option<SubmissionTimer>>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
     /// Kernels that are wrong on this device.
@@ -146,7 +143,6 @@ impl Gpu {
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
                 pace: Mutex::default(),
-                submission_timer: Mutex::default(),
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
                 in_use: AtomicU64::new(0),
@@ -199,7 +195,7 @@ impl Gpu {
     }
 
     /// Whether none of a kernel is used.
-    pub(crate) fn is_off(&self, kernel: &str) -> bool {
+    pub fn is_off(&self, kernel: &str) -> bool {
         lock(&self.shared.switched_off).iter().any(|switch| switch.kernel == kernel && switch.flag.is_none())
     }
 

@@ -11,8 +11,9 @@ use super::{
     buffer::{Buffer, Word},
     device::{Gpu, UNIFORM_BYTES, lock},
     pipeline::MAX_BINDINGS,
+    profile::{Around, Dispatched, Profile},
     readback::Readback,
-    timing::{PassTimer, SubmissionTimer, writes_at},
+    timing::PassTimer,
     trace::{Traced, TracedBinding},
 };
 use crate::{Kernel, Result, Variant, kernel::Params};
@@ -28,12 +29,19 @@ const MAX_DISPATCHES: usize = 128;
 pub struct Binding<'a> {
     id: u64,
     offset: u64,
+    /// Bytes that a kernel is meant to see.
+    bytes: u64,
     buffer: &'a wgpu::Buffer,
 }
 
 impl<'a, T: Word> From<&'a Buffer<T>> for Binding<'a> {
     fn from(buffer: &'a Buffer<T>) -> Binding<'a> {
-        Binding { id: buffer.raw.id, offset: buffer.offset(), buffer: &buffer.raw.buffer }
+        Binding {
+            id: buffer.raw.id,
+            offset: buffer.offset(),
+            bytes: 4 * buffer.len() as u64,
+            buffer: &buffer.raw.buffer,
+        }
     }
 }
 
@@ -48,6 +56,10 @@ pub struct Recorder {
     work: u64,
     /// Dispatches that are told of and not run.
     trace: Option<Vec<Traced>>,
+    /// Times of what is submitted.
+    pub(crate) profile: Option<Profile>,
+    /// Bytes of the next dispatch, where they are not those of its buffers.
+    bytes: Option<u64>,
 }
 
 struct Dispatch {
@@ -68,6 +80,8 @@ impl Recorder {
             max_dispatches: MAX_DISPATCHES,
             work: 0,
             trace: None,
+            profile: None,
+            bytes: None,
         }
     }
 
@@ -120,6 +134,11 @@ impl Recorder {
         self.work += work;
     }
 
+    /// Says how many bytes the next dispatch reads or writes, where it does not go through the whole of its buffers.
+    pub fn expect_bytes(&mut self, bytes: u64) {
+        self.bytes = Some(bytes);
+    }
+
     /// Records `groups` workgroups of a kernel. More than 65,535 wrap into the second dimension; the last row may hold
     /// more than were asked for, and kernels return early there.
     pub fn dispatch<P: Params>(
@@ -132,6 +151,7 @@ impl Recorder {
     ) {
         assert_eq!(buffers.len(), kernel.bindings.len(), "{}: number of buffers", kernel.name);
         assert_eq!(size_of::<P>(), kernel.params.size, "{}: size of the parameters", kernel.name);
+        let bytes = self.bytes.take();
         if groups == 0 || self.gpu.error().is_some() {
             return;
         }
@@ -161,6 +181,10 @@ impl Recorder {
             *slot = (binding.id, binding.offset, binding.buffer);
         }
         let bind_group = self.gpu.shared.bind_group(&pipeline.layout, &bound[..buffers.len()]);
+        if let Some(profile) = &mut self.profile {
+            let bytes = bytes.unwrap_or_else(|| buffers.iter().map(|binding| binding.bytes).sum());
+            profile.recorded.push(Dispatched::new(kernel, variant, bytemuck::bytes_of(params), bytes));
+        }
         let params = self.place_params(bytemuck::bytes_of(params), step);
         self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
     }
@@ -204,15 +228,28 @@ impl Recorder {
             shared.queue.write_buffer(&shared.uniforms, 0, &self.params);
         }
         let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
-        if !self.dispatches.is_empty() {
-            let timed = lock(&shared.submission_timer).as_mut().and_then(SubmissionTimer::next);
-            let timestamp_writes = timer.map(PassTimer::writes).or(timed.as_ref().map(writes_at));
+        let stamps = match &mut self.profile {
+            Some(profile) if !self.dispatches.is_empty() => {
+                profile.stamps(&self.gpu).map_err(|error| shared.fail(error)).ok()
+            }
+            _ => None,
+        };
+        let alone = self.profile.as_ref().is_some_and(|profile| profile.around == Around::Dispatches);
+        let per_pass = if alone { 1 } else { self.dispatches.len().max(1) };
+        for (pair, dispatches) in self.dispatches.chunks(per_pass).enumerate() {
+            let stamped = stamps.as_ref().map(|stamps| stamps.writes(pair));
+            let timestamp_writes = stamped.or_else(|| timer.map(PassTimer::writes));
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-            for dispatch in self.dispatches.drain(..) {
+            for dispatch in dispatches {
                 pass.set_pipeline(&dispatch.pipeline);
                 pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);
                 pass.dispatch_workgroups(dispatch.groups.0, dispatch.groups.1, 1);
             }
+        }
+        self.dispatches.clear();
+        if let (Some(profile), Some(stamps)) = (&mut self.profile, stamps) {
+            stamps.resolve(&mut encoder);
+            profile.submitted(stamps);
         }
         after(&mut encoder);
         let index = shared.queue.submit([encoder.finish()]);
@@ -226,6 +263,9 @@ impl Recorder {
 
     /// Forgets what was recorded.
     fn forget(&mut self) {
+        if let Some(profile) = &mut self.profile {
+            profile.recorded.clear();
+        }
         self.dispatches.clear();
         self.params.clear();
         self.offsets.clear();

@@ -1,10 +1,6 @@
-//! Device time: [`PassTimer`] for one pass, how long submissions take, and the bandwidth of a copy to hold results against.
+//! Device time: [`PassTimer`] for one pass, and the bandwidth of a copy to hold results against.
 
-use super::{
-    buffer::Buffer,
-    device::{Gpu, lock},
-    recorder::Recorder,
-};
+use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
 use crate::{Result, copy::Copy};
 
 /// Two timestamps around a pass.
@@ -54,70 +50,7 @@ impl PassTimer {
     }
 }
 
-/// Most submissions that are timed: a set of queries has no room for more.
-const MOST_TIMED: u32 = 2048;
-
-/// Timestamps around the passes of submissions.
-pub(crate) struct SubmissionTimer {
-    queries: wgpu::QuerySet,
-    timed: u32,
-}
-
-impl SubmissionTimer {
-    /// Where the next submission's are written, as long as there is room.
-    pub fn next(&mut self) -> Option<(wgpu::QuerySet, u32)> {
-        let slot = 2 * self.timed;
-        (self.timed < MOST_TIMED).then(|| {
-            self.timed += 1;
-            (self.queries.clone(), slot)
-        })
-    }
-}
-
-/// The writes of the submission that has the two queries from `slot` on.
-pub(crate) fn writes_at((queries, slot): &(wgpu::QuerySet, u32)) -> wgpu::ComputePassTimestampWrites<'_> {
-    wgpu::ComputePassTimestampWrites {
-        query_set: queries,
-        beginning_of_pass_write_index: Some(*slot),
-        end_of_pass_write_index: Some(slot + 1),
-    }
-}
-
 impl Gpu {
-    /// Measures from now on how long each submission keeps the device busy, the first 2048 of them. Does nothing where the
-    /// device has no timestamps.
-    pub fn time_submissions(&self) {
-        let description =
-            wgpu::QuerySetDescriptor { label: None, ty: wgpu::QueryType::Timestamp, count: 2 * MOST_TIMED };
-        let timer = self
-            .caps()
-            .timestamps
-            .then(|| SubmissionTimer { queries: self.shared.device.create_query_set(&description), timed: 0 });
-        *lock(&self.shared.submission_timer) = timer;
-    }
-
-    /// Seconds of each submission since [`Gpu::time_submissions`]; nothing is measured after that.
-    ///
-    /// Errors: the device's.
-    pub async fn submission_seconds(&self) -> Result<Vec<f64>> {
-        let Some(timer) = lock(&self.shared.submission_timer).take().filter(|timer| timer.timed > 0) else {
-            return Ok(Vec::new());
-        };
-        let words = 4 * timer.timed as usize;
-        use wgpu::BufferUsages as Usage;
-        let resolved = self.shared.create_buffer(4 * words as u64, Usage::QUERY_RESOLVE | Usage::COPY_SRC)?;
-        let ticks: Buffer<u32> = self.zeroed(words)?;
-        let mut encoder = self.shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
-        encoder.resolve_query_set(&timer.queries, 0..2 * timer.timed, &resolved, 0);
-        encoder.copy_buffer_to_buffer(&resolved, 0, &ticks.raw.buffer, ticks.offset(), 4 * words as u64);
-        self.shared.queue.submit([encoder.finish()]);
-        let ticks = Recorder::new(self).read(&ticks)?.await?;
-        let second = f64::from(self.shared.queue.get_timestamp_period()) * 1e-9;
-        let tick = |pair: &[u32]| u64::from(pair[0]) | u64::from(pair[1]) << 32;
-        let seconds = |pass: &[u32]| tick(&pass[2..]).saturating_sub(tick(pass)) as f64 * second;
-        Ok(ticks.chunks_exact(4).map(seconds).collect())
-    }
-
     /// Bytes per second of a large copy on the device, read and written bytes together: what its memory can do, by the
     /// copy command or by a kernel, whichever is faster.
     pub async fn copy_bandwidth(&self) -> Result<f64> {

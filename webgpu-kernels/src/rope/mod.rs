@@ -84,6 +84,8 @@ impl Rope {
             kv_row: dtype.row_words(head_dim) as u32,
         };
         let buffers = [qkv.into(), rope.into(), q.into(), (&cache.k).into(), (&cache.v).into()];
+        // Each value is read and written, and so is its rotation's.
+        recorder.expect_bytes(2 * 16 * lanes as u64);
         recorder.dispatch(&KERNEL, &variant(dtype), &params, &buffers, lanes.div_ceil(WORKGROUP));
     }
 }

@@ -38,6 +38,7 @@ impl SelectRows {
         let len = self.count * self.cols;
         let params = SelectRowsParams { len: len as u32, cols: self.cols as u32 };
         let buffers = [x.into(), rows.into(), y.into()];
+        recorder.expect_bytes(8 * len as u64);
         recorder.dispatch(&KERNEL, &variant(), &params, &buffers, len.div_ceil(WORKGROUP));
     }
 }
