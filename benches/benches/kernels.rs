@@ -12,6 +12,7 @@ use infer_core::block_on;
 use serde_json::json;
 use webgpu_kernels::{
     Case, CaseSet, Gpu, KERNELS,
+    case_check::check,
     gpu::{Buffer, DeviceType, OpenOptions, PassTimer, Recorder, Selection},
 };
 
@@ -30,6 +31,9 @@ struct Args {
     /// The small cases of the tests in place of the large ones.
     #[arg(long)]
     test_cases: bool,
+    /// Check each case against its reference before it is measured; the large cases take long on the host.
+    #[arg(long)]
+    check: bool,
     /// Measured passes of each case; the median counts.
     #[arg(long, short, default_value_t = 5)]
     repeat: usize,
@@ -74,6 +78,11 @@ fn run(args: &Args) -> Result<()> {
                 continue;
             }
             count += 1;
+            if args.check
+                && let Err(reason) = block_on(check(&gpu, &case))?
+            {
+                bail!("{name}: {reason}");
+            }
             let seconds = measure(args, &gpu, &case, rotate)?;
             let (bandwidth, flops) = (case.bytes as f64 / seconds, case.flops as f64 / seconds);
             if args.json {

@@ -9,14 +9,17 @@ use infer_core::{
     ops::{
         Ops, TokenWeights,
         candle::CandleOps,
-        gpu::{GpuOps, GramSums},
+        gpu::{GpuOps, GramSums, Matrix},
     },
 };
 
+use faer::Mat;
+use model_format::{Role, Weight};
 use ndarray::ArrayView2;
 
 use crate::{
     Quantized,
+    cholesky::square,
     gptq::{Options, quantize_timed},
     hessian::{Hessian, HostSums},
     on_device,
@@ -27,37 +30,49 @@ use crate::{
 pub trait Calibrate: Ops {
     /// Sums over tokens, where the activations are.
     type Sums;
-
-    /// Tokens to run at a time, if windows are shorter.
-    const BATCH_TOKENS: usize;
+    /// What a matrix is solved with, as far as it is where the activations are.
+    type Resident;
 
     /// Whether what is on the device is in the host's memory.
     const ON_HOST: bool;
+
+    /// Tokens to run at a time, if windows are shorter, in activations of at most `cols`.
+    fn batch_tokens(&self, cols: usize) -> usize;
+
+    /// Bytes of memory that the device has, where it is known.
+    fn device_memory(&self) -> Option<u64> {
+        None
+    }
 
     /// No token seen yet. `with_drift`: the float model's inputs will come too.
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<Self::Sums>;
     /// Adds inputs `[tokens, cols]` of whole windows, with those of the float model if there is one.
     async fn add(&mut self, sums: &mut Self::Sums, x: &Self::Tensor, float: Option<&Self::Tensor>) -> Result<()>;
     /// What they come to.
-    async fn finish(&mut self, sums: Self::Sums) -> Result<Hessian>;
+    async fn finish(&mut self, sums: Self::Sums) -> Result<(Hessian, Self::Resident)>;
+    /// The same of a Hessian that comes from elsewhere.
+    fn place(&mut self, hessian: &Hessian) -> Result<Self::Resident>;
 
-    /// Quantizes a matrix, where that is fastest. To `factoring` goes the time until the factors are there.
+    /// Quantizes a matrix, where that is fastest. To `factoring` goes the time until the factor is there.
     async fn solve(
         &mut self,
         weights: ArrayView2<'_, f32>,
         hessian: &Hessian,
+        resident: &Self::Resident,
         options: &Options,
         factoring: &mut Duration,
-    ) -> crate::Result<Quantized> {
-        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
-    }
+    ) -> crate::Result<Quantized>;
 }
 
 impl Calibrate for CandleOps {
     type Sums = HostSums;
+    type Resident = ();
 
-    const BATCH_TOKENS: usize = 2048;
     const ON_HOST: bool = true;
+
+    fn batch_tokens(&self, _cols: usize) -> usize {
+        2048
+    }
 
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<HostSums> {
         Ok(HostSums::new(cols, weights, with_drift))
@@ -72,8 +87,23 @@ impl Calibrate for CandleOps {
         Ok(())
     }
 
-    async fn finish(&mut self, sums: HostSums) -> Result<Hessian> {
-        Ok(sums.finish())
+    async fn finish(&mut self, sums: HostSums) -> Result<(Hessian, ())> {
+        Ok((sums.finish(), ()))
+    }
+
+    fn place(&mut self, _hessian: &Hessian) -> Result<()> {
+        Ok(())
+    }
+
+    async fn solve(
+        &mut self,
+        weights: ArrayView2<'_, f32>,
+        hessian: &Hessian,
+        _resident: &(),
+        options: &Options,
+        factoring: &mut Duration,
+    ) -> crate::Result<Quantized> {
+        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
     }
 }
 
@@ -85,11 +115,25 @@ pub struct GpuSums {
     drift: Option<GramSums>,
 }
 
+/// A [`Hessian`] on a GPU, in f32.
+pub struct GpuHessian {
+    pub(crate) products: Matrix,
+    pub(crate) drift: Option<Matrix>,
+}
+
 impl Calibrate for GpuOps {
     type Sums = GpuSums;
+    type Resident = GpuHessian;
 
-    const BATCH_TOKENS: usize = 8192;
     const ON_HOST: bool = false;
+
+    fn batch_tokens(&self, cols: usize) -> usize {
+        (self.most_values() / cols).min(8192)
+    }
+
+    fn device_memory(&self) -> Option<u64> {
+        self.gpu().summary().memory
+    }
 
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<GpuSums> {
         let products = self.new_gram(cols)?;
@@ -103,25 +147,54 @@ impl Calibrate for GpuOps {
         self.add_gram(sums.weights, x, &sums.products, drift).await
     }
 
-    async fn finish(&mut self, sums: GpuSums) -> Result<Hessian> {
-        let products = self.read_gram(&sums.products).await?;
-        let drift = match &sums.drift {
-            Some(drift) => Some(self.read_gram(drift).await?),
-            None => None,
+    /// The drift stays where it is.
+    async fn finish(&mut self, sums: GpuSums) -> Result<(Hessian, GpuHessian)> {
+        let scale = 2.0 / sums.tokens.max(1) as f32;
+        let products = self.join_gram(&sums.products, scale, true)?;
+        let drift = sums.drift.map(|drift| self.join_gram(&drift, scale, false)).transpose()?;
+        let hessian = Hessian { products: to_host(self, &products).await?, drift: None };
+        Ok((hessian, GpuHessian { products, drift }))
+    }
+
+    fn place(&mut self, hessian: &Hessian) -> Result<GpuHessian> {
+        let mut upload = |matrix: &Mat<f64>| {
+            let (rows, cols) = (matrix.nrows(), matrix.ncols());
+            let data = (0..rows).flat_map(|i| (0..cols).map(move |j| matrix[(i, j)] as f32)).collect();
+            self.upload_matrix(Role::Down(0), Weight::F32 { shape: vec![rows, cols], data })
         };
-        Ok(Hessian::from_sums(sums.products.cols, sums.tokens, &products, drift.as_deref()))
+        let products = upload(&hessian.products)?;
+        let drift = hessian.drift.as_ref().map(upload).transpose()?;
+        Ok(GpuHessian { products, drift })
     }
 
     async fn solve(
         &mut self,
         weights: ArrayView2<'_, f32>,
         hessian: &Hessian,
+        resident: &GpuHessian,
         options: &Options,
         factoring: &mut Duration,
     ) -> crate::Result<Quantized> {
         if on_device::suits(weights.ncols(), options) {
-            return on_device::solve(self, weights, hessian, options, factoring).await;
+            return on_device::solve(self, weights, &hessian.products, resident, options, factoring).await;
         }
-        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
+        let drift = resident.drift(self).await?;
+        Ok(quantize_timed(weights, &hessian.products, drift.as_ref(), options, factoring))
     }
+}
+
+impl GpuHessian {
+    /// [`Hessian::drift`].
+    pub async fn drift(&self, ops: &mut GpuOps) -> Result<Option<Mat<f64>>> {
+        match &self.drift {
+            Some(drift) => Ok(Some(to_host(ops, drift).await?)),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A square matrix that a GPU holds.
+async fn to_host(ops: &mut GpuOps, matrix: &Matrix) -> Result<Mat<f64>> {
+    let (values, cols) = (ops.read_matrix(matrix).await?, matrix.cols);
+    Ok(square(cols, |i, j| f64::from(values[i * cols + j])))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use model_format::DecoderConfig;
 use serde::Serialize;
 
-use crate::{Result, Settings, quantized_params};
+use crate::{Result, Settings, on_device::PIECE_BYTES, quantized_params};
 
 /// What a run will take.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,36 +38,53 @@ impl Timings {
     }
 }
 
-/// Bytes on the host and on the device. `on_host`: the device has no memory of its own.
+/// What a run takes of memories, in bytes.
+pub(crate) struct Memory {
+    pub(crate) host: u64,
+    pub(crate) device: u64,
+    /// For activations between two passes, on the device.
+    pub(crate) room: usize,
+}
+
+/// Bytes for activations on a device that does not say what it has.
+pub(crate) const UNKNOWN_MEMORY: usize = 4 << 30;
+
+/// `on_host`: the device has no memory of its own. `of_device`: what it has, where that is known.
 pub(crate) fn memory(
     config: &DecoderConfig,
     tokens: usize,
     batch_tokens: usize,
     settings: &Settings,
     on_host: bool,
-) -> Result<(u64, u64)> {
+    of_device: Option<u64>,
+) -> Result<Memory> {
     let streams = if settings.matrix.gptaq_alpha == 0.0 { 1 } else { 2 };
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
     let floats = size_of::<f32>() as u64;
+    let weights = (config.qkv_size() as u64 + 3 * inner + hidden) * hidden * floats;
+    let layer = weights * streams + batch_tokens as u64 * 4 * inner * floats;
+    let table = config.vocab_size as u64 * hidden * floats;
+    // Sums and what f32 lost of them, then what they come to; or factors and some rows that are solved.
+    let squares = 6 * inner * inner * floats;
+    let fixed = squares + layer.max(table).max(7 * PIECE_BYTES as u64);
+    let room = settings.activation_memory.unwrap_or_else(|| match of_device {
+        // Not all of it is for whoever comes first.
+        Some(bytes) => (bytes / 10 * 9).saturating_sub(fixed) as usize,
+        None => UNKNOWN_MEMORY,
+    });
+
     let residual = tokens as u64 * hidden * floats * streams;
     let inputs = tokens as u64 * inner * floats * streams;
-    let room = settings.activation_memory as u64;
-    let kept = if residual + inputs <= room { residual + inputs } else { residual };
-    // Sums and their parts are as large again as the largest of them.
-    let sums = 4 * 8 * inner * inner;
-    let weights = (config.qkv_size() as u64 + 3 * inner + hidden) * hidden * floats;
-    let batch = batch_tokens as u64 * 4 * inner * floats;
-    let layer = weights * streams + batch;
-
+    let kept = if residual + inputs <= room as u64 { residual + inputs } else { residual };
     let mut solving = 0;
     for (param, _) in quantized_params(config, settings)? {
         let (rows, cols) = (param.shape[0] as u64, param.shape[1] as u64);
         let layer_only = if param.role.layer().is_some() { 1 } else { 0 };
         // Values, codes and what they stand for; the Hessian, the drift, their factor and correction.
         let bytes = rows * cols * (3 * floats + 1) + cols * cols * 8 * 5;
-        let streams = if on_host { kept + layer } else { kept.saturating_sub(room) };
+        let streams = if on_host { kept + layer } else { kept.saturating_sub(room as u64) };
         solving = solving.max(bytes + layer_only * streams);
     }
-    let on_device = if on_host { 0 } else { kept.min(room) + layer + sums };
-    Ok((solving, on_device))
+    let device = if on_host { 0 } else { kept.min(room as u64) + fixed };
+    Ok(Memory { host: solving, device, room })
 }

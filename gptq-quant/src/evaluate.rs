@@ -13,7 +13,7 @@ use infer_core::{
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params::joined_params};
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Progress, Result};
+use crate::{Error, Progress, Result, estimate::UNKNOWN_MEMORY};
 
 /// Rows whose logits are held at a time: 256 rows of a vocabulary of 128,256 are 131 MB, twice.
 const ROWS: usize = 256;
@@ -42,12 +42,13 @@ pub async fn evaluate<O: Ops>(
     [float, quantized]: [&dyn Checkpoint; 2],
     text: &str,
     windows: &TokenWindows,
-    memory: usize,
+    memory: Option<usize>,
     progress: &mut dyn Progress,
 ) -> Result<Evaluation> {
     let seq_len = windows.seq_len();
     let mut models = [float, quantized].map(Model::new).into_iter().collect::<Result<Vec<_>>>()?;
     let hidden_size = models[0].config.hidden_size;
+    let memory = memory.unwrap_or(UNKNOWN_MEMORY);
     let at_once = (memory / (2 * seq_len * hidden_size * size_of::<f32>())).clamp(1, windows.len());
     let windows: Vec<&[u32]> = windows.iter().collect();
     let steps = windows.len().div_ceil(at_once) * 2 * models[0].config.num_hidden_layers;

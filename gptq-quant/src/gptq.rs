@@ -110,7 +110,11 @@ pub struct Quantized {
 impl Quantized {
     /// The values `[rows, cols]`.
     pub fn dequantize(&self) -> Array2<f32> {
-        Array2::from_shape_fn(self.codes.dim(), |at| self.value(at))
+        let mut values = Array2::zeros(self.codes.dim());
+        values.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(row, mut values)| {
+            values.iter_mut().enumerate().for_each(|(col, value)| *value = self.value((row, col)));
+        });
+        values
     }
 
     /// The values of some rows.

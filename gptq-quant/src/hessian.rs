@@ -9,8 +9,6 @@ use infer_core::ops::TokenWeights;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use crate::cholesky::square;
-
 /// Tokens whose products are summed in f32 before they are added to the f64 sum.
 const CHUNK: usize = 512;
 
@@ -51,7 +49,7 @@ pub struct Hessian {
     /// `2 / tokens * X^T X` `[cols, cols]`, both triangles. All zeros where no token was seen.
     pub products: Mat<f64>,
     /// `2 / tokens * (X_float - X)^T X`: entry `(i, j)` is how input `i` has drifted where input `j` is large. `None`
-    /// without float inputs.
+    /// without float inputs, and where a device keeps it.
     pub drift: Option<Mat<f64>>,
 }
 
@@ -59,14 +57,6 @@ impl Hessian {
     /// Of no token.
     pub fn empty(cols: usize) -> Hessian {
         Hessian { products: Mat::zeros(cols, cols), drift: None }
-    }
-
-    /// Of sums over `tokens`, row-major `[cols, cols]`. Of `products` only what is at or below the diagonal is read.
-    pub fn from_sums(cols: usize, tokens: usize, products: &[f64], drift: Option<&[f64]>) -> Hessian {
-        let scale = 2.0 / tokens.max(1) as f64;
-        let products = square(cols, |i, j| scale * products[i.max(j) * cols + i.min(j)]);
-        let drift = drift.map(|drift| square(cols, |i, j| scale * drift[i * cols + j]));
-        Hessian { products, drift }
     }
 }
 

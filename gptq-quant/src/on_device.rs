@@ -1,24 +1,24 @@
 //! A matrix solved on the device that its inputs were computed on: what `gptq.rs` and `refine.rs` do in f64 on the CPU, in
 //! f32 and for thousands of rows at a time. Factors of Hessians are computed in f64 on the CPU here too.
 
-use std::time::{Duration, Instant};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
 use faer::Mat;
-use infer_core::ops::{
-    Ops,
-    gpu::{BLOCK, GpuOps, Problem},
-};
-use model_format::{Role, Weight};
-use ndarray::{Array2, ArrayView2};
+use infer_core::ops::gpu::{BLOCK, GpuOps, Problem};
+use ndarray::{Array2, ArrayView2, s};
 use rayon::prelude::*;
 
 use crate::{
-    Hessian, Result,
+    Result,
+    calibrate::GpuHessian,
     gptq::{Method, Options, Prepared, Quantized, find_params},
 };
 
 /// Bytes of a piece of rows.
-const PIECE_BYTES: usize = 64 << 20;
+pub(crate) const PIECE_BYTES: usize = 128 << 20;
 
 /// Whether the device can solve matrices `[_, cols]` like this.
 pub(crate) fn suits(cols: usize, options: &Options) -> bool {
@@ -32,50 +32,46 @@ pub(crate) fn suits(cols: usize, options: &Options) -> bool {
 pub(crate) async fn solve(
     ops: &mut GpuOps,
     weights: ArrayView2<'_, f32>,
-    hessian: &Hessian,
+    products: &Mat<f64>,
+    resident: &GpuHessian,
     options: &Options,
     factoring: &mut Duration,
 ) -> Result<Quantized> {
     let begun = Instant::now();
     let (rows, cols) = weights.dim();
-    let prepared = match Prepared::new(weights, &hessian.products, options) {
+    let prepared = match Prepared::new(weights, products, options) {
         Ok(prepared) => prepared,
         Err(rounded) => return Ok(*rounded),
     };
     let Prepared { dead, hessian: products, perm, factor, damp_percent, damp, importance } = prepared;
-    let factor = factor.mapv(|v| v as f32);
-    let drift = hessian.drift.as_ref().filter(|_| options.gptaq_alpha != 0.0);
-    let correction = match drift {
-        Some(drift) => Some(correction(ops, drift, &perm, &factor, options.gptaq_alpha).await?),
-        None => None,
-    };
     *factoring = begun.elapsed();
 
     let group_len = options.grid.group_len(cols);
     let groups = cols / group_len;
-    let values = |at: &(dyn Fn(usize, usize) -> f64 + Sync)| -> Vec<f32> {
-        (0..cols).into_par_iter().flat_map_iter(|i| (0..cols).map(move |j| at(i, j) as f32)).collect()
-    };
     let solver = ops.new_solver(Problem {
-        perm: &perm.iter().map(|&k| k as u32).collect::<Vec<_>>(),
-        factor: factor.as_slice().expect("row-major"),
-        correction: correction.as_deref(),
-        hessian: values(&|i, j| products[(j, i)] + if i == j { damp } else { 0.0 }),
-        drift: drift.filter(|_| options.refine > 0).map(|drift| values(&|i, j| drift[(j, i)] * options.gptaq_alpha)),
+        perm: perm.iter().map(|&k| k as u32).collect(),
+        factor: factor.as_slice().expect("row-major").par_iter().map(|&v| v as f32).collect(),
+        hessian: &resident.products,
+        diagonal: (0..cols).map(|i| (products[(i, i)] + damp) as f32).collect(),
+        drift: resident.drift.as_ref().filter(|_| options.gptaq_alpha != 0.0),
+        alpha: options.gptaq_alpha as f32,
         group_len,
         max_code: u32::from(options.grid.max_code()),
         coarse_bits: if options.values_in_f16 { options.grid.bits - u32::from(options.grid.sym) } else { 0 },
         sweeps: options.refine,
     })?;
+    drop((factor, products));
 
     let mut codes = Vec::with_capacity(rows * cols);
     let (mut scales, mut zeros) = (Vec::with_capacity(rows * groups), Vec::with_capacity(rows * groups));
     let mut loss = 0.0;
     let each = (PIECE_BYTES / (4 * cols)).max(1);
     for start in (0..rows).step_by(each) {
-        let piece: Vec<f32> = (start..rows.min(start + each))
-            .flat_map(|row| weights.row(row).into_iter().zip(&dead).map(|(&w, &dead)| if dead { 0.0 } else { w }))
-            .collect();
+        let piece = weights.slice_move(s![start..rows.min(start + each), ..]);
+        let piece = match piece.to_slice() {
+            Some(values) if !dead.contains(&true) => Cow::Borrowed(values),
+            _ => piece.indexed_iter().map(|((_, col), &w)| if dead[col] { 0.0 } else { w }).collect(),
+        };
         let grid: Vec<f32> = piece
             .par_chunks(cols)
             .flat_map_iter(|row| {
@@ -104,35 +100,4 @@ pub(crate) async fn solve(
         loss,
         method: Method::Gptq { damp_percent },
     })
-}
-
-/// As in `gptq.rs`: `alpha * triu(D U^T, 1) U`, `[cols, cols]`.
-async fn correction(
-    ops: &mut GpuOps,
-    drift: &Mat<f64>,
-    perm: &[usize],
-    factor: &Array2<f32>,
-    alpha: f64,
-) -> Result<Vec<f32>> {
-    let cols = perm.len();
-    let drift: Vec<f32> = (0..cols)
-        .into_par_iter()
-        .flat_map_iter(|i| (0..cols).map(move |j| (drift[(perm[i], perm[j])] * alpha) as f32))
-        .collect();
-    let mut product = times(ops, cols, &drift, factor.iter().copied().collect()).await?;
-    product.par_chunks_mut(cols).enumerate().for_each(|(i, row)| row[..=i].fill(0.0));
-    times(ops, cols, &product, factor.t().iter().copied().collect()).await
-}
-
-/// `a b^T`, all `[cols, cols]`.
-async fn times(ops: &mut GpuOps, cols: usize, a: &[f32], b: Vec<f32>) -> Result<Vec<f32>> {
-    let b = ops.upload_matrix(Role::Down(0), Weight::F32 { shape: vec![cols, cols], data: b })?;
-    let each = (PIECE_BYTES / (4 * cols)).max(1);
-    let mut product = Vec::with_capacity(a.len());
-    for piece in a.chunks(each * cols) {
-        let x = ops.upload(piece.len() / cols, cols, piece)?;
-        let y = ops.linear(&x, &b);
-        product.extend(ops.read(&y).await?);
-    }
-    Ok(product)
 }

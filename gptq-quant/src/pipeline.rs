@@ -30,7 +30,7 @@ use crate::{
     Error, Hessian, MatrixReport, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
-    estimate::{Estimate, Timings, memory},
+    estimate::{Estimate, Memory, Timings, memory},
     gptq::Quantized,
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
     speed::Speeds,
@@ -188,6 +188,8 @@ struct Walk<'a, O: Calibrate> {
     streams: Vec<Stream<O>>,
     /// Bytes of activations that there is still room for on the device.
     room: usize,
+    /// And how many there were.
+    all_room: usize,
     layer: usize,
     /// Norms and biases of the layer.
     vectors: Vec<(Role, Weight)>,
@@ -213,13 +215,15 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
         }
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
-        let batch = (O::BATCH_TOKENS / seq_len).clamp(1, windows.len());
+        let widest = config.qkv_size().max(2 * config.intermediate_size);
+        let batch = (ops.batch_tokens(widest) / seq_len).clamp(1, windows.len());
         let speeds = Speeds::measure(&mut ops, config, settings).await?;
         let work = Work::new(config, seq_len, windows.len(), settings, speeds)?;
         let tokens = windows.len() * seq_len;
-        let (host_memory, device_memory) = memory(config, tokens, batch * seq_len, settings, O::ON_HOST)?;
+        let of_device = ops.device_memory();
+        let Memory { host, device, room } = memory(config, tokens, batch * seq_len, settings, O::ON_HOST, of_device)?;
         let time = Duration::from_secs_f64(work.total);
-        progress.estimated(&Estimate { time, host_memory, device_memory });
+        progress.estimated(&Estimate { time, host_memory: host, device_memory: device });
         let mark = ops.upload(1, 1, &[0.0])?;
         let mut ops = ObserveOps::new(ops);
         Ok(Walk {
@@ -236,7 +240,8 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             timings: Timings::default(),
             mark,
             streams: Vec::new(),
-            room: settings.activation_memory,
+            room,
+            all_room: room,
             layer: 0,
             vectors: Vec::new(),
         })
@@ -261,7 +266,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
 
     fn drop_streams(&mut self) {
         self.streams.clear();
-        self.room = self.settings.activation_memory;
+        self.room = self.all_room;
     }
 
     /// The windows as rows of `table`.
@@ -303,7 +308,14 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             if i == 0 {
                 hessian = Some(self.observe_head().await?);
             }
-            let hessian = hessian.take().unwrap_or_else(|| Hessian::empty(self.config.hidden_size));
+            let hessian = match hessian.take() {
+                Some(hessian) => hessian,
+                None => {
+                    let hessian = Hessian::empty(self.config.hidden_size);
+                    let resident = self.ops.inner().place(&hessian)?;
+                    (hessian, resident)
+                }
+            };
             let quantized = self.solve(store, param, hessian).await?;
             values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
         }
@@ -311,7 +323,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Runs the float model to its end: the Hessian of the head's inputs.
-    async fn observe_head(&mut self) -> Result<Hessian> {
+    async fn observe_head(&mut self) -> Result<(Hessian, O::Resident)> {
         let stream = self.embed(self.read(Role::Embedding)?).await?;
         self.streams.push(stream);
         for layer in 0..self.config.num_hidden_layers {
@@ -398,7 +410,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
-    async fn observe(&mut self, matrices: &[(Role, Weight)], pass: Pass, kept: Kept) -> Result<Hessian> {
+    async fn observe(&mut self, matrices: &[(Role, Weight)], pass: Pass, kept: Kept) -> Result<(Hessian, O::Resident)> {
         let role = pass.stop.expect("a pass that observes has an end");
         let cols = input_cols(self.config, role);
         let (weights, with_drift) = (self.token_weights(), self.streams.len() > 1);
@@ -519,7 +531,12 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
-    async fn solve(&mut self, store: &mut dyn Store, param: &Param, hessian: Hessian) -> Result<Quantized> {
+    async fn solve(
+        &mut self,
+        store: &mut dyn Store,
+        param: &Param,
+        (hessian, resident): (Hessian, O::Resident),
+    ) -> Result<Quantized> {
         let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -531,7 +548,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         }
         let mut factoring = Duration::ZERO;
         let ops = self.ops.inner();
-        let quantized = ops.solve(weights, &hessian, &options, &mut factoring).await?;
+        let quantized = ops.solve(weights, &hessian, &resident, &options, &mut factoring).await?;
         let solved = begun.elapsed();
         let report = MatrixReport::new(param, weights, &quantized, &hessian.products, &options);
         let report = MatrixReport { elapsed: solved, ..report };

@@ -28,10 +28,10 @@ pub struct Settings {
     pub rules: Rules,
     /// Whether checkpoints are of version 2 of the format.
     pub v2: bool,
-    /// Bytes of activations that may stay on the device between two passes. Beyond that, hidden states go to host memory
-    /// and those of the feed-forward are computed twice.
+    /// Bytes of activations that may stay on the device between two passes; `None` for what it has left. Beyond that,
+    /// hidden states go to host memory and those of the feed-forward are computed twice.
     #[serde(skip)]
-    pub activation_memory: usize,
+    pub activation_memory: Option<usize>,
 }
 
 impl Settings {
@@ -44,7 +44,7 @@ impl Settings {
             lm_head: false,
             rules: Rules::default(),
             v2: false,
-            activation_memory: 4 << 30,
+            activation_memory: None,
         }
     }
 }

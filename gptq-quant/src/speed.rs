@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use faer::Mat;
 use model_format::{DecoderConfig, Role, Weight};
 use ndarray::Array2;
 
-use crate::{Calibrate, Hessian, Result, Settings, TokenWeight, work::solve_cost};
+use crate::{Calibrate, Hessian, Result, Settings, TokenWeight, cholesky::square, work::solve_cost};
 
 /// How large the pieces are.
 struct Pieces {
@@ -79,13 +78,14 @@ async fn measure_solve<O: Calibrate>(ops: &mut O, [rows, cols]: [usize; 2], sett
     // Enough rows for every thread.
     let rows = (crate::gptq::ROWS * rayon::current_num_threads()).max(rows);
     let weights = Array2::from_shape_fn((rows, cols), |(n, k)| ((n * 7919 + k * 104_729) % 1009) as f32 / 1009.0 - 0.5);
-    let products = Mat::from_fn(cols, cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
-    let drift = (settings.matrix.gptaq_alpha != 0.0).then(|| Mat::from_fn(cols, cols, |i, j| products[(i, j)] * 0.01));
+    let products = square(cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
+    let drift = (settings.matrix.gptaq_alpha != 0.0).then(|| square(cols, |i, j| products[(i, j)] * 0.01));
     let hessian = Hessian { products, drift };
+    let resident = ops.place(&hessian)?;
     let mut speed = 0.0;
     for _ in 0..2 {
         let (begun, mut factoring) = (Instant::now(), Duration::ZERO);
-        ops.solve(weights.view(), &hessian, &settings.matrix, &mut factoring).await?;
+        ops.solve(weights.view(), &hessian, &resident, &settings.matrix, &mut factoring).await?;
         speed = solve_cost(rows, cols) / begun.elapsed().as_secs_f64();
     }
     Ok(speed)

@@ -7,7 +7,7 @@ use std::{path::Path, rc::Rc};
 
 use faer::Mat;
 use gptq_quant::{
-    Calibrate, Hessian, TokenWeight,
+    Calibrate, TokenWeight,
     observe::{ObserveOps, Pass},
 };
 use infer_core::{
@@ -75,10 +75,11 @@ fn check(ops: &mut GpuOps, what: &str, cols: usize, window: usize, batches: &[(V
             let [x, float] = [x, float].map(|values| ops.upload(rows, cols, values).unwrap());
             block_on(ops.add(&mut sums, &x, with_drift.then_some(&float))).unwrap();
         }
-        let Hessian { products, drift } = block_on(ops.finish(sums)).unwrap();
+        let (hessian, resident) = block_on(ops.finish(sums)).unwrap();
+        let drift = block_on(resident.drift(ops)).unwrap();
         let what = format!("{what}, {weight:?}");
         let at = |t: usize, i: usize| f64::from(x[t * cols + i]);
-        check_near(&what, &products, &sum(at, &x, cols, weights));
+        check_near(&what, &hessian.products, &sum(at, &x, cols, weights));
         assert_eq!(drift.is_some(), with_drift);
         if let Some(drift) = drift {
             let change = |t: usize, i: usize| f64::from(float[t * cols + i]) - at(t, i);

@@ -45,9 +45,10 @@ fn check(rows: usize, cols: usize, options: Options) {
     let hessian = hessian(cols, options.gptaq_alpha != 0.0);
     let mut time = Duration::ZERO;
     let mut on_cpu = CandleOps::default();
-    let cpu = block_on(on_cpu.solve(weights.view(), &hessian, &options, &mut time)).unwrap();
+    let cpu = block_on(on_cpu.solve(weights.view(), &hessian, &(), &options, &mut time)).unwrap();
     let mut ops = GpuOps::new(gpu, KvDtype::F32);
-    let device = block_on(ops.solve(weights.view(), &hessian, &options, &mut time)).unwrap();
+    let resident = ops.place(&hessian).unwrap();
+    let device = block_on(ops.solve(weights.view(), &hessian, &resident, &options, &mut time)).unwrap();
 
     let real = |quantized: &Quantized| quantized.relative_error(weights.view(), &hessian.products);
     let (error, expected) = (real(&device), real(&cpu));

@@ -157,7 +157,8 @@ fn what_quantizing_cost_is_measured_by_the_definitions() {
     assert!(expected.2 > 1e-3, "there is a difference: {expected:?}");
     // With room for all windows, and for less than one.
     for memory in [1 << 30, 0] {
-        let found = block_on(evaluate(&mut CandleOps::default(), models, "text", &text, memory, &mut ())).unwrap();
+        let found =
+            block_on(evaluate(&mut CandleOps::default(), models, "text", &text, Some(memory), &mut ())).unwrap();
         check_evaluation(&found, expected);
         assert_eq!((found.windows.len(), found.seq_len), (3, 300));
         let mean = found.windows.iter().map(|of| of[2]).sum::<f64>() / 3.0;
@@ -165,7 +166,7 @@ fn what_quantizing_cost_is_measured_by_the_definitions() {
     }
     if let Some(gpu) = device() {
         let mut ops = GpuOps::new(gpu, KvDtype::F32);
-        let found = block_on(evaluate(&mut ops, models, "text", &text, 1 << 30, &mut ())).unwrap();
+        let found = block_on(evaluate(&mut ops, models, "text", &text, Some(1 << 30), &mut ())).unwrap();
         check_evaluation(&found, expected);
     }
 }

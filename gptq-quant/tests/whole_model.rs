@@ -247,7 +247,7 @@ fn activations_that_are_not_kept_are_computed_again() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings::new(Options::new(Q4F16_1));
     let kept = run(&folder.path().join("a"), &settings, &mut Reports::default()).unwrap();
-    let settings = Settings { activation_memory: 0, ..settings.clone() };
+    let settings = Settings { activation_memory: Some(0), ..settings.clone() };
     let again = run(&folder.path().join("b"), &settings, &mut Reports::default()).unwrap();
     assert_eq!(kept, again);
 }

@@ -244,16 +244,23 @@ impl WeightFormat {
         }
     }
 
-    fn constants(self, parts: u32) -> Vec<(&'static str, u32)> {
-        let quads = ("QUADS", self.block_size() as u32 / 4 / parts);
+    /// Quads of weights that a lane of a tiled kernel fetches at a time.
+    pub(crate) fn part_quads(self) -> u32 {
         match self {
-            WeightFormat::Group { bits, group_size } => {
-                vec![quads, ("BITS", bits), ("GROUP_SIZE", group_size), ("MAX_INT", (1 << (bits - 1)) - 1)]
-            }
-            WeightFormat::F16 | WeightFormat::F32 => {
-                vec![quads, ("BLOCK_WORDS", self.block_bytes() as u32 / 16 / parts)]
-            }
+            WeightFormat::Group { bits: 4, group_size: 32 } | WeightFormat::F16 => 2,
+            WeightFormat::Group { .. } | WeightFormat::F32 => 1,
         }
+    }
+
+    fn constants(self, parts: u32) -> Vec<(&'static str, u32)> {
+        let mut constants = vec![("QUADS", self.block_size() as u32 / 4 / parts), ("PART_QUADS", self.part_quads())];
+        constants.extend(match self {
+            WeightFormat::Group { bits, group_size } => {
+                vec![("BITS", bits), ("GROUP_SIZE", group_size), ("MAX_INT", (1 << (bits - 1)) - 1)]
+            }
+            WeightFormat::F16 | WeightFormat::F32 => vec![("BLOCK_WORDS", self.block_bytes() as u32 / 16 / parts)],
+        });
+        constants
     }
 }
 

@@ -50,6 +50,11 @@ impl KvCache {
         2 * kv_heads as u64 * capacity as u64 * (padded(head_dim) * dtype.size()) as u64
     }
 
+    /// Bytes of so many of its tokens.
+    pub(crate) fn bytes_of(&self, tokens: usize) -> u64 {
+        KvCache::bytes(self.kv_heads, tokens, self.head_dim, self.dtype)
+    }
+
     /// An empty cache.
     ///
     /// Errors: out of memory, or larger than a kernel can see.

@@ -63,6 +63,7 @@ pub const KERNELS: &[&Kernel] = &[
     &gemv::ADD_KERNEL,
     &gemv::SCALED_KERNEL,
     &gemm::KERNEL,
+    &gemm::JOIN_KERNEL,
     &gemm::LANE_ROWS_KERNEL,
     &norm_heads::KERNEL,
     &rope::KERNEL,
@@ -90,4 +91,6 @@ pub const KERNELS: &[&Kernel] = &[
     &gptq::CODES_KERNEL,
     &gptq::ERRORS_KERNEL,
     &gptq::ROW_DOTS_KERNEL,
+    &gptq::ARRANGE_KERNEL,
+    &gptq::DIAGONAL_KERNEL,
 ];

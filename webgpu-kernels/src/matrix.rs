@@ -70,10 +70,17 @@ impl Matrix {
         Matrix::zeroed(gpu, stored.format(), rows, cols, gpu.slice_bytes())
     }
 
-    fn zeroed(gpu: &Gpu, format: WeightFormat, rows: usize, cols: usize, slice_bytes: u64) -> Result<Matrix> {
+    pub(crate) fn zeroed(
+        gpu: &Gpu,
+        format: WeightFormat,
+        rows: usize,
+        cols: usize,
+        slice_bytes: u64,
+    ) -> Result<Matrix> {
         let (row_words, row_scales) = (format.row_words(cols), format.row_scales(cols));
-        // A pair of rows has a whole number of words of scales.
-        let slice_rows = ((slice_bytes / (4 * row_words as u64)).max(2) as usize) & !1;
+        let most = (slice_bytes / (4 * row_words as u64)) as usize;
+        // A pair of rows has a whole number of words of scales; a larger number is a whole number of any group.
+        let slice_rows = if most >= 256 { most & !255 } else { most.max(2) & !1 };
         let mut slices = Vec::with_capacity(rows.div_ceil(slice_rows));
         for first_row in (0..rows).step_by(slice_rows) {
             let rows = slice_rows.min(rows - first_row);
@@ -99,6 +106,21 @@ impl Matrix {
                 stored.write(gpu, slice, begin - slice.first_row, begin - first_row..end - first_row);
             }
         }
+    }
+
+    /// The values `[rows, cols]` of a matrix in f32. Waits for the device.
+    pub async fn read(&self, recorder: &mut Recorder) -> Result<Vec<f32>> {
+        assert_eq!(self.format, WeightFormat::F32, "read: the format");
+        let stride = self.format.row_words(self.cols);
+        let mut values = Vec::with_capacity(self.rows * self.cols);
+        for slice in &self.slices {
+            let rows = recorder.read(&slice.q_weight.cast::<f32>())?.await?;
+            if stride == self.cols && self.slices.len() == 1 {
+                return Ok(rows);
+            }
+            rows.chunks_exact(stride).for_each(|row| values.extend_from_slice(&row[..self.cols]));
+        }
+        Ok(values)
     }
 
     /// `y[t, :] = scale * w[tokens[t], :]`. `tokens`: `[count]`. `y`: [count, cols].

@@ -58,7 +58,7 @@ const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 const SUBSTITUTED: [&str; 7] =
     ["gemv_add", "gemv_scaled", "gemm_lane_rows", "sample_adjust", "sample_select", "sample_weigh", "sample_draw"];
 /// Kernels that no model is run with: of measuring, and of the quantizer.
-const NOT_OF_MODELS: [&str; 11] = [
+const NOT_OF_MODELS: [&str; 13] = [
     "copy",
     "cross_entropy",
     "kl_divergence",
@@ -70,6 +70,8 @@ const NOT_OF_MODELS: [&str; 11] = [
     "gptq_scales",
     "gptq_codes",
     "gptq_errors",
+    "gptq_arrange",
+    "gptq_diagonal",
 ];
 
 /// A case that was run.

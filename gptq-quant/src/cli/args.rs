@@ -119,9 +119,9 @@ pub struct Args {
     /// Where the calibration text is run: auto (a GPU, else the CPU), cpu, or the number or name of a GPU
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Activations that stay on the device, in GiB; beyond that they go to the host's memory
-    #[arg(long, default_value_t = 4.0, value_name = "GIB")]
-    pub device_memory: f64,
+    /// Activations that stay on the device, in GiB; beyond that they go to the host's memory [default: what it has left]
+    #[arg(long, value_name = "GIB")]
+    pub device_memory: Option<f64>,
     /// Throw away what an interrupted run has left, and make anew what is there already; without this, the same command
     /// goes on where it was
     #[arg(long)]
@@ -253,14 +253,14 @@ impl Args {
         if !(0.0..=1.0).contains(&self.first_token_weight) {
             return Err(Contradiction("--first-token-weight must be between 0 and 1".into()));
         }
-        if !(self.device_memory >= 0.0 && self.device_memory <= 1e6) {
+        if self.device_memory.is_some_and(|gib| !(0.0..=1e6).contains(&gib)) {
             return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
         }
         // Without the correction of drift a few huge tokens would spoil the others.
         let default = if gptaq_alpha == 0.0 { Weighting::EqualNorm } else { Weighting::Plain };
         let equal_norm = self.token_weight.unwrap_or(default) == Weighting::EqualNorm;
         let token_weight = TokenWeight { equal_norm, first_token: self.first_token_weight };
-        let activation_memory = (self.device_memory * (1u64 << 30) as f64) as usize;
+        let activation_memory = self.device_memory.map(|gib| (gib * (1u64 << 30) as f64) as usize);
         let default = if self.grid == GridName::Q4f16_1 { Ends::Gptq } else { Ends::Float };
         let quantize_ends = self.embedding.unwrap_or(default) == Ends::Gptq;
         if self.lm_head && self.embedding == Some(Ends::Gptq) {

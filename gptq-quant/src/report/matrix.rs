@@ -101,7 +101,9 @@ pub(crate) fn relative_errors<const N: usize>(
     hessian: &Mat<f64>,
 ) -> [f64; N] {
     let n = hessian.nrows();
-    let hessian = Array2::from_shape_fn((n, n), |at| hessian[at] as f32);
+    // Symmetric, so that its columns are rows.
+    let columns = (0..n).into_par_iter().flat_map_iter(|j| (0..n).map(move |i| hessian[(i, j)] as f32));
+    let hessian = Array2::from_shape_vec((n, n), columns.collect()).expect("a square");
     let square =
         |m: &Array2<f32>| std::iter::zip(&m.dot(&hessian), m).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let starts: Vec<usize> = (0..weights.nrows()).step_by(ROWS).collect();

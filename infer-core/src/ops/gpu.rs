@@ -6,7 +6,7 @@
 
 use model_format::{Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{
-    Factor, Gpu, KvCache, KvDtype, Matrix, WeightFormat,
+    Factor, Gpu, KvCache, KvDtype, WeightFormat,
     add::Add,
     argmax::Argmax,
     attention::Attention,
@@ -27,6 +27,7 @@ use super::{AttentionShape, Choose, KvShape, Ops, Past, Rows, Rules, Span, Token
 use crate::Result;
 
 pub use webgpu_kernels::{
+    Matrix,
     gptq::{BLOCK, Problem, Solution, Solver},
     gram::GramSums,
 };
@@ -140,9 +141,14 @@ impl GpuOps {
         Ok(())
     }
 
-    /// The sums, row-major: of `X^T W X` at and below the diagonal.
-    pub async fn read_gram(&mut self, sums: &GramSums) -> Result<Vec<f64>> {
-        Ok(sums.join(&mut self.recorder).await?)
+    /// `scale` times the sums; with `symmetric` those of `X^T W X`. Errors: out of memory.
+    pub fn join_gram(&mut self, sums: &GramSums, scale: f32, symmetric: bool) -> Result<Matrix> {
+        Ok(sums.join(&mut self.recorder, scale, symmetric)?)
+    }
+
+    /// The values of a matrix in f32, row-major.
+    pub async fn read_matrix(&mut self, matrix: &Matrix) -> Result<Vec<f32>> {
+        Ok(matrix.read(&mut self.recorder).await?)
     }
 
     /// Notes what kind of matrix was loaded.
@@ -159,18 +165,23 @@ impl GpuOps {
         &self.kinds
     }
 
+    /// Values that a tensor may have at most.
+    pub fn most_values(&self) -> usize {
+        self.gpu.caps().max_binding.min(self.gpu.caps().max_buffer) as usize / size_of::<f32>()
+    }
+
     /// How caches store keys and values.
     pub fn kv_dtype(&self) -> KvDtype {
         self.kv_dtype
     }
 
     /// Takes a matrix's quantization problem to the device. Errors: out of memory.
-    pub fn new_solver(&mut self, problem: Problem<'_>) -> Result<Solver> {
-        Ok(Solver::new(&self.gpu, problem)?)
+    pub fn new_solver<'a>(&mut self, problem: Problem<'a>) -> Result<Solver<'a>> {
+        Ok(Solver::new(&mut self.recorder, problem)?)
     }
 
     /// Quantizes rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`. Waits until the device has done it.
-    pub async fn solve_rows(&mut self, solver: &Solver, weights: &[f32], grid: &[f32]) -> Result<Solution> {
+    pub async fn solve_rows(&mut self, solver: &Solver<'_>, weights: &[f32], grid: &[f32]) -> Result<Solution> {
         Ok(solver.solve(&mut self.recorder, weights, grid).await?)
     }
 

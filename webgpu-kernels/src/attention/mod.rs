@@ -80,8 +80,11 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     cases: reduce_cases,
 };
 
-/// Slots (a row and a head) of a workgroup of the tile kernel.
-const TILE_SLOTS: usize = 32;
+/// Slots (a row and a head) of a workgroup of the tile kernel, in quads of a lane: as many as registers have room for.
+const TILE_QUADS: [usize; 2] = [2, 1];
+const QUAD_SLOTS: usize = 32;
+/// Widest head of which a lane has two quads.
+const MANY_SLOTS_DIM: usize = 128;
 /// Lanes, and keys per tile, of the decode kernel.
 const DECODE_KEYS: usize = 128;
 /// Eights of a key, and values, that a lane of the decode kernel loads at a time.
@@ -90,6 +93,8 @@ const DECODE_LOADS: usize = 8;
 const MAX_SPLITS: usize = 64;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
+/// The same of the tile kernel.
+const ENOUGH_TILES: usize = 64;
 /// More rows than this go to the tile kernel.
 const DECODE_ROWS: usize = 4;
 
@@ -102,15 +107,14 @@ impl Attention {
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
         recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
         if self.rows > DECODE_ROWS {
-            self.record_tile(recorder, q, cache, y);
+            self.record_tile(recorder, q, cache, y, self.tile_quads(CacheShape::of(cache)));
         } else {
             self.record_decode(recorder, q, cache, y, self.splits(cache));
         }
     }
 
-    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>) {
-        let slots = self.rows * self.heads / cache.kv_heads;
-        let groups = slots.div_ceil(TILE_SLOTS) * cache.kv_heads;
+    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, quads: usize) {
+        let groups = self.tile_groups(CacheShape::of(cache), quads);
         let params = TileParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
@@ -122,17 +126,21 @@ impl Attention {
             scale: self.scale,
             soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let variant = self.tile_variant(CacheShape::of(cache));
+        let variant = self.tile_variant(CacheShape::of(cache), quads);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
-        recorder.expect_bytes(self.bytes(cache));
+        recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
     }
 
-    /// Bytes of the keys and values that the rows see, of the queries and of what comes out.
-    fn bytes(&self, cache: &KvCache) -> u64 {
-        let keys = self.past_len + self.rows - self.begin();
-        KvCache::bytes(cache.kv_heads, keys, cache.head_dim, cache.dtype)
-            + 8 * (self.rows * self.heads * cache.head_dim) as u64
+    /// Workgroups of the tile kernel.
+    fn tile_groups(&self, cache: CacheShape, quads: usize) -> usize {
+        (self.rows * self.heads / cache.kv_heads).div_ceil(QUAD_SLOTS * quads) * cache.kv_heads
+    }
+
+    /// Quads of slots of a lane: fewer where there would be too few workgroups for a large device.
+    fn tile_quads(&self, cache: CacheShape) -> usize {
+        let enough = |quads: &usize| self.tile_groups(cache, *quads) >= ENOUGH_TILES;
+        tile_choices(cache.head_dim).find(enough).unwrap_or(1)
     }
 
     /// The window, or one that nothing is beyond.
@@ -198,13 +206,15 @@ impl Attention {
         };
         let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), splits > 1);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
-        recorder.expect_bytes(self.bytes(cache));
+        recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
     }
 
-    fn tile_variant(&self, cache: CacheShape) -> Variant {
-        let chunks = cache.head_dim.div_ceil(32) as u32;
-        self.variant(cache).flag_if("WINDOW", self.window.is_some()).constant_is("CHUNKS", chunks)
+    fn tile_variant(&self, cache: CacheShape, quads: usize) -> Variant {
+        self.variant(cache)
+            .flag_if("WINDOW", self.window.is_some())
+            .constant_is("CHUNKS", cache.head_dim.div_ceil(64) as u32)
+            .constant_is("QUADS_S", quads as u32)
     }
 
     fn decode_variant(&self, caps: &Caps, cache: CacheShape, is_split: bool) -> Variant {
@@ -431,12 +441,19 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         window: heads.window.then_some(150),
         ..Shape::new(rows, past_len, heads.group, 1, heads.head_dim)
     };
-    vec![
-        (&TILE_KERNEL, tile_case(shape(9, 40), dtype)),
+    let tiles = tile_choices(heads.head_dim).map(|quads| (&TILE_KERNEL, tile_case(shape(9, 40), quads, dtype)));
+    let mut cases: Vec<(&'static Kernel, Case)> = tiles.collect();
+    cases.extend([
         (&DECODE_KERNEL, decode_case(caps, shape(1, 100), 1, dtype)),
         (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
         (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
-    ]
+    ]);
+    cases
+}
+
+/// How many quads of slots a lane of the tile kernel may have.
+fn tile_choices(head_dim: usize) -> impl Iterator<Item = usize> {
+    TILE_QUADS.into_iter().filter(move |&quads| quads == 1 || head_dim <= MANY_SLOTS_DIM)
 }
 
 const BOTH: [KvDtype; 2] = [KvDtype::F16, KvDtype::F32];
@@ -466,15 +483,22 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             Shape::new(32, 32, 4, 2, 64).with_outliers(),
             Shape::new(6, 70, 4, 2, 128).soft_cap(50.0).with_outliers(),
         ],
-        CaseSet::Bench => &[Shape::new(512, 0, 24, 8, 128), Shape::new(512, 2048, 24, 8, 128)],
+        CaseSet::Bench => &[
+            Shape::new(32, 2048, 24, 8, 128),
+            Shape::new(512, 0, 24, 8, 128),
+            Shape::new(512, 2048, 24, 8, 128),
+            Shape::new(2048, 0, 24, 8, 128),
+            Shape::new(2048, 0, 32, 8, 64),
+        ],
     };
     let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
-    all.map(|(shape, dtype)| tile_case(shape, dtype)).collect()
+    all.flat_map(|(shape, dtype)| tile_choices(shape.head_dim).map(move |quads| tile_case(shape, quads, dtype)))
+        .collect()
 }
 
-fn tile_case(shape: Shape, dtype: KvDtype) -> Case {
-    let variant = shape.attention().tile_variant(shape.cache_shape(dtype));
-    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y))
+fn tile_case(shape: Shape, quads: usize, dtype: KvDtype) -> Case {
+    let variant = shape.attention().tile_variant(shape.cache_shape(dtype), quads);
+    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y, quads))
 }
 
 fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {

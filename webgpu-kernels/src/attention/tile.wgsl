@@ -1,10 +1,10 @@
 // y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
 // With WINDOW, each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
-// A workgroup of 8 x 8 lanes takes 32 slots, pairs of a row and one of the GROUP heads that share a key head, so that a
-// tile of 32 keys and values is loaded once for all of them. Softmax is online: m is the largest score so far, l the sum
-// of exp(score - m), and both are kept in registers by every lane of a slot. Heads go through workgroup memory 32
-// values, a chunk, at a time.
+// A workgroup of 8 x 16 lanes takes SLOTS slots, pairs of a row and one of the GROUP heads that share a key head, so that a
+// tile of 64 keys and values is loaded once for all of them. A lane has 4 * QUADS_S slots, eight apart: in scores with 4 keys,
+// in y with a quad of dims of each CHUNK of 64. Softmax is online: m is the largest score so far, the same in all lanes of
+// a slot; l, the sum of exp(score - m), is of the lane's own keys until the end.
 #import invocation
 #import kv
 #ifdef SOFT_CAP
@@ -25,21 +25,21 @@ struct Params {
 // A score that counts for nothing.
 const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
+const SLOTS: u32 = 32u * QUADS_S;
+const KEYS: u32 = 64u;
+const LANES: u32 = 128u;
+// For scores, 16 dims of slots and keys at a time; for y, 64 dims of 32 keys.
+const STEP: u32 = 4u;
+const HALF: u32 = KEYS / 2u;
 
-var<workgroup> q_tile: array<vec4<f32>, 32 * 8>;                       // [dim of chunk, slot / 4]
-var<workgroup> kv_tile: array<vec4<f32>, 32 * 8>;                      // [dim of chunk, key / 4], then [key, dim / 4]
-var<workgroup> p_tile: array<vec4<f32>, 32 * 8>;                       // [key, slot / 4]
-var<workgroup> maxima: array<vec4<f32>, 64>;                           // [key / 4, slot / 4]
-var<workgroup> sums: array<vec4<f32>, 64>;                             // [key / 4, slot / 4]
+// First q [slot, STEP] and k [key, STEP], see `place`; then p [slot, key of half / 4].
+var<workgroup> left: array<vec4<f32>, STEP * (SLOTS + KEYS)>;
+// First the largest score of each lane, then v [key of half, dim of chunk / 4]; at the end the sum of each lane.
+var<workgroup> right: array<vec4<f32>, HALF * 16u>;
 
-fn load_eight(is_key: bool, at: u32, eight: u32) -> Eight {
-    if (eight >= EIGHTS) {
-        return Eight(vec4<f32>(0.0), vec4<f32>(0.0));
-    }
-    if (is_key) {
-        return to_eight(k_cache[at * EIGHTS + eight]);
-    }
-    return to_eight(v_cache[at * EIGHTS + eight]);
+// Where quad `quad` of row `row` lies, so that lanes that read the same quad of neighbouring rows meet all banks.
+fn place(row: u32, quad: u32) -> u32 {
+    return row * STEP + (quad ^ ((row >> 1u) & 3u));
 }
 
 // Where slot `i` of all rows and heads is in q and y, in heads.
@@ -47,7 +47,7 @@ fn slot_head(i: u32, kv_head: u32) -> u32 {
     return (params.first_row + i / GROUP) * params.kv_heads * GROUP + kv_head * GROUP + i % GROUP;
 }
 
-@compute @workgroup_size(8, 8)
+@compute @workgroup_size(128)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
@@ -55,151 +55,187 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     }
     let slots = params.rows * GROUP;
     let kv_head = group % params.kv_heads;
-    let first_slot = group / params.kv_heads * 32u;
+    // The last rows see the most keys: they begin.
+    let first_slot = (params.groups - 1u - group) / params.kv_heads * SLOTS;
     let lane = invocation.lane;
-    // In scores a lane has 4 slots x 4 keys, in y 4 slots x 4 dims of each chunk.
-    let lane_s = lane / 8u;
-    let lane_k = lane % 8u;
-    let last_row = min(first_slot + 31u, slots - 1u) / GROUP;
+    // 32 lanes, which many devices run together, have 4 x 8 places.
+    let lane_s = 4u * (lane / 32u % 2u) + lane / 8u % 4u;
+    let lane_k = 8u * (lane / 64u) + lane % 8u;
+    let last_row = min(first_slot + SLOTS - 1u, slots - 1u) / GROUP;
     let keys = params.past_len + last_row + 1u;
     // Slots beyond the last are computed like it and not written.
+#for a in 0..QUADS_S
 #for i in 0..4
-    let slot$i = min(first_slot + 4u * lane_s + $iu, slots - 1u);
+    let slot$a_$i = min(first_slot + lane_s + 8u * (4u * $au + $iu), slots - 1u);
+    let limit$a_$i = params.past_len + slot$a_$i / GROUP;
+#for c in 0..CHUNKS
+    var y$c_$a_$i = vec4<f32>(0.0);
 #endfor
-    let limit = vec4<u32>(params.past_len) + vec4<u32>(slot0, slot1, slot2, slot3) / GROUP;
+#endfor
+    var m$a = vec4<f32>(LOWEST);
+    var l$a = vec4<f32>(0.0);
+#endfor
 
 #ifdef WINDOW
-    let first_keys = limit + 1u - min(vec4<u32>(params.window), limit + 1u);
     // What the first slot sees, from a whole tile on.
     let seen = params.past_len + first_slot / GROUP + 1u;
-    let begin = (seen - min(params.window, seen)) / 32u * 32u;
+    let begin = (seen - min(params.window, seen)) / KEYS * KEYS;
 #else
     let begin = 0u;
 #endif
 
-    var m = vec4<f32>(LOWEST);
-    var l = vec4<f32>(0.0);
-#for c in 0..CHUNKS
+    for (var first_key = begin; first_key < keys; first_key += KEYS) {
+#for a in 0..QUADS_S
 #for i in 0..4
-    var y$c_$i = vec4<f32>(0.0);
+        var s$a_$i = vec4<f32>(0.0);
 #endfor
 #endfor
-
-    for (var first_key = begin; first_key < keys; first_key += 32u) {
-        var s0 = vec4<f32>(0.0);
-        var s1 = vec4<f32>(0.0);
-        var s2 = vec4<f32>(0.0);
-        var s3 = vec4<f32>(0.0);
-        for (var chunk = 0u; chunk < CHUNKS; chunk++) {
-            // One quad of dims of four slots, and of four keys.
-            let quad = 8u * chunk + lane_s;
-#for i in 0..4
-            var q$i = vec4<f32>(0.0);
-            if (quad < HEAD_QUADS) {
-                let slot = min(first_slot + 4u * lane_k + $iu, slots - 1u);
-                q$i = q[slot_head(slot, kv_head) * HEAD_QUADS + quad];
+        for (var first_quad = 0u; first_quad < 2u * EIGHTS; first_quad += STEP) {
+            for (var i = lane; i < SLOTS * STEP; i += LANES) {
+                let slot = min(first_slot + i / STEP, slots - 1u);
+                let quad = first_quad + i % STEP;
+                var value = vec4<f32>(0.0);
+                if (quad < HEAD_QUADS) {
+                    value = q[slot_head(slot, kv_head) * HEAD_QUADS + quad];
+                }
+                left[place(i / STEP, i % STEP)] = value;
             }
-            let key$i = min(first_key + 4u * lane_k + $iu, keys - 1u);
-            let eight$i = load_eight(true, kv_head * params.capacity + key$i, quad / 2u);
-            let k$i = select(eight$i.a, eight$i.b, (quad & 1u) == 1u);
-#endfor
-            let qs = transpose(mat4x4<f32>(q0, q1, q2, q3));
-            let ks = transpose(mat4x4<f32>(k0, k1, k2, k3));
-#for j in 0..4
-            q_tile[(4u * lane_s + $ju) * 8u + lane_k] = qs[$j];
-            kv_tile[(4u * lane_s + $ju) * 8u + lane_k] = ks[$j];
-#endfor
+            {
+                // One key, eight dims; the four keys of a lane lie sixteen rows apart.
+                let row = lane / 2u;
+                let key = min(first_key + row, keys - 1u);
+                // Beyond the last dim q is zero.
+                let eight = min(first_quad / 2u + lane % 2u, EIGHTS - 1u);
+                let values = to_eight(k_cache[(kv_head * params.capacity + key) * EIGHTS + eight]);
+                let at = SLOTS + row % 4u * 16u + row / 4u;
+                left[place(at, lane % 2u * 2u)] = values.a;
+                left[place(at, lane % 2u * 2u + 1u)] = values.b;
+            }
             workgroupBarrier();
-            for (var d = 0u; d < 32u; d += 4u) {
+            for (var quad = 0u; quad < STEP; quad++) {
 #for j in 0..4
+                let k$j = left[place(SLOTS + $ju * 16u + lane_k, quad)];
+#endfor
+#for a in 0..QUADS_S
+#for i in 0..4
                 {
-                    let a = q_tile[(d + $ju) * 8u + lane_s];
-                    let b = kv_tile[(d + $ju) * 8u + lane_k];
-                    s0 += a.x * b;
-                    s1 += a.y * b;
-                    s2 += a.z * b;
-                    s3 += a.w * b;
+                    let a = left[place(lane_s + 8u * (4u * $au + $iu), quad)];
+#for j in 0..4
+                    s$a_$i[$j] += a.x * k$j.x;
+                    s$a_$i[$j] += a.y * k$j.y;
+                    s$a_$i[$j] += a.z * k$j.z;
+                    s$a_$i[$j] += a.w * k$j.w;
+#endfor
                 }
 #endfor
+#endfor
             }
             workgroupBarrier();
         }
 
-        // From here on as columns: p$j is key 4 * lane_k + j of four slots.
-        let products = transpose(mat4x4<f32>(s0, s1, s2, s3));
-        var m_new = m;
-#for j in 0..4
-        let key$j = first_key + 4u * lane_k + $ju;
+        let key = vec4<u32>(first_key + 4u * lane_k) + vec4<u32>(0u, 1u, 2u, 3u);
+#for a in 0..QUADS_S
+        var new_m$a = m$a;
+#for i in 0..4
+        {
 #ifdef WINDOW
-        let is_seen$j = (vec4<u32>(key$j) <= limit) & (vec4<u32>(key$j) >= first_keys);
+            let limit = vec4<u32>(limit$a_$i);
+            let is_seen = (key <= limit) & (key + min(vec4<u32>(params.window), limit + 1u) > limit);
 #else
-        let is_seen$j = vec4<u32>(key$j) <= limit;
+            let is_seen = key <= vec4<u32>(limit$a_$i);
 #endif
 #ifdef SOFT_CAP
-        let scaled$j = soft_cap(products[$j] * params.scale, params.soft_cap);
+            s$a_$i = select(vec4<f32>(LOWEST), soft_cap(s$a_$i * params.scale, params.soft_cap), is_seen);
 #else
-        let scaled$j = products[$j] * params.scale;
+            s$a_$i = select(vec4<f32>(LOWEST), s$a_$i * params.scale, is_seen);
 #endif
-        let score$j = select(vec4<f32>(LOWEST), scaled$j, is_seen$j);
-        m_new = max(m_new, score$j);
+            new_m$a[$i] = max(new_m$a[$i], max(max(s$a_$i.x, s$a_$i.y), max(s$a_$i.z, s$a_$i.w)));
+        }
 #endfor
-        maxima[lane_k * 8u + lane_s] = m_new;
+        right[($au * 16u + lane_k) * 8u + lane_s] = new_m$a;
+#endfor
         workgroupBarrier();
-#for j in 0..8
-        m_new = max(m_new, maxima[$ju * 8u + lane_s]);
+        for (var other = 0u; other < 16u; other++) {
+#for a in 0..QUADS_S
+            new_m$a = max(new_m$a, right[($au * 16u + other) * 8u + lane_s]);
 #endfor
-        var sum = vec4<f32>(0.0);
-#for j in 0..4
-        let p$j = select(vec4<f32>(0.0), exp(score$j - m_new), is_seen$j);
-        p_tile[(4u * lane_k + $ju) * 8u + lane_s] = p$j;
-        sum += p$j;
-#endfor
-        sums[lane_k * 8u + lane_s] = sum;
-        let correction = exp(m - m_new);
-        m = m_new;
-        l *= correction;
-#for c in 0..CHUNKS
+        }
+#for a in 0..QUADS_S
+        {
+            let correction = exp(m$a - new_m$a);
+            m$a = new_m$a;
+            l$a *= correction;
 #for i in 0..4
-        y$c_$i *= correction[$i];
+            // A slot that has seen no key yet: what does not count must not become one.
+            s$a_$i = select(exp(s$a_$i - new_m$a[$i]), vec4<f32>(0.0), s$a_$i == vec4<f32>(LOWEST));
+            l$a[$i] += dot(s$a_$i, vec4<f32>(1.0));
+#for c in 0..CHUNKS
+            y$c_$a_$i *= correction[$i];
 #endfor
+#endfor
+        }
 #endfor
 
+#for h in 0..2
+        if (first_key + $hu * HALF < keys) {
 #for c in 0..CHUNKS
-        for (var i = lane; i < 128u; i += 64u) {
-            // One key, eight dims. Beyond the last key p is zero, but the cache may hold anything.
-            let key = min(first_key + i / 4u, keys - 1u);
-            let eight = load_eight(false, kv_head * params.capacity + key, 4u * $cu + i % 4u);
-            kv_tile[2u * i] = eight.a;
-            kv_tile[2u * i + 1u] = eight.b;
-        }
-        workgroupBarrier();
-        for (var key = 0u; key < 32u; key += 4u) {
+            workgroupBarrier();
+            if ($cu == 0u && lane_k / 8u == $hu) {
+#for a in 0..QUADS_S
+#for i in 0..4
+                left[(lane_s + 8u * (4u * $au + $iu)) * 8u + lane_k % 8u] = s$a_$i;
+#endfor
+#endfor
+            }
+            for (var i = lane; i < HALF * 8u; i += LANES) {
+                // One key, eight dims. Beyond the last key p is zero, but the cache may hold anything.
+                let key = min(first_key + $hu * HALF + i / 8u, keys - 1u);
+                let eight = min($cu * 8u + i % 8u, EIGHTS - 1u);
+                let values = to_eight(v_cache[(kv_head * params.capacity + key) * EIGHTS + eight]);
+                right[2u * i] = values.a;
+                right[2u * i + 1u] = values.b;
+            }
+            workgroupBarrier();
+            for (var keys4 = 0u; keys4 < 8u; keys4++) {
 #for j in 0..4
-            {
-                let p = p_tile[(key + $ju) * 8u + lane_s];
-                let v = kv_tile[(key + $ju) * 8u + lane_k];
-                y$c_0 += p.x * v;
-                y$c_1 += p.y * v;
-                y$c_2 += p.z * v;
-                y$c_3 += p.w * v;
+                let v$j = right[(4u * keys4 + $ju) * 16u + lane_k];
+#endfor
+#for a in 0..QUADS_S
+#for i in 0..4
+                {
+                    let p = left[(lane_s + 8u * (4u * $au + $iu)) * 8u + keys4];
+                    y$c_$a_$i += p.x * v0;
+                    y$c_$a_$i += p.y * v1;
+                    y$c_$a_$i += p.z * v2;
+                    y$c_$a_$i += p.w * v3;
+                }
+#endfor
+#endfor
             }
 #endfor
         }
+#endfor
         workgroupBarrier();
-#endfor
-#for j in 0..8
-        l += sums[$ju * 8u + lane_s];
-#endfor
     }
 
+#for a in 0..QUADS_S
+    right[($au * 16u + lane_k) * 8u + lane_s] = l$a;
+#endfor
+    workgroupBarrier();
+#for a in 0..QUADS_S
+    var sum$a = vec4<f32>(0.0);
+    for (var other = 0u; other < 16u; other++) {
+        sum$a += right[($au * 16u + other) * 8u + lane_s];
+    }
 #for i in 0..4
-    if (first_slot + 4u * lane_s + $iu < slots) {
-        let at = slot_head(slot$i, kv_head) * HEAD_QUADS;
+    if (first_slot + lane_s + 8u * (4u * $au + $iu) < slots) {
+        let at = slot_head(slot$a_$i, kv_head) * HEAD_QUADS;
 #for c in 0..CHUNKS
-        if (8u * $cu + lane_k < HEAD_QUADS) {
-            y[at + 8u * $cu + lane_k] = y$c_$i / l[$i];
+        if (16u * $cu + lane_k < HEAD_QUADS) {
+            y[at + 16u * $cu + lane_k] = y$c_$a_$i / sum$a[$i];
         }
 #endfor
     }
+#endfor
 #endfor
 }

@@ -1,11 +1,15 @@
-// y[m, first_row + n] = sum over k of x[m, k] * w[n, k], for many rows m.
-// A workgroup of 8 x 8 lanes computes a tile of TILE_M x TILE_N outputs, a lane LANE_M x LANE_N of them, in quads eight
-// quads apart. Along k it goes half a block at a time: x and w lie in workgroup memory as columns of quads, so that the
-// inner loop reads one quad for four multiplications by each value of the other side.
+// y[s * m + r, first_row + n] = sum over k of split s of x[r, k] * w[n, k], for many rows r.
+// A workgroup of LANES_M x LANES_N lanes computes a tile of TILE_M x TILE_N outputs, a lane LANE_M x LANE_N of them. Along
+// k it goes half a block at a time: x and w lie in workgroup memory as they lie in their rows, in quads, so that a quad
+// of one side meets LANE quads of the other for four multiplications each. What the next step needs is fetched into
+// registers before this one is multiplied.
 #import invocation
 #import unpack
 
-struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, tiles: u32 }
+struct Params {
+    m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, tiles: u32,
+    splits: u32, split_steps: u32,
+}
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q_weight: array<Words>;       // [rows, blocks, ..], see unpack
@@ -15,112 +19,127 @@ struct Params { m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_str
 #else
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;          // [m, cols / 4]
 #endif
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [m, y_stride]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [splits * m, y_stride]
 #import load_x
 
-const LANES: u32 = 64u;
-const TILE_M: u32 = 8u * LANE_M;
-const TILE_N: u32 = 8u * LANE_N;
-const COLUMN_M: u32 = TILE_M / 4u;
-const COLUMN_N: u32 = TILE_N / 4u;
-const STEP_QUADS: u32 = QUADS / 2u;
-const DEPTH: u32 = 4u * STEP_QUADS;
+const LANES: u32 = LANES_M * LANES_N;
+const TILE_M: u32 = LANES_M * LANE_M;
+const TILE_N: u32 = LANES_N * LANE_N;
+const STEP: u32 = QUADS / 2u;                                          // in quads
+const STEP_PARTS: u32 = STEP / PART_QUADS;
 
-var<workgroup> tile_x: array<vec4<f32>, DEPTH * COLUMN_M>;             // [k, m / 4]
-var<workgroup> tile_w: array<vec4<f32>, DEPTH * COLUMN_N>;             // [k, n / 4]
+var<workgroup> tile_x: array<vec4<f32>, TILE_M * STEP>;                // [m, k / 4], see place
+var<workgroup> tile_w: array<vec4<f32>, TILE_N * STEP>;                // [n, k / 4]
 
-// Rows beyond the last are computed like it and not written.
-fn row_x(m: u32, quad: u32) -> vec4<f32> {
-    return load_x(min(m, params.m - 1u), quad);
+// Where the quads of a row lie in turn, so that lanes that read the same quad of neighbouring rows meet all banks.
+fn turn(row: u32) -> u32 {
+    return select(0u, (row >> 1u) & 3u, STEP == 4u);
 }
 
-@compute @workgroup_size(8, 8)
+@compute @workgroup_size(LANES_M * LANES_N)
 fn main(workgroups: Workgroups, invocation: Invocation) {
-    let tile = workgroup_index(workgroups);
-    if (tile >= params.tiles) {
+    let group = workgroup_index(workgroups);
+    let split = group / params.tiles;
+    if (split >= params.splits) {
         return;
     }
     // Neighbouring workgroups share their rows of w.
+    let tile = group % params.tiles;
     let first_m = (tile % params.tiles_m) * TILE_M;
     let first_n = (tile / params.tiles_m) * TILE_N;
     let lane = invocation.lane;
-    let lane_m = lane / 8u;
-    let lane_n = lane % 8u;
-#for a in 0..QUADS_M
-#for i in 0..4
-#for b in 0..QUADS_N
-    var sum$a_$i_$b = vec4<f32>(0.0);
+    // 32 lanes, which many devices run together, read 4 rows of x and 8 of w.
+    let square = lane / 32u;
+    let lane_m = 4u * (square % (LANES_M / 4u)) + lane / 8u % 4u;
+    let lane_n = 8u * (square / (LANES_M / 4u)) + lane % 8u;
+    let turn_m = turn(lane_m);
+    let turn_n = turn(lane_n);
+#for a in 0..LANE_M
+#for b in 0..LANE_N
+    var sum$a_$b = 0.0;
 #endfor
 #endfor
+    // Rows beyond the last are computed like it and not written.
+#for i in 0..X_FETCHES
+    var x$i = vec4<f32>(0.0);
+    let from_m$i = min(first_m + (lane + $iu * LANES) / STEP, params.m - 1u);
+#endfor
+#for i in 0..W_FETCHES
+    var w$i: Part;
+    let from_n$i = min(first_n + (lane + $iu * LANES) / STEP_PARTS, params.rows - 1u);
 #endfor
 
-    for (var step = 0u; step < 2u * params.blocks; step++) {
-        for (var q = lane; q < STEP_QUADS * COLUMN_M; q += LANES) {
-            let k = q / COLUMN_M;
-            let m = first_m + 4u * (q % COLUMN_M);
-            let quad = step * STEP_QUADS + k;
-            let v = transpose(mat4x4<f32>(
-                row_x(m, quad), row_x(m + 1u, quad), row_x(m + 2u, quad), row_x(m + 3u, quad),
-            ));
-#for j in 0..4
-            tile_x[(4u * k + $ju) * COLUMN_M + q % COLUMN_M] = v[$j];
-#endfor
-        }
-        for (var q = lane; q < STEP_QUADS * COLUMN_N; q += LANES) {
-            let k = q / COLUMN_N;
-            let n = first_n + 4u * (q % COLUMN_N);
-            let quad = (step & 1u) * STEP_QUADS + k;
-            let b = step >> 1u;
-#for j in 0..4
-            // Rows beyond the last are computed like it and not written.
-            let w$j = block4(load_block(min(n + $ju, params.rows - 1u), b, params.blocks), quad);
-#endfor
-            let w = transpose(mat4x4<f32>(w0, w1, w2, w3));
-#for j in 0..4
-            tile_w[(4u * k + $ju) * COLUMN_N + q % COLUMN_N] = w[$j];
-#endfor
-        }
-        workgroupBarrier();
-        for (var k = 0u; k < DEPTH; k += 4u) {
-#for j in 0..4
+    let begin = split * params.split_steps;
+    let end = min(begin + params.split_steps, 2u * params.blocks);
+    for (var step = begin; step <= end; step++) {
+        if (step > begin) {
+#for i in 0..X_FETCHES
             {
-#for a in 0..QUADS_M
-                let x$a = tile_x[(k + $ju) * COLUMN_M + lane_m + 8u * $au];
+                let q = lane + $iu * LANES;
+                if (q < TILE_M * STEP) {
+                    tile_x[q / STEP * STEP + (q % STEP ^ turn(q / STEP))] = x$i;
+                }
+            }
 #endfor
-#for b in 0..QUADS_N
-                let w$b = tile_w[(k + $ju) * COLUMN_N + lane_n + 8u * $bu];
+#for i in 0..W_FETCHES
+            {
+                let q = lane + $iu * LANES;
+                if (q < TILE_N * STEP_PARTS) {
+#for j in 0..PART_QUADS
+                    tile_w[q / STEP_PARTS * STEP + ((q % STEP_PARTS * PART_QUADS + $ju) ^ turn(q / STEP_PARTS))]
+                        = part4(w$i, $ju);
 #endfor
-#for a in 0..QUADS_M
-#for i in 0..4
-#for b in 0..QUADS_N
-                sum$a_$i_$b += x$a[$i] * w$b;
-#endfor
-#endfor
-#endfor
+                }
             }
 #endfor
         }
         workgroupBarrier();
-    }
-
-#for a in 0..QUADS_M
-#for i in 0..4
-    {
-        let m = first_m + 4u * (lane_m + 8u * $au) + $iu;
-        if (m < params.m) {
-#for b in 0..QUADS_N
-            {
-                let n = first_n + 4u * (lane_n + 8u * $bu);
-                let at = m * params.y_stride + params.first_row + n;
-#for j in 0..4
-                if (n + $ju < params.rows) {
-                    y[at + $ju] = sum$a_$i_$b[$j];
+        if (step < end) {
+#for i in 0..X_FETCHES
+            x$i = load_x(from_m$i, step * STEP + (lane + $iu * LANES) % STEP);
+#endfor
+#for i in 0..W_FETCHES
+            let part$i = (step & 1u) * STEP_PARTS + (lane + $iu * LANES) % STEP_PARTS;
+            w$i = load_part(from_n$i, step >> 1u, part$i, params.blocks);
+#endfor
+        }
+        if (step > begin) {
+            for (var k = 0u; k < STEP; k++) {
+                let at_m = lane_m * STEP + (k ^ turn_m);
+                let at_n = lane_n * STEP + (k ^ turn_n);
+#for a in 0..LANE_M
+                let a$a = tile_x[at_m + $au * LANES_M * STEP];
+#endfor
+#for b in 0..LANE_N
+                {
+                    let b = tile_w[at_n + $bu * LANES_N * STEP];
+#for a in 0..LANE_M
+                    sum$a_$b += a$a.x * b.x;
+                    sum$a_$b += a$a.y * b.y;
+                    sum$a_$b += a$a.z * b.z;
+                    sum$a_$b += a$a.w * b.w;
+#endfor
                 }
 #endfor
             }
+        }
+        workgroupBarrier();
+    }
+
+#for a in 0..LANE_M
+    {
+        let m = first_m + lane_m + $au * LANES_M;
+        if (m < params.m) {
+            let at = (split * params.m + m) * params.y_stride + params.first_row;
+#for b in 0..LANE_N
+            {
+                let n = first_n + lane_n + $bu * LANES_N;
+                if (n < params.rows) {
+                    y[at + n] = sum$a_$b;
+                }
+            }
 #endfor
         }
     }
-#endfor
 #endfor
 }

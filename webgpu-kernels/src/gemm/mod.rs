@@ -1,8 +1,9 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for many rows m: prefilling.
 //!
-//! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. Smaller tiles
-//! (`LANE_M`, `LANE_N`) serve few rows, and matrices that would not give every core of the device a tile. Software devices
-//! have a kernel of their own, [`LaneRows`].
+//! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. [`TILES`] has those
+//! that there are; smaller ones serve few rows. Where a product has too few tiles for a large device, the inputs are
+//! split among workgroups too, and `gemm_join` adds what the splits come to. Software devices have a kernel of their own,
+//! [`LaneRows`].
 
 mod lane_rows;
 
@@ -28,21 +29,27 @@ pub struct Gemm {
 params! {
     struct GemmParams {
         m: u32, rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, tiles: u32,
+        splits: u32, split_steps: u32,
     }
 }
+
+params! { struct JoinParams { m: u32, rows: u32, first_row: u32, y_stride: u32, splits: u32 } }
 
 impl GemmParams {
     /// Of a slice; `tiles_m` of the `tiles` lie one below the other.
     fn new(m: usize, y_stride: usize, w: &Slice, tiles_m: usize, tiles: usize) -> GemmParams {
+        let blocks = w.format.blocks(w.cols) as u32;
         GemmParams {
             m: m as u32,
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: w.format.blocks(w.cols) as u32,
+            blocks,
             first_row: w.first_row as u32,
             y_stride: y_stride as u32,
             tiles_m: tiles_m as u32,
             tiles: tiles as u32,
+            splits: 1,
+            split_steps: STEPS * blocks,
         }
     }
 }
@@ -56,74 +63,178 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// Outputs per lane in both directions; a workgroup has 8 x 8 lanes.
-#[derive(Clone, Copy)]
+/// The record of the kernel that joins what splits of the inputs come to.
+pub static JOIN_KERNEL: Kernel = Kernel {
+    name: "gemm_join",
+    wgsl: include_str!("join.wgsl"),
+    bindings: &[Access::Read, Access::ReadWrite],
+    params: JoinParams::LAYOUT,
+    cases: join_cases,
+};
+
+/// Lanes of a workgroup in both directions, multiples of eight, and outputs of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
-    lane_m: usize,
-    lane_n: usize,
+    lanes: (usize, usize),
+    outputs: (usize, usize),
 }
 
-/// Workgroups that keep a large device busy.
-const ENOUGH_TILES: usize = 256;
+/// How a product is divided among workgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    tile: Tile,
+    /// Ranges that the inputs are divided in.
+    splits: usize,
+}
+
+/// The tiles, from the largest, with the rows of `x` from which on each is taken.
+const TILES: [(usize, Tile); 5] = [
+    (97, Tile { lanes: (16, 16), outputs: (8, 8) }),
+    (49, Tile { lanes: (8, 16), outputs: (8, 8) }),
+    (49, Tile { lanes: (8, 8), outputs: (8, 8) }),
+    (17, Tile { lanes: (8, 8), outputs: (4, 8) }),
+    (0, Tile { lanes: (8, 8), outputs: (2, 8) }),
+];
+/// Workgroups that keep a large device busy, with tiles of as many outputs as the smallest has.
+const ENOUGH_LANES: usize = 256 * 128;
+/// Most ranges of the inputs, and fewest steps of each.
+const MAX_SPLITS: usize = 16;
+const MIN_SPLIT_STEPS: usize = 16;
+/// Steps to a block of weights.
+const STEPS: u32 = 2;
+/// Bytes of workgroup memory: WebGPU's default limit.
+const WORKGROUP_BYTES: usize = 16_384;
+/// Lanes of the kernel that joins.
+const JOIN_WORKGROUP: u32 = 256;
 
 impl Tile {
-    const LARGE: Tile = Tile { lane_m: 8, lane_n: 8 };
-    const FLAT: Tile = Tile { lane_m: 4, lane_n: 8 };
-    const SMALL: Tile = Tile { lane_m: 4, lane_n: 4 };
+    const fn m(&self) -> usize {
+        self.lanes.0 * self.outputs.0
+    }
 
-    fn select(m: usize, n: usize) -> Tile {
-        let enough = |tile: &&Tile| m > 8 * tile.lane_m / 2 && tile.tiles(m, n) >= ENOUGH_TILES;
-        *[Tile::LARGE, Tile::FLAT].iter().find(enough).unwrap_or(&Tile::SMALL)
+    const fn n(&self) -> usize {
+        self.lanes.1 * self.outputs.1
     }
 
     fn tiles(&self, m: usize, n: usize) -> usize {
-        m.div_ceil(8 * self.lane_m) * n.div_ceil(8 * self.lane_n)
+        m.div_ceil(self.m()) * n.div_ceil(self.n())
+    }
+
+    /// Whether what workgroups share fits, in a format.
+    fn fits(&self, format: WeightFormat) -> bool {
+        4 * (self.m() + self.n()) * format.block_size() / STEPS as usize <= WORKGROUP_BYTES
+    }
+
+    /// How many ranges of the inputs give a large device enough to do, or 1 where there is no need.
+    fn splits(&self, m: usize, w: &Slice) -> usize {
+        let lanes = self.tiles(m, w.rows) * self.lanes.0 * self.lanes.1;
+        let most = (STEPS as usize * w.format.blocks(w.cols) / MIN_SPLIT_STEPS).clamp(1, MAX_SPLITS);
+        ENOUGH_LANES.div_ceil(lanes).min(most)
+    }
+}
+
+impl Plan {
+    fn of(m: usize, w: &Slice) -> Plan {
+        let fitting = || TILES.iter().filter(|(from, tile)| m >= *from && tile.fits(w.format)).map(|(_, tile)| *tile);
+        let enough = |tile: &Tile| tile.tiles(m, w.rows) * tile.lanes.0 * tile.lanes.1 >= ENOUGH_LANES;
+        let tile = fitting().find(enough).or_else(|| fitting().next()).expect("the smallest tile fits every format");
+        Plan { tile, splits: tile.splits(m, w) }
     }
 }
 
 impl Gemm {
     /// `x`: [m, w.cols]. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
-        self.record_tile(recorder, Tile::select(self.m, w.rows), w, x, y);
+        self.record_plan(recorder, Plan::of(self.m, w), w, x, y);
     }
 
-    fn record_tile(&self, recorder: &mut Recorder, tile: Tile, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+    fn record_plan(&self, recorder: &mut Recorder, plan: Plan, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+        let Plan { tile, splits } = plan;
         let tiles = tile.tiles(self.m, w.rows);
-        let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(8 * tile.lane_m), tiles);
-        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
-        recorder.dispatch(&KERNEL, &variant(tile, w.format, w.cols), &params, &buffers, tiles);
+        let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(tile.m()), tiles);
+        let split_steps = params.split_steps.div_ceil(splits as u32);
+        // With so many steps each, fewer may do.
+        let splits = params.split_steps.div_ceil(split_steps);
+        let variant = variant(tile, w.format, w.cols);
+        let record = |recorder: &mut Recorder, params: &GemmParams, y: &Buffer<f32>| {
+            let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
+            recorder.dispatch(&KERNEL, &variant, params, &buffers, tiles * splits as usize);
+        };
+        if splits == 1 {
+            return record(recorder, &params, y);
+        }
+        let parts = recorder.temporary(splits as usize * self.m * w.rows);
+        let params = GemmParams { splits, split_steps, first_row: 0, y_stride: w.rows as u32, ..params };
+        record(recorder, &params, &parts);
+        let join = Join { m: self.m, rows: w.rows, first_row: w.first_row, y_stride: self.y_stride, splits };
+        join.record(recorder, &parts, y);
     }
 }
 
+/// Adds what the splits of a product come to.
+pub(super) struct Join {
+    m: usize,
+    rows: usize,
+    first_row: usize,
+    y_stride: usize,
+    splits: u32,
+}
+
+impl Join {
+    /// `parts`: [splits, m, rows]. `y`: [m, y_stride].
+    fn record(&self, recorder: &mut Recorder, parts: &Buffer<f32>, y: &Buffer<f32>) {
+        let params = JoinParams {
+            m: self.m as u32,
+            rows: self.rows as u32,
+            first_row: self.first_row as u32,
+            y_stride: self.y_stride as u32,
+            splits: self.splits,
+        };
+        let groups = (self.m * self.rows).div_ceil(JOIN_WORKGROUP as usize);
+        recorder.dispatch(&JOIN_KERNEL, &join_variant(), &params, &[parts.into(), y.into()], groups);
+    }
+}
+
+fn join_variant() -> Variant {
+    Variant::new().constant_is("WORKGROUP", JOIN_WORKGROUP)
+}
+
 fn variant(tile: Tile, format: WeightFormat, cols: usize) -> Variant {
+    let step = format.block_size() / 4 / STEPS as usize;
+    let lanes = tile.lanes.0 * tile.lanes.1;
+    let w_fetches = (tile.n() * step / format.part_quads() as usize).div_ceil(lanes);
     Variant::new()
         .weights(format)
-        .constant_is("LANE_M", tile.lane_m as u32)
-        .constant_is("LANE_N", tile.lane_n as u32)
-        .constant_is("QUADS_M", tile.lane_m as u32 / 4)
-        .constant_is("QUADS_N", tile.lane_n as u32 / 4)
+        .constant_is("LANES_M", tile.lanes.0 as u32)
+        .constant_is("LANES_N", tile.lanes.1 as u32)
+        .constant_is("LANE_M", tile.outputs.0 as u32)
+        .constant_is("LANE_N", tile.outputs.1 as u32)
+        .constant_is("X_FETCHES", (tile.m() * step).div_ceil(lanes) as u32)
+        .constant_is("W_FETCHES", w_fetches as u32)
         .flag_if("RAGGED", !cols.is_multiple_of(4))
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let (q4, f16) = (four_bits(), WeightFormat::F16);
-    let tiles = [Tile::LARGE, Tile::FLAT, Tile::SMALL];
+    let (q4, f16, f32) = (four_bits(), WeightFormat::F16, WeightFormat::F32);
+    let tiles = TILES.map(|(_, tile)| tile);
     match set {
         CaseSet::Test => {
             let shapes = [
-                (64, 64, 576),
-                (9, 130, 2048),
-                (33, 67, 768),
-                (1, 1, 32),
-                (100, 5, 77),
-                (65, 33, 100),
-                (12, 30, 96),
-                (40, 64, 576),
-                (2, 9, 32),
+                (64, 64, 576, 1),
+                (9, 130, 2048, 3),
+                (33, 67, 768, 1),
+                (1, 1, 32, 1),
+                (100, 5, 77, 2),
+                (65, 133, 100, 1),
+                (12, 30, 96, 1),
+                (2, 9, 32, 1),
             ];
             let formats = all_formats().into_iter();
             let all = formats.flat_map(|format| tiles.into_iter().flat_map(move |t| shapes.map(|s| (format, t, s))));
-            all.map(|(format, tile, (m, rows, cols))| case(tile, format, m, rows, cols)).collect()
+            let fitting = all.filter(|(format, tile, _)| tile.fits(*format));
+            fitting
+                .map(|(format, tile, (m, rows, cols, splits))| case(Plan { tile, splits }, format, m, rows, cols))
+                .collect()
         }
         CaseSet::Bench => {
             let shapes: &[(WeightFormat, usize, usize, usize)] = &[
@@ -132,18 +243,51 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
                 (q4, 512, 16_384, 3072),
                 (q4, 512, 3072, 8192),
                 (q4, 32, 16_384, 3072),
+                (q4, 32, 3072, 8192),
                 (f16, 512, 3072, 3072),
+                (f32, 2048, 16_384, 3072),
+                (f16, 2048, 16_384, 3072),
+                (f32, 2048, 3072, 8192),
             ];
-            let all = shapes.iter().flat_map(|shape| tiles.map(|tile| (tile, *shape)));
-            all.map(|(tile, (format, m, rows, cols))| case(tile, format, m, rows, cols)).collect()
+            let plans = tiles.into_iter().flat_map(|tile| [1, 2, 4].map(|splits| Plan { tile, splits }));
+            let all = plans.flat_map(|plan| shapes.iter().map(move |shape| (plan, *shape)));
+            let all = all.filter(|(plan, (_, m, ..))| plan.splits == 1 || *m <= 512);
+            all.map(|(plan, (format, m, rows, cols))| case(plan, format, m, rows, cols)).collect()
         }
     }
 }
 
-fn case(tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
-    case_with(variant(tile, format, cols), format, m, rows, cols, move |recorder, w, x, y| {
-        Gemm { m, y_stride: rows }.record_tile(recorder, tile, w, x, y);
-    })
+fn case(plan: Plan, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
+    let mut case = case_with(variant(plan.tile, format, cols), format, m, rows, cols, move |recorder, w, x, y| {
+        Gemm { m, y_stride: rows }.record_plan(recorder, plan, w, x, y);
+    });
+    if plan.splits > 1 {
+        case.label += &format!(", {} splits", plan.splits);
+    }
+    case
+}
+
+fn join_cases(_: &Caps, _: CaseSet) -> Vec<Case> {
+    let shapes: [(usize, usize, u32); 3] = [(1, 1, 2), (7, 30, 5), (33, 100, 16)];
+    let case = |(m, rows, splits): (usize, usize, u32)| Case {
+        label: format!("{m} x {rows}, {splits} splits"),
+        variant: join_variant(),
+        flops: (m * rows * splits as usize) as u64,
+        bytes: 4 * (m * rows * (splits as usize + 1)) as u64,
+        tolerance: 1e-10,
+        buffers: Box::new(move || {
+            let parts = Random::new(rows as u64).values(splits as usize * m * rows);
+            vec![CaseBuffer::input(&parts), CaseBuffer::output(m * rows)]
+        }),
+        record: Box::new(move |recorder, b| {
+            Join { m, rows, first_row: 0, y_stride: rows, splits }.record(recorder, &b[0].cast(), &b[1].cast());
+        }),
+        reference: Box::new(move |b| {
+            let parts = b[0].values();
+            vec![(0..m * rows).map(|i| parts[i..].iter().step_by(m * rows).sum()).collect()]
+        }),
+    };
+    shapes.map(case).into()
 }
 
 /// A case of a matrix product, in every other shape with activations that have outliers. `record`: with w, x, y.

@@ -5,7 +5,7 @@ struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, offset:
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> residual: array<f32>;           // [rows, cols]
-@group(0) @binding(2) var<storage, read> square: array<f32>;             // [len, len], the group's of the Hessian
+@group(0) @binding(2) var<storage, read> lines: array<f32>;              // [len, cols], the group's of the Hessian
 @group(0) @binding(3) var<storage, read> grid: array<vec2<f32>>;         // [rows, groups]: scale, zero
 @group(0) @binding(4) var<storage, read_write> codes: array<f32>;        // [rows, cols]
 @group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, 32]: of the values
@@ -16,8 +16,9 @@ var<workgroup> left: array<f32, BLOCK * LANES>;                                /
 @compute @workgroup_size(LANES)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let lane = invocation.lane;
+    let square = params.group * params.len + params.offset;
     for (var i = lane; i < BLOCK * BLOCK; i += LANES) {
-        hessian[i] = square[(params.offset + i / BLOCK) * params.len + params.offset + i % BLOCK];
+        hessian[i] = lines[(params.offset + i / BLOCK) * params.cols + square + i % BLOCK];
     }
     workgroupBarrier();
     let row = workgroup_index(workgroups) * LANES + lane;

@@ -6,14 +6,15 @@ struct Params { rows: u32, cols: u32, start: u32, groups: u32, group_len: u32, m
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weights: array<f32>;            // [rows, cols], columns in the order `perm`
-@group(0) @binding(2) var<storage, read> tile: array<f32>;               // [32, 32]: the factor, below its diagonal the
-                                                                         // correction's transpose
-@group(0) @binding(3) var<storage, read> perm: array<u32>;               // [cols]
-@group(0) @binding(4) var<storage, read> grid: array<vec2<f32>>;         // [rows, groups]: scale, zero
-@group(0) @binding(5) var<storage, read_write> codes: array<f32>;        // [rows, cols], in their own order
-@group(0) @binding(6) var<storage, read_write> errors: array<f32>;       // [rows, 32]
-@group(0) @binding(7) var<storage, read_write> unrounded: array<f32>;    // [rows, 32], negative, with CORRECTED
+@group(0) @binding(2) var<storage, read> factor: array<f32>;             // [32, cols], lines from `start` on
+@group(0) @binding(3) var<storage, read> correction: array<f32>;         // [32, cols], with CORRECTED
+@group(0) @binding(4) var<storage, read> perm: array<u32>;               // [cols]
+@group(0) @binding(5) var<storage, read> grid: array<vec2<f32>>;         // [rows, groups]: scale, zero
+@group(0) @binding(6) var<storage, read_write> codes: array<f32>;        // [rows, cols], in their own order
+@group(0) @binding(7) var<storage, read_write> errors: array<f32>;       // [rows, 32]
+@group(0) @binding(8) var<storage, read_write> unrounded: array<f32>;    // [rows, 32], negative, with CORRECTED
 
+// The factor; below its diagonal the transpose of the correction.
 var<workgroup> factors: array<f32, BLOCK * BLOCK>;
 var<workgroup> values: array<f32, BLOCK * LANES>;                              // [column, lane]
 
@@ -21,7 +22,16 @@ var<workgroup> values: array<f32, BLOCK * LANES>;                              /
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let lane = invocation.lane;
     for (var i = lane; i < BLOCK * BLOCK; i += LANES) {
-        factors[i] = tile[i];
+        let k = i / BLOCK;
+        let j = i % BLOCK;
+        if (j >= k) {
+            factors[i] = factor[k * params.cols + params.start + j];
+        }
+#ifdef CORRECTED
+        if (j < k) {
+            factors[i] = correction[j * params.cols + params.start + k];
+        }
+#endif
     }
     workgroupBarrier();
     let row = workgroup_index(workgroups) * LANES + lane;

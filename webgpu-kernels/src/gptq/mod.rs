@@ -3,6 +3,7 @@
 //!
 //! [`Solver`] puts them together. Codes are whole numbers in f32, scale and zero of a group lie side by side.
 
+pub(crate) mod arrange;
 mod reference;
 mod solver;
 
@@ -13,6 +14,7 @@ use crate::{
     kernel::{Access, CaseBuffer, Params, params},
 };
 
+pub use arrange::{ARRANGE_KERNEL, DIAGONAL_KERNEL};
 pub use solver::{Problem, Solution, Solver};
 
 /// Columns that are rounded at a time.
@@ -95,7 +97,7 @@ pub static RANK_UPDATE_KERNEL: Kernel = Kernel {
 pub static COLUMNS_KERNEL: Kernel = Kernel {
     name: "gptq_columns",
     wgsl: include_str!("columns.wgsl"),
-    bindings: &[READ, READ, READ, READ, WRITE, WRITE, WRITE],
+    bindings: &[READ, READ, READ, READ, READ, WRITE, WRITE, WRITE],
     params: ColumnsParams::LAYOUT,
     cases: columns_cases,
 };
@@ -165,13 +167,14 @@ struct ColumnsOut<'a> {
 }
 
 impl Columns {
-    /// `weights`: `[rows, cols]` in the order `perm` `[cols]`. `tile`: `[BLOCK, BLOCK]`, the factor and below its diagonal the
-    /// correction's transpose. `grid`: `[rows, groups, 2]`.
+    /// `weights`: `[rows, cols]` in the order `perm` `[cols]`. `factor`, `correction`: `[BLOCK, cols]`, lines from `start` on.
+    /// `grid`: `[rows, groups, 2]`.
     fn record(
         &self,
         recorder: &mut Recorder,
         weights: &Buffer<f32>,
-        tile: &Buffer<f32>,
+        factor: &Buffer<f32>,
+        correction: Option<&Buffer<f32>>,
         perm: &Buffer<u32>,
         grid: &Buffer<f32>,
         out: &ColumnsOut<'_>,
@@ -189,26 +192,27 @@ impl Columns {
         let unrounded = out.unrounded.unwrap_or(&spare);
         let buffers = [
             weights.into(),
-            tile.into(),
+            factor.into(),
+            correction.unwrap_or(factor).into(),
             perm.into(),
             grid.into(),
             out.codes.into(),
             out.errors.into(),
             unrounded.into(),
         ];
-        let variant = rows_variant().flag_if("CORRECTED", out.unrounded.is_some());
+        let variant = rows_variant().flag_if("CORRECTED", correction.is_some());
         recorder.dispatch(&COLUMNS_KERNEL, &variant, &params, &buffers, self.rows.div_ceil(LANES));
     }
 }
 
 impl Scales {
-    /// `residual`, `codes`: `[rows, cols]`. `square`: `[len, len]`. `grid`: `[rows, groups, 2]`. `changes`: `[rows, len]`.
+    /// `residual`, `codes`: `[rows, cols]`. `lines`: `[len, cols]`, the group's of the Hessian. `grid`: `[rows, groups, 2]`. `changes`: `[rows, len]`.
     fn record(
         &self,
         recorder: &mut Recorder,
         residual: &Buffer<f32>,
         codes: &Buffer<f32>,
-        square: &Buffer<f32>,
+        lines: &Buffer<f32>,
         grid: &Buffer<f32>,
         changes: &Buffer<f32>,
     ) {
@@ -220,7 +224,7 @@ impl Scales {
             len: self.len as u32,
             coarse_bits: self.coarse_bits,
         };
-        let buffers = [residual.into(), codes.into(), square.into(), grid.into(), changes.into()];
+        let buffers = [residual.into(), codes.into(), lines.into(), grid.into(), changes.into()];
         recorder.dispatch(&SCALES_KERNEL, &rows_variant(), &params, &buffers, self.rows.div_ceil(LANES));
     }
 }
@@ -231,7 +235,7 @@ impl Codes {
         &self,
         recorder: &mut Recorder,
         residual: &Buffer<f32>,
-        square: &Buffer<f32>,
+        lines: &Buffer<f32>,
         grid: &Buffer<f32>,
         codes: &Buffer<f32>,
         changes: &Buffer<f32>,
@@ -245,7 +249,7 @@ impl Codes {
             offset: self.offset as u32,
             max_code: self.max_code,
         };
-        let buffers = [residual.into(), square.into(), grid.into(), codes.into(), changes.into()];
+        let buffers = [residual.into(), lines.into(), grid.into(), codes.into(), changes.into()];
         recorder.dispatch(&CODES_KERNEL, &rows_variant(), &params, &buffers, self.rows.div_ceil(LANES));
     }
 }
@@ -299,17 +303,16 @@ fn random_codes(random: &mut Random, len: usize) -> Vec<f32> {
     (0..len).map(|_| random.below(16) as f32).collect()
 }
 
-/// Symmetric, with a diagonal that outweighs the rest.
-fn random_square(random: &mut Random, len: usize) -> Vec<f32> {
-    let mut square = vec![0.0; len * len];
+/// A group's lines `[len, cols]` of something symmetric with a diagonal that outweighs the rest.
+fn random_lines(random: &mut Random, cols: usize, group: usize, len: usize) -> Vec<f32> {
+    let mut lines = random.values(len * cols);
     for i in 0..len {
         for j in 0..i {
-            let value = random.value();
-            (square[i * len + j], square[j * len + i]) = (value, value);
+            lines[i * cols + group * len + j] = lines[j * cols + group * len + i];
         }
-        square[i * len + i] = len as f32 / 3.0 + random.value();
+        lines[i * cols + group * len + i] += len as f32 / 3.0;
     }
-    square
+    lines
 }
 
 fn rank_update_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
@@ -355,14 +358,16 @@ fn columns_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             let mut random = Random::new((rows * cols) as u64);
             let weights = random.values(rows * cols);
             // A factor is large on its diagonal.
-            let mut tile: Vec<f32> = random.values(BLOCK * BLOCK).iter().map(|v| v * 0.1).collect();
-            (0..BLOCK).for_each(|k| tile[k * BLOCK + k] += 1.0);
+            let mut lines = || random.values(BLOCK * cols).iter().map(|v| v * 0.1).collect::<Vec<_>>();
+            let (mut factor, correction) = (lines(), lines());
+            (0..BLOCK).for_each(|k| factor[k * cols + start + k] += 1.0);
             let mut perm: Vec<u32> = (0..cols as u32).collect();
             (1..cols).rev().for_each(|i| perm.swap(i, random.below(i + 1)));
             let grid = random_grid(&mut random, rows * cols / group_len);
             let mut buffers = vec![
                 CaseBuffer::input(&weights),
-                CaseBuffer::input(&tile),
+                CaseBuffer::input(&factor),
+                CaseBuffer::input(&correction),
                 CaseBuffer::words(perm),
                 CaseBuffer::input(&grid),
                 CaseBuffer::in_out(&vec![0.0; rows * cols]),
@@ -375,21 +380,22 @@ fn columns_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         }),
         record: Box::new(move |recorder, b| {
             let columns = Columns { rows, cols, start, group_len, max_code: 15 };
-            let (codes, errors) = (b[4].cast(), b[5].cast());
-            let unrounded = corrected.then(|| b[6].cast());
+            let (correction, codes, errors) = (b[2].cast(), b[5].cast(), b[6].cast());
+            let correction = corrected.then_some(&correction);
+            let unrounded = corrected.then(|| b[7].cast());
             let out = ColumnsOut { codes: &codes, errors: &errors, unrounded: unrounded.as_ref() };
-            columns.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &b[3].cast(), &out);
+            columns.record(recorder, &b[0].cast(), &b[1].cast(), correction, &b[3], &b[4].cast(), &out);
         }),
         reference: Box::new(move |b| {
-            let mut codes = b[4].values().to_vec();
+            let mut codes = b[5].values().to_vec();
             let (errors, unrounded) = reference::columns(
                 b[0].values(),
                 b[1].values(),
-                &b[2].words,
-                b[3].values(),
+                corrected.then_some(b[2].values()),
+                &b[3].words,
+                b[4].values(),
                 [cols, start, group_len],
                 15.0,
-                corrected,
                 &mut codes,
             );
             let mut outputs = vec![codes, errors];
@@ -417,7 +423,7 @@ fn scales_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             vec![
                 CaseBuffer::input(&random.values(rows * cols)),
                 CaseBuffer::input(&random_codes(&mut random, rows * cols)),
-                CaseBuffer::input(&random_square(&mut random, len)),
+                CaseBuffer::input(&random_lines(&mut random, cols, group, len)),
                 CaseBuffer::in_out(&random_grid(&mut random, rows * cols / len)),
                 CaseBuffer::output(rows * len),
             ]
@@ -428,8 +434,8 @@ fn scales_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         }),
         reference: Box::new(move |b| {
             let mut grid = b[3].values().to_vec();
-            let (residual, codes, square) = (b[0].values(), b[1].values(), b[2].values());
-            let changes = reference::scales(residual, codes, square, [cols, group, len], coarse_bits, &mut grid);
+            let (residual, codes, lines) = (b[0].values(), b[1].values(), b[2].values());
+            let changes = reference::scales(residual, codes, lines, [cols, group, len], coarse_bits, &mut grid);
             vec![grid, changes]
         }),
     };
@@ -451,7 +457,7 @@ fn codes_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             let mut random = Random::new((rows * cols) as u64);
             vec![
                 CaseBuffer::input(&random.values(rows * cols)),
-                CaseBuffer::input(&random_square(&mut random, len)),
+                CaseBuffer::input(&random_lines(&mut random, cols, group, len)),
                 CaseBuffer::input(&random_grid(&mut random, rows * cols / len)),
                 CaseBuffer::in_out(&random_codes(&mut random, rows * cols)),
                 CaseBuffer::output(rows * BLOCK),
@@ -463,8 +469,8 @@ fn codes_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         }),
         reference: Box::new(move |b| {
             let mut codes = b[3].values().to_vec();
-            let (residual, square, grid) = (b[0].values(), b[1].values(), b[2].values());
-            let changes = reference::codes(residual, square, grid, [cols, group, len, offset], 15.0, &mut codes);
+            let (residual, lines, grid) = (b[0].values(), b[1].values(), b[2].values());
+            let changes = reference::codes(residual, lines, grid, [cols, group, len, offset], 15.0, &mut codes);
             vec![codes, changes]
         }),
     };

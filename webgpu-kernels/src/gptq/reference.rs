@@ -17,15 +17,16 @@ fn round_to(value: f32, zero: f32, max_code: f32) -> f32 {
     (value.round_ties_even() + zero).clamp(0.0, max_code)
 }
 
-/// Errors and, negative, the unrounded weights `[rows, BLOCK]`. `shape`: columns, the first of them, and a group's.
+/// Errors and, negative, the unrounded weights `[rows, BLOCK]`. `factor`, `correction`: lines from the first column on.
+/// `shape`: columns, the first of them, and a group's.
 pub fn columns(
     weights: &[f32],
-    tile: &[f32],
+    factor: &[f32],
+    correction: Option<&[f32]>,
     perm: &[u32],
     grid: &[f32],
     [cols, start, group_len]: [usize; 3],
     max_code: f32,
-    corrected: bool,
     codes: &mut [f32],
 ) -> (Vec<f32>, Vec<f32>) {
     let groups = cols / group_len;
@@ -38,13 +39,13 @@ pub fn columns(
             let (scale, zero, weight) = (grid[at], grid[at + 1], values[k]);
             let code = round_to(weight / scale, zero, max_code);
             codes[row * cols + column] = code;
-            let error = (weight - (code - zero) * scale) / tile[k * BLOCK + k];
+            let error = (weight - (code - zero) * scale) / factor[k * cols + start + k];
             errors.push(error);
             unrounded.push(-weight);
             for j in k + 1..BLOCK {
-                values[j] -= error * tile[k * BLOCK + j];
-                if corrected {
-                    values[j] += weight * tile[j * BLOCK + k];
+                values[j] -= error * factor[k * cols + start + j];
+                if let Some(correction) = correction {
+                    values[j] += weight * correction[k * cols + start + j];
                 }
             }
         }
@@ -66,7 +67,7 @@ fn round_scale(scale: f32, coarse_bits: u32) -> f32 {
 pub fn scales(
     residual: &[f32],
     codes: &[f32],
-    square: &[f32],
+    lines: &[f32],
     [cols, group, len]: [usize; 3],
     coarse_bits: u32,
     grid: &mut [f32],
@@ -77,7 +78,7 @@ pub fn scales(
         let (scale, zero) = (grid[2 * (row * groups + group)], grid[2 * (row * groups + group) + 1]);
         let range = group * len..(group + 1) * len;
         let multiples: Vec<f32> = codes[range.clone()].iter().map(|code| code - zero).collect();
-        let product = |i: usize| (0..len).map(|j| square[i * len + j] * multiples[j]).sum::<f32>();
+        let product = |i: usize| (0..len).map(|j| lines[i * cols + group * len + j] * multiples[j]).sum::<f32>();
         let curvature: f32 = (0..len).map(|i| product(i) * multiples[i]).sum();
         let slope: f32 = residual[range].iter().zip(&multiples).map(|(r, m)| r * m).sum();
         let mut change = 0.0;
@@ -97,7 +98,7 @@ pub fn scales(
 /// Changes of the values `[rows, BLOCK]`. `shape`: columns, the group, its columns, and the first of those that are looked at.
 pub fn codes(
     residual: &[f32],
-    square: &[f32],
+    lines: &[f32],
     grid: &[f32],
     [cols, group, len, offset]: [usize; 4],
     max_code: f32,
@@ -110,7 +111,7 @@ pub fn codes(
         let first = group * len + offset;
         let mut left = residual[first..first + BLOCK].to_vec();
         for k in 0..BLOCK {
-            let line = &square[(offset + k) * len + offset..][..BLOCK];
+            let line = &lines[(offset + k) * cols + first..][..BLOCK];
             let old = codes[first + k];
             let code = round_to(((old - zero) * scale + left[k] / line[k]) / scale, zero, max_code);
             let change = (code - old) * scale;
@@ -136,4 +137,9 @@ pub fn errors(weights: &[f32], codes: &[f32], grid: &[f32], cols: usize, group_l
 pub fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f32> {
     let dot = |(a, b): (&[f32], &[f32])| std::iter::zip(a, b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     a.chunks(cols).zip(b.chunks(cols)).map(|pair| dot(pair) as f32).collect()
+}
+
+/// An entry, added up over splits of the same length.
+pub fn sum_of_splits(x: &[f32], splits: usize, at: usize) -> f32 {
+    x.chunks(x.len() / splits).map(|split| split[at]).sum()
 }

@@ -8,7 +8,7 @@ struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, coarse_
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> residual: array<f32>;           // [rows, cols]
 @group(0) @binding(2) var<storage, read> codes: array<f32>;              // [rows, cols]
-@group(0) @binding(3) var<storage, read> square: array<f32>;             // [len, len]
+@group(0) @binding(3) var<storage, read> lines: array<f32>;              // [len, cols], the group's of the Hessian
 @group(0) @binding(4) var<storage, read_write> grid: array<vec2<f32>>;   // [rows, groups]: scale, zero
 @group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, len]: of the values
 
@@ -37,11 +37,12 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     let scale_zero = grid[row * params.groups + params.group];
     var curvature = 0.0;
     var slope = 0.0;
+    let square = params.group * len;
     for (var i = 0u; i < len; i++) {
         let multiple = codes[first + i] - scale_zero.y;
         var product = 0.0;
         for (var j = 0u; j < len; j++) {
-            product += square[i * len + j] * (codes[first + j] - scale_zero.y);
+            product += lines[i * params.cols + square + j] * (codes[first + j] - scale_zero.y);
         }
         curvature += product * multiple;
         slope += residual[first + i] * multiple;

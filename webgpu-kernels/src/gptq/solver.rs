@@ -2,11 +2,14 @@
 
 use model_format::Weight;
 
-use super::{BLOCK, Codes, Columns, ColumnsOut, Errors, RankUpdate, RowDots, Scales};
+use super::{
+    BLOCK, Codes, Columns, ColumnsOut, Errors, RankUpdate, RowDots, Scales,
+    arrange::{Arrange, Diagonal, Order, Piece},
+};
 use crate::{
-    Result,
+    Gpu, Result, WeightFormat,
     add::Add,
-    gpu::{Buffer, Gpu, Recorder},
+    gpu::{Buffer, Recorder},
     matrix::Matrix,
 };
 
@@ -14,16 +17,17 @@ use crate::{
 /// [`BLOCK`].
 pub struct Problem<'a> {
     /// The order in which columns are rounded `[cols]`.
-    pub perm: &'a [u32],
-    /// The upper factor of the inverse of the Hessian `[cols, cols]`, in that order.
-    pub factor: &'a [f32],
-    /// What a weight adds to those after it, so that they make good its input's drift `[cols, cols]`, in that order, above
-    /// the diagonal.
-    pub correction: Option<&'a [f32]>,
-    /// The damped Hessian `[cols, cols]`.
-    pub hessian: Vec<f32>,
-    /// The transpose of the drift that is to be made good `[cols, cols]`.
-    pub drift: Option<Vec<f32>>,
+    pub perm: Vec<u32>,
+    /// The upper factor of the inverse of the damped Hessian `[cols, cols]`, in that order.
+    pub factor: Vec<f32>,
+    /// The Hessian `[cols, cols]`, which is damped here.
+    pub hessian: &'a Matrix,
+    /// Its diagonal when it is damped `[cols]`.
+    pub diagonal: Vec<f32>,
+    /// The drift that is to be made good `[cols, cols]`.
+    pub drift: Option<&'a Matrix>,
+    /// How much of it.
+    pub alpha: f32,
     /// Columns that share a scale.
     pub group_len: usize,
     /// The largest code.
@@ -45,114 +49,117 @@ pub struct Solution {
 }
 
 /// A problem on the device.
-pub struct Solver {
+pub struct Solver<'a> {
     cols: usize,
     group_len: usize,
     max_code: u32,
     coarse_bits: u32,
     sweeps: usize,
-    perm: Vec<u32>,
-    perm_buffer: Buffer<u32>,
-    /// `[cols / BLOCK, BLOCK, BLOCK]`: on and above the diagonal the factor, below it the correction's transpose.
-    tiles: Buffer<f32>,
-    factor: Lines,
-    correction: Option<Lines>,
-    hessian_lines: Lines,
-    /// `[groups, group_len, group_len]` from the diagonal of the Hessian.
-    squares: Buffer<f32>,
-    hessian: Matrix,
+    perm: Buffer<u32>,
+    factor: Matrix,
+    /// What a weight adds to those after it, so that they make good its input's drift `[cols, cols]`, in the order of
+    /// `perm`, above the diagonal.
+    correction: Option<Matrix>,
+    hessian: &'a Matrix,
+    /// The transpose of what is to be made good of the drift, where codes are looked at again.
     drift: Option<Matrix>,
 }
 
-/// Lines of a matrix `[cols, cols]`, of which some can be bound.
-struct Lines {
-    cols: usize,
-    /// Lines of each piece.
-    each: usize,
-    pieces: Vec<Buffer<f32>>,
+/// Bytes of a piece of rows.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// `[len, cols]` of a matrix in f32 from line `first` on, which one slice has.
+fn lines(matrix: &Matrix, first: usize, len: usize) -> Buffer<f32> {
+    let holds = |slice: &&crate::matrix::Slice| (slice.first_row..slice.first_row + slice.rows).contains(&first);
+    let slice = matrix.slices.iter().find(holds).expect("the matrix has this line");
+    slice.q_weight.cast().slice((first - slice.first_row) * matrix.cols, len * matrix.cols)
 }
 
-/// Bytes of a piece.
-const PIECE_BYTES: usize = 32 << 20;
-
-impl Lines {
-    /// `len` is the most lines that will be wanted at a time, from a multiple of it on.
-    fn upload(gpu: &Gpu, cols: usize, len: usize, values: &[f32]) -> Result<Lines> {
-        let each = (PIECE_BYTES / (4 * cols * len)).max(1) * len;
-        let pieces = values.chunks(each * cols).map(|piece| gpu.upload(piece)).collect::<Result<_>>()?;
-        Ok(Lines { cols, each, pieces })
-    }
-
-    /// `[len, cols]` from line `first` on.
-    fn get(&self, first: usize, len: usize) -> Buffer<f32> {
-        self.pieces[first / self.each].slice(first % self.each * self.cols, len * self.cols)
-    }
+/// A matrix `[cols, cols]` to be written.
+fn square(gpu: &Gpu, cols: usize) -> Result<Matrix> {
+    Matrix::zeroed(gpu, WeightFormat::F32, cols, cols, gpu.slice_bytes())
 }
 
-impl Solver {
+/// `alpha * triu(D U^T, 1) U` of the drift D in the order `perm` and the factor U (GPTAQ, Li and others, 2025).
+fn correction(
+    recorder: &mut Recorder,
+    drift: &Matrix,
+    perm: &Buffer<u32>,
+    factor: &Matrix,
+    alpha: f32,
+) -> Result<Matrix> {
+    let cols = factor.cols;
+    let gpu = recorder.gpu().clone();
+    let plain = |order| Arrange { order, splits: 1, scale: 1.0 };
+    let transposed = square(&gpu, cols)?;
+    plain(Order::Transposed).record(recorder, &Piece::all(factor), &Piece::all(&transposed));
+    let correction = square(&gpu, cols)?;
+    let each = (PIECE_BYTES / (4 * cols)).max(BLOCK) / BLOCK * BLOCK;
+    for first in (0..cols).step_by(each) {
+        let rows = each.min(cols - first);
+        let piece = |values: &Buffer<f32>| [Piece { first, rows, cols, stride: cols, values: values.clone() }];
+        let (x, y) = (recorder.temporary(rows * cols), recorder.temporary(rows * cols));
+        let permuted = Arrange { order: Order::Permuted(perm), splits: 1, scale: alpha };
+        permuted.record(recorder, &Piece::all(drift), &piece(&x));
+        factor.linear(recorder, &x, rows, &y);
+        plain(Order::Upper).record(recorder, &piece(&y), &piece(&x));
+        transposed.linear(recorder, &x, rows, &y);
+        plain(Order::Plain).record(recorder, &piece(&y), &Piece::all(&correction));
+    }
+    Ok(correction)
+}
+
+impl<'a> Solver<'a> {
     /// Takes a problem to the device. Errors: out of memory.
-    pub fn new(gpu: &Gpu, problem: Problem<'_>) -> Result<Solver> {
-        let Problem { perm, factor, correction, hessian, drift, group_len, max_code, coarse_bits, sweeps } = problem;
+    pub fn new(recorder: &mut Recorder, problem: Problem<'a>) -> Result<Solver<'a>> {
+        let Problem { perm, factor, hessian, diagonal, drift, alpha, group_len, max_code, coarse_bits, sweeps } =
+            problem;
         let cols = perm.len();
         assert!(group_len.is_multiple_of(BLOCK) && cols.is_multiple_of(group_len), "Solver: {cols}, {group_len}");
-        let mut tiles = Vec::with_capacity(cols * BLOCK);
-        for start in (0..cols).step_by(BLOCK) {
-            for (k, j) in (0..BLOCK).flat_map(|k| (0..BLOCK).map(move |j| (k, j))) {
-                tiles.push(match correction {
-                    _ if j >= k => factor[(start + k) * cols + start + j],
-                    Some(correction) => correction[(start + j) * cols + start + k],
-                    None => 0.0,
-                });
+        assert!(group_len <= 256, "Solver: a slice of a matrix is whole groups");
+        let gpu = recorder.gpu().clone();
+        let perm = gpu.upload(&perm)?;
+        let diagonal = gpu.upload(&diagonal)?;
+        Piece::all(hessian).iter().for_each(|piece| Diagonal.record(recorder, &diagonal, piece));
+        let factor = Matrix::upload(&gpu, &Weight::F32 { shape: vec![cols, cols], data: factor })?;
+        let correction = drift.map(|drift| correction(recorder, drift, &perm, &factor, alpha)).transpose()?;
+        let drift = match drift.filter(|_| sweeps > 0) {
+            Some(drift) => {
+                let transposed = square(&gpu, cols)?;
+                let transpose = Arrange { order: Order::Transposed, splits: 1, scale: alpha };
+                transpose.record(recorder, &Piece::all(drift), &Piece::all(&transposed));
+                Some(transposed)
             }
-        }
-        let mut squares = Vec::with_capacity(cols * group_len);
-        for start in (0..cols).step_by(group_len) {
-            (start..start + group_len).for_each(|i| {
-                squares.extend_from_slice(&hessian[i * cols + start..i * cols + start + group_len]);
-            });
-        }
-        let matrix = |data: Vec<f32>| Matrix::upload(gpu, &Weight::F32 { shape: vec![cols, cols], data });
-        Ok(Solver {
-            cols,
-            group_len,
-            max_code,
-            coarse_bits,
-            sweeps,
-            perm: perm.to_vec(),
-            perm_buffer: gpu.upload(perm)?,
-            tiles: gpu.upload(&tiles)?,
-            factor: Lines::upload(gpu, cols, BLOCK, factor)?,
-            correction: correction.map(|lines| Lines::upload(gpu, cols, BLOCK, lines)).transpose()?,
-            hessian_lines: Lines::upload(gpu, cols, group_len, &hessian)?,
-            squares: gpu.upload(&squares)?,
-            hessian: matrix(hessian)?,
-            drift: drift.map(matrix).transpose()?,
-        })
+            None => None,
+        };
+        Ok(Solver { cols, group_len, max_code, coarse_bits, sweeps, perm, factor, correction, hessian, drift })
     }
 
     /// Solves rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`, whose scales are refined. Waits.
     pub async fn solve(&self, recorder: &mut Recorder, weights: &[f32], grid: &[f32]) -> Result<Solution> {
         let (cols, group_len, max_code) = (self.cols, self.group_len, self.max_code);
         let rows = weights.len() / cols;
-        let permuted: Vec<f32> =
-            weights.chunks(cols).flat_map(|row| self.perm.iter().map(|&k| row[k as usize])).collect();
         let weights = recorder.upload(weights);
-        let permuted = recorder.upload(&permuted);
+        let permuted = recorder.temporary(rows * cols);
+        let piece = |values: &Buffer<f32>| [Piece { first: 0, rows, cols, stride: cols, values: values.clone() }];
+        let permute = Arrange { order: Order::ColumnsPermuted(&self.perm), splits: 1, scale: 1.0 };
+        permute.record(recorder, &piece(&weights), &piece(&permuted));
         let grid = recorder.upload(grid);
         let codes = recorder.temporary(rows * cols);
         let errors = recorder.temporary(rows * BLOCK);
         let unrounded = self.correction.as_ref().map(|_| recorder.temporary(rows * BLOCK));
         for start in (0..cols).step_by(BLOCK) {
             let columns = Columns { rows, cols, start, group_len, max_code };
-            let tile = self.tiles.slice(start * BLOCK, BLOCK * BLOCK);
+            let factor = lines(&self.factor, start, BLOCK);
+            let correction = self.correction.as_ref().map(|correction| lines(correction, start, BLOCK));
             let out = ColumnsOut { codes: &codes, errors: &errors, unrounded: unrounded.as_ref() };
-            columns.record(recorder, &permuted, &tile, &self.perm_buffer, &grid, &out);
+            columns.record(recorder, &permuted, &factor, correction.as_ref(), &self.perm, &grid, &out);
             let first = start + BLOCK;
             if first < cols {
                 let update = RankUpdate { rows, cols, first, depth: BLOCK };
-                update.record(recorder, &errors, &self.factor.get(start, BLOCK), &permuted);
-                if let (Some(correction), Some(unrounded)) = (&self.correction, &unrounded) {
-                    update.record(recorder, unrounded, &correction.get(start, BLOCK), &permuted);
+                update.record(recorder, &errors, &factor, &permuted);
+                if let (Some(correction), Some(unrounded)) = (&correction, &unrounded) {
+                    update.record(recorder, unrounded, correction, &permuted);
                 }
             }
         }
@@ -199,14 +206,13 @@ impl Solver {
         [of_scale, of_codes]: [&Buffer<f32>; 2],
     ) {
         let (cols, len) = (self.cols, self.group_len);
-        let square = self.squares.slice(group * len * len, len * len);
+        let lines = lines(self.hessian, group * len, len);
         let scales = Scales { rows, cols, group, len, coarse_bits: self.coarse_bits };
-        scales.record(recorder, residual, codes, &square, grid, of_scale);
-        let lines = self.hessian_lines.get(group * len, len);
+        scales.record(recorder, residual, codes, &lines, grid, of_scale);
         RankUpdate { rows, cols, first: 0, depth: len }.record(recorder, of_scale, &lines, residual);
         for offset in (0..len).step_by(BLOCK) {
             let step = Codes { rows, cols, group, len, offset, max_code: self.max_code };
-            step.record(recorder, residual, &square, grid, codes, of_codes);
+            step.record(recorder, residual, &lines, grid, codes, of_codes);
             let lines = lines.slice(offset * cols, BLOCK * cols);
             RankUpdate { rows, cols, first: 0, depth: BLOCK }.record(recorder, of_codes, &lines, residual);
         }

@@ -104,7 +104,11 @@ impl<T: Word + Unpin> Future for Readback<T> {
         }
         let staging = this.staging.take().expect("a readback is awaited once");
         let values = match staging.get_mapped_range(..4 * this.len.max(1) as u64) {
-            Ok(view) => bytemuck::pod_collect_to_vec::<u8, T>(&view)[..this.len].to_vec(),
+            Ok(view) => {
+                let mut values = bytemuck::pod_collect_to_vec::<u8, T>(&view);
+                values.truncate(this.len);
+                values
+            }
             Err(e) => return Poll::Ready(Err(Error::Refused { reason: e.to_string() })),
         };
         staging.unmap();

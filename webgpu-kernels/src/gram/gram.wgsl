@@ -1,7 +1,7 @@
 // sums[s, i, j] += sum over t of split s of weight[t] * a[t, first_row + i] * x[t, j], where a is x, or float - x.
-// A workgroup of 8 x 8 lanes adds up a square of EDGE x EDGE outputs, a lane LANE x LANE of them, in quads eight quads
-// apart. What f32 lost of earlier additions lies in `lost` and is given back (Kahan), so that any number of calls is as
-// good as one.
+// A workgroup of LANES x LANES lanes adds up a square of EDGE x EDGE outputs, a lane LANE x LANE of them, in quads LANES
+// quads apart. What the next step needs is fetched while this one is multiplied. What f32 lost of earlier additions lies
+// in `lost` and is given back (Kahan), so that any number of calls is as good as one.
 #import invocation
 
 struct Params {
@@ -15,15 +15,13 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> sums: array<vec4<f32>>;  // [splits, rows, cols / 4]
 @group(0) @binding(5) var<storage, read_write> lost: array<vec4<f32>>;  // [splits, rows, cols / 4]
 
-const LANES: u32 = 64u;
-const EDGE: u32 = 8u * LANE;
+const EDGE: u32 = LANES * LANE;
 const COLUMN: u32 = EDGE / 4u;
-const STEP: u32 = 16u;
 
 var<workgroup> tile_a: array<vec4<f32>, STEP * COLUMN>;                 // [t, i / 4]
 var<workgroup> tile_x: array<vec4<f32>, STEP * COLUMN>;                 // [t, j / 4]
 
-@compute @workgroup_size(8, 8)
+@compute @workgroup_size(LANES * LANES)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let group = workgroup_index(workgroups);
     let split = group / params.tiles;
@@ -39,8 +37,10 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     }
 #endif
     let lane = invocation.lane;
-    let lane_i = lane / 8u;
-    let lane_j = lane % 8u;
+    // 32 lanes, which many devices run together, have 4 x 8 places.
+    let square = lane / 32u;
+    let lane_i = 4u * (square % (LANES / 4u)) + lane / 8u % 4u;
+    let lane_j = 8u * (square / (LANES / 4u)) + lane % 8u;
     let quads = params.cols / 4u;
 #for a in 0..QUADS
 #for i in 0..4
@@ -50,42 +50,58 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endfor
 #endfor
 
-    let end = min((split + 1u) * params.split_tokens, params.tokens);
-    for (var first = split * params.split_tokens; first < end; first += STEP) {
-        for (var q = lane; q < STEP * COLUMN; q += LANES) {
+#for f in 0..FETCHES
+    var a$f = vec4<f32>(0.0);
+    var b$f = vec4<f32>(0.0);
+#endfor
+
+    let begin = split * params.split_tokens;
+    let end = min(begin + params.split_tokens, params.tokens);
+    // The first round only fetches, the last only multiplies.
+    for (var first = begin; first < end + STEP; first += STEP) {
+        if (first > begin) {
+#for f in 0..FETCHES
+            tile_a[lane + $fu * LANES * LANES] = a$f;
+            tile_x[lane + $fu * LANES * LANES] = b$f;
+#endfor
+        }
+        workgroupBarrier();
+#for f in 0..FETCHES
+        {
+            let q = lane + $fu * LANES * LANES;
             let t = first + q / COLUMN;
             let i = (params.first_row + first_i) / 4u + q % COLUMN;
             let j = first_j / 4u + q % COLUMN;
-            var a = vec4<f32>(0.0);
-            var b = vec4<f32>(0.0);
+            a$f = vec4<f32>(0.0);
+            b$f = vec4<f32>(0.0);
             if (t < end && i < quads) {
-                a = x[t * quads + i];
+                a$f = x[t * quads + i];
 #ifdef DRIFT
-                a = float[t * quads + i] - a;
+                a$f = float[t * quads + i] - a$f;
 #endif
-                a *= weight[t];
+                a$f *= weight[t];
             }
             if (t < end && j < quads) {
-                b = x[t * quads + j];
+                b$f = x[t * quads + j];
             }
-            tile_a[q] = a;
-            tile_x[q] = b;
         }
-        workgroupBarrier();
-        for (var k = 0u; k < STEP; k++) {
+#endfor
+        if (first > begin) {
+            for (var k = 0u; k < STEP; k++) {
 #for a in 0..QUADS
-            let a$a = tile_a[k * COLUMN + lane_i + 8u * $au];
+                let a$a = tile_a[k * COLUMN + lane_i + LANES * $au];
 #endfor
 #for b in 0..QUADS
-            let b$b = tile_x[k * COLUMN + lane_j + 8u * $bu];
+                let b$b = tile_x[k * COLUMN + lane_j + LANES * $bu];
 #endfor
 #for a in 0..QUADS
 #for i in 0..4
 #for b in 0..QUADS
-            sum$a_$i_$b += a$a[$i] * b$b;
+                sum$a_$i_$b += a$a[$i] * b$b;
 #endfor
 #endfor
 #endfor
+            }
         }
         workgroupBarrier();
     }
@@ -93,10 +109,10 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #for a in 0..QUADS
 #for i in 0..4
     {
-        let i = first_i + 4u * (lane_i + 8u * $au) + $iu;
+        let i = first_i + 4u * (lane_i + LANES * $au) + $iu;
 #for b in 0..QUADS
         {
-            let j = first_j / 4u + lane_j + 8u * $bu;
+            let j = first_j / 4u + lane_j + LANES * $bu;
             if (i < params.rows && j < quads) {
                 let at = (split * params.rows + i) * quads + j;
                 let before = sums[at];

@@ -2,13 +2,14 @@
 //! model's inputs beside `x`, how far these have drifted: `sum over t of weight[t] * (float[t, i] - x[t, i]) * x[t, j]`.
 //!
 //! Tokens are split among workgroups where a matrix alone has too few tiles for the device. The splits have sums of their
-//! own, which [`GramSums::join`] adds on the host, in f64.
+//! own, which [`GramSums::join`] adds.
 
 mod reference;
 
 use crate::{
-    Case, CaseSet, Gpu, Kernel, Result, Variant,
+    Case, CaseSet, Gpu, Kernel, Matrix, Result, Variant, WeightFormat,
     cases::Random,
+    gptq::arrange::{Arrange, Order, Piece},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
 };
@@ -75,19 +76,37 @@ pub static WEIGHT_KERNEL: Kernel = Kernel {
     cases: weight_cases,
 };
 
-/// Outputs per lane in both directions; a workgroup has 8 x 8 lanes.
-const LANE_OUTPUTS: [usize; 2] = [8, 4];
-/// Columns from which on the larger is taken.
-const MANY_COLS: usize = 2048;
+/// Lanes of a workgroup in each of two directions, and outputs of a lane in each.
+#[derive(Clone, Copy)]
+struct Tile {
+    lanes: usize,
+    outputs: usize,
+}
+
+impl Tile {
+    const LARGE: Tile = Tile { lanes: 16, outputs: 8 };
+    const MEDIUM: Tile = Tile { lanes: 8, outputs: 8 };
+    const SMALL: Tile = Tile { lanes: 8, outputs: 4 };
+
+    fn select(cols: usize) -> Tile {
+        match cols {
+            2048.. => Tile::LARGE,
+            _ => Tile::SMALL,
+        }
+    }
+
+    fn edge(self) -> usize {
+        self.lanes * self.outputs
+    }
+}
+
+/// Tokens of a step.
+const STEP: usize = 16;
 /// Workgroups that keep a large device busy, and most splits to come there.
 const ENOUGH_GROUPS: usize = 512;
 const MAX_SPLITS: usize = 8;
 /// Threads that weigh a token.
 const WORKGROUP: u32 = 64;
-
-fn lane(cols: usize) -> usize {
-    LANE_OUTPUTS[usize::from(cols < MANY_COLS)]
-}
 
 impl GramSums {
     /// All zero.
@@ -95,7 +114,7 @@ impl GramSums {
     /// Errors: out of memory. Panics when `cols` is no multiple of four.
     pub fn new(gpu: &Gpu, cols: usize) -> Result<GramSums> {
         assert!(cols.is_multiple_of(4), "GramSums: {cols} columns are no multiple of four");
-        let edge = 8 * lane(cols);
+        let edge = Tile::select(cols).edge();
         let tiles = cols.div_ceil(edge) * cols.div_ceil(edge);
         let splits = (ENOUGH_GROUPS / tiles).clamp(1, MAX_SPLITS);
         let slice_rows = (gpu.slice_bytes() as usize / (4 * splits * cols) / edge * edge).max(edge);
@@ -110,15 +129,21 @@ impl GramSums {
         Ok(GramSums { cols, splits, slices })
     }
 
-    /// The sums `[cols, cols]`, row-major; of products of `x` with itself only those at and below the diagonal mean
-    /// something. Waits for the device.
-    pub async fn join(&self, recorder: &mut Recorder) -> Result<Vec<f64>> {
-        let mut joined = Vec::with_capacity(self.cols * self.cols);
-        for slice in &self.slices {
-            let sums = recorder.read(&slice.sums)?.await?;
-            let len = slice.rows * self.cols;
-            joined.extend((0..len).map(|at| sums[at..].iter().step_by(len).map(|&sum| f64::from(sum)).sum::<f64>()));
-        }
+    /// `scale` times the sums `[cols, cols]`. `symmetric`: of products of `x` with itself, of which only those at and below
+    /// the diagonal were summed. Errors: out of memory.
+    pub fn join(&self, recorder: &mut Recorder, scale: f32, symmetric: bool) -> Result<Matrix> {
+        let gpu = recorder.gpu();
+        let joined = Matrix::zeroed(gpu, WeightFormat::F32, self.cols, self.cols, gpu.slice_bytes())?;
+        let piece = |slice: &SumSlice| Piece {
+            first: slice.first_row,
+            rows: slice.rows,
+            cols: self.cols,
+            stride: self.cols,
+            values: slice.sums.clone(),
+        };
+        let sums: Vec<Piece> = self.slices.iter().map(piece).collect();
+        let order = if symmetric { Order::Symmetric } else { Order::Plain };
+        Arrange { order, splits: self.splits, scale }.record(recorder, &sums, &Piece::all(&joined));
         Ok(joined)
     }
 }
@@ -152,21 +177,22 @@ impl Gram {
         sums: &GramSums,
     ) {
         for slice in &sums.slices {
-            self.record_slice(recorder, x, float, weight, sums.cols, sums.splits, slice);
+            let sizes = (sums.cols, sums.splits);
+            self.record_slice(recorder, Tile::select(sums.cols), x, float, weight, sizes, slice);
         }
     }
 
     fn record_slice(
         &self,
         recorder: &mut Recorder,
+        tile: Tile,
         x: &Buffer<f32>,
         float: Option<&Buffer<f32>>,
         weight: &Buffer<f32>,
-        cols: usize,
-        splits: usize,
+        (cols, splits): (usize, usize),
         slice: &SumSlice,
     ) {
-        let edge = 8 * lane(cols);
+        let edge = tile.edge();
         let tiles_j = cols.div_ceil(edge);
         let tiles = slice.rows.div_ceil(edge) * tiles_j;
         let params = GramParams {
@@ -180,13 +206,18 @@ impl Gram {
             split_tokens: self.tokens.div_ceil(splits) as u32,
         };
         let buffers = [x.into(), float.unwrap_or(x).into(), weight.into(), (&slice.sums).into(), (&slice.lost).into()];
-        recorder.dispatch(&KERNEL, &variant(cols, float.is_some()), &params, &buffers, tiles * splits);
+        recorder.dispatch(&KERNEL, &variant(tile, float.is_some()), &params, &buffers, tiles * splits);
     }
 }
 
-fn variant(cols: usize, drift: bool) -> Variant {
-    let lane = lane(cols) as u32;
-    Variant::new().constant_is("LANE", lane).constant_is("QUADS", lane / 4).flag_if("DRIFT", drift)
+fn variant(tile: Tile, drift: bool) -> Variant {
+    Variant::new()
+        .constant_is("LANES", tile.lanes as u32)
+        .constant_is("LANE", tile.outputs as u32)
+        .constant_is("QUADS", tile.outputs as u32 / 4)
+        .constant_is("STEP", STEP as u32)
+        .constant_is("FETCHES", (STEP * tile.edge() / 4 / (tile.lanes * tile.lanes)) as u32)
+        .flag_if("DRIFT", drift)
 }
 
 /// Tokens, columns, the rows that a slice has and where it begins, splits, and whether drift is summed.
@@ -201,7 +232,8 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             (100, 100, (32, 68), 8, false),
             (33, 100, (32, 32), 2, true),
             (50, 2052, (2048, 4), 1, false),
-            (20, 2052, (0, 64), 2, true),
+            (37, 260, (128, 132), 2, false),
+            (20, 2052, (0, 128), 2, true),
         ],
         CaseSet::Bench => &[
             (4096, 576, (0, 576), 1, false),
@@ -210,14 +242,16 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             (4096, 8192, (0, 4096), 1, true),
         ],
     };
-    shapes.iter().map(|&shape| case(shape)).collect()
+    let tiles = [Tile::LARGE, Tile::MEDIUM, Tile::SMALL];
+    tiles.into_iter().flat_map(|tile| shapes.iter().map(move |&shape| case(tile, shape))).collect()
 }
 
-fn case((tokens, cols, (first_row, rows), splits, drift): Shape) -> Case {
+fn case(tile: Tile, (tokens, cols, (first_row, rows), splits, drift): Shape) -> Case {
     Case {
         label: format!("{tokens} x {cols}, rows {first_row} + {rows}, {splits} splits"),
-        variant: variant(cols, drift),
-        flops: 2 * (tokens * rows * cols) as u64,
+        variant: variant(tile, drift),
+        // Of products with itself half is computed.
+        flops: (if drift { 2 } else { 1 } * tokens * rows * cols) as u64,
         bytes: 4 * (2 * tokens * cols + 4 * splits * rows * cols) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
@@ -236,7 +270,7 @@ fn case((tokens, cols, (first_row, rows), splits, drift): Shape) -> Case {
             let (x, float, weight) = (b[0].cast(), b[1].cast(), b[2].cast());
             let slice = SumSlice { first_row, rows, sums: b[3].cast(), lost: b[4].cast() };
             let float = drift.then_some(&float);
-            Gram { tokens }.record_slice(recorder, &x, float, &weight, cols, splits, &slice);
+            Gram { tokens }.record_slice(recorder, tile, &x, float, &weight, (cols, splits), &slice);
         }),
         reference: Box::new(move |b| {
             let mut sums = b[3].values().to_vec();
@@ -246,7 +280,7 @@ fn case((tokens, cols, (first_row, rows), splits, drift): Shape) -> Case {
                 let part = (split * split_tokens).min(tokens)..((split + 1) * split_tokens).min(tokens);
                 let values = part.start * cols..part.end * cols;
                 let float = drift.then(|| &b[1].values()[values.clone()]);
-                let edge = 8 * lane(cols);
+                let edge = tile.edge();
                 add_products(&x[values], float, &weight[part], cols, first_row, edge, sums);
             }
             vec![sums]

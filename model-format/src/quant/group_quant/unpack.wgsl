@@ -21,9 +21,12 @@ struct Block { words: Words, scale: f32 }
 // Block `b` of row `row`, where a row has `blocks` of them.
 fn load_block(row: u32, b: u32, blocks: u32) -> Block {
     let i = row * blocks + b;
-    let group = i / BLOCKS_PER_GROUP;
+    return Block(q_weight[i], group_scale(i / BLOCKS_PER_GROUP));
+}
+
+fn group_scale(group: u32) -> f32 {
     let pair = unpack2x16float(q_scale[group >> 1u]);
-    return Block(q_weight[i], select(pair.x, pair.y, (group & 1u) == 1u));
+    return select(pair.x, pair.y, (group & 1u) == 1u);
 }
 
 // A dot product of block and x is block_scale(block) * sum over i of dot(raw4(block, i), spread(x4)): what can be done
@@ -41,13 +44,31 @@ fn spread(x: vec4<f32>) -> vec4<f32> {
 
 // Weights 4 * i .. 4 * i + 4 without their scale, times 1 / SPREAD.
 fn raw4(block: Block, i: u32) -> vec4<f32> {
-    let nibbles = vec4<u32>(block.words[i >> 1u] >> (16u * (i & 1u))) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
+    return of_nibbles(block.words[i >> 1u] >> (16u * (i & 1u)));
+}
+
+fn of_nibbles(word: u32) -> vec4<f32> {
+    let nibbles = vec4<u32>(word) & vec4<u32>(0xfu, 0xf0u, 0xf00u, 0xf000u);
     return bitcast<vec4<f32>>(nibbles | vec4<u32>(0x4b000000u)) - MAGIC;
 }
 
 // Weights 4 * i .. 4 * i + 4 of a block.
 fn block4(block: Block, i: u32) -> vec4<f32> {
     return raw4(block, i) * SPREAD * block.scale;
+}
+
+// PART_QUADS quads of weights, as they are fetched from memory.
+struct Part { word: u32, scale: f32 }
+
+// Part `part` of block `b` of row `row`.
+fn load_part(row: u32, b: u32, part: u32, blocks: u32) -> Part {
+    let i = row * blocks + b;
+    return Part(q_weight[i][part], group_scale(i / BLOCKS_PER_GROUP));
+}
+
+// Weights 4 * i .. 4 * i + 4 of a part.
+fn part4(part: Part, i: u32) -> vec4<f32> {
+    return of_nibbles(part.word >> (16u * i)) * (SPREAD * part.scale);
 }
 #else
 fn spread(x: vec4<f32>) -> vec4<f32> {
@@ -70,6 +91,19 @@ fn raw4(block: Block, i: u32) -> vec4<f32> {
 // Weights 4 * i .. 4 * i + 4 of a block.
 fn block4(block: Block, i: u32) -> vec4<f32> {
     return raw4(block, i) * block.scale;
+}
+
+// A quad of weights.
+struct Part { weights: vec4<f32> }
+
+// Part `part` of block `b` of row `row`.
+fn load_part(row: u32, b: u32, part: u32, blocks: u32) -> Part {
+    return Part(block4(load_block(row, b, blocks), part));
+}
+
+// The weights of a part.
+fn part4(part: Part, i: u32) -> vec4<f32> {
+    return part.weights;
 }
 #endif
 

@@ -40,3 +40,21 @@ fn raw4(block: Block, i: u32) -> vec4<f32> {
 fn block_scale(block: Block) -> f32 {
     return 1.0;
 }
+
+// PART_QUADS quads of weights, as they are fetched from memory.
+struct Part { words: vec4<u32> }
+
+// Part `part` of block `b` of row `row`.
+fn load_part(row: u32, b: u32, part: u32, blocks: u32) -> Part {
+    return Part(q_weight[(row * blocks + b) * BLOCK_WORDS + part]);
+}
+
+// Weights 4 * i .. 4 * i + 4 of a part.
+fn part4(part: Part, i: u32) -> vec4<f32> {
+#ifdef PLAIN_F32
+    return bitcast<vec4<f32>>(part.words);
+#else
+    let pair = select(part.words.xy, part.words.zw, i == 1u);
+    return vec4<f32>(unpack2x16float(pair.x), unpack2x16float(pair.y));
+#endif
+}

@@ -1,0 +1,245 @@
+//! [`Arrange`]: a matrix with its rows and columns in another order. [`Diagonal`]: another diagonal for it.
+
+use super::{READ, WRITE};
+use crate::{
+    Case, CaseSet, Kernel, Variant,
+    cases::Random,
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{CaseBuffer, Params, params},
+    matrix::{Matrix, Slice},
+};
+
+use super::reference;
+
+/// `y[i, j] = scale * sum over s of x[s, r, c]`, where `order` says what `(r, c)` is for `(i, j)`.
+pub(crate) struct Arrange<'a> {
+    pub order: Order<'a>,
+    /// Parts of x that are added.
+    pub splits: usize,
+    pub scale: f32,
+}
+
+/// Where an entry `(i, j)` comes from.
+#[derive(Clone, Copy)]
+pub(crate) enum Order<'a> {
+    /// `(i, j)`.
+    Plain,
+    /// `(i, j)`, and zero on and below the diagonal.
+    Upper,
+    /// `(max(i, j), min(i, j))`.
+    Symmetric,
+    /// `(j, i)`.
+    Transposed,
+    /// `(perm[i], perm[j])`.
+    Permuted(&'a Buffer<u32>),
+    /// `(i, perm[j])`.
+    ColumnsPermuted(&'a Buffer<u32>),
+}
+
+/// Some rows of a matrix of f32.
+pub(crate) struct Piece {
+    pub first: usize,
+    pub rows: usize,
+    pub cols: usize,
+    /// From one row to the next.
+    pub stride: usize,
+    pub values: Buffer<f32>,
+}
+
+impl Piece {
+    /// Of a matrix in f32.
+    pub fn of(slice: &Slice) -> Piece {
+        let stride = slice.format.row_words(slice.cols);
+        let values = slice.q_weight.cast();
+        Piece { first: slice.first_row, rows: slice.rows, cols: slice.cols, stride, values }
+    }
+
+    /// All of a matrix in f32.
+    pub fn all(matrix: &Matrix) -> Vec<Piece> {
+        matrix.slices.iter().map(Piece::of).collect()
+    }
+}
+
+params! {
+    struct ArrangeParams {
+        first: u32, rows: u32, cols: u32, stride: u32, x_first: u32, x_rows: u32, x_stride: u32, splits: u32, scale: f32,
+    }
+}
+params! { struct DiagonalParams { first: u32, rows: u32, cols: u32 } }
+
+/// The record of [`Arrange`].
+pub static ARRANGE_KERNEL: Kernel = Kernel {
+    name: "gptq_arrange",
+    wgsl: include_str!("arrange.wgsl"),
+    bindings: &[READ, READ, WRITE],
+    params: ArrangeParams::LAYOUT,
+    cases: arrange_cases,
+};
+
+/// The record of [`Diagonal`].
+pub static DIAGONAL_KERNEL: Kernel = Kernel {
+    name: "gptq_diagonal",
+    wgsl: include_str!("diagonal.wgsl"),
+    bindings: &[READ, WRITE],
+    params: DiagonalParams::LAYOUT,
+    cases: diagonal_cases,
+};
+
+impl Order<'_> {
+    fn flag(&self) -> &'static str {
+        match self {
+            Order::Plain => "PLAIN",
+            Order::Upper => "UPPER",
+            Order::Symmetric => "SYMMETRIC",
+            Order::Transposed => "TRANSPOSED",
+            Order::Permuted(_) => "PERMUTED",
+            Order::ColumnsPermuted(_) => "COLUMNS_PERMUTED",
+        }
+    }
+}
+
+impl Arrange<'_> {
+    /// Of all the pieces of x `[splits, rows, stride]`, those of y.
+    pub fn record(&self, recorder: &mut Recorder, x: &[Piece], y: &[Piece]) {
+        for (x, y) in x.iter().flat_map(|x| y.iter().map(move |y| (x, y))) {
+            let params = ArrangeParams {
+                first: y.first as u32,
+                rows: y.rows as u32,
+                cols: y.cols as u32,
+                stride: y.stride as u32,
+                x_first: x.first as u32,
+                x_rows: x.rows as u32,
+                x_stride: x.stride as u32,
+                splits: self.splits as u32,
+                scale: self.scale,
+            };
+            let perm = match self.order {
+                Order::Permuted(perm) | Order::ColumnsPermuted(perm) => perm,
+                _ => &x.values.cast(),
+            };
+            let buffers = [(&x.values).into(), perm.into(), (&y.values).into()];
+            let variant = Variant::new().flag(self.order.flag());
+            recorder.dispatch(&ARRANGE_KERNEL, &variant, &params, &buffers, (y.rows * y.cols).div_ceil(256));
+        }
+    }
+}
+
+/// `y[k, k] = values[k]`.
+pub(super) struct Diagonal;
+
+impl Diagonal {
+    /// `values`: `[cols]`. `y`: rows of a matrix `[cols, cols]`.
+    pub fn record(&self, recorder: &mut Recorder, values: &Buffer<f32>, y: &Piece) {
+        assert_eq!(y.stride, y.cols, "Diagonal: whole rows");
+        let params = DiagonalParams { first: y.first as u32, rows: y.rows as u32, cols: y.cols as u32 };
+        let buffers = [values.into(), (&y.values).into()];
+        recorder.dispatch(&DIAGONAL_KERNEL, &Variant::new(), &params, &buffers, y.rows.div_ceil(64));
+    }
+}
+
+/// Which rows of x there are, which of y, of how many, splits, and a number for the order.
+type Shape = ([usize; 2], [usize; 2], usize, usize, usize);
+
+fn arrange_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[Shape] = match set {
+        CaseSet::Test => &[
+            ([0, 36], [0, 36], 36, 3, 0),
+            ([8, 20], [10, 30], 40, 1, 0),
+            ([0, 33], [0, 33], 33, 1, 1),
+            ([0, 40], [16, 24], 40, 1, 1),
+            ([0, 70], [0, 70], 70, 8, 2),
+            ([32, 32], [0, 68], 68, 2, 2),
+            ([0, 50], [0, 50], 50, 1, 3),
+            ([16, 20], [4, 30], 50, 1, 3),
+            ([0, 45], [0, 45], 45, 1, 4),
+            ([20, 25], [3, 40], 45, 1, 4),
+            ([0, 9], [0, 9], 96, 1, 5),
+        ],
+        CaseSet::Bench => &[([0, 3072], [0, 3072], 3072, 1, 2), ([0, 3072], [0, 3072], 3072, 1, 4)],
+    };
+    shapes.iter().map(|&shape| arrange_case(shape)).collect()
+}
+
+fn order(number: usize, perm: &Buffer<u32>) -> Order<'_> {
+    use Order::{ColumnsPermuted, Permuted, Plain, Symmetric, Transposed, Upper};
+    [Plain, Upper, Symmetric, Transposed, Permuted(perm), ColumnsPermuted(perm)][number]
+}
+
+fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, number): Shape) -> Case {
+    // Rows of x are a little longer than they need to be.
+    let (stride, x_stride, scale) = (cols, cols + 4, 0.75);
+    const FLAGS: [&str; 6] = ["PLAIN", "UPPER", "SYMMETRIC", "TRANSPOSED", "PERMUTED", "COLUMNS_PERMUTED"];
+    let flag = FLAGS[number];
+    Case {
+        label: format!(
+            "{} of {cols}, rows {first} + {rows} from {x_first} + {x_rows}, {splits} splits",
+            flag.to_lowercase()
+        ),
+        variant: Variant::new().flag(flag),
+        flops: (splits * rows * cols) as u64,
+        bytes: 4 * ((splits + 1) * rows * cols) as u64,
+        tolerance: 1e-12,
+        buffers: Box::new(move || {
+            let mut random = Random::new((cols + number) as u64);
+            let mut perm: Vec<u32> = (0..cols as u32).collect();
+            (1..cols).rev().for_each(|i| perm.swap(i, random.below(i + 1)));
+            vec![
+                CaseBuffer::input(&random.values(splits * x_rows * x_stride)),
+                CaseBuffer::words(perm),
+                CaseBuffer::in_out(&random.values(rows * stride)),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let x = Piece { first: x_first, rows: x_rows, cols, stride: x_stride, values: b[0].cast() };
+            let y = Piece { first, rows, cols, stride, values: b[2].cast() };
+            Arrange { order: order(number, &b[1]), splits, scale }.record(recorder, &[x], &[y]);
+        }),
+        reference: Box::new(move |b| {
+            let perm = &b[1].words;
+            let source = |i: usize, j: usize| match number {
+                2 => (i.max(j), i.min(j)),
+                3 => (j, i),
+                4 => (perm[i] as usize, perm[j] as usize),
+                5 => (i, perm[j] as usize),
+                _ => (i, j),
+            };
+            let mut y = b[2].values().to_vec();
+            let x = b[0].values();
+            for (k, y) in y.iter_mut().enumerate() {
+                let (r, c) = source(first + k / cols, k % cols);
+                if r >= x_first && r < x_first + x_rows {
+                    let sum = reference::sum_of_splits(x, splits, (r - x_first) * x_stride + c);
+                    *y = if number == 1 && c <= r { 0.0 } else { scale * sum };
+                }
+            }
+            vec![y]
+        }),
+    }
+}
+
+fn diagonal_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize, usize)] = match set {
+        CaseSet::Test => &[(0, 33, 33), (64, 70, 134), (0, 1, 32)],
+        CaseSet::Bench => &[(0, 3072, 3072)],
+    };
+    let case = |&(first, rows, cols): &(usize, usize, usize)| Case {
+        label: format!("{rows} rows of {cols} from {first}"),
+        variant: Variant::new(),
+        flops: 0,
+        bytes: 8 * rows as u64,
+        tolerance: 0.0,
+        buffers: Box::new(move || {
+            let mut random = Random::new(cols as u64);
+            vec![CaseBuffer::input(&random.values(cols)), CaseBuffer::in_out(&random.values(rows * cols))]
+        }),
+        record: Box::new(move |recorder, b| {
+            Diagonal.record(recorder, &b[0].cast(), &Piece { first, rows, cols, stride: cols, values: b[1].cast() });
+        }),
+        reference: Box::new(move |b| {
+            let mut y = b[1].values().to_vec();
+            (0..rows).for_each(|k| y[k * cols + first + k] = b[0].values()[first + k]);
+            vec![y]
+        }),
+    };
+    shapes.iter().map(case).collect()
+}
