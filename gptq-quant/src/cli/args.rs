@@ -60,7 +60,7 @@ pub struct Args {
     #[arg(long, value_name = "ALPHA")]
     pub gptaq_alpha: Option<f64>,
     /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase) [default: 5, with text that the model
-    /// writes 2]
+    /// writes 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
     pub refine: Option<u32>,
     /// Columns between two updates of the rest; changes speed only
@@ -196,7 +196,7 @@ struct Fit {
 impl Fit {
     const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, refine: 5 };
     /// What a model writes is not what it will read: less closely is better.
-    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, refine: 2 };
+    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, refine: 1 };
 }
 
 impl Args {

@@ -37,12 +37,14 @@ pub(super) fn page(report: &Report) -> String {
             "divergence": format!("{divergence:.5}"),
         })
     });
+    let makes_good_drift = report.settings["matrix"]["gptaq_alpha"].as_f64().is_some_and(|alpha| alpha > 0.0);
     let context = json!({
         "model": report.model, "program": report.program, "device": report.device,
         "count": report.matrices.len(), "sources": report.sources, "seq_len": report.seq_len,
         "settings": serde_json::to_string_pretty(&report.settings).expect("JSON serializes"),
         "plots": plots(report),
-        "rows": report.matrices.iter().map(Row::new).collect::<Vec<_>>(),
+        "makes_good_drift": makes_good_drift,
+        "rows": report.matrices.iter().map(|matrix| Row::new(matrix, makes_good_drift)).collect::<Vec<_>>(),
         "bits_per_weight": format!("{:.3}", report.bits_per_weight()),
         "memory": report.peak_memory.map(|bytes| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)),
         "seconds": report.seconds.iter().map(|(name, time)| (name, format!("{time:.1}"))).collect::<Vec<_>>(),
@@ -69,7 +71,8 @@ struct Row {
 }
 
 impl Row {
-    fn new(matrix: &MatrixReport) -> Row {
+    /// Where drift is made good, an error may be larger than that of round-to-nearest and still be right.
+    fn new(matrix: &MatrixReport, makes_good_drift: bool) -> Row {
         let group = matrix.group_size.map_or("rows".to_owned(), |size| size.to_string());
         let sym = if matrix.sym { "symmetric" } else { "asymmetric" };
         let gain = matrix.nearest_error / matrix.relative_error;
@@ -87,7 +90,7 @@ impl Row {
             },
             scales: format!("{:.2e} to {:.2e}", matrix.scales[0], matrix.scales[1]),
             seconds: format!("{:.2}", matrix.elapsed.as_secs_f64()),
-            is_odd: matrix.method == Method::RoundToNearest || gain < 1.0,
+            is_odd: matrix.method == Method::RoundToNearest || (gain < 1.0 && !makes_good_drift),
         }
     }
 }

@@ -53,6 +53,10 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #for f in 0..FETCHES
     var a$f = vec4<f32>(0.0);
     var b$f = vec4<f32>(0.0);
+    var weight$f = 0.0;
+#ifdef DRIFT
+    var float$f = vec4<f32>(0.0);
+#endif
 #endfor
 
     let begin = split * params.split_tokens;
@@ -61,29 +65,32 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     for (var first = begin; first < end + STEP; first += STEP) {
         if (first > begin) {
 #for f in 0..FETCHES
-            tile_a[lane + $fu * LANES * LANES] = a$f;
-            tile_x[lane + $fu * LANES * LANES] = b$f;
+            {
+                let q = lane + $fu * LANES * LANES;
+#ifdef DRIFT
+                let a = float$f - a$f;
+#else
+                let a = a$f;
+#endif
+                tile_a[q] = select(vec4<f32>(0.0), a * weight$f, first - STEP + q / COLUMN < end);
+                tile_x[q] = b$f;
+            }
 #endfor
         }
         workgroupBarrier();
 #for f in 0..FETCHES
         {
+            // Nothing is made of what is fetched before it is wanted: that would wait for it.
             let q = lane + $fu * LANES * LANES;
-            let t = first + q / COLUMN;
-            let i = (params.first_row + first_i) / 4u + q % COLUMN;
-            let j = first_j / 4u + q % COLUMN;
-            a$f = vec4<f32>(0.0);
-            b$f = vec4<f32>(0.0);
-            if (t < end && i < quads) {
-                a$f = x[t * quads + i];
+            let t = min(first + q / COLUMN, params.tokens - 1u);
+            let i = min((params.first_row + first_i) / 4u + q % COLUMN, quads - 1u);
+            let j = min(first_j / 4u + q % COLUMN, quads - 1u);
+            a$f = x[t * quads + i];
+            b$f = x[t * quads + j];
+            weight$f = weight[t];
 #ifdef DRIFT
-                a$f = float[t * quads + i] - a$f;
+            float$f = float[t * quads + i];
 #endif
-                a$f *= weight[t];
-            }
-            if (t < end && j < quads) {
-                b$f = x[t * quads + j];
-            }
         }
 #endfor
         if (first > begin) {

@@ -90,7 +90,8 @@ impl Tile {
 
     fn select(cols: usize) -> Tile {
         match cols {
-            2048.. => Tile::LARGE,
+            4096.. => Tile::LARGE,
+            1024.. => Tile::MEDIUM,
             _ => Tile::SMALL,
         }
     }
