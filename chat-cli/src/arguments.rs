@@ -60,6 +60,10 @@ pub struct ModelArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
+
     /// Say nothing but the result and errors
     #[arg(short, long)]
     pub quiet: bool,
@@ -72,6 +76,8 @@ pub enum Cache {
     F16,
     /// Exact
     F32,
+    /// A little more than a quarter: eight bits, and a scale for each 32 values
+    Q8,
 }
 
 impl From<Cache> for KvDtype {
@@ -79,6 +85,7 @@ impl From<Cache> for KvDtype {
         match cache {
             Cache::F16 => KvDtype::F16,
             Cache::F32 => KvDtype::F32,
+            Cache::Q8 => KvDtype::Q8,
         }
     }
 }
@@ -216,6 +223,10 @@ pub struct BenchArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
+
     /// Number type of the cache on a GPU
     #[arg(long, value_enum, default_value_t = Cache::F16)]
     pub cache: Cache,
@@ -262,6 +273,10 @@ pub struct ChatArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
+
     /// Tokens that fit in the conversation; fewer need less memory [default: the model's, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = parse_positive)]
     pub context: Option<usize>,
@@ -269,6 +284,10 @@ pub struct ChatArguments {
     /// Memory of the device that may be taken, in GiB [default: nine tenths of what its driver says it has]
     #[arg(long, value_name = "GIB", value_parser = parse_size)]
     pub memory: Option<f64>,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F16)]
+    pub cache: Cache,
 
     #[command(flatten)]
     pub sampling: SamplingArguments,
