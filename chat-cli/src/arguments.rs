@@ -60,6 +60,10 @@ pub struct ModelArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
+
     /// Say nothing but the result and errors
     #[arg(short, long)]
     pub quiet: bool,
@@ -219,6 +223,10 @@ pub struct BenchArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
+
     /// Number type of the cache on a GPU
     #[arg(long, value_enum, default_value_t = Cache::F16)]
     pub cache: Cache,
@@ -264,6 +272,10 @@ pub struct ChatArguments {
     /// from `chat-cli devices`
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
+
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
 
     /// Tokens that fit in the conversation; fewer need less memory [default: the model's, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = parse_positive)]

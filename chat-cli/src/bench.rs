@@ -24,7 +24,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     let longest = arguments.prompt.iter().chain(&arguments.decode).max().copied().unwrap_or(0);
     let context = arguments.depth.iter().max().copied().unwrap_or(0) + longest + 1;
     let mut bars = Bars::new(arguments.quiet);
-    let place = Place::of(&arguments.device)?;
+    let place = Place::of(&arguments.device, arguments.no_cooperative_matrix)?;
     let (name, weights) = match (&arguments.model, &arguments.shape) {
         (Some(model), _) => (model.clone(), Weights::Files(load::open(model, &mut bars)?)),
         (None, shape) => {

@@ -31,7 +31,7 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Loads the model that the flags name, with its text side.
 pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<EngineAssistant> {
     let mut bars = Bars::new(arguments.quiet);
-    let place = Place::of(&arguments.device)?;
+    let place = Place::of(&arguments.device, arguments.no_cooperative_matrix)?;
     let model = open(&arguments.model, &mut bars)?;
     let kv = arguments.cache.into();
     let (device, name) = place.open(kv, &bars)?;
@@ -109,14 +109,16 @@ pub struct Place {
     chosen: device::Place,
     devices: Vec<DeviceInfo>,
     choice: DeviceChoice,
+    open: OpenOptions,
 }
 
 impl Place {
-    /// What `--device` means on this machine.
-    pub fn of(choice: &DeviceChoice) -> anyhow::Result<Place> {
+    /// What `--device` means on this machine, opened with matrix units or without.
+    pub fn of(choice: &DeviceChoice, no_cooperative_matrix: bool) -> anyhow::Result<Place> {
         let devices = if *choice == DeviceChoice::Cpu { Vec::new() } else { devices() };
         let chosen = choice.pick(&devices).map_err(NoSuchDevice)?;
-        Ok(Place { chosen, devices, choice: choice.clone() })
+        let open = OpenOptions { cooperative_matrix: !no_cooperative_matrix, ..OpenOptions::default() };
+        Ok(Place { chosen, devices, choice: choice.clone(), open })
     }
 
     /// How to load onto `device`. `memory`: GiB that may be taken.
@@ -135,7 +137,7 @@ impl Place {
         let device::Place::Device(index) = self.chosen else {
             return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
         };
-        let gpu = block_on(Gpu::open(&Selection::Index(index), OpenOptions::default()));
+        let gpu = block_on(Gpu::open(&Selection::Index(index), self.open));
         Ok((gpu.map_err(infer_core::Error::from)?, self.devices[index].name.clone()))
     }
 
@@ -150,7 +152,7 @@ impl Place {
             }
         };
         let name = self.devices[index].name.clone();
-        match block_on(Gpu::open(&Selection::Index(index), OpenOptions::default())) {
+        match block_on(Gpu::open(&Selection::Index(index), self.open)) {
             Ok(gpu) => Ok((Device::Gpu(gpu, kv), name)),
             Err(error) if self.choice == DeviceChoice::Auto => {
                 bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));

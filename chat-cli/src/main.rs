@@ -111,7 +111,7 @@ fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
 
 fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
     let mut bars = progress::Bars::new(arguments.quiet);
-    let (gpu, name) = load::Place::of(&arguments.device)?.open_gpu()?;
+    let (gpu, name) = load::Place::of(&arguments.device, false)?.open_gpu()?;
     let start = std::time::Instant::now();
     let lines = block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
     bars.clear();

@@ -29,12 +29,14 @@ pub struct Timings {
     pub factoring: Duration,
     /// Codes and scales.
     pub quantization: Duration,
+    /// What is told of each matrix, and the journal.
+    pub report: Duration,
 }
 
 impl Timings {
     /// All of it.
     pub fn total(&self) -> Duration {
-        self.forward + self.hessian + self.factoring + self.quantization
+        self.forward + self.hessian + self.factoring + self.quantization + self.report
     }
 }
 

@@ -552,9 +552,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let solved = begun.elapsed();
         let report = MatrixReport::new(param, weights, &quantized, &hessian.products, &options);
         let report = MatrixReport { elapsed: solved, ..report };
-        self.timings.factoring += factoring;
-        self.timings.quantization += begun.elapsed() - factoring;
         store.add(param, &quantized, &report)?;
+        self.timings.factoring += factoring;
+        self.timings.quantization += solved - factoring;
+        self.timings.report += begun.elapsed() - solved;
         self.progress.quantized(&report);
         self.work.done += self.work.solve_time(rows, cols);
         Ok(quantized)

@@ -4,7 +4,7 @@ use model_format::{
     Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
     rope::RopeScaling,
 };
-use webgpu_kernels::{KvCache, KvDtype, WeightFormat};
+use webgpu_kernels::{KvCache, KvDtype, WeightFormat, gemm::scratch_cols};
 
 use crate::{
     Error, Result,
@@ -156,7 +156,9 @@ fn scratch(config: &DecoderConfig, context: usize) -> u64 {
     let rows = context.min(PREFILL_CHUNK + FEWEST_ROWS);
     let qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
     let heads = config.num_attention_heads * config.head_dim;
-    let per_row = 4 * config.hidden_size + qkv + 2 * heads + 3 * config.intermediate_size;
+    let widest = qkv.max(heads).max(2 * config.intermediate_size);
+    let product = scratch_cols(widest, config.hidden_size);
+    let per_row = 4 * config.hidden_size + qkv + 2 * heads + 3 * config.intermediate_size + product;
     // Pooled buffers are up to a quarter larger than what is asked for.
     5 * (rows * per_row + 2 * config.vocab_size) as u64
 }

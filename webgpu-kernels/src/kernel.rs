@@ -327,6 +327,8 @@ pub enum Purpose {
     Input,
     /// Written, f32.
     F32,
+    /// Written, two f16 to a word.
+    F16,
     /// Written, rows of a cache whose heads are so wide.
     Kv(KvDtype, usize),
     /// Written, whole numbers that must be equal.

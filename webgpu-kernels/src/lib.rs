@@ -64,6 +64,8 @@ pub const KERNELS: &[&Kernel] = &[
     &gemv::SCALED_KERNEL,
     &gemm::KERNEL,
     &gemm::JOIN_KERNEL,
+    &gemm::COOPERATIVE_KERNEL,
+    &gemm::NARROW_KERNEL,
     &gemm::LANE_ROWS_KERNEL,
     &norm_heads::KERNEL,
     &rope::KERNEL,

@@ -12,7 +12,7 @@ use model_format::{Weight, quant::no_quant};
 use crate::{
     Gpu, Result, WeightFormat,
     embedding::Embedding,
-    gemm::{Gemm, LaneRows},
+    gemm::{Cooperative, Gemm, LaneRows, Narrow},
     gemv::{self, Gemv, GemvAdd, GemvScaled},
     gpu::{Buffer, Recorder},
 };
@@ -133,6 +133,16 @@ impl Matrix {
     /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows].
     pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
         let suits_lane_rows = LaneRows::suits(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
+        if Cooperative::suits(recorder.gpu().caps(), self.format, m)
+            && ![Cooperative::NAME, Narrow::NAME].iter().any(|name| recorder.gpu().is_off(name))
+        {
+            let x = Narrow::record(recorder, self.format, x, m, self.cols);
+            for slice in &self.slices {
+                recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
+                Cooperative { m, y_stride: self.rows }.record(recorder, slice, &x, y);
+            }
+            return;
+        }
         for slice in &self.slices {
             recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
             if suits_lane_rows {

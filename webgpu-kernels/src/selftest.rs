@@ -13,7 +13,7 @@ use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
     attention::{self, HeadShape},
     case_check::{Outcome, check, check_all},
-    gemm::LaneRows,
+    gemm::{Cooperative, LaneRows, Narrow},
     gemv,
 };
 
@@ -55,8 +55,17 @@ impl std::fmt::Display for Switch {
 /// Flags of variants that compute the same without.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 7] =
-    ["gemv_add", "gemv_scaled", "gemm_lane_rows", "sample_adjust", "sample_select", "sample_weigh", "sample_draw"];
+const SUBSTITUTED: [&str; 9] = [
+    "gemv_add",
+    "gemv_scaled",
+    "gemm_lane_rows",
+    Cooperative::NAME,
+    Narrow::NAME,
+    "sample_adjust",
+    "sample_select",
+    "sample_weigh",
+    "sample_draw",
+];
 /// Kernels that no model is run with: of measuring, and of the quantizer.
 const NOT_OF_MODELS: [&str; 13] = [
     "copy",
@@ -183,6 +192,7 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
             name if NOT_OF_MODELS.contains(&name) || gpu.is_off(name) => false,
             name if name == LaneRows::NAME => in_lane_rows,
             "gemm" => !in_lane_rows,
+            Cooperative::NAME | Narrow::NAME => Cooperative::suits_device(caps) && !gpu.is_off(Cooperative::NAME),
             "norm_heads" => workload.norm_heads,
             "soft_cap" => workload.soft_cap,
             "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),

@@ -7,7 +7,7 @@
 //!   and `B` are numbers or constants. Unrolled here so that every driver keeps small arrays in registers and no loop
 //!   counter is checked in the innermost loop.
 //!
-//! Constants come first in the result as `const NAME: u32 = ...;`. [`crate::Kernel::source`] calls this.
+//! Constants come first in the result as `const NAME: u32 = ...;`, after what the flag `COOPERATIVE` enables. [`crate::Kernel::source`] calls this.
 
 use std::collections::HashMap;
 
@@ -26,6 +26,9 @@ const SHARED: &[(&str, &str)] = &[
 /// The WGSL of `text` in `variant`. Panics on a malformed directive, with the kernel's name.
 pub(crate) fn expand(kernel: &str, text: &str, variant: &Variant) -> String {
     let mut out = String::with_capacity(2 * text.len());
+    if variant.has_flag("COOPERATIVE") {
+        out.push_str("enable f16;\nenable wgpu_cooperative_matrix;\n");
+    }
     for (name, value) in variant.all_constants() {
         out.push_str(&format!("const {name}: u32 = {value}u;\n"));
     }

@@ -25,7 +25,9 @@ impl Device {
         } else {
             choice.parse().expect("any text is a selection")
         };
-        Ok(Device::Gpu(block_on(Gpu::open(&selection, OpenOptions::default()))?))
+        // Hessians and measurements are of the model in f32.
+        let options = OpenOptions { cooperative_matrix: false, ..OpenOptions::default() };
+        Ok(Device::Gpu(block_on(Gpu::open(&selection, options))?))
     }
 
     /// Whether it is a GPU that the CPU plays.

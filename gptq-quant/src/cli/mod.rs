@@ -163,11 +163,12 @@ fn quantize(
     let total = timings.total().as_secs_f64();
     let share = |part: Duration| format!("{:.0} %", part.as_secs_f64() / total * 100.0);
     bars.line(&format!(
-        "{total:.1} seconds: forward {}, Hessians {}, factors {}, codes and scales {}{}",
+        "{total:.1} seconds: forward {}, Hessians {}, factors {}, codes and scales {}, report {}{}",
         share(timings.forward),
         share(timings.hessian),
         share(timings.factoring),
         share(timings.quantization),
+        share(timings.report),
         peak_memory().map_or(String::new(), |peak| format!("; {:.2} GiB of memory at the most", gib(peak)))
     ));
     Ok(())

@@ -21,12 +21,13 @@ pub fn report(
     writer: &CheckpointWriter<'_>,
     timings: &Timings,
 ) -> Report {
-    let Timings { forward, hessian, factoring, quantization } = *timings;
+    let Timings { forward, hessian, factoring, quantization, report } = *timings;
     let seconds = [
         ("forward", forward),
         ("hessian", hessian),
         ("factoring", factoring),
         ("quantization", quantization),
+        ("report", report),
         ("total", timings.total()),
     ];
     Report {

@@ -3,8 +3,9 @@
 //! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. [`TILES`] has those
 //! that there are; smaller ones serve few rows. Where a product has too few tiles for a large device, the inputs are
 //! split among workgroups too, and `gemm_join` adds what the splits come to. Software devices have a kernel of their own,
-//! [`LaneRows`].
+//! [`LaneRows`]; devices with matrix units may use them, [`Cooperative`].
 
+mod cooperative;
 mod lane_rows;
 
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     matrix::Slice,
 };
 
+pub use cooperative::{Cooperative, KERNEL as COOPERATIVE_KERNEL, NARROW_KERNEL, Narrow};
 pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is [`gemv`]'s.
@@ -93,10 +95,11 @@ const TILES: [(usize, Tile); 3] = [
     (17, Tile { lanes: (8, 8), outputs: (4, 8) }),
     (0, Tile { lanes: (8, 8), outputs: (2, 8) }),
 ];
-/// Lanes that keep a large device busy.
-const ENOUGH_LANES: usize = 1024 * 64;
+/// A matrix of codes with fewer rows than this is multiplied in ranges of the inputs, which together have about as many.
+/// How many there are depends on the matrix alone: so the same sums come out however many rows of `x` are run at a time.
+const SPLIT_ROWS: usize = 12_288;
 /// Most ranges of the inputs, and fewest steps of each.
-const MAX_SPLITS: usize = 16;
+const MAX_SPLITS: usize = 4;
 const MIN_SPLIT_STEPS: usize = 16;
 /// Steps to a block of weights.
 const STEPS: u32 = 2;
@@ -122,20 +125,27 @@ impl Tile {
     fn fits(&self, format: WeightFormat) -> bool {
         4 * (self.m() + self.n()) * format.block_size() / STEPS as usize <= WORKGROUP_BYTES
     }
+}
 
-    /// How many ranges of the inputs give a large device enough to do: 1 where there is no need.
-    fn splits(&self, m: usize, w: &Slice) -> usize {
-        let lanes = self.tiles(m, w.rows) * self.lanes.0 * self.lanes.1;
-        let most = (STEPS as usize * w.format.blocks(w.cols) / MIN_SPLIT_STEPS).clamp(1, MAX_SPLITS);
-        ENOUGH_LANES.div_ceil(lanes).min(most)
+/// Ranges that the inputs of a matrix are divided in. Those of floats are not: they are run with many rows.
+fn splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
+    if !matches!(format, WeightFormat::Group { .. }) {
+        return 1;
     }
+    let most = (STEPS as usize * format.blocks(cols) / MIN_SPLIT_STEPS).clamp(1, MAX_SPLITS);
+    (SPLIT_ROWS / rows.max(1)).clamp(1, most)
+}
+
+/// Values of temporaries that a product with a matrix of at most `rows` x `cols` takes at most for a row of `x`.
+pub fn scratch_cols(rows: usize, cols: usize) -> usize {
+    SPLIT_ROWS.min(MAX_SPLITS * rows).max(cols)
 }
 
 impl Plan {
     fn of(m: usize, w: &Slice) -> Plan {
         let suits = |(from, tile): &&(usize, Tile)| m >= *from && tile.fits(w.format);
         let (_, tile) = TILES.iter().find(suits).expect("the smallest tile fits every format");
-        Plan { tile: *tile, splits: tile.splits(m, w) }
+        Plan { tile: *tile, splits: splits(w.format, w.rows, w.cols) }
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Caps {
     pub is_software: bool,
     /// Whether shaders may compute in f16. No kernel needs it: f16 is stored in pairs.
     pub f16: bool,
+    /// Whether subgroups may multiply matrices of 16 x 16 in f16, with sums in f32.
+    pub cooperative_matrix: bool,
     /// Sizes of subgroups, if shaders may use them.
     pub subgroups: Option<SubgroupSizes>,
     /// Whether the device measures time.
@@ -68,6 +70,7 @@ impl Caps {
     pub const WEBGPU_DEFAULTS: Caps = Caps {
         is_software: false,
         f16: false,
+        cooperative_matrix: false,
         subgroups: None,
         timestamps: false,
         max_binding: 128 << 20,
@@ -137,6 +140,8 @@ impl Selection {
 pub struct OpenOptions {
     /// Use f16 arithmetic where the device has it.
     pub f16: bool,
+    /// Use matrix units where the device has such, for products in f16: those of prefilling.
+    pub cooperative_matrix: bool,
     /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
     pub subgroups: bool,
     /// Measure time where the device can.
@@ -149,22 +154,41 @@ pub struct OpenOptions {
 
 impl Default for OpenOptions {
     fn default() -> OpenOptions {
-        OpenOptions { f16: true, subgroups: true, timestamps: true, default_limits: false, software_kernels: true }
+        OpenOptions {
+            f16: true,
+            cooperative_matrix: true,
+            subgroups: true,
+            timestamps: true,
+            default_limits: false,
+            software_kernels: true,
+        }
     }
 }
 
 impl OpenOptions {
     /// The least that a WebGPU implementation offers.
-    pub const WEBGPU_DEFAULTS: OpenOptions =
-        OpenOptions { f16: false, subgroups: false, timestamps: false, default_limits: true, software_kernels: true };
+    pub const WEBGPU_DEFAULTS: OpenOptions = OpenOptions {
+        f16: false,
+        cooperative_matrix: false,
+        subgroups: false,
+        timestamps: false,
+        default_limits: true,
+        software_kernels: true,
+    };
 
     /// The kinds of devices that tests open any device as, each with its name.
     pub const PROFILES: [(&str, OpenOptions); 4] = {
-        let everything =
-            OpenOptions { f16: true, subgroups: true, timestamps: true, default_limits: false, software_kernels: true };
+        let everything = OpenOptions {
+            f16: true,
+            cooperative_matrix: true,
+            subgroups: true,
+            timestamps: true,
+            default_limits: false,
+            software_kernels: true,
+        };
         [
             ("everything", everything),
-            ("no software device", OpenOptions { software_kernels: false, ..everything }),
+            ("no software device", OpenOptions { software_kernels: false, cooperative_matrix: false, ..everything }),
             ("f16 without subgroups", OpenOptions { subgroups: false, ..everything }),
             ("WebGPU's defaults", OpenOptions::WEBGPU_DEFAULTS),
         ]

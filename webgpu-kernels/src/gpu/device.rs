@@ -17,6 +17,9 @@ use crate::{Error, Result, Variant, selftest::Switch};
 /// Parameters of one submission, all dispatches together, in bytes.
 pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
 
+/// Workgroup memory that kernels with cooperative matrices may take, twice WebGPU's default limit.
+const COOPERATIVE_BYTES: u32 = 32 << 10;
+
 /// Matrices are cut into slices of at most this many bytes, WebGPU's default limit, also where the device allows more:
 /// one path to test.
 const SLICE_BYTES: u64 = 128 << 20;
@@ -92,11 +95,22 @@ impl Gpu {
             features |= wgpu::Features::SUBGROUP;
         }
         summary.caps.is_software &= options.software_kernels;
+        summary.caps.cooperative_matrix &= options.cooperative_matrix && summary.caps.f16 && !options.default_limits;
+        let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
+        if summary.caps.cooperative_matrix {
+            features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+            // SAFETY: wgpu asks callers to know that this feature's validation has gaps. Only kernels of this crate, which are
+            // tested on such devices, use it.
+            experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        }
         summary.caps.timestamps &= options.timestamps;
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
         }
-        let limits = required_limits(&adapter.limits(), options.default_limits);
+        let mut limits = required_limits(&adapter.limits(), options.default_limits);
+        if summary.caps.cooperative_matrix {
+            limits.max_compute_workgroup_storage_size = COOPERATIVE_BYTES;
+        }
         summary.caps.max_binding = limits.max_storage_buffer_binding_size;
         summary.caps.max_buffer = limits.max_buffer_size;
 
@@ -105,6 +119,7 @@ impl Gpu {
                 label: Some("model"),
                 required_features: features,
                 required_limits: limits.clone(),
+                experimental_features,
                 memory_hints: wgpu::MemoryHints::MemoryUsage,
                 ..Default::default()
             })
@@ -309,12 +324,24 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
         caps: Caps {
             is_software: info.device_type == wgpu::DeviceType::Cpu,
             f16: features.contains(wgpu::Features::SHADER_F16),
+            cooperative_matrix: has_cooperative_matrix(adapter),
             subgroups,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
         },
     }
+}
+
+/// Whether there are products of 16 x 16 x 16 in f16 with sums in f32, and the workgroup memory that goes with them.
+fn has_cooperative_matrix(adapter: &wgpu::Adapter) -> bool {
+    use wgpu::CooperativeScalarType as Scalar;
+    let is_known = |p: &wgpu::CooperativeMatrixProperties| {
+        (p.m_size, p.n_size, p.k_size, p.ab_type, p.cr_type) == (16, 16, 16, Scalar::F16, Scalar::F32)
+    };
+    adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
+        && adapter.limits().max_compute_workgroup_storage_size >= COOPERATIVE_BYTES
+        && adapter.cooperative_matrix_properties().iter().any(is_known)
 }
 
 /// The size of the largest heap of memory that is the device's own, which wgpu does not tell.

@@ -1,0 +1,241 @@
+//! [`Cooperative`]: the matrix product by the device's matrix units, for many rows.
+//!
+//! They multiply f16: weights of f16 and of codes become such as they are fetched, and `gemm_narrow` makes them of
+//! activations beforehand, each row scaled by a power of two, so that outliers stay finite and the rest keeps its digits.
+//! Sums are f32. The result has the error of f16's rounding, where [`super::Gemm`] has that of f32's.
+
+use super::{GemmParams, case_with};
+use crate::{
+    Case, CaseSet, Kernel, Variant, WeightFormat,
+    cases::{Random, four_bits, with_outliers},
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, Purpose, params},
+    matrix::Slice,
+};
+use half::f16;
+use std::ops::RangeInclusive;
+
+/// `y[m, n] = sum over k of x[m, k] * w[n, k]`, in f16 with sums in f32.
+pub struct Cooperative {
+    /// Rows of `x`, M.
+    pub m: usize,
+    /// Columns of `y`: rows of the whole matrix, where `w` is a slice of one.
+    pub y_stride: usize,
+}
+
+/// Rows in f16, with what they are to be multiplied by.
+pub struct Narrow {
+    values: Buffer<u32>,
+    inverse: Buffer<f32>,
+}
+
+params! { struct NarrowParams { m: u32, cols: u32, quads: u32 } }
+
+/// The record of [`Cooperative`].
+pub static KERNEL: Kernel = Kernel {
+    name: Cooperative::NAME,
+    wgsl: include_str!("cooperative.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: GemmParams::LAYOUT,
+    cases,
+};
+
+/// The record of the kernel that makes f16 of rows.
+pub static NARROW_KERNEL: Kernel = Kernel {
+    name: Narrow::NAME,
+    wgsl: include_str!("narrow.wgsl"),
+    bindings: &[Access::Read, Access::ReadWrite, Access::ReadWrite],
+    params: NarrowParams::LAYOUT,
+    cases: narrow_cases,
+};
+
+/// Subgroups of a workgroup in both directions, matrices of 16 x 16 outputs of each, and quads of inputs of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Tile {
+    warps: (usize, usize),
+    fragments: (usize, usize),
+    step: usize,
+}
+
+/// The tiles, the preferred first, with the rows of `x` that each is for.
+const TILES: [(RangeInclusive<usize>, Tile); 3] = [
+    (65..=usize::MAX, Tile { warps: (2, 2), fragments: (4, 4), step: 8 }),
+    (0..=32, Tile { warps: (1, 4), fragments: (2, 2), step: 8 }),
+    (0..=usize::MAX, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
+];
+/// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
+const MIN_ROWS: usize = 16;
+/// Edge of a matrix.
+const EDGE: usize = 16;
+/// Workgroups that keep a large device busy.
+const ENOUGH_TILES: usize = 128;
+/// Lanes of the kernel that makes f16.
+const NARROW_WORKGROUP: u32 = 256;
+
+impl Narrow {
+    /// The kernel's name.
+    pub(crate) const NAME: &str = "gemm_narrow";
+
+    /// `x`: [m, cols]. Padded to `format`'s blocks.
+    pub fn record(recorder: &mut Recorder, format: WeightFormat, x: &Buffer<f32>, m: usize, cols: usize) -> Narrow {
+        let quads = format.blocks(cols) * format.block_size() / 4;
+        let narrow = Narrow { values: recorder.temporary(m * quads * 2), inverse: recorder.temporary(m) };
+        narrow.record_into(recorder, x, m, cols, quads);
+        narrow
+    }
+
+    fn record_into(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, cols: usize, quads: usize) {
+        let params = NarrowParams { m: m as u32, cols: cols as u32, quads: quads as u32 };
+        let buffers = [x.into(), (&self.values).into(), (&self.inverse).into()];
+        recorder.dispatch(&NARROW_KERNEL, &narrow_variant(cols), &params, &buffers, m);
+    }
+}
+
+impl Cooperative {
+    /// The kernel's name.
+    pub(crate) const NAME: &str = "gemm_cooperative";
+
+    /// Whether the device has matrix units that the kernel knows.
+    pub fn suits_device(caps: &Caps) -> bool {
+        caps.cooperative_matrix && caps.f16 && caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max)
+    }
+
+    /// Whether this is the kernel for so many rows and such weights. f32 weights are for those who want f32.
+    pub fn suits(caps: &Caps, format: WeightFormat, m: usize) -> bool {
+        Cooperative::suits_device(caps) && has_format(format) && m >= MIN_ROWS
+    }
+
+    /// `x`: [m, w.cols], made for `w`'s format. `y`: [m, y_stride].
+    pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
+        let mut suiting = TILES.iter().filter(|(rows, _)| rows.contains(&self.m)).map(|(_, tile)| *tile);
+        let last = suiting.clone().next_back().expect("the last tile is for any rows");
+        let tile = suiting.find(|tile| tile.tiles(self.m, w.rows) >= ENOUGH_TILES).unwrap_or(last);
+        self.record_tile(recorder, tile, w, x, y);
+    }
+
+    fn record_tile(&self, recorder: &mut Recorder, tile: Tile, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
+        let tiles = tile.tiles(self.m, w.rows);
+        let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(tile.m()), tiles);
+        let variant = variant(recorder.gpu().caps(), tile, w.format);
+        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), (&x.values).into(), (&x.inverse).into(), y.into()];
+        recorder.dispatch(&KERNEL, &variant, &params, &buffers, tiles);
+    }
+}
+
+impl Tile {
+    fn m(&self) -> usize {
+        EDGE * self.warps.0 * self.fragments.0
+    }
+
+    fn n(&self) -> usize {
+        EDGE * self.warps.1 * self.fragments.1
+    }
+
+    fn tiles(&self, m: usize, n: usize) -> usize {
+        m.div_ceil(self.m()) * n.div_ceil(self.n())
+    }
+}
+
+fn has_format(format: WeightFormat) -> bool {
+    matches!(format, WeightFormat::F16 | WeightFormat::Group { .. }) && format.part_quads() == 2
+}
+
+fn variant(caps: &Caps, tile: Tile, format: WeightFormat) -> Variant {
+    let lanes = tile.warps.0 * tile.warps.1 * caps.subgroups.map_or(1, |sizes| sizes.min as usize);
+    let fetches = |rows: usize| (rows * tile.step / 2).div_ceil(lanes) as u32;
+    Variant::new()
+        .weights(format)
+        .flag("COOPERATIVE")
+        .constant_is("WARPS_M", tile.warps.0 as u32)
+        .constant_is("WARPS_N", tile.warps.1 as u32)
+        .constant_is("FRAGS_M", tile.fragments.0 as u32)
+        .constant_is("FRAGS_N", tile.fragments.1 as u32)
+        .constant_is("STEP", tile.step as u32)
+        .constant_is("X_FETCHES", fetches(tile.m()))
+        .constant_is("W_FETCHES", fetches(tile.n()))
+        .subgroups(caps)
+}
+
+fn narrow_variant(cols: usize) -> Variant {
+    Variant::new().constant_is("WORKGROUP", NARROW_WORKGROUP).flag_if("RAGGED", !cols.is_multiple_of(4))
+}
+
+fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
+    if !Cooperative::suits_device(caps) {
+        return Vec::new();
+    }
+    let (q4, f16) = (four_bits(), WeightFormat::F16);
+    let shapes: &[(WeightFormat, usize, usize, usize)] = match set {
+        CaseSet::Test => &[
+            (q4, 64, 64, 576),
+            (q4, 33, 67, 768),
+            (q4, 130, 133, 100),
+            (q4, 17, 130, 2048),
+            (f16, 64, 64, 576),
+            (f16, 100, 5, 77),
+            (f16, 33, 200, 96),
+        ],
+        CaseSet::Bench => &[
+            (q4, 512, 5120, 3072),
+            (q4, 512, 3072, 3072),
+            (q4, 512, 16_384, 3072),
+            (q4, 512, 3072, 8192),
+            (f16, 512, 16_384, 3072),
+            (q4, 32, 16_384, 3072),
+            (q4, 32, 3072, 8192),
+        ],
+    };
+    let all = TILES.into_iter().flat_map(|(_, tile)| shapes.iter().map(move |shape| (tile, *shape)));
+    all.map(|(tile, (format, m, rows, cols))| case(*caps, tile, format, m, rows, cols)).collect()
+}
+
+fn case(caps: Caps, tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
+    let case = case_with(variant(&caps, tile, format), format, m, rows, cols, move |recorder, w, x, y| {
+        let x = Narrow::record(recorder, format, x, m, cols);
+        Cooperative { m, y_stride: rows }.record_tile(recorder, tile, w, &x, y);
+    });
+    // Inputs and weights have eleven digits.
+    Case { tolerance: 2e-7, ..case }
+}
+
+fn narrow_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    let shapes: &[(usize, usize)] = match set {
+        CaseSet::Test => &[(3, 64), (7, 100), (5, 77), (33, 3072)],
+        CaseSet::Bench => &[(512, 3072), (512, 8192)],
+    };
+    let case = |&(m, cols): &(usize, usize)| {
+        let padded = cols.next_multiple_of(32);
+        Case {
+            label: format!("{m} x {cols}"),
+            variant: narrow_variant(cols),
+            flops: 2 * (m * cols) as u64,
+            bytes: (6 * m * cols) as u64,
+            tolerance: 1e-10,
+            buffers: Box::new(move || {
+                let mut x = with_outliers(Random::new(cols as u64).values(m * cols));
+                // A row of zeros, and one of very small values.
+                x[..cols].fill(0.0);
+                x[cols..2 * cols].iter_mut().for_each(|v| *v *= 1e-30);
+                let narrow = CaseBuffer { words: vec![u32::MAX; m * padded / 2], purpose: Purpose::F16 };
+                vec![CaseBuffer::input(&x), narrow, CaseBuffer::output(m)]
+            }),
+            record: Box::new(move |recorder, b| {
+                let narrow = Narrow { values: b[1].clone(), inverse: b[2].cast() };
+                narrow.record_into(recorder, &b[0].cast(), m, cols, padded / 4);
+            }),
+            reference: Box::new(move |b| {
+                let (mut narrow, mut inverses) = (Vec::new(), Vec::new());
+                for row in b[0].values().chunks_exact(cols) {
+                    let most = row.iter().fold(0f32, |most, v| most.max(v.abs()));
+                    let exponent = if most == 0.0 { -112 } else { most.log2().floor() as i32 };
+                    let inverse = 2f32.powi(exponent - 14);
+                    inverses.push(inverse);
+                    narrow.extend(row.iter().map(|v| f16::from_f32(v / inverse).to_f32()));
+                    narrow.resize(narrow.len() + padded - cols, 0.0);
+                }
+                vec![narrow, inverses]
+            }),
+        }
+    };
+    shapes.iter().map(case).collect()
+}
