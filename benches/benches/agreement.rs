@@ -38,17 +38,18 @@ fn run(args: &Args) -> Result<()> {
     let selection = args.device.parse().expect("any text is a selection");
     let gpu = block_on(Gpu::open(&selection, OpenOptions::default()))?;
     println!("GPU: {}, {}\n", gpu.summary().name, gpu.summary().driver);
-    println!("| architecture | format | CPU f32 | GPU, cache f32 | GPU, cache f16 |");
-    println!("|---|---|---|---|---|");
+    println!("| architecture | format | CPU f32 | GPU, cache f32 | GPU, cache f16 | GPU, cache q8 |");
+    println!("|---|---|---|---|---|---|");
     for arch in ARCHITECTURES {
         for (format, logits, greedy) in FORMATS {
             let golden = Golden::read(arch, logits, greedy)?;
             let folder = golden.converted(QuantFormat::by_name(format)?)?;
             let device = |kv| Device::Gpu(gpu.clone(), kv);
-            let cells = [Device::Cpu(Default::default()), device(KvDtype::F32), device(KvDtype::F16)]
-                .into_iter()
-                .map(|device| golden.measure(folder.path(), device))
-                .collect::<Result<Vec<_>>>()?;
+            let cells =
+                [Device::Cpu(Default::default()), device(KvDtype::F32), device(KvDtype::F16), device(KvDtype::Q8)]
+                    .into_iter()
+                    .map(|device| golden.measure(folder.path(), device))
+                    .collect::<Result<Vec<_>>>()?;
             println!("| {arch} | {format} | {} |", cells.join(" | "));
         }
     }

@@ -138,7 +138,7 @@ fn gpu_logits_are_near_the_cpus() {
     let reference = load(&mut cpu, checkpoint);
     let bytes = golden("logits_f32.safetensors");
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
+    for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)] {
         let mut ops = GpuOps::new(gpu.clone(), kv);
         let decoder = load(&mut ops, checkpoint);
         for prompt in ["p0.ids", "p1.ids", "p2.ids"] {

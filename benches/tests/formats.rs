@@ -72,8 +72,8 @@ fn every_format_runs() {
             let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, usize::MAX / 512);
             for (profile, gpu) in &profiles {
                 // The cache does not know the weights' format: one of each is enough.
-                let both = [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)];
-                for (kv, limit) in both.into_iter().take(if format.name == "q4f16_1" { 2 } else { 1 }) {
+                let caches = [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)];
+                for (kv, limit) in caches.into_iter().take(if format.name == "q4f16_1" { 3 } else { 1 }) {
                     let found = logits(folder.path(), Device::Gpu(gpu.clone(), kv), &text, usize::MAX / 512);
                     let error = nmse(&found, &expected);
                     assert!(error <= limit, "{arch}, {}, {profile}, {kv:?}: nmse {error:e}", format.name);

@@ -76,6 +76,8 @@ pub enum Cache {
     F16,
     /// Exact
     F32,
+    /// A little more than a quarter: eight bits, and a scale for each 32 values
+    Q8,
 }
 
 impl From<Cache> for KvDtype {
@@ -83,6 +85,7 @@ impl From<Cache> for KvDtype {
         match cache {
             Cache::F16 => KvDtype::F16,
             Cache::F32 => KvDtype::F32,
+            Cache::Q8 => KvDtype::Q8,
         }
     }
 }
@@ -281,6 +284,10 @@ pub struct ChatArguments {
     /// Memory of the device that may be taken, in GiB [default: nine tenths of what its driver says it has]
     #[arg(long, value_name = "GIB", value_parser = parse_size)]
     pub memory: Option<f64>,
+
+    /// Number type of the cache on a GPU
+    #[arg(long, value_enum, default_value_t = Cache::F16)]
+    pub cache: Cache,
 
     #[command(flatten)]
     pub sampling: SamplingArguments,

@@ -33,7 +33,8 @@ pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<
     let mut bars = Bars::new(arguments.quiet);
     let place = Place::of(&arguments.device, arguments.no_cooperative_matrix)?;
     let model = open(&arguments.model, &mut bars)?;
-    let (device, name) = place.open(KvDtype::default(), &bars)?;
+    let kv = arguments.cache.into();
+    let (device, name) = place.open(kv, &bars)?;
     let options = place.options(arguments.context, arguments.memory, &device)?;
     let mut engine = match &model {
         Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&**checkpoint, device, &options, &mut bars))?,
@@ -47,7 +48,7 @@ pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<
     let options = LoadOptions { context: Some(engine.context()), ..options };
     let mut bars = Bars::new(true);
     let reload = move || {
-        let (device, _) = place.open(KvDtype::default(), &bars)?;
+        let (device, _) = place.open(kv, &bars)?;
         load_onto(&model, device, &options, &mut bars)
     };
     Ok(EngineAssistant::new(engine, name, interrupt.clone(), Box::new(reload)))

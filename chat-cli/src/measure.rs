@@ -60,6 +60,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
 
     let (mut loaded, device) =
         load::load_model(&Weights::Files(model), &place, arguments.cache.into(), window, &mut bars)?;
+    loaded.time_submissions();
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);
     for window in tokens.chunks_exact(window).take(count) {
@@ -69,6 +70,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     }
     bars.clear();
     let (seconds, value) = (start.elapsed().as_secs_f64(), perplexity::perplexity(&losses));
+    let submissions = block_on(loaded.submission_seconds())?;
     let mut out = io::stdout();
     if arguments.json {
         let report = serde_json::json!({
@@ -80,12 +82,26 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
             "text_tokens": tokens.len(),
             "window_losses": losses,
             "seconds": seconds,
+            "submissions": submission_report(submissions),
         });
         writeln!(out, "{report}")?;
     } else {
         writeln!(out, "perplexity {value:.4} over {count} windows of {window} tokens, on {device} in {seconds:.1} s")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How long submissions kept the device busy; null where that was not measured.
+fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
+    seconds.sort_by(f64::total_cmp);
+    let Some(longest) = seconds.last() else { return serde_json::Value::Null };
+    let ms = |seconds: f64| (seconds * 1e4).round() / 10.0;
+    serde_json::json!({
+        "count": seconds.len(),
+        "median_ms": ms(seconds[seconds.len() / 2]),
+        "longest_ms": ms(*longest),
+        "over_500_ms": seconds.iter().filter(|&&seconds| seconds > 0.5).count(),
+    })
 }
 
 /// Runs `chat-cli logits`.

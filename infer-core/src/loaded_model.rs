@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
-use webgpu_kernels::{Gpu, attention::HeadShape, selftest::Workload};
+use webgpu_kernels::{Gpu, attention::HeadShape, gpu::Around, selftest::Workload};
 
 #[cfg(feature = "native")]
 use crate::ops::candle::CandleOps;
@@ -213,6 +213,29 @@ impl LoadedModel {
     /// Tokens there is room for.
     pub fn context(&self) -> usize {
         self.need.context
+    }
+
+    /// Measures from now on how long submissions keep the GPU busy, where it has a clock.
+    pub fn time_submissions(&mut self) {
+        match &mut self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => {}
+            OnDevice::Gpu(session) => {
+                session.ops_mut().recorder().begin_profile(Around::Submissions);
+            }
+        }
+    }
+
+    /// Seconds of each submission since [`LoadedModel::time_submissions`]; nothing is measured after that.
+    pub async fn submission_seconds(&mut self) -> Result<Vec<f64>> {
+        match &mut self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => Ok(Vec::new()),
+            OnDevice::Gpu(session) => {
+                let timed = session.ops_mut().recorder().end_profile().await?;
+                Ok(timed.iter().map(|timed| timed.end - timed.begin).collect())
+            }
+        }
     }
 
     /// The loss, `-ln p`, of each token of a text after the first, given those before it. The text is run alone, and what

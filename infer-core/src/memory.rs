@@ -185,6 +185,9 @@ mod tests {
         assert_eq!(holding().weights, (3_212_749_824 - norms) / 32 * 18 + 4 * norms);
         // 28 layers, keys and values, 8 heads of 128 in f16; the rotary table of 128 in f32.
         assert_eq!(holding().need(&config(), 1000).cache, 1000 * (28 * 2 * 8 * 128 * 2 + 128 * 4));
+        // In eight bits, a head has 128 codes and four scales in f32.
+        let in_eight_bits = Holding { kv: KvDtype::Q8, ..holding() };
+        assert_eq!(in_eight_bits.need(&config(), 1000).cache, 1000 * (28 * 2 * 8 * (128 + 4 * 4) + 128 * 4));
     }
 
     #[test]

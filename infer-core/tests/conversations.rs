@@ -233,9 +233,19 @@ fn what_does_not_fit_fails_cleanly_and_less_fits() {
 
 #[test]
 fn a_full_context_ends_the_answer_or_shifts() {
+    check_shift(cpu());
+}
+
+#[test]
+fn a_context_in_eight_bits_shifts_too() {
+    let Some(gpu) = gpu() else { return };
+    check_shift(Device::Gpu(gpu, KvDtype::Q8));
+}
+
+fn check_shift(device: Device) {
     const CONTEXT: usize = 140;
     let folder = model();
-    let mut engine = engine(folder.path(), cpu(), CONTEXT);
+    let mut engine = engine(folder.path(), device, CONTEXT);
     let messages = [Message::user("tell me something long")];
     let prompt = engine.chat_tokens(&messages).unwrap();
     let params = SamplingParams { max_tokens: Some(100), ..SamplingParams::greedy() };

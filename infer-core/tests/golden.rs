@@ -268,7 +268,7 @@ mod gpu {
         }
     }
 
-    /// Normalised mean squared error of GPU logits against the CPU's, for both kinds of cache.
+    /// Normalised mean squared error of GPU logits against the CPU's, for every kind of cache.
     fn check_near_cpu<D, M>(cpu: D, gpu: M)
     where
         D: AsyncFn(&mut CandleOps, &Golden) -> Decoder<CandleOps>,
@@ -283,7 +283,7 @@ mod gpu {
                 let decoder = cpu(&mut ops, &golden).await;
                 let expected = logits(&mut ops, &decoder, &ids).await;
                 for (profile, device) in &profiles {
-                    for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5)] {
+                    for (kv, limit) in [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)] {
                         let mut ops = GpuOps::new(device.clone(), kv);
                         let decoder = gpu(&mut ops, &golden).await;
                         let error = nmse(&logits(&mut ops, &decoder, &ids).await, &expected);

@@ -71,18 +71,36 @@ impl Progress for Planned<'_> {
 }
 
 fn load(gpu: &Gpu, watched: &Watched, options: &LoadOptions) -> infer_core::Result<(LoadedModel, Need)> {
+    load_with(gpu, KvDtype::F16, watched, options)
+}
+
+fn load_with(
+    gpu: &Gpu,
+    kv: KvDtype,
+    watched: &Watched,
+    options: &LoadOptions,
+) -> infer_core::Result<(LoadedModel, Need)> {
     let mut planned = Planned { watched, need: None };
-    let device = Device::Gpu(gpu.clone(), KvDtype::F16);
+    let device = Device::Gpu(gpu.clone(), kv);
     let model = block_on(LoadedModel::load_mlc(watched, device, options, &mut planned))?;
     Ok((model, planned.need.expect("a plan")))
 }
 
 #[test]
 fn what_is_planned_is_what_is_taken() {
+    check_plan(KvDtype::F16);
+}
+
+#[test]
+fn what_is_planned_with_a_cache_in_eight_bits_is_what_is_taken() {
+    check_plan(KvDtype::Q8);
+}
+
+fn check_plan(kv: KvDtype) {
     let Some(gpu) = gpu() else { return };
     let before = gpu.bytes_in_use();
     let (mut model, need) =
-        load(&gpu, &Watched::new(), &LoadOptions { context: Some(1000), ..Default::default() }).unwrap();
+        load_with(&gpu, kv, &Watched::new(), &LoadOptions { context: Some(1000), ..Default::default() }).unwrap();
     let loaded = gpu.bytes_in_use() - before;
     // The checks of kernels left some scratch behind.
     assert!(loaded >= need.weights + need.cache, "{loaded} bytes taken, planned {need:?}");

@@ -141,8 +141,8 @@ export class ModelPanel {
         throw new EngineError('StorageFull', `the model needs ${bytes(missing)} more, and the browser has ${bytes(quota - usage)} for this page`,
           'delete a model you no longer need, free space on the disk, or drop a folder on the page, which is not copied');
       }
-      // Browsers that ask people do so now, when it is clear what for.
-      await navigator.storage.persist();
+      // Browsers that ask people do so now, when it is clear what for. Firefox answers when the person does, if ever.
+      void navigator.storage.persist().catch(() => undefined);
       await this.engine.models.download(model, (report) => this.meter(model, report));
     }
     await this.load(model);

@@ -14,7 +14,7 @@ use std::{
 
 use serde_json::{Value, json};
 use webgpu_kernels::{
-    KERNELS, Kernel,
+    KERNELS, Kernel, KvDtype,
     gpu::{Gpu, OpenOptions, Recorder, Selection, block_on},
     kernel::{Access, Purpose},
     selftest::smallest_cases,
@@ -78,10 +78,11 @@ impl Export {
                 let guarded: Vec<u32> = buffer.words.iter().chain(&GUARD).copied().collect();
                 device.push(gpu.upload(&guarded)?);
                 let purpose = match buffer.purpose {
-                    Purpose::Input => "input",
-                    Purpose::F32 => "f32",
-                    Purpose::F16 => "f16",
-                    Purpose::U32 => "u32",
+                    Purpose::Input => "input".to_string(),
+                    Purpose::F32 | Purpose::Kv(KvDtype::F32, _) => "f32".to_string(),
+                    Purpose::Kv(KvDtype::F16, _) => "f16".to_string(),
+                    Purpose::Kv(KvDtype::Q8, head_dim) => format!("q8 {head_dim}"),
+                    Purpose::U32 => "u32".to_string(),
                 };
                 let id = device[device.len() - 1].id();
                 buffers.push(json!({"id": id, "words": self.write(&guarded)?, "purpose": purpose}));

@@ -2,7 +2,7 @@
 
 use crate::{
     Case, Error, Result,
-    gpu::{Buffer, Gpu, Recorder},
+    gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
 
@@ -16,28 +16,70 @@ pub type Outcome = std::result::Result<f64, String>;
 ///
 /// Errors: the device's, such as out of memory; they say nothing about the kernel.
 pub async fn check(gpu: &Gpu, case: &Case) -> Result<Outcome> {
-    let host = (case.buffers)();
-    let upload = |buffer: &CaseBuffer| {
-        let guarded: Vec<u32> = buffer.words.iter().chain(&GUARD).copied().collect();
-        gpu.upload(&guarded)
-    };
-    let device: Vec<Buffer<u32>> = host.iter().map(upload).collect::<Result<_>>()?;
-    let mut recorder = Recorder::new(gpu);
-    (case.record)(&mut recorder, &device);
-    let mut results = Vec::with_capacity(device.len());
-    for buffer in &device {
-        match async { recorder.read(buffer)?.await }.await {
-            Ok(words) => results.push(words),
-            // The driver does not take the shader: that is the kernel's.
-            Err(Error::Refused { reason }) => return Ok(Err(reason)),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(compare_all(case, &host, &results))
+    finish(case, Running::start(gpu, case)).await
 }
 
-fn compare_all(case: &Case, host: &[CaseBuffer], results: &[Vec<u32>]) -> Outcome {
-    let mut expected = (case.reference)(host).into_iter();
+/// Runs many cases, the next ones on their way while the device compiles and the host computes what is expected of the
+/// first.
+///
+/// Errors as [`check`].
+pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
+    let running: Vec<_> = cases.iter().map(|case| Running::start(gpu, case)).collect();
+    let mut outcomes = Vec::with_capacity(cases.len());
+    for (case, running) in cases.iter().zip(running) {
+        outcomes.push(finish(case, running).await?);
+    }
+    if outcomes.iter().all(Outcome::is_ok) {
+        return Ok(outcomes);
+    }
+    // A refusal may have met another than the refused: which one it was shows one by one.
+    for (case, outcome) in cases.iter().zip(&mut outcomes) {
+        gpu.shared.forgive();
+        *outcome = check(gpu, case).await?;
+    }
+    Ok(outcomes)
+}
+
+/// A case that the device was given.
+struct Running {
+    host: Vec<CaseBuffer>,
+    results: Vec<Readback<u32>>,
+}
+
+impl Running {
+    fn start(gpu: &Gpu, case: &Case) -> Result<Running> {
+        let host = (case.buffers)();
+        let upload = |buffer: &CaseBuffer| {
+            let guarded: Vec<u32> = buffer.words.iter().chain(&GUARD).copied().collect();
+            gpu.upload(&guarded)
+        };
+        let device: Vec<Buffer<u32>> = host.iter().map(upload).collect::<Result<_>>()?;
+        let mut recorder = Recorder::new(gpu);
+        (case.record)(&mut recorder, &device);
+        let results = device.iter().map(|buffer| recorder.read(buffer)).collect::<Result<_>>()?;
+        Ok(Running { host, results })
+    }
+}
+
+async fn finish(case: &Case, running: Result<Running>) -> Result<Outcome> {
+    let outcome = async {
+        let Running { host, results } = running?;
+        let expected = (case.reference)(&host);
+        let mut words = Vec::with_capacity(results.len());
+        for result in results {
+            words.push(result.await?);
+        }
+        Ok(compare_all(case, &host, expected, &words))
+    };
+    match outcome.await {
+        // The driver does not take the shader: that is the kernel's.
+        Err(Error::Refused { reason }) => Ok(Err(reason)),
+        outcome => outcome,
+    }
+}
+
+fn compare_all(case: &Case, host: &[CaseBuffer], expected: Vec<Vec<f32>>, results: &[Vec<u32>]) -> Outcome {
+    let mut expected = expected.into_iter();
     let mut worst: f64 = 0.0;
     for (i, (before, after)) in host.iter().zip(results).enumerate() {
         let (words, guard) = after.split_at(before.words.len());
@@ -58,7 +100,7 @@ fn decoded(purpose: Purpose, words: &[u32]) -> Vec<f32> {
     match purpose {
         Purpose::F32 | Purpose::Input => words.iter().map(|w| f32::from_bits(*w)).collect(),
         Purpose::U32 => words.iter().map(|w| *w as f32).collect(),
-        Purpose::F16 => crate::cases::halves(words).iter().map(|v| v.to_f32()).collect(),
+        Purpose::Kv(dtype, head_dim) => dtype.values(head_dim, words),
     }
 }
 

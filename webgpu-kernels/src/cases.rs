@@ -11,8 +11,9 @@ use model_format::{
 };
 
 use crate::{
-    WeightFormat,
+    KvDtype, WeightFormat,
     kernel::CaseBuffer,
+    kv::padded,
     matrix::{Slice, pairs},
 };
 
@@ -119,6 +120,31 @@ pub(crate) fn all_formats() -> Vec<WeightFormat> {
 pub(crate) fn with_outliers(mut values: Vec<f32>) -> Vec<f32> {
     values.iter_mut().skip(3).step_by(97).for_each(|v| *v *= 1e5);
     values
+}
+
+/// A row of a cache of random values, zero in the padding; NaN where it is none.
+pub(crate) fn cache_row(dtype: KvDtype, head_dim: usize, is_some: bool, random: &mut Random) -> Vec<u32> {
+    let mut value = |c: usize| match c < head_dim {
+        true if is_some => random.value(),
+        true => f32::NAN,
+        false => 0.0,
+    };
+    let padded = padded(head_dim);
+    match dtype {
+        KvDtype::F32 => (0..padded).map(|c| value(c).to_bits()).collect(),
+        KvDtype::F16 => {
+            let half = |value: f32| u32::from(f16::from_f32(value).to_bits());
+            (0..padded).step_by(2).map(|c| half(value(c)) | half(value(c + 1)) << 16).collect()
+        }
+        KvDtype::Q8 => {
+            // No code is NaN, but a scale may be.
+            let code = |value: f32| (127.0 * value) as i8 as u8;
+            let codes = (0..padded).step_by(4).map(|c| u32::from_le_bytes([0, 1, 2, 3].map(|i| code(value(c + i)))));
+            let mut words: Vec<u32> = codes.collect();
+            words.resize_with(dtype.row_words(head_dim), || (value(0) / 127.0).to_bits());
+            words
+        }
+    }
 }
 
 /// The format most models come in.

@@ -2,7 +2,10 @@
 
 use model_format::quant::{group_quant::GroupQuant, no_quant};
 
-use crate::gpu::{Buffer, Caps, Recorder};
+use crate::{
+    KvDtype,
+    gpu::{Buffer, Caps, Recorder},
+};
 
 /// A shader, the types on its border, and the cases that prove and measure it.
 pub struct Kernel {
@@ -324,8 +327,8 @@ pub enum Purpose {
     Input,
     /// Written, f32.
     F32,
-    /// Written, two f16 to a word.
-    F16,
+    /// Written, numbers as caches store them, in rows (heads, there) that are so wide.
+    Kv(KvDtype, usize),
     /// Written, whole numbers that must be equal.
     U32,
 }

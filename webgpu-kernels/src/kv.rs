@@ -11,24 +11,60 @@ pub enum KvDtype {
     F16,
     /// f32.
     F32,
+    /// Codes of eight bits, four in a word, each group of 32 with an f32 scale behind the row's codes:
+    /// `value = code * scale`. Nine bits a value where heads are as wide as a multiple of 64.
+    Q8,
 }
+
+/// Values that share a scale in [`KvDtype::Q8`].
+pub(crate) const GROUP: usize = 32;
 
 impl KvDtype {
+    /// Every one.
+    pub const ALL: [KvDtype; 3] = [KvDtype::F16, KvDtype::F32, KvDtype::Q8];
+
     /// The flag of kernels that read or write the cache.
     pub(crate) fn flag(self, variant: Variant) -> Variant {
-        variant.flag_if("KV_F16", self == KvDtype::F16)
+        match self {
+            KvDtype::F16 => variant.flag("KV_F16"),
+            KvDtype::F32 => variant,
+            KvDtype::Q8 => variant.flag("KV_Q8").constant_is("KV_GROUP", GROUP as u32),
+        }
     }
 
-    /// Bytes of a value.
-    pub fn size(self) -> usize {
+    /// Whether a kernel's variant reads or writes such a cache.
+    pub(crate) fn is_of(self, variant: &Variant) -> bool {
+        variant.has_flag("KV_F16") == (self == KvDtype::F16) && variant.has_flag("KV_Q8") == (self == KvDtype::Q8)
+    }
+
+    /// Words of a row: one head's key or value at one position. Even, and whole eights of values.
+    pub(crate) fn row_words(self, head_dim: usize) -> usize {
+        let padded = padded(head_dim);
         match self {
-            KvDtype::F16 => 2,
-            KvDtype::F32 => 4,
+            KvDtype::F16 => padded / 2,
+            KvDtype::F32 => padded,
+            KvDtype::Q8 => padded / 4 + padded.div_ceil(GROUP).next_multiple_of(2),
         }
+    }
+
+    /// The values of rows, padding included.
+    pub(crate) fn values(self, head_dim: usize, words: &[u32]) -> Vec<f32> {
+        let codes = padded(head_dim) / 4;
+        let row = |row: &[u32]| -> Vec<f32> {
+            match self {
+                KvDtype::F32 => row.iter().map(|word| f32::from_bits(*word)).collect(),
+                KvDtype::F16 => crate::cases::halves(row).iter().map(|half| half.to_f32()).collect(),
+                KvDtype::Q8 => {
+                    let code = |i: usize| f32::from(row[i / 4].to_le_bytes()[i % 4] as i8);
+                    (0..4 * codes).map(|i| code(i) * f32::from_bits(row[codes + i / GROUP])).collect()
+                }
+            }
+        };
+        words.chunks_exact(self.row_words(head_dim)).flat_map(row).collect()
     }
 }
 
-/// Keys and values of one layer and one sequence: `[kv_heads, capacity, padded head_dim]` each.
+/// Keys and values of one layer and one sequence: `[kv_heads, capacity]` rows of a head each.
 pub struct KvCache {
     /// Keys, rotated.
     pub k: Buffer<u32>,
@@ -47,14 +83,14 @@ pub struct KvCache {
 impl KvCache {
     /// Bytes of a cache.
     pub fn bytes(kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> u64 {
-        2 * kv_heads as u64 * capacity as u64 * (padded(head_dim) * dtype.size()) as u64
+        2 * kv_heads as u64 * capacity as u64 * 4 * dtype.row_words(head_dim) as u64
     }
 
     /// An empty cache.
     ///
     /// Errors: out of memory, or larger than a kernel can see.
     pub fn new(gpu: &Gpu, kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> Result<KvCache> {
-        let words = kv_heads * capacity * padded(head_dim) * dtype.size() / 4;
+        let words = kv_heads * capacity * dtype.row_words(head_dim);
         Ok(KvCache { k: gpu.zeroed(words)?, v: gpu.zeroed(words)?, kv_heads, capacity, head_dim, dtype })
     }
 }

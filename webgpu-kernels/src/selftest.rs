@@ -12,7 +12,7 @@ use model_format::decoder_config::Activation;
 use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
     attention::{self, HeadShape},
-    case_check::{Outcome, check},
+    case_check::{Outcome, check, check_all},
     gemm::{Cooperative, LaneRows, Narrow},
     gemv,
 };
@@ -99,36 +99,46 @@ pub struct Line {
 ///
 /// Errors: [`Error::WrongKernel`] where nothing does the same; the device's.
 pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<Vec<Switch>> {
-    run_with(gpu, workload, async |case| check(gpu, case).await).await
+    run_with(gpu, workload, async |cases| check_all(gpu, cases).await).await
 }
 
 async fn run_with(
     gpu: &Gpu,
     workload: &Workload,
-    mut check: impl AsyncFnMut(&Case) -> Result<Outcome>,
+    mut check: impl AsyncFnMut(&[&Case]) -> Result<Vec<Outcome>>,
 ) -> Result<Vec<Switch>> {
     let mut passed: Vec<(&str, Variant)> = Vec::new();
-    'changed: loop {
+    loop {
+        let mut left: Vec<((&str, Variant), Case)> = Vec::new();
         for (kernel, case) in cases_of(gpu, workload) {
-            let variant = gpu.allowed(kernel.name, &case.variant).into_owned();
-            if passed.contains(&(kernel.name, variant.clone())) {
-                continue;
+            let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());
+            if !passed.contains(&key) && !left.iter().any(|(other, _)| *other == key) {
+                left.push((key, case));
             }
-            let Err(reason) = check(&case).await? else {
-                passed.push((kernel.name, variant));
+        }
+        let outcomes = check(&left.iter().map(|(_, case)| case).collect::<Vec<_>>()).await?;
+        gpu.shared.forgive();
+        let mut is_all_right = true;
+        for (((kernel, variant), _), outcome) in left.into_iter().zip(outcomes) {
+            let Err(reason) = outcome else {
+                passed.push((kernel, variant));
                 continue;
             };
-            gpu.shared.forgive();
+            is_all_right = false;
             let flag = OPTIONAL_FLAGS.iter().find(|flag| variant.has_flag(flag));
-            if flag.is_none() && !SUBSTITUTED.contains(&kernel.name) {
-                let (kernel, variant) = (kernel.name.into(), variant.to_string());
+            if flag.is_none() && !SUBSTITUTED.contains(&kernel) {
+                let (kernel, variant) = (kernel.into(), variant.to_string());
                 return Err(Error::WrongKernel { kernel, variant, adapter: gpu.summary().name.clone(), reason });
             }
-            gpu.switch_off(Switch { kernel: kernel.name.into(), flag: flag.map(|flag| flag.to_string()) });
-            // What takes its place is to be checked too.
-            continue 'changed;
+            let switch = Switch { kernel: kernel.into(), flag: flag.map(|flag| flag.to_string()) };
+            if !gpu.switched_off().contains(&switch) {
+                gpu.switch_off(switch);
+            }
         }
-        return Ok(gpu.switched_off());
+        if is_all_right {
+            return Ok(gpu.switched_off());
+        }
+        // What takes the place of what was switched off is to be checked too.
     }
 }
 
@@ -186,7 +196,7 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
             "norm_heads" => workload.norm_heads,
             "soft_cap" => workload.soft_cap,
             "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),
-            "rope" => variant.has_flag("KV_F16") == (workload.kv == KvDtype::F16),
+            "rope" => workload.kv.is_of(variant),
             // Their variants are as wide as the model.
             name => !name.starts_with("gemv") && !name.starts_with("attention"),
         };
@@ -255,10 +265,15 @@ mod tests {
             let found = all.iter().find(|(_, of)| (&of.label, &of.variant) == (&case.label, &case.variant));
             found.expect("one of the cases").0.name
         };
-        block_on(run_with(gpu, &workload(), async |case| {
-            let kernel = kernel_of(case);
-            let is_wrong = is_wrong(kernel, &gpu.allowed(kernel, &case.variant));
-            Ok(if is_wrong { Err("wrong".into()) } else { check(gpu, case).await? })
+        block_on(run_with(gpu, &workload(), async |cases| {
+            let mut outcomes = check_all(gpu, cases).await?;
+            for (case, outcome) in cases.iter().zip(&mut outcomes) {
+                let kernel = kernel_of(case);
+                if is_wrong(kernel, &gpu.allowed(kernel, &case.variant)) {
+                    *outcome = Err("wrong".into());
+                }
+            }
+            Ok(outcomes)
         }))
     }
 

@@ -17,8 +17,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, heads, HEAD_DIM / 4]
-@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity, EIGHTS]
-@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity, EIGHTS]
+@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
+@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], with SPLIT_K
                                                                        // [rows, heads, splits, HEAD_DIM + 2]
 const LOWEST: f32 = -3.0e38;
@@ -78,10 +78,10 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         var score$h = 0.0;
 #endfor
         if (lane < count) {
-            let at = (cache + first_key + lane) * EIGHTS;
+            let at = cache + first_key + lane;
             for (var e = 0u; e < EIGHTS; e += KEY_EIGHTS) {
 #for j in 0..KEY_EIGHTS
-                let k$j = to_eight(k_cache[at + e + $ju]);
+                let k$j = load_key(at, e + $ju);
 #endfor
 #for j in 0..KEY_EIGHTS
 #for h in 0..HEADS
@@ -149,7 +149,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #for j in 0..VALUES
                 // A key beyond the last is the last with weight zero.
                 let i$j = i + $ju * KEY_GROUPS;
-                let v$j = to_eight(v_cache[(cache + first_key + min(i$j, count - 1u)) * EIGHTS + eight]);
+                let v$j = load_value(cache + first_key + min(i$j, count - 1u), eight);
 #endfor
 #for j in 0..VALUES
 #for h in 0..HEADS

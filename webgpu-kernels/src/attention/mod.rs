@@ -10,12 +10,11 @@ mod reference;
 
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::{Random, with_outliers},
+    cases::{Random, cache_row, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
 };
-use half::f16;
 
 pub use reference::{Shape as AttentionShape, attention, join_splits};
 
@@ -335,27 +334,11 @@ impl Shape {
         KvCache { k: k.clone(), v: v.clone(), kv_heads, capacity: self.capacity(), head_dim, dtype }
     }
 
-    /// Words of a cache of random values, zero in the padding, and NaN where no key is.
+    /// Words of a cache of random values, and NaN where no key is.
     fn cache_words(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
-        let mut words = Vec::new();
-        for _ in 0..self.kv_heads {
-            for position in 0..self.capacity() {
-                let is_key = position < self.past_len + self.rows;
-                let value = |c: usize, random: &mut Random| match c < self.head_dim {
-                    true if is_key => random.value(),
-                    true => f32::NAN,
-                    false => 0.0,
-                };
-                match dtype {
-                    KvDtype::F32 => words.extend((0..padded(self.head_dim)).map(|c| value(c, random).to_bits())),
-                    KvDtype::F16 => words.extend((0..padded(self.head_dim)).step_by(2).map(|c| {
-                        let pair = [c, c + 1].map(|c| u32::from(f16::from_f32(value(c, random)).to_bits()));
-                        pair[0] | pair[1] << 16
-                    })),
-                }
-            }
-        }
-        words
+        let positions = (0..self.kv_heads).flat_map(|_| 0..self.capacity());
+        let is_key = |position| position < self.past_len + self.rows;
+        positions.flat_map(|position| cache_row(dtype, self.head_dim, is_key(position), random)).collect()
     }
 
     /// A case of this shape. `record`: buffers are q, k, v, y.
@@ -381,7 +364,7 @@ impl Shape {
             label,
             variant,
             flops: 4 * (pairs * heads * head_dim) as u64,
-            bytes: (2 * keys * kv_heads * head_dim * dtype.size() + 8 * rows * heads * head_dim) as u64,
+            bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * rows * heads * head_dim) as u64,
             // Scores of a million have few digits behind the point in f32.
             tolerance: if has_outliers { 1e-7 } else { 1e-10 },
             buffers: Box::new(move || {
@@ -397,10 +380,7 @@ impl Shape {
                 record(recorder, &b[0].cast(), &self.cache(dtype, &b[1], &b[2]), &b[3].cast());
             }),
             reference: Box::new(move |b| {
-                let cache = |words: &[u32]| match dtype {
-                    KvDtype::F32 => bytemuck::cast_slice(words).to_vec(),
-                    KvDtype::F16 => crate::cases::halves(words).iter().map(|v| v.to_f32()).collect(),
-                };
+                let cache = |words: &[u32]| dtype.values(head_dim, words);
                 let mut y = vec![0.0; rows * heads * head_dim];
                 let shape = AttentionShape {
                     heads,
@@ -463,7 +443,14 @@ fn tile_choices(head_dim: usize) -> impl Iterator<Item = usize> {
     TILE_QUADS.into_iter().filter(move |&quads| quads == 1 || head_dim <= MANY_SLOTS_DIM)
 }
 
-const BOTH: [KvDtype; 2] = [KvDtype::F16, KvDtype::F32];
+/// Every shape with a cache of each kind, but for a few of the kinds: a software driver takes seconds for a variant.
+fn caches<S: Copy>(shapes: &[S]) -> impl Iterator<Item = (S, KvDtype)> {
+    let of = |(i, shape): (usize, &S)| {
+        let (shape, kinds) = (*shape, if i % 3 == 0 { 3 } else { 2 });
+        KvDtype::ALL.into_iter().take(kinds).map(move |dtype| (shape, dtype))
+    };
+    shapes.iter().enumerate().flat_map(of)
+}
 
 fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[Shape] = match set {
@@ -498,7 +485,7 @@ fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             Shape::new(2048, 0, 32, 8, 64),
         ],
     };
-    let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
+    let all = caches(shapes);
     all.flat_map(|(shape, dtype)| tile_choices(shape.head_dim).map(move |quads| tile_case(shape, quads, dtype)))
         .collect()
 }
@@ -546,7 +533,7 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Shape::new(1, 8191, 24, 8, 128), 32),
         ],
     };
-    let all = shapes.iter().flat_map(|shape| BOTH.map(|dtype| (*shape, dtype)));
+    let all = caches(shapes);
     all.map(|((shape, splits), dtype)| decode_case(caps, shape, splits, dtype)).collect()
 }
 

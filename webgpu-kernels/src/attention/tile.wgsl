@@ -18,8 +18,8 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, kv_heads * GROUP, HEAD_DIM / 4]
-@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [kv_heads, capacity, EIGHTS]
-@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [kv_heads, capacity, EIGHTS]
+@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [kv_heads, capacity] rows
+@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [kv_heads, capacity] rows
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;    // [any, kv_heads * GROUP, HEAD_DIM / 4]
 
 // A score that counts for nothing.
@@ -106,7 +106,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
                 let key = min(first_key + row, keys - 1u);
                 // Beyond the last dim q is zero.
                 let eight = min(first_quad / 2u + lane % 2u, EIGHTS - 1u);
-                let values = to_eight(k_cache[(kv_head * params.capacity + key) * EIGHTS + eight]);
+                let values = load_key(kv_head * params.capacity + key, eight);
                 let at = SLOTS + row % 4u * 16u + row / 4u;
                 left[place(at, lane % 2u * 2u)] = values.a;
                 left[place(at, lane % 2u * 2u + 1u)] = values.b;
@@ -191,7 +191,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
                 // One key, eight dims. Beyond the last key p is zero, but the cache may hold anything.
                 let key = min(first_key + $hu * HALF + i / 8u, keys - 1u);
                 let eight = min($cu * 8u + i % 8u, EIGHTS - 1u);
-                let values = to_eight(v_cache[(kv_head * params.capacity + key) * EIGHTS + eight]);
+                let values = load_value(kv_head * params.capacity + key, eight);
                 right[2u * i] = values.a;
                 right[2u * i + 1u] = values.b;
             }

@@ -12,7 +12,7 @@ use crate::{
     cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params},
-    kv::padded,
+    kv::{GROUP, padded},
 };
 
 use half::f16;
@@ -36,7 +36,7 @@ pub struct Rope {
 params! {
     struct RopeParams {
         lanes: u32, first_row: u32, heads: u32, kv_heads: u32, head_dim: u32, rotary_dim: u32, past_len: u32,
-        capacity: u32, kv_dim: u32,
+        capacity: u32, head_quads: u32, kv_row: u32,
     }
 }
 
@@ -68,7 +68,9 @@ impl Rope {
         let end = self.past_len + self.rows;
         assert!(end <= capacity, "rope: {end} tokens in a cache for {capacity}");
         assert!(end * self.rotary_dim <= rope.len(), "rope: position {end} is beyond the table");
-        let lanes = self.rows * (self.heads + 2 * kv_heads) * head_dim / 4;
+        // Lanes that find a scale together are of one head.
+        let quads = if dtype == KvDtype::Q8 { head_dim.next_multiple_of(GROUP) / 4 } else { head_dim / 4 };
+        let lanes = self.rows * (self.heads + 2 * kv_heads) * quads;
         let params = RopeParams {
             lanes: lanes as u32,
             first_row: self.first_row as u32,
@@ -78,7 +80,8 @@ impl Rope {
             rotary_dim: self.rotary_dim as u32,
             past_len: self.past_len as u32,
             capacity: capacity as u32,
-            kv_dim: padded(head_dim) as u32,
+            head_quads: quads as u32,
+            kv_row: dtype.row_words(head_dim) as u32,
         };
         let buffers = [qkv.into(), rope.into(), q.into(), (&cache.k).into(), (&cache.v).into()];
         // Each value is read and written, and so is its rotation's.
@@ -133,25 +136,24 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         ],
         CaseSet::Bench => vec![shape(1, 1000, 24, 8, 128), shape(512, 0, 24, 8, 128)],
     };
-    shapes.into_iter().flat_map(|shape| [KvDtype::F16, KvDtype::F32].map(|dtype| case(shape, dtype))).collect()
+    shapes.into_iter().flat_map(|shape| KvDtype::ALL.map(|dtype| case(shape, dtype))).collect()
 }
 
 fn case(shape: Shape, dtype: KvDtype) -> Case {
     let Shape { rows, past_len, heads, kv_heads, head_dim, rotary_dim } = shape;
     let capacity = past_len + rows + 3;
     let width = (heads + 2 * kv_heads) * head_dim;
-    let cache_words = kv_heads * capacity * padded(head_dim) * dtype.size() / 4;
+    let cache_words = kv_heads * capacity * dtype.row_words(head_dim);
     Case {
         label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}, {rotary_dim} turned"),
         variant: variant(dtype),
         flops: 3 * (rows * (heads + kv_heads) * head_dim) as u64,
-        bytes: (rows * (4 * width + 4 * heads * head_dim + 2 * kv_heads * head_dim * dtype.size())) as u64,
-        // The cache is rounded to f16, by rules that differ between devices.
-        tolerance: if dtype == KvDtype::F16 { 1e-6 } else { 1e-12 },
+        bytes: (rows * (4 * width + 4 * heads * head_dim + 8 * kv_heads * dtype.row_words(head_dim))) as u64,
+        // The cache is rounded, by rules that differ between devices.
+        tolerance: if dtype == KvDtype::F32 { 1e-12 } else { 1e-6 },
         buffers: Box::new(move || {
             let mut random = Random::new(width as u64);
-            let purpose = if dtype == KvDtype::F16 { Purpose::F16 } else { Purpose::F32 };
-            let cache = || CaseBuffer { words: vec![0; cache_words], purpose };
+            let cache = || CaseBuffer { words: vec![0; cache_words], purpose: Purpose::Kv(dtype, head_dim) };
             vec![
                 CaseBuffer::input(&if rows.is_multiple_of(2) {
                     with_outliers(random.values(rows * width))
@@ -174,9 +176,18 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
             let (mut q, mut k, mut v) = (vec![0.0; rows * heads * head_dim], vec![0.0; len], vec![0.0; len]);
             let shape = reference::Shape { heads, kv_heads, head_dim, rotary_dim, past_len, capacity };
             rope(shape, b[0].values(), b[1].values(), &mut q, &mut k, &mut v);
-            if dtype == KvDtype::F16 {
-                let largest = f16::MAX.to_f32();
-                k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
+            let cached = k.iter_mut().chain(&mut v);
+            match dtype {
+                KvDtype::F32 => {}
+                KvDtype::F16 => {
+                    let largest = f16::MAX.to_f32();
+                    cached.for_each(|value| *value = value.clamp(-largest, largest));
+                }
+                KvDtype::Q8 => {
+                    drop(cached);
+                    let rows = k.chunks_exact_mut(padded(head_dim)).chain(v.chunks_exact_mut(padded(head_dim)));
+                    rows.flat_map(|row| row.chunks_mut(GROUP)).for_each(reference::round_to_eight_bits);
+                }
             }
             vec![q, k, v]
         }),

@@ -45,3 +45,11 @@ pub fn rope(shape: Shape, qkv: &[f32], table: &[f32], q: &mut [f32], k: &mut [f3
         }
     }
 }
+
+/// Rounds a group to what eight bits and a scale hold: the largest is 127 steps from zero.
+pub(super) fn round_to_eight_bits(group: &mut [f32]) {
+    let scale = group.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())) / 127.0;
+    if scale > 0.0 {
+        group.iter_mut().for_each(|value| *value = (*value / scale).round() * scale);
+    }
+}

@@ -3,90 +3,122 @@
 //     out[i]         = in[i] * c - in[i + reach] * s
 //     out[i + reach] = in[i + reach] * c + in[i] * s
 // What lies beyond rotary_dim stays as it is. Query heads go to q, key heads to the cache at p; value heads go to the
-// cache unturned. A lane takes two neighbouring pairs, as a pair of f16 is one word of the cache; of what is not turned, a
-// quad.
+// cache unturned. A lane has a quad of the output: a word of eight-bit codes, and with its neighbours a group with a scale.
 #import invocation
 
 struct Params {
     lanes: u32, first_row: u32, heads: u32, kv_heads: u32, head_dim: u32, rotary_dim: u32, past_len: u32, capacity: u32,
-    kv_dim: u32,
+    head_quads: u32, kv_row: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> qkv: array<f32>;              // [any, heads + 2 * kv_heads, head_dim]
 @group(0) @binding(2) var<storage, read> rope: array<f32>;             // [positions, rotary_dim / 2, 2]
 @group(0) @binding(3) var<storage, read_write> q: array<f32>;          // [any, heads, head_dim]
-@group(0) @binding(4) var<storage, read_write> k_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
-@group(0) @binding(5) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_dim], f16 in pairs or f32
+@group(0) @binding(4) var<storage, read_write> k_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
+@group(0) @binding(5) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
 
 #ifdef KV_F16
 const MAX_F16: f32 = 65504.0;
 #endif
+#ifdef KV_Q8
+// Lanes of a group, and the largest of each one's quad.
+const GROUP_LANES: u32 = KV_GROUP / 4u;
+var<workgroup> largest: array<f32, WORKGROUP>;
+#endif
+
+// Elements i and i + 1 of the head at `start`, turned as at `position`. Both are of the same half.
+fn turned(start: u32, i: u32, position: u32) -> vec2<f32> {
+    let value = vec2<f32>(qkv[start + i], qkv[start + i + 1u]);
+    if (i >= params.rotary_dim) {
+        return value;
+    }
+    let reach = params.rotary_dim / 2u;
+    let is_low = i < reach;
+    let at = start + select(i - reach, i + reach, is_low);
+    let other = vec2<f32>(qkv[at], qkv[at + 1u]);
+    let angle = position * params.rotary_dim + 2u * select(i - reach, i, is_low);
+    let c = vec2<f32>(rope[angle], rope[angle + 2u]);
+    let s = vec2<f32>(rope[angle + 1u], rope[angle + 3u]);
+    return value * c + select(other, -other, is_low) * s;
+}
+
+// A word of a row of the cache.
+fn store(is_key: bool, at: u32, word: u32) {
+    if (is_key) {
+        k_cache[at] = word;
+    } else {
+        v_cache[at] = word;
+    }
+}
 
 @compute @workgroup_size(WORKGROUP)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     let at = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
-    if (at >= params.lanes) {
-        return;
-    }
-    let quads = params.head_dim / 4u;
     let all_heads = params.heads + 2u * params.kv_heads;
-    let quad = at % quads;
-    let head = (at / quads) % all_heads;
-    let r = at / (quads * all_heads);
-    let is_turned = 4u * quad < params.rotary_dim;
-    let i = select(4u * quad, 2u * quad, is_turned);
-    let reach = select(2u, params.rotary_dim / 2u, is_turned);
+    let quad = at % params.head_quads;
+    let head = (at / params.head_quads) % all_heads;
+    let r = at / (params.head_quads * all_heads);
+    let i = 4u * quad;
+    let is_live = at < params.lanes && i < params.head_dim;
+    let is_query = head < params.heads;
+    let is_key = !is_query && head < params.heads + params.kv_heads;
     let position = params.past_len + r;
     let row = params.first_row + r;
 
-    let start = (row * all_heads + head) * params.head_dim + i;
-    var low = vec2<f32>(qkv[start], qkv[start + 1u]);
-    var high = vec2<f32>(qkv[start + reach], qkv[start + reach + 1u]);
-    if (is_turned && head < params.heads + params.kv_heads) {
-        let angle = position * params.rotary_dim + 2u * i;
-        let c = vec2<f32>(rope[angle], rope[angle + 2u]);
-        let s = vec2<f32>(rope[angle + 1u], rope[angle + 3u]);
-        let turned = low * c - high * s;
-        high = high * c + low * s;
-        low = turned;
+    var values = vec4<f32>(0.0);
+    if (is_live) {
+        let start = (row * all_heads + head) * params.head_dim;
+        if (is_query || is_key) {
+            values = vec4<f32>(turned(start, i, position), turned(start, i + 2u, position));
+        } else {
+            values = vec4<f32>(qkv[start + i], qkv[start + i + 1u], qkv[start + i + 2u], qkv[start + i + 3u]);
+        }
     }
-
-    if (head < params.heads) {
-        let to = (row * params.heads + head) * params.head_dim + i;
-        q[to] = low.x;
-        q[to + 1u] = low.y;
-        q[to + reach] = high.x;
-        q[to + reach + 1u] = high.y;
+#ifdef KV_Q8
+    let sizes = abs(values);
+    largest[invocation.lane] = max(max(sizes.x, sizes.y), max(sizes.z, sizes.w));
+    workgroupBarrier();
+#endif
+    if (!is_live) {
         return;
     }
-    let is_key = head < params.heads + params.kv_heads;
+    if (is_query) {
+        let to = (row * params.heads + head) * params.head_dim + i;
+        q[to] = values.x;
+        q[to + 1u] = values.y;
+        q[to + 2u] = values.z;
+        q[to + 3u] = values.w;
+        return;
+    }
     let kv_head = head - params.heads - select(params.kv_heads, 0u, is_key);
-    let to = (kv_head * params.capacity + position) * params.kv_dim + i;
-#ifdef KV_F16
-    // Beyond it WGSL promises nothing, and an infinite key would make every score NaN.
-    let low_word = pack2x16float(clamp(low, vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
-    let high_word = pack2x16float(clamp(high, vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
-    if (is_key) {
-        k_cache[to / 2u] = low_word;
-        k_cache[(to + reach) / 2u] = high_word;
-    } else {
-        v_cache[to / 2u] = low_word;
-        v_cache[(to + reach) / 2u] = high_word;
+    let to = (kv_head * params.capacity + position) * params.kv_row;
+#ifdef KV_Q8
+    var most = 0.0;
+    let first_lane = invocation.lane / GROUP_LANES * GROUP_LANES;
+    for (var lane = 0u; lane < GROUP_LANES; lane++) {
+        most = max(most, largest[first_lane + lane]);
+    }
+    // Not zero, which is no divisor; not smaller than what every device can tell from zero.
+    let scale = max(most / 127.0, 1.2e-38);
+    let codes = vec4<u32>(vec4<i32>(clamp(round(values / scale), vec4<f32>(-127.0), vec4<f32>(127.0)))) & vec4<u32>(255u);
+    store(is_key, to + quad, codes.x | (codes.y << 8u) | (codes.z << 16u) | (codes.w << 24u));
+    if (quad % GROUP_LANES == 0u) {
+        let code_words = (params.head_dim + 7u) / 8u * 2u;
+        store(is_key, to + code_words + quad / GROUP_LANES, bitcast<u32>(scale));
     }
 #else
-    let low_words = bitcast<vec2<u32>>(low);
-    let high_words = bitcast<vec2<u32>>(high);
-    if (is_key) {
-        k_cache[to] = low_words.x;
-        k_cache[to + 1u] = low_words.y;
-        k_cache[to + reach] = high_words.x;
-        k_cache[to + reach + 1u] = high_words.y;
-    } else {
-        v_cache[to] = low_words.x;
-        v_cache[to + 1u] = low_words.y;
-        v_cache[to + reach] = high_words.x;
-        v_cache[to + reach + 1u] = high_words.y;
-    }
+#ifdef KV_F16
+    // Beyond it WGSL promises nothing, and an infinite key would make every score NaN.
+    let kept = clamp(values, vec4<f32>(-MAX_F16), vec4<f32>(MAX_F16));
+    store(is_key, to + i / 2u, pack2x16float(kept.xy));
+    store(is_key, to + i / 2u + 1u, pack2x16float(kept.zw));
+#else
+    let words = bitcast<vec4<u32>>(values);
+    store(is_key, to + i, words.x);
+    store(is_key, to + i + 1u, words.y);
+    store(is_key, to + i + 2u, words.z);
+    store(is_key, to + i + 3u, words.w);
+#endif
 #endif
 }

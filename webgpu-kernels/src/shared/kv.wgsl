@@ -1,9 +1,37 @@
-// The key and value cache, [kv_heads, capacity, EIGHTS * 8]: heads are padded with zeros to a multiple of eight.
-// Values are f16 in pairs (KV_F16) or f32; both are read and written as whole words, the same on every device.
+// The key and value cache, [kv_heads, capacity] rows: heads are padded with zeros to a multiple of eight, EIGHTS of them.
+// Values are f16 in pairs (KV_F16), codes of eight bits with a scale for each KV_GROUP of them behind the row's codes
+// (KV_Q8), or f32; all are read and written as whole words, the same on every device. Who imports this declares k_cache
+// and v_cache as array<Stored8>.
 
 // Eight neighbouring values.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 
+#ifdef KV_Q8
+alias Stored8 = vec2<u32>;
+
+// Stored8 of a row: its codes, and its scales in pairs.
+const ROW: u32 = EIGHTS + (8u * EIGHTS + 2u * KV_GROUP - 1u) / (2u * KV_GROUP);
+
+fn signed_bytes(word: u32) -> vec4<f32> {
+    return vec4<f32>((vec4<i32>(bitcast<i32>(word)) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
+}
+
+// `scales`: the pair that has the scale of `eight`.
+fn to_eight(codes: Stored8, scales: vec2<u32>, eight: u32) -> Eight {
+    let scale = bitcast<f32>(select(scales.x, scales.y, eight * 8u / KV_GROUP % 2u == 1u));
+    return Eight(scale * signed_bytes(codes.x), scale * signed_bytes(codes.y));
+}
+
+fn load_key(row: u32, eight: u32) -> Eight {
+    let at = row * ROW;
+    return to_eight(k_cache[at + eight], k_cache[at + EIGHTS + eight * 4u / KV_GROUP], eight);
+}
+
+fn load_value(row: u32, eight: u32) -> Eight {
+    let at = row * ROW;
+    return to_eight(v_cache[at + eight], v_cache[at + EIGHTS + eight * 4u / KV_GROUP], eight);
+}
+#else
 #ifdef KV_F16
 alias Stored8 = vec4<u32>;
 
@@ -18,5 +46,14 @@ struct Stored8 { a: vec4<f32>, b: vec4<f32> }
 
 fn to_eight(values: Stored8) -> Eight {
     return Eight(values.a, values.b);
+}
+#endif
+
+fn load_key(row: u32, eight: u32) -> Eight {
+    return to_eight(k_cache[row * EIGHTS + eight]);
+}
+
+fn load_value(row: u32, eight: u32) -> Eight {
+    return to_eight(v_cache[row * EIGHTS + eight]);
 }
 #endif

@@ -1,8 +1,14 @@
 // Runs what `export-cases` wrote on Dawn, the WebGPU of Chrome, and compares with the references:
 // `node run.mjs FOLDER`. With `--probe`, only says whether there is a device. Exit codes: 0 all right, 1 some are wrong,
 // 3 no device.
+//
+// A software driver takes seconds to minutes to compile a shader, which it does when it is first run, in one thread of each
+// device: so there are as many devices as processors. What was right is noted in FOLDER/passed.txt, by a hash of the
+// shaders, the case and the device, and not run again.
 
-import { readFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { appendFileSync, existsSync, readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { create, globals } from 'webgpu';
 
@@ -16,16 +22,36 @@ if (!adapter) {
 console.log(`${adapter.info.description || adapter.info.device}: ${[...adapter.features].join(' ')}`);
 if (process.argv[2] === '--probe') process.exit(0);
 
-const features = ['subgroups', 'shader-f16'].filter((name) => adapter.features.has(name));
-const device = await adapter.requestDevice({ requiredFeatures: features });
 const folder = process.argv[2];
 const { shaders, cases, guard } = JSON.parse(readFileSync(join(folder, 'cases.json'), 'utf8'));
 const file = readFileSync(join(folder, 'words.bin'));
 const words = ([first, count]) => new Uint32Array(file.buffer.slice(file.byteOffset + 4 * first, file.byteOffset + 4 * (first + count)));
 
-/** A shader's pipeline, made once. */
-const pipelines = new Map();
-async function pipeline(index) {
+const passedFile = join(folder, 'passed.txt');
+const passed = new Set(existsSync(passedFile) ? readFileSync(passedFile, 'utf8').split('\n') : []);
+const { vendor, architecture, device: model, description } = adapter.info;
+
+/** What tells whether a case has been run as it is now. */
+function key({ name, tolerance, buffers, dispatches, expected }) {
+    const hash = createHash('sha256').update(JSON.stringify([vendor, architecture, model, description, name, tolerance]));
+    const add = (at) => hash.update(words(at));
+    buffers.forEach((buffer) => add(buffer.words));
+    expected.forEach(add);
+    for (const { shader, params, groups } of dispatches) {
+        hash.update(JSON.stringify([shaders[shader], groups]));
+        add(params);
+    }
+    return hash.digest('hex');
+}
+
+/** A device with its pipelines, each made once. */
+async function open() {
+    const adapter = await gpu.requestAdapter();
+    const features = ['subgroups', 'shader-f16'].filter((name) => adapter.features.has(name));
+    return { device: await adapter.requestDevice({ requiredFeatures: features }), pipelines: new Map() };
+}
+
+async function pipeline({ device, pipelines }, index) {
     if (pipelines.has(index)) return pipelines.get(index);
     const { wgsl, bindings, params } = shaders[index];
     const uniform = { type: 'uniform', minBindingSize: params };
@@ -51,9 +77,23 @@ function half(bits) {
     return sign * (exponent ? (1 + fraction / 1024) * 2 ** (exponent - 15) : fraction * 2 ** -24);
 }
 
+/** Rows of a cache in eight bits: codes, padded to eights, then a scale for each 32 of them, an even number of words. */
+function eightBits(headDim, found) {
+    const width = Math.ceil(headDim / 8) * 8;
+    const stride = width / 4 + Math.ceil(width / 64) * 2;
+    const values = [];
+    for (let row = 0; row < found.length; row += stride) {
+        const codes = new Int8Array(found.buffer, found.byteOffset + 4 * row, width);
+        const scales = new Float32Array(found.buffer, found.byteOffset + 4 * row + width, stride - width / 4);
+        for (let i = 0; i < width; i++) values.push(codes[i] * scales[Math.floor(i / 32)]);
+    }
+    return Float32Array.from(values);
+}
+
 function decoded(purpose, found) {
     if (purpose === 'f32') return new Float32Array(found.buffer, found.byteOffset, found.length);
     if (purpose === 'u32') return Float32Array.from(found);
+    if (purpose.startsWith('q8 ')) return eightBits(Number(purpose.slice(3)), found);
     return Float32Array.from([...found].flatMap((word) => [half(word & 0xffff), half(word >>> 16)]));
 }
 
@@ -70,7 +110,8 @@ function compare(found, expected, tolerance) {
 }
 
 /** What is wrong with a case, or nothing. */
-async function check(testCase) {
+async function check(opened, testCase) {
+    const { device } = opened;
     device.pushErrorScope('validation');
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     const buffers = new Map();
@@ -83,7 +124,7 @@ async function check(testCase) {
     const encoder = device.createCommandEncoder();
     const uniforms = [];
     for (const { shader, params, bindings, groups } of testCase.dispatches) {
-        const { layout, made } = await pipeline(shader);
+        const { layout, made } = await pipeline(opened, shader);
         const content = words(params);
         const size = Math.max(16, Math.ceil(content.byteLength / 16) * 16);
         const uniform = device.createBuffer({ size, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
@@ -126,20 +167,31 @@ async function check(testCase) {
 }
 
 const failures = [];
+const opened = await Promise.all(Array.from({ length: availableParallelism() }, open));
 // What is not run is compiled at least, with all that the language demands.
 for (const { wgsl } of shaders) {
-    const { messages } = await device.createShaderModule({ code: wgsl }).getCompilationInfo();
+    const { messages } = await opened[0].device.createShaderModule({ code: wgsl }).getCompilationInfo();
     for (const { type, lineNum, message } of messages) {
         if (type === 'error') failures.push(`${wgsl.slice(0, 200)} ... line ${lineNum}: ${message}`);
     }
 }
 console.log(`${shaders.length} shaders compiled, ${failures.length} refused`);
-for (const testCase of cases) {
-    const start = Date.now();
-    const wrong = await check(testCase).catch((error) => error.message);
-    if (wrong) failures.push(`${testCase.name}: ${wrong}`);
-    console.log(`${String(Date.now() - start).padStart(6)} ms  ${testCase.name}`);
-}
+const left = cases.map((testCase) => ({ testCase, hash: key(testCase) })).filter(({ hash }) => !passed.has(hash));
+const known = cases.length - left.length;
+let right = 0;
+await Promise.all(opened.map(async (device) => {
+    for (let next; (next = left.shift());) {
+        const start = Date.now();
+        const wrong = await check(device, next.testCase).catch((error) => error.message);
+        if (wrong) {
+            failures.push(`${next.testCase.name}: ${wrong}`);
+        } else {
+            right += 1;
+            appendFileSync(passedFile, `${next.hash}\n`);
+        }
+        console.log(`${String(Date.now() - start).padStart(6)} ms  ${next.testCase.name}`);
+    }
+}));
 for (const failure of failures) console.error(failure);
-console.log(`${cases.length - failures.length} of ${cases.length} cases right, ${shaders.length} shaders`);
+console.log(`${known + right} of ${cases.length} cases right, ${known} of them as they were before; ${shaders.length} shaders`);
 process.exit(failures.length > 0 || cases.length === 0 ? 1 : 0);

@@ -1,0 +1,176 @@
+//! Activations of a hundred thousand, in every architecture: the recorded models with their weights scaled by powers of two
+//! so that the residual stream is 2^17 times as large, some channels of the gate 2^12 times, some keys and values 2^8
+//! times, and the function the same. So what transformers recorded is still what must come out.
+
+mod common;
+
+use common::{Golden, nmse};
+use infer_core::{
+    Decoder, Gpu, KvCache, KvDtype, OpenOptions, block_on,
+    model::{Parts, Sequence},
+    ops::{Ops, candle::CandleOps, gpu::GpuOps},
+};
+use model_format::{
+    Checkpoint, DecoderConfig, Param, Role, SafetensorsCheckpoint, Weight, checkpoint::read_param,
+    params::joined_params,
+};
+
+const ARCHITECTURES: [&str; 8] = ["llama", "phi3", "qwen2", "qwen3", "mistral", "phi3-longrope", "gemma2", "gemma3"];
+
+/// Of the residual stream.
+const STREAM: f32 = 131_072.0;
+/// Of every seventh channel of the feed-forward, between its gate and its output.
+const GATED: f32 = 4096.0;
+/// Of every fifth element of a value head, and of a key head, whose queries are as much smaller. An f16 cache holds them.
+const CACHED: f32 = 256.0;
+
+fn is_gated(channel: usize) -> bool {
+    channel % 7 == 2
+}
+
+/// Whether an element of a head is scaled. Both of a pair that is rotated are.
+fn is_cached(config: &DecoderConfig, element: usize) -> bool {
+    let pair = if element < config.rotary_dim { element % (config.rotary_dim / 2) } else { element };
+    pair % 5 == 1
+}
+
+/// A recorded model's weights.
+struct Source {
+    checkpoint: SafetensorsCheckpoint,
+    config: DecoderConfig,
+    /// Whether blocks' outputs are normed before they are added to the residual stream, so that those norms have its scale.
+    norms_outputs: bool,
+}
+
+impl Source {
+    fn open(golden: &Golden) -> Source {
+        let checkpoint = SafetensorsCheckpoint::open(&golden.folder("hf")).unwrap();
+        let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
+        let norms_outputs = joined_params(&config).iter().any(|param| matches!(param.role, Role::DownNorm(_)));
+        Source { checkpoint, config, norms_outputs }
+    }
+
+    /// Whether every norm is of the residual stream, so that epsilon can have its scale too and the function is exactly the
+    /// same.
+    fn is_exact(&self) -> bool {
+        !self.config.qk_norm && !self.norms_outputs
+    }
+
+    /// By what an output of a parameter and, of a matrix, an input is scaled.
+    fn scale(&self, role: Role, row: usize, col: usize) -> f32 {
+        let DecoderConfig { num_attention_heads, num_key_value_heads, head_dim, intermediate_size, .. } = self.config;
+        let if_cached = |at: usize, by: f32| if is_cached(&self.config, at % head_dim) { by } else { 1.0 };
+        let out = if self.norms_outputs { 1.0 } else { STREAM };
+        match role {
+            Role::Embedding | Role::AttentionOutNorm(_) | Role::DownNorm(_) => STREAM,
+            Role::FinalNorm if self.config.tie_word_embeddings => 1.0 / STREAM,
+            // Values; queries and keys too, unless they are normed: then it is the norms that are scaled.
+            Role::Qkv(_) | Role::QkvBias(_) => match row / head_dim {
+                head if head >= num_attention_heads + num_key_value_heads => if_cached(row, CACHED),
+                _ if self.config.qk_norm => 1.0,
+                head if head >= num_attention_heads => if_cached(row, CACHED),
+                _ => if_cached(row, 1.0 / CACHED),
+            },
+            Role::QueryNorm(_) => if_cached(row, 1.0 / CACHED),
+            Role::KeyNorm(_) => if_cached(row, CACHED),
+            Role::AttentionOut(_) => out * if_cached(col, 1.0 / CACHED),
+            Role::AttentionOutBias(_) => out,
+            Role::GateUp(_) if row >= intermediate_size && is_gated(row - intermediate_size) => GATED,
+            Role::Down(_) => out * if is_gated(col) { 1.0 / GATED } else { 1.0 },
+            _ => 1.0,
+        }
+    }
+
+    fn weight(&self, param: &Param) -> Weight {
+        let mut data = read_param(&self.checkpoint, param).unwrap();
+        let cols = if param.role.is_matrix() { param.shape[1] } else { 1 };
+        for (i, value) in data.iter_mut().enumerate() {
+            *value *= self.scale(param.role, i / cols, i % cols);
+        }
+        Weight::F32 { shape: param.shape.clone(), data }
+    }
+
+    fn decoder<O: Ops>(&self, ops: &mut O) -> Decoder<O> {
+        let mut config = self.config.clone();
+        if self.is_exact() {
+            config.rms_norm_eps *= f64::from(STREAM).powi(2);
+        }
+        let mut parts = Parts::default();
+        for param in joined_params(&config) {
+            parts.add(ops, param.role, self.weight(&param)).unwrap();
+        }
+        Decoder::new(ops, &config, parts, 128).unwrap()
+    }
+}
+
+/// Logits of every position in one piece; then those of the last again, token by token.
+async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> [Vec<f32>; 2] {
+    let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
+    let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
+    let logits = decoder.head(ops, &hidden);
+    let whole = ops.read(&logits).await.unwrap();
+    cache.truncate(ids.len() - 3);
+    let mut last = Vec::new();
+    for token in &ids[ids.len() - 3..] {
+        let logits = decoder.forward(ops, &mut [Sequence { tokens: &[*token], cache: &mut cache }]);
+        last = ops.read(&logits).await.unwrap();
+    }
+    [whole, last]
+}
+
+fn check(found: &[Vec<f32>; 2], expected: &[f32], limit: f64, what: &str) {
+    let last = &expected[expected.len() - found[1].len()..];
+    for (found, expected) in found.iter().zip([expected, last]) {
+        assert!(found.iter().all(|logit| logit.is_finite()), "{what}: not finite");
+        let error = nmse(found, expected);
+        println!("{what}: nmse {error:e}");
+        assert!(error <= limit, "{what}: nmse {error:e}");
+    }
+}
+
+/// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
+fn profiles() -> Vec<(&'static str, Gpu)> {
+    let open = |(name, options)| match block_on(Gpu::open(&Default::default(), options)) {
+        Ok(gpu) => Some((name, gpu)),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    };
+    OpenOptions::PROFILES.into_iter().filter_map(open).collect()
+}
+
+#[test]
+fn outliers_change_nothing() {
+    let profiles = profiles();
+    for arch in ARCHITECTURES {
+        let golden = Golden::open(&format!("arch/{arch}"));
+        let source = Source::open(&golden);
+        let ids = golden.tensors("logits.safetensors").ids("ids_0");
+        let last_layer = format!("layer_{}", source.config.num_hidden_layers - 1);
+        let stream = golden.tensors("states_0.safetensors").f32(&last_layer);
+        let largest = stream.iter().fold(0.0f32, |largest, value| largest.max(value.abs())) * STREAM;
+        assert!(largest > 1e5, "{arch}: the residual stream reaches {largest}");
+
+        let mut cpu = CandleOps::default();
+        let decoder = source.decoder(&mut cpu);
+        let of_cpu = block_on(logits(&mut cpu, &decoder, &ids));
+        let recorded = golden.tensors("logits.safetensors").f32("logits_0");
+        // Where epsilon keeps its size, it counts for less beside a larger stream.
+        let (recorded_limit, expected) = if source.is_exact() { (1e-9, &recorded) } else { (1e-2, &of_cpu[0]) };
+        check(&of_cpu, &recorded, recorded_limit, &format!("{arch}, CPU"));
+        for (profile, gpu) in &profiles {
+            for (kv, limit) in [(KvDtype::F32, 1e-9), (KvDtype::F16, 1e-5)] {
+                let mut ops = GpuOps::new(gpu.clone(), kv);
+                let decoder = source.decoder(&mut ops);
+                check(
+                    &block_on(logits(&mut ops, &decoder, &ids)),
+                    expected,
+                    limit,
+                    &format!("{arch}, {profile}, {kv:?}"),
+                );
+            }
+        }
+    }
+}
