@@ -15,7 +15,6 @@ use crate::{
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
 };
-
 pub use reference::{Shape as AttentionShape, attention, join_splits};
 
 /// Causal attention of some rows of one sequence.
@@ -93,7 +92,7 @@ const MAX_SPLITS: usize = 64;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
 /// The same of the tile kernel.
-const ENOUGH_TILES: usize = 512;
+const ENOUGH_TILES: usize = 64;
 /// More rows than this go to the tile kernel.
 const DECODE_ROWS: usize = 4;
 
@@ -127,7 +126,7 @@ impl Attention {
         };
         let variant = self.tile_variant(CacheShape::of(cache), quads);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
-        recorder.expect_bytes(self.bytes(cache));
+        recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
     }
 
@@ -140,13 +139,6 @@ impl Attention {
     fn tile_quads(&self, cache: CacheShape) -> usize {
         let enough = |quads: &usize| self.tile_groups(cache, *quads) >= ENOUGH_TILES;
         tile_choices(cache.head_dim).find(enough).unwrap_or(1)
-    }
-
-    /// Bytes of the keys and values that the rows see, of the queries and of what comes out.
-    fn bytes(&self, cache: &KvCache) -> u64 {
-        let keys = self.past_len + self.rows - self.begin();
-        KvCache::bytes(cache.kv_heads, keys, cache.head_dim, cache.dtype)
-            + 8 * (self.rows * self.heads * cache.head_dim) as u64
     }
 
     /// The window, or one that nothing is beyond.
@@ -212,7 +204,7 @@ impl Attention {
         };
         let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), splits > 1);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
-        recorder.expect_bytes(self.bytes(cache));
+        recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
     }
 
