@@ -1,6 +1,6 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for many rows m: prefilling.
 //!
-//! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. [`TILES`] has those
+//! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. `TILES` has those
 //! that there are; smaller ones serve few rows. Where a product has too few tiles for a large device, the inputs are
 //! split among workgroups too, and `gemm_join` adds what the splits come to. Software devices have a kernel of their own,
 //! [`LaneRows`]; devices with matrix units may use them, [`Cooperative`].

@@ -67,7 +67,7 @@ params! {
 }
 params! { struct DiagonalParams { first: u32, rows: u32, cols: u32 } }
 
-/// The record of [`Arrange`].
+/// The record of `Arrange`.
 pub static ARRANGE_KERNEL: Kernel = Kernel {
     name: "gptq_arrange",
     wgsl: include_str!("arrange.wgsl"),
@@ -76,7 +76,7 @@ pub static ARRANGE_KERNEL: Kernel = Kernel {
     cases: arrange_cases,
 };
 
-/// The record of [`Diagonal`].
+/// The record of `Diagonal`.
 pub static DIAGONAL_KERNEL: Kernel = Kernel {
     name: "gptq_diagonal",
     wgsl: include_str!("diagonal.wgsl"),
