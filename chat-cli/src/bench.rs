@@ -3,7 +3,7 @@
 use std::{
     io::{self, Write},
     process::ExitCode,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use chat_cli::{
@@ -39,6 +39,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     block_on(model.most_likely(&[1]))?;
     let first_token_seconds = start.elapsed().as_secs_f64();
 
+    let is_software = model.gpu().is_none_or(|gpu| gpu.caps().is_software);
+    let warm_up = if is_software { Duration::ZERO } else { WARM_UP };
+    run_for(&mut model, longest.min(context - 1), warm_up)?;
     let copy_bandwidth = match model.gpu().filter(|_| arguments.roofline) {
         Some(gpu) => Some(block_on(gpu.copy_bandwidth()).map_err(infer_core::Error::from)?),
         None => None,
@@ -84,6 +87,19 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A device that had nothing to do runs slowly until it has been busy for about a second.
+const WARM_UP: Duration = Duration::from_millis(1500);
+
+/// Prefills until so much time is over.
+fn run_for(model: &mut LoadedModel, len: usize, time: Duration) -> anyhow::Result<()> {
+    let (prompt, start) = (tokens(model, len.max(1)), Instant::now());
+    while start.elapsed() < time {
+        model.truncate(0);
+        block_on(model.most_likely(&prompt))?;
+    }
+    Ok(())
 }
 
 /// Some tokens of the vocabulary.

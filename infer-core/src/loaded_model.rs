@@ -12,7 +12,7 @@ use crate::ops::candle::CandleOps;
 use crate::{
     Device, Error, Need, Progress, Result, StepProfile,
     memory::Holding,
-    model::{Session, decoder::FEWEST_ROWS, load_checkpoint, load_mlc, load_random},
+    model::{Session, load_checkpoint, load_mlc, load_random},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
     sampler::Sampler,
@@ -259,7 +259,7 @@ impl LoadedModel {
         let mut left = text;
         while !left.is_empty() {
             let tokens;
-            (tokens, left) = left.split_at(self.part_len(left.len(), ROWS - FEWEST_ROWS));
+            (tokens, left) = left.split_at(on_session!(&self.session, session => session.logits_len(left.len(), ROWS)));
             take(&on_session!(&mut self.session, session => session.all_logits(tokens).await)?)?;
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use crate::{
     Decoder, KvCache, Result,
-    model::{Sequence, session::PREFILL_CHUNK},
+    model::{Sequence, decoder::FEWEST_ROWS, session::PREFILL_CHUNK},
     ops::Ops,
 };
 
@@ -29,12 +29,15 @@ pub async fn token_losses<O: Ops>(
         let hidden = decoder.hidden(ops, &mut [Sequence { tokens, cache: &mut *cache }]);
         // The window's last token predicts nothing that is known.
         let predicted = tokens.len().min(window.len() - 1 - first);
-        for begin in (0..predicted).step_by(ROWS) {
-            let rows: Vec<usize> = (begin..predicted.min(begin + ROWS)).collect();
+        let mut begin = 0;
+        while begin < predicted {
+            let count = decoder.head_part_len(ops, predicted - begin, ROWS - FEWEST_ROWS);
+            let rows: Vec<usize> = (begin..begin + count).collect();
             let targets = &window[first + begin + 1..][..rows.len()];
             let block = ops.select_rows(&hidden, &rows);
             let logits = decoder.head(ops, &block);
             losses.extend(ops.cross_entropy(&logits, targets).await?);
+            begin += count;
         }
     }
     Ok(losses)

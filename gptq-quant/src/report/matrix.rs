@@ -104,16 +104,28 @@ pub(crate) fn relative_errors<const N: usize>(
     // Symmetric, so that its columns are rows.
     let columns = (0..n).into_par_iter().flat_map_iter(|j| (0..n).map(move |i| hessian[(i, j)] as f32));
     let hessian = Array2::from_shape_vec((n, n), columns.collect()).expect("a square");
-    let square =
-        |m: &Array2<f32>| std::iter::zip(&m.dot(&hessian), m).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     let starts: Vec<usize> = (0..weights.nrows()).step_by(ROWS).collect();
     let pieces: Vec<([f64; N], f64)> = starts
         .into_par_iter()
         .map(|start| {
             let rows = start..(start + ROWS).min(weights.nrows());
             let weights = weights.slice(ndarray::s![rows.clone(), ..]);
-            let error = |values: &Array2<f32>| square(&(&weights - &values.slice(ndarray::s![rows.clone(), ..])));
-            (values.map(error), square(&weights.to_owned()))
+            // One product for all of them: each reads the whole Hessian.
+            let mut all = Vec::with_capacity((N + 1) * weights.len());
+            for values in values {
+                let values = values.slice(ndarray::s![rows.clone(), ..]);
+                all.extend(std::iter::zip(weights, values).map(|(w, v)| w - v));
+            }
+            all.extend(weights);
+            let count = rows.len();
+            let all = Array2::from_shape_vec(((N + 1) * count, n), all).expect("whole rows");
+            let products = all.dot(&hessian);
+            let square = |part: usize| -> f64 {
+                let part = ndarray::s![part * count..(part + 1) * count, ..];
+                let pairs = std::iter::zip(all.slice(part), products.slice(part));
+                pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
+            };
+            (std::array::from_fn(square), square(N))
         })
         .collect();
     let whole: f64 = pieces.iter().map(|(_, whole)| whole).sum();

@@ -64,9 +64,13 @@ impl<O: Ops> Decoder<O> {
     /// it makes no difference in which parts a text is run. `most` is at least [`FEWEST_ROWS`].
     pub fn part_len(&self, ops: &O, left: usize, most: usize) -> usize {
         let DecoderConfig { hidden_size, intermediate_size, num_attention_heads, head_dim, .. } = self.config;
-        let largest = 2 * hidden_size * (2 * intermediate_size).max(num_attention_heads * head_dim);
-        let part = ops.rows_at_once(largest as u64).clamp(FEWEST_ROWS, most) / FEWEST_ROWS * FEWEST_ROWS;
-        if left < part + FEWEST_ROWS { left } else { part }
+        let largest = hidden_size * (2 * intermediate_size).max(num_attention_heads * head_dim);
+        part_len(ops, left, most, largest)
+    }
+
+    /// The same for rows of [`Decoder::head`], which has a matrix of its own size.
+    pub fn head_part_len(&self, ops: &O, left: usize, most: usize) -> usize {
+        part_len(ops, left, most, self.config.hidden_size * self.config.vocab_size)
     }
 
     /// The decoder's shape.
@@ -155,6 +159,13 @@ impl<O: Ops> Decoder<O> {
         }
         normed
     }
+}
+
+/// `most` of `left` rows, or as many as are multiplied by a matrix of so many values without keeping the device busy for
+/// long.
+fn part_len<O: Ops>(ops: &O, left: usize, most: usize, values: usize) -> usize {
+    let part = ops.rows_at_once(2 * values as u64).clamp(FEWEST_ROWS, most) / FEWEST_ROWS * FEWEST_ROWS;
+    if left < part + FEWEST_ROWS { left } else { part }
 }
 
 /// One decoder layer.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Decoder, Parts, Sequence};
+use super::{Decoder, Parts, Sequence, decoder::FEWEST_ROWS};
 use crate::{KvCache, Result, ops::Choose, perplexity::token_losses, sampler::Sampler};
 use model_format::DecoderConfig;
 
@@ -33,6 +33,12 @@ impl<O: Choose> Session<O> {
     /// How many of the next `left` tokens to run at a time, at most about `most`, as [`Decoder::part_len`] has it.
     pub fn part_len(&self, left: usize, most: usize) -> usize {
         self.decoder.part_len(&self.ops, left, most)
+    }
+
+    /// The same where the logits after each of them are wanted, at most `most`.
+    pub fn logits_len(&self, left: usize, most: usize) -> usize {
+        let head = self.decoder.head_part_len(&self.ops, left, most - FEWEST_ROWS);
+        self.part_len(left, most - FEWEST_ROWS).min(head)
     }
 
     /// The operations of its device.

@@ -15,7 +15,7 @@ use crate::{
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
 };
-pub use reference::{Shape as AttentionShape, attention};
+pub use reference::{Shape as AttentionShape, attention, join_splits};
 
 /// Causal attention of some rows of one sequence.
 pub struct Attention {
@@ -568,17 +568,6 @@ fn reduce_case(rows: usize, heads: usize, splits: usize, head_dim: usize) -> Cas
             let reduce = Reduce { first_row: 0, rows, heads, splits };
             reduce.record(recorder, head_dim, &b[0].cast(), &b[1].cast());
         }),
-        reference: Box::new(move |b| {
-            let mut y = Vec::with_capacity(rows * heads * head_dim);
-            for parts in b[0].values().chunks_exact(splits * (head_dim + 2)) {
-                let splits = || parts.chunks_exact(head_dim + 2);
-                let m = splits().map(|part| part[head_dim]).fold(f32::NEG_INFINITY, f32::max);
-                let sum: f32 = splits().map(|part| (part[head_dim] - m).exp() * part[head_dim + 1]).sum();
-                y.extend(
-                    (0..head_dim).map(|d| splits().map(|part| (part[head_dim] - m).exp() * part[d]).sum::<f32>() / sum),
-                );
-            }
-            vec![y]
-        }),
+        reference: Box::new(move |b| vec![join_splits(b[0].values(), splits, head_dim)]),
     }
 }
