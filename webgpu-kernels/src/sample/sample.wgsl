@@ -241,12 +241,13 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     let counts_only = level < 4u;
     let digits_done = level % 4u;
     let shift = 24u - 8u * digits_done;
+    // A shift by 32 is none.
+    let prefix_shift = (shift + 8u) % 32u;
     for (var i = 0u; i < PER_LANE; i++) {
         let c = first + i * WORKGROUP + lane;
         if (c < params.cols) {
             let key = keys[c];
-            // A shift by 32 is none.
-            let is_inside = digits_done == 0u || (key >> (shift + 8u) % 32u) == state.prefix;
+            let is_inside = digits_done == 0u || (key >> prefix_shift) == state.prefix;
             if (is_inside && key >= state.k_key) {
                 let at = level * HISTOGRAM_WORDS + 3u * ((key >> shift) & 255u);
                 atomicAdd(&levels[at], 1u);
