@@ -86,6 +86,11 @@ impl KvCache {
         2 * kv_heads as u64 * capacity as u64 * 4 * dtype.row_words(head_dim) as u64
     }
 
+    /// Bytes of so many of its tokens.
+    pub(crate) fn bytes_of(&self, tokens: usize) -> u64 {
+        KvCache::bytes(self.kv_heads, tokens, self.head_dim, self.dtype)
+    }
+
     /// An empty cache.
     ///
     /// Errors: out of memory, or larger than a kernel can see.

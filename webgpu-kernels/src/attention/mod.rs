@@ -15,7 +15,7 @@ use crate::{
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
 };
-pub use reference::{Shape as AttentionShape, attention};
+pub use reference::{Shape as AttentionShape, attention, join_splits};
 
 /// Causal attention of some rows of one sequence.
 pub struct Attention {
@@ -92,7 +92,7 @@ const MAX_SPLITS: usize = 64;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
 /// The same of the tile kernel.
-const ENOUGH_TILES: usize = 512;
+const ENOUGH_TILES: usize = 64;
 /// More rows than this go to the tile kernel.
 const DECODE_ROWS: usize = 4;
 
@@ -126,7 +126,7 @@ impl Attention {
         };
         let variant = self.tile_variant(CacheShape::of(cache), quads);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
-        recorder.expect_bytes(self.bytes(cache));
+        recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
     }
 
@@ -139,13 +139,6 @@ impl Attention {
     fn tile_quads(&self, cache: CacheShape) -> usize {
         let enough = |quads: &usize| self.tile_groups(cache, *quads) >= ENOUGH_TILES;
         tile_choices(cache.head_dim).find(enough).unwrap_or(1)
-    }
-
-    /// Bytes of the keys and values that the rows see, of the queries and of what comes out.
-    fn bytes(&self, cache: &KvCache) -> u64 {
-        let keys = self.past_len + self.rows - self.begin();
-        KvCache::bytes(cache.kv_heads, keys, cache.head_dim, cache.dtype)
-            + 8 * (self.rows * self.heads * cache.head_dim) as u64
     }
 
     /// The window, or one that nothing is beyond.
@@ -211,7 +204,7 @@ impl Attention {
         };
         let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), splits > 1);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
-        recorder.expect_bytes(self.bytes(cache));
+        recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
     }
 
@@ -575,17 +568,6 @@ fn reduce_case(rows: usize, heads: usize, splits: usize, head_dim: usize) -> Cas
             let reduce = Reduce { first_row: 0, rows, heads, splits };
             reduce.record(recorder, head_dim, &b[0].cast(), &b[1].cast());
         }),
-        reference: Box::new(move |b| {
-            let mut y = Vec::with_capacity(rows * heads * head_dim);
-            for parts in b[0].values().chunks_exact(splits * (head_dim + 2)) {
-                let splits = || parts.chunks_exact(head_dim + 2);
-                let m = splits().map(|part| part[head_dim]).fold(f32::NEG_INFINITY, f32::max);
-                let sum: f32 = splits().map(|part| (part[head_dim] - m).exp() * part[head_dim + 1]).sum();
-                y.extend(
-                    (0..head_dim).map(|d| splits().map(|part| (part[head_dim] - m).exp() * part[d]).sum::<f32>() / sum),
-                );
-            }
-            vec![y]
-        }),
+        reference: Box::new(move |b| vec![join_splits(b[0].values(), splits, head_dim)]),
     }
 }

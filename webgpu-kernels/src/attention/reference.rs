@@ -48,3 +48,16 @@ pub fn attention(shape: Shape, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
         }
     }
 }
+
+/// What the splits of each row and head come to. `parts`: [rows and heads, splits, head_dim + 2], the last two being the
+/// largest score and the sum of exponentials. Result: [rows and heads, head_dim].
+pub fn join_splits(parts: &[f32], splits: usize, head_dim: usize) -> Vec<f32> {
+    let mut y = Vec::new();
+    for parts in parts.chunks_exact(splits * (head_dim + 2)) {
+        let splits = || parts.chunks_exact(head_dim + 2);
+        let m = splits().map(|part| part[head_dim]).fold(f32::NEG_INFINITY, f32::max);
+        let sum: f32 = splits().map(|part| (part[head_dim] - m).exp() * part[head_dim + 1]).sum();
+        y.extend((0..head_dim).map(|d| splits().map(|part| (part[head_dim] - m).exp() * part[d]).sum::<f32>() / sum));
+    }
+    y
+}

@@ -31,6 +31,9 @@ impl Scales {
 
     /// All of them in f16, where that changes none. It does for bf16 numbers below 2^-17 alone.
     pub fn to_f16(&self) -> Option<Vec<f16>> {
+        if self.dtype == Dtype::F16 {
+            return Some(self.bits.iter().map(|&bits| f16::from_bits(bits)).collect());
+        }
         let exact = |i| Some(f16::from_f32(self.get(i))).filter(|narrow| narrow.to_f32() == self.get(i));
         (0..self.len()).map(exact).collect()
     }
