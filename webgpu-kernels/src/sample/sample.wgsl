@@ -246,7 +246,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         if (c < params.cols) {
             let key = keys[c];
             // A shift by 32 is none.
-            let is_inside = digits_done == 0u || (key >> (shift + 8u) % 32u) == state.prefix;
+            let is_inside = digits_done == 0u || (key >> ((shift + 8u) % 32u)) == state.prefix;
             if (is_inside && key >= state.k_key) {
                 let at = level * HISTOGRAM_WORDS + 3u * ((key >> shift) & 255u);
                 atomicAdd(&levels[at], 1u);
