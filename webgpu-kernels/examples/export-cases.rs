@@ -80,7 +80,7 @@ impl Export {
                 let purpose = match buffer.purpose {
                     Purpose::Input => "input".to_string(),
                     Purpose::F32 | Purpose::Kv(KvDtype::F32, _) => "f32".to_string(),
-                    Purpose::F16 | Purpose::Kv(KvDtype::F16, _) => "f16".to_string(),
+                    Purpose::Kv(KvDtype::F16, _) => "f16".to_string(),
                     Purpose::Kv(KvDtype::Q8, head_dim) => format!("q8 {head_dim}"),
                     Purpose::U32 => "u32".to_string(),
                 };

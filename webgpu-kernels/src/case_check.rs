@@ -100,7 +100,6 @@ fn decoded(purpose: Purpose, words: &[u32]) -> Vec<f32> {
     match purpose {
         Purpose::F32 | Purpose::Input => words.iter().map(|w| f32::from_bits(*w)).collect(),
         Purpose::U32 => words.iter().map(|w| *w as f32).collect(),
-        Purpose::F16 => crate::cases::halves(words).iter().map(|v| v.to_f32()).collect(),
         Purpose::Kv(dtype, head_dim) => dtype.values(head_dim, words),
     }
 }

@@ -327,9 +327,7 @@ pub enum Purpose {
     Input,
     /// Written, f32.
     F32,
-    /// Written, two f16 to a word.
-    F16,
-    /// Written, rows of a cache whose heads are so wide.
+    /// Written, numbers as caches store them, in rows (heads, there) that are so wide.
     Kv(KvDtype, usize),
     /// Written, whole numbers that must be equal.
     U32,

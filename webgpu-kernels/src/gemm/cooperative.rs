@@ -6,7 +6,7 @@
 
 use super::{GemmParams, case_with};
 use crate::{
-    Case, CaseSet, Kernel, Variant, WeightFormat,
+    Case, CaseSet, Kernel, KvDtype, Variant, WeightFormat,
     cases::{Random, four_bits, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params},
@@ -216,7 +216,8 @@ fn narrow_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
                 // A row of zeros, and one of very small values.
                 x[..cols].fill(0.0);
                 x[cols..2 * cols].iter_mut().for_each(|v| *v *= 1e-30);
-                let narrow = CaseBuffer { words: vec![u32::MAX; m * padded / 2], purpose: Purpose::F16 };
+                let narrow =
+                    CaseBuffer { words: vec![u32::MAX; m * padded / 2], purpose: Purpose::Kv(KvDtype::F16, padded) };
                 vec![CaseBuffer::input(&x), narrow, CaseBuffer::output(m)]
             }),
             record: Box::new(move |recorder, b| {

@@ -77,7 +77,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
             {
                 let q = lane + $iu * LANES;
                 if (q < TILE_M * STEP) {
-                    tile_x[q / STEP * STEP + (q % STEP ^ turn(q / STEP))] = x$i;
+                    tile_x[q / STEP * STEP + ((q % STEP) ^ turn(q / STEP))] = x$i;
                 }
             }
 #endfor
