@@ -2,6 +2,8 @@
 //!
 //! Both models run layer after layer, so that one layer of each is on the device at a time.
 
+use std::ops::RangeInclusive;
+
 use calib_data::{TokenWindows, perplexity::perplexity};
 use infer_core::{
     model::{
@@ -15,8 +17,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Progress, Result, estimate::UNKNOWN_MEMORY};
 
-/// Rows whose logits are held at a time: 256 rows of a vocabulary of 128,256 are 131 MB, twice.
-const ROWS: usize = 256;
+/// Rows whose logits are held at a time: 256 rows of a vocabulary of 128,256 are 131 MB, twice. Slow devices get fewer,
+/// which do not keep them busy for long.
+const ROWS: RangeInclusive<usize> = 16..=256;
 
 /// What quantizing cost, on a text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -48,6 +51,7 @@ pub async fn evaluate<O: Ops>(
     let seq_len = windows.seq_len();
     let mut models = [float, quantized].map(Model::new).into_iter().collect::<Result<Vec<_>>>()?;
     let hidden_size = models[0].config.hidden_size;
+    let work = 2 * (models[0].config.vocab_size * hidden_size) as u64;
     let memory = memory.unwrap_or(UNKNOWN_MEMORY);
     let at_once = (memory / (2 * seq_len * hidden_size * size_of::<f32>())).clamp(1, windows.len());
     let windows: Vec<&[u32]> = windows.iter().collect();
@@ -65,8 +69,10 @@ pub async fn evaluate<O: Ops>(
         let heads = [models[0].head(ops)?, models[1].head(ops)?];
         for ((window, before), after) in part.iter().zip(before).zip(after) {
             let mut sums = [0.0; 3];
-            for first in (0..seq_len - 1).step_by(ROWS) {
-                let rows: Vec<usize> = (first..(seq_len - 1).min(first + ROWS)).collect();
+            let mut first = 0;
+            while first < seq_len - 1 {
+                let step = ops.rows_at_once(work).clamp(*ROWS.start(), *ROWS.end());
+                let rows: Vec<usize> = (first..(seq_len - 1).min(first + step)).collect();
                 let targets = &window[first + 1..=first + rows.len()];
                 let [x, y] = [(0, &before), (1, &after)].map(|(model, hidden)| {
                     let block = ops.select_rows(hidden, &rows);
@@ -80,6 +86,7 @@ pub async fn evaluate<O: Ops>(
                 for (sum, values) in sums.iter_mut().zip(of_rows) {
                     *sum += values.iter().map(|&v| f64::from(v)).sum::<f64>();
                 }
+                first += rows.len();
             }
             results.push(sums.map(|sum| sum / (seq_len - 1) as f64));
         }
