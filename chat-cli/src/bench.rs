@@ -41,7 +41,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
 
     let is_software = model.gpu().is_none_or(|gpu| gpu.caps().is_software);
     let warm_up = if is_software { Duration::ZERO } else { WARM_UP };
-    run_for(&mut model, longest.min(context - 1), warm_up)?;
+    run_for(&mut model, longest, warm_up)?;
     let copy_bandwidth = match model.gpu().filter(|_| arguments.roofline) {
         Some(gpu) => Some(block_on(gpu.copy_bandwidth()).map_err(infer_core::Error::from)?),
         None => None,

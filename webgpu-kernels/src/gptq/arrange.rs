@@ -1,6 +1,6 @@
 //! [`Arrange`]: a matrix with its rows and columns in another order. [`Diagonal`]: another diagonal for it.
 
-use super::{READ, WRITE};
+use super::{READ, WRITE, reference};
 use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
@@ -9,11 +9,11 @@ use crate::{
     matrix::{Matrix, Slice},
 };
 
-use super::reference;
-
 /// `y[i, j] = scale * sum over s of x[s, r, c]`, where `order` says what `(r, c)` is for `(i, j)`.
 pub(crate) struct Arrange<'a> {
-    pub order: Order<'a>,
+    pub order: Order,
+    /// `[cols]`, for an order that is permuted.
+    pub perm: Option<&'a Buffer<u32>>,
     /// Parts of x that are added.
     pub splits: usize,
     pub scale: f32,
@@ -21,7 +21,7 @@ pub(crate) struct Arrange<'a> {
 
 /// Where an entry `(i, j)` comes from.
 #[derive(Clone, Copy)]
-pub(crate) enum Order<'a> {
+pub(crate) enum Order {
     /// `(i, j)`.
     Plain,
     /// `(i, j)`, and zero on and below the diagonal.
@@ -31,9 +31,9 @@ pub(crate) enum Order<'a> {
     /// `(j, i)`.
     Transposed,
     /// `(perm[i], perm[j])`.
-    Permuted(&'a Buffer<u32>),
+    Permuted,
     /// `(i, perm[j])`.
-    ColumnsPermuted(&'a Buffer<u32>),
+    ColumnsPermuted,
 }
 
 /// Some rows of a matrix of f32.
@@ -85,15 +85,15 @@ pub static DIAGONAL_KERNEL: Kernel = Kernel {
     cases: diagonal_cases,
 };
 
-impl Order<'_> {
-    fn flag(&self) -> &'static str {
+impl Order {
+    fn flag(self) -> &'static str {
         match self {
             Order::Plain => "PLAIN",
             Order::Upper => "UPPER",
             Order::Symmetric => "SYMMETRIC",
             Order::Transposed => "TRANSPOSED",
-            Order::Permuted(_) => "PERMUTED",
-            Order::ColumnsPermuted(_) => "COLUMNS_PERMUTED",
+            Order::Permuted => "PERMUTED",
+            Order::ColumnsPermuted => "COLUMNS_PERMUTED",
         }
     }
 }
@@ -113,10 +113,9 @@ impl Arrange<'_> {
                 splits: self.splits as u32,
                 scale: self.scale,
             };
-            let perm = match self.order {
-                Order::Permuted(perm) | Order::ColumnsPermuted(perm) => perm,
-                _ => &x.values.cast(),
-            };
+            // Something must be bound where nothing is read.
+            let spare = x.values.cast();
+            let perm = self.perm.unwrap_or(&spare);
             let buffers = [(&x.values).into(), perm.into(), (&y.values).into()];
             let variant = Variant::new().flag(self.order.flag());
             recorder.dispatch(&ARRANGE_KERNEL, &variant, &params, &buffers, (y.rows * y.cols).div_ceil(256));
@@ -137,39 +136,34 @@ impl Diagonal {
     }
 }
 
-/// Which rows of x there are, which of y, of how many, splits, and a number for the order.
-type Shape = ([usize; 2], [usize; 2], usize, usize, usize);
+/// Which rows of x there are, which of y, of how many, splits, and the order.
+type Shape = ([usize; 2], [usize; 2], usize, usize, Order);
 
 fn arrange_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+    use Order::{ColumnsPermuted, Permuted, Plain, Symmetric, Transposed, Upper};
     let shapes: &[Shape] = match set {
         CaseSet::Test => &[
-            ([0, 36], [0, 36], 36, 3, 0),
-            ([8, 20], [10, 30], 40, 1, 0),
-            ([0, 33], [0, 33], 33, 1, 1),
-            ([0, 40], [16, 24], 40, 1, 1),
-            ([0, 70], [0, 70], 70, 8, 2),
-            ([32, 32], [0, 68], 68, 2, 2),
-            ([0, 50], [0, 50], 50, 1, 3),
-            ([16, 20], [4, 30], 50, 1, 3),
-            ([0, 45], [0, 45], 45, 1, 4),
-            ([20, 25], [3, 40], 45, 1, 4),
-            ([0, 9], [0, 9], 96, 1, 5),
+            ([0, 36], [0, 36], 36, 3, Plain),
+            ([8, 20], [10, 30], 40, 1, Plain),
+            ([0, 33], [0, 33], 33, 1, Upper),
+            ([0, 40], [16, 24], 40, 1, Upper),
+            ([0, 70], [0, 70], 70, 8, Symmetric),
+            ([32, 32], [0, 68], 68, 2, Symmetric),
+            ([0, 50], [0, 50], 50, 1, Transposed),
+            ([16, 20], [4, 30], 50, 1, Transposed),
+            ([0, 45], [0, 45], 45, 1, Permuted),
+            ([20, 25], [3, 40], 45, 1, Permuted),
+            ([0, 9], [0, 9], 96, 1, ColumnsPermuted),
         ],
-        CaseSet::Bench => &[([0, 3072], [0, 3072], 3072, 1, 2), ([0, 3072], [0, 3072], 3072, 1, 4)],
+        CaseSet::Bench => &[([0, 3072], [0, 3072], 3072, 1, Symmetric), ([0, 3072], [0, 3072], 3072, 1, Permuted)],
     };
     shapes.iter().map(|&shape| arrange_case(shape)).collect()
 }
 
-fn order(number: usize, perm: &Buffer<u32>) -> Order<'_> {
-    use Order::{ColumnsPermuted, Permuted, Plain, Symmetric, Transposed, Upper};
-    [Plain, Upper, Symmetric, Transposed, Permuted(perm), ColumnsPermuted(perm)][number]
-}
-
-fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, number): Shape) -> Case {
+fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, order): Shape) -> Case {
     // Rows of x are a little longer than they need to be.
     let (stride, x_stride, scale) = (cols, cols + 4, 0.75);
-    const FLAGS: [&str; 6] = ["PLAIN", "UPPER", "SYMMETRIC", "TRANSPOSED", "PERMUTED", "COLUMNS_PERMUTED"];
-    let flag = FLAGS[number];
+    let flag = order.flag();
     Case {
         label: format!(
             "{} of {cols}, rows {first} + {rows} from {x_first} + {x_rows}, {splits} splits",
@@ -180,7 +174,7 @@ fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, number): Shape)
         bytes: 4 * ((splits + 1) * rows * cols) as u64,
         tolerance: 1e-12,
         buffers: Box::new(move || {
-            let mut random = Random::new((cols + number) as u64);
+            let mut random = Random::new((cols + order as usize) as u64);
             let mut perm: Vec<u32> = (0..cols as u32).collect();
             (1..cols).rev().for_each(|i| perm.swap(i, random.below(i + 1)));
             vec![
@@ -192,16 +186,16 @@ fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, number): Shape)
         record: Box::new(move |recorder, b| {
             let x = Piece { first: x_first, rows: x_rows, cols, stride: x_stride, values: b[0].cast() };
             let y = Piece { first, rows, cols, stride, values: b[2].cast() };
-            Arrange { order: order(number, &b[1]), splits, scale }.record(recorder, &[x], &[y]);
+            Arrange { order, perm: Some(&b[1]), splits, scale }.record(recorder, &[x], &[y]);
         }),
         reference: Box::new(move |b| {
             let perm = &b[1].words;
-            let source = |i: usize, j: usize| match number {
-                2 => (i.max(j), i.min(j)),
-                3 => (j, i),
-                4 => (perm[i] as usize, perm[j] as usize),
-                5 => (i, perm[j] as usize),
-                _ => (i, j),
+            let source = |i: usize, j: usize| match order {
+                Order::Symmetric => (i.max(j), i.min(j)),
+                Order::Transposed => (j, i),
+                Order::Permuted => (perm[i] as usize, perm[j] as usize),
+                Order::ColumnsPermuted => (i, perm[j] as usize),
+                Order::Plain | Order::Upper => (i, j),
             };
             let mut y = b[2].values().to_vec();
             let x = b[0].values();
@@ -209,7 +203,7 @@ fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, number): Shape)
                 let (r, c) = source(first + k / cols, k % cols);
                 if r >= x_first && r < x_first + x_rows {
                     let sum = reference::sum_of_splits(x, splits, (r - x_first) * x_stride + c);
-                    *y = if number == 1 && c <= r { 0.0 } else { scale * sum };
+                    *y = if matches!(order, Order::Upper) && c <= r { 0.0 } else { scale * sum };
                 }
             }
             vec![y]

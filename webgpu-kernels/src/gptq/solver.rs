@@ -90,7 +90,7 @@ fn correction(
 ) -> Result<Matrix> {
     let cols = factor.cols;
     let gpu = recorder.gpu().clone();
-    let plain = |order| Arrange { order, splits: 1, scale: 1.0 };
+    let plain = |order| Arrange { order, perm: None, splits: 1, scale: 1.0 };
     let transposed = square(&gpu, cols)?;
     plain(Order::Transposed).record(recorder, &Piece::all(factor), &Piece::all(&transposed));
     let correction = square(&gpu, cols)?;
@@ -99,7 +99,7 @@ fn correction(
         let rows = each.min(cols - first);
         let piece = |values: &Buffer<f32>| [Piece { first, rows, cols, stride: cols, values: values.clone() }];
         let (x, y) = (recorder.temporary(rows * cols), recorder.temporary(rows * cols));
-        let permuted = Arrange { order: Order::Permuted(perm), splits: 1, scale: alpha };
+        let permuted = Arrange { order: Order::Permuted, perm: Some(perm), splits: 1, scale: alpha };
         permuted.record(recorder, &Piece::all(drift), &piece(&x));
         factor.linear(recorder, &x, rows, &y);
         plain(Order::Upper).record(recorder, &piece(&y), &piece(&x));
@@ -126,7 +126,7 @@ impl<'a> Solver<'a> {
         let drift = match drift.filter(|_| sweeps > 0) {
             Some(drift) => {
                 let transposed = square(&gpu, cols)?;
-                let transpose = Arrange { order: Order::Transposed, splits: 1, scale: alpha };
+                let transpose = Arrange { order: Order::Transposed, perm: None, splits: 1, scale: alpha };
                 transpose.record(recorder, &Piece::all(drift), &Piece::all(&transposed));
                 Some(transposed)
             }
@@ -142,7 +142,7 @@ impl<'a> Solver<'a> {
         let weights = recorder.upload(weights);
         let permuted = recorder.temporary(rows * cols);
         let piece = |values: &Buffer<f32>| [Piece { first: 0, rows, cols, stride: cols, values: values.clone() }];
-        let permute = Arrange { order: Order::ColumnsPermuted(&self.perm), splits: 1, scale: 1.0 };
+        let permute = Arrange { order: Order::ColumnsPermuted, perm: Some(&self.perm), splits: 1, scale: 1.0 };
         permute.record(recorder, &piece(&weights), &piece(&permuted));
         let grid = recorder.upload(grid);
         let codes = recorder.temporary(rows * cols);

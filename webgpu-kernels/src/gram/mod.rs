@@ -144,7 +144,7 @@ impl GramSums {
         };
         let sums: Vec<Piece> = self.slices.iter().map(piece).collect();
         let order = if symmetric { Order::Symmetric } else { Order::Plain };
-        Arrange { order, splits: self.splits, scale }.record(recorder, &sums, &Piece::all(&joined));
+        Arrange { order, perm: None, splits: self.splits, scale }.record(recorder, &sums, &Piece::all(&joined));
         Ok(joined)
     }
 }
