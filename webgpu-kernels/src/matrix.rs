@@ -172,9 +172,10 @@ impl Matrix {
         y: &Buffer<f32>,
         eps: f32,
     ) -> Factor {
-        let parts = GemvAdd::parts(self.rows);
+        let add = GemvAdd::of(recorder.gpu(), &self.slices[0]);
+        let parts = add.parts(self.rows);
         let squares = recorder.temporary(parts.next_multiple_of(4));
-        GemvAdd.record(recorder, &self.slices[0], x, norm, sum, y, &squares);
+        add.record(recorder, &self.slices[0], x, norm, sum, y, &squares);
         Factor { squares, parts, eps }
     }
 

@@ -11,9 +11,10 @@ mod reference;
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
     cases::{Random, cache_row, with_outliers},
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
+    tuning::{Choice, Problem, Trial, Tunable},
 };
 pub use reference::{Shape as AttentionShape, attention, join_splits};
 
@@ -78,6 +79,55 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     cases: reduce_cases,
 };
 
+/// The choice of how many workgroups the decode kernel makes by splitting a row's keys: so many, if there are as many tiles
+/// of keys.
+pub static DECODE_TUNABLE: Tunable = Tunable {
+    name: "attention_decode",
+    kernel: &DECODE_KERNEL,
+    extents: &["heads", "kv_heads", "head_dim"],
+    numbers: &["groups"],
+    candidates: |_, _| [ENOUGH_GROUPS, 64, 128, 512].map(|groups| Choice([groups as u32, 0, 0, 0])).into(),
+    trial: |caps, problem, choice| {
+        let [heads, kv_heads, head_dim, _] = problem.sizes();
+        // A conversation of some length.
+        let shape = Shape::new(1, 1535, heads, kv_heads, head_dim);
+        let splits = shape.attention().splits_of(kv_heads, head_dim, choice.0[0] as usize);
+        Trial {
+            case: decode_case(caps, shape, splits, KvDtype::F16),
+            lens: shape.lens(KvDtype::F16),
+            rotated: 1..3,
+            check: decode_case(caps, Shape::new(1, 200, heads / kv_heads, 1, head_dim), 2, KvDtype::F16),
+        }
+    },
+};
+
+/// The choice of the tile kernel's slots, for about so many rows. It does not change the order in which anything is added.
+pub static TILE_TUNABLE: Tunable = Tunable {
+    name: "attention_tile",
+    kernel: &TILE_KERNEL,
+    extents: &["heads", "kv_heads", "head_dim", "rows"],
+    numbers: &["quads"],
+    candidates: |_, problem| {
+        let [heads, kv_heads, head_dim, rows] = problem.sizes();
+        let own = Shape::new(rows, 0, heads, kv_heads, head_dim).attention().own_quads(kv_heads, head_dim);
+        let others = tile_choices(head_dim).filter(|quads| *quads != own);
+        std::iter::once(own).chain(others).map(|quads| Choice([quads as u32, 0, 0, 0])).collect()
+    },
+    trial: |_, problem, choice| {
+        let ([heads, kv_heads, head_dim, rows], quads) = (problem.sizes(), choice.0[0] as usize);
+        let shape = Shape::new(rows, 0, heads, kv_heads, head_dim);
+        Trial {
+            case: tile_case(shape, quads, KvDtype::F16),
+            lens: shape.lens(KvDtype::F16),
+            rotated: 1..3,
+            check: tile_case(Shape::new(9, 40, heads / kv_heads, 1, head_dim), quads, KvDtype::F16),
+        }
+    },
+};
+
+/// Numbers of rows that the tile kernel's slots are chosen for: each stands for those up to it, the last for more as well.
+const TILE_CLASSES: [usize; 4] = [16, 64, 128, 512];
+
 /// Slots (a row and a head) of a workgroup of the tile kernel, in quads of a lane: as many as registers have room for.
 const TILE_QUADS: [usize; 2] = [2, 1];
 const QUAD_SLOTS: usize = 32;
@@ -105,14 +155,16 @@ impl Attention {
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
         recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
         if self.rows > DECODE_ROWS {
-            self.record_tile(recorder, q, cache, y, self.tile_quads(CacheShape::of(cache)));
+            let quads = self.tile_quads(recorder.gpu(), cache);
+            self.record_tile(recorder, q, cache, y, quads);
         } else {
-            self.record_decode(recorder, q, cache, y, self.splits(cache));
+            let splits = self.splits(recorder.gpu(), cache);
+            self.record_decode(recorder, q, cache, y, splits);
         }
     }
 
     fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, quads: usize) {
-        let groups = self.tile_groups(CacheShape::of(cache), quads);
+        let groups = self.tile_groups(cache.kv_heads, quads);
         let params = TileParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
@@ -131,14 +183,22 @@ impl Attention {
     }
 
     /// Workgroups of the tile kernel.
-    fn tile_groups(&self, cache: CacheShape, quads: usize) -> usize {
-        (self.rows * self.heads / cache.kv_heads).div_ceil(QUAD_SLOTS * quads) * cache.kv_heads
+    fn tile_groups(&self, kv_heads: usize, quads: usize) -> usize {
+        (self.rows * self.heads / kv_heads).div_ceil(QUAD_SLOTS * quads) * kv_heads
     }
 
-    /// Quads of slots of a lane: fewer where there would be too few workgroups for a large device.
-    fn tile_quads(&self, cache: CacheShape) -> usize {
-        let enough = |quads: &usize| self.tile_groups(cache, *quads) >= ENOUGH_TILES;
-        tile_choices(cache.head_dim).find(enough).unwrap_or(1)
+    /// Quads of slots of a lane.
+    fn tile_quads(&self, gpu: &Gpu, cache: &KvCache) -> usize {
+        let [.., last] = TILE_CLASSES;
+        let class = TILE_CLASSES.into_iter().find(|most| self.rows <= *most).unwrap_or(last);
+        let extents = [self.heads, cache.kv_heads, cache.head_dim, class];
+        gpu.choice(Problem::new(&TILE_TUNABLE, None, extents)).0[0] as usize
+    }
+
+    /// Where nothing is known of the device: fewer where there would be too few workgroups for a large one.
+    fn own_quads(&self, kv_heads: usize, head_dim: usize) -> usize {
+        let enough = |quads: &usize| self.tile_groups(kv_heads, *quads) >= ENOUGH_TILES;
+        tile_choices(head_dim).find(enough).unwrap_or(1)
     }
 
     /// The window, or one that nothing is beyond.
@@ -157,9 +217,14 @@ impl Attention {
     }
 
     /// Ranges that the keys are divided in: one per tile of keys, as long as that makes workgroups the device has need of.
-    fn splits(&self, cache: &KvCache) -> usize {
-        let groups = self.rows * self.heads / workgroup_heads(self.heads / cache.kv_heads, cache.head_dim);
-        self.key_tiles().min(ENOUGH_GROUPS.div_ceil(groups)).min(MAX_SPLITS)
+    fn splits(&self, gpu: &Gpu, cache: &KvCache) -> usize {
+        let problem = Problem::new(&DECODE_TUNABLE, None, [self.heads, cache.kv_heads, cache.head_dim]);
+        self.splits_of(cache.kv_heads, cache.head_dim, gpu.choice(problem).0[0] as usize)
+    }
+
+    fn splits_of(&self, kv_heads: usize, head_dim: usize, enough: usize) -> usize {
+        let groups = self.rows * self.heads / workgroup_heads(self.heads / kv_heads, head_dim);
+        self.key_tiles().min(enough.div_ceil(groups)).min(MAX_SPLITS)
     }
 
     fn record_decode(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, splits: usize) {
@@ -315,6 +380,13 @@ impl Shape {
 
     fn capacity(&self) -> usize {
         self.past_len + self.rows + 5
+    }
+
+    /// Words of the buffers of a case.
+    fn lens(&self, dtype: KvDtype) -> Vec<usize> {
+        let cache = self.kv_heads * self.capacity() * dtype.row_words(self.head_dim);
+        let row = self.rows * self.heads * self.head_dim;
+        vec![row, cache, cache, row]
     }
 
     fn cache_shape(&self, dtype: KvDtype) -> CacheShape {

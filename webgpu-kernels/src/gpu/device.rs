@@ -12,7 +12,11 @@ use super::{
     pipeline::Pipelines,
     pool::Pool,
 };
-use crate::{Error, Result, Variant, selftest::Switch};
+use crate::{
+    Error, Result, Variant,
+    selftest::Switch,
+    tuning::{PRESETS_FLAG, Table},
+};
 
 /// Parameters of one submission, all dispatches together, in bytes.
 pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
@@ -43,6 +47,8 @@ pub(crate) struct Shared {
     pub dead: Mutex<Vec<u64>>,
     /// Kernels that are wrong on this device.
     pub switched_off: Mutex<Vec<Switch>>,
+    /// How kernels that have a choice do their work.
+    pub tuning: Mutex<Table>,
     /// Bytes in buffers.
     pub in_use: AtomicU64,
     /// Bytes in buffers that there may be.
@@ -148,6 +154,7 @@ impl Gpu {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
+        let tuning = Mutex::new(Table::new(&summary));
         Ok(Gpu {
             shared: Arc::new(Shared {
                 device,
@@ -160,6 +167,7 @@ impl Gpu {
                 pace: Mutex::default(),
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
+                tuning,
                 in_use: AtomicU64::new(0),
                 most_bytes: AtomicU64::new(u64::MAX),
                 staged: AtomicU64::new(0),
@@ -201,7 +209,15 @@ impl Gpu {
 
     /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.
     pub fn switch_off(&self, switch: Switch) {
+        if switch.flag.as_deref() == Some(PRESETS_FLAG) {
+            self.forget_choices();
+        }
         lock(&self.shared.switched_off).push(switch);
+    }
+
+    /// What is chosen for kernels that have a choice.
+    pub(crate) fn tuning(&self) -> MutexGuard<'_, Table> {
+        lock(&self.shared.tuning)
     }
 
     /// What was switched off.
@@ -218,7 +234,7 @@ impl Gpu {
     pub(crate) fn allowed<'a>(&self, kernel: &str, variant: &'a Variant) -> Cow<'a, Variant> {
         let mut allowed = Cow::Borrowed(variant);
         for switch in lock(&self.shared.switched_off).iter().filter(|switch| switch.kernel == kernel) {
-            if let Some(flag) = &switch.flag {
+            if let Some(flag) = switch.flag.as_ref().filter(|flag| *flag != PRESETS_FLAG) {
                 allowed = Cow::Owned(allowed.without(flag));
             }
         }
