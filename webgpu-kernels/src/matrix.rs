@@ -70,8 +70,25 @@ impl Matrix {
         Matrix::zeroed(gpu, stored.format(), rows, cols, gpu.slice_bytes())
     }
 
+    /// One without memory, for a recorder that plans.
+    pub fn hollow(recorder: &Recorder, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        let hollow = |len: usize| Ok(recorder.hollow(len).expect("the recorder plans"));
+        let matrix = Matrix::made_of(&hollow, format, rows, cols, recorder.gpu().slice_bytes());
+        matrix.expect("nothing is allocated")
+    }
+
     pub(crate) fn zeroed(
         gpu: &Gpu,
+        format: WeightFormat,
+        rows: usize,
+        cols: usize,
+        slice_bytes: u64,
+    ) -> Result<Matrix> {
+        Matrix::made_of(&|len| gpu.zeroed(len), format, rows, cols, slice_bytes)
+    }
+
+    fn made_of(
+        buffer: &dyn Fn(usize) -> Result<Buffer<u32>>,
         format: WeightFormat,
         rows: usize,
         cols: usize,
@@ -84,10 +101,10 @@ impl Matrix {
         let mut slices = Vec::with_capacity(rows.div_ceil(slice_rows));
         for first_row in (0..rows).step_by(slice_rows) {
             let rows = slice_rows.min(rows - first_row);
-            let q_weight = gpu.zeroed(rows * row_words)?;
+            let q_weight = buffer(rows * row_words)?;
             let q_scale = match row_scales {
                 0 => q_weight.clone(),
-                _ => gpu.zeroed((rows * row_scales).div_ceil(2))?,
+                _ => buffer((rows * row_scales).div_ceil(2))?,
             };
             slices.push(Slice { first_row, rows, cols, format, q_weight, q_scale });
         }

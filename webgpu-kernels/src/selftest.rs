@@ -12,7 +12,7 @@ use model_format::decoder_config::Activation;
 use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
     attention::{self, HeadShape},
-    case_check::{Outcome, check, check_all},
+    case_check::{Outcome, check_all, check_each},
     gemm::{Cooperative, LaneRows, Narrow},
     gemv,
     tuning::{PRESETS_FLAG, check_of},
@@ -163,16 +163,18 @@ struct Left {
 
 /// Every variant of every kernel in its smallest test case; nothing is switched off. For who wants to know all.
 pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
-    let mut lines = Vec::new();
     let all: Vec<_> =
         KERNELS.iter().flat_map(|kernel| smallest_cases(gpu, kernel).map(move |case| (kernel, case))).collect();
-    for (i, (kernel, case)) in all.iter().enumerate() {
-        let outcome = check(gpu, case).await?;
-        gpu.shared.forgive();
-        lines.push(Line { kernel: kernel.name, variant: case.variant.clone(), label: case.label.clone(), outcome });
-        done(i + 1, all.len());
-    }
-    Ok(lines)
+    let cases: Vec<&Case> = all.iter().map(|(_, case)| case).collect();
+    let outcomes = check_each(gpu, &cases, &mut |count| done(count, cases.len())).await?;
+    gpu.shared.forgive();
+    let line = |((kernel, case), outcome): (&(&&Kernel, Case), Outcome)| Line {
+        kernel: kernel.name,
+        variant: case.variant.clone(),
+        label: case.label.clone(),
+        outcome,
+    };
+    Ok(all.iter().zip(outcomes).map(line).collect())
 }
 
 /// A number that differs where the device, its driver, the kernels or the work do.

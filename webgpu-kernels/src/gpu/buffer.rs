@@ -79,6 +79,11 @@ impl<T: Word> Buffer<T> {
         Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
     }
 
+    /// The same memory under another length, for what is planned and never run.
+    pub(crate) fn claiming<U: Word>(&self, len: usize) -> Buffer<U> {
+        Buffer { raw: self.raw.clone(), start: 0, len, element: PhantomData }
+    }
+
     /// First byte that a kernel sees.
     pub(crate) fn offset(&self) -> u64 {
         4 * self.start as u64
@@ -196,9 +201,7 @@ impl Shared {
         let buffer =
             self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
         #[cfg(not(target_arch = "wasm32"))]
-        if let std::task::Poll::Ready(Some(_)) =
-            std::pin::pin!(scope.pop()).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
-        {
+        if super::pipeline::ready(scope.pop()).flatten().is_some() {
             return Err(Error::OutOfMemory { bytes: size, in_use: self.in_use.load(Ordering::Relaxed) });
         }
         Ok(buffer)

@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     pub uniforms: wgpu::Buffer,
     pub pool: Mutex<Pool>,
     pub pipelines: Mutex<Pipelines>,
+    /// Names the device for what its driver keeps of pipelines, where it gives that.
+    pub pipeline_key: Option<String>,
     pub pace: Mutex<Pace>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
@@ -113,6 +115,11 @@ impl Gpu {
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
         }
+        let keeps_pipelines = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let pipeline_key = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| keeps_pipelines);
+        if pipeline_key.is_some() {
+            features |= wgpu::Features::PIPELINE_CACHE;
+        }
         let mut limits = required_limits(&adapter.limits(), options.default_limits);
         if summary.caps.cooperative_matrix {
             limits.max_compute_workgroup_storage_size = COOPERATIVE_BYTES;
@@ -164,6 +171,7 @@ impl Gpu {
                 uniforms,
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
+                pipeline_key,
                 pace: Mutex::default(),
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),

@@ -113,6 +113,13 @@ impl Problem {
         (Tunable::by_name(self.name).candidates)(caps, self)
     }
 
+    /// What it costs, in bytes that memory moves in the time, about.
+    pub fn cost(&self, caps: &Caps) -> u64 {
+        // Devices do some tens of operations for a byte.
+        let cost = |choice: &Choice| (Tunable::by_name(self.name).trial)(caps, self, *choice).case;
+        self.candidates(caps).first().map(cost).map_or(0, |case| case.bytes + case.flops / 64)
+    }
+
     /// A choice in words: `workgroup 96, steps 2`.
     pub fn words(&self, choice: Choice) -> String {
         listed(Tunable::by_name(self.name).numbers, &choice.0)
@@ -156,8 +163,8 @@ impl Table {
 }
 
 impl Gpu {
-    /// How a problem is done.
-    pub(crate) fn choice(&self, problem: Problem) -> Choice {
+    /// How a problem is done on this device.
+    pub fn choice(&self, problem: Problem) -> Choice {
         let mut table = self.tuning();
         if let Some(asked) = &mut table.asked {
             match asked.iter_mut().find(|(other, _)| *other == problem) {

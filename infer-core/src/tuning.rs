@@ -1,0 +1,221 @@
+//! How a model's kernels do their work on a GPU is chosen when it is first loaded there, by measuring; what came out is kept,
+//! so that it is done once for a device, a driver and a version of the kernels. `webgpu_kernels::tuning` does the work.
+//!
+//! Choices may add in another order, and results differ in their last digits by that. So what cannot be kept is not used: with
+//! the same folder the same seed gives the same text, and without one the presets hold, which are part of the program.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Value, json};
+use webgpu_kernels::{
+    Gpu, selftest,
+    tuning::{Choice, Measured, Problem, tune},
+};
+
+use crate::{
+    Progress, Result,
+    kept::{read_json, write},
+};
+
+/// When kernels are tuned to a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tuning {
+    /// Never: what comes with the program holds.
+    Presets,
+    /// When there is something to do that was not done before on this device; software devices never. What was found out is
+    /// taken up.
+    #[default]
+    FirstUse,
+    /// Now, in place of what was found out before, on any device.
+    Again,
+}
+
+/// What is chosen for a kernel and a shape, and how fast that is.
+#[derive(Debug, Clone)]
+pub struct Tuned {
+    /// Kernel, format and shape.
+    pub problem: String,
+    /// The kernel's own rule.
+    pub own: String,
+    /// What is taken.
+    pub chosen: String,
+    /// Microseconds of a run by the kernel's own rule, where that was measured.
+    pub own_us: Option<f64>,
+    /// Microseconds of a run as it is done now.
+    pub us: Option<f64>,
+    /// Every candidate with its microseconds and, where it was wrong, how; where they were measured now.
+    pub candidates: Vec<(String, Option<f64>, Option<String>)>,
+}
+
+/// Most devices, with driver and version of the kernels, that something is kept of.
+const MOST_KEPT: usize = 16;
+const FILE: &str = "tuning.json";
+
+/// Takes up what was found out about a model's `problems`, and finds out what was not, in no more than `budget`. Returns
+/// what is known.
+pub(crate) async fn ensure(
+    gpu: &Gpu,
+    problems: &[Problem],
+    tuning: Tuning,
+    budget: Duration,
+    folder: Option<&Path>,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Tuned>> {
+    let Some(folder) = folder.filter(|_| tuning != Tuning::Presets) else { return Ok(Vec::new()) };
+    let key = format!("{:016x}", selftest::device_key(gpu));
+    let mut devices = read_json(folder, FILE);
+    let mut kept = devices.get(&key).and_then(Value::as_object).cloned().unwrap_or_default();
+    let caps = gpu.caps();
+    let (mut left, mut all) = (Vec::new(), Vec::new());
+    for problem in problems.iter().filter(|problem| problem.candidates(caps).len() > 1) {
+        let known = kept.get(&problem.to_string()).filter(|_| tuning != Tuning::Again);
+        let known = known.and_then(|entry| recalled(gpu, problem, entry));
+        match known {
+            Some(choice) if gpu.choose(*problem, choice) => {
+                let us = |field: &str| kept[&problem.to_string()][field].as_f64();
+                all.push(tuned(gpu, problem, us("own_us"), us("us"), Vec::new()));
+            }
+            _ => left.push(*problem),
+        }
+    }
+    if left.is_empty() || (caps.is_software && tuning != Tuning::Again) {
+        return Ok(all);
+    }
+    let before: Vec<Choice> = left.iter().map(|problem| gpu.choice(*problem)).collect();
+    let measured = tune(gpu, &left, budget, &mut |done, all| progress.tuned(done as u64, all as u64)).await?;
+    for of in &measured {
+        kept.insert(of.problem.to_string(), entry(gpu, of));
+        all.push(tuned_now(gpu, of));
+    }
+    if devices.len() >= MOST_KEPT && !devices.contains_key(&key) {
+        devices.clear();
+    }
+    devices.insert(key, Value::Object(kept));
+    if !write(folder, FILE, format!("{:#}", Value::Object(devices)).as_bytes()) {
+        for (problem, choice) in left.iter().zip(before) {
+            gpu.choose(*problem, choice);
+        }
+        return Ok(Vec::new());
+    }
+    Ok(all)
+}
+
+fn tuned(
+    gpu: &Gpu,
+    problem: &Problem,
+    own_us: Option<f64>,
+    us: Option<f64>,
+    candidates: Vec<(String, Option<f64>, Option<String>)>,
+) -> Tuned {
+    let own = problem.candidates(gpu.caps()).first().map(|choice| problem.words(*choice)).unwrap_or_default();
+    Tuned { problem: problem.to_string(), own, chosen: problem.words(gpu.choice(*problem)), own_us, us, candidates }
+}
+
+fn tuned_now(gpu: &Gpu, measured: &Measured) -> Tuned {
+    let problem = &measured.problem;
+    let wrong = |choice: &Choice| measured.wrong.iter().find(|(other, _)| other == choice).map(|(_, why)| why.clone());
+    let candidate =
+        |(choice, seconds): &(Choice, Option<f64>)| (problem.words(*choice), microseconds(*seconds), wrong(choice));
+    let us = |place: usize| microseconds(measured.candidates[place].1);
+    tuned(gpu, problem, us(0), us(measured.chosen), measured.candidates.iter().map(candidate).collect())
+}
+
+fn microseconds(seconds: Option<f64>) -> Option<f64> {
+    seconds.map(|seconds| (1e8 * seconds).round() / 100.0)
+}
+
+/// All candidates in words: what was found out among others is not known of these.
+fn all_words(gpu: &Gpu, problem: &Problem) -> Vec<String> {
+    problem.candidates(gpu.caps()).iter().map(|choice| problem.words(*choice)).collect()
+}
+
+fn entry(gpu: &Gpu, measured: &Measured) -> Value {
+    let (choice, seconds) = measured.candidates[measured.chosen];
+    json!({
+        "choice": measured.problem.words(choice),
+        "us": microseconds(seconds),
+        "own_us": microseconds(measured.candidates[0].1),
+        "among": all_words(gpu, &measured.problem),
+    })
+}
+
+/// The choice that an entry of the file names, if it is one.
+fn recalled(gpu: &Gpu, problem: &Problem, entry: &Value) -> Option<Choice> {
+    let (words, all) = (entry["choice"].as_str()?, all_words(gpu, problem));
+    let among: Vec<&str> = entry["among"].as_array()?.iter().filter_map(Value::as_str).collect();
+    let place = all.iter().position(|other| other == words).filter(|_| among == all)?;
+    problem.candidates(gpu.caps()).get(place).copied()
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use webgpu_kernels::{
+        gpu::{OpenOptions, Selection},
+        tuning::TUNABLES,
+    };
+
+    use super::*;
+
+    /// Counts how often it was told of something that was tuned.
+    #[derive(Default)]
+    struct Told(usize);
+
+    impl Progress for Told {
+        fn loaded(&mut self, _: u64, _: u64) {}
+
+        fn tuned(&mut self, _: u64, _: u64) {
+            self.0 += 1;
+        }
+    }
+
+    #[test]
+    fn choices_are_kept_and_taken_up_and_none_that_is_not_ours() {
+        let options = OpenOptions { software_kernels: false, cooperative_matrix: false, ..OpenOptions::default() };
+        let open = || match crate::block_on(Gpu::open(&Selection::Auto, options)) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+                eprintln!("skipped: {error}");
+                None
+            }
+        };
+        let (Some(gpu), Some(next)) = (open(), open()) else { return };
+        let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
+        let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0] };
+        let folder = tempfile::tempdir().unwrap();
+        let ensure = |gpu: &Gpu, tuning, told: &mut Told| {
+            let budget = Duration::from_secs(20);
+            crate::block_on(ensure(gpu, &[problem], tuning, budget, Some(folder.path()), told)).unwrap()
+        };
+        let mut told = Told::default();
+        assert!(ensure(&gpu, Tuning::Presets, &mut told).is_empty() && told.0 == 0);
+        let measured = ensure(&gpu, Tuning::FirstUse, &mut told);
+        assert!(measured.len() == 1 && told.0 > 0, "{measured:?}");
+        // The second time there is nothing to do.
+        told.0 = 0;
+        assert!(ensure(&gpu, Tuning::FirstUse, &mut told).len() == 1 && told.0 == 0);
+        // As if another candidate had been the fastest: the next start takes it.
+        let choices = problem.candidates(gpu.caps());
+        let mut file = read_json(folder.path(), FILE);
+        let of_device = file.iter_mut().next().unwrap().1;
+        of_device[&problem.to_string()]["choice"] = json!(problem.words(choices[2]));
+        write(folder.path(), FILE, Value::Object(file.clone()).to_string().as_bytes());
+        assert_eq!(ensure(&next, Tuning::FirstUse, &mut told)[0].chosen, problem.words(choices[2]));
+        assert_eq!(told.0, 0);
+        assert_eq!(next.choice(problem), choices[2]);
+        // What is no candidate is not taken, and neither is what was the best of other candidates.
+        for (field, wrong) in [("choice", json!("groups 7")), ("among", json!(["groups 64"])), ("choice", Value::Null)]
+        {
+            let mut file = file.clone();
+            file.iter_mut().next().unwrap().1[&problem.to_string()][field] = wrong;
+            write(folder.path(), FILE, Value::Object(file).to_string().as_bytes());
+            told.0 = 0;
+            ensure(&next, Tuning::FirstUse, &mut told);
+            assert!(told.0 > 0, "{field}");
+        }
+        // Without a folder to keep it in, nothing is measured.
+        let none =
+            crate::block_on(super::ensure(&next, &[problem], Tuning::Again, Duration::from_secs(9), None, &mut ()));
+        assert!(none.unwrap().is_empty());
+    }
+}
