@@ -19,7 +19,7 @@ use crate::{
     plan::Plan,
     sampler::Sampler,
     selftest,
-    tuning::{self, Tuned, Tuning},
+    tuning::{self, Known, Tuned, Tuning},
 };
 
 /// Context where the caller names none: what the model was trained for, but no more than this.
@@ -335,7 +335,14 @@ impl LoadedModel {
 }
 
 /// What is known of a model's kernels before it is loaded, and what is to be done about them.
-struct Prepared(Option<(Gpu, Plan, Option<KeptPipelines>)>);
+struct Prepared(Option<OnGpu>);
+
+struct OnGpu {
+    gpu: Gpu,
+    plan: Plan,
+    known: Known,
+    kept: Option<KeptPipelines>,
+}
 
 impl Prepared {
     /// Begins to compile. On the CPU there is nothing to do.
@@ -351,19 +358,24 @@ impl Prepared {
             Device::Cpu(_) => return Ok(Prepared(None)),
             Device::Gpu(gpu, kv) => (gpu.clone(), *kv),
         };
-        let kept = options.cache_folder.as_deref().and_then(|folder| KeptPipelines::take_up(&gpu, folder));
-        let plan = Plan::new(config, &gpu, kv, need.context, stored)?;
+        let folder = options.cache_folder.as_deref();
+        let kept = folder.and_then(|folder| KeptPipelines::take_up(&gpu, folder));
+        let mut plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
+        let known = Known::take_up(&gpu, &plan.problems, options.tuning, folder);
+        if known.changes_something() {
+            plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
+        }
         gpu.prepare(plan.kernels.iter().cloned());
-        Ok(Prepared(Some((gpu, plan, kept))))
+        Ok(Prepared(Some(OnGpu { gpu, plan, known, kept })))
     }
 
     /// Sees to it that the kernels are right and the fastest, and compiled; what was found out is kept.
     async fn finish(self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Vec<Tuned>> {
-        let Some((gpu, plan, kept)) = self.0 else { return Ok(Vec::new()) };
+        let Some(OnGpu { gpu, plan, known, kept }) = self.0 else { return Ok(Vec::new()) };
         let folder = options.cache_folder.as_deref();
         selftest::ensure(&gpu, &plan.workload, folder).await?;
         let budget = options.tuning_budget.unwrap_or(TUNING_BUDGET);
-        let tuned = tuning::ensure(&gpu, &plan.problems, options.tuning, budget, folder, progress).await?;
+        let tuned = tuning::ensure(&gpu, known, options.tuning, budget, folder, progress).await?;
         if let (Some(mut kept), Some(folder)) = (kept, folder) {
             // A software driver takes long, and keeps nothing.
             if !gpu.caps().is_software {

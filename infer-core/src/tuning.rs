@@ -6,7 +6,7 @@
 
 use std::{path::Path, time::Duration};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use webgpu_kernels::{
     Gpu, selftest,
     tuning::{Choice, Measured, Problem, tune},
@@ -51,36 +51,58 @@ pub struct Tuned {
 const MOST_KEPT: usize = 16;
 const FILE: &str = "tuning.json";
 
-/// Takes up what was found out about a model's `problems`, and finds out what was not, in no more than `budget`. Returns
-/// what is known.
+/// What is known of a model's problems on a device.
+pub(crate) struct Known {
+    devices: Map<String, Value>,
+    key: String,
+    /// What was found out before.
+    tuned: Vec<Tuned>,
+    /// What was not.
+    left: Vec<Problem>,
+}
+
+impl Known {
+    /// Takes up what was found out about `problems`.
+    pub fn take_up(gpu: &Gpu, problems: &[Problem], tuning: Tuning, folder: Option<&Path>) -> Known {
+        let key = format!("{:016x}", selftest::device_key(gpu));
+        let mut known = Known { devices: Map::new(), key, tuned: Vec::new(), left: Vec::new() };
+        let Some(folder) = folder.filter(|_| tuning != Tuning::Presets) else { return known };
+        known.devices = read_json(folder, FILE);
+        let kept = known.devices.get(&known.key).unwrap_or(&Value::Null);
+        for problem in problems.iter().filter(|problem| problem.candidates(gpu.caps()).len() > 1) {
+            let entry = &kept[problem.to_string()];
+            match recalled(gpu, problem, entry).filter(|_| tuning != Tuning::Again) {
+                Some(choice) if gpu.choose(*problem, choice) => {
+                    let us = |field: &str| entry[field].as_f64();
+                    known.tuned.push(tuned(gpu, problem, us("own_us"), us("us"), Vec::new()));
+                }
+                _ => known.left.push(*problem),
+            }
+        }
+        known
+    }
+
+    /// Whether something is done otherwise than it would be without.
+    pub fn changes_something(&self) -> bool {
+        self.tuned.iter().any(|of| of.chosen != of.own)
+    }
+}
+
+/// Finds out what is not known, in no more than `budget`. Returns what is known then.
 pub(crate) async fn ensure(
     gpu: &Gpu,
-    problems: &[Problem],
+    known: Known,
     tuning: Tuning,
     budget: Duration,
     folder: Option<&Path>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Tuned>> {
-    let Some(folder) = folder.filter(|_| tuning != Tuning::Presets) else { return Ok(Vec::new()) };
-    let key = format!("{:016x}", selftest::device_key(gpu));
-    let mut devices = read_json(folder, FILE);
-    let mut kept = devices.get(&key).and_then(Value::as_object).cloned().unwrap_or_default();
-    let caps = gpu.caps();
-    let (mut left, mut all) = (Vec::new(), Vec::new());
-    for problem in problems.iter().filter(|problem| problem.candidates(caps).len() > 1) {
-        let known = kept.get(&problem.to_string()).filter(|_| tuning != Tuning::Again);
-        let known = known.and_then(|entry| recalled(gpu, problem, entry));
-        match known {
-            Some(choice) if gpu.choose(*problem, choice) => {
-                let us = |field: &str| kept[&problem.to_string()][field].as_f64();
-                all.push(tuned(gpu, problem, us("own_us"), us("us"), Vec::new()));
-            }
-            _ => left.push(*problem),
-        }
-    }
-    if left.is_empty() || (caps.is_software && tuning != Tuning::Again) {
+    let Known { mut devices, key, tuned: mut all, left } = known;
+    let Some(folder) = folder.filter(|_| tuning == Tuning::Again || !gpu.caps().is_software) else { return Ok(all) };
+    if left.is_empty() {
         return Ok(all);
     }
+    let mut kept = devices.get(&key).and_then(Value::as_object).cloned().unwrap_or_default();
     let before: Vec<Choice> = left.iter().map(|problem| gpu.choice(*problem)).collect();
     let measured = tune(gpu, &left, budget, &mut |done, all| progress.tuned(done as u64, all as u64)).await?;
     for of in &measured {
@@ -185,7 +207,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let ensure = |gpu: &Gpu, tuning, told: &mut Told| {
             let budget = Duration::from_secs(20);
-            crate::block_on(ensure(gpu, &[problem], tuning, budget, Some(folder.path()), told)).unwrap()
+            let known = Known::take_up(gpu, &[problem], tuning, Some(folder.path()));
+            crate::block_on(super::ensure(gpu, known, tuning, budget, Some(folder.path()), told)).unwrap()
         };
         let mut told = Told::default();
         assert!(ensure(&gpu, Tuning::Presets, &mut told).is_empty() && told.0 == 0);

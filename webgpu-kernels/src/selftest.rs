@@ -111,11 +111,11 @@ async fn run_with(
     let mut passed: Vec<(&'static str, Variant)> = Vec::new();
     loop {
         let mut left: Vec<Left> = Vec::new();
-        let of_choices = gpu.uncommon_choices().into_iter().map(|(problem, choice)| {
+        let of_presets = gpu.presets().into_iter().map(|(problem, choice)| {
             let (kernel, case) = check_of(gpu.caps(), &problem, choice);
             (kernel, case, Some(problem.name))
         });
-        for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_choices) {
+        for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_presets) {
             let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());
             if !passed.contains(&key) && !left.iter().any(|other| other.key == key) {
                 left.push(Left { key, case, choice });
@@ -180,7 +180,7 @@ pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Ve
 /// A number that differs where the device, its driver, the kernels or the work do.
 pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (device_key(gpu), format!("{workload:?}"), format!("{:?}", gpu.uncommon_choices())).hash(&mut hasher);
+    (device_key(gpu), format!("{workload:?}"), format!("{:?}", gpu.presets())).hash(&mut hasher);
     hasher.finish()
 }
 

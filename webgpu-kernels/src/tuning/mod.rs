@@ -209,14 +209,15 @@ impl Gpu {
         self.tuning().asked.take().unwrap_or_default()
     }
 
-    /// What is chosen otherwise than by the kernel's own rule, so far.
-    pub(crate) fn uncommon_choices(&self) -> Vec<(Problem, Choice)> {
+    /// What presets say of the problems so far, where it is not the kernel's own rule.
+    pub(crate) fn presets(&self) -> Vec<(Problem, Choice)> {
         let table = self.tuning();
-        let chosen = table.chosen.iter().map(|(problem, choice)| (*problem, *choice));
-        let mut uncommon: Vec<_> =
-            chosen.filter(|(problem, choice)| problem.candidates(self.caps()).first() != Some(choice)).collect();
-        uncommon.sort_by_cached_key(|(problem, _)| problem.to_string());
-        uncommon
+        let preset = |problem: &Problem| table.preset(self.caps(), problem, self.presets_are_off(problem.name));
+        let all = table.chosen.keys().map(|problem| (*problem, preset(problem)));
+        let mut presets: Vec<_> =
+            all.filter(|(problem, choice)| problem.candidates(self.caps()).first() != Some(choice)).collect();
+        presets.sort_by_cached_key(|(problem, _)| problem.to_string());
+        presets
     }
 }
 
