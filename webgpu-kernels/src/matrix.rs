@@ -125,6 +125,37 @@ impl Matrix {
         }
     }
 
+    /// A matrix to be filled by [`Matrix::write_stored`]. Errors: out of memory.
+    pub fn of_format(gpu: &Gpu, format: WeightFormat, rows: usize, cols: usize) -> Result<Matrix> {
+        Matrix::zeroed(gpu, format, rows, cols, gpu.slice_bytes())
+    }
+
+    /// Writes the rows from `first_row` on, an even number, from bytes as they lie in a little-endian file in the device's own
+    /// layout: codes or numbers, and the scales of codes. They go into memory that the device reads, and nowhere before.
+    ///
+    /// Panics when the bytes are not those of whole rows of the matrix.
+    pub fn write_stored(&self, gpu: &Gpu, first_row: usize, codes: &[u8], scales: &[u8]) {
+        let (row, row_scales) = (4 * self.format.row_words(self.cols), 2 * self.format.row_scales(self.cols));
+        let rows = codes.len() / row;
+        assert_eq!((codes.len(), scales.len()), (rows * row, rows * row_scales), "write_stored: bytes of {rows} rows");
+        assert!(first_row.is_multiple_of(2) && first_row + rows <= self.rows, "write_stored: {first_row} + {rows}");
+        for slice in &self.slices {
+            let begin = first_row.max(slice.first_row);
+            let end = (first_row + rows).min(slice.first_row + slice.rows);
+            if begin >= end {
+                continue;
+            }
+            let (at, from, to) = (begin - slice.first_row, begin - first_row, end - first_row);
+            gpu.write_bytes_at(&slice.q_weight, at * row / 4, &codes[from * row..to * row]);
+            let scales = &scales[from * row_scales..to * row_scales];
+            match scales.len() % 4 {
+                0 => gpu.write_bytes_at(&slice.q_scale, at * row_scales / 4, scales),
+                // An odd number of rows has a half word more, at the end of the matrix.
+                _ => gpu.write_bytes_at(&slice.q_scale, at * row_scales / 4, &[scales, &[0; 2]].concat()),
+            }
+        }
+    }
+
     /// The values `[rows, cols]` of a matrix in f32. Waits for the device.
     pub async fn read(&self, recorder: &mut Recorder) -> Result<Vec<f32>> {
         assert_eq!(self.format, WeightFormat::F32, "read: the format");

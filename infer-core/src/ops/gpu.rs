@@ -231,7 +231,15 @@ impl Ops for GpuOps {
     }
 
     async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
-        let ([rows, _], step) = (source.shape(), source.rows_at_once());
+        let ([rows, cols], step) = (source.shape(), source.rows_at_once());
+        if let Some(format) = source.stored_format() {
+            let matrix = Matrix::of_format(&self.gpu, format, rows, cols)?;
+            for first in (0..rows).step_by(step) {
+                let [codes, scales] = source.stored(first..rows.min(first + step)).await?;
+                matrix.write_stored(&self.gpu, first, &codes, &scales);
+            }
+            return Ok(self.loaded(matrix));
+        }
         let mut filling = Filling::new(rows);
         for first in (0..rows).step_by(step) {
             filling.add(&self.gpu, &source.read(first..rows.min(first + step)).await?)?;

@@ -116,10 +116,14 @@ impl Gpu {
 
     /// The same, from element `start` on.
     pub(crate) fn write_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, values: &[T]) {
-        assert!(start + values.len() <= buffer.len, "write: {start} + {} values in {}", values.len(), buffer.len);
+        self.write_bytes_at(buffer, start, bytemuck::cast_slice(values));
+    }
+
+    /// The same of bytes as they lie in a little-endian file, whole elements of them.
+    pub(crate) fn write_bytes_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, bytes: &[u8]) {
+        assert!(start + bytes.len() / 4 <= buffer.len, "write: {start} + {} bytes in {}", bytes.len(), buffer.len);
         let first_byte = buffer.offset() + 4 * start as u64;
         const CHUNK: usize = 16 << 20;
-        let bytes: &[u8] = bytemuck::cast_slice(values);
         for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
             self.shared.queue.write_buffer(&buffer.raw.buffer, first_byte + (i * CHUNK) as u64, chunk);
             let staged = self.shared.staged.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
