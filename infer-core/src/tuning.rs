@@ -240,7 +240,7 @@ mod tests {
         }
         // Without a folder to keep it in, nothing is measured.
         let known = Known::take_up(&next, &[problem], Tuning::Again, None);
-        let none = ensure(&next, known, Tuning::Again, Duration::from_secs(9), None, &mut ());
-        assert!(crate::block_on(none).unwrap().is_empty());
+        let none = crate::block_on(ensure(&next, known, Tuning::Again, Duration::from_secs(9), None, &mut ()));
+        assert!(none.unwrap().is_empty());
     }
 }
