@@ -15,13 +15,12 @@ pub(super) fn multiply(matrix: &Interleaved, x: &[f32]) -> Vec<f32> {
     let parts = parts(m * n * k);
     if m >= parts * ROWS_TOGETHER {
         let rows = m.div_ceil(parts);
-        return in_parts(m.div_ceil(rows), |part| {
+        return joined(in_parts(m.div_ceil(rows), |part| {
             let inputs = matrix.round(&x[part * rows * k..((part + 1) * rows).min(m) * k]);
             let mut output = vec![0.0; inputs.len() * n];
             matrix.multiply(&inputs, 0..matrix.strips(), &mut output);
             output
-        })
-        .concat();
+        }));
     }
     let inputs = matrix.round(x);
     let strips = matrix.strips().div_ceil(parts);
@@ -32,7 +31,7 @@ pub(super) fn multiply(matrix: &Interleaved, x: &[f32]) -> Vec<f32> {
         output
     });
     if m == 1 || columns.len() == 1 {
-        return columns.concat();
+        return joined(columns);
     }
     let mut output = Vec::with_capacity(m * n);
     for row in 0..m {
@@ -42,6 +41,11 @@ pub(super) fn multiply(matrix: &Interleaved, x: &[f32]) -> Vec<f32> {
         }
     }
     output
+}
+
+/// Parts one behind the other.
+fn joined(mut parts: Vec<Vec<f32>>) -> Vec<f32> {
+    if parts.len() == 1 { parts.swap_remove(0) } else { parts.concat() }
 }
 
 /// Into how many parts so many multiplications are divided.

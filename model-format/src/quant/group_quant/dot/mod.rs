@@ -63,6 +63,17 @@ impl Instructions {
     pub fn best() -> Instructions {
         Instructions::available().pop().expect("there is the portable way")
     }
+
+    /// Most rows of inputs that are multiplied together: as many as there are registers for.
+    fn largest_tile(self) -> usize {
+        match self {
+            Instructions::Portable => 1,
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx2 | Instructions::AvxVnni => 4,
+            #[cfg(target_arch = "x86_64")]
+            Instructions::Avx512Vnni => 8,
+        }
+    }
 }
 
 /// A matrix `[rows, cols]` of a group format, its rows side by side.
@@ -79,14 +90,18 @@ pub struct Interleaved {
 }
 
 /// Rows of inputs in eight bits, a scale for each group.
+///
+/// Rows that are multiplied together lie together, in tiles of [`Instructions::largest_tile`] rows, the last ones of fewer:
+/// of each group first one row's numbers, then the next one's.
 #[derive(Debug, Clone)]
 pub struct RoundedRows {
     groups: usize,
-    /// `[rows, groups, group_size]`, from -127 to 127; what a row lacks to whole groups is zero.
+    largest_tile: usize,
+    /// `[tiles, groups, rows of the tile, group_size]`, from -127 to 127; what a row lacks to whole groups is zero.
     codes: Vec<i8>,
-    /// `[rows, groups]`: the value of a code of one.
+    /// `[tiles, groups, rows of the tile]`: the value of a code of one.
     scales: Vec<f32>,
-    /// `[rows, groups]`: what is left to take off a sum of products, `-max_int` times the sum of the codes.
+    /// `[tiles, groups, rows of the tile]`: what is left to take off a sum of products, `-max_int` times the sum of the codes.
     offsets: Vec<i32>,
 }
 
@@ -99,11 +114,14 @@ struct Strip<'a> {
     scales: &'a [[f16; STRIP]],
 }
 
-/// One row of inputs.
+/// A tile of inputs: rows that are multiplied together.
 #[derive(Clone, Copy)]
-struct Inputs<'a> {
+struct Tile<'a> {
+    /// `[groups, rows, group_size]`.
     codes: &'a [i8],
+    /// `[groups, rows]`.
     scales: &'a [f32],
+    /// `[groups, rows]`.
     offsets: &'a [i32],
 }
 
@@ -123,16 +141,11 @@ impl Interleaved {
             instructions: Instructions::best(),
         };
         for (row, words) in matrix.q_weight.chunks_exact(row_words).enumerate() {
-            // A row of codes at a time: a matrix may be larger than what is left of the memory.
-            let codes = group.unpack(1, cols, words);
-            for (i, codes) in codes.chunks(group.group_size).enumerate() {
+            for (i, words) in words.chunks_exact(group.words_per_group()).enumerate() {
                 let at = row / STRIP * groups + i;
                 interleaved.scales[at][row % STRIP] = scales[row * groups + i];
                 let lines = &mut interleaved.lines[at * steps..][..steps];
-                for (k, &code) in codes.iter().enumerate() {
-                    let (half, k) = (k / (4 * steps), k % (4 * steps));
-                    lines[k / 4].0[row % STRIP * 4 + k % 4] |= code << (4 * half);
-                }
+                put_group(group, words, row % STRIP, lines);
             }
         }
         Some(interleaved)
@@ -190,7 +203,7 @@ impl Interleaved {
 
     /// Rounds rows of inputs `[rows, cols]` for this matrix.
     pub fn round(&self, inputs: &[f32]) -> RoundedRows {
-        RoundedRows::new(self.group, self.cols, inputs)
+        RoundedRows::new(self.group, self.cols, self.instructions.largest_tile(), inputs)
     }
 
     /// `output[m, n] = sum over k of inputs[m, k] * w[n, k]` for the rows `n` of `strips`: `[inputs, rows of strips]`.
@@ -199,55 +212,55 @@ impl Interleaved {
         let width = rows.len();
         assert_eq!(inputs.groups, self.group.groups(self.cols), "multiply: inputs of another matrix");
         assert_eq!(output.len(), inputs.len() * width, "multiply: {} x {width} outputs", inputs.len());
+        assert_eq!(inputs.largest_tile, self.instructions.largest_tile(), "multiply: inputs of other instructions");
         for first in (0..inputs.len()).step_by(INPUT_ROWS) {
             let block = first..(first + INPUT_ROWS).min(inputs.len());
-            for strip in strips.clone() {
-                let column = strip * STRIP - rows.start;
+            for index in strips.clone() {
+                let column = index * STRIP - rows.start;
                 let columns = column..(column + STRIP).min(width);
-                self.multiply_strip(strip, inputs, block.clone(), |row, values| {
-                    output[row * width..][columns.clone()].copy_from_slice(&values[..columns.len()]);
-                });
+                let strip = self.strip(index);
+                for tile in tiles(block.clone(), inputs.largest_tile) {
+                    let first = tile.start * width;
+                    let output = &mut output[first..tile.end * width];
+                    self.multiply_tile(strip, inputs.tile(&tile), tile.len(), |row, values| {
+                        output[row * width..][columns.clone()].copy_from_slice(&values[..columns.len()]);
+                    });
+                }
             }
         }
     }
 
-    /// The products of some rows of inputs and one strip.
-    fn multiply_strip(
-        &self,
-        strip: usize,
-        inputs: &RoundedRows,
-        rows: Range<usize>,
-        mut put: impl FnMut(usize, &[f32; STRIP]),
-    ) {
-        let strip = self.strip(strip);
-        let mut next = rows.start;
-        macro_rules! tiles {
-            ($tile:path, $($count:literal)+) => {{
-                $(while rows.end - next >= $count {
-                    let tile: [Inputs<'_>; $count] = std::array::from_fn(|i| inputs.row(next + i));
-                    for (i, values) in $tile(strip, &tile).iter().enumerate() {
-                        put(next + i, values);
-                    }
-                    next += $count;
-                })+
-            }};
+    /// The products of a tile of so many rows and a strip.
+    #[inline(always)]
+    fn multiply_tile(&self, strip: Strip<'_>, tile: Tile<'_>, rows: usize, mut put: impl FnMut(usize, &[f32; STRIP])) {
+        macro_rules! by_rows {
+            ($module:ident $function:ident, $group:literal, $steps:literal, $($rows:literal)+) => {
+                match rows {
+                    $($rows => {
+                        for (row, values) in $module::$function::<$group, $steps, $rows>(strip, tile).iter().enumerate() {
+                            put(row, values);
+                        }
+                    })+
+                    _ => unreachable!("tiles have fewer rows"),
+                }
+            };
         }
-        // Wide vector units have registers for more rows.
+        // Lines of a group, as many as an eighth of its size, are a parameter of their own: the language cannot divide there.
         match (self.instructions, self.group.group_size) {
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512Vnni, 32) => tiles!(x86::avx512_vnni::<4, _>, 8 4 2 1),
+            (Instructions::Avx512Vnni, 32) => by_rows!(x86 avx512_vnni, 32, 4, 1 2 4 8),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx512Vnni, _) => tiles!(x86::avx512_vnni::<5, _>, 8 4 2 1),
+            (Instructions::Avx512Vnni, _) => by_rows!(x86 avx512_vnni, 40, 5, 1 2 4 8),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::AvxVnni, 32) => tiles!(x86::avx_vnni::<4, _>, 4 2 1),
+            (Instructions::AvxVnni, 32) => by_rows!(x86 avx_vnni, 32, 4, 1 2 4),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::AvxVnni, _) => tiles!(x86::avx_vnni::<5, _>, 4 2 1),
+            (Instructions::AvxVnni, _) => by_rows!(x86 avx_vnni, 40, 5, 1 2 4),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx2, 32) => tiles!(x86::avx2::<4, _>, 4 2 1),
+            (Instructions::Avx2, 32) => by_rows!(x86 avx2, 32, 4, 1 2 4),
             #[cfg(target_arch = "x86_64")]
-            (Instructions::Avx2, _) => tiles!(x86::avx2::<5, _>, 4 2 1),
-            (Instructions::Portable, 32) => tiles!(portable::tile::<4, _>, 1),
-            (Instructions::Portable, _) => tiles!(portable::tile::<5, _>, 1),
+            (Instructions::Avx2, _) => by_rows!(x86 avx2, 40, 5, 1 2 4),
+            (Instructions::Portable, 32) => by_rows!(portable multiply, 32, 4, 1),
+            (Instructions::Portable, _) => by_rows!(portable multiply, 40, 5, 1),
         }
     }
 
@@ -260,21 +273,26 @@ impl Interleaved {
 
 impl RoundedRows {
     /// Rounds rows `[rows, cols]`, each group of `group` by itself to the nearest of 255 multiples of a scale.
-    fn new(group: GroupQuant, cols: usize, inputs: &[f32]) -> RoundedRows {
+    fn new(group: GroupQuant, cols: usize, largest_tile: usize, inputs: &[f32]) -> RoundedRows {
         let (rows, groups) = (inputs.len() / cols, group.groups(cols));
         assert_eq!(inputs.len(), rows * cols, "round: rows of {cols} inputs");
         let mut rounded = RoundedRows {
             groups,
+            largest_tile,
             codes: vec![0; rows * groups * group.group_size],
-            scales: Vec::with_capacity(rows * groups),
-            offsets: Vec::with_capacity(rows * groups),
+            scales: vec![0.0; rows * groups],
+            offsets: vec![0; rows * groups],
         };
-        let codes = rounded.codes.chunks_exact_mut(group.group_size);
-        let values = inputs.chunks_exact(cols).flat_map(|row| row.chunks(group.group_size));
-        for (codes, values) in codes.zip(values) {
-            let (scale, sum) = round_group(values, codes);
-            rounded.scales.push(scale);
-            rounded.offsets.push(-i32::from(group.max_int()) * sum);
+        for tile in tiles(0..rows, largest_tile) {
+            for row in tile.clone() {
+                for (i, values) in inputs[row * cols..][..cols].chunks(group.group_size).enumerate() {
+                    let at = tile.start * groups + i * tile.len() + row - tile.start;
+                    let codes = &mut rounded.codes[at * group.group_size..][..group.group_size];
+                    let (scale, sum) = round_group(values, codes);
+                    rounded.scales[at] = scale;
+                    rounded.offsets[at] = -i32::from(group.max_int()) * sum;
+                }
+            }
         }
         rounded
     }
@@ -289,15 +307,57 @@ impl RoundedRows {
         self.scales.is_empty()
     }
 
-    fn row(&self, index: usize) -> Inputs<'_> {
+    fn tile(&self, rows: &Range<usize>) -> Tile<'_> {
         let size = self.codes.len() / self.scales.len();
-        let groups = index * self.groups..(index + 1) * self.groups;
-        Inputs {
+        let groups = rows.start * self.groups..rows.end * self.groups;
+        Tile {
             codes: &self.codes[groups.start * size..groups.end * size],
             scales: &self.scales[groups.clone()],
             offsets: &self.offsets[groups],
         }
     }
+}
+
+/// Divides rows into tiles of `largest` rows and then of half as many, a quarter ...; `largest` is a power of two.
+fn tiles(rows: Range<usize>, largest: usize) -> impl Iterator<Item = Range<usize>> {
+    let (mut next, mut size) = (rows.start, largest);
+    std::iter::from_fn(move || {
+        while size > rows.end - next {
+            size /= 2;
+        }
+        (size > 0).then(|| {
+            next += size;
+            next - size..next
+        })
+    })
+}
+
+/// Puts the packed codes of a row's group into its place in the strip's lines, which are zero there.
+fn put_group(group: GroupQuant, words: &[u32], lane: usize, lines: &mut [Line]) {
+    let steps = lines.len();
+    if group.bits == 4 {
+        // Two words, of eight codes each, make the bytes of two lines.
+        let (low, high) = words.split_at(steps / 2);
+        for (lines, (&low, &high)) in lines.chunks_exact_mut(2).zip(low.iter().zip(high)) {
+            let bytes = (spread(low) | spread(high) << 4).to_le_bytes();
+            for (line, bytes) in lines.iter_mut().zip(bytes.chunks_exact(4)) {
+                line.0[4 * lane..][..4].copy_from_slice(bytes);
+            }
+        }
+        return;
+    }
+    for (k, code) in group.unpack(1, 8 * steps, words).into_iter().enumerate() {
+        let (half, k) = (k / (4 * steps), k % (4 * steps));
+        lines[k / 4].0[4 * lane + k % 4] |= code << (4 * half);
+    }
+}
+
+/// Eight codes of four bits as bytes.
+fn spread(word: u32) -> u64 {
+    let x = u64::from(word);
+    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+    let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+    (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f
 }
 
 /// Rounds a group: its scale, and the sum of its codes.

@@ -1,25 +1,22 @@
 //! The reference of products in integers, and what processors without other instructions run. Written so that a compiler
 //! can make vector code of it.
 
-use super::{Inputs, Line, STRIP, Strip};
+use super::{Line, STRIP, Strip, Tile};
 
 /// Products of one row of inputs (`ROWS` is 1) and a strip with `STEPS` lines a group.
-pub fn tile<const STEPS: usize, const ROWS: usize>(
+pub fn multiply<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
     strip: Strip<'_>,
-    inputs: &[Inputs<'_>; ROWS],
+    tile: Tile<'_>,
 ) -> [[f32; STRIP]; ROWS] {
-    inputs.map(|inputs| {
-        let mut output = [0.0; STRIP];
-        let (lines, _) = strip.lines.as_chunks::<STEPS>();
-        let groups = inputs.codes.chunks_exact(8 * STEPS).zip(inputs.scales.iter().zip(inputs.offsets));
-        for ((lines, scales), (codes, (input_scale, offset))) in lines.iter().zip(strip.scales).zip(groups) {
-            let dots = dots(lines, codes);
-            for ((output, dot), scale) in output.iter_mut().zip(dots).zip(scales) {
-                *output += (dot + offset) as f32 * input_scale * scale.to_f32();
-            }
+    let mut output = [[0.0; STRIP]; ROWS];
+    let weights = strip.lines.as_chunks::<STEPS>().0.iter().zip(strip.scales);
+    let inputs = tile.codes.chunks_exact(GROUP).zip(tile.scales.iter().zip(tile.offsets));
+    for ((lines, scales), (codes, (input_scale, offset))) in weights.zip(inputs) {
+        for ((output, dot), scale) in output[0].iter_mut().zip(dots(lines, codes)).zip(scales) {
+            *output += (dot + offset) as f32 * input_scale * scale.to_f32();
         }
-        output
-    })
+    }
+    output
 }
 
 /// `sum over k of code[r, k] * input[k]` of a group, for each row `r`.

@@ -44,22 +44,29 @@ fn plain(matrix: &QuantizedMatrix, rounded: &RoundedRows) -> Vec<f32> {
     let groups = group.groups(matrix.cols);
     let mut output = Vec::new();
     for m in 0..rounded.len() {
-        let inputs = rounded.row(m);
         for n in 0..matrix.rows {
             let row = &codes[n * matrix.cols..][..matrix.cols];
             let mut sum = 0.0;
             for (i, codes) in row.chunks(group.group_size).enumerate() {
-                let inputs_of = &inputs.codes[i * group.group_size..][..codes.len()];
+                let (input_scale, inputs) = group_of(rounded, m, i);
                 let products = codes
                     .iter()
-                    .zip(inputs_of)
+                    .zip(inputs)
                     .map(|(&code, &input)| (i64::from(code) - i64::from(group.max_int())) * i64::from(input));
-                sum += products.sum::<i64>() as f32 * inputs.scales[i] * matrix.q_scale.get(n * groups + i);
+                sum += products.sum::<i64>() as f32 * input_scale * matrix.q_scale.get(n * groups + i);
             }
             output.push(sum);
         }
     }
     output
+}
+
+/// The scale and the codes of group `i` of row `m`.
+fn group_of(rounded: &RoundedRows, m: usize, i: usize) -> (f32, &[i8]) {
+    let tile = tiles(0..rounded.len(), rounded.largest_tile).find(|tile| tile.contains(&m)).unwrap();
+    let at = tile.start * rounded.groups + i * tile.len() + m - tile.start;
+    let size = rounded.codes.len() / rounded.scales.len();
+    (rounded.scales[at], &rounded.codes[at * size..][..size])
 }
 
 #[test]
@@ -69,10 +76,11 @@ fn every_implementation_is_equal_to_plain_loops_bit_for_bit() {
         let matrix = matrix(format, n, k);
         let interleaved = Interleaved::new(&matrix).unwrap();
         for m in [1, 2, 3, 7, 8, 15, 70] {
-            let rounded = interleaved.round(&inputs(m, k));
-            let expected = plain(&matrix, &rounded);
+            let inputs = inputs(m, k);
+            let expected = plain(&matrix, &interleaved.round(&inputs));
             for instructions in Instructions::available() {
-                let found = all(&interleaved.clone().with_instructions(instructions), &rounded);
+                let interleaved = interleaved.clone().with_instructions(instructions);
+                let found = all(&interleaved, &interleaved.round(&inputs));
                 assert_eq!(found, expected, "{format} {n} x {k}, {m} rows, {instructions:?}");
             }
         }
@@ -91,18 +99,26 @@ fn the_largest_sums_overflow_nowhere() {
             let interleaved = Interleaved::new(&matrix).unwrap();
             // NaN and infinities round to any code, also -128.
             for value in [1.0, -1.0, 1e30, f32::INFINITY, f32::NAN, -f32::NAN] {
-                let mut rounded = interleaved.round(&vec![value; k]);
-                for scale in &mut rounded.scales {
-                    *scale = 1.0;
-                }
-                let expected = plain(&matrix, &rounded);
                 for instructions in Instructions::available() {
-                    let found = all(&interleaved.clone().with_instructions(instructions), &rounded);
+                    let interleaved = interleaved.clone().with_instructions(instructions);
+                    let mut rounded = interleaved.round(&vec![value; 3 * k]);
+                    rounded.scales.fill(1.0);
+                    let expected = plain(&matrix, &rounded);
+                    let found = all(&interleaved, &rounded);
                     assert_eq!(found, expected, "{}, {value}, {instructions:?}", format.name);
                 }
             }
         }
     }
+}
+
+#[test]
+fn tiles_are_halved_at_the_end() {
+    let sizes = |rows, largest| tiles(rows, largest).map(|tile| tile.len()).collect::<Vec<_>>();
+    assert_eq!(sizes(64..79, 8), [8, 4, 2, 1]);
+    assert_eq!(sizes(0..9, 4), [4, 4, 1]);
+    assert_eq!(sizes(3..5, 1), [1, 1]);
+    assert!(sizes(5..5, 8).is_empty());
 }
 
 #[test]

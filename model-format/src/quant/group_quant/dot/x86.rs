@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Inputs, Instructions, Line, STRIP, Strip};
+use super::{Instructions, Line, STRIP, Strip, Tile};
 
 /// What this processor has of [`Instructions`], the fastest last.
 pub fn available() -> Vec<Instructions> {
@@ -26,71 +26,68 @@ pub fn available() -> Vec<Instructions> {
     available
 }
 
-/// Products of `ROWS` rows of inputs and a strip with `STEPS` lines a group, by [`Instructions::Avx512Vnni`].
-pub fn avx512_vnni<const STEPS: usize, const ROWS: usize>(
-    strip: Strip<'_>,
-    inputs: &[Inputs<'_>; ROWS],
-) -> [[f32; STRIP]; ROWS] {
-    // SAFETY: a matrix has these instructions only where `available` found them.
-    unsafe { tile_512::<STEPS, ROWS>(strip, inputs) }
+macro_rules! safe {
+    ($(#[$doc:meta] $name:ident $tile:ident)+) => {
+        $(#[$doc]
+        pub fn $name<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
+            strip: Strip<'_>,
+            tile: Tile<'_>,
+        ) -> [[f32; STRIP]; ROWS] {
+            // SAFETY: a matrix has these instructions only where `available` found them.
+            unsafe { $tile::<GROUP, STEPS, ROWS>(strip, tile) }
+        })+
+    };
 }
 
-/// The same by [`Instructions::AvxVnni`].
-pub fn avx_vnni<const STEPS: usize, const ROWS: usize>(
-    strip: Strip<'_>,
-    inputs: &[Inputs<'_>; ROWS],
-) -> [[f32; STRIP]; ROWS] {
-    // SAFETY: as above.
-    unsafe { tile_256_vnni::<STEPS, ROWS>(strip, inputs) }
-}
-
-/// The same by [`Instructions::Avx2`].
-pub fn avx2<const STEPS: usize, const ROWS: usize>(
-    strip: Strip<'_>,
-    inputs: &[Inputs<'_>; ROWS],
-) -> [[f32; STRIP]; ROWS] {
-    // SAFETY: as above.
-    unsafe { tile_256::<STEPS, ROWS>(strip, inputs) }
-}
+safe!(
+    /// Products of `ROWS` rows of inputs and a strip with `STEPS` lines a group, by [`Instructions::Avx512Vnni`].
+    avx512_vnni tile_512
+    /// The same by [`Instructions::AvxVnni`].
+    avx_vnni tile_256_vnni
+    /// The same by [`Instructions::Avx2`].
+    avx2 tile_256
+);
 
 /// Four inputs as a word, the first in its low byte.
 #[inline(always)]
-fn four(codes: &[i8], index: usize) -> i32 {
+fn four<const GROUP: usize>(codes: &[i8; GROUP], index: usize) -> i32 {
     let codes = &codes[4 * index..][..4];
     i32::from_le_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8])
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn tile_512<const STEPS: usize, const ROWS: usize>(
+fn tile_512<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
     strip: Strip<'_>,
-    inputs: &[Inputs<'_>; ROWS],
+    tile: Tile<'_>,
 ) -> [[f32; STRIP]; ROWS] {
     let low = _mm512_set1_epi8(15);
     let mut sums = [_mm512_setzero_ps(); ROWS];
-    let (lines, _) = strip.lines.as_chunks::<STEPS>();
-    for (i, (lines, scales)) in lines.iter().zip(strip.scales).enumerate() {
-        let codes: [&[i8]; ROWS] = std::array::from_fn(|row| &inputs[row].codes[8 * STEPS * i..][..8 * STEPS]);
-        // Two chains, so that one instruction does not wait for the one before it.
+    let weights = strip.lines.as_chunks::<STEPS>().0.iter().zip(strip.scales);
+    let codes = tile.codes.as_chunks::<GROUP>().0.as_chunks::<ROWS>().0;
+    let inputs = codes.iter().zip(tile.scales.as_chunks::<ROWS>().0).zip(tile.offsets.as_chunks::<ROWS>().0);
+    for ((lines, scales), ((codes, input_scales), offsets)) in weights.zip(inputs) {
         let mut dots = [_mm512_setzero_si512(); ROWS];
         for row in 0..ROWS {
-            dots[row] = _mm512_set1_epi32(inputs[row].offsets[i]);
+            dots[row] = _mm512_set1_epi32(offsets[row]);
         }
+        // Where rows are few, a second chain of sums, so that one instruction does not wait for the one before it.
         let mut more = [_mm512_setzero_si512(); ROWS];
         for (step, line) in lines.iter().enumerate() {
             // SAFETY: a line is 64 bytes, aligned to as many.
             let bytes = unsafe { _mm512_load_si512((&raw const *line).cast()) };
             let (lows, highs) = (_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low));
             for row in 0..ROWS {
-                dots[row] = _mm512_dpbusd_epi32(dots[row], lows, _mm512_set1_epi32(four(codes[row], step)));
-                more[row] = _mm512_dpbusd_epi32(more[row], highs, _mm512_set1_epi32(four(codes[row], STEPS + step)));
+                let second = if ROWS < 4 { &mut more[row] } else { &mut dots[row] };
+                *second = _mm512_dpbusd_epi32(*second, highs, _mm512_set1_epi32(four(&codes[row], STEPS + step)));
+                dots[row] = _mm512_dpbusd_epi32(dots[row], lows, _mm512_set1_epi32(four(&codes[row], step)));
             }
         }
         // SAFETY: sixteen scales are 32 bytes.
         let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });
         for row in 0..ROWS {
-            let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(dots[row], more[row]));
-            let scaled = _mm512_mul_ps(_mm512_mul_ps(dot, _mm512_set1_ps(inputs[row].scales[i])), scales);
-            sums[row] = _mm512_add_ps(sums[row], scaled);
+            let dot = if ROWS < 4 { _mm512_add_epi32(dots[row], more[row]) } else { dots[row] };
+            let dot = _mm512_mul_ps(_mm512_cvtepi32_ps(dot), _mm512_set1_ps(input_scales[row]));
+            sums[row] = _mm512_add_ps(sums[row], _mm512_mul_ps(dot, scales));
         }
     }
     let mut output = [[0.0; STRIP]; ROWS];
@@ -124,32 +121,34 @@ fn half_scales(scales: &[half::f16; STRIP], half: usize) -> __m256 {
 macro_rules! tile_of_halves {
     ($name:ident, $features:literal, $dot:expr, $finish:expr) => {
         #[target_feature(enable = $features)]
-        fn $name<const STEPS: usize, const ROWS: usize>(
+        fn $name<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
             strip: Strip<'_>,
-            inputs: &[Inputs<'_>; ROWS],
+            tile: Tile<'_>,
         ) -> [[f32; STRIP]; ROWS] {
             let low = _mm256_set1_epi8(15);
             let mut output = [[0.0; STRIP]; ROWS];
-            let (lines, _) = strip.lines.as_chunks::<STEPS>();
             for half in 0..2 {
                 let mut sums = [_mm256_setzero_ps(); ROWS];
-                for (i, (lines, scales)) in lines.iter().zip(strip.scales).enumerate() {
-                    let codes: [&[i8]; ROWS] =
-                        std::array::from_fn(|row| &inputs[row].codes[8 * STEPS * i..][..8 * STEPS]);
+                let weights = strip.lines.as_chunks::<STEPS>().0.iter().zip(strip.scales);
+                let codes = tile.codes.as_chunks::<GROUP>().0.as_chunks::<ROWS>().0;
+                let scales = tile.scales.as_chunks::<ROWS>().0;
+                let inputs = codes.iter().zip(scales).zip(tile.offsets.as_chunks::<ROWS>().0);
+                for ((lines, scales), ((codes, input_scales), offsets)) in weights.zip(inputs) {
                     let mut dots = [_mm256_setzero_si256(); ROWS];
                     for (step, line) in lines.iter().enumerate() {
                         let bytes = half_line(line, half);
                         let lows = _mm256_and_si256(bytes, low);
                         let highs = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
                         for row in 0..ROWS {
-                            dots[row] = $dot(dots[row], lows, _mm256_set1_epi32(four(codes[row], step)));
-                            dots[row] = $dot(dots[row], highs, _mm256_set1_epi32(four(codes[row], STEPS + step)));
+                            let (first, second) = (four(&codes[row], step), four(&codes[row], STEPS + step));
+                            dots[row] = $dot(dots[row], lows, _mm256_set1_epi32(first));
+                            dots[row] = $dot(dots[row], highs, _mm256_set1_epi32(second));
                         }
                     }
                     let scales = half_scales(scales, half);
                     for row in 0..ROWS {
-                        let dot = _mm256_add_epi32($finish(dots[row]), _mm256_set1_epi32(inputs[row].offsets[i]));
-                        let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(inputs[row].scales[i]));
+                        let dot = _mm256_add_epi32($finish(dots[row]), _mm256_set1_epi32(offsets[row]));
+                        let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(input_scales[row]));
                         sums[row] = _mm256_add_ps(sums[row], _mm256_mul_ps(dot, scales));
                     }
                 }
