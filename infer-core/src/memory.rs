@@ -1,12 +1,10 @@
 //! [`Need`]: what a model takes of its device's memory, before a byte of it is loaded.
 
+#[cfg(feature = "native")]
+use model_format::quant::group_quant::dot::Interleaved;
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role,
-    gptq::GptqConfig,
-    params,
-    params::joined_params,
-    quant::group_quant::{GroupQuant, dot::Interleaved},
-    rope::RopeScaling,
+    Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
+    quant::group_quant::GroupQuant, rope::RopeScaling,
 };
 use webgpu_kernels::{KvCache, KvDtype, WeightFormat, gemm::scratch_cols};
 

@@ -233,3 +233,31 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     let rest: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of a head that is no whole number of groups, at a place in the middle.
+    #[test]
+    fn rows_come_back_as_their_number_type_has_them() {
+        let head_dim = 40;
+        let new: Vec<f32> =
+            (0..2 * head_dim).map(|i| (i as f32 * 0.37).sin() * if i < 40 { 1e5 } else { 1.0 }).collect();
+        let back = |kv| {
+            let mut rows = Rows::new(kv, 5, head_dim);
+            rows.put(2, head_dim, &new);
+            let zeros = |rows: &Rows, which| rows.values(which, head_dim).iter().all(|&value| value == 0.0);
+            assert!(zeros(&rows, 0..2) && zeros(&rows, 4..5), "{kv:?}: other rows were written");
+            rows.values(2..4, head_dim).into_owned()
+        };
+        assert_eq!(back(KvDtype::F32), new);
+        let halves = new.iter().map(|value| f16::from_f32(value.clamp(-65504.0, 65504.0)).to_f32());
+        assert_eq!(back(KvDtype::F16), halves.collect::<Vec<_>>());
+        let eight_bits = new.chunks(head_dim).flat_map(|row| row.chunks(GROUP)).flat_map(|group| {
+            let scale = group.iter().fold(0f32, |most, value| most.max(value.abs())) / 127.0;
+            group.iter().map(move |value| (value / scale).round_ties_even() * scale)
+        });
+        assert_eq!(back(KvDtype::Q8), eight_bits.collect::<Vec<_>>());
+    }
+}
