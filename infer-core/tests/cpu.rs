@@ -44,8 +44,9 @@ fn integer_products_are_near_the_reference() {
         let expected = logits(CandleOps::default(), arch);
         let error = nmse(&logits(cpu(CpuWeights::Integer, KvDtype::F32), arch), &expected);
         println!("{arch}: nmse {error:e}");
-        // Eight bits are a relative error of about 1e-5 in squares for each product. None at all would be another path.
-        assert!(error > 0.0 && error < 2e-3, "{arch}: nmse {error}");
+        // In squares 3e-5 for each product (the largest of 32 is 2.4 deviations, a step a 127th of it), and these models of random
+        // weights make it more. None at all would be another path.
+        assert!(error > 0.0 && error < 5e-3, "{arch}: nmse {error}");
     }
 }
 
