@@ -28,7 +28,7 @@ fn matrix(format: &str, rows: usize, cols: usize) -> QuantizedMatrix {
 fn inputs(rows: usize, cols: usize) -> Vec<f32> {
     let mut next = numbers(7);
     (0..rows * cols)
-        .map(|_| (next() as f32 / (1u64 << 30) as f32 - 1.0) * if next() % 50 == 0 { 40.0 } else { 1.0 })
+        .map(|_| (next() as f32 / (1u64 << 30) as f32 - 1.0) * if next().is_multiple_of(50) { 40.0 } else { 1.0 })
         .collect()
 }
 
