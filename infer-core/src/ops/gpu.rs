@@ -320,6 +320,29 @@ impl Ops for GpuOps {
         y
     }
 
+    fn linear_attention(
+        &mut self,
+        x: &GpuTensor,
+        matrix: &Matrix,
+        rope: &GpuTensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, KvCache>],
+    ) -> GpuTensor {
+        let AttentionShape { heads, head_dim, rotary_dim, scale, soft_cap, window, .. } = shape;
+        if let (Some(factor), [span]) = (&x.factor, &mut *spans)
+            && matrix.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
+        {
+            let (q, y) = (self.temporary(1, heads * head_dim), self.temporary(1, heads * head_dim));
+            let (past_len, kv) = (span.past_len, &*span.kv);
+            matrix.linear_normed_turned(&mut self.recorder, &x.values, factor, &rope.values, past_len, &q.values, kv);
+            let attention = Attention { first_row: 0, rows: 1, heads, past_len, scale, soft_cap, window };
+            attention.record(&mut self.recorder, &q.values, kv, &y.values);
+            return y;
+        }
+        let qkv = self.linear(x, matrix);
+        self.attention(&qkv, rope, shape, spans)
+    }
+
     fn norm_heads(&mut self, qkv: &mut GpuTensor, query: &GpuTensor, key: &GpuTensor, shape: AttentionShape, eps: f32) {
         let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
         assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "norm_heads: columns of q | k | v");

@@ -2,20 +2,22 @@
 //! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already. Scores may be
 //! capped, and rows may see a window of the keys; keys before the window of the first row are not visited.
 //!
-//! Three kernels: `attention_tile` for many rows; `attention_decode` for few, one row at a time; and, where the context
-//! is long, `attention_decode` with `split_k`, several workgroups sharing the keys of a row, and `attention_reduce` to
-//! join what they found.
+//! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are of one size
+//! and `attention_decode` elsewhere; and, where the context is long, either of these with `split_k`, several workgroups
+//! sharing the keys of a row, and `attention_reduce` to join what they found.
 
 mod reference;
+mod teams;
 
 use crate::{
-    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
+    Case, CaseSet, Gpu, Kernel, KvCache, KvDtype, Variant,
     cases::{Random, cache_row, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
 };
 pub use reference::{Shape as AttentionShape, attention, join_splits};
+pub use teams::{DecodeChoice, DecodeShape, Teams, choices};
 
 /// Causal attention of some rows of one sequence.
 pub struct Attention {
@@ -69,6 +71,15 @@ pub static DECODE_KERNEL: Kernel = Kernel {
     cases: decode_cases,
 };
 
+/// The record of the kernel for few rows where subgroups are of one size.
+pub static TEAMS_KERNEL: Kernel = Kernel {
+    name: "attention_teams",
+    wgsl: include_str!("teams.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: DecodeParams::LAYOUT,
+    cases: teams_cases,
+};
+
 /// The record of the kernel that joins what the splits found.
 pub static REDUCE_KERNEL: Kernel = Kernel {
     name: "attention_reduce",
@@ -87,8 +98,10 @@ const MANY_SLOTS_DIM: usize = 128;
 const DECODE_KEYS: usize = 128;
 /// Eights of a key, and values, that a lane of the decode kernel loads at a time.
 const DECODE_LOADS: usize = 8;
-/// Lanes of the reduce kernel, and the most splits.
+/// The most splits.
 const MAX_SPLITS: usize = 64;
+/// Splits that a lane of the reduce kernel loads at a time.
+const REDUCE_LOADS: usize = 8;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
 /// The same of the tile kernel.
@@ -107,7 +120,8 @@ impl Attention {
         if self.rows > DECODE_ROWS {
             self.record_tile(recorder, q, cache, y, self.tile_quads(CacheShape::of(cache)));
         } else {
-            self.record_decode(recorder, q, cache, y, self.splits(cache));
+            let choice = self.choice(recorder.gpu(), cache);
+            self.record_decode(recorder, q, cache, y, choice);
         }
     }
 
@@ -151,28 +165,38 @@ impl Attention {
         self.window.map_or(0, |window| (self.past_len + 1).saturating_sub(window))
     }
 
-    /// Tiles of keys that the rows see.
-    fn key_tiles(&self) -> usize {
-        (self.past_len + self.rows - self.begin()).div_ceil(DECODE_KEYS)
+    /// How few rows are divided among workgroups.
+    fn choice(&self, gpu: &Gpu, cache: &KvCache) -> DecodeChoice {
+        let may_team = !gpu.is_off(TEAMS_KERNEL.name);
+        let all = choices(gpu.caps(), &self.decode_shape(CacheShape::of(cache)));
+        all.into_iter().find(|choice| may_team || choice.teams.is_none()).expect("one that needs nothing")
     }
 
-    /// Ranges that the keys are divided in: one per tile of keys, as long as that makes workgroups the device has need of.
-    fn splits(&self, cache: &KvCache) -> usize {
-        let groups = self.rows * self.heads / workgroup_heads(self.heads / cache.kv_heads, cache.head_dim);
-        self.key_tiles().min(ENOUGH_GROUPS.div_ceil(groups)).min(MAX_SPLITS)
+    fn decode_shape(&self, cache: CacheShape) -> DecodeShape {
+        let CacheShape { kv_heads, head_dim, dtype } = cache;
+        let keys = self.past_len + self.rows - self.begin();
+        DecodeShape { rows: self.rows, heads: self.heads, kv_heads, head_dim, keys, dtype }
     }
 
-    fn record_decode(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, splits: usize) {
-        let tiles = self.key_tiles();
-        let split_tiles = tiles.div_ceil(splits);
-        // With so many tiles each, fewer may do.
-        let splits = tiles.div_ceil(split_tiles);
+    fn record_decode(
+        &self,
+        recorder: &mut Recorder,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+        y: &Buffer<f32>,
+        choice: DecodeChoice,
+    ) {
+        let shape = self.decode_shape(CacheShape::of(cache));
+        let split_keys = shape.split_keys(choice);
+        // With so many keys each, fewer may do.
+        let splits = shape.keys.div_ceil(split_keys);
+        let choice = DecodeChoice { splits, ..choice };
         if splits == 1 {
-            self.record_split(recorder, q, cache, y, 1, split_tiles);
+            self.record_split(recorder, q, cache, y, choice, split_keys);
             return;
         }
         let parts = recorder.temporary(self.rows * self.heads * splits * (cache.head_dim + 2));
-        self.record_split(recorder, q, cache, &parts, splits, split_tiles);
+        self.record_split(recorder, q, cache, &parts, choice, split_keys);
         let reduce = Reduce { first_row: self.first_row, rows: self.rows, heads: self.heads, splits };
         reduce.record(recorder, cache.head_dim, &parts, y);
     }
@@ -183,29 +207,31 @@ impl Attention {
         q: &Buffer<f32>,
         cache: &KvCache,
         y: &Buffer<f32>,
-        splits: usize,
-        split_tiles: usize,
+        choice: DecodeChoice,
+        split_keys: usize,
     ) {
         let group = self.heads / cache.kv_heads;
-        let groups = self.rows * self.heads / workgroup_heads(group, cache.head_dim) * splits;
+        let heads = choice.teams.map_or(workgroup_heads(group, cache.head_dim), |teams| teams.heads as usize);
+        let groups = self.rows * self.heads / heads * choice.splits;
         let params = DecodeParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
             heads: self.heads as u32,
             past_len: self.past_len as u32,
             capacity: cache.capacity as u32,
-            splits: splits as u32,
-            split_keys: (split_tiles * DECODE_KEYS) as u32,
+            splits: choice.splits as u32,
+            split_keys: split_keys as u32,
             groups: groups as u32,
             window: self.window(),
             begin: self.begin() as u32,
             scale: self.scale,
             soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), splits > 1);
+        let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), choice);
+        let kernel = if choice.teams.is_some() { &TEAMS_KERNEL } else { &DECODE_KERNEL };
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
-        recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
+        recorder.dispatch(kernel, &variant, &params, &buffers, groups);
     }
 
     fn tile_variant(&self, cache: CacheShape, quads: usize) -> Variant {
@@ -215,13 +241,16 @@ impl Attention {
             .constant_is("QUADS_S", quads as u32)
     }
 
-    fn decode_variant(&self, caps: &Caps, cache: CacheShape, is_split: bool) -> Variant {
+    fn decode_variant(&self, caps: &Caps, cache: CacheShape, choice: DecodeChoice) -> Variant {
+        let variant = self.variant(cache).flag_if("SPLIT_K", choice.splits > 1);
+        if let Some(teams) = choice.teams {
+            return teams.variant(variant, caps, cache.head_dim);
+        }
         let eights = padded(cache.head_dim) / 8;
         // Loads of a software device do not overlap, and its compiler takes long for long functions.
         let most = if caps.is_software { 1 } else { DECODE_LOADS };
         let key_eights = (1..=most).rev().find(|&few| eights.is_multiple_of(few)).unwrap_or(1);
-        self.variant(cache)
-            .flag_if("SPLIT_K", is_split)
+        variant
             .constant_is("WORKGROUP", DECODE_KEYS as u32)
             .constant_is("HEADS", workgroup_heads(self.heads / cache.kv_heads, cache.head_dim) as u32)
             .constant_is("KEY_EIGHTS", key_eights as u32)
@@ -269,12 +298,17 @@ impl Reduce {
             splits: self.splits as u32,
             groups: groups as u32,
         };
+        recorder.expect_bytes(4 * (groups * (self.splits * (head_dim + 2) + head_dim)) as u64);
         recorder.dispatch(&REDUCE_KERNEL, &reduce_variant(head_dim), &params, &[parts.into(), y.into()], groups);
     }
 }
 
 fn reduce_variant(head_dim: usize) -> Variant {
-    Variant::new().constant_is("WORKGROUP", MAX_SPLITS as u32).constant_is("HEAD_DIM", head_dim as u32)
+    let lanes = head_dim.next_power_of_two().clamp(32, 256);
+    Variant::new()
+        .constant_is("WORKGROUP", lanes as u32)
+        .constant_is("HEAD_DIM", head_dim as u32)
+        .constant_is("STEPS", REDUCE_LOADS as u32)
 }
 
 /// Heads of a workgroup of the decode kernel: as many of those that share a key head as workgroup memory has room for.
@@ -427,6 +461,13 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
         (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
     ]);
+    for (splits, past_len) in [(1, 100), (2, 700)] {
+        let shape = shape(1, past_len);
+        let all = choices(caps, &shape.attention().decode_shape(shape.cache_shape(dtype)));
+        if let Some(teams) = all[0].teams {
+            cases.push((&TEAMS_KERNEL, choice_case(caps, shape, DecodeChoice { teams: Some(teams), splits }, dtype)));
+        }
+    }
     cases
 }
 
@@ -530,10 +571,57 @@ fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 }
 
 fn decode_case(caps: &Caps, shape: Shape, splits: usize, dtype: KvDtype) -> Case {
-    let variant = shape.attention().decode_variant(caps, shape.cache_shape(dtype), splits > 1);
+    choice_case(caps, shape, DecodeChoice { teams: None, splits }, dtype)
+}
+
+fn choice_case(caps: &Caps, shape: Shape, choice: DecodeChoice, dtype: KvDtype) -> Case {
+    let variant = shape.attention().decode_variant(caps, shape.cache_shape(dtype), choice);
     shape.case(dtype, variant, move |recorder, q, cache, y| {
-        shape.attention().record_decode(recorder, q, cache, y, splits);
+        shape.attention().record_decode(recorder, q, cache, y, choice);
     })
+}
+
+/// The choices for a shape, each as a case: for whoever times them.
+pub fn choice_cases(caps: &Caps, shape: &DecodeShape) -> Vec<(DecodeChoice, Case)> {
+    let DecodeShape { rows, heads, kv_heads, head_dim, keys, dtype } = *shape;
+    let case_of = Shape::new(rows, keys - rows, heads, kv_heads, head_dim);
+    choices(caps, shape).into_iter().map(|choice| (choice, choice_case(caps, case_of, choice, dtype))).collect()
+}
+
+fn teams_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
+    let teams = |workgroup, heads, keys| Teams { workgroup, heads, keys };
+    let shapes: &[(Shape, Teams, usize)] = match set {
+        CaseSet::Test => &[
+            (Shape::new(1, 0, 9, 3, 64), teams(128, 3, 4), 1),
+            (Shape::new(1, 127, 24, 8, 128), teams(256, 3, 4), 1),
+            (Shape::new(1, 300, 9, 3, 64), teams(128, 1, 2), 3),
+            (Shape::new(1, 1000, 4, 1, 128), teams(128, 4, 8), 4),
+            (Shape::new(3, 254, 14, 2, 64), teams(64, 1, 4), 3),
+            (Shape::new(1, 200, 16, 1, 32), teams(128, 4, 4), 2),
+            (Shape::new(1, 40, 8, 2, 256), teams(64, 4, 2), 1),
+            (Shape::new(1, 300, 4, 2, 16).window(16), teams(256, 2, 4), 1),
+            (Shape::new(3, 400, 8, 1, 64).window(200), teams(128, 2, 4), 2),
+            (Shape::new(2, 20, 2, 2, 32).window(1), teams(64, 1, 4), 1),
+            (Shape::new(1, 700, 16, 8, 256).soft_cap(50.0).window(512), teams(128, 2, 4), 4),
+            (Shape::new(1, 300, 9, 3, 64).soft_cap(20.0), teams(256, 3, 4), 3),
+            (Shape::new(1, 8191, 4, 2, 32), teams(256, 2, 4), 64),
+            (Shape::new(1, 200, 4, 2, 64).with_outliers(), teams(128, 2, 4), 1),
+            (Shape::new(2, 200, 4, 2, 64).with_outliers(), teams(256, 2, 4), 2),
+            (Shape::new(4, 0, 2, 1, 64), teams(128, 2, 4), 1),
+        ],
+        CaseSet::Bench => &[
+            (Shape::new(1, 127, 24, 8, 128), teams(256, 3, 4), 1),
+            (Shape::new(1, 2047, 24, 8, 128), teams(256, 3, 4), 16),
+        ],
+    };
+    let suitable: Vec<_> = shapes
+        .iter()
+        .filter(|(shape, teams, _)| teams.suits(caps, shape.heads / shape.kv_heads, shape.head_dim))
+        .copied()
+        .collect();
+    let case =
+        |((shape, teams, splits), dtype)| choice_case(caps, shape, DecodeChoice { teams: Some(teams), splits }, dtype);
+    caches(&suitable).map(case).collect()
 }
 
 fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {

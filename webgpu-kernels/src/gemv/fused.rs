@@ -7,9 +7,9 @@
 
 use model_format::decoder_config::Activation;
 
-use super::{GemvParams, KERNEL, ROWS, blocks, reference, variant};
+use super::{GemvChoice, GemvKind, GemvParams, GemvShape, KERNEL, choice_of, odd_choices, reference};
 use crate::{
-    Case, CaseSet, Kernel, Variant, WeightFormat,
+    Case, CaseSet, Kernel, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
@@ -64,9 +64,13 @@ pub static SCALED_KERNEL: Kernel = Kernel {
 };
 
 impl GemvAdd {
-    /// Length of `squares` for so many rows.
-    pub fn parts(rows: usize) -> usize {
-        rows.div_ceil(ROWS as usize)
+    fn shape(format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
+        GemvShape { format, rows, cols, batch: 1, kind: GemvKind::Add }
+    }
+
+    /// Length of `squares` for a matrix.
+    pub fn parts(caps: &Caps, format: WeightFormat, rows: usize, cols: usize) -> usize {
+        rows.div_ceil(choice_of(caps, &GemvAdd::shape(format, rows, cols)).workgroup_rows(caps))
     }
 
     /// `w` is a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
@@ -81,44 +85,57 @@ impl GemvAdd {
         y: &Buffer<f32>,
         squares: &Buffer<f32>,
     ) {
-        let params = GemvParams::new(w, w.rows);
-        let variant = add_variant(recorder.gpu().caps(), w.format, w.cols);
+        let choice = choice_of(recorder.gpu().caps(), &GemvAdd::shape(w.format, w.rows, w.cols));
+        self.record_choice(recorder, choice, w, [x, norm, sum, y, squares]);
+    }
+
+    fn record_choice(&self, recorder: &mut Recorder, choice: GemvChoice, w: &Slice, buffers: [&Buffer<f32>; 5]) {
+        let (caps, shape) = (*recorder.gpu().caps(), GemvAdd::shape(w.format, w.rows, w.cols));
+        let params = GemvParams::new(w, w.rows, shape.blocks(&choice));
+        let [x, norm, sum, y, squares] = buffers;
         let buffers =
             [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), norm.into(), sum.into(), squares.into()];
-        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, GemvAdd::parts(w.rows));
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        recorder.dispatch(&ADD_KERNEL, &choice.variant(&caps, &shape, 0), &params, &buffers, groups);
     }
 }
 
 impl GemvScaled {
+    fn shape(&self, format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
+        let kind = if self.swiglu { GemvKind::Swiglu } else { GemvKind::Scaled };
+        GemvShape { format, rows, cols, batch: 1, kind }
+    }
+
     /// `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
     /// `y`: [rows of the whole matrix], with `swiglu` half as many.
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
+        let choice = choice_of(recorder.gpu().caps(), &self.shape(w.format, w.rows, w.cols));
+        self.record_choice(recorder, choice, w, x, squares, y);
+    }
+
+    fn record_choice(
+        &self,
+        recorder: &mut Recorder,
+        choice: GemvChoice,
+        w: &Slice,
+        x: &Buffer<f32>,
+        squares: &Buffer<f32>,
+        y: &Buffer<f32>,
+    ) {
+        let (caps, shape) = (*recorder.gpu().caps(), self.shape(w.format, w.rows, w.cols));
         let params = ScaledParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
+            blocks: shape.blocks(&choice) as u32,
             first_row: w.first_row as u32,
             y_stride: 0,
             parts: self.parts as u32,
             eps: self.eps,
         };
-        let variant = scaled_variant(recorder.gpu().caps(), w.format, w.cols, self.swiglu);
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), squares.into()];
-        let groups =
-            if self.swiglu { (w.rows / 2).div_ceil(ROWS as usize / 2) } else { w.rows.div_ceil(ROWS as usize) };
-        recorder.dispatch(&SCALED_KERNEL, &variant, &params, &buffers, groups);
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        recorder.dispatch(&SCALED_KERNEL, &choice.variant(&caps, &shape, self.parts), &params, &buffers, groups);
     }
-}
-
-fn add_variant(caps: &Caps, format: WeightFormat, cols: usize) -> Variant {
-    variant(caps, format, cols, 1).flag("EPILOGUE").flag("ADD")
-}
-
-fn scaled_variant(caps: &Caps, format: WeightFormat, cols: usize, swiglu: bool) -> Variant {
-    // A quad of parts is the squares of so many columns.
-    let is_wide = blocks(format, cols) < GemvAdd::parts(cols).div_ceil(4);
-    let variant = variant(caps, format, cols, 1).flag("EPILOGUE").flag("SCALED");
-    variant.flag_if("WIDE_BLOCKS", is_wide).flag_if("SWIGLU", swiglu)
 }
 
 fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -129,13 +146,20 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         }
         CaseSet::Bench => [(3072, 3072), (3072, 8192), (2048, 8192)].map(|(n, k)| (four_bits(), n, k)).into(),
     };
-    shapes.into_iter().map(|(format, rows, cols)| add_case(caps, format, rows, cols)).collect()
+    let usual = |(format, rows, cols)| {
+        let choice = choice_of(caps, &GemvAdd::shape(format, rows, cols));
+        add_case(caps, format, rows, cols, choice)
+    };
+    let odd = if set == CaseSet::Test { odd_choices(caps, GemvKind::Add) } else { Vec::new() };
+    let odd = odd.into_iter().map(|(of, choice)| add_case(caps, of.format, of.rows, of.cols, choice));
+    shapes.into_iter().map(usual).chain(odd).collect()
 }
 
-pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize) -> Case {
+pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, choice: GemvChoice) -> Case {
+    let group_rows = choice.workgroup_rows(caps);
     Case {
         label: format!("{rows} x {cols}"),
-        variant: add_variant(caps, format, cols),
+        variant: choice.variant(caps, &GemvAdd::shape(format, rows, cols), 0),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + 4 * rows)) as u64,
         tolerance: 1e-10,
@@ -143,20 +167,20 @@ pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usi
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
             let (x, norm, sum) = (random.values(cols), random.values(rows), random.values(rows));
-            let squares = CaseBuffer::output(GemvAdd::parts(rows));
+            let squares = CaseBuffer::output(rows.div_ceil(group_rows));
             let (x, norm, sum) = (CaseBuffer::input(&x), CaseBuffer::input(&norm), CaseBuffer::in_out(&sum));
             vec![q_weight, q_scale, x, norm, sum, CaseBuffer::output(rows), squares]
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
             let [x, norm, sum, y, squares] = [2, 3, 4, 5, 6].map(|i: usize| b[i].cast());
-            GemvAdd.record(recorder, &w, &x, &norm, &sum, &y, &squares);
+            GemvAdd.record_choice(recorder, choice, &w, [&x, &norm, &sum, &y, &squares]);
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
             let (mut sum, mut y) = (b[4].values().to_vec(), vec![0.0; rows]);
             reference::gemv_add(&w, b[2].values(), b[3].values(), &mut sum, &mut y);
-            let squares = sum.chunks(ROWS as usize).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
+            let squares = sum.chunks(group_rows).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
             vec![sum, y, squares]
         }),
     }
@@ -183,16 +207,26 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             shapes.map(|(rows, cols, swiglu)| (four_bits(), rows, cols, swiglu)).into()
         }
     };
-    shapes.into_iter().map(|(format, rows, cols, swiglu)| scaled_case(caps, format, rows, cols, swiglu)).collect()
+    let usual = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
+        let kind = if swiglu { GemvKind::Swiglu } else { GemvKind::Scaled };
+        let shape = GemvShape { format, rows, cols, batch: 1, kind };
+        scaled_case(caps, &shape, choice_of(caps, &shape))
+    };
+    let kinds = [GemvKind::Scaled, GemvKind::Swiglu];
+    let odd = if set == CaseSet::Test { kinds.map(|kind| odd_choices(caps, kind)).concat() } else { Vec::new() };
+    let odd = odd.into_iter().map(|(shape, choice)| scaled_case(caps, &shape, choice));
+    shapes.into_iter().map(usual).chain(odd).collect()
 }
 
-pub(super) fn scaled_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, swiglu: bool) -> Case {
-    let parts = GemvAdd::parts(cols);
+pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
+    let GemvShape { format, rows, cols, kind, .. } = *shape;
+    let swiglu = kind == GemvKind::Swiglu;
+    let parts = GemvAdd::parts(caps, format, cols, cols);
     let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
     let outputs = if swiglu { rows / 2 } else { rows };
     Case {
         label: format!("{rows} x {cols}"),
-        variant: scaled_variant(caps, format, cols, swiglu),
+        variant: choice.variant(caps, shape, parts),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
         tolerance: 1e-10,
@@ -207,7 +241,7 @@ pub(super) fn scaled_case(caps: &Caps, format: WeightFormat, rows: usize, cols: 
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            scaled().record(recorder, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
+            scaled().record_choice(recorder, choice, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);

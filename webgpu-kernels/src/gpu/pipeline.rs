@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
 
-use super::device::{Shared, lock};
+use super::device::{Gpu, Shared, lock};
 use crate::{Kernel, Variant, kernel::Access};
 
 /// Most storage buffers of a kernel: WebGPU's default limit.
@@ -35,15 +35,24 @@ struct BindGroupKey {
     buffers: [(u64, u64); MAX_BINDINGS],
 }
 
+impl Gpu {
+    /// Compiles a kernel in a variant ahead of its first use. Several threads may do so at a time.
+    pub fn compile(&self, kernel: &'static Kernel, variant: &Variant) {
+        self.shared.pipeline(kernel, &self.allowed(kernel.name, variant));
+    }
+}
+
 impl Shared {
     /// The pipeline of a kernel in a variant, compiled at its first use.
     pub fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Arc<Pipeline> {
-        let mut pipelines = lock(&self.pipelines);
-        if let Some(found) = pipelines.pipelines.get(kernel.name).and_then(|variants| variants.get(variant)) {
-            return found.clone();
-        }
-        let layout =
-            pipelines.layouts.entry(kernel.name).or_insert_with(|| Arc::new(self.create_layout(kernel))).clone();
+        let layout = {
+            let mut pipelines = lock(&self.pipelines);
+            if let Some(found) = pipelines.pipelines.get(kernel.name).and_then(|variants| variants.get(variant)) {
+                return found.clone();
+            }
+            pipelines.layouts.entry(kernel.name).or_insert_with(|| Arc::new(self.create_layout(kernel))).clone()
+        };
+        // Nothing is locked meanwhile: several threads may compile, each a variant of its own.
         let is_browser = cfg!(target_arch = "wasm32");
         let source = if is_browser { kernel.browser_source(variant) } else { kernel.source(variant) };
         let description =
@@ -68,8 +77,9 @@ impl Shared {
             cache: None,
         });
         let made = Arc::new(Pipeline { layout, pipeline });
-        pipelines.pipelines.entry(kernel.name).or_default().insert(variant.clone(), made.clone());
-        made
+        let mut pipelines = lock(&self.pipelines);
+        let variants = pipelines.pipelines.entry(kernel.name).or_default();
+        variants.entry(variant.clone()).or_insert(made).clone()
     }
 
     fn create_layout(&self, kernel: &Kernel) -> Layout {
