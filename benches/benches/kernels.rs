@@ -226,22 +226,22 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
 const PRINTED: usize = 12;
 
 fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    gpu.compile_on(|job| drop(std::thread::spawn(job)), threads);
     for (shape, cases) in shapes(gpu) {
         if !args.filter.iter().all(|part| shape.contains(part.as_str())) {
             continue;
         }
         let start = Instant::now();
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        std::thread::scope(|scope| {
-            for part in 0..threads {
-                let variants: Vec<_> = cases.iter().skip(part).step_by(threads).collect();
-                let variants: Vec<_> =
-                    variants.into_iter().map(|(_, kernel, case)| (*kernel, case.variant.clone())).collect();
-                scope.spawn(move || variants.iter().for_each(|(kernel, variant)| gpu.compile(kernel, variant)));
-            }
-        });
-        let compiled = start.elapsed().as_secs_f64();
+        // All that is compiled is compiled before anything is timed.
+        gpu.prepare(cases.iter().map(|(_, kernel, case)| (*kernel, case.variant.clone())));
         let sets = Sets::new(gpu, &cases[0].2, rotate)?;
+        let mut recorder = Recorder::new(gpu);
+        for (_, _, case) in &cases {
+            (case.record)(&mut recorder, &sets.0[0]);
+        }
+        recorder.submit();
+        let compiled = start.elapsed().as_secs_f64();
         let mut best = f64::INFINITY;
         let mut lines = Vec::new();
         for (i, (choice, _, case)) in cases.iter().enumerate() {

@@ -62,13 +62,17 @@ pub(crate) struct Holding {
 impl Holding {
     /// An MLC folder's parameters. `on_gpu`: in codes; else widened to f32.
     pub fn of_mlc(config: &DecoderConfig, format: &QuantFormat, on_gpu: bool, kv: KvDtype) -> Holding {
-        let stored = |param: &Param| match format.group() {
+        Holding::of(config, &params(config), Holding::stored_mlc(format, on_gpu), kv)
+    }
+
+    /// How an MLC folder's parameters are stored on the device.
+    pub fn stored_mlc(format: &QuantFormat, on_gpu: bool) -> impl Fn(&Param) -> WeightFormat + use<'_> {
+        move |param| match format.group() {
             _ if !on_gpu => WeightFormat::F32,
             Some(group) if format.quantizes(param) => group.into(),
             _ if format.model_dtype() == Dtype::F16 => WeightFormat::F16,
             _ => WeightFormat::F32,
-        };
-        Holding::of(config, &params(config), stored, kv)
+        }
     }
 
     fn of(config: &DecoderConfig, params: &[Param], stored: impl Fn(&Param) -> WeightFormat, kv: KvDtype) -> Holding {
@@ -89,13 +93,22 @@ impl Holding {
         on_gpu: bool,
         kv: KvDtype,
     ) -> Result<Holding> {
+        let stored = Holding::stored_checkpoint(checkpoint, format, on_gpu)?;
+        Ok(Holding::of(config, &joined_params(config), stored, kv))
+    }
+
+    /// How a checkpoint's parameters are stored on the device.
+    pub fn stored_checkpoint(
+        checkpoint: &dyn Checkpoint,
+        format: &QuantFormat,
+        on_gpu: bool,
+    ) -> Result<impl Fn(&Param) -> WeightFormat + use<>> {
         let gptq = GptqConfig::from_config(checkpoint.config_json())?;
         let group = format.group().filter(|group| on_gpu && gptq.is_some_and(|gptq| gptq.bits == group.bits));
-        let stored = |param: &Param| match group {
+        Ok(move |param: &Param| match group {
             Some(group) if param.role.is_layer_matrix() => group.into(),
             _ => WeightFormat::F32,
-        };
-        Ok(Holding::of(config, &joined_params(config), stored, kv))
+        })
     }
 
     /// The need of a context.

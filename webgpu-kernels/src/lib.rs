@@ -47,6 +47,7 @@ pub mod select_rows;
 pub mod selftest;
 pub mod soft_cap;
 mod source;
+pub mod tuning;
 
 pub use error::{Error, Result};
 pub use gpu::Gpu;

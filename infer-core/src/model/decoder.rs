@@ -384,6 +384,11 @@ impl<O: Ops> Parts<O> {
         self.matrices.insert(role, matrix);
     }
 
+    /// Adds a vector that is on the device already.
+    pub(crate) fn add_vector(&mut self, role: Role, vector: O::Tensor) {
+        self.vectors.insert(role, vector);
+    }
+
     /// The matrix of a place. Panics when it was not added.
     pub fn take_matrix(&mut self, role: Role) -> O::Matrix {
         self.matrices.remove(&role).unwrap_or_else(|| panic!("no matrix was loaded for {role:?}"))

@@ -99,6 +99,23 @@ impl GpuOps {
         GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new() }
     }
 
+    /// Operations that are not run and take no memory, to know beforehand which there will be.
+    pub(crate) fn planning(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
+        GpuOps { recorder: Recorder::planning(&gpu), ..GpuOps::new(gpu, kv_dtype) }
+    }
+
+    /// A matrix of a plan.
+    pub(crate) fn plan_matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        let matrix = Matrix::hollow(&self.recorder, format, rows, cols);
+        self.loaded(matrix)
+    }
+
+    /// Plans to choose from `logits`, as [`Choose::choose`] does.
+    pub(crate) fn plan_choice(&mut self, logits: &GpuTensor) {
+        let id = self.recorder.temporary(1);
+        Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &id);
+    }
+
     /// The same, running so many tokens ahead.
     pub fn with_ahead(self, ahead: usize) -> GpuOps {
         GpuOps { ahead, ..self }
@@ -214,7 +231,15 @@ impl Ops for GpuOps {
     }
 
     async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
-        let ([rows, _], step) = (source.shape(), source.rows_at_once());
+        let ([rows, cols], step) = (source.shape(), source.rows_at_once());
+        if let Some(format) = source.stored_format() {
+            let matrix = Matrix::of_format(&self.gpu, format, rows, cols)?;
+            for first in (0..rows).step_by(step) {
+                let [codes, scales] = source.stored(first..rows.min(first + step)).await?;
+                matrix.write_stored(&self.gpu, first, &codes, &scales);
+            }
+            return Ok(self.loaded(matrix));
+        }
         let mut filling = Filling::new(rows);
         for first in (0..rows).step_by(step) {
             filling.add(&self.gpu, &source.read(first..rows.min(first + step)).await?)?;
@@ -224,11 +249,19 @@ impl Ops for GpuOps {
 
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         assert_eq!(values.len(), rows * cols, "upload: values of {rows} x {cols}");
-        Ok(GpuTensor { rows, cols, values: self.gpu.upload(values)?, factor: None })
+        let values = match self.recorder.hollow(values.len()) {
+            Some(hollow) => hollow,
+            None => self.gpu.upload(values)?,
+        };
+        Ok(GpuTensor { rows, cols, values, factor: None })
     }
 
     fn new_kv(&mut self, shape: KvShape) -> Result<KvCache> {
-        Ok(KvCache::new(&self.gpu, shape.kv_heads, shape.capacity, shape.head_dim, self.kv_dtype)?)
+        let KvShape { kv_heads, capacity, head_dim } = shape;
+        if self.recorder.hollow::<u32>(0).is_some() {
+            return Ok(KvCache::hollow(&self.recorder, kv_heads, capacity, head_dim, self.kv_dtype));
+        }
+        Ok(KvCache::new(&self.gpu, kv_heads, capacity, head_dim, self.kv_dtype)?)
     }
 
     async fn read(&mut self, x: &GpuTensor) -> Result<Vec<f32>> {

@@ -10,11 +10,12 @@ mod reference;
 mod teams;
 
 use crate::{
-    Case, CaseSet, Gpu, Kernel, KvCache, KvDtype, Variant,
+    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
     cases::{Random, cache_row, with_outliers},
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     kv::padded,
+    tuning::{Choice, Problem, Trial, Tunable},
 };
 pub use reference::{Shape as AttentionShape, attention, join_splits};
 pub use teams::{DecodeChoice, DecodeShape, Teams, choices};
@@ -89,6 +90,61 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     cases: reduce_cases,
 };
 
+/// The choice for few rows: how many workgroups are wanted, as far as there are keys to divide among them, and how
+/// `attention_teams` is built; `attention_decode` where those numbers are zero.
+pub static DECODE_TUNABLE: Tunable = Tunable {
+    name: "attention_decode",
+    kernel: &DECODE_KERNEL,
+    extents: &["heads", "kv_heads", "head_dim"],
+    numbers: &["groups", "workgroup", "heads", "keys"],
+    candidates: |caps, problem| {
+        let [heads, kv_heads, head_dim, _] = problem.sizes();
+        teams::candidates(caps, heads / kv_heads, head_dim)
+    },
+    trial: |caps, problem, choice| {
+        let [heads, kv_heads, head_dim, _] = problem.sizes();
+        let case = |shape: Shape| {
+            let choice = shape.attention().decode_shape(shape.cache_shape(KvDtype::F16)).choice(choice);
+            choice_case(caps, shape, choice, KvDtype::F16)
+        };
+        // A conversation of some length.
+        let shape = Shape::new(1, 1535, heads, kv_heads, head_dim);
+        Trial {
+            case: case(shape),
+            lens: shape.lens(KvDtype::F16),
+            rotated: 1..3,
+            check: case(Shape::new(1, 500, heads / kv_heads, 1, head_dim)),
+        }
+    },
+};
+
+/// The choice of the tile kernel's slots, for about so many rows. It does not change the order in which anything is added.
+pub static TILE_TUNABLE: Tunable = Tunable {
+    name: "attention_tile",
+    kernel: &TILE_KERNEL,
+    extents: &["heads", "kv_heads", "head_dim", "rows"],
+    numbers: &["quads"],
+    candidates: |_, problem| {
+        let [heads, kv_heads, head_dim, rows] = problem.sizes();
+        let own = Shape::new(rows, 0, heads, kv_heads, head_dim).attention().own_quads(kv_heads, head_dim);
+        let others = tile_choices(head_dim).filter(|quads| *quads != own);
+        std::iter::once(own).chain(others).map(|quads| Choice([quads as u32, 0, 0, 0])).collect()
+    },
+    trial: |_, problem, choice| {
+        let ([heads, kv_heads, head_dim, rows], quads) = (problem.sizes(), choice.0[0] as usize);
+        let shape = Shape::new(rows, 0, heads, kv_heads, head_dim);
+        Trial {
+            case: tile_case(shape, quads, KvDtype::F16),
+            lens: shape.lens(KvDtype::F16),
+            rotated: 1..3,
+            check: tile_case(Shape::new(9, 40, heads / kv_heads, 1, head_dim), quads, KvDtype::F16),
+        }
+    },
+};
+
+/// Numbers of rows that the tile kernel's slots are chosen for: each stands for those up to it, the last for more as well.
+const TILE_CLASSES: [usize; 4] = [16, 64, 128, 512];
+
 /// Slots (a row and a head) of a workgroup of the tile kernel, in quads of a lane: as many as registers have room for.
 const TILE_QUADS: [usize; 2] = [2, 1];
 const QUAD_SLOTS: usize = 32;
@@ -118,7 +174,8 @@ impl Attention {
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
         recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
         if self.rows > DECODE_ROWS {
-            self.record_tile(recorder, q, cache, y, self.tile_quads(CacheShape::of(cache)));
+            let quads = self.tile_quads(recorder.gpu(), cache);
+            self.record_tile(recorder, q, cache, y, quads);
         } else {
             let choice = self.choice(recorder.gpu(), cache);
             self.record_decode(recorder, q, cache, y, choice);
@@ -126,7 +183,7 @@ impl Attention {
     }
 
     fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, quads: usize) {
-        let groups = self.tile_groups(CacheShape::of(cache), quads);
+        let groups = self.tile_groups(cache.kv_heads, quads);
         let params = TileParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
@@ -145,14 +202,22 @@ impl Attention {
     }
 
     /// Workgroups of the tile kernel.
-    fn tile_groups(&self, cache: CacheShape, quads: usize) -> usize {
-        (self.rows * self.heads / cache.kv_heads).div_ceil(QUAD_SLOTS * quads) * cache.kv_heads
+    fn tile_groups(&self, kv_heads: usize, quads: usize) -> usize {
+        (self.rows * self.heads / kv_heads).div_ceil(QUAD_SLOTS * quads) * kv_heads
     }
 
-    /// Quads of slots of a lane: fewer where there would be too few workgroups for a large device.
-    fn tile_quads(&self, cache: CacheShape) -> usize {
-        let enough = |quads: &usize| self.tile_groups(cache, *quads) >= ENOUGH_TILES;
-        tile_choices(cache.head_dim).find(enough).unwrap_or(1)
+    /// Quads of slots of a lane.
+    fn tile_quads(&self, gpu: &Gpu, cache: &KvCache) -> usize {
+        let [.., last] = TILE_CLASSES;
+        let class = TILE_CLASSES.into_iter().find(|most| self.rows <= *most).unwrap_or(last);
+        let extents = [self.heads, cache.kv_heads, cache.head_dim, class];
+        gpu.choice(Problem::new(&TILE_TUNABLE, None, extents)).0[0] as usize
+    }
+
+    /// Where nothing is known of the device: fewer where there would be too few workgroups for a large one.
+    fn own_quads(&self, kv_heads: usize, head_dim: usize) -> usize {
+        let enough = |quads: &usize| self.tile_groups(kv_heads, *quads) >= ENOUGH_TILES;
+        tile_choices(head_dim).find(enough).unwrap_or(1)
     }
 
     /// The window, or one that nothing is beyond.
@@ -167,9 +232,12 @@ impl Attention {
 
     /// How few rows are divided among workgroups.
     fn choice(&self, gpu: &Gpu, cache: &KvCache) -> DecodeChoice {
-        let may_team = !gpu.is_off(TEAMS_KERNEL.name);
-        let all = choices(gpu.caps(), &self.decode_shape(CacheShape::of(cache)));
-        all.into_iter().find(|choice| may_team || choice.teams.is_none()).expect("one that needs nothing")
+        let problem = Problem::new(&DECODE_TUNABLE, None, [self.heads, cache.kv_heads, cache.head_dim]);
+        let mut chosen = gpu.choice(problem);
+        if gpu.is_off(TEAMS_KERNEL.name) {
+            chosen.0[1..].fill(0);
+        }
+        self.decode_shape(CacheShape::of(cache)).choice(chosen)
     }
 
     fn decode_shape(&self, cache: CacheShape) -> DecodeShape {
@@ -349,6 +417,13 @@ impl Shape {
 
     fn capacity(&self) -> usize {
         self.past_len + self.rows + 5
+    }
+
+    /// Words of the buffers of a case.
+    fn lens(&self, dtype: KvDtype) -> Vec<usize> {
+        let cache = self.kv_heads * self.capacity() * dtype.row_words(self.head_dim);
+        let row = self.rows * self.heads * self.head_dim;
+        vec![row, cache, cache, row]
     }
 
     fn cache_shape(&self, dtype: KvDtype) -> CacheShape {

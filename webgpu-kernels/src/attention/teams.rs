@@ -1,8 +1,8 @@
 //! How a row's attention is divided on the device: [`DecodeChoice`], and [`choices`], all that fit.
 
-use crate::{KvDtype, Variant, gpu::Caps, kv::padded};
+use crate::{KvDtype, Variant, gpu::Caps, kv::padded, tuning::Choice};
 
-use super::{CacheShape, DECODE_KEYS, ENOUGH_GROUPS, MAX_SPLITS, workgroup_heads};
+use super::{DECODE_KEYS, ENOUGH_GROUPS, MAX_SPLITS, workgroup_heads};
 
 /// How `attention_teams` is built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,13 +85,25 @@ impl DecodeShape {
         self.heads / self.kv_heads
     }
 
-    fn cache(&self) -> CacheShape {
-        CacheShape { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype: self.dtype }
-    }
-
     /// Workgroups where a row's keys are not divided.
     fn groups(&self, heads: usize) -> usize {
         self.rows * self.heads / heads
+    }
+
+    /// Ranges that the keys are divided in where so many workgroups are enough.
+    fn splits(&self, teams: Option<Teams>, groups: usize) -> usize {
+        let (heads, fewest) = match teams {
+            Some(_) if self.keys <= UNSPLIT_KEYS => return 1,
+            Some(teams) => (teams.heads as usize, FEWEST_KEYS),
+            None => (workgroup_heads(self.group(), self.head_dim), DECODE_KEYS),
+        };
+        self.keys.div_ceil(fewest).min(groups.div_ceil(self.groups(heads))).clamp(1, MAX_SPLITS)
+    }
+
+    /// A choice in numbers, as [`candidates`] has them, for this shape.
+    pub(super) fn choice(&self, Choice([groups, workgroup, heads, keys]): Choice) -> DecodeChoice {
+        let teams = (workgroup > 0).then_some(Teams { workgroup, heads, keys });
+        DecodeChoice { teams, splits: self.splits(teams, groups as usize) }
     }
 
     /// Keys of each of so many ranges that the keys are divided in; the last may have fewer.
@@ -104,26 +116,44 @@ impl DecodeShape {
 /// Every way that the device and the shape allow, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &DecodeShape) -> Vec<DecodeChoice> {
     let mut all = Vec::new();
-    let mut teams: Vec<Teams> = Vec::new();
-    // A software device has no use for lanes that share a key.
-    if !caps.is_software {
-        for workgroup in [256, 128, 64] {
-            for heads in (1..=4).rev() {
-                teams.extend([4, 2, 8].map(|keys| Teams { workgroup, heads, keys }));
-            }
-        }
-    }
-    teams.retain(|teams| teams.suits(caps, shape.group(), shape.head_dim));
-    for teams in teams {
-        let enough = ENOUGH_GROUPS.div_ceil(shape.groups(teams.heads as usize));
-        let splits = if shape.keys <= UNSPLIT_KEYS { 1 } else { shape.keys.div_ceil(FEWEST_KEYS).min(enough) };
+    for teams in all_teams(caps, shape.group(), shape.head_dim) {
+        let splits = shape.splits(Some(teams), ENOUGH_GROUPS);
         all.extend(around(splits, shape.keys).map(|splits| DecodeChoice { teams: Some(teams), splits }));
     }
-    let heads = workgroup_heads(shape.group(), shape.cache().head_dim);
-    let splits = shape.keys.div_ceil(DECODE_KEYS).min(ENOUGH_GROUPS.div_ceil(shape.groups(heads)));
-    all.push(DecodeChoice { teams: None, splits: splits.min(MAX_SPLITS) });
+    all.push(DecodeChoice { teams: None, splits: shape.splits(None, ENOUGH_GROUPS) });
     all
 }
+
+/// Every form that the device and the heads allow, the one that is taken where nothing is known of the device first.
+fn all_teams(caps: &Caps, group: usize, head_dim: usize) -> Vec<Teams> {
+    let mut all: Vec<Teams> = Vec::new();
+    for workgroup in [256, 128, 64] {
+        for heads in (1..=4).rev() {
+            all.extend([4, 2, 8].map(|keys| Teams { workgroup, heads, keys }));
+        }
+    }
+    // A software device has no use for lanes that share a key.
+    all.retain(|teams| !caps.is_software && teams.suits(caps, group, head_dim));
+    all
+}
+
+/// The few that are worth the time of trying them on a user's device: workgroups that are wanted, and the numbers of
+/// [`Teams`] or zeros.
+pub(super) fn candidates(caps: &Caps, group: usize, head_dim: usize) -> Vec<Choice> {
+    let teams = all_teams(caps, group, head_dim);
+    let mut all = Vec::new();
+    for (i, Teams { workgroup, heads, keys }) in teams.into_iter().enumerate().take(TRIED) {
+        let groups: &[usize] = if i == 0 { &GROUPS } else { &GROUPS[..1] };
+        all.extend(groups.iter().map(|&groups| Choice([groups as u32, workgroup, heads, keys])));
+    }
+    all.extend(GROUPS.map(|groups| Choice([groups as u32, 0, 0, 0])));
+    all
+}
+
+/// Numbers of workgroups that may be enough, the one for large devices first.
+const GROUPS: [usize; 4] = [ENOUGH_GROUPS, 64, 128, 512];
+/// Forms of teams that are tried on a user's device.
+const TRIED: usize = 8;
 
 /// Numbers of splits that are worth a try, the first one first.
 fn around(splits: usize, keys: usize) -> impl Iterator<Item = usize> {

@@ -170,6 +170,11 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
     kept
 }
 
+/// The few of [`choices`] that have been the best somewhere, the usual one first.
+pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
+    choices(caps, shape).into_iter().step_by(8).collect()
+}
+
 /// Words of weights that a lane has on their way: as many as hide the memory's latency, and no more than registers hold.
 const WORDS: std::ops::RangeInclusive<u32> = 8..=48;
 

@@ -7,18 +7,24 @@
 
 use model_format::decoder_config::Activation;
 
-use super::{GemvChoice, GemvKind, GemvParams, GemvShape, KERNEL, choice_of, odd_choices, reference};
+use super::{
+    GemvChoice, GemvKind, GemvParams, GemvShape, KERNEL, NUMBERS, candidates, choice_of, odd_choices, pick, reference,
+    shape_of, trial,
+};
 use crate::{
     Case, CaseSet, Kernel, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
+    tuning::Tunable,
 };
 
 /// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`, and `squares`, whose total is that of
 /// `sum[n]^2`.
-pub struct GemvAdd;
+pub struct GemvAdd {
+    choice: GemvChoice,
+}
 
 /// `y[n] = sum over k of x[k] / sqrt(total of squares / cols + eps) * w[n, k]`, and with `swiglu`
 /// `silu(y[i]) * y[rows / 2 + i]` of that.
@@ -63,14 +69,57 @@ pub static SCALED_KERNEL: Kernel = Kernel {
     cases: scaled_cases,
 };
 
+/// The choice of [`GemvAdd`].
+pub static ADD_TUNABLE: Tunable = Tunable {
+    name: "gemv_add",
+    kernel: &ADD_KERNEL,
+    extents: &["rows", "cols", "batch"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Add)),
+    trial: |caps, problem, choice| {
+        let GemvShape { rows, cols, .. } = shape_of(problem, GemvKind::Add);
+        let parts = GemvAdd { choice: GemvChoice::of(choice) }.parts(caps, rows);
+        trial(caps, problem, GemvKind::Add, choice, &[cols, rows, rows, rows, parts])
+    },
+};
+
+/// The choice of [`GemvScaled`].
+pub static SCALED_TUNABLE: Tunable = Tunable {
+    name: "gemv_scaled",
+    kernel: &SCALED_KERNEL,
+    extents: &["rows", "cols", "swiglu"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, scaled_kind(problem.sizes()[2] == 1))),
+    trial: |caps, problem, choice| {
+        let kind = scaled_kind(problem.sizes()[2] == 1);
+        let GemvShape { format, rows, cols, .. } = shape_of(problem, kind);
+        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        trial(caps, problem, kind, choice, &[cols, parts, rows])
+    },
+};
+
+fn scaled_kind(swiglu: bool) -> GemvKind {
+    if swiglu { GemvKind::Swiglu } else { GemvKind::Scaled }
+}
+
+/// Parts of the sum of squares of a row, as a square matrix leaves them where nothing is known of the device.
+pub(super) fn usual_parts(caps: &Caps, format: WeightFormat, cols: usize) -> usize {
+    GemvAdd { choice: choice_of(caps, &GemvAdd::shape(format, cols, cols)) }.parts(caps, cols)
+}
+
 impl GemvAdd {
+    /// As it is done on a device.
+    pub fn of(gpu: &Gpu, w: &Slice) -> GemvAdd {
+        GemvAdd { choice: pick(gpu, &GemvAdd::shape(w.format, w.rows, w.cols)) }
+    }
+
     fn shape(format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
         GemvShape { format, rows, cols, batch: 1, kind: GemvKind::Add }
     }
 
-    /// Length of `squares` for a matrix.
-    pub fn parts(caps: &Caps, format: WeightFormat, rows: usize, cols: usize) -> usize {
-        rows.div_ceil(choice_of(caps, &GemvAdd::shape(format, rows, cols)).workgroup_rows(caps))
+    /// Length of `squares` for so many rows.
+    pub fn parts(&self, caps: &Caps, rows: usize) -> usize {
+        rows.div_ceil(self.choice.workgroup_rows(caps))
     }
 
     /// `w` is a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
@@ -85,31 +134,24 @@ impl GemvAdd {
         y: &Buffer<f32>,
         squares: &Buffer<f32>,
     ) {
-        let choice = choice_of(recorder.gpu().caps(), &GemvAdd::shape(w.format, w.rows, w.cols));
-        self.record_choice(recorder, choice, w, [x, norm, sum, y, squares]);
-    }
-
-    fn record_choice(&self, recorder: &mut Recorder, choice: GemvChoice, w: &Slice, buffers: [&Buffer<f32>; 5]) {
         let (caps, shape) = (*recorder.gpu().caps(), GemvAdd::shape(w.format, w.rows, w.cols));
-        let params = GemvParams::new(w, w.rows, shape.blocks(&choice));
-        let [x, norm, sum, y, squares] = buffers;
+        let params = GemvParams::new(w, w.rows, shape.blocks(&self.choice));
         let buffers =
             [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), norm.into(), sum.into(), squares.into()];
-        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
-        recorder.dispatch(&ADD_KERNEL, &choice.variant(&caps, &shape, 0), &params, &buffers, groups);
+        let variant = self.choice.variant(&caps, &shape, 0);
+        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, self.parts(&caps, w.rows));
     }
 }
 
 impl GemvScaled {
     fn shape(&self, format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
-        let kind = if self.swiglu { GemvKind::Swiglu } else { GemvKind::Scaled };
-        GemvShape { format, rows, cols, batch: 1, kind }
+        GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(self.swiglu) }
     }
 
     /// `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
     /// `y`: [rows of the whole matrix], with `swiglu` half as many.
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
-        let choice = choice_of(recorder.gpu().caps(), &self.shape(w.format, w.rows, w.cols));
+        let choice = pick(recorder.gpu(), &self.shape(w.format, w.rows, w.cols));
         self.record_choice(recorder, choice, w, x, squares, y);
     }
 
@@ -174,7 +216,7 @@ pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usi
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
             let [x, norm, sum, y, squares] = [2, 3, 4, 5, 6].map(|i: usize| b[i].cast());
-            GemvAdd.record_choice(recorder, choice, &w, [&x, &norm, &sum, &y, &squares]);
+            GemvAdd { choice }.record(recorder, &w, &x, &norm, &sum, &y, &squares);
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
@@ -208,8 +250,7 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         }
     };
     let usual = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
-        let kind = if swiglu { GemvKind::Swiglu } else { GemvKind::Scaled };
-        let shape = GemvShape { format, rows, cols, batch: 1, kind };
+        let shape = GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(swiglu) };
         scaled_case(caps, &shape, choice_of(caps, &shape))
     };
     let kinds = [GemvKind::Scaled, GemvKind::Swiglu];
@@ -221,7 +262,7 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
     let GemvShape { format, rows, cols, kind, .. } = *shape;
     let swiglu = kind == GemvKind::Swiglu;
-    let parts = GemvAdd::parts(caps, format, cols, cols);
+    let parts = usual_parts(caps, format, cols);
     let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
     let outputs = if swiglu { rows / 2 } else { rows };
     Case {

@@ -16,16 +16,17 @@ use crate::{
     Case, CaseSet, Kernel, WeightFormat,
     cases::{all_formats, four_bits},
     gemm::case_with,
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, Params, params},
     matrix::Slice,
+    tuning::{Choice, Problem, Trial, Tunable},
 };
 
 pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
-pub use fused::{ADD_KERNEL, GemvAdd, GemvScaled, SCALED_KERNEL};
+pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
 pub(crate) use rope::case_of as turned_case_of;
-pub use rope::{GemvRope, KERNEL as ROPE_KERNEL};
+pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
 
 /// Most rows of `x`.
 pub const MAX_BATCH: usize = 8;
@@ -52,25 +53,89 @@ impl GemvParams {
     }
 }
 
-/// The choice that is made for a shape.
+/// The choice of this kernel.
+pub static TUNABLE: Tunable = Tunable {
+    name: "gemv",
+    kernel: &KERNEL,
+    extents: &["rows", "cols", "batch"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Plain)),
+    trial: |caps, problem, choice| {
+        let GemvShape { rows, cols, batch, .. } = shape_of(problem, GemvKind::Plain);
+        trial(caps, problem, GemvKind::Plain, choice, &[batch * cols, batch * rows])
+    },
+};
+
+/// Names of a [`GemvChoice`]'s numbers. The form is its parts, 8 more with teams, and 16 more with `x` in workgroup memory.
+const NUMBERS: [&str; 4] = ["workgroup", "steps", "rows", "form"];
+/// Rows of a small matrix: no multiple of what a workgroup has, but of what heads are made of where there are such.
+const CHECKED_ROWS: usize = 10;
+const CHECKED_HEADS: usize = 40;
+
+impl GemvChoice {
+    fn of(Choice([workgroup, steps, rows, form]): Choice) -> GemvChoice {
+        GemvChoice { workgroup, steps, rows, parts: form & 7, teams: form & 8 != 0, shared: form & 16 != 0 }
+    }
+
+    fn numbers(self) -> Choice {
+        let form = self.parts + 8 * u32::from(self.teams) + 16 * u32::from(self.shared);
+        Choice([self.workgroup, self.steps, self.rows, form])
+    }
+}
+
+/// What a problem of this folder is; its extents are rows, columns and, of some kinds, a third.
+fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
+    let [rows, cols, last, _] = problem.sizes();
+    let batch = if kind == GemvKind::Plain { last } else { 1 };
+    GemvShape { format: problem.format.expect("a matrix has a format"), rows, cols, batch, kind }
+}
+
+/// The few that are worth the time of trying them on a user's device.
+fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<Choice> {
+    choice::best(caps, shape).into_iter().map(GemvChoice::numbers).collect()
+}
+
+/// A choice to be timed and checked. `lens`: words of the buffers behind the matrix.
+fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &[usize]) -> Trial {
+    let (shape, choice) = (shape_of(problem, kind), GemvChoice::of(choice));
+    let rows = if kind == GemvKind::Rope { CHECKED_HEADS } else { CHECKED_ROWS };
+    Trial {
+        case: choice_case(caps, &shape, choice),
+        lens: [&matrix_lens(shape.format, shape.rows, shape.cols)[..], lens].concat(),
+        rotated: 0..2,
+        check: choice_case(caps, &GemvShape { rows, ..shape }, choice),
+    }
+}
+
+/// Words of a matrix, and of its scales.
+pub(crate) fn matrix_lens(format: WeightFormat, rows: usize, cols: usize) -> [usize; 2] {
+    // Where there are no scales, any buffer stands there.
+    [rows * format.row_words(cols), (rows * format.row_scales(cols)).div_ceil(2).max(4)]
+}
+
+/// The choice where nothing is known of the device.
 fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
     choice::usual(caps, shape)
 }
 
-/// The kernel's record.
-pub static KERNEL: Kernel = Kernel {
-    name: "gemv",
-    wgsl: include_str!("gemv.wgsl"),
-    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-    params: GemvParams::LAYOUT,
-    cases,
-};
+/// The choice that is made on a device.
+fn pick(gpu: &Gpu, shape: &GemvShape) -> GemvChoice {
+    let GemvShape { format, rows, cols, batch, kind } = *shape;
+    let problem = match kind {
+        GemvKind::Plain => Problem::new(&TUNABLE, Some(format), [rows, cols, batch]),
+        GemvKind::Add => Problem::new(&ADD_TUNABLE, Some(format), [rows, cols, 1]),
+        GemvKind::Scaled => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 0]),
+        GemvKind::Swiglu => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 1]),
+        GemvKind::Rope => Problem::new(&ROPE_TUNABLE, Some(format), [rows, cols]),
+    };
+    GemvChoice::of(gpu.choice(problem))
+}
 
 impl Gemv {
     /// `x`: [batch, w.cols]. `y`: [batch, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
         let shape = self.shape(w);
-        let choice = choice_of(recorder.gpu().caps(), &shape);
+        let choice = pick(recorder.gpu(), &shape);
         self.record_choice(recorder, choice, w, x, y);
     }
 

@@ -4,7 +4,10 @@
 //! then [`Rope`] do, in one dispatch. The plain two are its reference, and stand in for it where heads have a bias or norms
 //! of their own, are turned in part, or go to a cache of eight bits.
 
-use super::{GemvAdd, GemvChoice, GemvKind, GemvShape, KERNEL as GEMV, choice_of, odd_choices, reference};
+use super::{
+    GemvChoice, GemvKind, GemvShape, KERNEL as GEMV, NUMBERS, candidates, choice_of, fused::usual_parts, odd_choices,
+    pick, reference, shape_of, trial,
+};
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant, WeightFormat,
     cases::{self, Random, four_bits, random_matrix},
@@ -13,6 +16,7 @@ use crate::{
     kv::padded,
     matrix::Slice,
     rope::{RopeShape, rope},
+    tuning::Tunable,
 };
 
 use half::f16;
@@ -54,6 +58,27 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
+/// The choice of this kernel.
+pub static TUNABLE: Tunable = Tunable {
+    name: "gemv_rope",
+    kernel: &KERNEL,
+    extents: &["rows", "cols"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Rope)),
+    trial: |caps, problem, choice| {
+        let GemvShape { format, rows, cols, .. } = shape_of(problem, GemvKind::Rope);
+        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        let shape = Shape::of(rows, cols, format);
+        let capacity = shape.position + ROOM;
+        let cache = shape.kv_heads * capacity * KvDtype::F16.row_words(shape.head_dim);
+        let lens = [cols, parts, capacity * shape.head_dim, shape.heads * shape.head_dim, cache, cache];
+        trial(caps, problem, GemvKind::Rope, choice, &lens)
+    },
+};
+
+/// Positions of a case's cache from its own on.
+const ROOM: usize = 3;
+
 impl GemvRope {
     /// Whether heads of this width, all of it turned, in such a cache are for this kernel.
     pub fn suits(head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
@@ -78,7 +103,7 @@ impl GemvRope {
         q: &Buffer<f32>,
         cache: &KvCache,
     ) {
-        let choice = choice_of(recorder.gpu().caps(), &GemvRope::shape(w));
+        let choice = pick(recorder.gpu(), &GemvRope::shape(w));
         self.record_choice(recorder, choice, w, [x, squares, rope, q], cache);
     }
 
@@ -144,15 +169,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Heads that make so many rows: three query heads to a key head, or one where that does not come out.
+    /// Heads that make so many rows: three query heads to a key head, or as many as come out.
     pub(super) fn of(rows: usize, cols: usize, format: WeightFormat) -> Shape {
-        let fits = |dim: &usize| rows.is_multiple_of(5 * dim);
-        let (head_dim, group) = match [128, 64, 8].into_iter().find(fits) {
-            Some(dim) => (dim, 3),
-            None => (rows / 32, 2),
-        };
-        let kv_heads = rows / head_dim / (group + 2);
-        Shape { format, heads: rows / head_dim - 2 * kv_heads, kv_heads, head_dim, cols, position: 5 }
+        let head_dim = [128, 64, 32, 16, 8].into_iter().find(|dim| rows.is_multiple_of(*dim)).unwrap_or(rows / 3);
+        let all = rows / head_dim;
+        let kv_heads = (all / 5).max(1);
+        Shape { format, heads: all - 2 * kv_heads, kv_heads, head_dim, cols, position: 5 }
     }
 
     fn rows(&self) -> usize {
@@ -198,8 +220,8 @@ pub(crate) fn case_of(caps: &Caps, format: WeightFormat, cols: usize, head_dim: 
 
 pub(super) fn case(caps: &Caps, shape: Shape, choice: GemvChoice, dtype: KvDtype) -> Case {
     let Shape { format, heads, kv_heads, head_dim, cols, position } = shape;
-    let (rows, capacity) = (shape.rows(), position + 3);
-    let parts = GemvAdd::parts(caps, format, cols, cols);
+    let (rows, capacity) = (shape.rows(), position + ROOM);
+    let parts = usual_parts(caps, format, cols);
     let cache_words = kv_heads * capacity * dtype.row_words(head_dim);
     Case {
         label: format!("{rows} x {cols}, {heads}/{kv_heads} heads of {head_dim} at {position}"),

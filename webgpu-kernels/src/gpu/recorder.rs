@@ -56,6 +56,8 @@ pub struct Recorder {
     work: u64,
     /// Dispatches that are told of and not run.
     trace: Option<Vec<Traced>>,
+    /// What stands for every temporary where nothing is run.
+    hollow: Option<Buffer<u32>>,
     /// Times of what is submitted.
     pub(crate) profile: Option<Profile>,
     /// Bytes of the next dispatch, where they are not those of its buffers.
@@ -80,6 +82,7 @@ impl Recorder {
             max_dispatches: MAX_DISPATCHES,
             work: 0,
             trace: None,
+            hollow: None,
             profile: None,
             bytes: None,
         }
@@ -88,6 +91,16 @@ impl Recorder {
     /// A recorder that runs nothing and tells what it was asked to run.
     pub fn tracing(gpu: &Gpu) -> Recorder {
         Recorder { trace: Some(Vec::new()), ..Recorder::new(gpu) }
+    }
+
+    /// The same, for planning: its temporaries have no memory.
+    pub fn planning(gpu: &Gpu) -> Recorder {
+        Recorder { hollow: Some(gpu.stand_in()), ..Recorder::tracing(gpu) }
+    }
+
+    /// A buffer without memory, of a recorder that plans.
+    pub fn hollow<T: Word>(&self, len: usize) -> Option<Buffer<T>> {
+        self.hollow.as_ref().map(|buffer| buffer.claiming(len))
     }
 
     /// What it was asked to run so far.
@@ -105,11 +118,17 @@ impl Recorder {
     ///
     /// Out of memory, or too large: the error waits for the next read, and a small buffer stands in.
     pub fn temporary<T: Word>(&mut self, len: usize) -> Buffer<T> {
-        self.gpu.temporary(len, false).unwrap_or_else(|error| self.stand_in(error))
+        match self.hollow(len) {
+            Some(hollow) => hollow,
+            None => self.gpu.temporary(len, false).unwrap_or_else(|error| self.stand_in(error)),
+        }
     }
 
     /// A temporary that holds `values` when what is recorded from now on runs. Errors as with [`Recorder::temporary`].
     pub fn upload<T: Word>(&mut self, values: &[T]) -> Buffer<T> {
+        if let Some(hollow) = self.hollow(values.len()) {
+            return hollow;
+        }
         match self.gpu.temporary(values.len(), true) {
             Ok(buffer) => {
                 self.gpu.write(&buffer, values);
