@@ -53,6 +53,15 @@ impl GemvParams {
     }
 }
 
+/// The kernel's record.
+pub static KERNEL: Kernel = Kernel {
+    name: "gemv",
+    wgsl: include_str!("gemv.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: GemvParams::LAYOUT,
+    cases,
+};
+
 /// The choice of this kernel.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemv",
