@@ -161,6 +161,33 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
             }
         }
     }
+    distinct(caps, shape, all)
+}
+
+/// The few that are worth the time of trying them on a user's device, the usual one first.
+pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
+    let usual = usual(caps, shape);
+    let mut all = vec![usual];
+    if shape.batch == 1 {
+        let half = (usual.workgroup / 2).next_multiple_of(32);
+        all.extend([
+            GemvChoice { rows: 8, steps: 1, ..usual },
+            GemvChoice { rows: 2, ..usual },
+            GemvChoice { workgroup: half, ..usual },
+            GemvChoice { workgroup: half, rows: 8, ..usual },
+        ]);
+        for (workgroup, rows, shared) in
+            [(64, 4, false), (128, 4, false), (256, 4, true), (128, 8, true), (64, 8, false)]
+        {
+            let choice = GemvChoice { workgroup, rows, shared, teams: true, steps: 1, ..usual };
+            all.extend(with_steps(caps, shape, choice).pop());
+        }
+    }
+    distinct(caps, shape, all)
+}
+
+/// Those that the device and the shape allow, each once.
+fn distinct(caps: &Caps, shape: &GemvShape, all: Vec<GemvChoice>) -> Vec<GemvChoice> {
     let mut kept: Vec<GemvChoice> = Vec::new();
     for choice in all {
         if choice.suits(caps, shape) && !kept.contains(&choice) {
@@ -168,11 +195,6 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
         }
     }
     kept
-}
-
-/// The few of [`choices`] that have been the best somewhere, the usual one first.
-pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
-    choices(caps, shape).into_iter().step_by(8).collect()
 }
 
 /// Words of weights that a lane has on their way: as many as hide the memory's latency, and no more than registers hold.
