@@ -28,6 +28,8 @@ pub enum Command {
     Devices(DevicesArguments),
     /// Check every kernel on a device against its reference
     Selftest(SelftestArguments),
+    /// Find out which forms of its kernels are fastest on a GPU
+    Tune(TuneArguments),
 }
 
 /// Check every kernel on a device against its reference.
@@ -41,6 +43,69 @@ pub struct SelftestArguments {
     pub device: DeviceChoice,
 
     /// Print a JSON object
+    #[arg(long)]
+    pub json: bool,
+
+    /// Say nothing but the table
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// How a GPU does its work.
+#[derive(Args)]
+pub struct KernelArguments {
+    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
+
+    /// Take kernels as they come, instead of finding out once which of their forms are fastest on this GPU
+    #[arg(long)]
+    pub no_tune: bool,
+}
+
+/// Find out which forms of its kernels are fastest on a GPU.
+#[derive(Args)]
+#[command(after_long_help = "\
+This is done for what a model needs when it is first loaded onto a GPU, within five seconds, and kept in the cache folder. Here
+it may take longer, be done again, and the outcome is shown: for each kernel and shape its own rule, what is taken, and the time
+of a run by either.
+
+Examples:
+  chat-cli tune ./SmolLM2-135M-Instruct-q4f16_1
+  chat-cli tune --shape llama-3.2-3b --again --seconds 30 --all")]
+pub struct TuneArguments {
+    /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
+    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
+    pub model: Option<String>,
+
+    /// Random weights of a published shape, such as smollm2-135m; a name that is none lists them
+    #[arg(long, value_name = "SHAPE")]
+    pub shape: Option<String>,
+
+    /// Quantization format of a shape
+    #[arg(long, default_value = "q4f16_1", value_name = "FORMAT", requires = "shape")]
+    pub format: String,
+
+    /// Which device: a number or part of a name from `chat-cli devices`
+    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
+    #[command(flatten)]
+    pub kernels: KernelArguments,
+
+    /// Forget what was found out before about this model's work
+    #[arg(long)]
+    pub again: bool,
+
+    /// Time it may take
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = parse_size)]
+    pub seconds: f64,
+
+    /// Show every candidate
+    #[arg(long)]
+    pub all: bool,
+
+    /// Print a JSON array
     #[arg(long)]
     pub json: bool,
 
@@ -64,9 +129,8 @@ pub struct ModelArguments {
     #[arg(long, value_enum, default_value_t = Products::Exact, value_name = "PRODUCTS")]
     pub cpu_weights: Products,
 
-    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
-    #[arg(long)]
-    pub no_cooperative_matrix: bool,
+    #[command(flatten)]
+    pub kernels: KernelArguments,
 
     /// Say nothing but the result and errors
     #[arg(short, long)]
@@ -249,9 +313,8 @@ pub struct BenchArguments {
     #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
     pub cpu_weights: Products,
 
-    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
-    #[arg(long)]
-    pub no_cooperative_matrix: bool,
+    #[command(flatten)]
+    pub kernels: KernelArguments,
 
     /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
     #[arg(long, value_enum)]
@@ -303,9 +366,8 @@ pub struct ChatArguments {
     #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
     pub cpu_weights: Products,
 
-    /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
-    #[arg(long)]
-    pub no_cooperative_matrix: bool,
+    #[command(flatten)]
+    pub kernels: KernelArguments,
 
     /// Tokens that fit in the conversation; fewer need less memory [default: the model's, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = parse_positive)]

@@ -6,12 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chat_cli::{
-    bench_report::{self, Roofline, Subject, Test},
-    shapes,
-};
-use infer_core::{LoadedModel, block_on, ops::candle::CpuWeights};
-use model_format::{QuantFormat, params};
+use chat_cli::bench_report::{self, Roofline, Subject, Test};
+use infer_core::{LoadedModel, block_on};
+use model_format::params;
 
 use crate::{
     arguments::{BenchArguments, Output},
@@ -24,15 +21,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     let longest = arguments.prompt.iter().chain(&arguments.decode).max().copied().unwrap_or(0);
     let context = arguments.depth.iter().max().copied().unwrap_or(0) + longest + 1;
     let mut bars = Bars::new(arguments.quiet);
-    let place = Place::of(&arguments.device, arguments.no_cooperative_matrix)?;
-    let (name, weights) = match (&arguments.model, &arguments.shape) {
-        (Some(model), _) => (model.clone(), Weights::Files(load::open(model, &mut bars)?)),
-        (None, shape) => {
-            let shape = shape.as_deref().expect("a model or a shape");
-            let format = QuantFormat::by_name(&arguments.format)?;
-            (format!("{shape} {}", format.name), Weights::Random(shapes::by_name(shape)?, format))
-        }
-    };
+    let place = Place::of(&arguments.device, &arguments.kernels)?;
+    let (name, weights) =
+        Weights::of(arguments.model.as_deref(), arguments.shape.as_deref(), &arguments.format, &mut bars)?;
     let kinds = Kinds::new(arguments.cache, arguments.cpu_weights);
     let start = Instant::now();
     let (mut model, device) = load::load_model(&weights, &place, kinds, context, &mut bars)?;

@@ -1,17 +1,19 @@
 //! From the flags to a model that answers: opens it, picks the device, loads.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use chat_cli::{DeviceChoice, DeviceInfo, device};
+use chat_cli::{DeviceChoice, DeviceInfo, device, shapes};
 use infer_core::{
-    Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, block_on,
+    Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, Tuning, block_on,
     ops::candle::{CpuOptions, CpuWeights},
 };
 use model_format::{DecoderConfig, DirFiles, ModelFiles, QuantFormat};
 use model_hub::{HubConfig, Model};
 
-use crate::arguments::{Cache, ChatArguments, Products};
+use crate::arguments::{Cache, ChatArguments, KernelArguments, Products};
 use crate::engine::EngineAssistant;
+use crate::helpers;
 use crate::progress::Bars;
 use crate::terminal::Interrupt;
 
@@ -34,7 +36,7 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Loads the model that the flags name, with its text side.
 pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<EngineAssistant> {
     let mut bars = Bars::new(arguments.quiet);
-    let place = Place::of(&arguments.device, arguments.no_cooperative_matrix)?;
+    let place = Place::of(&arguments.device, &arguments.kernels)?;
     let model = open(&arguments.model, &mut bars)?;
     let kinds = Kinds::new(arguments.cache, arguments.cpu_weights);
     let (device, name) = place.open(kinds, &bars)?;
@@ -69,6 +71,22 @@ pub enum Weights {
     Files(Model),
     /// Made up, of a shape.
     Random(DecoderConfig, &'static QuantFormat),
+}
+
+impl Weights {
+    /// Those of a model, or of a shape in a format; with what to call them.
+    pub fn of(
+        model: Option<&str>,
+        shape: Option<&str>,
+        format: &str,
+        bars: &mut Bars,
+    ) -> anyhow::Result<(String, Weights)> {
+        if let Some(model) = model {
+            return Ok((model.into(), Weights::Files(open(model, bars)?)));
+        }
+        let (shape, format) = (shape.expect("a model or a shape"), QuantFormat::by_name(format)?);
+        Ok((format!("{shape} {}", format.name), Weights::Random(shapes::by_name(shape)?, format)))
+    }
 }
 
 /// A model without its text side, with room for texts of `context` tokens; and the name of its device.
@@ -128,15 +146,23 @@ pub struct Place {
     devices: Vec<DeviceInfo>,
     choice: DeviceChoice,
     open: OpenOptions,
+    tuning: Tuning,
+    tuning_budget: Option<Duration>,
 }
 
 impl Place {
     /// What `--device` means on this machine, opened with matrix units or without.
-    pub fn of(choice: &DeviceChoice, no_cooperative_matrix: bool) -> anyhow::Result<Place> {
+    pub fn of(choice: &DeviceChoice, kernels: &KernelArguments) -> anyhow::Result<Place> {
         let devices = if *choice == DeviceChoice::Cpu { Vec::new() } else { devices() };
         let chosen = choice.pick(&devices).map_err(NoSuchDevice)?;
-        let open = OpenOptions { cooperative_matrix: !no_cooperative_matrix, ..OpenOptions::default() };
-        Ok(Place { chosen, devices, choice: choice.clone(), open })
+        let open = OpenOptions { cooperative_matrix: !kernels.no_cooperative_matrix, ..OpenOptions::default() };
+        let tuning = if kernels.no_tune { Tuning::Presets } else { Tuning::FirstUse };
+        Ok(Place { chosen, devices, choice: choice.clone(), open, tuning, tuning_budget: None })
+    }
+
+    /// The same, tuned like this, in no more than so much time.
+    pub fn tuned(self, tuning: Tuning, budget: Duration) -> Place {
+        Place { tuning, tuning_budget: Some(budget), ..self }
     }
 
     /// How to load onto `device`. `memory`: GiB that may be taken.
@@ -147,7 +173,13 @@ impl Place {
             Device::Cpu(_) => available_memory(),
             Device::Gpu(..) => None,
         };
-        Ok(LoadOptions { context, memory: allowed.or(of_machine), cache_folder: cache_folder() })
+        Ok(LoadOptions {
+            context,
+            memory: allowed.or(of_machine),
+            cache_folder: cache_folder(),
+            tuning: self.tuning,
+            tuning_budget: self.tuning_budget,
+        })
     }
 
     /// The GPU that is meant, and what to call it.
@@ -155,8 +187,9 @@ impl Place {
         let device::Place::Device(index) = self.chosen else {
             return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
         };
-        let gpu = block_on(Gpu::open(&Selection::Index(index), self.open));
-        Ok((gpu.map_err(infer_core::Error::from)?, self.devices[index].name.clone()))
+        let gpu = block_on(Gpu::open(&Selection::Index(index), self.open)).map_err(infer_core::Error::from)?;
+        gpu.compile_on(helpers::spawn, helpers::threads());
+        Ok((gpu, self.devices[index].name.clone()))
     }
 
     /// The device and what to call it.
@@ -172,7 +205,10 @@ impl Place {
         };
         let name = self.devices[index].name.clone();
         match block_on(Gpu::open(&Selection::Index(index), self.open)) {
-            Ok(gpu) => Ok((Device::Gpu(gpu, kinds.cache.unwrap_or(KvDtype::F16)), name)),
+            Ok(gpu) => {
+                gpu.compile_on(helpers::spawn, helpers::threads());
+                Ok((Device::Gpu(gpu, kinds.cache.unwrap_or(KvDtype::F16)), name))
+            }
             Err(error) if self.choice == DeviceChoice::Auto => {
                 bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));
                 Ok(cpu())

@@ -3,10 +3,12 @@
 mod arguments;
 mod bench;
 mod engine;
+mod helpers;
 mod load;
 mod measure;
 mod progress;
 mod terminal;
+mod tune;
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
@@ -15,7 +17,7 @@ use anyhow::Context;
 use chat_cli::{Answer, Assistant, Repl, report};
 use infer_core::{Message, block_on};
 
-use arguments::{Arguments, ChatArguments, Command, DevicesArguments, SelftestArguments};
+use arguments::{Arguments, ChatArguments, Command, DevicesArguments, KernelArguments, SelftestArguments};
 use engine::EngineAssistant;
 
 fn main() -> ExitCode {
@@ -26,7 +28,9 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Devices(arguments) => devices(&arguments),
         Command::Selftest(arguments) => selftest(&arguments),
+        Command::Tune(arguments) => tune::tune(&arguments),
     };
+    helpers::finish();
     match done {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
@@ -111,7 +115,9 @@ fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
 
 fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
     let mut bars = progress::Bars::new(arguments.quiet);
-    let (gpu, name) = load::Place::of(&arguments.device, false)?.open_gpu()?;
+    let (gpu, name) =
+        load::Place::of(&arguments.device, &KernelArguments { no_cooperative_matrix: false, no_tune: true })?
+            .open_gpu()?;
     let start = std::time::Instant::now();
     let lines = block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
     bars.clear();

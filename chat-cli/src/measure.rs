@@ -45,7 +45,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         }
         None => perplexity::SHORT_TEXT.into(),
     };
-    let place = Place::of(&arguments.model.device, arguments.model.no_cooperative_matrix)?;
+    let place = Place::of(&arguments.model.device, &arguments.model.kernels)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
     let tokenizer = load::tokenizer(&model)?;
@@ -107,7 +107,7 @@ fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
 /// Runs `chat-cli logits`.
 pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     let ids = read_ids(&arguments.ids)?;
-    let place = Place::of(&arguments.model.device, arguments.model.no_cooperative_matrix)?;
+    let place = Place::of(&arguments.model.device, &arguments.model.kernels)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
     let kinds = Kinds::new(Some(arguments.cache), arguments.model.cpu_weights);

@@ -96,6 +96,17 @@ impl infer_core::Progress for Bars {
         }
     }
 
+    fn tuned(&mut self, done: u64, total: u64) {
+        if done == 0 {
+            self.clear();
+            self.say("finding out what is fastest on this GPU: once, some seconds (--no-tune does without)");
+        }
+        match done < total {
+            true => self.count("tuning kernels", done, total),
+            false => self.clear(),
+        }
+    }
+
     fn loaded(&mut self, done: u64, total: u64) {
         if self.bar.is_none() && done < total {
             self.begin("{msg} [{bar:30}] {percent}% {eta}", "loading", done, Some(total));

@@ -1,6 +1,6 @@
 //! What is told about answers: `/stats`, and the object of `--json`.
 
-use infer_core::{FinishReason, KernelCheck, Stats, TokenLogprobs};
+use infer_core::{FinishReason, KernelCheck, Stats, TokenLogprobs, Tuned};
 use serde_json::{Value, json};
 
 use crate::Answer;
@@ -103,6 +103,37 @@ pub fn selftest_json(lines: &[KernelCheck], device: &str, driver: &str, seconds:
         "seconds": seconds,
         "variants": lines.iter().map(variant).collect::<Vec<_>>(),
     })
+}
+
+/// The table of `chat-cli tune`: a line for each kernel and shape; with `all` one for each of its candidates besides.
+pub fn tuned_table(tuned: &[Tuned], all: bool) -> String {
+    let us = |us: Option<f64>| us.map_or("-".to_string(), |us| format!("{us:.1}"));
+    let mut rows = vec![["WORK", "OWN RULE", "US", "TAKEN", "US", "GAIN"].map(str::to_string).to_vec()];
+    for of in tuned {
+        let gain = of.own_us.zip(of.us).map_or("-".to_string(), |(own, us)| format!("{:.2}", own / us));
+        rows.push(vec![of.problem.clone(), of.own.clone(), us(of.own_us), of.chosen.clone(), us(of.us), gain]);
+        for (words, time, wrong) in of.candidates.iter().filter(|_| all) {
+            let wrong = wrong.as_ref().map(|why| format!("wrong: {why}")).unwrap_or_default();
+            rows.push(vec![String::new(), String::new(), String::new(), words.clone(), us(*time), wrong]);
+        }
+    }
+    table(&rows)
+}
+
+/// The same for programs.
+pub fn tuned_json(tuned: &[Tuned]) -> Value {
+    let entry = |of: &Tuned| {
+        let candidate = |(words, us, wrong): &(String, Option<f64>, Option<String>)| json!({"choice": words, "us": us, "error": wrong});
+        json!({
+            "work": of.problem,
+            "own": of.own,
+            "own_us": of.own_us,
+            "taken": of.chosen,
+            "us": of.us,
+            "candidates": of.candidates.iter().map(candidate).collect::<Vec<_>>(),
+        })
+    };
+    tuned.iter().map(entry).collect()
 }
 
 /// Rows in columns as wide as they need, two spaces between.

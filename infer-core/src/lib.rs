@@ -28,6 +28,7 @@ mod device;
 mod engine;
 mod error;
 mod generation;
+mod kept;
 mod kv_cache;
 mod loaded_model;
 mod logprobs;
@@ -35,6 +36,7 @@ mod memory;
 pub mod model;
 pub mod ops;
 pub mod perplexity;
+mod plan;
 mod profile;
 mod progress;
 pub mod prompt_lookup;
@@ -42,6 +44,7 @@ pub mod sampler;
 mod selftest;
 pub mod stop;
 pub mod tokenizer;
+mod tuning;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
@@ -57,9 +60,10 @@ pub use profile::{KernelTime, StepProfile};
 pub use progress::Progress;
 pub use sampler::SamplingParams;
 pub use tokenizer::Tokenizer;
+pub use tuning::{Tuned, Tuning};
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
-    gpu::{AdapterSummary, DeviceType, OpenOptions, Selection},
+    gpu::{AdapterSummary, DeviceType, OpenOptions, Selection, Spawn},
     selftest::{Line as KernelCheck, run_all as check_kernels},
 };
 

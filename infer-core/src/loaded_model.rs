@@ -2,21 +2,24 @@
 //!
 //! [`crate::Engine`] puts tokenizer and template to it; measurements use it as it is.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
-use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, QuantFormat};
-use webgpu_kernels::{Gpu, attention::HeadShape, gpu::Around, selftest::Workload};
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, Param, QuantFormat};
+use webgpu_kernels::{Gpu, WeightFormat, gpu::Around};
 
 #[cfg(feature = "native")]
 use crate::ops::candle::CandleOps;
 use crate::{
     Device, Error, Need, Progress, Result, StepProfile,
+    kept::KeptPipelines,
     memory::Holding,
     model::{Session, load_checkpoint, load_mlc, load_random},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
+    plan::Plan,
     sampler::Sampler,
     selftest,
+    tuning::{self, Known, Tuned, Tuning},
 };
 
 /// Context where the caller names none: what the model was trained for, but no more than this.
@@ -31,15 +34,24 @@ pub struct LoadOptions {
     /// Bytes of the device's memory that may be taken. `None`: nine tenths of what its driver says there are, for pictures
     /// and other programs need some.
     pub memory: Option<u64>,
-    /// A folder where it is kept which kernels are right on this machine's devices. `None`: that is found out anew each time.
+    /// A folder where it is kept which kernels are right on this machine's devices, which of their forms are fastest, and what
+    /// drivers made of them. `None`: whether they are right is found out anew each time, and presets say what is fastest.
     pub cache_folder: Option<PathBuf>,
+    /// When kernels are tuned to the device.
+    pub tuning: Tuning,
+    /// Time that tuning may take. `None`: some seconds.
+    pub tuning_budget: Option<Duration>,
 }
+
+/// Time that tuning may take where the caller does not say.
+const TUNING_BUDGET: Duration = Duration::from_millis(4500);
 
 /// A decoder on a device with the cache of one text.
 pub struct LoadedModel {
     session: OnDevice,
     config: DecoderConfig,
     need: Need,
+    tuned: Vec<Tuned>,
 }
 
 enum OnDevice {
@@ -86,6 +98,7 @@ impl LoadedModel {
         let need = holding.fit(&config, options.context, default, options.memory.or(device.memory()))?;
         let context = need.context;
         progress.planned(&need);
+        let prepared = Prepared::new(&device, &config, &need, options, Holding::stored_mlc(format))?;
         let session = match device {
             #[cfg(feature = "native")]
             Device::Cpu(cpu) => {
@@ -95,7 +108,8 @@ impl LoadedModel {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
             }
         };
-        LoadedModel { session, config, need }.checked(options).await
+        let tuned = prepared.finish(options, progress).await?;
+        Ok(LoadedModel { session, config, need, tuned })
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ.
@@ -125,6 +139,8 @@ impl LoadedModel {
         let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), options.memory.or(device.memory()))?;
         let context = need.context;
         progress.planned(&need);
+        let stored = Holding::stored_checkpoint(checkpoint, format)?;
+        let prepared = Prepared::new(&device, &config, &need, options, stored)?;
         let session = match device {
             #[cfg(feature = "native")]
             Device::Cpu(cpu) => {
@@ -134,7 +150,8 @@ impl LoadedModel {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, format, context, progress)?)
             }
         };
-        LoadedModel { session, config, need }.checked(options).await
+        let tuned = prepared.finish(options, progress).await?;
+        Ok(LoadedModel { session, config, need, tuned })
     }
 
     /// Makes weights up, for measuring a shape whose files are not there.
@@ -160,26 +177,19 @@ impl LoadedModel {
         let need = holding.fit(config, options.context, default, options.memory.or(device.memory()))?;
         let context = need.context;
         progress.planned(&need);
+        let prepared = Prepared::new(&device, config, &need, options, Holding::stored_mlc(format))?;
         let session = match device {
             #[cfg(feature = "native")]
             Device::Cpu(cpu) => OnDevice::Cpu(session(CandleOps::new(cpu), config, format, context, progress)?),
             Device::Gpu(gpu, kv) => OnDevice::Gpu(session(GpuOps::new(gpu, kv), config, format, context, progress)?),
         };
-        LoadedModel { session, config: config.clone(), need }.checked(options).await
+        let tuned = prepared.finish(options, progress).await?;
+        Ok(LoadedModel { session, config: config.clone(), need, tuned })
     }
 
-    /// The same, when the kernels that it needs are known to be right on its device.
-    async fn checked(self, options: &LoadOptions) -> Result<LoadedModel> {
-        match &self.session {
-            #[cfg(feature = "native")]
-            OnDevice::Cpu(_) => {}
-            OnDevice::Gpu(session) => {
-                let ops = session.ops();
-                let workload = workload(&self.config, ops);
-                selftest::ensure(ops.gpu(), &workload, options.cache_folder.as_deref()).await?;
-            }
-        }
-        Ok(self)
+    /// The choices that its kernels have on its device, where they were found out, now or before.
+    pub fn tuned(&self) -> &[Tuned] {
+        &self.tuned
     }
 
     /// What it takes of its device's memory, as planned.
@@ -324,24 +334,56 @@ impl LoadedModel {
     }
 }
 
-/// What a loaded model asks of the kernels.
-fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
-    let group = config.num_attention_heads / config.num_key_value_heads;
-    let mut attention: Vec<HeadShape> = Vec::new();
-    for window in &config.layer_windows {
-        let soft_cap = config.attn_logit_softcapping.is_some();
-        let heads = HeadShape { group, head_dim: config.head_dim, soft_cap, window: window.is_some() };
-        if !attention.contains(&heads) {
-            attention.push(heads);
+/// What is known of a model's kernels before it is loaded, and what is to be done about them.
+struct Prepared(Option<OnGpu>);
+
+struct OnGpu {
+    gpu: Gpu,
+    plan: Plan,
+    known: Known,
+    kept: Option<KeptPipelines>,
+}
+
+impl Prepared {
+    /// Begins to compile. On the CPU there is nothing to do.
+    fn new(
+        device: &Device,
+        config: &DecoderConfig,
+        need: &Need,
+        options: &LoadOptions,
+        stored: impl Fn(&Param) -> WeightFormat,
+    ) -> Result<Prepared> {
+        let (gpu, kv) = match device {
+            #[cfg(feature = "native")]
+            Device::Cpu(_) => return Ok(Prepared(None)),
+            Device::Gpu(gpu, kv) => (gpu.clone(), *kv),
+        };
+        let folder = options.cache_folder.as_deref();
+        let kept = folder.and_then(|folder| KeptPipelines::take_up(&gpu, folder));
+        let mut plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
+        let known = Known::take_up(&gpu, &plan.problems, options.tuning, folder);
+        if known.changes_something() {
+            plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
         }
+        gpu.prepare(plan.kernels.iter().cloned());
+        Ok(Prepared(Some(OnGpu { gpu, plan, known, kept })))
     }
-    Workload {
-        matrices: ops.kinds().to_vec(),
-        attention,
-        kv: ops.kv_dtype(),
-        activation: config.hidden_act,
-        norm_heads: config.qk_norm,
-        soft_cap: config.final_logit_softcapping.is_some(),
+
+    /// Sees to it that the kernels are right and the fastest, and compiled; what was found out is kept.
+    async fn finish(self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Vec<Tuned>> {
+        let Some(OnGpu { gpu, plan, known, kept }) = self.0 else { return Ok(Vec::new()) };
+        let folder = options.cache_folder.as_deref();
+        selftest::ensure(&gpu, &plan.workload, folder).await?;
+        let budget = options.tuning_budget.unwrap_or(TUNING_BUDGET);
+        let tuned = tuning::ensure(&gpu, known, options.tuning, budget, folder, progress).await?;
+        if let (Some(mut kept), Some(folder)) = (kept, folder) {
+            // A software driver takes long, and keeps nothing.
+            if !gpu.caps().is_software {
+                gpu.compile(&plan.kernels);
+            }
+            kept.keep(&gpu, folder);
+        }
+        Ok(tuned)
     }
 }
 

@@ -65,12 +65,14 @@ pub(crate) struct Holding {
 impl Holding {
     /// An MLC folder's parameters.
     pub fn of_mlc(config: &DecoderConfig, format: &QuantFormat, codes: Codes, kv: KvDtype) -> Holding {
-        let bytes = |param: &Param| match format.group().filter(|_| format.quantizes(param)) {
-            Some(group) => coded_bytes(param, group, codes),
-            None if format.model_dtype() == Dtype::F16 && codes == Codes::Kept => param_bytes(param, WeightFormat::F16),
-            None => param_bytes(param, WeightFormat::F32),
-        };
-        Holding::of(config, &params(config), bytes, kv)
+        let stored = Stored::of_mlc(format);
+        Holding::of(config, &params(config), |param| stored(param).bytes(param, codes), kv)
+    }
+
+    /// How a GPU stores an MLC folder's parameters.
+    pub fn stored_mlc(format: &QuantFormat) -> impl Fn(&Param) -> WeightFormat + use<'_> {
+        let stored = Stored::of_mlc(format);
+        move |param| stored(param).into()
     }
 
     fn of(config: &DecoderConfig, params: &[Param], bytes: impl Fn(&Param) -> u64, kv: KvDtype) -> Holding {
@@ -90,13 +92,17 @@ impl Holding {
         codes: Codes,
         kv: KvDtype,
     ) -> Result<Holding> {
-        let gptq = GptqConfig::from_config(checkpoint.config_json())?;
-        let group = format.group().filter(|group| gptq.is_some_and(|gptq| gptq.bits == group.bits));
-        let bytes = |param: &Param| match group {
-            Some(group) if param.role.is_layer_matrix() => coded_bytes(param, group, codes),
-            _ => param_bytes(param, WeightFormat::F32),
-        };
-        Ok(Holding::of(config, &joined_params(config), bytes, kv))
+        let stored = Stored::of_checkpoint(checkpoint, format)?;
+        Ok(Holding::of(config, &joined_params(config), |param| stored(param).bytes(param, codes), kv))
+    }
+
+    /// How a GPU stores a checkpoint's parameters.
+    pub fn stored_checkpoint(
+        checkpoint: &dyn Checkpoint,
+        format: &QuantFormat,
+    ) -> Result<impl Fn(&Param) -> WeightFormat + use<>> {
+        let stored = Stored::of_checkpoint(checkpoint, format)?;
+        Ok(move |param: &Param| stored(param).into())
     }
 
     /// The need of a context.
@@ -144,14 +150,53 @@ impl Holding {
     }
 }
 
-/// Bytes of a matrix in codes, as the device holds it.
-fn coded_bytes(param: &Param, group: GroupQuant, codes: Codes) -> u64 {
-    match codes {
-        #[cfg(feature = "native")]
-        Codes::Widened => param_bytes(param, WeightFormat::F32),
-        #[cfg(feature = "native")]
-        Codes::Interleaved => Interleaved::bytes(group, param.shape[0], param.shape[1]) as u64,
-        Codes::Kept => param_bytes(param, group.into()),
+/// What the numbers of a parameter's file are.
+#[derive(Clone, Copy)]
+enum Stored {
+    Codes(GroupQuant),
+    F16,
+    F32,
+}
+
+impl Stored {
+    fn of_mlc(format: &QuantFormat) -> impl Fn(&Param) -> Stored + use<'_> {
+        move |param| match format.group() {
+            Some(group) if format.quantizes(param) => Stored::Codes(group),
+            _ if format.model_dtype() == Dtype::F16 => Stored::F16,
+            _ => Stored::F32,
+        }
+    }
+
+    fn of_checkpoint(checkpoint: &dyn Checkpoint, format: &QuantFormat) -> Result<impl Fn(&Param) -> Stored + use<>> {
+        let gptq = GptqConfig::from_config(checkpoint.config_json())?;
+        let group = format.group().filter(|group| gptq.is_some_and(|gptq| gptq.bits == group.bits));
+        Ok(move |param: &Param| match group {
+            Some(group) if param.role.is_layer_matrix() => Stored::Codes(group),
+            _ => Stored::F32,
+        })
+    }
+
+    /// Bytes of the parameter on a device that holds codes so; only a GPU, which keeps them, holds f16.
+    fn bytes(self, param: &Param, codes: Codes) -> u64 {
+        match (self, codes) {
+            #[cfg(feature = "native")]
+            (Stored::Codes(group), Codes::Interleaved) => {
+                Interleaved::bytes(group, param.shape[0], param.shape[1]) as u64
+            }
+            (_, Codes::Kept) => param_bytes(param, self.into()),
+            #[cfg(feature = "native")]
+            _ => param_bytes(param, WeightFormat::F32),
+        }
+    }
+}
+
+impl From<Stored> for WeightFormat {
+    fn from(stored: Stored) -> WeightFormat {
+        match stored {
+            Stored::Codes(group) => group.into(),
+            Stored::F16 => WeightFormat::F16,
+            Stored::F32 => WeightFormat::F32,
+        }
     }
 }
 

@@ -10,6 +10,10 @@ pub trait Progress {
     }
     /// `done` of `total` has reached the device. The unit is bytes for MLC folders and parameters for checkpoints.
     fn loaded(&mut self, done: u64, total: u64);
+    /// `done` of `total` kinds of work are tuned to the device; only where there is something to tune.
+    fn tuned(&mut self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
 }
 
 /// Says nothing.

@@ -9,7 +9,10 @@ use webgpu_kernels::{
     selftest::{self, Switch, Workload},
 };
 
-use crate::Result;
+use crate::{
+    Result,
+    kept::{read_json, write},
+};
 
 /// Most results that are kept.
 const MOST_KEPT: usize = 64;
@@ -18,7 +21,7 @@ const FILE: &str = "selftest.json";
 /// Switches off what is wrong, as was found out before or is found out now. `folder`: where results are kept.
 pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, folder: Option<&Path>) -> Result<()> {
     let key = format!("{:016x}", selftest::key(gpu, workload));
-    let mut kept = folder.map(read).unwrap_or_default();
+    let mut kept = folder.map(|folder| read_json(folder, FILE)).unwrap_or_default();
     if let Some(switches) = kept.get(&key).and_then(switches) {
         let already = gpu.switched_off();
         switches.into_iter().filter(|switch| !already.contains(switch)).for_each(|switch| gpu.switch_off(switch));
@@ -32,15 +35,9 @@ pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, folder: Option<&Path>
         let entry = switches.iter().map(|Switch { kernel, flag }| json!({"kernel": kernel, "flag": flag}));
         kept.insert(key, Value::Array(entry.collect()));
         // What cannot be kept is found out again next time.
-        let _ = write(folder, &Value::Object(kept));
+        write(folder, FILE, Value::Object(kept).to_string().as_bytes());
     }
     Ok(())
-}
-
-/// What is kept; nothing where the file is not there or not ours.
-fn read(folder: &Path) -> serde_json::Map<String, Value> {
-    let text = std::fs::read(folder.join(FILE)).unwrap_or_default();
-    serde_json::from_slice(&text).unwrap_or_default()
 }
 
 fn switches(entry: &Value) -> Option<Vec<Switch>> {
@@ -52,13 +49,6 @@ fn switches(entry: &Value) -> Option<Vec<Switch>> {
         Some(Switch { kernel: value["kernel"].as_str()?.to_string(), flag })
     };
     entry.as_array()?.iter().map(switch).collect()
-}
-
-fn write(folder: &Path, kept: &Value) -> std::io::Result<()> {
-    std::fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".{FILE}.{}.tmp", std::process::id()));
-    std::fs::write(&temporary, kept.to_string())?;
-    std::fs::rename(&temporary, folder.join(FILE))
 }
 
 #[cfg(all(test, feature = "native"))]
@@ -92,12 +82,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         crate::block_on(ensure(&gpu, &workload, Some(folder.path()))).unwrap();
         assert_eq!(gpu.switched_off(), []);
-        let mut kept = read(folder.path());
+        let mut kept = read_json(folder.path(), FILE);
         assert_eq!(kept.len(), 1);
         // As if a kernel had been wrong: the next start knows it without a test.
         let key = kept.keys().next().unwrap().clone();
         kept.insert(key, json!([{"kernel": "gemv_add", "flag": null}, {"kernel": "argmax", "flag": "SUBGROUPS"}]));
-        write(folder.path(), &Value::Object(kept)).unwrap();
+        assert!(write(folder.path(), FILE, Value::Object(kept).to_string().as_bytes()));
         crate::block_on(ensure(&next, &workload, Some(folder.path()))).unwrap();
         let named: Vec<String> = next.switched_off().iter().map(Switch::to_string).collect();
         assert_eq!(named, ["gemv_add", "argmax with subgroups"]);
@@ -105,7 +95,7 @@ mod tests {
         for broken in ["", "[]", "{\"x\": 3}"] {
             std::fs::write(folder.path().join(FILE), broken).unwrap();
             crate::block_on(ensure(&gpu, &workload, Some(folder.path()))).unwrap();
-            assert!(!read(folder.path()).is_empty());
+            assert!(!read_json(folder.path(), FILE).is_empty());
         }
     }
 }

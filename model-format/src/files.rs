@@ -3,9 +3,11 @@
 use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
-    ops::Range,
+    ops::{Deref, Range},
     path::{Path, PathBuf},
 };
+
+use memmap2::{Mmap, MmapOptions};
 
 use crate::{Error, Result};
 
@@ -21,6 +23,10 @@ pub trait ModelFiles {
     /// What to call this place in messages.
     fn location(&self) -> String;
 
+    /// The same, without a copy where the files are in memory already.
+    async fn view_range(&self, name: &str, range: Range<u64>) -> Result<FileBytes> {
+        Ok(FileBytes::Read(self.read_range(name, range).await?))
+    }
     /// The whole content of a file.
     async fn read(&self, name: &str) -> Result<Vec<u8>> {
         let size = self.size(name).await?;
@@ -29,6 +35,25 @@ pub trait ModelFiles {
     /// Whether the file is there.
     async fn exists(&self, name: &str) -> bool {
         self.size(name).await.is_ok()
+    }
+}
+
+/// Bytes of a file.
+pub enum FileBytes {
+    /// Read into memory.
+    Read(Vec<u8>),
+    /// Mapped: where the system has the file in memory, it is not copied.
+    Mapped(Mmap),
+}
+
+impl Deref for FileBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            FileBytes::Read(bytes) => bytes,
+            FileBytes::Mapped(map) => map,
+        }
     }
 }
 
@@ -83,6 +108,28 @@ impl ModelFiles for DirFiles {
                 found: range.start.saturating_add(bytes.len() as u64),
                 expected: range.end,
             }),
+        }
+    }
+
+    async fn view_range(&self, name: &str, range: Range<u64>) -> Result<FileBytes> {
+        check_file_name(&self.location(), name)?;
+        let len = range.end.saturating_sub(range.start);
+        let map = || {
+            let file = File::open(self.folder.join(name)).ok()?;
+            // A map may be longer than its file, and what is beyond must not be read.
+            if file.metadata().ok()?.len() < range.end || len == 0 {
+                return None;
+            }
+            let mut options = MmapOptions::new();
+            options.offset(range.start).len(usize::try_from(len).ok()?).populate();
+            // SAFETY: the map is read-only. Another process that truncates the file while it is mapped ends this one with a
+            // bus error, as with every program that maps its weights; nothing here writes to a model's files.
+            unsafe { options.map(&file) }.ok()
+        };
+        match map() {
+            Some(map) => Ok(FileBytes::Mapped(map)),
+            // What is wrong, reading tells.
+            None => Ok(FileBytes::Read(self.read_range(name, range).await?)),
         }
     }
 

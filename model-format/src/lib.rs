@@ -37,7 +37,7 @@ pub use checkpoint::{Checkpoint, SafetensorsCheckpoint, TensorInfo};
 pub use conv_template::ConvTemplate;
 pub use decoder_config::DecoderConfig;
 pub use error::{Error, Result};
-pub use files::{DirFiles, ModelFiles};
+pub use files::{DirFiles, FileBytes, ModelFiles};
 pub use params::{Param, Role, params};
 pub use quant::{QuantFormat, QuantizedMatrix};
 pub use tensor::{Dtype, HostTensor, Weight};

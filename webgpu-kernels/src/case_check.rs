@@ -1,7 +1,7 @@
 //! [`check`]: a case of a kernel on a device against its reference. The tests run it, and [`crate::selftest`].
 
 use crate::{
-    Case, Error, Result,
+    Case, Error, Kernel, Result, Variant,
     gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
@@ -16,18 +16,40 @@ pub type Outcome = std::result::Result<f64, String>;
 ///
 /// Errors: the device's, such as out of memory; they say nothing about the kernel.
 pub async fn check(gpu: &Gpu, case: &Case) -> Result<Outcome> {
-    finish(case, Running::start(gpu, case)).await
+    let running = Given::new(gpu, case).and_then(|given| given.run(gpu, case));
+    finish(case, running).await
 }
 
 /// Runs many cases, the next ones on their way while the device compiles and the host computes what is expected of the
-/// first.
+/// first. Their pipelines are made on other threads where the device has such.
 ///
 /// Errors as [`check`].
 pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
-    let running: Vec<_> = cases.iter().map(|case| Running::start(gpu, case)).collect();
+    check_each(gpu, cases, &mut |_| {}).await
+}
+
+/// Cases whose pipelines are made at a time, ahead of those that are run.
+const CHUNK: usize = 48;
+
+/// The same; `done` is told how many are done.
+pub async fn check_each(gpu: &Gpu, cases: &[&Case], done: &mut dyn FnMut(usize)) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(cases.len());
-    for (case, running) in cases.iter().zip(running) {
-        outcomes.push(finish(case, running).await?);
+    let mut chunks = cases.chunks(CHUNK);
+    let given = |chunk: &[&Case]| {
+        let given: Vec<Result<Given>> = chunk.iter().map(|case| Given::new(gpu, case)).collect();
+        gpu.prepare(given.iter().flatten().flat_map(|given| given.pipelines.iter().cloned()));
+        given
+    };
+    let mut next = chunks.next().map(given);
+    while let Some(chunk) = next {
+        next = chunks.next().map(given);
+        let first = outcomes.len();
+        let running: Vec<_> =
+            chunk.into_iter().zip(&cases[first..]).map(|(given, case)| given?.run(gpu, case)).collect();
+        for (running, case) in running.into_iter().zip(&cases[first..]) {
+            outcomes.push(finish(case, running).await?);
+            done(outcomes.len());
+        }
     }
     if outcomes.iter().all(Outcome::is_ok) {
         return Ok(outcomes);
@@ -40,24 +62,39 @@ pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
     Ok(outcomes)
 }
 
-/// A case that the device was given.
+/// A case whose inputs the device has.
+struct Given {
+    host: Vec<CaseBuffer>,
+    device: Vec<Buffer<u32>>,
+    /// What it is done with.
+    pipelines: Vec<(&'static Kernel, Variant)>,
+}
+
+/// A case that the device was given to do.
 struct Running {
     host: Vec<CaseBuffer>,
     results: Vec<Readback<u32>>,
 }
 
-impl Running {
-    fn start(gpu: &Gpu, case: &Case) -> Result<Running> {
+impl Given {
+    fn new(gpu: &Gpu, case: &Case) -> Result<Given> {
         let host = (case.buffers)();
         let upload = |buffer: &CaseBuffer| {
             let guarded: Vec<u32> = buffer.words.iter().chain(&GUARD).copied().collect();
             gpu.upload(&guarded)
         };
         let device: Vec<Buffer<u32>> = host.iter().map(upload).collect::<Result<_>>()?;
+        let mut tracing = Recorder::tracing(gpu);
+        (case.record)(&mut tracing, &device);
+        let pipelines = tracing.take_trace().into_iter().map(|traced| (traced.kernel, traced.variant)).collect();
+        Ok(Given { host, device, pipelines })
+    }
+
+    fn run(self, gpu: &Gpu, case: &Case) -> Result<Running> {
         let mut recorder = Recorder::new(gpu);
-        (case.record)(&mut recorder, &device);
-        let results = device.iter().map(|buffer| recorder.read(buffer)).collect::<Result<_>>()?;
-        Ok(Running { host, results })
+        (case.record)(&mut recorder, &self.device);
+        let results = self.device.iter().map(|buffer| recorder.read(buffer)).collect::<Result<_>>()?;
+        Ok(Running { host: self.host, results })
     }
 }
 

@@ -1,10 +1,13 @@
 //! [`KvCache`]: keys and values of one layer and one sequence on the device. [`crate::rope`] appends to it,
 //! [`crate::attention`] reads it.
 
-use crate::{Gpu, Result, Variant, gpu::Buffer};
+use crate::{
+    Gpu, Result, Variant,
+    gpu::{Buffer, Recorder},
+};
 
 /// How keys and values are stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum KvDtype {
     /// f16, in pairs: half the memory.
     #[default]
@@ -81,6 +84,13 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// One without memory, for a recorder that plans.
+    pub fn hollow(recorder: &Recorder, kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> KvCache {
+        let words = kv_heads * capacity * dtype.row_words(head_dim);
+        let hollow = || recorder.hollow(words).expect("the recorder plans");
+        KvCache { k: hollow(), v: hollow(), kv_heads, capacity, head_dim, dtype }
+    }
+
     /// Bytes of a cache.
     pub fn bytes(kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> u64 {
         2 * kv_heads as u64 * capacity as u64 * 4 * dtype.row_words(head_dim) as u64

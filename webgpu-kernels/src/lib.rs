@@ -47,6 +47,7 @@ pub mod select_rows;
 pub mod selftest;
 pub mod soft_cap;
 mod source;
+pub mod tuning;
 
 pub use error::{Error, Result};
 pub use gpu::Gpu;
@@ -62,6 +63,7 @@ pub const KERNELS: &[&Kernel] = &[
     &gemv::KERNEL,
     &gemv::ADD_KERNEL,
     &gemv::SCALED_KERNEL,
+    &gemv::ROPE_KERNEL,
     &gemm::KERNEL,
     &gemm::JOIN_KERNEL,
     &gemm::COOPERATIVE_KERNEL,
@@ -71,6 +73,7 @@ pub const KERNELS: &[&Kernel] = &[
     &rope::KERNEL,
     &attention::TILE_KERNEL,
     &attention::DECODE_KERNEL,
+    &attention::TEAMS_KERNEL,
     &attention::REDUCE_KERNEL,
     &glu::KERNEL,
     &add::KERNEL,

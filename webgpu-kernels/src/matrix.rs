@@ -10,10 +10,10 @@ use half::f16;
 use model_format::{Weight, quant::no_quant};
 
 use crate::{
-    Gpu, Result, WeightFormat,
+    Gpu, KvCache, KvDtype, Result, WeightFormat,
     embedding::Embedding,
     gemm::{Cooperative, Gemm, LaneRows, Narrow},
-    gemv::{self, Gemv, GemvAdd, GemvScaled},
+    gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled},
     gpu::{Buffer, Recorder},
 };
 
@@ -70,8 +70,25 @@ impl Matrix {
         Matrix::zeroed(gpu, stored.format(), rows, cols, gpu.slice_bytes())
     }
 
+    /// One without memory, for a recorder that plans.
+    pub fn hollow(recorder: &Recorder, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        let hollow = |len: usize| Ok(recorder.hollow(len).expect("the recorder plans"));
+        let matrix = Matrix::made_of(&hollow, format, rows, cols, recorder.gpu().slice_bytes());
+        matrix.expect("nothing is allocated")
+    }
+
     pub(crate) fn zeroed(
         gpu: &Gpu,
+        format: WeightFormat,
+        rows: usize,
+        cols: usize,
+        slice_bytes: u64,
+    ) -> Result<Matrix> {
+        Matrix::made_of(&|len| gpu.zeroed(len), format, rows, cols, slice_bytes)
+    }
+
+    fn made_of(
+        buffer: &dyn Fn(usize) -> Result<Buffer<u32>>,
         format: WeightFormat,
         rows: usize,
         cols: usize,
@@ -84,10 +101,10 @@ impl Matrix {
         let mut slices = Vec::with_capacity(rows.div_ceil(slice_rows));
         for first_row in (0..rows).step_by(slice_rows) {
             let rows = slice_rows.min(rows - first_row);
-            let q_weight = gpu.zeroed(rows * row_words)?;
+            let q_weight = buffer(rows * row_words)?;
             let q_scale = match row_scales {
                 0 => q_weight.clone(),
-                _ => gpu.zeroed((rows * row_scales).div_ceil(2))?,
+                _ => buffer((rows * row_scales).div_ceil(2))?,
             };
             slices.push(Slice { first_row, rows, cols, format, q_weight, q_scale });
         }
@@ -104,6 +121,37 @@ impl Matrix {
             let end = (first_row + rows).min(slice.first_row + slice.rows);
             if begin < end {
                 stored.write(gpu, slice, begin - slice.first_row, begin - first_row..end - first_row);
+            }
+        }
+    }
+
+    /// A matrix to be filled by [`Matrix::write_stored`]. Errors: out of memory.
+    pub fn of_format(gpu: &Gpu, format: WeightFormat, rows: usize, cols: usize) -> Result<Matrix> {
+        Matrix::zeroed(gpu, format, rows, cols, gpu.slice_bytes())
+    }
+
+    /// Writes the rows from `first_row` on, an even number, from bytes as they lie in a little-endian file in the device's own
+    /// layout: codes or numbers, and the scales of codes. They go into memory that the device reads, and nowhere before.
+    ///
+    /// Panics when the bytes are not those of whole rows of the matrix.
+    pub fn write_stored(&self, gpu: &Gpu, first_row: usize, codes: &[u8], scales: &[u8]) {
+        let (row, row_scales) = (4 * self.format.row_words(self.cols), 2 * self.format.row_scales(self.cols));
+        let rows = codes.len() / row;
+        assert_eq!((codes.len(), scales.len()), (rows * row, rows * row_scales), "write_stored: bytes of {rows} rows");
+        assert!(first_row.is_multiple_of(2) && first_row + rows <= self.rows, "write_stored: {first_row} + {rows}");
+        for slice in &self.slices {
+            let begin = first_row.max(slice.first_row);
+            let end = (first_row + rows).min(slice.first_row + slice.rows);
+            if begin >= end {
+                continue;
+            }
+            let (at, from, to) = (begin - slice.first_row, begin - first_row, end - first_row);
+            gpu.write_bytes_at(&slice.q_weight, at * row / 4, &codes[from * row..to * row]);
+            let scales = &scales[from * row_scales..to * row_scales];
+            match scales.len() % 4 {
+                0 => gpu.write_bytes_at(&slice.q_scale, at * row_scales / 4, scales),
+                // An odd number of rows has a half word more, at the end of the matrix.
+                _ => gpu.write_bytes_at(&slice.q_scale, at * row_scales / 4, &[scales, &[0; 2]].concat()),
             }
         }
     }
@@ -172,9 +220,10 @@ impl Matrix {
         y: &Buffer<f32>,
         eps: f32,
     ) -> Factor {
-        let parts = GemvAdd::parts(self.rows);
+        let add = GemvAdd::of(recorder.gpu(), &self.slices[0]);
+        let parts = add.parts(recorder.gpu().caps(), self.rows);
         let squares = recorder.temporary(parts.next_multiple_of(4));
-        GemvAdd.record(recorder, &self.slices[0], x, norm, sum, y, &squares);
+        add.record(recorder, &self.slices[0], x, norm, sum, y, &squares);
         Factor { squares, parts, eps }
     }
 
@@ -191,6 +240,32 @@ impl Matrix {
     pub fn linear_normed_swiglu(&self, recorder: &mut Recorder, x: &Buffer<f32>, factor: &Factor, y: &Buffer<f32>) {
         let Factor { squares, parts, eps } = factor;
         GemvScaled { parts: *parts, eps: *eps, swiglu: true }.record(recorder, &self.slices[0], x, squares, y);
+    }
+}
+
+impl Matrix {
+    /// Whether [`Matrix::linear_normed_turned`] is for this matrix, device and heads.
+    pub fn turns(&self, gpu: &Gpu, head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
+        self.fuses(gpu) && !gpu.is_off(gemv::ROPE_KERNEL.name) && GemvRope::suits(head_dim, rotary_dim, dtype)
+    }
+
+    /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of a token at `position`: queries, turned, go to
+    /// `q`, keys, turned, and values to the cache. `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
+    #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
+    pub fn linear_normed_turned(
+        &self,
+        recorder: &mut Recorder,
+        x: &Buffer<f32>,
+        factor: &Factor,
+        rope: &Buffer<f32>,
+        position: usize,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+    ) {
+        let Factor { squares, parts, eps } = factor;
+        let heads = self.rows / cache.head_dim - 2 * cache.kv_heads;
+        let kernel = GemvRope { parts: *parts, eps: *eps, heads, position };
+        kernel.record(recorder, &self.slices[0], x, squares, rope, q, cache);
     }
 }
 

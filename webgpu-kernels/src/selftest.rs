@@ -12,9 +12,10 @@ use model_format::decoder_config::Activation;
 use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
     attention::{self, HeadShape},
-    case_check::{Outcome, check, check_all},
+    case_check::{Outcome, check_all, check_each},
     gemm::{Cooperative, LaneRows, Narrow},
     gemv,
+    tuning::{PRESETS_FLAG, check_of},
 };
 
 /// What a model asks of the kernels, as far as their variants depend on it.
@@ -55,9 +56,11 @@ impl std::fmt::Display for Switch {
 /// Flags of variants that compute the same without.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 9] = [
+const SUBSTITUTED: [&str; 11] = [
+    "attention_teams",
     "gemv_add",
     "gemv_scaled",
+    "gemv_rope",
     "gemm_lane_rows",
     Cooperative::NAME,
     Narrow::NAME,
@@ -107,24 +110,33 @@ async fn run_with(
     workload: &Workload,
     mut check: impl AsyncFnMut(&[&Case]) -> Result<Vec<Outcome>>,
 ) -> Result<Vec<Switch>> {
-    let mut passed: Vec<(&str, Variant)> = Vec::new();
+    let mut passed: Vec<(&'static str, Variant)> = Vec::new();
     loop {
-        let mut left: Vec<((&str, Variant), Case)> = Vec::new();
-        for (kernel, case) in cases_of(gpu, workload) {
+        let mut left: Vec<Left> = Vec::new();
+        let of_presets = gpu.presets().into_iter().map(|(problem, choice)| {
+            let (kernel, case) = check_of(gpu.caps(), &problem, choice);
+            (kernel, case, Some(problem.name))
+        });
+        for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_presets) {
             let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());
-            if !passed.contains(&key) && !left.iter().any(|(other, _)| *other == key) {
-                left.push((key, case));
+            if !passed.contains(&key) && !left.iter().any(|other| other.key == key) {
+                left.push(Left { key, case, choice });
             }
         }
-        let outcomes = check(&left.iter().map(|(_, case)| case).collect::<Vec<_>>()).await?;
+        let outcomes = check(&left.iter().map(|left| &left.case).collect::<Vec<_>>()).await?;
         gpu.shared.forgive();
         let mut is_all_right = true;
-        for (((kernel, variant), _), outcome) in left.into_iter().zip(outcomes) {
+        for (Left { key: (kernel, variant), choice, .. }, outcome) in left.into_iter().zip(outcomes) {
             let Err(reason) = outcome else {
                 passed.push((kernel, variant));
                 continue;
             };
             is_all_right = false;
+            if let Some(name) = choice {
+                // Its own rule does the same.
+                gpu.switch_off(Switch { kernel: name.into(), flag: Some(PRESETS_FLAG.into()) });
+                continue;
+            }
             let flag = OPTIONAL_FLAGS.iter().find(|flag| variant.has_flag(flag));
             if flag.is_none() && !SUBSTITUTED.contains(&kernel) {
                 let (kernel, variant) = (kernel.into(), variant.to_string());
@@ -142,25 +154,43 @@ async fn run_with(
     }
 }
 
+/// A case that is to be run.
+struct Left {
+    /// Kernel and variant.
+    key: (&'static str, Variant),
+    case: Case,
+    /// The name of a choice that it is the check of.
+    choice: Option<&'static str>,
+}
+
 /// Every variant of every kernel in its smallest test case; nothing is switched off. For who wants to know all.
 pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
-    let mut lines = Vec::new();
     let all: Vec<_> =
         KERNELS.iter().flat_map(|kernel| smallest_cases(gpu, kernel).map(move |case| (kernel, case))).collect();
-    for (i, (kernel, case)) in all.iter().enumerate() {
-        let outcome = check(gpu, case).await?;
-        gpu.shared.forgive();
-        lines.push(Line { kernel: kernel.name, variant: case.variant.clone(), label: case.label.clone(), outcome });
-        done(i + 1, all.len());
-    }
-    Ok(lines)
+    let cases: Vec<&Case> = all.iter().map(|(_, case)| case).collect();
+    let outcomes = check_each(gpu, &cases, &mut |count| done(count, cases.len())).await?;
+    gpu.shared.forgive();
+    let line = |((kernel, case), outcome): (&(&&Kernel, Case), Outcome)| Line {
+        kernel: kernel.name,
+        variant: case.variant.clone(),
+        label: case.label.clone(),
+        outcome,
+    };
+    Ok(all.iter().zip(outcomes).map(line).collect())
+}
+
+/// A number that differs where the device, its driver, the kernels or the work do.
+pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (device_key(gpu), format!("{workload:?}"), format!("{:?}", gpu.presets())).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// A number that differs where the device, its driver or the kernels do.
-pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
+pub fn device_key(gpu: &Gpu) -> u64 {
     let mut hasher = DefaultHasher::new();
     let summary = gpu.summary();
-    (&summary.name, &summary.backend, &summary.driver, format!("{:?} {workload:?}", summary.caps)).hash(&mut hasher);
+    (&summary.name, &summary.backend, &summary.driver, format!("{:?}", summary.caps)).hash(&mut hasher);
     for kernel in KERNELS {
         (kernel.name, kernel.wgsl).hash(&mut hasher);
     }
@@ -212,10 +242,19 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
         for (format, cols) in &workload.matrices {
             let all = gemv::cases_of(caps, *format, *cols);
             cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
+            for shape in &workload.attention {
+                if gemv::GemvRope::suits(shape.head_dim, shape.head_dim, workload.kv)
+                    && !gpu.is_off(gemv::ROPE_KERNEL.name)
+                {
+                    let case = gemv::turned_case_of(caps, *format, *cols, shape.head_dim, workload.kv);
+                    cases.push((&gemv::ROPE_KERNEL, case));
+                }
+            }
         }
     }
     for shape in &workload.attention {
-        cases.extend(attention::cases_of(caps, *shape, workload.kv));
+        let all = attention::cases_of(caps, *shape, workload.kv);
+        cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
     }
     cases
 }

@@ -7,8 +7,8 @@ use std::{collections::HashMap, ops::Range};
 
 use half::{bf16, f16};
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, Error, HostTensor, ModelFiles, Param, QuantFormat, QuantizedMatrix, Role,
-    TensorCache, Weight,
+    Checkpoint, DecoderConfig, Dtype, Error, FileBytes, HostTensor, ModelFiles, Param, QuantFormat, QuantizedMatrix,
+    Role, TensorCache, Weight,
     checkpoint::{read_param, read_rows},
     gptq::{GptqConfig, GptqMatrix},
     params,
@@ -18,6 +18,8 @@ use model_format::{
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use webgpu_kernels::WeightFormat;
 
 use super::Parts;
 use crate::{
@@ -53,7 +55,8 @@ pub async fn load_mlc<O: Ops>(
     let mut done = 0;
     for mut param in stored {
         let role = param.param.role;
-        if param.rows_at_once() < param.rows() && Unjoined::place(role).is_none() {
+        let in_parts = param.stored_format().is_some() || param.rows_at_once() < param.rows();
+        if in_parts && Unjoined::place(role).is_none() {
             parts.add_matrix(role, ops.upload_rows(role, &mut param).await?);
         } else if let Some((role, weight)) = unjoined.join(role, param.whole().await?) {
             parts.add(ops, role, weight)?;
@@ -130,6 +133,32 @@ impl<F: ModelFiles> Rows for StoredParam<'_, F> {
         let row_bytes = self.records[0].1.nbytes / self.rows().max(1);
         // An even number: two rows of scales are a whole number of words.
         ((PIECE_BYTES / row_bytes.max(1)).max(2) & !1).min(self.rows())
+    }
+
+    fn stored_format(&self) -> Option<WeightFormat> {
+        if !self.param.role.is_matrix() || !self.format.stores_rows(&self.param) || cfg!(target_endian = "big") {
+            return None;
+        }
+        let dtype = |place: usize| disk_dtype(self.records[place].1);
+        let format = match (self.records.len(), self.format.group()) {
+            (2, Some(group)) if group.words_per_group() == 4 && dtype(1) == Dtype::F16 => group.into(),
+            (1, _) if dtype(0) == Dtype::F16 => WeightFormat::F16,
+            (1, _) if dtype(0) == Dtype::F32 => WeightFormat::F32,
+            _ => return None,
+        };
+        let [rows, cols] = self.shape();
+        // Rows that end within a block are padded on the device.
+        (format.matrix_bytes(rows, cols) == self.nbytes().next_multiple_of(4) as u64).then_some(format)
+    }
+
+    async fn stored(&mut self, rows: Range<usize>) -> Result<[FileBytes; 2]> {
+        let mut parts = [FileBytes::Read(Vec::new()), FileBytes::Read(Vec::new())];
+        for (part, (shard, record)) in parts.iter_mut().zip(&self.records) {
+            let row_bytes = record.nbytes / self.rows();
+            let at = |row: usize| (record.byte_offset + row * row_bytes) as u64;
+            *part = self.files.view_range(&shard.data_path, at(rows.start)..at(rows.end)).await?;
+        }
+        Ok(parts)
     }
 
     async fn read(&mut self, rows: Range<usize>) -> Result<Weight> {

@@ -99,6 +99,23 @@ impl GpuOps {
         GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new() }
     }
 
+    /// Operations that are not run and take no memory, to know beforehand which there will be.
+    pub(crate) fn planning(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
+        GpuOps { recorder: Recorder::planning(&gpu), ..GpuOps::new(gpu, kv_dtype) }
+    }
+
+    /// A matrix of a plan.
+    pub(crate) fn plan_matrix(&mut self, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
+        let matrix = Matrix::hollow(&self.recorder, format, rows, cols);
+        self.loaded(matrix)
+    }
+
+    /// Plans to choose from `logits`, as [`Choose::choose`] does.
+    pub(crate) fn plan_choice(&mut self, logits: &GpuTensor) {
+        let id = self.recorder.temporary(1);
+        Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &id);
+    }
+
     /// The same, running so many tokens ahead.
     pub fn with_ahead(self, ahead: usize) -> GpuOps {
         GpuOps { ahead, ..self }
@@ -214,7 +231,15 @@ impl Ops for GpuOps {
     }
 
     async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
-        let ([rows, _], step) = (source.shape(), source.rows_at_once());
+        let ([rows, cols], step) = (source.shape(), source.rows_at_once());
+        if let Some(format) = source.stored_format() {
+            let matrix = Matrix::of_format(&self.gpu, format, rows, cols)?;
+            for first in (0..rows).step_by(step) {
+                let [codes, scales] = source.stored(first..rows.min(first + step)).await?;
+                matrix.write_stored(&self.gpu, first, &codes, &scales);
+            }
+            return Ok(self.loaded(matrix));
+        }
         let mut filling = Filling::new(rows);
         for first in (0..rows).step_by(step) {
             filling.add(&self.gpu, &source.read(first..rows.min(first + step)).await?)?;
@@ -224,11 +249,19 @@ impl Ops for GpuOps {
 
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         assert_eq!(values.len(), rows * cols, "upload: values of {rows} x {cols}");
-        Ok(GpuTensor { rows, cols, values: self.gpu.upload(values)?, factor: None })
+        let values = match self.recorder.hollow(values.len()) {
+            Some(hollow) => hollow,
+            None => self.gpu.upload(values)?,
+        };
+        Ok(GpuTensor { rows, cols, values, factor: None })
     }
 
     fn new_kv(&mut self, shape: KvShape) -> Result<KvCache> {
-        Ok(KvCache::new(&self.gpu, shape.kv_heads, shape.capacity, shape.head_dim, self.kv_dtype)?)
+        let KvShape { kv_heads, capacity, head_dim } = shape;
+        if self.recorder.hollow::<u32>(0).is_some() {
+            return Ok(KvCache::hollow(&self.recorder, kv_heads, capacity, head_dim, self.kv_dtype));
+        }
+        Ok(KvCache::new(&self.gpu, kv_heads, capacity, head_dim, self.kv_dtype)?)
     }
 
     async fn read(&mut self, x: &GpuTensor) -> Result<Vec<f32>> {
@@ -318,6 +351,29 @@ impl Ops for GpuOps {
             first_row += rows;
         }
         y
+    }
+
+    fn linear_attention(
+        &mut self,
+        x: &GpuTensor,
+        matrix: &Matrix,
+        rope: &GpuTensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, KvCache>],
+    ) -> GpuTensor {
+        let AttentionShape { heads, head_dim, rotary_dim, scale, soft_cap, window, .. } = shape;
+        if let (Some(factor), [span]) = (&x.factor, &mut *spans)
+            && matrix.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
+        {
+            let (q, y) = (self.temporary(1, heads * head_dim), self.temporary(1, heads * head_dim));
+            let (past_len, kv) = (span.past_len, &*span.kv);
+            matrix.linear_normed_turned(&mut self.recorder, &x.values, factor, &rope.values, past_len, &q.values, kv);
+            let attention = Attention { first_row: 0, rows: 1, heads, past_len, scale, soft_cap, window };
+            attention.record(&mut self.recorder, &q.values, kv, &y.values);
+            return y;
+        }
+        let qkv = self.linear(x, matrix);
+        self.attention(&qkv, rope, shape, spans)
     }
 
     fn norm_heads(&mut self, qkv: &mut GpuTensor, query: &GpuTensor, key: &GpuTensor, shape: AttentionShape, eps: f32) {

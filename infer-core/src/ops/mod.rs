@@ -14,8 +14,8 @@ pub mod gpu;
 
 use std::ops::Range;
 
-use model_format::{Role, Weight, decoder_config::Activation};
-use webgpu_kernels::{cross_entropy::cross_entropy, kl_divergence::kl_divergence};
+use model_format::{FileBytes, Role, Weight, decoder_config::Activation};
+use webgpu_kernels::{WeightFormat, cross_entropy::cross_entropy, kl_divergence::kl_divergence};
 
 pub use webgpu_kernels::{
     gram::TokenWeights,
@@ -100,6 +100,18 @@ pub trait Ops {
         shape: AttentionShape,
         spans: &mut [Span<'_, Self::Kv>],
     ) -> Self::Tensor;
+    /// The product of `x` and the joined matrix of queries, keys and values, then [`Ops::attention`].
+    fn linear_attention(
+        &mut self,
+        x: &Self::Tensor,
+        matrix: &Self::Matrix,
+        rope: &Self::Tensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, Self::Kv>],
+    ) -> Self::Tensor {
+        let qkv = self.linear(x, matrix);
+        self.attention(&qkv, rope, shape, spans)
+    }
     /// The norm of each query head and of each key head of `qkv` `[rows, q | k | v]`, in place. `query` and `key` are
     /// weights `[1, head_dim]`.
     fn norm_heads(
@@ -163,6 +175,10 @@ pub trait Rows {
     fn rows_at_once(&self) -> usize;
     /// Some of the rows, or all of them.
     async fn read(&mut self, rows: Range<usize>) -> Result<Weight>;
+    /// How the rows are stored where they lie, if that is as a GPU has them.
+    fn stored_format(&self) -> Option<WeightFormat>;
+    /// Some of the rows as they are stored: codes or numbers, and the scales of codes.
+    async fn stored(&mut self, rows: Range<usize>) -> Result<[FileBytes; 2]>;
 }
 
 /// Choosing the next token where the logits are, so that the token after it can be run before the host knows the first.

@@ -4,13 +4,15 @@
 //! activations beforehand, each row scaled by a power of two, so that outliers stay finite and the rest keeps its digits.
 //! Sums are f32. The result has the error of f16's rounding, where [`super::Gemm`] has that of f32's.
 
-use super::{GemmParams, case_with};
+use super::{GemmParams, case_with, class, matrix_format};
 use crate::{
     Case, CaseSet, Kernel, KvDtype, Variant, WeightFormat,
     cases::{Random, four_bits, with_outliers},
+    gemv::matrix_lens,
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params},
     matrix::Slice,
+    tuning::{Choice, Problem, Trial, Tunable},
 };
 use half::f16;
 use std::ops::RangeInclusive;
@@ -48,6 +50,43 @@ pub static NARROW_KERNEL: Kernel = Kernel {
     params: NarrowParams::LAYOUT,
     cases: narrow_cases,
 };
+
+/// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.
+pub static TUNABLE: Tunable = Tunable {
+    name: Cooperative::NAME,
+    kernel: &KERNEL,
+    extents: &["rows", "cols", "m"],
+    numbers: &["warps_m", "warps_n", "frags_m", "frags_n"],
+    candidates: |_, problem| {
+        let [rows, _, m, _] = problem.sizes();
+        let own = own_tile(m, rows);
+        // A tile for many more rows has most of its subgroups idle.
+        let others = TILES.into_iter().map(|(_, tile)| tile).filter(|tile| *tile != own && tile.m() <= 2 * m);
+        std::iter::once(own).chain(others).map(Tile::choice).collect()
+    },
+    trial: |caps, problem, choice| {
+        let ([rows, cols, m, _], format) = (problem.sizes(), matrix_format(problem));
+        let tile = chosen_tile(choice);
+        Trial {
+            case: case(*caps, tile, format, m, rows, cols),
+            lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
+            rotated: 0..2,
+            check: case(*caps, tile, format, 33, 67, cols.min(768)),
+        }
+    },
+};
+
+/// The tile for so many rows of `x` and of a matrix where nothing is known of the device.
+fn own_tile(m: usize, rows: usize) -> Tile {
+    let mut suiting = TILES.iter().filter(|(for_rows, _)| for_rows.contains(&m)).map(|(_, tile)| *tile);
+    let last = suiting.clone().next_back().expect("the last tile is for any rows");
+    suiting.find(|tile| tile.tiles(m, rows) >= ENOUGH_TILES).unwrap_or(last)
+}
+
+fn chosen_tile(choice: Choice) -> Tile {
+    let is_chosen = |(_, tile): &&(RangeInclusive<usize>, Tile)| tile.choice() == choice;
+    TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
+}
 
 /// Subgroups of a workgroup in both directions, matrices of 16 x 16 outputs of each, and quads of inputs of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,9 +146,8 @@ impl Cooperative {
 
     /// `x`: [m, w.cols], made for `w`'s format. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
-        let mut suiting = TILES.iter().filter(|(rows, _)| rows.contains(&self.m)).map(|(_, tile)| *tile);
-        let last = suiting.clone().next_back().expect("the last tile is for any rows");
-        let tile = suiting.find(|tile| tile.tiles(self.m, w.rows) >= ENOUGH_TILES).unwrap_or(last);
+        let problem = Problem::new(&TUNABLE, Some(w.format), [w.rows, w.cols, class(self.m)]);
+        let tile = chosen_tile(recorder.gpu().choice(problem));
         self.record_tile(recorder, tile, w, x, y);
     }
 
@@ -123,6 +161,10 @@ impl Cooperative {
 }
 
 impl Tile {
+    fn choice(self) -> Choice {
+        Choice([self.warps.0, self.warps.1, self.fragments.0, self.fragments.1].map(|number| number as u32))
+    }
+
     fn m(&self) -> usize {
         EDGE * self.warps.0 * self.fragments.0
     }

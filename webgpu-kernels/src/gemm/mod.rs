@@ -1,7 +1,7 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for many rows m: prefilling.
 //!
 //! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. `TILES` has those
-//! that there are; smaller ones serve few rows. Where a product has too few tiles for a large device, the inputs are
+//! that there are; smaller ones serve few rows, and which is taken may be tuned. Where a product has too few tiles for a large device, the inputs are
 //! split among workgroups too, and `gemm_join` adds what the splits come to. Software devices have a kernel of their own,
 //! [`LaneRows`]; devices with matrix units may use them, [`Cooperative`].
 
@@ -11,13 +11,16 @@ mod lane_rows;
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix, with_outliers},
-    gemv::gemv,
-    gpu::{Buffer, Caps, Recorder},
+    gemv::{gemv, matrix_lens},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
+    tuning::{Choice, Problem, Trial, Tunable},
 };
 
-pub use cooperative::{Cooperative, KERNEL as COOPERATIVE_KERNEL, NARROW_KERNEL, Narrow};
+pub use cooperative::{
+    Cooperative, KERNEL as COOPERATIVE_KERNEL, NARROW_KERNEL, Narrow, TUNABLE as COOPERATIVE_TUNABLE,
+};
 pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is [`gemv`]'s.
@@ -74,6 +77,79 @@ pub static JOIN_KERNEL: Kernel = Kernel {
     cases: join_cases,
 };
 
+/// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.
+pub static TUNABLE: Tunable = Tunable {
+    name: "gemm",
+    kernel: &KERNEL,
+    extents: &["rows", "cols", "m"],
+    numbers: &["lane_m"],
+    candidates: |_, problem| {
+        let ([_, _, m, _], format) = (problem.sizes(), matrix_format(problem));
+        let own = own_tile(m, format);
+        // A tile for many more rows has most of its lanes idle.
+        let suits = |tile: &Tile| tile.fits(format) && *tile != own && tile.m() < 2 * m;
+        let others = TILES.into_iter().map(|(_, tile)| tile).filter(suits);
+        std::iter::once(own).chain(others).map(|tile| Choice([tile.outputs.0 as u32, 0, 0, 0])).collect()
+    },
+    trial: |_, problem, choice| {
+        let [rows, cols, m, _] = problem.sizes();
+        let splits = own_splits(matrix_format(problem), rows, cols);
+        plan_trial(problem, Plan { tile: chosen_tile(choice), splits }, m)
+    },
+};
+
+/// The choice of the ranges that the inputs of a matrix are divided in. It is for a matrix, and not for some number of rows
+/// of `x`: so the same sums come out however many are run at a time.
+pub static SPLITS_TUNABLE: Tunable = Tunable {
+    name: "gemm_splits",
+    kernel: &KERNEL,
+    extents: &["rows", "cols"],
+    numbers: &["splits"],
+    candidates: |_, problem| {
+        let ([rows, cols, ..], format) = (problem.sizes(), matrix_format(problem));
+        let own = own_splits(format, rows, cols);
+        // No more than there is room for: `scratch_cols` counts on it.
+        let others = (1..=own).rev().filter(|splits| *splits != own && splits.is_power_of_two());
+        std::iter::once(own).chain(others).map(|splits| Choice([splits as u32, 0, 0, 0])).collect()
+    },
+    trial: |_, problem, choice| {
+        let tile = own_tile(TIMED_ROWS, matrix_format(problem));
+        plan_trial(problem, Plan { tile, splits: choice.0[0] as usize }, TIMED_ROWS)
+    },
+};
+
+/// Numbers of rows of `x` that tiles are chosen for: each stands for those up to it, the last for more as well.
+const CLASSES: [usize; 4] = [16, 32, 64, TIMED_ROWS];
+/// A prompt's part.
+const TIMED_ROWS: usize = 512;
+
+/// The class of so many rows of `x`.
+fn class(m: usize) -> usize {
+    CLASSES.into_iter().find(|most| m <= *most).unwrap_or(TIMED_ROWS)
+}
+
+fn matrix_format(problem: &Problem) -> WeightFormat {
+    problem.format.expect("a matrix has a format")
+}
+
+fn chosen_tile(choice: Choice) -> Tile {
+    let is_chosen = |(_, tile): &&(usize, Tile)| tile.outputs.0 as u32 == choice.0[0];
+    TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
+}
+
+/// The product of a problem's matrix with `m` rows by a plan; to be checked, a small one.
+fn plan_trial(problem: &Problem, plan: Plan, m: usize) -> Trial {
+    let ([rows, cols, ..], format) = (problem.sizes(), matrix_format(problem));
+    // So wide that each split has a step.
+    let small = if plan.splits > 1 { 16 * format.block_size() } else { cols.min(512) };
+    Trial {
+        case: case(plan, format, m, rows, cols),
+        lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
+        rotated: 0..2,
+        check: case(plan, format, 9, 10, small.max(cols % 4)),
+    }
+}
+
 /// Lanes of a workgroup in both directions, multiples of eight, and outputs of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
@@ -127,8 +203,9 @@ impl Tile {
     }
 }
 
-/// Ranges that the inputs of a matrix are divided in. Those of floats are not: they are run with many rows.
-fn splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
+/// Ranges that the inputs of a matrix are divided in where nothing is known of the device. Those of floats are not: they are
+/// run with many rows.
+fn own_splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
     if !matches!(format, WeightFormat::Group { .. }) {
         return 1;
     }
@@ -141,18 +218,25 @@ pub fn scratch_cols(rows: usize, cols: usize) -> usize {
     SPLIT_ROWS.min(MAX_SPLITS * rows).max(cols)
 }
 
+/// The tile for so many rows of `x` where nothing is known of the device.
+fn own_tile(m: usize, format: WeightFormat) -> Tile {
+    let suits = |(from, tile): &&(usize, Tile)| m >= *from && tile.fits(format);
+    TILES.iter().find(suits).expect("the smallest tile fits every format").1
+}
+
 impl Plan {
-    fn of(m: usize, w: &Slice) -> Plan {
-        let suits = |(from, tile): &&(usize, Tile)| m >= *from && tile.fits(w.format);
-        let (_, tile) = TILES.iter().find(suits).expect("the smallest tile fits every format");
-        Plan { tile: *tile, splits: splits(w.format, w.rows, w.cols) }
+    fn of(gpu: &Gpu, m: usize, w: &Slice) -> Plan {
+        let tile = gpu.choice(Problem::new(&TUNABLE, Some(w.format), [w.rows, w.cols, class(m)]));
+        let splits = gpu.choice(Problem::new(&SPLITS_TUNABLE, Some(w.format), [w.rows, w.cols]));
+        Plan { tile: chosen_tile(tile), splits: splits.0[0] as usize }
     }
 }
 
 impl Gemm {
     /// `x`: [m, w.cols]. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
-        self.record_plan(recorder, Plan::of(self.m, w), w, x, y);
+        let plan = Plan::of(recorder.gpu(), self.m, w);
+        self.record_plan(recorder, plan, w, x, y);
     }
 
     fn record_plan(&self, recorder: &mut Recorder, plan: Plan, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {

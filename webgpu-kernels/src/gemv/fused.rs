@@ -7,18 +7,24 @@
 
 use model_format::decoder_config::Activation;
 
-use super::{GemvParams, KERNEL, ROWS, blocks, reference, variant};
+use super::{
+    GemvChoice, GemvKind, GemvParams, GemvShape, KERNEL, NUMBERS, candidates, choice_of, odd_choices, pick, reference,
+    shape_of, trial,
+};
 use crate::{
-    Case, CaseSet, Kernel, Variant, WeightFormat,
+    Case, CaseSet, Kernel, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
+    tuning::Tunable,
 };
 
 /// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`, and `squares`, whose total is that of
 /// `sum[n]^2`.
-pub struct GemvAdd;
+pub struct GemvAdd {
+    choice: GemvChoice,
+}
 
 /// `y[n] = sum over k of x[k] / sqrt(total of squares / cols + eps) * w[n, k]`, and with `swiglu`
 /// `silu(y[i]) * y[rows / 2 + i]` of that.
@@ -63,10 +69,57 @@ pub static SCALED_KERNEL: Kernel = Kernel {
     cases: scaled_cases,
 };
 
+/// The choice of [`GemvAdd`].
+pub static ADD_TUNABLE: Tunable = Tunable {
+    name: "gemv_add",
+    kernel: &ADD_KERNEL,
+    extents: &["rows", "cols", "batch"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Add)),
+    trial: |caps, problem, choice| {
+        let GemvShape { rows, cols, .. } = shape_of(problem, GemvKind::Add);
+        let parts = GemvAdd { choice: GemvChoice::of(choice) }.parts(caps, rows);
+        trial(caps, problem, GemvKind::Add, choice, &[cols, rows, rows, rows, parts])
+    },
+};
+
+/// The choice of [`GemvScaled`].
+pub static SCALED_TUNABLE: Tunable = Tunable {
+    name: "gemv_scaled",
+    kernel: &SCALED_KERNEL,
+    extents: &["rows", "cols", "swiglu"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, scaled_kind(problem.sizes()[2] == 1))),
+    trial: |caps, problem, choice| {
+        let kind = scaled_kind(problem.sizes()[2] == 1);
+        let GemvShape { format, rows, cols, .. } = shape_of(problem, kind);
+        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        trial(caps, problem, kind, choice, &[cols, parts, rows])
+    },
+};
+
+fn scaled_kind(swiglu: bool) -> GemvKind {
+    if swiglu { GemvKind::Swiglu } else { GemvKind::Scaled }
+}
+
+/// Parts of the sum of squares of a row, as a square matrix leaves them where nothing is known of the device.
+pub(super) fn usual_parts(caps: &Caps, format: WeightFormat, cols: usize) -> usize {
+    GemvAdd { choice: choice_of(caps, &GemvAdd::shape(format, cols, cols)) }.parts(caps, cols)
+}
+
 impl GemvAdd {
+    /// As it is done on a device.
+    pub fn of(gpu: &Gpu, w: &Slice) -> GemvAdd {
+        GemvAdd { choice: pick(gpu, &GemvAdd::shape(w.format, w.rows, w.cols)) }
+    }
+
+    fn shape(format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
+        GemvShape { format, rows, cols, batch: 1, kind: GemvKind::Add }
+    }
+
     /// Length of `squares` for so many rows.
-    pub fn parts(rows: usize) -> usize {
-        rows.div_ceil(ROWS as usize)
+    pub fn parts(&self, caps: &Caps, rows: usize) -> usize {
+        rows.div_ceil(self.choice.workgroup_rows(caps))
     }
 
     /// `w` is a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
@@ -81,44 +134,50 @@ impl GemvAdd {
         y: &Buffer<f32>,
         squares: &Buffer<f32>,
     ) {
-        let params = GemvParams::new(w, w.rows);
-        let variant = add_variant(recorder.gpu().caps(), w.format, w.cols);
+        let (caps, shape) = (*recorder.gpu().caps(), GemvAdd::shape(w.format, w.rows, w.cols));
+        let params = GemvParams::new(w, w.rows, shape.blocks(&self.choice));
         let buffers =
             [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), norm.into(), sum.into(), squares.into()];
-        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, GemvAdd::parts(w.rows));
+        let variant = self.choice.variant(&caps, &shape, 0);
+        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, self.parts(&caps, w.rows));
     }
 }
 
 impl GemvScaled {
+    fn shape(&self, format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
+        GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(self.swiglu) }
+    }
+
     /// `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
     /// `y`: [rows of the whole matrix], with `swiglu` half as many.
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
+        let choice = pick(recorder.gpu(), &self.shape(w.format, w.rows, w.cols));
+        self.record_choice(recorder, choice, w, x, squares, y);
+    }
+
+    fn record_choice(
+        &self,
+        recorder: &mut Recorder,
+        choice: GemvChoice,
+        w: &Slice,
+        x: &Buffer<f32>,
+        squares: &Buffer<f32>,
+        y: &Buffer<f32>,
+    ) {
+        let (caps, shape) = (*recorder.gpu().caps(), self.shape(w.format, w.rows, w.cols));
         let params = ScaledParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
+            blocks: shape.blocks(&choice) as u32,
             first_row: w.first_row as u32,
             y_stride: 0,
             parts: self.parts as u32,
             eps: self.eps,
         };
-        let variant = scaled_variant(recorder.gpu().caps(), w.format, w.cols, self.swiglu);
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), squares.into()];
-        let groups =
-            if self.swiglu { (w.rows / 2).div_ceil(ROWS as usize / 2) } else { w.rows.div_ceil(ROWS as usize) };
-        recorder.dispatch(&SCALED_KERNEL, &variant, &params, &buffers, groups);
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        recorder.dispatch(&SCALED_KERNEL, &choice.variant(&caps, &shape, self.parts), &params, &buffers, groups);
     }
-}
-
-fn add_variant(caps: &Caps, format: WeightFormat, cols: usize) -> Variant {
-    variant(caps, format, cols, 1).flag("EPILOGUE").flag("ADD")
-}
-
-fn scaled_variant(caps: &Caps, format: WeightFormat, cols: usize, swiglu: bool) -> Variant {
-    // A quad of parts is the squares of so many columns.
-    let is_wide = blocks(format, cols) < GemvAdd::parts(cols).div_ceil(4);
-    let variant = variant(caps, format, cols, 1).flag("EPILOGUE").flag("SCALED");
-    variant.flag_if("WIDE_BLOCKS", is_wide).flag_if("SWIGLU", swiglu)
 }
 
 fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -129,13 +188,20 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         }
         CaseSet::Bench => [(3072, 3072), (3072, 8192), (2048, 8192)].map(|(n, k)| (four_bits(), n, k)).into(),
     };
-    shapes.into_iter().map(|(format, rows, cols)| add_case(caps, format, rows, cols)).collect()
+    let usual = |(format, rows, cols)| {
+        let choice = choice_of(caps, &GemvAdd::shape(format, rows, cols));
+        add_case(caps, format, rows, cols, choice)
+    };
+    let odd = if set == CaseSet::Test { odd_choices(caps, GemvKind::Add) } else { Vec::new() };
+    let odd = odd.into_iter().map(|(of, choice)| add_case(caps, of.format, of.rows, of.cols, choice));
+    shapes.into_iter().map(usual).chain(odd).collect()
 }
 
-pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize) -> Case {
+pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, choice: GemvChoice) -> Case {
+    let group_rows = choice.workgroup_rows(caps);
     Case {
         label: format!("{rows} x {cols}"),
-        variant: add_variant(caps, format, cols),
+        variant: choice.variant(caps, &GemvAdd::shape(format, rows, cols), 0),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + 4 * rows)) as u64,
         tolerance: 1e-10,
@@ -143,20 +209,20 @@ pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usi
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
             let (x, norm, sum) = (random.values(cols), random.values(rows), random.values(rows));
-            let squares = CaseBuffer::output(GemvAdd::parts(rows));
+            let squares = CaseBuffer::output(rows.div_ceil(group_rows));
             let (x, norm, sum) = (CaseBuffer::input(&x), CaseBuffer::input(&norm), CaseBuffer::in_out(&sum));
             vec![q_weight, q_scale, x, norm, sum, CaseBuffer::output(rows), squares]
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
             let [x, norm, sum, y, squares] = [2, 3, 4, 5, 6].map(|i: usize| b[i].cast());
-            GemvAdd.record(recorder, &w, &x, &norm, &sum, &y, &squares);
+            GemvAdd { choice }.record(recorder, &w, &x, &norm, &sum, &y, &squares);
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
             let (mut sum, mut y) = (b[4].values().to_vec(), vec![0.0; rows]);
             reference::gemv_add(&w, b[2].values(), b[3].values(), &mut sum, &mut y);
-            let squares = sum.chunks(ROWS as usize).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
+            let squares = sum.chunks(group_rows).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
             vec![sum, y, squares]
         }),
     }
@@ -183,16 +249,25 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             shapes.map(|(rows, cols, swiglu)| (four_bits(), rows, cols, swiglu)).into()
         }
     };
-    shapes.into_iter().map(|(format, rows, cols, swiglu)| scaled_case(caps, format, rows, cols, swiglu)).collect()
+    let usual = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
+        let shape = GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(swiglu) };
+        scaled_case(caps, &shape, choice_of(caps, &shape))
+    };
+    let kinds = [GemvKind::Scaled, GemvKind::Swiglu];
+    let odd = if set == CaseSet::Test { kinds.map(|kind| odd_choices(caps, kind)).concat() } else { Vec::new() };
+    let odd = odd.into_iter().map(|(shape, choice)| scaled_case(caps, &shape, choice));
+    shapes.into_iter().map(usual).chain(odd).collect()
 }
 
-pub(super) fn scaled_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, swiglu: bool) -> Case {
-    let parts = GemvAdd::parts(cols);
+pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
+    let GemvShape { format, rows, cols, kind, .. } = *shape;
+    let swiglu = kind == GemvKind::Swiglu;
+    let parts = usual_parts(caps, format, cols);
     let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
     let outputs = if swiglu { rows / 2 } else { rows };
     Case {
         label: format!("{rows} x {cols}"),
-        variant: scaled_variant(caps, format, cols, swiglu),
+        variant: choice.variant(caps, shape, parts),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
         tolerance: 1e-10,
@@ -207,7 +282,7 @@ pub(super) fn scaled_case(caps: &Caps, format: WeightFormat, rows: usize, cols: 
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            scaled().record(recorder, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
+            scaled().record_choice(recorder, choice, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);

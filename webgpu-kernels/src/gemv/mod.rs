@@ -1,33 +1,35 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for one row m, and for up to [`MAX_BATCH`]: decoding.
 //!
-//! Bound by the memory that `w` is read from: what counts is how many bytes are on their way at a time. Neighbouring
-//! lanes read neighbouring parts of a block, so that a subgroup reads whole lines of `w` and nearly so of `x`. Choices:
-//! - `WORKGROUP` and `STEPS`: a row's blocks are as many, or the workgroup goes along the row.
-//! - `subgroups`: the sum over lanes within a subgroup needs no memory.
-//! - `ragged`: rows of `x` that are no multiple of four values long.
+//! Bound by the memory that `w` is read from: what counts is how many bytes are on their way at a time, and what else a
+//! lane does beside. Neighbouring lanes read neighbouring parts of a block, so that a subgroup reads whole lines of `w` and
+//! nearly so of `x`. How lanes are divided is a [`GemvChoice`]; `choice.rs` has the one that is taken, and others to try.
 //!
-//! `fused.rs` does the same for one row together with what comes before and after it in a decoder.
+//! `fused.rs` does the same for one row together with what comes before and after it in a decoder, `rope.rs` together
+//! with the rotation of queries and keys.
 
+mod choice;
 mod fused;
 mod reference;
+mod rope;
 
 use crate::{
-    Case, CaseSet, Kernel, Variant, WeightFormat,
+    Case, CaseSet, Kernel, WeightFormat,
     cases::{all_formats, four_bits},
     gemm::case_with,
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, Params, params},
     matrix::Slice,
+    tuning::{Choice, Problem, Trial, Tunable},
 };
 
-pub use fused::{ADD_KERNEL, GemvAdd, GemvScaled, SCALED_KERNEL};
+pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
+pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
+pub(crate) use rope::case_of as turned_case_of;
+pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
 
 /// Most rows of `x`.
 pub const MAX_BATCH: usize = 8;
-
-/// Outputs per workgroup.
-pub const ROWS: u32 = 4;
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`.
 pub struct Gemv {
@@ -40,11 +42,11 @@ pub struct Gemv {
 params! { struct GemvParams { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32 } }
 
 impl GemvParams {
-    fn new(w: &Slice, y_stride: usize) -> GemvParams {
+    fn new(w: &Slice, y_stride: usize, blocks: usize) -> GemvParams {
         GemvParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
+            blocks: blocks as u32,
             first_row: w.first_row as u32,
             y_stride: y_stride as u32,
         }
@@ -60,48 +62,104 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
+/// The choice of this kernel.
+pub static TUNABLE: Tunable = Tunable {
+    name: "gemv",
+    kernel: &KERNEL,
+    extents: &["rows", "cols", "batch"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Plain)),
+    trial: |caps, problem, choice| {
+        let GemvShape { rows, cols, batch, .. } = shape_of(problem, GemvKind::Plain);
+        trial(caps, problem, GemvKind::Plain, choice, &[batch * cols, batch * rows])
+    },
+};
+
+/// Names of a [`GemvChoice`]'s numbers. The form is its parts, 8 more with teams, and 16 more with `x` in workgroup memory.
+const NUMBERS: [&str; 4] = ["workgroup", "steps", "rows", "form"];
+/// Rows of a small matrix: no multiple of what a workgroup has, but of what heads are made of where there are such.
+const CHECKED_ROWS: usize = 10;
+const CHECKED_HEADS: usize = 40;
+
+impl GemvChoice {
+    fn of(Choice([workgroup, steps, rows, form]): Choice) -> GemvChoice {
+        GemvChoice { workgroup, steps, rows, parts: form & 7, teams: form & 8 != 0, shared: form & 16 != 0 }
+    }
+
+    fn numbers(self) -> Choice {
+        let form = self.parts + 8 * u32::from(self.teams) + 16 * u32::from(self.shared);
+        Choice([self.workgroup, self.steps, self.rows, form])
+    }
+}
+
+/// What a problem of this folder is; its extents are rows, columns and, of some kinds, a third.
+fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
+    let [rows, cols, last, _] = problem.sizes();
+    let batch = if kind == GemvKind::Plain { last } else { 1 };
+    GemvShape { format: problem.format.expect("a matrix has a format"), rows, cols, batch, kind }
+}
+
+/// The few that are worth the time of trying them on a user's device.
+fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<Choice> {
+    choice::best(caps, shape).into_iter().map(GemvChoice::numbers).collect()
+}
+
+/// A choice to be timed and checked. `lens`: words of the buffers behind the matrix.
+fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &[usize]) -> Trial {
+    let (shape, choice) = (shape_of(problem, kind), GemvChoice::of(choice));
+    let rows = if kind == GemvKind::Rope { CHECKED_HEADS } else { CHECKED_ROWS };
+    Trial {
+        case: choice_case(caps, &shape, choice),
+        lens: [&matrix_lens(shape.format, shape.rows, shape.cols)[..], lens].concat(),
+        rotated: 0..2,
+        check: choice_case(caps, &GemvShape { rows, ..shape }, choice),
+    }
+}
+
+/// Words of a matrix, and of its scales.
+pub(crate) fn matrix_lens(format: WeightFormat, rows: usize, cols: usize) -> [usize; 2] {
+    // Where there are no scales, any buffer stands there.
+    [rows * format.row_words(cols), (rows * format.row_scales(cols)).div_ceil(2).max(4)]
+}
+
+/// The choice where nothing is known of the device.
+fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
+    choice::usual(caps, shape)
+}
+
+/// The choice that is made on a device.
+fn pick(gpu: &Gpu, shape: &GemvShape) -> GemvChoice {
+    let GemvShape { format, rows, cols, batch, kind } = *shape;
+    let problem = match kind {
+        GemvKind::Plain => Problem::new(&TUNABLE, Some(format), [rows, cols, batch]),
+        GemvKind::Add => Problem::new(&ADD_TUNABLE, Some(format), [rows, cols, 1]),
+        GemvKind::Scaled => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 0]),
+        GemvKind::Swiglu => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 1]),
+        GemvKind::Rope => Problem::new(&ROPE_TUNABLE, Some(format), [rows, cols]),
+    };
+    GemvChoice::of(gpu.choice(problem))
+}
+
 impl Gemv {
     /// `x`: [batch, w.cols]. `y`: [batch, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
-        let variant = variant(recorder.gpu().caps(), w.format, w.cols, self.batch);
-        self.record_variant(recorder, &variant, w, x, y);
+        let shape = self.shape(w);
+        let choice = pick(recorder.gpu(), &shape);
+        self.record_choice(recorder, choice, w, x, y);
     }
 
-    fn record_variant(&self, recorder: &mut Recorder, variant: &Variant, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+    fn shape(&self, w: &Slice) -> GemvShape {
+        GemvShape { format: w.format, rows: self.y_stride, cols: w.cols, batch: self.batch, kind: GemvKind::Plain }
+    }
+
+    fn record_choice(&self, recorder: &mut Recorder, choice: GemvChoice, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
         assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, got {}", self.batch);
-        let params = GemvParams::new(w, self.y_stride);
+        let (caps, shape) = (*recorder.gpu().caps(), self.shape(w));
+        let params = GemvParams::new(w, self.y_stride, shape.blocks(&choice));
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
-        recorder.dispatch(&KERNEL, variant, &params, &buffers, w.rows.div_ceil(ROWS as usize));
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        recorder.dispatch(&KERNEL, &choice.variant(&caps, &shape, 0), &params, &buffers, groups);
     }
-}
-
-fn variant(caps: &Caps, format: WeightFormat, cols: usize, batch: usize) -> Variant {
-    let blocks = blocks(format, cols);
-    let (workgroup, steps) = shape(blocks, batch);
-    Variant::new()
-        .weights_in_parts(format, format.lane_parts())
-        .constant_is("WORKGROUP", workgroup)
-        .constant_is("STEPS", steps)
-        .constant_is("ROWS", ROWS)
-        .constant_is("BATCH", batch as u32)
-        .flag_if("ONCE", blocks <= (workgroup * steps) as usize)
-        .flag_if("RAGGED", !cols.is_multiple_of(4))
-        .subgroups(caps)
-}
-
-/// What a lane takes for a block in a row of `cols` weights.
-fn blocks(format: WeightFormat, cols: usize) -> usize {
-    format.blocks(cols) * format.lane_parts() as usize
-}
-
-/// Lanes, and blocks of a lane at a time, for rows of so many blocks, as measured on an H200. More rows of `x` have no
-/// registers for more blocks, and no workgroup memory for more lanes.
-fn shape(blocks: usize, batch: usize) -> (u32, u32) {
-    if batch > 1 {
-        return (64, 1);
-    }
-    let steps = 2;
-    (blocks.div_ceil(steps).next_multiple_of(32).min(256) as u32, steps as u32)
 }
 
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -132,7 +190,9 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
                 (4, 3, 576),
             ];
             let all = all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape)));
-            all.map(|(format, (batch, rows, cols))| case(caps, format, batch, rows, cols)).collect()
+            let odd = odd_choices(caps, GemvKind::Plain);
+            let odd = odd.into_iter().map(|(shape, choice)| choice_case(caps, &shape, choice));
+            all.map(|(format, (batch, rows, cols))| case(caps, format, batch, rows, cols)).chain(odd).collect()
         }
         CaseSet::Bench => [
             (q4, 1, 5120, 3072),
@@ -153,33 +213,103 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 
 /// Small cases of a model's matrices with so many inputs, of this folder's kernels.
 pub(crate) fn cases_of(caps: &Caps, format: WeightFormat, cols: usize) -> Vec<(&'static Kernel, Case)> {
-    vec![
-        (&KERNEL, case(caps, format, 1, 10, cols)),
-        (&KERNEL, case(caps, format, 3, 10, cols)),
-        (&ADD_KERNEL, fused::add_case(caps, format, 10, cols)),
-        (&SCALED_KERNEL, fused::scaled_case(caps, format, 10, cols, false)),
-        (&SCALED_KERNEL, fused::scaled_case(caps, format, 10, cols, true)),
-    ]
+    let of = |kind, batch| GemvShape { format, rows: 10, cols, batch, kind };
+    let mut cases = vec![(&KERNEL, case(caps, format, 3, 10, cols))];
+    for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu] {
+        let shape = of(kind, 1);
+        cases.push((kernel_of(kind), choice_case(caps, &shape, choice_of(caps, &shape))));
+    }
+    cases
+}
+
+/// The kernel of a kind.
+pub fn kernel_of(kind: GemvKind) -> &'static Kernel {
+    match kind {
+        GemvKind::Plain => &KERNEL,
+        GemvKind::Add => &ADD_KERNEL,
+        GemvKind::Scaled | GemvKind::Swiglu => &SCALED_KERNEL,
+        GemvKind::Rope => &ROPE_KERNEL,
+    }
+}
+
+/// A shape in one of its [`choices`], as a case: for whoever times them.
+pub fn choice_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
+    let GemvShape { format, rows, cols, batch, kind } = *shape;
+    match kind {
+        GemvKind::Plain => {
+            let variant = choice.variant(caps, shape, 0);
+            case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
+                Gemv { batch, y_stride: rows }.record_choice(recorder, choice, w, x, y);
+            })
+        }
+        GemvKind::Add => fused::add_case(caps, format, rows, cols, choice),
+        GemvKind::Scaled | GemvKind::Swiglu => fused::scaled_case(caps, shape, choice),
+        GemvKind::Rope => rope::case(caps, rope::Shape::of(rows, cols, format), choice, crate::KvDtype::F16),
+    }
 }
 
 fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
-    let variant = variant(caps, format, cols, batch);
-    let recorded = variant.clone();
-    case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
-        Gemv { batch, y_stride: rows }.record_variant(recorder, &recorded, w, x, y);
-    })
+    let shape = GemvShape { format, rows, cols, batch, kind: GemvKind::Plain };
+    choice_case(caps, &shape, choice_of(caps, &shape))
+}
+
+/// Choices of each kind in a small shape of each number of rows: what no default takes is right too.
+fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
+    let choice =
+        |workgroup, teams, rows, steps, parts, shared| GemvChoice { workgroup, teams, rows, steps, parts, shared };
+    let all = [
+        (576, choice(64, true, 4, 1, 2, false)),
+        (3072, choice(128, true, 8, 2, 2, true)),
+        (2048, choice(256, true, 4, 2, 1, false)),
+        (3072, choice(96, false, 8, 1, 1, false)),
+        (8192, choice(256, false, 4, 2, 4, false)),
+        (576, choice(64, true, 4, 3, 4, true)),
+        (2048, choice(64, false, 8, 2, 2, true)),
+    ];
+    let shapes = all.into_iter().enumerate().map(|(i, (cols, choice))| {
+        let rows = if kind == GemvKind::Rope {
+            512
+        } else {
+            [67, 64, 30][i % 3] & if kind == GemvKind::Swiglu { !1 } else { !0 }
+        };
+        (GemvShape { format: four_bits(), rows, cols, batch: 1, kind }, choice)
+    });
+    shapes.filter(|(shape, choice)| choice.suits(caps, shape)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::shape;
+    use super::*;
 
     #[test]
     fn workgroups_fit_the_rows_of_real_models() {
         let shapes = [(576, (32, 2)), (2048, (64, 2)), (3072, (96, 2)), (4096, (128, 2)), (8192, (256, 2))];
+        let of = |cols, batch| {
+            let shape = GemvShape { format: four_bits(), rows: 64, cols, batch, kind: GemvKind::Plain };
+            let choice = choice_of(&Caps::WEBGPU_DEFAULTS, &shape);
+            (choice.workgroup, choice.steps)
+        };
         for (cols, expected) in shapes {
-            assert_eq!(shape(cols / 16, 1), expected, "{cols}");
+            assert_eq!(of(cols, 1), expected, "{cols}");
         }
-        assert_eq!(shape(192, 4), (64, 1));
+        assert_eq!(of(3072, 4), (64, 1));
+    }
+
+    #[test]
+    fn every_choice_suits_and_the_usual_one_is_first() {
+        let subgroups =
+            |min, max| Caps { subgroups: Some(crate::gpu::SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
+        for caps in [Caps::WEBGPU_DEFAULTS, subgroups(32, 32), subgroups(8, 32)] {
+            for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu, GemvKind::Rope] {
+                let shape = GemvShape { format: four_bits(), rows: 3072, cols: 3072, batch: 1, kind };
+                let all = choices(&caps, &shape);
+                assert_eq!(all[0], choice_of(&caps, &shape));
+                assert!(all.len() > 20 && all.iter().all(|choice| choice.suits(&caps, &shape)), "{kind:?}");
+                assert_eq!(
+                    all.iter().any(|choice| choice.teams),
+                    caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max)
+                );
+            }
+        }
     }
 }

@@ -79,6 +79,11 @@ impl<T: Word> Buffer<T> {
         Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
     }
 
+    /// The same memory under another length, for what is planned and never run.
+    pub(crate) fn claiming<U: Word>(&self, len: usize) -> Buffer<U> {
+        Buffer { raw: self.raw.clone(), start: 0, len, element: PhantomData }
+    }
+
     /// First byte that a kernel sees.
     pub(crate) fn offset(&self) -> u64 {
         4 * self.start as u64
@@ -111,10 +116,14 @@ impl Gpu {
 
     /// The same, from element `start` on.
     pub(crate) fn write_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, values: &[T]) {
-        assert!(start + values.len() <= buffer.len, "write: {start} + {} values in {}", values.len(), buffer.len);
+        self.write_bytes_at(buffer, start, bytemuck::cast_slice(values));
+    }
+
+    /// The same of bytes as they lie in a little-endian file, whole elements of them.
+    pub(crate) fn write_bytes_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, bytes: &[u8]) {
+        assert!(start + bytes.len() / 4 <= buffer.len, "write: {start} + {} bytes in {}", bytes.len(), buffer.len);
         let first_byte = buffer.offset() + 4 * start as u64;
         const CHUNK: usize = 16 << 20;
-        let bytes: &[u8] = bytemuck::cast_slice(values);
         for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
             self.shared.queue.write_buffer(&buffer.raw.buffer, first_byte + (i * CHUNK) as u64, chunk);
             let staged = self.shared.staged.fetch_add(chunk.len() as u64, Ordering::Relaxed) + chunk.len() as u64;
@@ -196,9 +205,7 @@ impl Shared {
         let buffer =
             self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
         #[cfg(not(target_arch = "wasm32"))]
-        if let std::task::Poll::Ready(Some(_)) =
-            std::pin::pin!(scope.pop()).poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
-        {
+        if super::pipeline::ready(scope.pop()).flatten().is_some() {
             return Err(Error::OutOfMemory { bytes: size, in_use: self.in_use.load(Ordering::Relaxed) });
         }
         Ok(buffer)

@@ -12,7 +12,11 @@ use super::{
     pipeline::Pipelines,
     pool::Pool,
 };
-use crate::{Error, Result, Variant, selftest::Switch};
+use crate::{
+    Error, Result, Variant,
+    selftest::Switch,
+    tuning::{PRESETS_FLAG, Table},
+};
 
 /// Parameters of one submission, all dispatches together, in bytes.
 pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
@@ -38,11 +42,15 @@ pub(crate) struct Shared {
     pub uniforms: wgpu::Buffer,
     pub pool: Mutex<Pool>,
     pub pipelines: Mutex<Pipelines>,
+    /// Names the device for what its driver keeps of pipelines, where it gives that.
+    pub pipeline_key: Option<String>,
     pub pace: Mutex<Pace>,
     /// Ids of buffers that are gone, whose bind groups must go too.
     pub dead: Mutex<Vec<u64>>,
     /// Kernels that are wrong on this device.
     pub switched_off: Mutex<Vec<Switch>>,
+    /// How kernels that have a choice do their work.
+    pub tuning: Mutex<Table>,
     /// Bytes in buffers.
     pub in_use: AtomicU64,
     /// Bytes in buffers that there may be.
@@ -107,6 +115,11 @@ impl Gpu {
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
         }
+        let keeps_pipelines = adapter.features().contains(wgpu::Features::PIPELINE_CACHE);
+        let pipeline_key = wgpu::util::pipeline_cache_key(&adapter.get_info()).filter(|_| keeps_pipelines);
+        if pipeline_key.is_some() {
+            features |= wgpu::Features::PIPELINE_CACHE;
+        }
         let mut limits = required_limits(&adapter.limits(), options.default_limits);
         if summary.caps.cooperative_matrix {
             limits.max_compute_workgroup_storage_size = COOPERATIVE_BYTES;
@@ -148,6 +161,7 @@ impl Gpu {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
+        let tuning = Mutex::new(Table::new(&summary));
         Ok(Gpu {
             shared: Arc::new(Shared {
                 device,
@@ -157,9 +171,11 @@ impl Gpu {
                 uniforms,
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
+                pipeline_key,
                 pace: Mutex::default(),
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
+                tuning,
                 in_use: AtomicU64::new(0),
                 most_bytes: AtomicU64::new(u64::MAX),
                 staged: AtomicU64::new(0),
@@ -201,7 +217,15 @@ impl Gpu {
 
     /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.
     pub fn switch_off(&self, switch: Switch) {
+        if switch.flag.as_deref() == Some(PRESETS_FLAG) {
+            self.forget_choices();
+        }
         lock(&self.shared.switched_off).push(switch);
+    }
+
+    /// What is chosen for kernels that have a choice.
+    pub(crate) fn tuning(&self) -> MutexGuard<'_, Table> {
+        lock(&self.shared.tuning)
     }
 
     /// What was switched off.
@@ -218,7 +242,7 @@ impl Gpu {
     pub(crate) fn allowed<'a>(&self, kernel: &str, variant: &'a Variant) -> Cow<'a, Variant> {
         let mut allowed = Cow::Borrowed(variant);
         for switch in lock(&self.shared.switched_off).iter().filter(|switch| switch.kernel == kernel) {
-            if let Some(flag) = &switch.flag {
+            if let Some(flag) = switch.flag.as_ref().filter(|flag| *flag != PRESETS_FLAG) {
                 allowed = Cow::Owned(allowed.without(flag));
             }
         }

@@ -28,6 +28,7 @@ mod wait;
 pub use adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes};
 pub use buffer::{Buffer, Word};
 pub use device::Gpu;
+pub use pipeline::Spawn;
 pub use profile::{Around, Dispatched, Timed};
 pub use readback::Readback;
 pub use recorder::{Binding, Recorder};

@@ -1,9 +1,18 @@
-//! Pipelines by kernel and variant, bind groups by layout and buffers: each made once.
+//! Pipelines by kernel and variant, bind groups by layout and buffers: each made once. Where the caller has threads to give,
+//! pipelines that will be wanted are made on them, [`Gpu::prepare`]; what a driver made of them can be kept and given to
+//! another process, [`Gpu::pipeline_data`].
 
-use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
+use std::{
+    collections::HashMap,
+    num::NonZeroU64,
+    sync::{Arc, OnceLock},
+};
 
-use super::device::{Shared, lock};
-use crate::{Kernel, Variant, kernel::Access};
+use super::device::{Gpu, Shared, lock};
+use crate::{Error, Kernel, Variant, kernel::Access};
+
+/// Runs a job on a thread of the caller's, at once or later.
+pub type Spawn = fn(Box<dyn FnOnce() + Send>);
 
 /// Most storage buffers of a kernel: WebGPU's default limit.
 pub(crate) const MAX_BINDINGS: usize = 8;
@@ -11,9 +20,17 @@ pub(crate) const MAX_BINDINGS: usize = 8;
 #[derive(Default)]
 pub(crate) struct Pipelines {
     layouts: HashMap<&'static str, Arc<Layout>>,
-    pipelines: HashMap<&'static str, HashMap<Variant, Arc<Pipeline>>>,
+    pipelines: HashMap<&'static str, HashMap<Variant, Place>>,
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
+    /// Who makes them besides, and how many threads of it.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "a browser compiles on its own threads"))]
+    helpers: Option<(Spawn, usize)>,
+    /// What the driver keeps.
+    kept: Option<wgpu::PipelineCache>,
 }
+
+/// Where a pipeline is, or will be when who began to make it is done.
+type Place = Arc<OnceLock<Arc<Pipeline>>>;
 
 /// What all variants of a kernel share.
 pub(crate) struct Layout {
@@ -26,6 +43,8 @@ pub(crate) struct Layout {
 pub(crate) struct Pipeline {
     pub layout: Arc<Layout>,
     pub pipeline: wgpu::ComputePipeline,
+    /// Why there is none.
+    refused: Option<String>,
 }
 
 /// Layout, then id and offset of each buffer.
@@ -38,12 +57,30 @@ struct BindGroupKey {
 impl Shared {
     /// The pipeline of a kernel in a variant, compiled at its first use.
     pub fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Arc<Pipeline> {
-        let mut pipelines = lock(&self.pipelines);
-        if let Some(found) = pipelines.pipelines.get(kernel.name).and_then(|variants| variants.get(variant)) {
-            return found.clone();
+        let place = self.place(kernel, variant);
+        let made = place.get_or_init(|| Arc::new(self.create_pipeline(kernel, variant)));
+        if let Some(reason) = &made.refused {
+            self.fail(Error::Refused { reason: reason.clone() });
         }
-        let layout =
-            pipelines.layouts.entry(kernel.name).or_insert_with(|| Arc::new(self.create_layout(kernel))).clone();
+        made.clone()
+    }
+
+    fn place(&self, kernel: &'static Kernel, variant: &Variant) -> Place {
+        let mut pipelines = lock(&self.pipelines);
+        let variants = pipelines.pipelines.entry(kernel.name).or_default();
+        match variants.get(variant) {
+            Some(place) => place.clone(),
+            None => variants.entry(variant.clone()).or_default().clone(),
+        }
+    }
+
+    /// Whatever thread this runs on, what is refused is noted and told when the pipeline is to be used.
+    fn create_pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Pipeline {
+        let (layout, kept) = {
+            let mut pipelines = lock(&self.pipelines);
+            let made = || Arc::new(self.create_layout(kernel));
+            (pipelines.layouts.entry(kernel.name).or_insert_with(made).clone(), pipelines.kept.clone())
+        };
         let is_browser = cfg!(target_arch = "wasm32");
         let source = if is_browser { kernel.browser_source(variant) } else { kernel.source(variant) };
         let description =
@@ -52,6 +89,8 @@ impl Shared {
         // driver would unroll for seconds.
         let force_loop_bounding = self.summary.caps.is_software;
         let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding, ..wgpu::ShaderRuntimeChecks::checked() };
+        #[cfg(not(target_arch = "wasm32"))]
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         // SAFETY: every loop of our kernels, whose text is part of this program, counts up to a bound or halves down to
         // zero. All other checks stay.
         let module = unsafe { self.device.create_shader_module_trusted(description, checks) };
@@ -65,11 +104,14 @@ impl Shared {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache: kept.as_ref(),
         });
-        let made = Arc::new(Pipeline { layout, pipeline });
-        pipelines.pipelines.entry(kernel.name).or_default().insert(variant.clone(), made.clone());
-        made
+        #[cfg(not(target_arch = "wasm32"))]
+        let refused = ready(scope.pop()).flatten().map(|error| error.to_string());
+        // A browser tells later, and the error waits for the next read.
+        #[cfg(target_arch = "wasm32")]
+        let refused = None;
+        Pipeline { layout, pipeline, refused }
     }
 
     fn create_layout(&self, kernel: &Kernel) -> Layout {
@@ -135,5 +177,88 @@ impl Shared {
     /// Bind groups made so far and still kept.
     pub fn bind_group_count(&self) -> usize {
         lock(&self.pipelines).bind_groups.len()
+    }
+}
+
+/// What a future that does not wait gives.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
+    }
+}
+
+impl Gpu {
+    /// Lets pipelines be made on as many threads of the caller's, besides the thread that wants them.
+    pub fn compile_on(&self, spawn: Spawn, threads: usize) {
+        lock(&self.shared.pipelines).helpers = Some((spawn, threads));
+    }
+
+    /// Begins to make pipelines that will be wanted, where there are threads for it. Does not wait.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn prepare(&self, wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>) {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let Some((spawn, threads)) = lock(&self.shared.pipelines).helpers else { return };
+        let mut left: Vec<(&'static Kernel, Variant)> = Vec::new();
+        for (kernel, variant) in wanted {
+            let variant = self.allowed(kernel.name, &variant).into_owned();
+            let is_new = self.shared.place(kernel, &variant).get().is_none();
+            if is_new && !left.iter().any(|(other, of)| other.name == kernel.name && *of == variant) {
+                left.push((kernel, variant));
+            }
+        }
+        let (left, next) = (Arc::new(left), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..threads.min(left.len()) {
+            // Who gives the device up does not wait for what it no longer wants.
+            let (shared, left, next) = (Arc::downgrade(&self.shared), left.clone(), next.clone());
+            spawn(Box::new(move || {
+                while let Some((kernel, variant)) = left.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let Some(shared) = shared.upgrade() else { return };
+                    shared.place(kernel, variant).get_or_init(|| Arc::new(shared.create_pipeline(kernel, variant)));
+                }
+            }));
+        }
+    }
+
+    /// Makes them now, in as far as they are not made.
+    pub fn compile(&self, wanted: &[(&'static Kernel, Variant)]) {
+        for (kernel, variant) in wanted {
+            self.shared.pipeline(kernel, &self.allowed(kernel.name, variant));
+        }
+    }
+
+    /// A browser compiles when it is asked to, on threads of its own.
+    #[cfg(target_arch = "wasm32")]
+    pub fn prepare(&self, _: impl IntoIterator<Item = (&'static Kernel, Variant)>) {}
+
+    /// The name under which to keep [`Gpu::pipeline_data`]: that of the device, where its driver gives such.
+    pub fn pipeline_key(&self) -> Option<&str> {
+        self.shared.pipeline_key.as_deref()
+    }
+
+    /// Goes on with what [`Gpu::pipeline_data`] gave to an earlier process, before any pipeline is made. Data of another device
+    /// or driver, or none, is the same as nothing; data that was damaged is for the caller to keep away.
+    pub fn keep_pipelines(&self, data: Option<&[u8]>) {
+        if self.pipeline_key().is_none() {
+            return;
+        }
+        let description = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
+        // SAFETY: the data is what a driver gave for a device of this key: callers keep it under that key, with a checksum.
+        let kept = unsafe { self.shared.device.create_pipeline_cache(&description) };
+        lock(&self.shared.pipelines).kept = Some(kept);
+    }
+
+    /// What the driver keeps of the pipelines that were made, since [`Gpu::keep_pipelines`].
+    pub fn pipeline_data(&self) -> Option<Vec<u8>> {
+        let kept = lock(&self.shared.pipelines).kept.clone();
+        kept.and_then(|kept| kept.get_data())
+    }
+
+    /// Pipelines that were made.
+    pub fn pipeline_count(&self) -> usize {
+        let pipelines = lock(&self.shared.pipelines);
+        pipelines.pipelines.values().flat_map(HashMap::values).filter(|place| place.get().is_some()).count()
     }
 }

@@ -56,6 +56,8 @@ pub struct Recorder {
     work: u64,
     /// Dispatches that are told of and not run.
     trace: Option<Vec<Traced>>,
+    /// What stands for every temporary where nothing is run.
+    hollow: Option<Buffer<u32>>,
     /// Times of what is submitted.
     pub(crate) profile: Option<Profile>,
     /// Bytes of the next dispatch, where they are not those of its buffers.
@@ -80,6 +82,7 @@ impl Recorder {
             max_dispatches: MAX_DISPATCHES,
             work: 0,
             trace: None,
+            hollow: None,
             profile: None,
             bytes: None,
         }
@@ -88,6 +91,16 @@ impl Recorder {
     /// A recorder that runs nothing and tells what it was asked to run.
     pub fn tracing(gpu: &Gpu) -> Recorder {
         Recorder { trace: Some(Vec::new()), ..Recorder::new(gpu) }
+    }
+
+    /// The same, for planning: its temporaries have no memory.
+    pub fn planning(gpu: &Gpu) -> Recorder {
+        Recorder { hollow: Some(gpu.stand_in()), ..Recorder::tracing(gpu) }
+    }
+
+    /// A buffer without memory, of a recorder that plans.
+    pub fn hollow<T: Word>(&self, len: usize) -> Option<Buffer<T>> {
+        self.hollow.as_ref().map(|buffer| buffer.claiming(len))
     }
 
     /// What it was asked to run so far.
@@ -105,11 +118,17 @@ impl Recorder {
     ///
     /// Out of memory, or too large: the error waits for the next read, and a small buffer stands in.
     pub fn temporary<T: Word>(&mut self, len: usize) -> Buffer<T> {
-        self.gpu.temporary(len, false).unwrap_or_else(|error| self.stand_in(error))
+        match self.hollow(len) {
+            Some(hollow) => hollow,
+            None => self.gpu.temporary(len, false).unwrap_or_else(|error| self.stand_in(error)),
+        }
     }
 
     /// A temporary that holds `values` when what is recorded from now on runs. Errors as with [`Recorder::temporary`].
     pub fn upload<T: Word>(&mut self, values: &[T]) -> Buffer<T> {
+        if let Some(hollow) = self.hollow(values.len()) {
+            return hollow;
+        }
         match self.gpu.temporary(values.len(), true) {
             Ok(buffer) => {
                 self.gpu.write(&buffer, values);
@@ -128,7 +147,7 @@ impl Recorder {
     /// is submitted if both together would keep the device busy for too long.
     pub fn expect_work(&mut self, work: u64) {
         let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
-        if is_too_much && !self.dispatches.is_empty() && self.max_dispatches == MAX_DISPATCHES {
+        if is_too_much && !self.dispatches.is_empty() && self.most_dispatches() == MAX_DISPATCHES {
             self.submit();
         }
         self.work += work;
@@ -169,7 +188,7 @@ impl Recorder {
             return;
         }
         let step = self.gpu.shared.limits.min_uniform_buffer_offset_alignment as usize;
-        if self.dispatches.len() >= self.max_dispatches
+        if self.dispatches.len() >= self.most_dispatches()
             || self.params.len().next_multiple_of(step) + kernel.params.size > UNIFORM_BYTES as usize
         {
             self.submit();
@@ -187,6 +206,12 @@ impl Recorder {
         }
         let params = self.place_params(bytemuck::bytes_of(params), step);
         self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
+    }
+
+    /// How many dispatches a submission has at most. Kernel by kernel they are timed together.
+    fn most_dispatches(&self) -> usize {
+        let is_by_kernel = self.profile.as_ref().is_some_and(|profile| profile.around == Around::Kernels);
+        if is_by_kernel { usize::MAX } else { self.max_dispatches }
     }
 
     /// Where these parameters lie in the uniform buffer. Equal ones, as of every layer's norm, lie there once.
@@ -234,17 +259,24 @@ impl Recorder {
             }
             _ => None,
         };
-        let alone = self.profile.as_ref().is_some_and(|profile| profile.around == Around::Dispatches);
-        let per_pass = if alone { 1 } else { self.dispatches.len().max(1) };
-        for (pair, dispatches) in self.dispatches.chunks(per_pass).enumerate() {
-            let stamped = stamps.as_ref().map(|stamps| stamps.writes(pair));
-            let timestamp_writes = stamped.or_else(|| timer.map(PassTimer::writes));
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-            for dispatch in dispatches {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);
-                pass.dispatch_workgroups(dispatch.groups.0, dispatch.groups.1, 1);
+        let encode = |pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch| {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);
+            pass.dispatch_workgroups(dispatch.groups.0, dispatch.groups.1, 1);
+        };
+        if let Some(stamps) = &stamps {
+            for (pair, timed) in stamps.passes.iter().enumerate() {
+                let timestamp_writes = Some(stamps.writes(pair));
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+                for _ in 0..timed.rounds {
+                    timed.dispatches.iter().for_each(|&i| encode(&mut pass, &self.dispatches[i]));
+                }
             }
+        } else if !self.dispatches.is_empty() || timer.is_some() {
+            let timestamp_writes = timer.map(PassTimer::writes);
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+            self.dispatches.iter().for_each(|dispatch| encode(&mut pass, dispatch));
         }
         self.dispatches.clear();
         if let (Some(profile), Some(stamps)) = (&mut self.profile, stamps) {

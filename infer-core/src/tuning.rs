@@ -1,0 +1,246 @@
+//! How a model's kernels do their work on a GPU is chosen when it is first loaded there, by measuring; what came out is kept,
+//! so that it is done once for a device, a driver and a version of the kernels. `webgpu_kernels::tuning` does the work.
+//!
+//! Choices may add in another order, and results differ in their last digits by that. So what cannot be kept is not used: with
+//! the same folder the same seed gives the same text, and without one the presets hold, which are part of the program.
+
+use std::{path::Path, time::Duration};
+
+use serde_json::{Map, Value, json};
+use webgpu_kernels::{
+    Gpu,
+    gpu::DeviceType,
+    selftest,
+    tuning::{Choice, Measured, Problem, tune},
+};
+
+use crate::{
+    Progress, Result,
+    kept::{read_json, write},
+};
+
+/// When kernels are tuned to a device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Tuning {
+    /// Never: what comes with the program holds.
+    Presets,
+    /// When there is something to do that was not done before on this device; software devices never. What was found out is
+    /// taken up.
+    #[default]
+    FirstUse,
+    /// Now, in place of what was found out before, on any device.
+    Again,
+}
+
+/// What is chosen for a kernel and a shape, and how fast that is.
+#[derive(Debug, Clone)]
+pub struct Tuned {
+    /// Kernel, format and shape.
+    pub problem: String,
+    /// The kernel's own rule.
+    pub own: String,
+    /// What is taken.
+    pub chosen: String,
+    /// Microseconds of a run by the kernel's own rule, where that was measured.
+    pub own_us: Option<f64>,
+    /// Microseconds of a run as it is done now.
+    pub us: Option<f64>,
+    /// Every candidate with its microseconds and, where it was wrong, how; where they were measured now.
+    pub candidates: Vec<(String, Option<f64>, Option<String>)>,
+}
+
+/// Most devices, with driver and version of the kernels, that something is kept of.
+const MOST_KEPT: usize = 16;
+const FILE: &str = "tuning.json";
+
+/// What is known of a model's problems on a device.
+pub(crate) struct Known {
+    devices: Map<String, Value>,
+    key: String,
+    /// What was found out before.
+    tuned: Vec<Tuned>,
+    /// What was not.
+    left: Vec<Problem>,
+}
+
+impl Known {
+    /// Takes up what was found out about `problems`.
+    pub fn take_up(gpu: &Gpu, problems: &[Problem], tuning: Tuning, folder: Option<&Path>) -> Known {
+        let key = format!("{:016x}", selftest::device_key(gpu));
+        let mut known = Known { devices: Map::new(), key, tuned: Vec::new(), left: Vec::new() };
+        let Some(folder) = folder.filter(|_| tuning != Tuning::Presets) else { return known };
+        known.devices = read_json(folder, FILE);
+        let kept = known.devices.get(&known.key).unwrap_or(&Value::Null);
+        for problem in problems.iter().filter(|problem| problem.candidates(gpu.caps()).len() > 1) {
+            let entry = &kept[problem.to_string()];
+            match recalled(gpu, problem, entry).filter(|_| tuning != Tuning::Again) {
+                Some(choice) if gpu.choose(*problem, choice) => {
+                    let us = |field: &str| entry[field].as_f64();
+                    known.tuned.push(tuned(gpu, problem, us("own_us"), us("us"), Vec::new()));
+                }
+                _ => known.left.push(*problem),
+            }
+        }
+        known
+    }
+
+    /// Whether something is done otherwise than it would be without.
+    pub fn changes_something(&self) -> bool {
+        self.tuned.iter().any(|of| of.chosen != of.own)
+    }
+}
+
+/// Finds out what is not known, in no more than `budget`. Returns what is known then.
+pub(crate) async fn ensure(
+    gpu: &Gpu,
+    known: Known,
+    tuning: Tuning,
+    budget: Duration,
+    folder: Option<&Path>,
+    progress: &mut dyn Progress,
+) -> Result<Vec<Tuned>> {
+    let Known { mut devices, key, tuned: mut all, left } = known;
+    let is_software = gpu.summary().device_type == DeviceType::Cpu;
+    let Some(folder) = folder.filter(|_| tuning == Tuning::Again || !is_software) else { return Ok(all) };
+    if left.is_empty() {
+        return Ok(all);
+    }
+    let mut kept = devices.get(&key).and_then(Value::as_object).cloned().unwrap_or_default();
+    let before: Vec<Choice> = left.iter().map(|problem| gpu.choice(*problem)).collect();
+    let measured = tune(gpu, &left, budget, &mut |done, all| progress.tuned(done as u64, all as u64)).await?;
+    for of in &measured {
+        kept.insert(of.problem.to_string(), entry(gpu, of));
+        all.push(tuned_now(gpu, of));
+    }
+    if devices.len() >= MOST_KEPT && !devices.contains_key(&key) {
+        devices.clear();
+    }
+    devices.insert(key, Value::Object(kept));
+    if !write(folder, FILE, format!("{:#}", Value::Object(devices)).as_bytes()) {
+        for (problem, choice) in left.iter().zip(before) {
+            gpu.choose(*problem, choice);
+        }
+        return Ok(Vec::new());
+    }
+    Ok(all)
+}
+
+fn tuned(
+    gpu: &Gpu,
+    problem: &Problem,
+    own_us: Option<f64>,
+    us: Option<f64>,
+    candidates: Vec<(String, Option<f64>, Option<String>)>,
+) -> Tuned {
+    let own = problem.candidates(gpu.caps()).first().map(|choice| problem.words(*choice)).unwrap_or_default();
+    Tuned { problem: problem.to_string(), own, chosen: problem.words(gpu.choice(*problem)), own_us, us, candidates }
+}
+
+fn tuned_now(gpu: &Gpu, measured: &Measured) -> Tuned {
+    let problem = &measured.problem;
+    let wrong = |choice: &Choice| measured.wrong.iter().find(|(other, _)| other == choice).map(|(_, why)| why.clone());
+    let candidate =
+        |(choice, seconds): &(Choice, Option<f64>)| (problem.words(*choice), microseconds(*seconds), wrong(choice));
+    let us = |place: usize| microseconds(measured.candidates[place].1);
+    tuned(gpu, problem, us(0), us(measured.chosen), measured.candidates.iter().map(candidate).collect())
+}
+
+fn microseconds(seconds: Option<f64>) -> Option<f64> {
+    seconds.map(|seconds| (1e8 * seconds).round() / 100.0)
+}
+
+/// All candidates in words: what was found out among others is not known of these.
+fn all_words(gpu: &Gpu, problem: &Problem) -> Vec<String> {
+    problem.candidates(gpu.caps()).iter().map(|choice| problem.words(*choice)).collect()
+}
+
+fn entry(gpu: &Gpu, measured: &Measured) -> Value {
+    let (choice, seconds) = measured.candidates[measured.chosen];
+    json!({
+        "choice": measured.problem.words(choice),
+        "us": microseconds(seconds),
+        "own_us": microseconds(measured.candidates[0].1),
+        "among": all_words(gpu, &measured.problem),
+    })
+}
+
+/// The choice that an entry of the file names, if it is one.
+fn recalled(gpu: &Gpu, problem: &Problem, entry: &Value) -> Option<Choice> {
+    let (words, all) = (entry["choice"].as_str()?, all_words(gpu, problem));
+    let among: Vec<&str> = entry["among"].as_array()?.iter().filter_map(Value::as_str).collect();
+    let place = all.iter().position(|other| other == words).filter(|_| among == all)?;
+    problem.candidates(gpu.caps()).get(place).copied()
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use webgpu_kernels::{
+        gpu::{OpenOptions, Selection},
+        tuning::TUNABLES,
+    };
+
+    use super::*;
+
+    /// Counts how often it was told of something that was tuned.
+    #[derive(Default)]
+    struct Told(usize);
+
+    impl Progress for Told {
+        fn loaded(&mut self, _: u64, _: u64) {}
+
+        fn tuned(&mut self, _: u64, _: u64) {
+            self.0 += 1;
+        }
+    }
+
+    #[test]
+    fn choices_are_kept_and_taken_up_and_none_that_is_not_ours() {
+        let options = OpenOptions { software_kernels: false, cooperative_matrix: false, ..OpenOptions::default() };
+        let open = || match crate::block_on(Gpu::open(&Selection::Auto, options)) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+                eprintln!("skipped: {error}");
+                None
+            }
+        };
+        let (Some(gpu), Some(next)) = (open(), open()) else { return };
+        let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
+        let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0] };
+        let folder = tempfile::tempdir().unwrap();
+        let ensure = |gpu: &Gpu, tuning, told: &mut Told| {
+            let budget = Duration::from_secs(20);
+            let known = Known::take_up(gpu, &[problem], tuning, Some(folder.path()));
+            crate::block_on(super::ensure(gpu, known, tuning, budget, Some(folder.path()), told)).unwrap()
+        };
+        let mut told = Told::default();
+        assert!(ensure(&gpu, Tuning::Presets, &mut told).is_empty() && told.0 == 0);
+        let measured = ensure(&gpu, Tuning::Again, &mut told);
+        assert!(measured.len() == 1 && told.0 > 0, "{measured:?}");
+        // The second time there is nothing to do.
+        told.0 = 0;
+        assert!(ensure(&gpu, Tuning::FirstUse, &mut told).len() == 1 && told.0 == 0);
+        // As if another candidate had been the fastest: the next start takes it.
+        let choices = problem.candidates(gpu.caps());
+        let mut file = read_json(folder.path(), FILE);
+        let of_device = file.iter_mut().next().unwrap().1;
+        of_device[&problem.to_string()]["choice"] = json!(problem.words(choices[2]));
+        write(folder.path(), FILE, Value::Object(file.clone()).to_string().as_bytes());
+        assert_eq!(ensure(&next, Tuning::FirstUse, &mut told)[0].chosen, problem.words(choices[2]));
+        assert_eq!(told.0, 0);
+        assert_eq!(next.choice(problem), choices[2]);
+        // What is no candidate is not taken, and neither is what was the best of other candidates.
+        for (field, wrong) in [("choice", json!("groups 7")), ("among", json!(["groups 64"])), ("choice", Value::Null)]
+        {
+            let mut file = file.clone();
+            file.iter_mut().next().unwrap().1[&problem.to_string()][field] = wrong;
+            write(folder.path(), FILE, Value::Object(file).to_string().as_bytes());
+            let known = Known::take_up(&next, &[problem], Tuning::FirstUse, Some(folder.path()));
+            assert!(known.tuned.is_empty() && known.left == [problem], "{field}");
+        }
+        // Without a folder to keep it in, nothing is measured.
+        let none =
+            crate::block_on(super::ensure(&next, &[problem], Tuning::Again, Duration::from_secs(9), None, &mut ()));
+        assert!(none.unwrap().is_empty());
+    }
+}
