@@ -53,10 +53,11 @@ pub enum Instructions {
 impl Instructions {
     /// Those that this machine has, the fastest last.
     pub fn available() -> Vec<Instructions> {
-        let mut available = vec![Instructions::Portable];
         #[cfg(target_arch = "x86_64")]
-        available.extend(x86::available());
-        available
+        let others = x86::available();
+        #[cfg(not(target_arch = "x86_64"))]
+        let others = Vec::new();
+        [vec![Instructions::Portable], others].concat()
     }
 
     /// The fastest that this machine has.
