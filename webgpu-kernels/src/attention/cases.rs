@@ -164,11 +164,11 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
         (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
     ]);
-    for (splits, past_len) in [(1, 100), (2, 700)] {
+    for past_len in [100, 700] {
         let shape = shape(1, past_len);
-        let all = choices(caps, &shape.attention().decode_shape(shape.cache_shape(dtype)));
-        if let Some(teams) = all[0].teams {
-            cases.push((&TEAMS_KERNEL, choice_case(caps, shape, DecodeChoice { teams: Some(teams), splits }, dtype)));
+        let own = choices(caps, &shape.attention().decode_shape(shape.cache_shape(dtype)))[0];
+        if own.teams.is_some() {
+            cases.push((&TEAMS_KERNEL, choice_case(caps, shape, own, dtype)));
         }
     }
     cases
