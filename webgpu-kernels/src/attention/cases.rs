@@ -164,11 +164,13 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
         (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
     ]);
-    for past_len in [100, 700] {
+    for (splits, past_len) in [(1, 100), (2, 700)] {
         let shape = shape(1, past_len);
-        let own = choices(caps, &shape.attention().decode_shape(shape.cache_shape(dtype)))[0];
-        if own.teams.is_some() {
-            cases.push((&TEAMS_KERNEL, choice_case(caps, shape, own, dtype)));
+        // A window may leave too few keys to divide; the form is that of as many without.
+        let all = DecodeShape { keys: past_len + 1, ..shape.attention().decode_shape(shape.cache_shape(dtype)) };
+        let teams = choices(caps, &all)[0].teams;
+        if teams.is_some() {
+            cases.push((&TEAMS_KERNEL, choice_case(caps, shape, DecodeChoice { teams, splits }, dtype)));
         }
     }
     cases
