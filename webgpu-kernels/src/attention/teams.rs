@@ -43,10 +43,12 @@ pub struct DecodeShape {
 
 /// Values of a workgroup's parts, in workgroup memory, that every device has room for.
 const MOST_PARTS: u32 = 3584;
-/// Keys of a workgroup below which dividing them costs more than it gives.
-const FEWEST_KEYS: usize = 128;
-/// Keys up to which nothing is divided: joining is a dispatch of its own.
-const UNSPLIT_KEYS: usize = 384;
+/// Keys up to which nothing is divided: joining is a dispatch of its own. Heads are, then, as measured on an H200.
+const UNSPLIT_KEYS: usize = 256;
+/// Fewest keys of a range, of a longer context, and splits that are enough until their ranges are of [`LONG_RANGE`].
+const FEWEST_KEYS: usize = 64;
+const FEW_SPLITS: usize = 16;
+const LONG_RANGE: usize = 256;
 
 impl Teams {
     /// Whether the device and the heads allow it.
@@ -92,18 +94,28 @@ impl DecodeShape {
 
     /// Ranges that the keys are divided in where so many workgroups are enough.
     fn splits(&self, teams: Option<Teams>, groups: usize) -> usize {
-        let (heads, fewest) = match teams {
+        let (heads, most) = match teams {
             Some(_) if self.keys <= UNSPLIT_KEYS => return 1,
-            Some(teams) => (teams.heads as usize, FEWEST_KEYS),
-            None => (workgroup_heads(self.group(), self.head_dim), DECODE_KEYS),
+            Some(teams) => {
+                let most = self.keys.div_ceil(FEWEST_KEYS).min(FEW_SPLITS.max(self.keys / LONG_RANGE));
+                (teams.heads as usize, most)
+            }
+            None => (workgroup_heads(self.group(), self.head_dim), self.keys.div_ceil(DECODE_KEYS)),
         };
-        self.keys.div_ceil(fewest).min(groups.div_ceil(self.groups(heads))).clamp(1, MAX_SPLITS)
+        most.min(groups.div_ceil(self.groups(heads))).clamp(1, MAX_SPLITS)
     }
 
     /// A choice in numbers, as [`candidates`] has them, for this shape.
     pub(super) fn choice(&self, Choice([groups, workgroup, heads, keys]): Choice) -> DecodeChoice {
-        let teams = (workgroup > 0).then_some(Teams { workgroup, heads, keys });
-        DecodeChoice { teams, splits: self.splits(teams, groups as usize) }
+        let mut teams = (workgroup > 0).then_some(Teams { workgroup, heads, keys });
+        let splits = self.splits(teams, groups as usize);
+        if let Some(teams) = &mut teams
+            && self.keys <= UNSPLIT_KEYS
+        {
+            // What fits with more heads fits with one.
+            *teams = Teams { workgroup, heads: 1, keys: 8 };
+        }
+        DecodeChoice { teams, splits }
     }
 
     /// Keys of each of so many ranges that the keys are divided in; the last may have fewer.
@@ -115,12 +127,15 @@ impl DecodeShape {
 
 /// Every way that the device and the shape allow, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &DecodeShape) -> Vec<DecodeChoice> {
-    let mut all = Vec::new();
+    let own = shape.choice(candidates(caps, shape.group(), shape.head_dim)[0]);
+    let mut all = vec![own];
     for teams in all_teams(caps, shape.group(), shape.head_dim) {
         let splits = shape.splits(Some(teams), ENOUGH_GROUPS);
         all.extend(around(splits, shape.keys).map(|splits| DecodeChoice { teams: Some(teams), splits }));
     }
     all.push(DecodeChoice { teams: None, splits: shape.splits(None, ENOUGH_GROUPS) });
+    let others = all.split_off(1).into_iter().filter(|choice| *choice != own);
+    all.extend(others.collect::<Vec<_>>());
     all
 }
 
