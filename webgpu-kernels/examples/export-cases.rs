@@ -35,9 +35,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         indices: HashMap::new(),
         cases: Vec::new(),
     };
-    // A browser's device is no software device to us; it has subgroups or not.
+    // A browser's device is no software device to us; it has subgroups or not, and no matrix units.
     for subgroups in [true, false] {
-        let options = OpenOptions { software_kernels: false, subgroups, ..OpenOptions::default() };
+        let options =
+            OpenOptions { software_kernels: false, cooperative_matrix: false, subgroups, ..OpenOptions::default() };
         let gpu = block_on(Gpu::open(&Selection::Auto, options))?;
         for kernel in KERNELS {
             export.kernel(&gpu, kernel, most)?;

@@ -15,6 +15,7 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use crate::{
     setup,
     step::{Interrupted, Steps},
+    test::{PROGRAMS, cargo, program},
 };
 
 /// What Dawn is told to run, from the root.
@@ -52,9 +53,8 @@ pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
 }
 
 fn run_cases(steps: &mut Steps, root: &Path, driver: &Driver, most: Option<&str>) -> Result<()> {
-    let mut export = Command::new("cargo");
-    export.args(["run", "--release", "--package", "webgpu-kernels", "--example", "export-cases", "--", CASES]);
-    steps.run("cases for Dawn", export.args(most).current_dir(root))?;
+    steps.run("compile the programs", &mut cargo(root, PROGRAMS))?;
+    steps.run("cases for Dawn", program(root, "examples/export-cases").arg(CASES).args(most))?;
     steps.run("kernels in Dawn", node(root, driver).arg(CASES))
 }
 

@@ -11,6 +11,7 @@ use anyhow::{Context, Error, Result};
 use crate::{
     setup,
     step::{Interrupted, Steps},
+    test::{PROGRAMS, cargo, program},
 };
 
 /// What the wasm is compiled for.
@@ -62,13 +63,11 @@ fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
 
 /// Makes `web-chat/dist` and `web-chat/package`.
 fn build(steps: &mut Steps, root: &Path) -> Result<()> {
-    let mut compile = Command::new("cargo");
-    compile.args(["build", "--profile", "web", "--package", "web-chat", "--target", TARGET]).current_dir(root);
-    steps.run("compile the engine for browsers", &mut compile)?;
+    let compile = format!("build --profile web --package web-chat --target {TARGET}");
+    steps.run("compile the engine for browsers", &mut cargo(root, &compile))?;
     let wasm = format!("target/{TARGET}/web/web_chat.wasm");
-    let mut bind = Command::new("cargo");
-    bind.args(["run", "--release", "--package", "web-bindgen", "--", &wasm, "web-chat/wasm"]).current_dir(root);
-    steps.run("make it loadable", &mut bind)?;
+    steps.run("compile the programs", &mut cargo(root, PROGRAMS))?;
+    steps.run("make it loadable", program(root, "web-bindgen").args([&wasm, "web-chat/wasm"]))?;
     steps.run("bundle it with the page", npm(root).args(["run", "--silent", "build"]))
 }
 
@@ -80,18 +79,14 @@ pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
     if let Err(error) = fetch(steps, root) {
         return skip(error, "the page is not built and not tested");
     }
-    let mut clippy = Command::new("cargo");
-    clippy.args(["clippy", "--profile", "web", "--package", "web-chat", "--target", TARGET, "--", "-D", "warnings"]);
-    steps.run("clippy for browsers", clippy.current_dir(root))?;
+    let clippy = format!("clippy --profile web --package web-chat --target {TARGET} -- -D warnings");
+    steps.run("clippy for browsers", &mut cargo(root, &clippy))?;
     build(steps, root)?;
     let browser = match setup::browser(steps, &root.join("web-chat")) {
         Ok(browser) => browser,
         Err(error) => return skip(error, "the page is not tested"),
     };
 
-    let mut programs = Command::new("cargo");
-    programs.args(["build", "--release", "--package", "weight-convert", "--package", "chat-cli"]).current_dir(root);
-    steps.run("compile what the page is compared with", &mut programs)?;
     // Nothing that an earlier program converted.
     let output = root.join(TEST_OUTPUT);
     if output.exists() {
@@ -137,8 +132,8 @@ fn test_files(root: &Path) -> Result<Vec<String>> {
 }
 
 fn demo_model(steps: &mut Steps, root: &Path) -> Result<()> {
-    let mut convert = Command::new(root.join("target/release/weight-convert"));
-    convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]).current_dir(root);
+    let mut convert = program(root, "weight-convert");
+    convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]);
     steps.run("convert the demo model", &mut convert).context("the demo model cannot be had")
 }
 
