@@ -5,7 +5,7 @@ use std::{env, path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    dawn, setup,
+    setup,
     step::{Interrupted, Steps},
     tidy, web,
 };
@@ -50,7 +50,8 @@ pub fn run(root: &Path) -> Result<()> {
     let clippy = "clippy --release --workspace --all-targets -- -D warnings";
     check(&mut steps, &mut failed, "clippy", &mut cargo(root, clippy))?;
     // The programs whose names are no library's; with the examples for the reason that PROGRAMS has.
-    let documentation = "doc --release --workspace --no-deps --lib --examples --bin xtask --bin web-bindgen";
+    let documentation =
+        "doc --release --workspace --no-deps --lib --examples --bin xtask --bin web-bindgen --bin fetch-demo-weights";
     let mut documentation = cargo(root, documentation);
     check(&mut steps, &mut failed, "documentation", documentation.env("RUSTDOCFLAGS", "-D warnings"))?;
     check(&mut steps, &mut failed, "compile", &mut cargo(root, &format!("{PROGRAMS} --tests")))?;
@@ -62,14 +63,17 @@ pub fn run(root: &Path) -> Result<()> {
             tests.env("REQUIRE_DEMO_MODEL", "1");
         }
     }
+    let page = match web::start(&mut steps, root) {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => {
+            failed.push(format!("the page: {error:#}"));
+            None
+        }
+        Ok(page) => page,
+    };
     check(&mut steps, &mut failed, "tests", &mut tests)?;
     check(&mut steps, &mut failed, "subgroups of 4", &mut subgroups_of_4(root))?;
-    match dawn::test(&mut steps, root) {
-        Err(error) if error.is::<Interrupted>() => return Err(error),
-        Err(error) => failed.push(format!("kernels in Dawn: {error:#}")),
-        Ok(()) => {}
-    }
-    match web::test(&mut steps, root) {
+    match web::test(&mut steps, root, page) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
         Err(error) => failed.push(format!("the page: {error:#}")),
         Ok(()) => {}

@@ -2,8 +2,23 @@
 
 /** What `export-cases` wrote: `cases.json`, and the bytes of `words.bin`. */
 export function readCases(json, bytes) {
-    const { shaders, cases, guard } = JSON.parse(json);
-    return { shaders, cases, guard, words: ([first, count]) => new Uint32Array(bytes.slice(4 * first, 4 * (first + count))) };
+    const { shaders, cases, guard, subgroups } = JSON.parse(json);
+    return { shaders, cases, guard, subgroups, words: ([first, count]) => new Uint32Array(bytes.slice(4 * first, 4 * (first + count))) };
+}
+
+/** The cases that were made for a device like this: a kernel with subgroups is for subgroups of certain sizes. */
+export function fitting({ device, adapter }, { shaders, cases, subgroups }) {
+    const { subgroupMinSize, subgroupMaxSize } = adapter.info;
+    const sizes = [subgroupMinSize, subgroupMaxSize];
+    // A browser may not tell.
+    const isLike = device.features.has('subgroups') && subgroups?.every((size, i) => size === (sizes[i] ?? size));
+    return cases.filter(({ dispatches }) => isLike || !dispatches.some(({ shader }) => shaders[shader].wgsl.startsWith('enable subgroups')));
+}
+
+/** At most so many cases of a kernel, as far apart as can be; all of them without a number. */
+export function some(cases, most = Infinity) {
+    const kernels = Map.groupBy(cases, ({ name }) => name.split(' ')[0]);
+    return [...kernels.values()].flatMap((all) => all.filter((_, i) => i % Math.ceil(all.length / most || 1) === 0));
 }
 
 /** What the compiler refuses: the language may demand more than what is run needs. */
