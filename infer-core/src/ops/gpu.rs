@@ -274,7 +274,8 @@ impl Ops for GpuOps {
     }
 
     fn rows_at_once(&self, work: u64) -> usize {
-        (self.gpu.work_at_once() / work.max(1)) as usize
+        // More than fits a browser's `usize` is as good as no bound.
+        usize::try_from(self.gpu.work_at_once() / work.max(1)).unwrap_or(usize::MAX)
     }
 
     async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {
