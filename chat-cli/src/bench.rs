@@ -7,7 +7,7 @@ use std::{
 };
 
 use chat_cli::bench_report::{self, Roofline, Subject, Test};
-use infer_core::{LoadedModel, block_on};
+use infer_core::{LoadedModel, block_on, ops::candle::CpuWeights};
 use model_format::params;
 
 use crate::{
