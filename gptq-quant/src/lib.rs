@@ -40,6 +40,7 @@ pub mod self_text;
 pub mod settings;
 mod speed;
 pub mod store;
+mod streams;
 mod work;
 
 pub use calibrate::Calibrate;

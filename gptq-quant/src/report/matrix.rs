@@ -14,8 +14,8 @@ use crate::{
 };
 
 /// Rows that errors are taken on, at the most, evenly spaced: all would take a fifth of the time that finding the codes
-/// does.
-const SAMPLED_ROWS: usize = 512;
+/// does, and more on a device.
+const SAMPLED_ROWS: usize = 128;
 
 /// What became of one matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,7 +33,7 @@ pub struct MatrixReport {
     /// Whether the zero is fixed in the middle of the codes.
     pub sym: bool,
     /// Squared error of the outputs on the calibration text, as a share of their own square: with the inputs that the
-    /// quantized layers before give, on at most 512 of the rows.
+    /// quantized layers before give, on at most 128 of the rows.
     pub relative_error: f64,
     /// The same of round-to-nearest on the same grid, each scale the best for its weights.
     pub nearest_error: f64,
