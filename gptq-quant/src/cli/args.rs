@@ -69,9 +69,10 @@ pub struct Args {
     #[arg(long, value_name = "ALPHA")]
     pub gptaq_alpha: Option<f64>,
     /// How far the matrices whose outputs are added to the residual stream make good that it has drifted from the float
-    /// model's, beyond their own inputs: 0 not at all. Needs --gptaq-alpha
-    #[arg(long, default_value_t = 0.0, value_name = "ALPHA")]
-    pub stream_alpha: f64,
+    /// model's, beyond their own inputs: 0 not at all. Needs --gptaq-alpha [default: 0.5, without --gptaq-alpha and with text
+    /// that the model writes 0]
+    #[arg(long, value_name = "ALPHA")]
+    pub stream_alpha: Option<f64>,
     /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase) [default: 5, with text that the model
     /// writes 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
@@ -209,13 +210,14 @@ pub struct Contradiction(pub String);
 struct Fit {
     damp_percent: f64,
     gptaq_alpha: f64,
+    stream_alpha: f64,
     refine: u32,
 }
 
 impl Fit {
-    const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, refine: 5 };
+    const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, stream_alpha: 0.5, refine: 5 };
     /// What a model writes is not what it will read: less closely is better.
-    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, refine: 1 };
+    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, stream_alpha: 0.0, refine: 1 };
 }
 
 impl Args {
@@ -254,10 +256,18 @@ impl Args {
         if !(0.0..=2.0).contains(&gptaq_alpha) {
             return Err(Contradiction("--gptaq-alpha must be between 0 and 2".into()));
         }
-        if !(0.0..=2.0).contains(&self.stream_alpha) {
+        let default = if gptaq_alpha == 0.0 { 0.0 } else { fit.stream_alpha };
+        let stream_alpha = self.stream_alpha.unwrap_or(default);
+        if !(0.0..=2.0).contains(&stream_alpha) {
             return Err(Contradiction("--stream-alpha must be between 0 and 2".into()));
         }
-        if self.stream_alpha != 0.0 && gptaq_alpha == 0.0 {
+        if !self.true_sequential && gptaq_alpha != 0.0 {
+            // Each matrix would make good what those before it have made good.
+            return Err(Contradiction(
+                "--true-sequential false needs --gptaq-alpha 0: drift would be made good twice".into(),
+            ));
+        }
+        if stream_alpha != 0.0 && gptaq_alpha == 0.0 {
             return Err(Contradiction("--stream-alpha needs the float model beside the other: --gptaq-alpha".into()));
         }
         let scale_search = match self.scale_search {
@@ -273,7 +283,7 @@ impl Args {
             static_groups: self.static_groups,
             damp_percent,
             gptaq_alpha,
-            stream_alpha: self.stream_alpha,
+            stream_alpha,
             refine: self.refine.unwrap_or(fit.refine) as usize,
             block_size: self.block_size as usize,
             ..Options::new(grid)

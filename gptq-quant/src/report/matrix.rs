@@ -15,7 +15,7 @@ use crate::{
 
 /// Rows that errors are taken on, at the most, evenly spaced: all would take a fifth of the time that finding the codes
 /// does, and more on a device.
-const SAMPLED_ROWS: usize = 128;
+const SAMPLED_ROWS: usize = 256;
 
 /// Rows that a thread does at a time: so few that the sampled ones are enough for sixteen.
 const PIECE_ROWS: usize = 8;
@@ -36,7 +36,7 @@ pub struct MatrixReport {
     /// Whether the zero is fixed in the middle of the codes.
     pub sym: bool,
     /// Squared error of the outputs on the calibration text, as a share of their own square: with the inputs that the
-    /// quantized layers before give, on at most 128 of the rows.
+    /// quantized layers before give, on at most 256 of the rows.
     pub relative_error: f64,
     /// The same of round-to-nearest on the same grid, each scale the best for its weights.
     pub nearest_error: f64,
