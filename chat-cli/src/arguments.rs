@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use chat_cli::DeviceChoice;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::{KvDtype, SamplingParams};
+use infer_core::{KvDtype, SamplingParams, ops::candle::CpuWeights};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -60,6 +60,10 @@ pub struct ModelArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// How the CPU multiplies matrices in codes
+    #[arg(long, value_enum, default_value_t = Products::Exact, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
     /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
     #[arg(long)]
     pub no_cooperative_matrix: bool,
@@ -69,7 +73,7 @@ pub struct ModelArguments {
     pub quiet: bool,
 }
 
-/// Number types of the cache on a GPU.
+/// Number types of the cache.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum Cache {
     /// Half the memory
@@ -86,6 +90,24 @@ impl From<Cache> for KvDtype {
             Cache::F16 => KvDtype::F16,
             Cache::F32 => KvDtype::F32,
             Cache::Q8 => KvDtype::Q8,
+        }
+    }
+}
+
+/// How the CPU multiplies matrices in codes. Others are multiplied in f32.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Products {
+    /// In f32: the reference
+    Exact,
+    /// In integers, activations rounded to eight bits: several times as fast
+    Integer,
+}
+
+impl From<Products> for CpuWeights {
+    fn from(products: Products) -> CpuWeights {
+        match products {
+            Products::Exact => CpuWeights::Exact,
+            Products::Integer => CpuWeights::Integer,
         }
     }
 }
@@ -121,9 +143,9 @@ pub struct PerplexityArguments {
     #[arg(long, requires = "text")]
     pub plain: bool,
 
-    /// Number type of the cache on a GPU
-    #[arg(long, value_enum, default_value_t = Cache::F16)]
-    pub cache: Cache,
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
 
     /// Print a JSON object
     #[arg(long)]
@@ -148,7 +170,7 @@ pub struct LogitsArguments {
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 
-    /// Number type of the cache on a GPU
+    /// Number type of the cache
     #[arg(long, value_enum, default_value_t = Cache::F32)]
     pub cache: Cache,
 }
@@ -223,13 +245,17 @@ pub struct BenchArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// How the CPU multiplies matrices in codes
+    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
     /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
     #[arg(long)]
     pub no_cooperative_matrix: bool,
 
-    /// Number type of the cache on a GPU
-    #[arg(long, value_enum, default_value_t = Cache::F16)]
-    pub cache: Cache,
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
 
     /// Say nothing but the result and errors
     #[arg(short, long)]
@@ -273,6 +299,10 @@ pub struct ChatArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// How the CPU multiplies matrices in codes
+    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
     /// Multiply in f32, as a browser does, where the GPU's matrix units would multiply f16
     #[arg(long)]
     pub no_cooperative_matrix: bool,
@@ -285,9 +315,9 @@ pub struct ChatArguments {
     #[arg(long, value_name = "GIB", value_parser = parse_size)]
     pub memory: Option<f64>,
 
-    /// Number type of the cache on a GPU
-    #[arg(long, value_enum, default_value_t = Cache::F16)]
-    pub cache: Cache,
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
 
     #[command(flatten)]
     pub sampling: SamplingArguments,

@@ -1,13 +1,16 @@
 //! [`Need`]: what a model takes of its device's memory, before a byte of it is loaded.
 
+#[cfg(feature = "native")]
+use model_format::quant::group_quant::dot::Interleaved;
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
-    rope::RopeScaling,
+    quant::group_quant::GroupQuant, rope::RopeScaling,
 };
 use webgpu_kernels::{KvCache, KvDtype, WeightFormat, gemm::scratch_cols};
 
 use crate::{
     Error, Result,
+    device::Codes,
     model::{decoder::FEWEST_ROWS, session::PREFILL_CHUNK},
 };
 
@@ -60,23 +63,21 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
-    /// An MLC folder's parameters. `on_gpu`: in codes; else widened to f32.
-    pub fn of_mlc(config: &DecoderConfig, format: &QuantFormat, on_gpu: bool, kv: KvDtype) -> Holding {
-        let stored = |param: &Param| match format.group() {
-            _ if !on_gpu => WeightFormat::F32,
-            Some(group) if format.quantizes(param) => group.into(),
-            _ if format.model_dtype() == Dtype::F16 => WeightFormat::F16,
-            _ => WeightFormat::F32,
+    /// An MLC folder's parameters.
+    pub fn of_mlc(config: &DecoderConfig, format: &QuantFormat, codes: Codes, kv: KvDtype) -> Holding {
+        let bytes = |param: &Param| match format.group().filter(|_| format.quantizes(param)) {
+            Some(group) => coded_bytes(param, group, codes),
+            None if format.model_dtype() == Dtype::F16 && codes == Codes::Kept => param_bytes(param, WeightFormat::F16),
+            None => param_bytes(param, WeightFormat::F32),
         };
-        Holding::of(config, &params(config), stored, kv)
+        Holding::of(config, &params(config), bytes, kv)
     }
 
-    fn of(config: &DecoderConfig, params: &[Param], stored: impl Fn(&Param) -> WeightFormat, kv: KvDtype) -> Holding {
-        let bytes = |param: &Param| param_bytes(param, stored(param));
+    fn of(config: &DecoderConfig, params: &[Param], bytes: impl Fn(&Param) -> u64, kv: KvDtype) -> Holding {
         let is_read = |param: &&Param| param.role != Role::Embedding || config.tie_word_embeddings;
         Holding {
-            weights: params.iter().map(bytes).sum(),
-            per_token: params.iter().filter(is_read).map(bytes).sum(),
+            weights: params.iter().map(&bytes).sum(),
+            per_token: params.iter().filter(is_read).map(&bytes).sum(),
             kv,
         }
     }
@@ -86,16 +87,16 @@ impl Holding {
         config: &DecoderConfig,
         checkpoint: &dyn Checkpoint,
         format: &QuantFormat,
-        on_gpu: bool,
+        codes: Codes,
         kv: KvDtype,
     ) -> Result<Holding> {
         let gptq = GptqConfig::from_config(checkpoint.config_json())?;
-        let group = format.group().filter(|group| on_gpu && gptq.is_some_and(|gptq| gptq.bits == group.bits));
-        let stored = |param: &Param| match group {
-            Some(group) if param.role.is_layer_matrix() => group.into(),
-            _ => WeightFormat::F32,
+        let group = format.group().filter(|group| gptq.is_some_and(|gptq| gptq.bits == group.bits));
+        let bytes = |param: &Param| match group {
+            Some(group) if param.role.is_layer_matrix() => coded_bytes(param, group, codes),
+            _ => param_bytes(param, WeightFormat::F32),
         };
-        Ok(Holding::of(config, &joined_params(config), stored, kv))
+        Ok(Holding::of(config, &joined_params(config), bytes, kv))
     }
 
     /// The need of a context.
@@ -143,6 +144,17 @@ impl Holding {
     }
 }
 
+/// Bytes of a matrix in codes, as the device holds it.
+fn coded_bytes(param: &Param, group: GroupQuant, codes: Codes) -> u64 {
+    match codes {
+        #[cfg(feature = "native")]
+        Codes::Widened => param_bytes(param, WeightFormat::F32),
+        #[cfg(feature = "native")]
+        Codes::Interleaved => Interleaved::bytes(group, param.shape[0], param.shape[1]) as u64,
+        Codes::Kept => param_bytes(param, group.into()),
+    }
+}
+
 /// Bytes of a parameter on the device; only matrices are stored in `format`.
 fn param_bytes(param: &Param, format: WeightFormat) -> u64 {
     match param.shape[..] {
@@ -175,7 +187,7 @@ mod tests {
     }
 
     fn holding() -> Holding {
-        Holding::of_mlc(&config(), QuantFormat::by_name("q4f16_1").unwrap(), true, KvDtype::F16)
+        Holding::of_mlc(&config(), QuantFormat::by_name("q4f16_1").unwrap(), Codes::Kept, KvDtype::F16)
     }
 
     #[test]
@@ -188,6 +200,14 @@ mod tests {
         // In eight bits, a head has 128 codes and four scales in f32.
         let in_eight_bits = Holding { kv: KvDtype::Q8, ..holding() };
         assert_eq!(in_eight_bits.need(&config(), 1000).cache, 1000 * (28 * 2 * 8 * (128 + 4 * 4) + 128 * 4));
+    }
+
+    #[test]
+    fn a_cpu_holds_codes_or_f32() {
+        let of = |codes| Holding::of_mlc(&config(), QuantFormat::by_name("q4f16_1").unwrap(), codes, KvDtype::F32);
+        assert_eq!(of(Codes::Widened).weights, 3_212_749_824 * 4);
+        // Strips are whole: nothing is added to the codes and scales.
+        assert_eq!(of(Codes::Interleaved).weights, holding().weights);
     }
 
     #[test]
