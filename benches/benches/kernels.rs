@@ -2,7 +2,10 @@
 //!
 //! `cargo bench -p benches --bench kernels -- gemv --device auto`. Time is the device's, from timestamps around one
 //! compute pass of many dispatches. The dispatches go through copies of the case's buffers, together larger than the
-//! device's cache, so that weights come from memory as they do in a model.
+//! device's cache, so that weights come from memory as they do in a model; what is written is the same for all of them,
+//! so that each dispatch waits for the one before, as it does there too.
+//!
+//! `--choices gemv` or `attention` times every way of dividing the work of a decoded token's shapes, the best first.
 
 use std::time::Instant;
 
@@ -11,9 +14,12 @@ use clap::Parser;
 use infer_core::block_on;
 use serde_json::json;
 use webgpu_kernels::{
-    Case, CaseSet, Gpu, KERNELS,
+    Case, CaseSet, Gpu, KERNELS, Kernel, KvDtype, WeightFormat,
+    attention::{self, DecodeShape},
     case_check::check,
+    gemv::{self, GemvKind, GemvShape},
     gpu::{Buffer, DeviceType, OpenOptions, PassTimer, Recorder, Selection},
+    kernel::{CaseBuffer, Purpose},
 };
 
 /// Every kernel on its own.
@@ -43,6 +49,9 @@ struct Args {
     /// MiB that the copies of a case's buffers fill; 256, or 64 for a software device, unless given.
     #[arg(long)]
     rotate_mib: Option<u64>,
+    /// Time every choice for the shapes of decoding, in place of the cases.
+    #[arg(long)]
+    choices: bool,
     /// Print one JSON object per case.
     #[arg(long)]
     json: bool,
@@ -69,6 +78,9 @@ fn run(args: &Args) -> Result<()> {
         println!("{:>10} {:>9} {:>10} {:>6}  kernel, case [variant]", "us", "GB/s", "GFLOP/s", "copy");
     }
     let rotate = args.rotate_mib.unwrap_or(if gpu.summary().device_type == DeviceType::Cpu { 64 } else { 256 }) << 20;
+    if args.choices {
+        return choices(args, &gpu, copy, rotate);
+    }
     let set = if args.test_cases { CaseSet::Test } else { CaseSet::Bench };
     let mut count = 0;
     for kernel in KERNELS {
@@ -105,39 +117,153 @@ fn run(args: &Args) -> Result<()> {
 
 /// Seconds that one dispatch of the case takes, the median of some passes.
 fn measure(args: &Args, gpu: &Gpu, case: &Case, rotate: u64) -> Result<f64> {
-    let host = (case.buffers)();
-    let set_bytes: u64 = host.iter().map(|buffer| 4 * buffer.words.len() as u64).sum();
-    let copies = (rotate / set_bytes.max(1)).clamp(1, 64);
-    let mut sets: Vec<Vec<Buffer<u32>>> = Vec::new();
-    for _ in 0..copies {
-        sets.push(host.iter().map(|buffer| gpu.upload(&buffer.words)).collect::<webgpu_kernels::Result<_>>()?);
-    }
-    drop(host);
+    let sets = Sets::new(gpu, case, rotate)?;
+    sets.measure(args, gpu, case, f64::INFINITY)
+}
 
-    let mut recorder = Recorder::new(gpu).without_early_submission();
-    let timer = PassTimer::new(gpu)?;
-    let mut pass = |dispatches: usize| -> Result<f64> {
-        for i in 0..dispatches {
-            (case.record)(&mut recorder, &sets[i % sets.len()]);
-        }
-        match &timer {
-            Some(timer) => {
-                recorder.submit_timed(timer);
-                Ok(block_on(timer.seconds(&mut recorder))? / dispatches as f64)
+/// Copies of a case's buffers.
+struct Sets(Vec<Vec<Buffer<u32>>>);
+
+impl Sets {
+    /// Copies that fill `rotate` bytes. What is written is there once, with room for what other choices leave.
+    fn new(gpu: &Gpu, case: &Case, rotate: u64) -> Result<Sets> {
+        let host = (case.buffers)();
+        let is_input = |buffer: &&CaseBuffer| buffer.purpose == Purpose::Input;
+        let set_bytes: u64 = host.iter().filter(is_input).map(|buffer| 4 * buffer.words.len() as u64).sum();
+        let copies = (rotate / set_bytes.max(1)).clamp(1, 64);
+        let upload = |buffer: &CaseBuffer| {
+            let mut words = buffer.words.clone();
+            if buffer.purpose != Purpose::Input {
+                words.resize(2 * words.len(), 0);
             }
-            None => {
-                let start = Instant::now();
-                recorder.submit();
-                block_on(recorder.read(&sets[0][0].slice(0, 1))?)?;
-                Ok(start.elapsed().as_secs_f64() / dispatches as f64)
+            gpu.upload(&words)
+        };
+        let first = host.iter().map(upload).collect::<webgpu_kernels::Result<Vec<_>>>()?;
+        let mut sets = vec![first];
+        for _ in 1..copies {
+            let shared = host.iter().zip(&sets[0]);
+            let copy = |(buffer, first): (&CaseBuffer, &Buffer<u32>)| {
+                if buffer.purpose == Purpose::Input { gpu.upload(&buffer.words) } else { Ok(first.clone()) }
+            };
+            sets.push(shared.map(copy).collect::<webgpu_kernels::Result<_>>()?);
+        }
+        Ok(Sets(sets))
+    }
+
+    /// Gives up with the first estimate where that is above `hopeless` seconds.
+    fn measure(&self, args: &Args, gpu: &Gpu, case: &Case, hopeless: f64) -> Result<f64> {
+        let sets = &self.0;
+        let mut recorder = Recorder::new(gpu).without_early_submission();
+        let timer = PassTimer::new(gpu)?;
+        let mut pass = |dispatches: usize| -> Result<f64> {
+            for i in 0..dispatches {
+                (case.record)(&mut recorder, &sets[i % sets.len()]);
+            }
+            match &timer {
+                Some(timer) => {
+                    recorder.submit_timed(timer);
+                    Ok(block_on(timer.seconds(&mut recorder))? / dispatches as f64)
+                }
+                None => {
+                    let start = Instant::now();
+                    recorder.submit();
+                    block_on(recorder.read(&sets[0][0].slice(0, 1))?)?;
+                    Ok(start.elapsed().as_secs_f64() / dispatches as f64)
+                }
+            }
+        };
+        // Compiles, touches all memory, and tells how many fill a pass.
+        pass(sets.len())?;
+        let estimate = pass(sets.len())?.max(1e-7);
+        if estimate > hopeless {
+            return Ok(estimate);
+        }
+        let dispatches = ((args.pass_ms * 1e-3 / estimate) as usize).clamp(1, 2000);
+        let mut seconds = (0..args.repeat.max(1)).map(|_| pass(dispatches)).collect::<Result<Vec<_>>>()?;
+        seconds.sort_by(f64::total_cmp);
+        Ok(seconds[seconds.len() / 2])
+    }
+}
+
+/// Shapes of a decoded token of Llama 3.2 3B and 1B in q4f16_1, and their choices.
+fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
+    let format = WeightFormat::Group { bits: 4, group_size: 32 };
+    let products = [
+        (GemvKind::Swiglu, 16_384, 3072),
+        (GemvKind::Add, 3072, 8192),
+        (GemvKind::Rope, 5120, 3072),
+        (GemvKind::Scaled, 5120, 3072),
+        (GemvKind::Add, 3072, 3072),
+        (GemvKind::Scaled, 43_520, 3072),
+        (GemvKind::Swiglu, 16_384, 2048),
+        (GemvKind::Add, 2048, 8192),
+        (GemvKind::Scaled, 3072, 2048),
+        (GemvKind::Add, 2048, 2048),
+    ];
+    let mut shapes = Vec::new();
+    for (kind, rows, cols) in products {
+        let shape = GemvShape { format, rows, cols, batch: 1, kind };
+        let case =
+            |choice| (format!("{choice:?}"), gemv::kernel_of(kind), gemv::choice_case(gpu.caps(), &shape, choice));
+        let cases = gemv::choices(gpu.caps(), &shape).into_iter().map(case).collect();
+        shapes.push((format!("gemv {kind:?} {rows} x {cols}"), cases));
+    }
+    for (heads, kv_heads, head_dim) in [(24, 8, 128), (32, 8, 64)] {
+        for keys in [64, 128, 256, 512, 1024, 2048, 8192] {
+            let shape = DecodeShape { rows: 1, heads, kv_heads, head_dim, keys, dtype: KvDtype::F16 };
+            let cases = attention::choice_cases(gpu.caps(), &shape).into_iter();
+            let cases = cases.map(|(choice, case)| {
+                let kernel = if choice.teams.is_some() { &attention::TEAMS_KERNEL } else { &attention::DECODE_KERNEL };
+                (format!("{choice:?}"), kernel, case)
+            });
+            shapes.push((format!("attention {heads}/{kv_heads} heads of {head_dim}, {keys} keys"), cases.collect()));
+        }
+    }
+    shapes
+}
+
+/// Choices of a shape that are printed.
+const PRINTED: usize = 12;
+
+fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    gpu.compile_on(|job| drop(std::thread::spawn(job)), threads);
+    for (shape, cases) in shapes(gpu) {
+        if !args.filter.iter().all(|part| shape.contains(part.as_str())) {
+            continue;
+        }
+        let start = Instant::now();
+        // All that is compiled is compiled before anything is timed.
+        gpu.prepare(cases.iter().map(|(_, kernel, case)| (*kernel, case.variant.clone())));
+        let sets = Sets::new(gpu, &cases[0].2, rotate)?;
+        let mut recorder = Recorder::new(gpu);
+        for (_, _, case) in &cases {
+            (case.record)(&mut recorder, &sets.0[0]);
+        }
+        recorder.submit();
+        let compiled = start.elapsed().as_secs_f64();
+        let mut best = f64::INFINITY;
+        let mut lines = Vec::new();
+        for (i, (choice, _, case)) in cases.iter().enumerate() {
+            let seconds = sets.measure(args, gpu, case, 1.5 * best)?;
+            best = best.min(seconds);
+            lines.push((seconds, i, choice));
+        }
+        lines.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let bytes = cases[0].2.bytes as f64;
+        println!(
+            "{shape}: {} choices, {compiled:.1} s to compile, {:.1} s",
+            cases.len(),
+            start.elapsed().as_secs_f64()
+        );
+        for (place, (seconds, i, choice)) in lines.iter().enumerate() {
+            // The first is what is taken where nothing is known of the device.
+            if place < PRINTED || *i == 0 {
+                let (us, rate) = (seconds * 1e6, bytes / seconds);
+                let usual = if *i == 0 { " (usual)" } else { "" };
+                println!("{us:>10.2} {:>9.1} {:>5.1}%  {choice}{usual}", rate * 1e-9, 100.0 * rate / copy);
             }
         }
-    };
-    // Compiles, touches all memory, and tells how many fill a pass.
-    pass(sets.len())?;
-    let estimate = pass(sets.len())?.max(1e-7);
-    let dispatches = ((args.pass_ms * 1e-3 / estimate) as usize).clamp(1, 2000);
-    let mut seconds = (0..args.repeat.max(1)).map(|_| pass(dispatches)).collect::<Result<Vec<_>>>()?;
-    seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+    }
+    Ok(())
 }

@@ -187,11 +187,15 @@ impl Roofline {
             format!("{name} {:.1} us ({:.1} %)", seconds * us, 100.0 * seconds / self.token_seconds)
         };
         let parts = [
-            part("kernels, each alone", self.kernel_seconds()),
-            part("gaps between them", gaps),
+            part("kernels", self.kernel_seconds()),
+            part("between unlike ones", gaps),
             part("the device waits", waiting),
         ];
-        let _ = writeln!(out, "\n{}", parts.join(", "));
+        let _ = writeln!(
+            out,
+            "\na kernel's time is that of all its runs for a token back to back in one pass, each after the one before is done"
+        );
+        let _ = writeln!(out, "{}", parts.join(", "));
         if let Some(projection) = at.and_then(|bandwidth| self.at(bandwidth)) {
             let _ = writeln!(
                 out,

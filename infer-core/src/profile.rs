@@ -18,7 +18,8 @@ pub struct StepProfile {
     pub host_seconds: f64,
     /// Seconds in which the device was at work on a token, from the first dispatch of each submission to its last. `None`: the device has no timestamps.
     pub gpu_seconds: Option<f64>,
-    /// Each kernel, with its times when nothing runs beside it, the longest first. Empty where there are no timestamps.
+    /// Each kernel, with its times when its dispatches of a token follow each other, the longest first. Empty where there
+    /// are no timestamps.
     pub kernels: Vec<KernelTime>,
 }
 
@@ -54,7 +55,7 @@ impl Session<GpuOps> {
             self.run_steps(TOKENS).await?;
             let timed = self.ops_mut().recorder().end_profile().await?;
             profile.gpu_seconds = Some(busy(&timed) / TOKENS as f64);
-            self.ops_mut().recorder().begin_profile(Around::Dispatches);
+            self.ops_mut().recorder().begin_profile(Around::Kernels);
             self.run_steps(TOKENS).await?;
             profile.kernels = by_kernel(&self.ops_mut().recorder().end_profile().await?);
         }
@@ -79,7 +80,7 @@ impl Session<GpuOps> {
 
 /// Seconds in which the device was at work on one of the submissions.
 fn busy(timed: &[Timed]) -> f64 {
-    timed.iter().map(|timed| timed.end - timed.begin).sum()
+    timed.iter().map(Timed::seconds).sum()
 }
 
 /// The times of each kernel for a token, the longest first.
@@ -94,9 +95,10 @@ fn by_kernel(timed: &[Timed]) -> Vec<KernelTime> {
             kernels.push(KernelTime { kernel: name, shape, variant, count: 0.0, bytes: 0.0, seconds: 0.0 });
             kernels.len() - 1
         });
-        kernels[at].count += 1.0 / TOKENS as f64;
-        kernels[at].bytes += dispatched.bytes as f64 / TOKENS as f64;
-        kernels[at].seconds += (timed.end - timed.begin) / TOKENS as f64;
+        let count = dispatched.count as f64 / TOKENS as f64;
+        kernels[at].count += count;
+        kernels[at].bytes += count * dispatched.bytes as f64;
+        kernels[at].seconds += count * timed.seconds();
     }
     kernels.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     kernels

@@ -117,7 +117,7 @@ impl Variant {
     /// Names the layout of the weights, whose blocks are read in parts: to the shader each part is a block.
     pub(crate) fn weights_in_parts(mut self, format: WeightFormat, parts: u32) -> Variant {
         (self.weights, self.parts) = (Some(format), parts);
-        self.flag_if("HALVES", parts == 2)
+        self.flag_if("HALVES", parts == 2).flag_if("QUARTERS", parts == 4)
     }
 
     /// The flag and the constants of subgroup operations, where the device has them.

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// How keys and values are stored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum KvDtype {
     /// f16, in pairs: half the memory.
     #[default]

@@ -10,10 +10,10 @@ use half::f16;
 use model_format::{Weight, quant::no_quant};
 
 use crate::{
-    Gpu, Result, WeightFormat,
+    Gpu, KvCache, KvDtype, Result, WeightFormat,
     embedding::Embedding,
     gemm::{Cooperative, Gemm, LaneRows, Narrow},
-    gemv::{self, Gemv, GemvAdd, GemvScaled},
+    gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled},
     gpu::{Buffer, Recorder},
 };
 
@@ -186,13 +186,13 @@ impl Matrix {
         {
             let x = Narrow::record(recorder, self.format, x, m, self.cols);
             for slice in &self.slices {
-                recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
+                recorder.expect_work(&[2, m, slice.rows, slice.cols]);
                 Cooperative { m, y_stride: self.rows }.record(recorder, slice, &x, y);
             }
             return;
         }
         for slice in &self.slices {
-            recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
+            recorder.expect_work(&[2, m, slice.rows, slice.cols]);
             if suits_lane_rows {
                 LaneRows { m, y_stride: self.rows }.record(recorder, slice, x, y);
             } else if m <= gemv::MAX_BATCH {
@@ -221,7 +221,7 @@ impl Matrix {
         eps: f32,
     ) -> Factor {
         let add = GemvAdd::of(recorder.gpu(), &self.slices[0]);
-        let parts = add.parts(self.rows);
+        let parts = add.parts(recorder.gpu().caps(), self.rows);
         let squares = recorder.temporary(parts.next_multiple_of(4));
         add.record(recorder, &self.slices[0], x, norm, sum, y, &squares);
         Factor { squares, parts, eps }
@@ -240,6 +240,32 @@ impl Matrix {
     pub fn linear_normed_swiglu(&self, recorder: &mut Recorder, x: &Buffer<f32>, factor: &Factor, y: &Buffer<f32>) {
         let Factor { squares, parts, eps } = factor;
         GemvScaled { parts: *parts, eps: *eps, swiglu: true }.record(recorder, &self.slices[0], x, squares, y);
+    }
+}
+
+impl Matrix {
+    /// Whether [`Matrix::linear_normed_turned`] is for this matrix, device and heads.
+    pub fn turns(&self, gpu: &Gpu, head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
+        self.fuses(gpu) && !gpu.is_off(gemv::ROPE_KERNEL.name) && GemvRope::suits(head_dim, rotary_dim, dtype)
+    }
+
+    /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of a token at `position`: queries, turned, go to
+    /// `q`, keys, turned, and values to the cache. `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
+    #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
+    pub fn linear_normed_turned(
+        &self,
+        recorder: &mut Recorder,
+        x: &Buffer<f32>,
+        factor: &Factor,
+        rope: &Buffer<f32>,
+        position: usize,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+    ) {
+        let Factor { squares, parts, eps } = factor;
+        let heads = self.rows / cache.head_dim - 2 * cache.kv_heads;
+        let kernel = GemvRope { parts: *parts, eps: *eps, heads, position };
+        kernel.record(recorder, &self.slices[0], x, squares, rope, q, cache);
     }
 }
 

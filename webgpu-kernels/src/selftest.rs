@@ -56,9 +56,11 @@ impl std::fmt::Display for Switch {
 /// Flags of variants that compute the same without.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 9] = [
+const SUBSTITUTED: [&str; 11] = [
+    "attention_teams",
     "gemv_add",
     "gemv_scaled",
+    "gemv_rope",
     "gemm_lane_rows",
     Cooperative::NAME,
     Narrow::NAME,
@@ -240,10 +242,19 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
         for (format, cols) in &workload.matrices {
             let all = gemv::cases_of(caps, *format, *cols);
             cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
+            for shape in &workload.attention {
+                if gemv::GemvRope::suits(shape.head_dim, shape.head_dim, workload.kv)
+                    && !gpu.is_off(gemv::ROPE_KERNEL.name)
+                {
+                    let case = gemv::turned_case_of(caps, *format, *cols, shape.head_dim, workload.kv);
+                    cases.push((&gemv::ROPE_KERNEL, case));
+                }
+            }
         }
     }
     for shape in &workload.attention {
-        cases.extend(attention::cases_of(caps, *shape, workload.kv));
+        let all = attention::cases_of(caps, *shape, workload.kv);
+        cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
     }
     cases
 }

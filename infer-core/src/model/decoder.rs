@@ -238,14 +238,19 @@ impl<O: Ops> Layer<O> {
         rope: &RopeTable<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
-        let mut qkv = ops.linear(normed, &self.qkv);
-        if let Some(bias) = &self.qkv_bias {
-            ops.add_bias(&mut qkv, bias);
-        }
-        if let Some([query, key]) = &self.head_norms {
-            ops.norm_heads(&mut qkv, query, key, self.attention, self.eps);
-        }
-        let attended = ops.attention(&qkv, rope.of(self.attention), self.attention, spans);
+        let rope = rope.of(self.attention);
+        let attended = if self.qkv_bias.is_none() && self.head_norms.is_none() {
+            ops.linear_attention(normed, &self.qkv, rope, self.attention, spans)
+        } else {
+            let mut qkv = ops.linear(normed, &self.qkv);
+            if let Some(bias) = &self.qkv_bias {
+                ops.add_bias(&mut qkv, bias);
+            }
+            if let Some([query, key]) = &self.head_norms {
+                ops.norm_heads(&mut qkv, query, key, self.attention, self.eps);
+            }
+            ops.attention(&qkv, rope, self.attention, spans)
+        };
         let extras = (self.attention_out_bias.as_ref(), self.attention_out_norm.as_ref());
         let next = &self.post_attention_norm;
         let normed = block_end(ops, x, &attended, &self.attention_out, extras, next, self.eps);

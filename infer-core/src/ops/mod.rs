@@ -7,6 +7,8 @@
 #[cfg(feature = "native")]
 pub mod candle;
 #[cfg(feature = "native")]
+mod candle_integer;
+#[cfg(feature = "native")]
 mod candle_kv;
 pub mod gpu;
 
@@ -98,6 +100,18 @@ pub trait Ops {
         shape: AttentionShape,
         spans: &mut [Span<'_, Self::Kv>],
     ) -> Self::Tensor;
+    /// The product of `x` and the joined matrix of queries, keys and values, then [`Ops::attention`].
+    fn linear_attention(
+        &mut self,
+        x: &Self::Tensor,
+        matrix: &Self::Matrix,
+        rope: &Self::Tensor,
+        shape: AttentionShape,
+        spans: &mut [Span<'_, Self::Kv>],
+    ) -> Self::Tensor {
+        let qkv = self.linear(x, matrix);
+        self.attention(&qkv, rope, shape, spans)
+    }
     /// The norm of each query head and of each key head of `qkv` `[rows, q | k | v]`, in place. `query` and `key` are
     /// weights `[1, head_dim]`.
     fn norm_heads(

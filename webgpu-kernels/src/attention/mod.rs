@@ -2,21 +2,26 @@
 //! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already. Scores may be
 //! capped, and rows may see a window of the keys; keys before the window of the first row are not visited.
 //!
-//! Three kernels: `attention_tile` for many rows; `attention_decode` for few, one row at a time; and, where the context
-//! is long, `attention_decode` with `split_k`, several workgroups sharing the keys of a row, and `attention_reduce` to
-//! join what they found.
+//! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are of one size
+//! and `attention_decode` elsewhere; and, where the context is long, either of these with `split_k`, several workgroups
+//! sharing the keys of a row, and `attention_reduce` to join what they found.
 
+mod cases;
 mod reference;
+mod teams;
 
 use crate::{
-    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::{Random, cache_row, with_outliers},
+    Kernel, KvCache, KvDtype, Variant,
     gpu::{Buffer, Caps, Gpu, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, Params, params},
     kv::padded,
     tuning::{Choice, Problem, Trial, Tunable},
 };
+pub(crate) use cases::cases_of;
+pub use cases::{HeadShape, choice_cases};
+use cases::{Shape, choice_case, decode_cases, reduce_cases, teams_cases, tile_case, tile_cases};
 pub use reference::{Shape as AttentionShape, attention, join_splits};
+pub use teams::{DecodeChoice, DecodeShape, Teams, choices};
 
 /// Causal attention of some rows of one sequence.
 pub struct Attention {
@@ -70,6 +75,15 @@ pub static DECODE_KERNEL: Kernel = Kernel {
     cases: decode_cases,
 };
 
+/// The record of the kernel for few rows where subgroups are of one size.
+pub static TEAMS_KERNEL: Kernel = Kernel {
+    name: "attention_teams",
+    wgsl: include_str!("teams.wgsl"),
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
+    params: DecodeParams::LAYOUT,
+    cases: teams_cases,
+};
+
 /// The record of the kernel that joins what the splits found.
 pub static REDUCE_KERNEL: Kernel = Kernel {
     name: "attention_reduce",
@@ -79,24 +93,30 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     cases: reduce_cases,
 };
 
-/// The choice of how many workgroups the decode kernel makes by splitting a row's keys: so many, if there are as many tiles
-/// of keys.
+/// The choice for few rows: how many workgroups are wanted, as far as there are keys to divide among them, and how
+/// `attention_teams` is built; `attention_decode` where those numbers are zero.
 pub static DECODE_TUNABLE: Tunable = Tunable {
     name: "attention_decode",
     kernel: &DECODE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim"],
-    numbers: &["groups"],
-    candidates: |_, _| [ENOUGH_GROUPS, 64, 128, 512].map(|groups| Choice([groups as u32, 0, 0, 0])).into(),
+    numbers: &["groups", "workgroup", "heads", "keys"],
+    candidates: |caps, problem| {
+        let [heads, kv_heads, head_dim, _] = problem.sizes();
+        teams::candidates(caps, heads / kv_heads, head_dim)
+    },
     trial: |caps, problem, choice| {
         let [heads, kv_heads, head_dim, _] = problem.sizes();
+        let case = |shape: Shape| {
+            let choice = shape.attention().decode_shape(shape.cache_shape(KvDtype::F16)).choice(choice);
+            choice_case(caps, shape, choice, KvDtype::F16)
+        };
         // A conversation of some length.
         let shape = Shape::new(1, 1535, heads, kv_heads, head_dim);
-        let splits = shape.attention().splits_of(kv_heads, head_dim, choice.0[0] as usize);
         Trial {
-            case: decode_case(caps, shape, splits, KvDtype::F16),
+            case: case(shape),
             lens: shape.lens(KvDtype::F16),
             rotated: 1..3,
-            check: decode_case(caps, Shape::new(1, 200, heads / kv_heads, 1, head_dim), 2, KvDtype::F16),
+            check: case(Shape::new(1, 500, heads / kv_heads, 1, head_dim)),
         }
     },
 };
@@ -137,8 +157,10 @@ const MANY_SLOTS_DIM: usize = 128;
 const DECODE_KEYS: usize = 128;
 /// Eights of a key, and values, that a lane of the decode kernel loads at a time.
 const DECODE_LOADS: usize = 8;
-/// Lanes of the reduce kernel, and the most splits.
+/// The most splits.
 const MAX_SPLITS: usize = 64;
+/// Splits that a lane of the reduce kernel loads at a time.
+const REDUCE_LOADS: usize = 8;
 /// Workgroups of the decode kernel that keep a large device busy.
 const ENOUGH_GROUPS: usize = 256;
 /// The same of the tile kernel.
@@ -153,13 +175,13 @@ impl Attention {
         assert!(end <= cache.capacity, "attention: {end} tokens in a cache for {}", cache.capacity);
         assert!(self.heads.is_multiple_of(cache.kv_heads), "attention: {} over {}", self.heads, cache.kv_heads);
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
-        recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
+        recorder.expect_work(&[4, self.rows, keys, self.heads, cache.head_dim]);
         if self.rows > DECODE_ROWS {
             let quads = self.tile_quads(recorder.gpu(), cache);
             self.record_tile(recorder, q, cache, y, quads);
         } else {
-            let splits = self.splits(recorder.gpu(), cache);
-            self.record_decode(recorder, q, cache, y, splits);
+            let choice = self.choice(recorder.gpu(), cache);
+            self.record_decode(recorder, q, cache, y, choice);
         }
     }
 
@@ -211,33 +233,41 @@ impl Attention {
         self.window.map_or(0, |window| (self.past_len + 1).saturating_sub(window))
     }
 
-    /// Tiles of keys that the rows see.
-    fn key_tiles(&self) -> usize {
-        (self.past_len + self.rows - self.begin()).div_ceil(DECODE_KEYS)
-    }
-
-    /// Ranges that the keys are divided in: one per tile of keys, as long as that makes workgroups the device has need of.
-    fn splits(&self, gpu: &Gpu, cache: &KvCache) -> usize {
+    /// How few rows are divided among workgroups.
+    fn choice(&self, gpu: &Gpu, cache: &KvCache) -> DecodeChoice {
         let problem = Problem::new(&DECODE_TUNABLE, None, [self.heads, cache.kv_heads, cache.head_dim]);
-        self.splits_of(cache.kv_heads, cache.head_dim, gpu.choice(problem).0[0] as usize)
+        let mut chosen = gpu.choice(problem);
+        if gpu.is_off(TEAMS_KERNEL.name) {
+            chosen.0[1..].fill(0);
+        }
+        self.decode_shape(CacheShape::of(cache)).choice(chosen)
     }
 
-    fn splits_of(&self, kv_heads: usize, head_dim: usize, enough: usize) -> usize {
-        let groups = self.rows * self.heads / workgroup_heads(self.heads / kv_heads, head_dim);
-        self.key_tiles().min(enough.div_ceil(groups)).min(MAX_SPLITS)
+    fn decode_shape(&self, cache: CacheShape) -> DecodeShape {
+        let CacheShape { kv_heads, head_dim, dtype } = cache;
+        let keys = self.past_len + self.rows - self.begin();
+        DecodeShape { rows: self.rows, heads: self.heads, kv_heads, head_dim, keys, dtype }
     }
 
-    fn record_decode(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, splits: usize) {
-        let tiles = self.key_tiles();
-        let split_tiles = tiles.div_ceil(splits);
-        // With so many tiles each, fewer may do.
-        let splits = tiles.div_ceil(split_tiles);
+    fn record_decode(
+        &self,
+        recorder: &mut Recorder,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+        y: &Buffer<f32>,
+        choice: DecodeChoice,
+    ) {
+        let shape = self.decode_shape(CacheShape::of(cache));
+        let split_keys = shape.split_keys(choice);
+        // With so many keys each, fewer may do.
+        let splits = shape.keys.div_ceil(split_keys);
+        let choice = DecodeChoice { splits, ..choice };
         if splits == 1 {
-            self.record_split(recorder, q, cache, y, 1, split_tiles);
+            self.record_split(recorder, q, cache, y, choice, split_keys);
             return;
         }
         let parts = recorder.temporary(self.rows * self.heads * splits * (cache.head_dim + 2));
-        self.record_split(recorder, q, cache, &parts, splits, split_tiles);
+        self.record_split(recorder, q, cache, &parts, choice, split_keys);
         let reduce = Reduce { first_row: self.first_row, rows: self.rows, heads: self.heads, splits };
         reduce.record(recorder, cache.head_dim, &parts, y);
     }
@@ -248,29 +278,31 @@ impl Attention {
         q: &Buffer<f32>,
         cache: &KvCache,
         y: &Buffer<f32>,
-        splits: usize,
-        split_tiles: usize,
+        choice: DecodeChoice,
+        split_keys: usize,
     ) {
         let group = self.heads / cache.kv_heads;
-        let groups = self.rows * self.heads / workgroup_heads(group, cache.head_dim) * splits;
+        let heads = choice.teams.map_or(workgroup_heads(group, cache.head_dim), |teams| teams.heads as usize);
+        let groups = self.rows * self.heads / heads * choice.splits;
         let params = DecodeParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
             heads: self.heads as u32,
             past_len: self.past_len as u32,
             capacity: cache.capacity as u32,
-            splits: splits as u32,
-            split_keys: (split_tiles * DECODE_KEYS) as u32,
+            splits: choice.splits as u32,
+            split_keys: split_keys as u32,
             groups: groups as u32,
             window: self.window(),
             begin: self.begin() as u32,
             scale: self.scale,
             soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), splits > 1);
+        let variant = self.decode_variant(recorder.gpu().caps(), CacheShape::of(cache), choice);
+        let kernel = if choice.teams.is_some() { &TEAMS_KERNEL } else { &DECODE_KERNEL };
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
-        recorder.dispatch(&DECODE_KERNEL, &variant, &params, &buffers, groups);
+        recorder.dispatch(kernel, &variant, &params, &buffers, groups);
     }
 
     fn tile_variant(&self, cache: CacheShape, quads: usize) -> Variant {
@@ -280,13 +312,16 @@ impl Attention {
             .constant_is("QUADS_S", quads as u32)
     }
 
-    fn decode_variant(&self, caps: &Caps, cache: CacheShape, is_split: bool) -> Variant {
+    fn decode_variant(&self, caps: &Caps, cache: CacheShape, choice: DecodeChoice) -> Variant {
+        let variant = self.variant(cache).flag_if("SPLIT_K", choice.splits > 1);
+        if let Some(teams) = choice.teams {
+            return teams.variant(variant, caps, cache.head_dim);
+        }
         let eights = padded(cache.head_dim) / 8;
         // Loads of a software device do not overlap, and its compiler takes long for long functions.
         let most = if caps.is_software { 1 } else { DECODE_LOADS };
         let key_eights = (1..=most).rev().find(|&few| eights.is_multiple_of(few)).unwrap_or(1);
-        self.variant(cache)
-            .flag_if("SPLIT_K", is_split)
+        variant
             .constant_is("WORKGROUP", DECODE_KEYS as u32)
             .constant_is("HEADS", workgroup_heads(self.heads / cache.kv_heads, cache.head_dim) as u32)
             .constant_is("KEY_EIGHTS", key_eights as u32)
@@ -334,12 +369,17 @@ impl Reduce {
             splits: self.splits as u32,
             groups: groups as u32,
         };
+        recorder.expect_bytes(4 * (groups * (self.splits * (head_dim + 2) + head_dim)) as u64);
         recorder.dispatch(&REDUCE_KERNEL, &reduce_variant(head_dim), &params, &[parts.into(), y.into()], groups);
     }
 }
 
 fn reduce_variant(head_dim: usize) -> Variant {
-    Variant::new().constant_is("WORKGROUP", MAX_SPLITS as u32).constant_is("HEAD_DIM", head_dim as u32)
+    let lanes = head_dim.next_power_of_two().clamp(32, 256);
+    Variant::new()
+        .constant_is("WORKGROUP", lanes as u32)
+        .constant_is("HEAD_DIM", head_dim as u32)
+        .constant_is("STEPS", REDUCE_LOADS as u32)
 }
 
 /// Heads of a workgroup of the decode kernel: as many of those that share a key head as workgroup memory has room for.
@@ -347,299 +387,7 @@ fn workgroup_heads(group: usize, head_dim: usize) -> usize {
     let fits = |heads: &usize| group.is_multiple_of(*heads) && heads * padded(head_dim) <= 1024;
     (1..=8).rev().find(fits).unwrap_or(1)
 }
-
-/// Shape of a case.
-#[derive(Clone, Copy)]
-struct Shape {
-    rows: usize,
-    past_len: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    soft_cap: Option<f32>,
-    window: Option<usize>,
-    has_outliers: bool,
-}
-
-impl Shape {
-    const fn new(rows: usize, past_len: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
-        Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap: None, window: None, has_outliers: false }
-    }
-
-    const fn soft_cap(self, cap: f32) -> Shape {
-        Shape { soft_cap: Some(cap), ..self }
-    }
-
-    const fn window(self, window: usize) -> Shape {
-        Shape { window: Some(window), ..self }
-    }
-
-    const fn with_outliers(self) -> Shape {
-        Shape { has_outliers: true, ..self }
-    }
-
-    fn capacity(&self) -> usize {
-        self.past_len + self.rows + 5
-    }
-
-    /// Words of the buffers of a case.
-    fn lens(&self, dtype: KvDtype) -> Vec<usize> {
-        let cache = self.kv_heads * self.capacity() * dtype.row_words(self.head_dim);
-        let row = self.rows * self.heads * self.head_dim;
-        vec![row, cache, cache, row]
-    }
-
-    fn cache_shape(&self, dtype: KvDtype) -> CacheShape {
-        CacheShape { kv_heads: self.kv_heads, head_dim: self.head_dim, dtype }
-    }
-
-    fn cache(&self, dtype: KvDtype, k: &Buffer<u32>, v: &Buffer<u32>) -> KvCache {
-        let Shape { kv_heads, head_dim, .. } = *self;
-        KvCache { k: k.clone(), v: v.clone(), kv_heads, capacity: self.capacity(), head_dim, dtype }
-    }
-
-    /// Words of a cache of random values, and NaN where no key is.
-    fn cache_words(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
-        let positions = (0..self.kv_heads).flat_map(|_| 0..self.capacity());
-        let is_key = |position| position < self.past_len + self.rows;
-        positions.flat_map(|position| cache_row(dtype, self.head_dim, is_key(position), random)).collect()
-    }
-
-    /// A case of this shape. `record`: buffers are q, k, v, y.
-    fn case(
-        self,
-        dtype: KvDtype,
-        variant: Variant,
-        record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + 'static,
-    ) -> Case {
-        let Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap, window, has_outliers } = self;
-        // A row sees the keys up to itself.
-        let seen = |row: usize| (past_len + row + 1).min(window.unwrap_or(usize::MAX));
-        let pairs: usize = (0..rows).map(seen).sum();
-        let keys = rows - 1 + seen(0);
-        let mut label = format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}");
-        if let Some(window) = window {
-            label += &format!(", window of {window}");
-        }
-        if has_outliers {
-            label += ", outliers";
-        }
-        Case {
-            label,
-            variant,
-            flops: 4 * (pairs * heads * head_dim) as u64,
-            bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * rows * heads * head_dim) as u64,
-            // Scores of a million have few digits behind the point in f32.
-            tolerance: if has_outliers { 1e-7 } else { 1e-10 },
-            buffers: Box::new(move || {
-                let mut random = Random::new((heads * keys) as u64);
-                // Large enough for a softmax that is neither flat nor one key.
-                let q: Vec<f32> = random.values(rows * heads * head_dim).iter().map(|v| 8.0 * v).collect();
-                let q = if has_outliers { with_outliers(q) } else { q };
-                let k = CaseBuffer::words(self.cache_words(dtype, &mut random));
-                let v = CaseBuffer::words(self.cache_words(dtype, &mut random));
-                vec![CaseBuffer::input(&q), k, v, CaseBuffer::output(rows * heads * head_dim)]
-            }),
-            record: Box::new(move |recorder, b| {
-                record(recorder, &b[0].cast(), &self.cache(dtype, &b[1], &b[2]), &b[3].cast());
-            }),
-            reference: Box::new(move |b| {
-                let cache = |words: &[u32]| dtype.values(head_dim, words);
-                let mut y = vec![0.0; rows * heads * head_dim];
-                let shape = AttentionShape {
-                    heads,
-                    kv_heads,
-                    head_dim,
-                    past_len,
-                    capacity: self.capacity(),
-                    scale: self.scale(),
-                    soft_cap,
-                    window,
-                };
-                attention(shape, b[0].values(), &cache(&b[1].words), &cache(&b[2].words), &mut y);
-                vec![y]
-            }),
-        }
-    }
-
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
-
-    fn attention(&self) -> Attention {
-        let Shape { rows, past_len, heads, soft_cap, window, .. } = *self;
-        Attention { first_row: 0, rows, heads, past_len, scale: self.scale(), soft_cap, window }
-    }
-}
-
-/// Heads as the variants of this folder's kernels depend on them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HeadShape {
-    /// Query heads of a key head.
-    pub group: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Whether scores are capped.
-    pub soft_cap: bool,
-    /// Whether rows see a window of the keys.
-    pub window: bool,
-}
-
-/// Small cases of a model's attention.
-pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'static Kernel, Case)> {
-    let shape = |rows, past_len| Shape {
-        soft_cap: heads.soft_cap.then_some(20.0),
-        window: heads.window.then_some(150),
-        ..Shape::new(rows, past_len, heads.group, 1, heads.head_dim)
-    };
-    let tiles = tile_choices(heads.head_dim).map(|quads| (&TILE_KERNEL, tile_case(shape(9, 40), quads, dtype)));
-    let mut cases: Vec<(&'static Kernel, Case)> = tiles.collect();
-    cases.extend([
-        (&DECODE_KERNEL, decode_case(caps, shape(1, 100), 1, dtype)),
-        (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
-        (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
-    ]);
-    cases
-}
-
 /// How many quads of slots a lane of the tile kernel may have.
 fn tile_choices(head_dim: usize) -> impl Iterator<Item = usize> {
     TILE_QUADS.into_iter().filter(move |&quads| quads == 1 || head_dim <= MANY_SLOTS_DIM)
-}
-
-/// Every shape with a cache of each kind, but for a few of the kinds: a software driver takes seconds for a variant.
-fn caches<S: Copy>(shapes: &[S]) -> impl Iterator<Item = (S, KvDtype)> {
-    let of = |(i, shape): (usize, &S)| {
-        let (shape, kinds) = (*shape, if i % 3 == 0 { 3 } else { 2 });
-        KvDtype::ALL.into_iter().take(kinds).map(move |dtype| (shape, dtype))
-    };
-    shapes.iter().enumerate().flat_map(of)
-}
-
-fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let shapes: &[Shape] = match set {
-        CaseSet::Test => &[
-            Shape::new(5, 0, 9, 3, 64),
-            Shape::new(33, 0, 6, 2, 64),
-            Shape::new(40, 70, 3, 1, 128),
-            Shape::new(1, 31, 4, 1, 16),
-            Shape::new(9, 3, 2, 2, 20),
-            Shape::new(20, 10, 2, 1, 256),
-            Shape::new(6, 10, 7, 1, 96),
-            Shape::new(40, 0, 4, 2, 16).window(16),
-            Shape::new(33, 70, 8, 1, 64).window(40),
-            Shape::new(70, 5, 2, 2, 20).window(1),
-            Shape::new(20, 10, 8, 4, 256).soft_cap(5.0),
-            Shape::new(40, 90, 4, 2, 128).soft_cap(50.0).window(64),
-            Shape::new(9, 3, 2, 2, 20).soft_cap(1.0).window(500),
-            Shape::new(64, 0, 14, 2, 64),
-            Shape::new(7, 25, 32, 32, 96),
-            Shape::new(31, 1, 8, 8, 80),
-            Shape::new(16, 8160, 4, 2, 32),
-            Shape::new(16, 8160, 4, 2, 32).window(4096),
-            Shape::new(5, 3, 2, 1, 512),
-            Shape::new(32, 32, 4, 2, 64).with_outliers(),
-            Shape::new(6, 70, 4, 2, 128).soft_cap(50.0).with_outliers(),
-        ],
-        CaseSet::Bench => &[
-            Shape::new(32, 2048, 24, 8, 128),
-            Shape::new(512, 0, 24, 8, 128),
-            Shape::new(512, 2048, 24, 8, 128),
-            Shape::new(2048, 0, 24, 8, 128),
-            Shape::new(2048, 0, 32, 8, 64),
-        ],
-    };
-    let all = caches(shapes);
-    all.flat_map(|(shape, dtype)| tile_choices(shape.head_dim).map(move |quads| tile_case(shape, quads, dtype)))
-        .collect()
-}
-
-fn tile_case(shape: Shape, quads: usize, dtype: KvDtype) -> Case {
-    let variant = shape.attention().tile_variant(shape.cache_shape(dtype), quads);
-    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y, quads))
-}
-
-fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
-    let shapes: &[(Shape, usize)] = match set {
-        CaseSet::Test => &[
-            (Shape::new(1, 0, 9, 3, 64), 1),
-            (Shape::new(1, 127, 24, 8, 128), 1),
-            (Shape::new(1, 300, 9, 3, 64), 1),
-            (Shape::new(1, 300, 9, 3, 64), 3),
-            (Shape::new(1, 1000, 4, 1, 128), 4),
-            (Shape::new(3, 254, 14, 2, 64), 3),
-            (Shape::new(2, 10, 2, 2, 20), 1),
-            (Shape::new(1, 200, 16, 1, 32), 2),
-            (Shape::new(1, 40, 8, 2, 256), 1),
-            (Shape::new(1, 40, 3, 1, 96), 1),
-            (Shape::new(1, 300, 4, 2, 16).window(16), 1),
-            (Shape::new(3, 400, 8, 1, 64).window(200), 2),
-            (Shape::new(4, 126, 9, 3, 64).window(128), 2),
-            (Shape::new(2, 20, 2, 2, 20).window(1), 1),
-            (Shape::new(1, 40, 8, 4, 256).soft_cap(5.0), 1),
-            (Shape::new(1, 700, 16, 8, 256).soft_cap(50.0).window(512), 4),
-            (Shape::new(1, 300, 9, 3, 64).soft_cap(20.0), 3),
-            (Shape::new(1, 63, 32, 32, 96), 1),
-            (Shape::new(1, 255, 8, 8, 80), 2),
-            (Shape::new(4, 0, 2, 1, 512), 1),
-            (Shape::new(1, 8191, 4, 2, 32), 1),
-            (Shape::new(1, 8191, 4, 2, 32), 64),
-            (Shape::new(1, 8191, 4, 2, 32).window(4096), 32),
-            (Shape::new(1, 200, 4, 2, 64).with_outliers(), 1),
-            (Shape::new(2, 200, 4, 2, 64).with_outliers(), 2),
-            (Shape::new(1, 200, 4, 2, 64).soft_cap(50.0).with_outliers(), 2),
-        ],
-        CaseSet::Bench => &[
-            (Shape::new(1, 127, 24, 8, 128), 1),
-            (Shape::new(1, 511, 24, 8, 128), 1),
-            (Shape::new(1, 511, 24, 8, 128), 4),
-            (Shape::new(1, 2047, 24, 8, 128), 16),
-            (Shape::new(1, 8191, 24, 8, 128), 32),
-        ],
-    };
-    let all = caches(shapes);
-    all.map(|((shape, splits), dtype)| decode_case(caps, shape, splits, dtype)).collect()
-}
-
-fn decode_case(caps: &Caps, shape: Shape, splits: usize, dtype: KvDtype) -> Case {
-    let variant = shape.attention().decode_variant(caps, shape.cache_shape(dtype), splits > 1);
-    shape.case(dtype, variant, move |recorder, q, cache, y| {
-        shape.attention().record_decode(recorder, q, cache, y, splits);
-    })
-}
-
-fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let shapes: &[(usize, usize, usize, usize)] = match set {
-        CaseSet::Test => &[(1, 9, 3, 64), (2, 4, 64, 128), (1, 2, 1, 20), (4, 8, 7, 256), (3, 1, 33, 80)],
-        CaseSet::Bench => &[(1, 24, 16, 128)],
-    };
-    shapes.iter().map(|&(rows, heads, splits, head_dim)| reduce_case(rows, heads, splits, head_dim)).collect()
-}
-
-fn reduce_case(rows: usize, heads: usize, splits: usize, head_dim: usize) -> Case {
-    Case {
-        label: format!("{rows}, {heads} heads of {head_dim}, {splits} splits"),
-        variant: reduce_variant(head_dim),
-        flops: 2 * (rows * heads * splits * head_dim) as u64,
-        bytes: 4 * (rows * heads * (splits * (head_dim + 2) + head_dim)) as u64,
-        tolerance: 1e-10,
-        buffers: Box::new(move || {
-            let mut parts = Random::new(splits as u64).values(rows * heads * splits * (head_dim + 2));
-            for (i, part) in parts.chunks_exact_mut(head_dim + 2).enumerate() {
-                let l = &mut part[head_dim + 1];
-                *l = l.abs() + 0.5;
-                // A split without keys, as the last of an early row is.
-                if splits > 1 && i % splits == splits - 1 {
-                    part.fill(0.0);
-                    part[head_dim] = -3.0e38;
-                }
-            }
-            vec![CaseBuffer::input(&parts), CaseBuffer::output(rows * heads * head_dim)]
-        }),
-        record: Box::new(move |recorder, b| {
-            let reduce = Reduce { first_row: 0, rows, heads, splits };
-            reduce.record(recorder, head_dim, &b[0].cast(), &b[1].cast());
-        }),
-        reference: Box::new(move |b| vec![join_splits(b[0].values(), splits, head_dim)]),
-    }
 }

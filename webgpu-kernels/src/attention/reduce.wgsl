@@ -1,5 +1,6 @@
 // y[r, h, d] = sum over splits s of exp(m[s] - M) * part[s, d] / sum over s of exp(m[s] - M) * l[s],  M = max over s of m[s]
-// One workgroup per row and head, one lane per split and then per dim.
+// One workgroup per row and head, one lane per dim. The sums are online, over STEPS splits at a time, which are all on
+// their way at once; no lane waits for another.
 #import invocation
 
 struct Params { first_row: u32, heads: u32, splits: u32, groups: u32 }
@@ -8,8 +9,8 @@ struct Params { first_row: u32, heads: u32, splits: u32, groups: u32 }
 @group(0) @binding(1) var<storage, read> parts: array<f32>;            // [rows, heads, splits, HEAD_DIM + 2], see decode
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM]
 
-var<workgroup> largest: array<f32, WORKGROUP>;
-var<workgroup> sums: array<f32, WORKGROUP>;
+const LOWEST: f32 = -3.0e38;
+const STRIDE: u32 = HEAD_DIM + 2u;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(workgroups: Workgroups, invocation: Invocation) {
@@ -17,31 +18,33 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     if (group >= params.groups) {
         return;
     }
-    let lane = invocation.lane;
-    let start = group * params.splits * (HEAD_DIM + 2u);
-    if (lane < params.splits) {
-        largest[lane] = parts[start + lane * (HEAD_DIM + 2u) + HEAD_DIM];
-        sums[lane] = parts[start + lane * (HEAD_DIM + 2u) + HEAD_DIM + 1u];
-    }
-    workgroupBarrier();
-    var m = largest[0];
-    for (var s = 1u; s < params.splits; s++) {
-        m = max(m, largest[s]);
-    }
-    workgroupBarrier();
-    if (lane < params.splits) {
-        largest[lane] = exp(largest[lane] - m);
-    }
-    workgroupBarrier();
-    var sum = 0.0;
-    for (var s = 0u; s < params.splits; s++) {
-        sum += largest[s] * sums[s];
-    }
+    let start = group * params.splits * STRIDE;
     let to = (params.first_row * params.heads + group) * HEAD_DIM;
-    for (var d = lane; d < HEAD_DIM; d += WORKGROUP) {
+    for (var d = invocation.lane; d < HEAD_DIM; d += WORKGROUP) {
+        var largest = LOWEST;
+        var sum = 0.0;
         var total = 0.0;
-        for (var s = 0u; s < params.splits; s++) {
-            total += largest[s] * parts[start + s * (HEAD_DIM + 2u) + d];
+        for (var first = 0u; first < params.splits; first += STEPS) {
+#for s in 0..STEPS
+            // A split beyond the last is the last with weight zero.
+            let at$s = start + min(first + $su, params.splits - 1u) * STRIDE;
+            let part$s = parts[at$s + d];
+            let m$s = parts[at$s + HEAD_DIM];
+            let l$s = parts[at$s + HEAD_DIM + 1u];
+#endfor
+            var most = largest;
+#for s in 0..STEPS
+            most = max(most, m$s);
+#endfor
+            let correction = exp(largest - most);
+            sum *= correction;
+            total *= correction;
+            largest = most;
+#for s in 0..STEPS
+            let w$s = select(0.0, exp(m$s - most), first + $su < params.splits);
+            sum += w$s * l$s;
+            total += w$s * part$s;
+#endfor
         }
         y[to + d] = total / sum;
     }

@@ -8,22 +8,22 @@
 use model_format::decoder_config::Activation;
 
 use super::{
-    CHECKED_ROWS, GemvParams, KERNEL, NUMBERS, Shape, blocks, candidates, matrix_format, matrix_lens, pick, reference,
-    shape, variant,
+    GemvChoice, GemvKind, GemvParams, GemvShape, KERNEL, NUMBERS, candidates, choice_of, odd_choices, pick, reference,
+    shape_of, trial,
 };
 use crate::{
-    Case, CaseSet, Kernel, Variant, WeightFormat,
+    Case, CaseSet, Kernel, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
-    tuning::{Trial, Tunable},
+    tuning::Tunable,
 };
 
 /// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`, and `squares`, whose total is that of
 /// `sum[n]^2`.
 pub struct GemvAdd {
-    shape: Shape,
+    choice: GemvChoice,
 }
 
 /// `y[n] = sum over k of x[k] / sqrt(total of squares / cols + eps) * w[n, k]`, and with `swiglu`
@@ -75,17 +75,11 @@ pub static ADD_TUNABLE: Tunable = Tunable {
     kernel: &ADD_KERNEL,
     extents: &["rows", "cols", "batch"],
     numbers: &NUMBERS,
-    candidates: |_, problem| candidates(matrix_format(problem), problem.sizes()[1], 1),
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Add)),
     trial: |caps, problem, choice| {
-        let ([rows, cols, ..], format) = (problem.sizes(), matrix_format(problem));
-        let shape = Shape::of(choice);
-        let lens = [cols, rows, rows, rows, GemvAdd { shape }.parts(rows)];
-        Trial {
-            case: add_case(caps, shape, format, rows, cols),
-            lens: [&matrix_lens(format, rows, cols)[..], &lens].concat(),
-            rotated: 0..2,
-            check: add_case(caps, shape, format, CHECKED_ROWS, cols),
-        }
+        let GemvShape { rows, cols, .. } = shape_of(problem, GemvKind::Add);
+        let parts = GemvAdd { choice: GemvChoice::of(choice) }.parts(caps, rows);
+        trial(caps, problem, GemvKind::Add, choice, &[cols, rows, rows, rows, parts])
     },
 };
 
@@ -95,28 +89,37 @@ pub static SCALED_TUNABLE: Tunable = Tunable {
     kernel: &SCALED_KERNEL,
     extents: &["rows", "cols", "swiglu"],
     numbers: &NUMBERS,
-    candidates: |_, problem| candidates(matrix_format(problem), problem.sizes()[1], 1),
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, scaled_kind(problem.sizes()[2] == 1))),
     trial: |caps, problem, choice| {
-        let ([rows, cols, swiglu, _], format) = (problem.sizes(), matrix_format(problem));
-        let (shape, swiglu) = (Shape::of(choice), swiglu == 1);
-        Trial {
-            case: scaled_case(caps, shape, format, rows, cols, swiglu),
-            lens: [&matrix_lens(format, rows, cols)[..], &[cols, cols.div_ceil(4).next_multiple_of(4), rows]].concat(),
-            rotated: 0..2,
-            check: scaled_case(caps, shape, format, CHECKED_ROWS, cols, swiglu),
-        }
+        let kind = scaled_kind(problem.sizes()[2] == 1);
+        let GemvShape { format, rows, cols, .. } = shape_of(problem, kind);
+        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        trial(caps, problem, kind, choice, &[cols, parts, rows])
     },
 };
+
+fn scaled_kind(swiglu: bool) -> GemvKind {
+    if swiglu { GemvKind::Swiglu } else { GemvKind::Scaled }
+}
+
+/// Parts of the sum of squares of a row, as a square matrix leaves them where nothing is known of the device.
+pub(super) fn usual_parts(caps: &Caps, format: WeightFormat, cols: usize) -> usize {
+    GemvAdd { choice: choice_of(caps, &GemvAdd::shape(format, cols, cols)) }.parts(caps, cols)
+}
 
 impl GemvAdd {
     /// As it is done on a device.
     pub fn of(gpu: &Gpu, w: &Slice) -> GemvAdd {
-        GemvAdd { shape: pick(gpu, &ADD_TUNABLE, w, 1) }
+        GemvAdd { choice: pick(gpu, &GemvAdd::shape(w.format, w.rows, w.cols)) }
+    }
+
+    fn shape(format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
+        GemvShape { format, rows, cols, batch: 1, kind: GemvKind::Add }
     }
 
     /// Length of `squares` for so many rows.
-    pub fn parts(&self, rows: usize) -> usize {
-        self.shape.groups(rows)
+    pub fn parts(&self, caps: &Caps, rows: usize) -> usize {
+        rows.div_ceil(self.choice.workgroup_rows(caps))
     }
 
     /// `w` is a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
@@ -131,57 +134,50 @@ impl GemvAdd {
         y: &Buffer<f32>,
         squares: &Buffer<f32>,
     ) {
-        let params = GemvParams::new(w, w.rows);
-        let variant = add_variant(recorder.gpu().caps(), self.shape, w.format, w.cols);
+        let (caps, shape) = (*recorder.gpu().caps(), GemvAdd::shape(w.format, w.rows, w.cols));
+        let params = GemvParams::new(w, w.rows, shape.blocks(&self.choice));
         let buffers =
             [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), norm.into(), sum.into(), squares.into()];
-        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, self.parts(w.rows));
+        let variant = self.choice.variant(&caps, &shape, 0);
+        recorder.dispatch(&ADD_KERNEL, &variant, &params, &buffers, self.parts(&caps, w.rows));
     }
 }
 
 impl GemvScaled {
+    fn shape(&self, format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
+        GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(self.swiglu) }
+    }
+
     /// `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
     /// `y`: [rows of the whole matrix], with `swiglu` half as many.
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
-        let shape = pick(recorder.gpu(), &SCALED_TUNABLE, w, usize::from(self.swiglu));
-        self.record_shape(recorder, shape, w, x, squares, y);
+        let choice = pick(recorder.gpu(), &self.shape(w.format, w.rows, w.cols));
+        self.record_choice(recorder, choice, w, x, squares, y);
     }
 
-    fn record_shape(
+    fn record_choice(
         &self,
         recorder: &mut Recorder,
-        shape: Shape,
+        choice: GemvChoice,
         w: &Slice,
         x: &Buffer<f32>,
         squares: &Buffer<f32>,
         y: &Buffer<f32>,
     ) {
+        let (caps, shape) = (*recorder.gpu().caps(), self.shape(w.format, w.rows, w.cols));
         let params = ScaledParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
+            blocks: shape.blocks(&choice) as u32,
             first_row: w.first_row as u32,
             y_stride: 0,
             parts: self.parts as u32,
             eps: self.eps,
         };
-        let variant = self.variant(recorder.gpu().caps(), shape, w.format, w.cols);
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into(), squares.into()];
-        // With a gate, a workgroup has as many pairs of rows as half of them are.
-        let groups = if self.swiglu { (w.rows / 2).div_ceil(shape.rows as usize / 2) } else { shape.groups(w.rows) };
-        recorder.dispatch(&SCALED_KERNEL, &variant, &params, &buffers, groups);
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        recorder.dispatch(&SCALED_KERNEL, &choice.variant(&caps, &shape, self.parts), &params, &buffers, groups);
     }
-
-    fn variant(&self, caps: &Caps, shape: Shape, format: WeightFormat, cols: usize) -> Variant {
-        // A lane that has a block has a quad of parts.
-        let is_wide = blocks(format, cols) < self.parts.div_ceil(4);
-        let variant = variant(caps, shape, format, cols, 1).flag("EPILOGUE").flag("SCALED");
-        variant.flag_if("WIDE_BLOCKS", is_wide).flag_if("SWIGLU", self.swiglu)
-    }
-}
-
-fn add_variant(caps: &Caps, shape: Shape, format: WeightFormat, cols: usize) -> Variant {
-    variant(caps, shape, format, cols, 1).flag("EPILOGUE").flag("ADD")
 }
 
 fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -192,18 +188,20 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         }
         CaseSet::Bench => [(3072, 3072), (3072, 8192), (2048, 8192)].map(|(n, k)| (four_bits(), n, k)).into(),
     };
-    shapes.into_iter().map(|(format, rows, cols)| own_add_case(caps, format, rows, cols)).collect()
+    let usual = |(format, rows, cols)| {
+        let choice = choice_of(caps, &GemvAdd::shape(format, rows, cols));
+        add_case(caps, format, rows, cols, choice)
+    };
+    let odd = if set == CaseSet::Test { odd_choices(caps, GemvKind::Add) } else { Vec::new() };
+    let odd = odd.into_iter().map(|(of, choice)| add_case(caps, of.format, of.rows, of.cols, choice));
+    shapes.into_iter().map(usual).chain(odd).collect()
 }
 
-pub(super) fn own_add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize) -> Case {
-    add_case(caps, shape(blocks(format, cols), 1), format, rows, cols)
-}
-
-fn add_case(caps: &Caps, shape: Shape, format: WeightFormat, rows: usize, cols: usize) -> Case {
-    let add = move || GemvAdd { shape };
+pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, choice: GemvChoice) -> Case {
+    let group_rows = choice.workgroup_rows(caps);
     Case {
         label: format!("{rows} x {cols}"),
-        variant: add_variant(caps, shape, format, cols),
+        variant: choice.variant(caps, &GemvAdd::shape(format, rows, cols), 0),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + 4 * rows)) as u64,
         tolerance: 1e-10,
@@ -211,20 +209,20 @@ fn add_case(caps: &Caps, shape: Shape, format: WeightFormat, rows: usize, cols: 
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
             let (x, norm, sum) = (random.values(cols), random.values(rows), random.values(rows));
-            let squares = CaseBuffer::output(add().parts(rows));
+            let squares = CaseBuffer::output(rows.div_ceil(group_rows));
             let (x, norm, sum) = (CaseBuffer::input(&x), CaseBuffer::input(&norm), CaseBuffer::in_out(&sum));
             vec![q_weight, q_scale, x, norm, sum, CaseBuffer::output(rows), squares]
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
             let [x, norm, sum, y, squares] = [2, 3, 4, 5, 6].map(|i: usize| b[i].cast());
-            add().record(recorder, &w, &x, &norm, &sum, &y, &squares);
+            GemvAdd { choice }.record(recorder, &w, &x, &norm, &sum, &y, &squares);
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
             let (mut sum, mut y) = (b[4].values().to_vec(), vec![0.0; rows]);
             reference::gemv_add(&w, b[2].values(), b[3].values(), &mut sum, &mut y);
-            let squares = sum.chunks(shape.rows as usize).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
+            let squares = sum.chunks(group_rows).map(|sum| sum.iter().map(|v| v * v).sum()).collect();
             vec![sum, y, squares]
         }),
     }
@@ -251,21 +249,25 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             shapes.map(|(rows, cols, swiglu)| (four_bits(), rows, cols, swiglu)).into()
         }
     };
-    shapes.into_iter().map(|(format, rows, cols, swiglu)| own_scaled_case(caps, format, rows, cols, swiglu)).collect()
+    let usual = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
+        let shape = GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(swiglu) };
+        scaled_case(caps, &shape, choice_of(caps, &shape))
+    };
+    let kinds = [GemvKind::Scaled, GemvKind::Swiglu];
+    let odd = if set == CaseSet::Test { kinds.map(|kind| odd_choices(caps, kind)).concat() } else { Vec::new() };
+    let odd = odd.into_iter().map(|(shape, choice)| scaled_case(caps, &shape, choice));
+    shapes.into_iter().map(usual).chain(odd).collect()
 }
 
-pub(super) fn own_scaled_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, swiglu: bool) -> Case {
-    scaled_case(caps, shape(blocks(format, cols), 1), format, rows, cols, swiglu)
-}
-
-fn scaled_case(caps: &Caps, shape: Shape, format: WeightFormat, rows: usize, cols: usize, swiglu: bool) -> Case {
-    // As a product of as many outputs leaves them.
-    let parts = cols.div_ceil(4);
+pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
+    let GemvShape { format, rows, cols, kind, .. } = *shape;
+    let swiglu = kind == GemvKind::Swiglu;
+    let parts = usual_parts(caps, format, cols);
     let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
     let outputs = if swiglu { rows / 2 } else { rows };
     Case {
         label: format!("{rows} x {cols}"),
-        variant: scaled().variant(caps, shape, format, cols),
+        variant: choice.variant(caps, shape, parts),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
         tolerance: 1e-10,
@@ -280,7 +282,7 @@ fn scaled_case(caps: &Caps, shape: Shape, format: WeightFormat, rows: usize, col
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            scaled().record_shape(recorder, shape, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
+            scaled().record_choice(recorder, choice, &w, &b[2].cast(), &b[3].cast(), &b[4].cast());
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);

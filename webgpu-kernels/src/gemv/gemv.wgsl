@@ -1,10 +1,14 @@
 // y[m, first_row + n] = sum over k of x[m, k] * w[n, k], for BATCH rows m.
 // With SCALED, of x[m, k] / sqrt(mean_k(..^2) + eps): `squares` holds what the mean is of, in parts.
 // With SWIGLU, y[i] = silu(v[i]) * v[rows / 2 + i] of what would be y.
-// With ADD, y[n] is added to sum[n], y[n] = sum[n] * norm[n], and squares[n / ROWS] is the sum of ROWS sum[n]^2.
+// With ADD, y[n] is added to sum[n], y[n] = sum[n] * norm[n], and squares[g] is the sum of workgroup g's sum[n]^2.
+// With ROPE, the rows are those of queries, keys and values, head by head: queries, turned, go to y, keys, turned, and
+// values to the cache at `position`.
 //
-// A workgroup computes ROWS outputs n. A lane takes whole blocks along k, STEPS of them at a time so that many loads are
-// on their way (with ONCE that is all of them), and uses what it knows of x for all ROWS outputs.
+// A team of TEAM lanes computes ROWS outputs n: a subgroup with TEAMS, which needs no barrier, or the workgroup. A lane
+// takes whole blocks along k, STEPS of them at a time so that many loads are on their way (with ONCE that is all of them;
+// with EXACT no lane has fewer), and uses what it knows of x for all ROWS outputs. With SHARED_X all of x comes from
+// workgroup memory, in an order in which neighbouring lanes find neighbouring quads.
 #import invocation
 #import unpack
 
@@ -12,6 +16,9 @@ struct Params {
     rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32,
 #ifdef SCALED
     parts: u32, eps: f32,
+#endif
+#ifdef ROPE
+    heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
 #endif
 }
 
@@ -30,20 +37,40 @@ struct Params {
 #ifdef ADD
 @group(0) @binding(5) var<storage, read> norm: array<f32>;             // [rows]
 @group(0) @binding(6) var<storage, read_write> sum: array<f32>;        // [rows]
-@group(0) @binding(7) var<storage, read_write> squares: array<f32>;    // [rows / ROWS]
+@group(0) @binding(7) var<storage, read_write> squares: array<f32>;    // [workgroups]
+#endif
+#ifdef ROPE
+@group(0) @binding(6) var<storage, read> rope: array<vec2<f32>>;       // [positions, head_dim / 2]
+@group(0) @binding(7) var<storage, read_write> k_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
+@group(0) @binding(8) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
 #endif
 #import load_x
 #ifdef SWIGLU
 #import activation
 #endif
 
-// Sums over k that a workgroup makes.
+#ifdef KV_F16
+const MAX_F16: f32 = 65504.0;
+#endif
+
+#ifdef TEAMS
+const TEAM: u32 = SUBGROUP_MIN_SIZE;
+#else
+const TEAM: u32 = WORKGROUP;
+#endif
+
+// Sums over k that a team makes.
 #ifdef SCALED
 const OUTPUTS: u32 = ROWS * BATCH + 1u;
 #else
 const OUTPUTS: u32 = ROWS * BATCH;
 #endif
 
+#ifdef TEAMS
+#ifdef ADD
+var<workgroup> team_squares: array<f32, WORKGROUP / TEAM>;
+#endif
+#else
 #ifdef SUBGROUPS
 const PARTS: u32 = (WORKGROUP + SUBGROUP_MIN_SIZE - 1u) / SUBGROUP_MIN_SIZE;
 #else
@@ -55,6 +82,14 @@ var<workgroup> parts: array<f32, PARTS * OUTPUTS>;                     // [PARTS
 #ifdef EPILOGUE
 var<workgroup> totals: array<f32, OUTPUTS>;
 #endif
+#ifdef ROPE
+var<workgroup> turned: array<f32, ROWS>;
+#endif
+#endif
+
+#ifdef SHARED_X
+var<workgroup> x_tile: array<vec4<f32>, QUADS * X_BLOCKS>;             // [QUADS, X_BLOCKS], spread
+#endif
 
 #ifdef SCALED
 // The sum of a quad of `squares`, zero beyond the last.
@@ -65,38 +100,85 @@ fn squares_of(quad: u32) -> f32 {
 }
 #endif
 
+// Quad i of block `at`, as `raw4` wants it; zero beyond the last column.
+fn x_of(m: u32, at: u32, i: u32) -> vec4<f32> {
+#ifdef SHARED_X
+#ifdef EXACT
+    return x_tile[i * X_BLOCKS + at];
+#else
+    return select(vec4<f32>(0.0), x_tile[i * X_BLOCKS + min(at, X_BLOCKS - 1u)], at < X_BLOCKS);
+#endif
+#else
+#ifdef EXACT
+    return spread(x[m * (params.cols / 4u) + at * QUADS + i]);
+#else
+    return spread(load_x(m, at * QUADS + i));
+#endif
+#endif
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(workgroups: Workgroups, invocation: Invocation) {
-#ifdef SWIGLU
+    let group = workgroup_index(workgroups);
+#ifdef PAIRS
+    const outputs = ROWS / 2u;
     let inner = params.rows / 2u;
-    let first = workgroup_index(workgroups) * (ROWS / 2u);
-    if (first >= inner) {
-        return;
-    }
 #else
-    let first = workgroup_index(workgroups) * ROWS;
-    if (first >= params.rows) {
+    const outputs = ROWS;
+    let inner = params.rows;
+#endif
+    if (group * (WORKGROUP / TEAM) * outputs >= inner) {
         return;
     }
-#endif
+#ifdef TEAMS
+    let lane = invocation.subgroup_lane;
+    let first = (group * (WORKGROUP / TEAM) + invocation.subgroup) * outputs;
+#else
     let lane = invocation.lane;
+    let first = group * outputs;
+#endif
+#ifdef ROPE
+    let reach = params.head_dim / 2u;
+#endif
 #for r in 0..ROWS
     // Rows beyond the last are computed like it and not written.
 #ifdef SWIGLU
     let row$r = min(first + $ru / 2u, inner - 1u) + $ru % 2u * inner;
 #else
+#ifdef ROPE
+    let pair$r = min(first + $ru / 2u, inner - 1u);
+    let row$r = pair$r / reach * params.head_dim + pair$r % reach + $ru % 2u * reach;
+#else
     let row$r = min(first + $ru, params.rows - 1u);
+#endif
 #endif
 #for m in 0..BATCH
     var sum$m_$r = 0.0;
 #endfor
 #endfor
+    // What comes after the sums is asked for before them.
+#ifdef ADD
+    let n = first + lane;
+    let n_known = min(first + min(lane, ROWS - 1u), params.rows - 1u);
+    let sum_before = sum[n_known];
+    let norm_here = norm[n_known];
+#endif
+#ifdef ROPE
+    let pair = min(first + min(lane, ROWS - 1u) / 2u, inner - 1u);
+    let turn = rope[params.position * reach + pair % reach];
+#endif
 #ifdef SCALED
-    var square = 0.0;
-#ifdef WIDE_BLOCKS
-    for (var i = lane; 4u * i < params.parts; i += WORKGROUP) {
-        square += squares_of(i);
+#for s in 0..SQUARES
+    let square$s = squares_of($su * TEAM + lane);
+#endfor
+#endif
+
+#ifdef SHARED_X
+#ifndef ONCE
+    for (var quad = invocation.lane; quad < QUADS * X_BLOCKS; quad += WORKGROUP) {
+        x_tile[quad % QUADS * X_BLOCKS + quad / QUADS] = spread(load_x(0u, quad));
     }
+    workgroupBarrier();
 #endif
 #endif
 
@@ -104,30 +186,36 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     let tile = 0u;
     {
 #else
-    for (var tile = 0u; tile < params.blocks; tile += STEPS * WORKGROUP) {
+    for (var tile = 0u; tile < params.blocks; tile += STEPS * TEAM) {
 #endif
 #for s in 0..STEPS
+        let at$s = tile + $su * TEAM + lane;
+#ifdef EXACT
+        let b$s = at$s;
+#else
         // A lane beyond the last block loads that one and multiplies it by zero.
-        let at$s = tile + $su * WORKGROUP + lane;
         let b$s = min(at$s, params.blocks - 1u);
+#endif
 #for r in 0..ROWS
         let block$s_$r = load_block(row$r, b$s, params.blocks);
 #for m in 0..BATCH
         var part$s_$m_$r = 0.0;
 #endfor
 #endfor
-#ifdef SCALED
-#ifndef WIDE_BLOCKS
-        // As many blocks as there are quads of parts, or more. No loop of their own: it would end before w is asked for.
-        let square$s = squares_of(at$s);
-#endif
-#endif
 #endfor
+#ifdef SHARED_X
+#ifdef ONCE
+        for (var quad = invocation.lane; quad < QUADS * X_BLOCKS; quad += WORKGROUP) {
+            x_tile[quad % QUADS * X_BLOCKS + quad / QUADS] = spread(load_x(0u, quad));
+        }
+        workgroupBarrier();
+#endif
+#endif
 #for s in 0..STEPS
 #for i in 0..QUADS
         {
 #for m in 0..BATCH
-            let x$m = spread(load_x($mu, at$s * QUADS + $iu));
+            let x$m = x_of($mu, at$s, $iu);
 #endfor
 #for r in 0..ROWS
             {
@@ -146,13 +234,14 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         sum$m_$r += block_scale(block$s_$r) * part$s_$m_$r;
 #endfor
 #endfor
-#ifdef SCALED
-#ifndef WIDE_BLOCKS
-        square += square$s;
-#endif
-#endif
 #endfor
     }
+#ifdef SCALED
+    var square = 0.0;
+#for s in 0..SQUARES
+    square += square$s;
+#endfor
+#endif
 
 #ifdef SUBGROUPS
 #for m in 0..BATCH
@@ -163,6 +252,24 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #ifdef SCALED
     square = subgroupAdd(square);
 #endif
+#endif
+
+#ifdef TEAMS
+    // Lane m * ROWS + r goes on with that sum.
+    var total = 0.0;
+#for m in 0..BATCH
+#for r in 0..ROWS
+    total = select(total, sum$m_$r, lane == $mu * ROWS + $ru);
+#endfor
+#endfor
+#ifdef SCALED
+    total /= sqrt(square / f32(params.cols) + params.eps);
+#endif
+#ifdef PAIRS
+    let other = subgroupShuffleXor(total, 1u);
+#endif
+#else
+#ifdef SUBGROUPS
     let slot = invocation.subgroup;
     if (invocation.subgroup_lane == 0u) {
 #else
@@ -200,52 +307,108 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
             total += parts[i * OUTPUTS + lane];
         }
     }
-#ifdef EPILOGUE
-#ifdef ADD
-    let n = first + lane;
-    if (lane < OUTPUTS) {
-        var square = 0.0;
-        if (n < params.rows) {
-            let value = sum[n] + total;
-            sum[n] = value;
-            y[n] = value * norm[n];
-            square = value * value;
-        }
-        totals[lane] = square;
-    }
-    workgroupBarrier();
-    if (lane == 0u) {
-        var square = 0.0;
-#for r in 0..ROWS
-        square += totals[$r];
-#endfor
-        squares[first / ROWS] = square;
-    }
-#else
+#ifdef SCALED
     if (lane < OUTPUTS) {
         totals[lane] = total;
     }
     workgroupBarrier();
     let factor = 1.0 / sqrt(totals[ROWS * BATCH] / f32(params.cols) + params.eps);
-#ifdef SWIGLU
-    let n = first + lane;
-    if (lane < ROWS / 2u && n < inner) {
-        let gate = factor * totals[2u * lane];
-        y[n] = activation(gate) * factor * totals[2u * lane + 1u];
-    }
-#else
-    let n = first + lane;
+    total *= factor;
+#ifdef PAIRS
+    let other = factor * totals[min(lane ^ 1u, ROWS - 1u)];
+#endif
+#endif
+#endif
+
+#ifdef ADD
+    var square = 0.0;
     if (lane < ROWS && n < params.rows) {
-        y[params.first_row + n] = factor * total;
+        let value = sum_before + total;
+        sum[n] = value;
+        y[n] = value * norm_here;
+        square = value * value;
+    }
+#ifdef TEAMS
+    square = subgroupAdd(square);
+    if (lane == 0u) {
+        team_squares[invocation.subgroup] = square;
+    }
+    workgroupBarrier();
+    if (invocation.lane == 0u) {
+        square = team_squares[0];
+        for (var t = 1u; t < WORKGROUP / TEAM; t++) {
+            square += team_squares[t];
+        }
+        squares[group] = square;
+    }
+#else
+    if (lane < ROWS) {
+        totals[lane] = square;
+    }
+    workgroupBarrier();
+    if (lane == 0u) {
+        square = 0.0;
+#for r in 0..ROWS
+        square += totals[$r];
+#endfor
+        squares[group] = square;
     }
 #endif
-#endif
 #else
-    if (lane < OUTPUTS) {
+#ifdef SWIGLU
+    let n = first + lane / 2u;
+    if (lane % 2u == 0u && lane < ROWS && n < inner) {
+        y[n] = activation(total) * other;
+    }
+#else
+#ifdef ROPE
+    let head = pair / reach;
+    let is_high = lane % 2u == 1u;
+    let is_turned = head < params.heads + params.kv_heads;
+    let value = select(total, total * turn.x + select(-other, other, is_high) * turn.y, is_turned);
+#ifdef TEAMS
+    let next = subgroupShuffleXor(value, 2u);
+#else
+    if (lane < ROWS) {
+        turned[lane] = value;
+    }
+    workgroupBarrier();
+    let next = turned[min(lane ^ 2u, ROWS - 1u)];
+#endif
+    if (lane < ROWS && first + lane / 2u < inner) {
+        let at = pair % reach + select(0u, reach, is_high);
+        if (head < params.heads) {
+            y[head * params.head_dim + at] = value;
+        } else {
+            let kv_head = head - params.heads - select(params.kv_heads, 0u, is_turned);
+            let to = (kv_head * params.capacity + params.position) * params.kv_row;
+#ifdef KV_F16
+            // Two neighbours are a word. Beyond the largest f16 WGSL promises nothing.
+            let word = pack2x16float(clamp(vec2<f32>(value, next), vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
+            if (lane / 2u % 2u == 0u) {
+                if (is_turned) {
+                    k_cache[to + at / 2u] = word;
+                } else {
+                    v_cache[to + at / 2u] = word;
+                }
+            }
+#else
+            if (is_turned) {
+                k_cache[to + at] = bitcast<u32>(value);
+            } else {
+                v_cache[to + at] = bitcast<u32>(value);
+            }
+#endif
+        }
+    }
+#else
+    if (lane < ROWS * BATCH) {
         let n = first + lane % ROWS;
         if (n < params.rows) {
             y[(lane / ROWS) * params.y_stride + params.first_row + n] = total;
         }
     }
+#endif
+#endif
 #endif
 }

@@ -1,19 +1,19 @@
 //! `y[m, n] = sum over k of x[m, k] * w[n, k]` for one row m, and for up to [`MAX_BATCH`]: decoding.
 //!
-//! Bound by the memory that `w` is read from: what counts is how many bytes are on their way at a time. Neighbouring
-//! lanes read neighbouring parts of a block, so that a subgroup reads whole lines of `w` and nearly so of `x`. Choices:
-//! - `WORKGROUP`, `STEPS` and `ROWS`: `candidates` lists them, `pick` takes one. A row's blocks are as many as lanes have
-//!   room for, or the workgroup goes along the row.
-//! - `subgroups`: the sum over lanes within a subgroup needs no memory.
-//! - `ragged`: rows of `x` that are no multiple of four values long.
+//! Bound by the memory that `w` is read from: what counts is how many bytes are on their way at a time, and what else a
+//! lane does beside. Neighbouring lanes read neighbouring parts of a block, so that a subgroup reads whole lines of `w` and
+//! nearly so of `x`. How lanes are divided is a [`GemvChoice`]; `choice.rs` has the one that is taken, and others to try.
 //!
-//! `fused.rs` does the same for one row together with what comes before and after it in a decoder.
+//! `fused.rs` does the same for one row together with what comes before and after it in a decoder, `rope.rs` together
+//! with the rotation of queries and keys.
 
+mod choice;
 mod fused;
 mod reference;
+mod rope;
 
 use crate::{
-    Case, CaseSet, Kernel, Variant, WeightFormat,
+    Case, CaseSet, Kernel, WeightFormat,
     cases::{all_formats, four_bits},
     gemm::case_with,
     gpu::{Buffer, Caps, Gpu, Recorder},
@@ -22,8 +22,11 @@ use crate::{
     tuning::{Choice, Problem, Trial, Tunable},
 };
 
+pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
+pub(crate) use rope::case_of as turned_case_of;
+pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
 
 /// Most rows of `x`.
 pub const MAX_BATCH: usize = 8;
@@ -39,11 +42,11 @@ pub struct Gemv {
 params! { struct GemvParams { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32 } }
 
 impl GemvParams {
-    fn new(w: &Slice, y_stride: usize) -> GemvParams {
+    fn new(w: &Slice, y_stride: usize, blocks: usize) -> GemvParams {
         GemvParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
-            blocks: blocks(w.format, w.cols) as u32,
+            blocks: blocks as u32,
             first_row: w.first_row as u32,
             y_stride: y_stride as u32,
         }
@@ -65,96 +68,52 @@ pub static TUNABLE: Tunable = Tunable {
     kernel: &KERNEL,
     extents: &["rows", "cols", "batch"],
     numbers: &NUMBERS,
-    candidates: |_, problem| {
-        let [_, cols, batch, _] = problem.sizes();
-        candidates(matrix_format(problem), cols, batch)
-    },
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Plain)),
     trial: |caps, problem, choice| {
-        let ([rows, cols, batch, _], format) = (problem.sizes(), matrix_format(problem));
-        let shape = Shape::of(choice);
-        Trial {
-            case: case(caps, shape, format, batch, rows, cols),
-            lens: [&matrix_lens(format, rows, cols)[..], &[batch * cols, batch * rows]].concat(),
-            rotated: 0..2,
-            check: case(caps, shape, format, batch, CHECKED_ROWS, cols),
-        }
+        let GemvShape { rows, cols, batch, .. } = shape_of(problem, GemvKind::Plain);
+        trial(caps, problem, GemvKind::Plain, choice, &[batch * cols, batch * rows])
     },
 };
 
-/// Names of a [`Shape`]'s numbers.
-const NUMBERS: [&str; 3] = ["workgroup", "steps", "rows"];
-/// Rows of a small matrix: no multiple of what a workgroup has.
+/// Names of a [`GemvChoice`]'s numbers. The form is its parts, 8 more with teams, and 16 more with `x` in workgroup memory.
+const NUMBERS: [&str; 4] = ["workgroup", "steps", "rows", "form"];
+/// Rows of a small matrix: no multiple of what a workgroup has, but of what heads are made of where there are such.
 const CHECKED_ROWS: usize = 10;
+const CHECKED_HEADS: usize = 40;
 
-/// How a matrix is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Shape {
-    /// Lanes.
-    workgroup: u32,
-    /// Blocks of a lane at a time.
-    steps: u32,
-    /// Outputs of a workgroup, an even number.
-    rows: u32,
-}
-
-impl Shape {
-    fn of(Choice([workgroup, steps, rows, _]): Choice) -> Shape {
-        Shape { workgroup, steps, rows }
+impl GemvChoice {
+    fn of(Choice([workgroup, steps, rows, form]): Choice) -> GemvChoice {
+        GemvChoice { workgroup, steps, rows, parts: form & 7, teams: form & 8 != 0, shared: form & 16 != 0 }
     }
 
-    /// Workgroups for so many outputs.
-    fn groups(&self, outputs: usize) -> usize {
-        outputs.div_ceil(self.rows as usize)
+    fn numbers(self) -> Choice {
+        let form = self.parts + 8 * u32::from(self.teams) + 16 * u32::from(self.shared);
+        Choice([self.workgroup, self.steps, self.rows, form])
     }
 }
 
-impl Gemv {
-    /// `x`: [batch, w.cols]. `y`: [batch, y_stride].
-    pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
-        self.record_shape(recorder, pick(recorder.gpu(), &TUNABLE, w, self.batch), w, x, y);
-    }
-
-    fn record_shape(&self, recorder: &mut Recorder, shape: Shape, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
-        assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, got {}", self.batch);
-        let variant = variant(recorder.gpu().caps(), shape, w.format, w.cols, self.batch);
-        let params = GemvParams::new(w, self.y_stride);
-        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
-        recorder.dispatch(&KERNEL, &variant, &params, &buffers, shape.groups(w.rows));
-    }
+/// What a problem of this folder is; its extents are rows, columns and, of some kinds, a third.
+fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
+    let [rows, cols, last, _] = problem.sizes();
+    let batch = if kind == GemvKind::Plain { last } else { 1 };
+    GemvShape { format: problem.format.expect("a matrix has a format"), rows, cols, batch, kind }
 }
 
-/// How one of this folder's kernels divides a matrix on a device. `last`: the problem's third extent.
-fn pick(gpu: &Gpu, tunable: &'static Tunable, w: &Slice, last: usize) -> Shape {
-    Shape::of(gpu.choice(Problem::new(tunable, Some(w.format), [w.rows, w.cols, last])))
+/// The few that are worth the time of trying them on a user's device.
+fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<Choice> {
+    choice::best(caps, shape).into_iter().map(GemvChoice::numbers).collect()
 }
 
-/// The ways to divide rows of so many inputs, the one first that was measured on an H200. More rows of `x` have no registers
-/// for more blocks, and no workgroup memory for more lanes.
-fn candidates(format: WeightFormat, cols: usize, batch: usize) -> Vec<Choice> {
-    let blocks = blocks(format, cols);
-    let own = shape(blocks, batch);
-    let mut shapes = vec![own];
-    if batch == 1 {
-        let lanes = |steps: u32| blocks.div_ceil(steps as usize).next_multiple_of(32).min(256) as u32;
-        for (steps, rows) in [(2, 2), (1, 4), (4, 4), (1, 2), (1, 8), (2, 8)] {
-            shapes.push(Shape { workgroup: lanes(steps), steps, rows });
-        }
-        for workgroup in [own.workgroup / 2, own.workgroup / 4].map(|lanes| lanes.next_multiple_of(32)) {
-            shapes.extend([Shape { workgroup, ..own }, Shape { workgroup, steps: 1, rows: 4 }]);
-        }
+/// A choice to be timed and checked. `lens`: words of the buffers behind the matrix.
+fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &[usize]) -> Trial {
+    let (shape, choice) = (shape_of(problem, kind), GemvChoice::of(choice));
+    let rows = if kind == GemvKind::Rope { CHECKED_HEADS } else { CHECKED_ROWS };
+    Trial {
+        case: choice_case(caps, &shape, choice),
+        lens: [&matrix_lens(shape.format, shape.rows, shape.cols)[..], lens].concat(),
+        rotated: 0..2,
+        check: choice_case(caps, &GemvShape { rows, ..shape }, choice),
     }
-    let mut choices: Vec<Choice> = Vec::new();
-    for Shape { workgroup, steps, rows } in shapes {
-        let choice = Choice([workgroup, steps, rows, 0]);
-        if workgroup > 0 && !choices.contains(&choice) {
-            choices.push(choice);
-        }
-    }
-    choices
-}
-
-fn matrix_format(problem: &Problem) -> WeightFormat {
-    problem.format.expect("a matrix has a format")
 }
 
 /// Words of a matrix, and of its scales.
@@ -163,32 +122,43 @@ pub(crate) fn matrix_lens(format: WeightFormat, rows: usize, cols: usize) -> [us
     [rows * format.row_words(cols), (rows * format.row_scales(cols)).div_ceil(2).max(4)]
 }
 
-fn variant(caps: &Caps, shape: Shape, format: WeightFormat, cols: usize, batch: usize) -> Variant {
-    let Shape { workgroup, steps, rows } = shape;
-    Variant::new()
-        .weights_in_parts(format, format.lane_parts())
-        .constant_is("WORKGROUP", workgroup)
-        .constant_is("STEPS", steps)
-        .constant_is("ROWS", rows)
-        .constant_is("BATCH", batch as u32)
-        .flag_if("ONCE", blocks(format, cols) <= (workgroup * steps) as usize)
-        .flag_if("RAGGED", !cols.is_multiple_of(4))
-        .subgroups(caps)
+/// The choice where nothing is known of the device.
+fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
+    choice::usual(caps, shape)
 }
 
-/// What a lane takes for a block in a row of `cols` weights.
-fn blocks(format: WeightFormat, cols: usize) -> usize {
-    format.blocks(cols) * format.lane_parts() as usize
+/// The choice that is made on a device.
+fn pick(gpu: &Gpu, shape: &GemvShape) -> GemvChoice {
+    let GemvShape { format, rows, cols, batch, kind } = *shape;
+    let problem = match kind {
+        GemvKind::Plain => Problem::new(&TUNABLE, Some(format), [rows, cols, batch]),
+        GemvKind::Add => Problem::new(&ADD_TUNABLE, Some(format), [rows, cols, 1]),
+        GemvKind::Scaled => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 0]),
+        GemvKind::Swiglu => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 1]),
+        GemvKind::Rope => Problem::new(&ROPE_TUNABLE, Some(format), [rows, cols]),
+    };
+    GemvChoice::of(gpu.choice(problem))
 }
 
-/// The first of the candidates, for rows of so many blocks.
-fn shape(blocks: usize, batch: usize) -> Shape {
-    let (steps, rows) = (2, 4);
-    match batch {
-        1 => {
-            Shape { workgroup: blocks.div_ceil(steps).next_multiple_of(32).min(256) as u32, steps: steps as u32, rows }
-        }
-        _ => Shape { workgroup: 64, steps: 1, rows },
+impl Gemv {
+    /// `x`: [batch, w.cols]. `y`: [batch, y_stride].
+    pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+        let shape = self.shape(w);
+        let choice = pick(recorder.gpu(), &shape);
+        self.record_choice(recorder, choice, w, x, y);
+    }
+
+    fn shape(&self, w: &Slice) -> GemvShape {
+        GemvShape { format: w.format, rows: self.y_stride, cols: w.cols, batch: self.batch, kind: GemvKind::Plain }
+    }
+
+    fn record_choice(&self, recorder: &mut Recorder, choice: GemvChoice, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
+        assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, got {}", self.batch);
+        let (caps, shape) = (*recorder.gpu().caps(), self.shape(w));
+        let params = GemvParams::new(w, self.y_stride, shape.blocks(&choice));
+        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        recorder.dispatch(&KERNEL, &choice.variant(&caps, &shape, 0), &params, &buffers, groups);
     }
 }
 
@@ -220,7 +190,9 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
                 (4, 3, 576),
             ];
             let all = all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape)));
-            all.map(|(format, (batch, rows, cols))| own_case(caps, format, batch, rows, cols)).collect()
+            let odd = odd_choices(caps, GemvKind::Plain);
+            let odd = odd.into_iter().map(|(shape, choice)| choice_case(caps, &shape, choice));
+            all.map(|(format, (batch, rows, cols))| case(caps, format, batch, rows, cols)).chain(odd).collect()
         }
         CaseSet::Bench => [
             (q4, 1, 5120, 3072),
@@ -234,31 +206,75 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (q4, 8, 16_384, 3072),
             (f16, 1, 16_384, 3072),
         ]
-        .map(|(format, batch, rows, cols)| own_case(caps, format, batch, rows, cols))
+        .map(|(format, batch, rows, cols)| case(caps, format, batch, rows, cols))
         .into(),
     }
 }
 
 /// Small cases of a model's matrices with so many inputs, of this folder's kernels.
 pub(crate) fn cases_of(caps: &Caps, format: WeightFormat, cols: usize) -> Vec<(&'static Kernel, Case)> {
-    vec![
-        (&KERNEL, own_case(caps, format, 1, 10, cols)),
-        (&KERNEL, own_case(caps, format, 3, 10, cols)),
-        (&ADD_KERNEL, fused::own_add_case(caps, format, 10, cols)),
-        (&SCALED_KERNEL, fused::own_scaled_case(caps, format, 10, cols, false)),
-        (&SCALED_KERNEL, fused::own_scaled_case(caps, format, 10, cols, true)),
-    ]
+    let of = |kind, batch| GemvShape { format, rows: 10, cols, batch, kind };
+    let mut cases = vec![(&KERNEL, case(caps, format, 3, 10, cols))];
+    for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu] {
+        let shape = of(kind, 1);
+        cases.push((kernel_of(kind), choice_case(caps, &shape, choice_of(caps, &shape))));
+    }
+    cases
 }
 
-fn own_case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
-    case(caps, shape(blocks(format, cols), batch), format, batch, rows, cols)
+/// The kernel of a kind.
+pub fn kernel_of(kind: GemvKind) -> &'static Kernel {
+    match kind {
+        GemvKind::Plain => &KERNEL,
+        GemvKind::Add => &ADD_KERNEL,
+        GemvKind::Scaled | GemvKind::Swiglu => &SCALED_KERNEL,
+        GemvKind::Rope => &ROPE_KERNEL,
+    }
 }
 
-fn case(caps: &Caps, shape: Shape, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
-    let variant = variant(caps, shape, format, cols, batch);
-    case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
-        Gemv { batch, y_stride: rows }.record_shape(recorder, shape, w, x, y);
-    })
+/// A shape in one of its [`choices`], as a case: for whoever times them.
+pub fn choice_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
+    let GemvShape { format, rows, cols, batch, kind } = *shape;
+    match kind {
+        GemvKind::Plain => {
+            let variant = choice.variant(caps, shape, 0);
+            case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
+                Gemv { batch, y_stride: rows }.record_choice(recorder, choice, w, x, y);
+            })
+        }
+        GemvKind::Add => fused::add_case(caps, format, rows, cols, choice),
+        GemvKind::Scaled | GemvKind::Swiglu => fused::scaled_case(caps, shape, choice),
+        GemvKind::Rope => rope::case(caps, rope::Shape::of(rows, cols, format), choice, crate::KvDtype::F16),
+    }
+}
+
+fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
+    let shape = GemvShape { format, rows, cols, batch, kind: GemvKind::Plain };
+    choice_case(caps, &shape, choice_of(caps, &shape))
+}
+
+/// Choices of each kind in a small shape of each number of rows: what no default takes is right too.
+fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
+    let choice =
+        |workgroup, teams, rows, steps, parts, shared| GemvChoice { workgroup, teams, rows, steps, parts, shared };
+    let all = [
+        (576, choice(64, true, 4, 1, 2, false)),
+        (3072, choice(128, true, 8, 2, 2, true)),
+        (2048, choice(256, true, 4, 2, 1, false)),
+        (3072, choice(96, false, 8, 1, 1, false)),
+        (8192, choice(256, false, 4, 2, 4, false)),
+        (576, choice(64, true, 4, 3, 4, true)),
+        (2048, choice(64, false, 8, 2, 2, true)),
+    ];
+    let shapes = all.into_iter().enumerate().map(|(i, (cols, choice))| {
+        let rows = if kind == GemvKind::Rope {
+            512
+        } else {
+            [67, 64, 30][i % 3] & if kind == GemvKind::Swiglu { !1 } else { !0 }
+        };
+        (GemvShape { format: four_bits(), rows, cols, batch: 1, kind }, choice)
+    });
+    shapes.filter(|(shape, choice)| choice.suits(caps, shape)).collect()
 }
 
 #[cfg(test)]
@@ -267,14 +283,33 @@ mod tests {
 
     #[test]
     fn workgroups_fit_the_rows_of_real_models() {
-        let shapes = [(576, 32), (2048, 64), (3072, 96), (4096, 128), (8192, 256)];
-        for (cols, workgroup) in shapes {
-            let expected = Shape { workgroup, steps: 2, rows: 4 };
-            assert_eq!(shape(cols / 16, 1), expected, "{cols}");
-            let all = candidates(four_bits(), cols, 1);
-            assert_eq!(Shape::of(all[0]), expected, "{cols}");
-            assert!(all.len() > 5 && all.iter().all(|choice| choice.0[0] % 32 == 0 && choice.0[2] % 2 == 0), "{all:?}");
+        let shapes = [(576, (32, 2)), (2048, (64, 2)), (3072, (96, 2)), (4096, (128, 2)), (8192, (256, 2))];
+        let of = |cols, batch| {
+            let shape = GemvShape { format: four_bits(), rows: 64, cols, batch, kind: GemvKind::Plain };
+            let choice = choice_of(&Caps::WEBGPU_DEFAULTS, &shape);
+            (choice.workgroup, choice.steps)
+        };
+        for (cols, expected) in shapes {
+            assert_eq!(of(cols, 1), expected, "{cols}");
         }
-        assert_eq!(shape(192, 4), Shape { workgroup: 64, steps: 1, rows: 4 });
+        assert_eq!(of(3072, 4), (64, 1));
+    }
+
+    #[test]
+    fn every_choice_suits_and_the_usual_one_is_first() {
+        let subgroups =
+            |min, max| Caps { subgroups: Some(crate::gpu::SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
+        for caps in [Caps::WEBGPU_DEFAULTS, subgroups(32, 32), subgroups(8, 32)] {
+            for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu, GemvKind::Rope] {
+                let shape = GemvShape { format: four_bits(), rows: 3072, cols: 3072, batch: 1, kind };
+                let all = choices(&caps, &shape);
+                assert_eq!(all[0], choice_of(&caps, &shape));
+                assert!(all.len() > 20 && all.iter().all(|choice| choice.suits(&caps, &shape)), "{kind:?}");
+                assert_eq!(
+                    all.iter().any(|choice| choice.teams),
+                    caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max)
+                );
+            }
+        }
     }
 }

@@ -87,6 +87,13 @@ pub struct SubgroupSizes {
     pub max: u32,
 }
 
+impl SubgroupSizes {
+    /// The size of every subgroup, where they are of one size.
+    pub fn fixed(self) -> Option<u32> {
+        (self.min == self.max).then_some(self.min)
+    }
+}
+
 /// Which device to open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Selection {

@@ -144,10 +144,12 @@ impl Recorder {
     }
 
     /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
-    /// is submitted if both together would keep the device busy for too long.
-    pub fn expect_work(&mut self, work: u64) {
+    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`, which a
+    /// browser's `usize` of 32 bits could not hold.
+    pub fn expect_work(&mut self, factors: &[usize]) {
+        let work: u64 = factors.iter().map(|&factor| factor as u64).product();
         let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
-        if is_too_much && !self.dispatches.is_empty() && self.max_dispatches == MAX_DISPATCHES {
+        if is_too_much && !self.dispatches.is_empty() && self.most_dispatches() == MAX_DISPATCHES {
             self.submit();
         }
         self.work += work;
@@ -188,7 +190,7 @@ impl Recorder {
             return;
         }
         let step = self.gpu.shared.limits.min_uniform_buffer_offset_alignment as usize;
-        if self.dispatches.len() >= self.max_dispatches
+        if self.dispatches.len() >= self.most_dispatches()
             || self.params.len().next_multiple_of(step) + kernel.params.size > UNIFORM_BYTES as usize
         {
             self.submit();
@@ -206,6 +208,12 @@ impl Recorder {
         }
         let params = self.place_params(bytemuck::bytes_of(params), step);
         self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
+    }
+
+    /// How many dispatches a submission has at most. Kernel by kernel they are timed together.
+    fn most_dispatches(&self) -> usize {
+        let is_by_kernel = self.profile.as_ref().is_some_and(|profile| profile.around == Around::Kernels);
+        if is_by_kernel { usize::MAX } else { self.max_dispatches }
     }
 
     /// Where these parameters lie in the uniform buffer. Equal ones, as of every layer's norm, lie there once.
@@ -253,17 +261,24 @@ impl Recorder {
             }
             _ => None,
         };
-        let alone = self.profile.as_ref().is_some_and(|profile| profile.around == Around::Dispatches);
-        let per_pass = if alone { 1 } else { self.dispatches.len().max(1) };
-        for (pair, dispatches) in self.dispatches.chunks(per_pass).enumerate() {
-            let stamped = stamps.as_ref().map(|stamps| stamps.writes(pair));
-            let timestamp_writes = stamped.or_else(|| timer.map(PassTimer::writes));
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
-            for dispatch in dispatches {
-                pass.set_pipeline(&dispatch.pipeline);
-                pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);
-                pass.dispatch_workgroups(dispatch.groups.0, dispatch.groups.1, 1);
+        let encode = |pass: &mut wgpu::ComputePass<'_>, dispatch: &Dispatch| {
+            pass.set_pipeline(&dispatch.pipeline);
+            pass.set_bind_group(0, &dispatch.bind_group, &[dispatch.params]);
+            pass.dispatch_workgroups(dispatch.groups.0, dispatch.groups.1, 1);
+        };
+        if let Some(stamps) = &stamps {
+            for (pair, timed) in stamps.passes.iter().enumerate() {
+                let timestamp_writes = Some(stamps.writes(pair));
+                let mut pass =
+                    encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+                for _ in 0..timed.rounds {
+                    timed.dispatches.iter().for_each(|&i| encode(&mut pass, &self.dispatches[i]));
+                }
             }
+        } else if !self.dispatches.is_empty() || timer.is_some() {
+            let timestamp_writes = timer.map(PassTimer::writes);
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: None, timestamp_writes });
+            self.dispatches.iter().for_each(|dispatch| encode(&mut pass, dispatch));
         }
         self.dispatches.clear();
         if let (Some(profile), Some(stamps)) = (&mut self.profile, stamps) {

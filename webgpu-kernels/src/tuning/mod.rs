@@ -28,6 +28,7 @@ pub const TUNABLES: &[&Tunable] = &[
     &gemv::TUNABLE,
     &gemv::ADD_TUNABLE,
     &gemv::SCALED_TUNABLE,
+    &gemv::ROPE_TUNABLE,
     &gemm::TUNABLE,
     &gemm::SPLITS_TUNABLE,
     &gemm::COOPERATIVE_TUNABLE,

@@ -1,11 +1,16 @@
 // Group quantization, the WGSL half: see mod.rs beside this file.
 // BITS, GROUP_SIZE, MAX_INT and the bindings `q_weight: array<Words>` ([rows, blocks], a block being a group of four
-// words or half of one) and `q_scale: array<u32>` ([rows, groups] f16, two per word) come from the kernel that imports
+// words, half or a quarter of one) and `q_scale: array<u32>` ([rows, groups] f16, two per word) come from the kernel that imports
 // this.
 
 const CODES_PER_WORD: u32 = 32u / BITS;
 const CODE_MASK: u32 = (1u << BITS) - 1u;
 
+#ifdef QUARTERS
+// A word of a group is a block.
+alias Words = u32;
+const BLOCKS_PER_GROUP: u32 = 4u;
+#else
 #ifdef HALVES
 // Half a group is a block.
 alias Words = vec2<u32>;
@@ -13,6 +18,7 @@ const BLOCKS_PER_GROUP: u32 = 2u;
 #else
 alias Words = vec4<u32>;
 const BLOCKS_PER_GROUP: u32 = 1u;
+#endif
 #endif
 
 // Consecutive weights of one row.
@@ -44,7 +50,11 @@ fn spread(x: vec4<f32>) -> vec4<f32> {
 
 // Weights 4 * i .. 4 * i + 4 without their scale, times 1 / SPREAD.
 fn raw4(block: Block, i: u32) -> vec4<f32> {
+#ifdef QUARTERS
+    return of_nibbles(block.words >> (16u * i));
+#else
     return of_nibbles(block.words[i >> 1u] >> (16u * (i & 1u)));
+#endif
 }
 
 fn of_nibbles(word: u32) -> vec4<f32> {
@@ -63,7 +73,11 @@ struct Part { word: u32, scale: f32 }
 // Part `part` of block `b` of row `row`.
 fn load_part(row: u32, b: u32, part: u32, blocks: u32) -> Part {
     let i = row * blocks + b;
+#ifdef QUARTERS
+    return Part(q_weight[i], group_scale(i / BLOCKS_PER_GROUP));
+#else
     return Part(q_weight[i][part], group_scale(i / BLOCKS_PER_GROUP));
+#endif
 }
 
 // Weights 4 * i .. 4 * i + 4 of a part.

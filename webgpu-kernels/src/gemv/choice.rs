@@ -1,0 +1,222 @@
+//! How a product of one row is divided among lanes: [`GemvChoice`], and [`choices`], all that are worth a try.
+
+use crate::{Variant, WeightFormat, gpu::Caps};
+
+/// What is done around a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GemvKind {
+    /// Nothing.
+    Plain,
+    /// [`super::GemvAdd`].
+    Add,
+    /// [`super::GemvScaled`].
+    Scaled,
+    /// [`super::GemvScaled`] with its gate.
+    Swiglu,
+    /// [`super::GemvRope`].
+    Rope,
+}
+
+/// What a choice depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GemvShape {
+    /// How the weights are stored.
+    pub format: WeightFormat,
+    /// Outputs of the whole matrix.
+    pub rows: usize,
+    /// Inputs.
+    pub cols: usize,
+    /// Rows of `x`.
+    pub batch: usize,
+    /// What else is done.
+    pub kind: GemvKind,
+}
+
+/// How lanes are divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct GemvChoice {
+    /// Lanes of a workgroup.
+    pub workgroup: u32,
+    /// Whether each subgroup has outputs of its own; otherwise the workgroup has them together.
+    pub teams: bool,
+    /// Outputs of a team. Even where outputs are pairs, a multiple of four where pairs are.
+    pub rows: u32,
+    /// Blocks of each output that a lane has on their way at a time.
+    pub steps: u32,
+    /// Parts that a group of weights is divided in, each a block: 1, 2 or 4.
+    pub parts: u32,
+    /// Whether all of `x` comes from workgroup memory.
+    pub shared: bool,
+}
+
+/// Longest row that workgroup memory has room for on every device.
+const SHARED_COLS: usize = 3584;
+
+impl GemvShape {
+    /// What a lane takes at a time, in a row.
+    pub(super) fn blocks(&self, choice: &GemvChoice) -> usize {
+        self.format.blocks(self.cols) * choice.parts as usize
+    }
+
+    fn can_divide(&self) -> bool {
+        matches!(self.format, WeightFormat::Group { bits: 4, group_size: 32 })
+    }
+
+    /// Whether outputs come in pairs of rows.
+    pub(super) fn has_pairs(&self) -> bool {
+        matches!(self.kind, GemvKind::Swiglu | GemvKind::Rope)
+    }
+}
+
+impl GemvChoice {
+    fn team(&self, caps: &Caps) -> u32 {
+        match caps.subgroups {
+            Some(sizes) if self.teams => sizes.min,
+            _ => self.workgroup,
+        }
+    }
+
+    /// Rows of the matrix that a workgroup computes.
+    pub(super) fn workgroup_rows(&self, caps: &Caps) -> usize {
+        (self.workgroup / self.team(caps) * self.rows) as usize
+    }
+
+    /// Whether the device and the shape allow it.
+    pub(super) fn suits(&self, caps: &Caps, shape: &GemvShape) -> bool {
+        let team_is_known = caps.subgroups.and_then(|sizes| sizes.fixed());
+        let teams_fit = !self.teams
+            || team_is_known.is_some_and(|lanes| {
+                // Sums of a team lie in its lanes.
+                self.workgroup.is_multiple_of(lanes) && self.rows * shape.batch as u32 <= lanes
+            });
+        let rows = match shape.kind {
+            GemvKind::Rope => self.rows.is_multiple_of(4),
+            GemvKind::Swiglu => self.rows.is_multiple_of(2),
+            _ => true,
+        };
+        // Each output of a team, and the sum of squares, has a lane that adds up.
+        let sums_fit = self.teams || self.rows * shape.batch as u32 + 1 < self.workgroup;
+        teams_fit && rows && sums_fit && (!self.shared || shape.batch == 1 && shape.cols <= SHARED_COLS)
+    }
+
+    /// The variant for a shape; `parts`: parts of the sum of squares where there is one.
+    pub(super) fn variant(&self, caps: &Caps, shape: &GemvShape, parts: usize) -> Variant {
+        let GemvShape { format, cols, batch, kind, .. } = *shape;
+        let (blocks, team) = (shape.blocks(self), self.team(caps) as usize);
+        let at_once = team * self.steps as usize;
+        let is_whole = cols.is_multiple_of(format.block_size());
+        let variant = Variant::new()
+            .weights_in_parts(format, self.parts)
+            .constant_is("WORKGROUP", self.workgroup)
+            .constant_is("STEPS", self.steps)
+            .constant_is("ROWS", self.rows)
+            .constant_is("BATCH", batch as u32)
+            .flag_if("ONCE", blocks <= at_once)
+            .flag_if("EXACT", is_whole && blocks.is_multiple_of(at_once))
+            .flag_if("RAGGED", !cols.is_multiple_of(4))
+            .flag_if("TEAMS", self.teams)
+            .flag_if("PAIRS", shape.has_pairs())
+            .flag_if("EPILOGUE", kind != GemvKind::Plain)
+            .flag_if("ADD", kind == GemvKind::Add)
+            .flag_if("SWIGLU", kind == GemvKind::Swiglu)
+            .flag_if("ROPE", kind == GemvKind::Rope)
+            .subgroups(caps);
+        let variant = match kind {
+            GemvKind::Plain | GemvKind::Add => variant,
+            _ => variant.flag("SCALED").constant_is("SQUARES", parts.div_ceil(4).div_ceil(team) as u32),
+        };
+        if self.shared { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
+    }
+}
+
+/// The choice where nothing is known of the device.
+pub(super) fn usual(caps: &Caps, shape: &GemvShape) -> GemvChoice {
+    let parts = shape.format.lane_parts();
+    let whole = GemvChoice { workgroup: 64, teams: false, rows: 4, steps: 1, parts, shared: false };
+    // More rows of `x` have no registers for more blocks, and no workgroup memory for more lanes.
+    if shape.batch > 1 {
+        return whole;
+    }
+    let blocks = shape.blocks(&whole);
+    // As measured on an H200, for subgroups of up to 32: a subgroup for each few rows of a matrix that has many, and
+    // otherwise as many lanes as a row has blocks.
+    if caps.subgroups.is_some_and(|sizes| sizes.max <= 32) {
+        let workgroup = if shape.rows >= MANY_ROWS { 32 } else { blocks.next_multiple_of(32).min(256) as u32 };
+        return GemvChoice { workgroup, ..whole };
+    }
+    let steps = 2;
+    let workgroup = blocks.div_ceil(steps).next_multiple_of(32).min(256) as u32;
+    GemvChoice { workgroup, steps: steps as u32, ..whole }
+}
+
+/// Rows that keep a large device busy however few lanes each has.
+const MANY_ROWS: usize = 8192;
+
+/// Every way that is worth a try, the one that is taken where nothing is known of the device first.
+pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
+    let mut all = vec![usual(caps, shape)];
+    let parts: &[u32] = if shape.can_divide() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
+    if shape.batch == 1 {
+        for &parts in parts {
+            for (rows, shared) in [(4, false), (8, false), (2, false), (4, true), (2, true), (8, true)] {
+                for workgroup in [64, 128, 256] {
+                    let choice = GemvChoice { workgroup, teams: true, rows, steps: 1, parts, shared };
+                    all.extend(with_steps(caps, shape, choice));
+                }
+                for workgroup in [32, 64, 96, 128, 192, 256] {
+                    let choice = GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false };
+                    all.extend((!shared).then(|| with_steps(caps, shape, choice)).into_iter().flatten());
+                }
+            }
+        }
+    }
+    distinct(caps, shape, all)
+}
+
+/// The few that are worth the time of trying them on a user's device, the usual one first.
+pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
+    let usual = usual(caps, shape);
+    let mut all = vec![usual];
+    if shape.batch == 1 {
+        let half = (usual.workgroup / 2).next_multiple_of(32);
+        all.extend([
+            GemvChoice { rows: 8, steps: 1, ..usual },
+            GemvChoice { rows: 2, ..usual },
+            GemvChoice { workgroup: half, ..usual },
+            GemvChoice { workgroup: half, rows: 8, ..usual },
+        ]);
+        for (workgroup, rows, shared) in
+            [(64, 4, false), (128, 4, false), (256, 4, true), (128, 8, true), (64, 8, false)]
+        {
+            let choice = GemvChoice { workgroup, rows, shared, teams: true, steps: 1, ..usual };
+            all.extend(with_steps(caps, shape, choice).pop());
+        }
+    }
+    distinct(caps, shape, all)
+}
+
+/// Those that the device and the shape allow, each once.
+fn distinct(caps: &Caps, shape: &GemvShape, all: Vec<GemvChoice>) -> Vec<GemvChoice> {
+    let mut kept: Vec<GemvChoice> = Vec::new();
+    for choice in all {
+        if choice.suits(caps, shape) && !kept.contains(&choice) {
+            kept.push(choice);
+        }
+    }
+    kept
+}
+
+/// Words of weights that a lane has on their way: as many as hide the memory's latency, and no more than registers hold.
+const WORDS: std::ops::RangeInclusive<u32> = 8..=48;
+
+/// The numbers of steps that divide a row evenly.
+fn with_steps(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Vec<GemvChoice> {
+    let lanes = choice.team(caps) as usize;
+    let rounds = shape.blocks(&choice) / lanes;
+    let is_even = shape.blocks(&choice).is_multiple_of(lanes);
+    let fits = |&steps: &u32| {
+        let words = steps * choice.rows * 4 / choice.parts;
+        is_even && rounds.is_multiple_of(steps as usize) && WORDS.contains(&words)
+    };
+    (1..=12).filter(fits).map(|steps| GemvChoice { steps, ..choice }).collect()
+}

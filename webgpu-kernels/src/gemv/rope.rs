@@ -1,0 +1,273 @@
+//! [`GemvRope`]: the product that gives a token's queries, keys and values, with their rotation and their way to the cache.
+//!
+//! A team has rows `i` and `i + head_dim / 2` of a head together, and so both sides of a rotation: what [`GemvScaled`] and
+//! then [`Rope`] do, in one dispatch. The plain two are its reference, and stand in for it where heads have a bias or norms
+//! of their own, are turned in part, or go to a cache of eight bits.
+
+use super::{
+    GemvChoice, GemvKind, GemvShape, KERNEL as GEMV, NUMBERS, candidates, choice_of, fused::usual_parts, odd_choices,
+    pick, reference, shape_of, trial,
+};
+use crate::{
+    Case, CaseSet, Kernel, KvCache, KvDtype, Variant, WeightFormat,
+    cases::{self, Random, four_bits, random_matrix},
+    gpu::{Buffer, Caps, Recorder},
+    kernel::{Access, CaseBuffer, Params, Purpose, params},
+    kv::padded,
+    matrix::Slice,
+    rope::{RopeShape, rope},
+    tuning::Tunable,
+};
+
+use half::f16;
+
+/// `GemvScaled`, then `Rope`, of one row.
+pub struct GemvRope {
+    /// Number of parts in `squares`.
+    pub parts: usize,
+    /// Added to the mean square before its root.
+    pub eps: f32,
+    /// Query heads.
+    pub heads: usize,
+    /// Tokens that the cache holds already: the position of the row.
+    pub position: usize,
+}
+
+params! {
+    struct RopeParams {
+        rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32,
+        heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
+    }
+}
+
+/// The kernel's record.
+pub static KERNEL: Kernel = Kernel {
+    name: "gemv_rope",
+    wgsl: GEMV.wgsl,
+    bindings: &[
+        Access::Read,
+        Access::Read,
+        Access::Read,
+        Access::ReadWrite,
+        Access::Read,
+        Access::Read,
+        Access::ReadWrite,
+        Access::ReadWrite,
+    ],
+    params: RopeParams::LAYOUT,
+    cases,
+};
+
+/// The choice of this kernel.
+pub static TUNABLE: Tunable = Tunable {
+    name: "gemv_rope",
+    kernel: &KERNEL,
+    extents: &["rows", "cols"],
+    numbers: &NUMBERS,
+    candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Rope)),
+    trial: |caps, problem, choice| {
+        let GemvShape { format, rows, cols, .. } = shape_of(problem, GemvKind::Rope);
+        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        let shape = Shape::of(rows, cols, format);
+        let capacity = shape.position + ROOM;
+        let cache = shape.kv_heads * capacity * KvDtype::F16.row_words(shape.head_dim);
+        let lens = [cols, parts, capacity * shape.head_dim, shape.heads * shape.head_dim, cache, cache];
+        trial(caps, problem, GemvKind::Rope, choice, &lens)
+    },
+};
+
+/// Positions of a case's cache from its own on.
+const ROOM: usize = 3;
+
+impl GemvRope {
+    /// Whether heads of this width, all of it turned, in such a cache are for this kernel.
+    pub fn suits(head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
+        // A team has up to four neighbouring pairs of one head.
+        rotary_dim == head_dim && head_dim.is_multiple_of(8) && dtype != KvDtype::Q8
+    }
+
+    fn shape(w: &Slice) -> GemvShape {
+        GemvShape { format: w.format, rows: w.rows, cols: w.cols, batch: 1, kind: GemvKind::Rope }
+    }
+
+    /// `w` is a whole matrix, of queries, keys and values. `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
+    /// `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
+    #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
+    pub fn record(
+        &self,
+        recorder: &mut Recorder,
+        w: &Slice,
+        x: &Buffer<f32>,
+        squares: &Buffer<f32>,
+        rope: &Buffer<f32>,
+        q: &Buffer<f32>,
+        cache: &KvCache,
+    ) {
+        let choice = pick(recorder.gpu(), &GemvRope::shape(w));
+        self.record_choice(recorder, choice, w, [x, squares, rope, q], cache);
+    }
+
+    fn record_choice(
+        &self,
+        recorder: &mut Recorder,
+        choice: GemvChoice,
+        w: &Slice,
+        [x, squares, rope, q]: [&Buffer<f32>; 4],
+        cache: &KvCache,
+    ) {
+        let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
+        assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_rope: heads of {head_dim}");
+        assert_eq!(w.rows, (self.heads + 2 * kv_heads) * head_dim, "gemv_rope: rows");
+        assert!(self.position < capacity, "gemv_rope: position {} in a cache for {capacity}", self.position);
+        assert!((self.position + 1) * head_dim <= rope.len(), "gemv_rope: position {} of the table", self.position);
+        let (caps, shape) = (*recorder.gpu().caps(), GemvRope::shape(w));
+        let params = RopeParams {
+            rows: w.rows as u32,
+            cols: w.cols as u32,
+            blocks: shape.blocks(&choice) as u32,
+            first_row: 0,
+            y_stride: 0,
+            parts: self.parts as u32,
+            eps: self.eps,
+            heads: self.heads as u32,
+            kv_heads: kv_heads as u32,
+            head_dim: head_dim as u32,
+            position: self.position as u32,
+            capacity: capacity as u32,
+            kv_row: dtype.row_words(head_dim) as u32,
+        };
+        let buffers = [
+            (&w.q_weight).into(),
+            (&w.q_scale).into(),
+            x.into(),
+            q.into(),
+            squares.into(),
+            rope.into(),
+            (&cache.k).into(),
+            (&cache.v).into(),
+        ];
+        let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
+        let bytes = w.format.matrix_bytes(w.rows, w.cols) + 4 * (w.cols + w.rows + head_dim) as u64;
+        recorder.expect_bytes(bytes);
+        recorder.dispatch(&KERNEL, &variant(&caps, &shape, choice, self.parts, dtype), &params, &buffers, groups);
+    }
+}
+
+fn variant(caps: &Caps, shape: &GemvShape, choice: GemvChoice, parts: usize, dtype: KvDtype) -> Variant {
+    dtype.flag(choice.variant(caps, shape, parts))
+}
+
+/// Shape of a case.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    format: WeightFormat,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    cols: usize,
+    position: usize,
+}
+
+impl Shape {
+    /// Heads that make so many rows: three query heads to a key head, or as many as come out.
+    pub(super) fn of(rows: usize, cols: usize, format: WeightFormat) -> Shape {
+        let head_dim = [128, 64, 32, 16, 8].into_iter().find(|dim| rows.is_multiple_of(*dim)).unwrap_or(rows / 3);
+        let all = rows / head_dim;
+        let kv_heads = (all / 5).max(1);
+        Shape { format, heads: all - 2 * kv_heads, kv_heads, head_dim, cols, position: 5 }
+    }
+
+    fn rows(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    fn shape(&self) -> GemvShape {
+        GemvShape { format: self.format, rows: self.rows(), cols: self.cols, batch: 1, kind: GemvKind::Rope }
+    }
+}
+
+fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
+    let q4 = four_bits();
+    let shape =
+        |format, heads, kv_heads, head_dim, cols, position| Shape { format, heads, kv_heads, head_dim, cols, position };
+    let shapes = match set {
+        CaseSet::Test => vec![
+            shape(q4, 9, 3, 64, 576, 0),
+            shape(q4, 3, 1, 128, 3072, 7),
+            shape(q4, 2, 2, 16, 2048, 40),
+            shape(WeightFormat::F16, 3, 1, 64, 576, 3),
+            shape(WeightFormat::F32, 2, 1, 32, 96, 3),
+            shape(WeightFormat::Group { bits: 8, group_size: 16 }, 2, 1, 8, 64, 3),
+        ],
+        CaseSet::Bench => vec![shape(q4, 24, 8, 128, 3072, 100)],
+    };
+    let usual = |shape: Shape| {
+        [KvDtype::F16, KvDtype::F32].map(|dtype| case(caps, shape, choice_of(caps, &shape.shape()), dtype))
+    };
+    let odd = if set == CaseSet::Test { odd_choices(caps, GemvKind::Rope) } else { Vec::new() };
+    let odd = odd.into_iter().map(|(of, choice)| {
+        let shape = Shape { format: of.format, heads: 4, kv_heads: 2, head_dim: 64, cols: of.cols, position: 9 };
+        case(caps, shape, choice, KvDtype::F16)
+    });
+    shapes.into_iter().flat_map(usual).chain(odd).collect()
+}
+
+/// Small cases of a model's heads.
+pub(crate) fn case_of(caps: &Caps, format: WeightFormat, cols: usize, head_dim: usize, dtype: KvDtype) -> Case {
+    let shape = Shape { format, heads: 2, kv_heads: 1, head_dim, cols, position: 3 };
+    case(caps, shape, choice_of(caps, &shape.shape()), dtype)
+}
+
+pub(super) fn case(caps: &Caps, shape: Shape, choice: GemvChoice, dtype: KvDtype) -> Case {
+    let Shape { format, heads, kv_heads, head_dim, cols, position } = shape;
+    let (rows, capacity) = (shape.rows(), position + ROOM);
+    let parts = usual_parts(caps, format, cols);
+    let cache_words = kv_heads * capacity * dtype.row_words(head_dim);
+    Case {
+        label: format!("{rows} x {cols}, {heads}/{kv_heads} heads of {head_dim} at {position}"),
+        variant: variant(caps, &shape.shape(), choice, parts, dtype),
+        flops: 2 * (rows * cols) as u64,
+        bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + rows)) as u64,
+        // The cache is rounded, by rules that differ between devices.
+        tolerance: if dtype == KvDtype::F32 { 1e-10 } else { 1e-6 },
+        buffers: Box::new(move || {
+            let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
+            let mut random = Random::new(rows as u64);
+            let (x, squares) = (random.values(cols), random.values(parts));
+            let mut squares: Vec<f32> = squares.iter().map(|v| v * v).collect();
+            squares.resize(parts.next_multiple_of(4), f32::NAN);
+            let cache = || CaseBuffer { words: vec![0; cache_words], purpose: Purpose::Kv(dtype, head_dim) };
+            vec![
+                q_weight,
+                q_scale,
+                CaseBuffer::input(&x),
+                CaseBuffer::input(&squares),
+                CaseBuffer::input(&random.values(capacity * head_dim)),
+                CaseBuffer::output(heads * head_dim),
+                cache(),
+                cache(),
+            ]
+        }),
+        record: Box::new(move |recorder, b| {
+            let w = cases::slice(format, rows, cols, &b[0], &b[1]);
+            let cache = KvCache { k: b[6].clone(), v: b[7].clone(), kv_heads, capacity, head_dim, dtype };
+            let [x, squares, rope, q] = [2, 3, 4, 5].map(|i: usize| b[i].cast());
+            let kernel = GemvRope { parts, eps: 1e-5, heads, position };
+            kernel.record_choice(recorder, choice, &w, [&x, &squares, &rope, &q], &cache);
+        }),
+        reference: Box::new(move |b| {
+            let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
+            let mut qkv = vec![0.0; rows];
+            reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut qkv);
+            let len = kv_heads * capacity * padded(head_dim);
+            let (mut q, mut k, mut v) = (vec![0.0; heads * head_dim], vec![0.0; len], vec![0.0; len]);
+            let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len: position, capacity };
+            rope(shape, &qkv, b[4].values(), &mut q, &mut k, &mut v);
+            if dtype == KvDtype::F16 {
+                let largest = f16::MAX.to_f32();
+                k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
+            }
+            vec![q, k, v]
+        }),
+    }
+}
