@@ -180,6 +180,7 @@ pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
     if shape.batch == 1 {
         let half = (usual.workgroup / 2).next_multiple_of(32);
         all.extend([
+            GemvChoice { workgroup: (2 * usual.workgroup).min(256), steps: 1, ..usual },
             GemvChoice { rows: 8, steps: 1, ..usual },
             GemvChoice { rows: 2, ..usual },
             GemvChoice { workgroup: half, ..usual },
