@@ -72,7 +72,7 @@ of a run by either.
 
 Examples:
   chat-cli tune ./SmolLM2-135M-Instruct-q4f16_1
-  chat-cli tune --shape llama-3.2-3b --again --seconds 30 --all")]
+  chat-cli tune --shape smollm2-135m --again --seconds 30 --all")]
 pub struct TuneArguments {
     /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]

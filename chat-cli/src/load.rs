@@ -13,9 +13,9 @@ use model_hub::{HubConfig, Model};
 
 use crate::arguments::{Cache, ChatArguments, KernelArguments, Products};
 use crate::engine::EngineAssistant;
-use crate::helpers;
 use crate::progress::Bars;
 use crate::terminal::Interrupt;
+use crate::threads;
 
 /// `--device` names what is not there.
 #[derive(Debug, thiserror::Error)]
@@ -188,7 +188,7 @@ impl Place {
             return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
         };
         let gpu = block_on(Gpu::open(&Selection::Index(index), self.open)).map_err(infer_core::Error::from)?;
-        gpu.compile_on(helpers::spawn, helpers::threads());
+        gpu.compile_on(threads::spawn, threads::count());
         Ok((gpu, self.devices[index].name.clone()))
     }
 
@@ -206,7 +206,7 @@ impl Place {
         let name = self.devices[index].name.clone();
         match block_on(Gpu::open(&Selection::Index(index), self.open)) {
             Ok(gpu) => {
-                gpu.compile_on(helpers::spawn, helpers::threads());
+                gpu.compile_on(threads::spawn, threads::count());
                 Ok((Device::Gpu(gpu, kinds.cache.unwrap_or(KvDtype::F16)), name))
             }
             Err(error) if self.choice == DeviceChoice::Auto => {

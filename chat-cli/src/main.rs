@@ -3,11 +3,11 @@
 mod arguments;
 mod bench;
 mod engine;
-mod helpers;
 mod load;
 mod measure;
 mod progress;
 mod terminal;
+mod threads;
 mod tune;
 
 use std::io::{self, IsTerminal, Read, Write};
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         Command::Selftest(arguments) => selftest(&arguments),
         Command::Tune(arguments) => tune::tune(&arguments),
     };
-    helpers::finish();
+    threads::finish();
     match done {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::from(141),

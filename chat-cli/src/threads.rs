@@ -17,7 +17,7 @@ pub fn spawn(job: Box<dyn FnOnce() + Send>) {
 }
 
 /// How many there should be at a time.
-pub fn threads() -> usize {
+pub fn count() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
