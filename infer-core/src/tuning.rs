@@ -208,25 +208,25 @@ mod tests {
         let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
         let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0] };
         let folder = tempfile::tempdir().unwrap();
-        let ensure = |gpu: &Gpu, tuning, told: &mut Told| {
+        let run = |gpu: &Gpu, tuning, told: &mut Told| {
             let budget = Duration::from_secs(20);
             let known = Known::take_up(gpu, &[problem], tuning, Some(folder.path()));
-            crate::block_on(super::ensure(gpu, known, tuning, budget, Some(folder.path()), told)).unwrap()
+            crate::block_on(ensure(gpu, known, tuning, budget, Some(folder.path()), told)).unwrap()
         };
         let mut told = Told::default();
-        assert!(ensure(&gpu, Tuning::Presets, &mut told).is_empty() && told.0 == 0);
-        let measured = ensure(&gpu, Tuning::Again, &mut told);
+        assert!(run(&gpu, Tuning::Presets, &mut told).is_empty() && told.0 == 0);
+        let measured = run(&gpu, Tuning::Again, &mut told);
         assert!(measured.len() == 1 && told.0 > 0, "{measured:?}");
         // The second time there is nothing to do.
         told.0 = 0;
-        assert!(ensure(&gpu, Tuning::FirstUse, &mut told).len() == 1 && told.0 == 0);
+        assert!(run(&gpu, Tuning::FirstUse, &mut told).len() == 1 && told.0 == 0);
         // As if another candidate had been the fastest: the next start takes it.
         let choices = problem.candidates(gpu.caps());
         let mut file = read_json(folder.path(), FILE);
         let of_device = file.iter_mut().next().unwrap().1;
         of_device[&problem.to_string()]["choice"] = json!(problem.words(choices[2]));
         write(folder.path(), FILE, Value::Object(file.clone()).to_string().as_bytes());
-        assert_eq!(ensure(&next, Tuning::FirstUse, &mut told)[0].chosen, problem.words(choices[2]));
+        assert_eq!(run(&next, Tuning::FirstUse, &mut told)[0].chosen, problem.words(choices[2]));
         assert_eq!(told.0, 0);
         assert_eq!(next.choice(problem), choices[2]);
         // What is no candidate is not taken, and neither is what was the best of other candidates.
@@ -239,8 +239,8 @@ mod tests {
             assert!(known.tuned.is_empty() && known.left == [problem], "{field}");
         }
         // Without a folder to keep it in, nothing is measured.
-        let none =
-            crate::block_on(super::ensure(&next, &[problem], Tuning::Again, Duration::from_secs(9), None, &mut ()));
+        let known = Known::take_up(&next, &[problem], Tuning::Again, None);
+        let none = crate::block_on(ensure(&next, known, Tuning::Again, Duration::from_secs(9), None, &mut ()));
         assert!(none.unwrap().is_empty());
     }
 }

@@ -37,8 +37,9 @@ impl Measured {
     }
 }
 
-/// Bytes that runs take turns in: more than the caches of large devices hold.
-const AREA_BYTES: u64 = 128 << 20;
+/// Bytes that runs take turns in: more than the caches of large devices hold, and than the largest slice of a matrix with its
+/// scales.
+const AREA_BYTES: u64 = 160 << 20;
 /// Rounds that a candidate is run in at most.
 const ROUNDS: usize = 4;
 /// Factors over the fastest beyond which a candidate is out after the first round, the second, ...
@@ -123,7 +124,7 @@ impl Runner {
 
 impl<'a> Bench<'a> {
     fn new(gpu: &'a Gpu, problems: &[Problem]) -> Result<Bench<'a>> {
-        let most = gpu.slice_bytes().min(AREA_BYTES);
+        let most = gpu.caps().max_binding.min(gpu.caps().max_buffer).min(AREA_BYTES);
         // No more than what makes the largest problem's runs take turns, on devices with little memory.
         let largest = problems.iter().filter_map(|problem| {
             let first = *problem.candidates(gpu.caps()).first()?;
