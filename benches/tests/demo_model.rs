@@ -9,11 +9,7 @@ use infer_core::{
     Decoder, Device, DeviceType, Engine, Gpu, KvCache, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams,
     Selection, block_on,
     model::{Sequence, load_checkpoint},
-    ops::{
-        Ops,
-        candle::{CandleOps, CpuWeights},
-        gpu::GpuOps,
-    },
+    ops::{Ops, candle::CandleOps, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig};
 use model_hub::HubConfig;
@@ -68,7 +64,7 @@ fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f32> {
 #[test]
 fn cpu_logits_equal_transformers() {
     let Some(checkpoint) = demo_model() else { return };
-    let mut ops = CandleOps::new(CpuWeights::Exact);
+    let mut ops = CandleOps::default();
     let decoder = load(&mut ops, checkpoint);
     let vocab = decoder.config().vocab_size;
     let bytes = golden("logits_f32.safetensors");
@@ -116,7 +112,7 @@ fn check_chats(device: Device, chats: usize) {
 
 #[test]
 fn cpu_answers_equal_transformers() {
-    check_chats(Device::Cpu(CpuWeights::Exact), usize::MAX);
+    check_chats(Device::Cpu(Default::default()), usize::MAX);
 }
 
 /// The machine's first adapter; without one the tests are skipped with the reason.
@@ -134,7 +130,7 @@ fn gpu() -> Option<Gpu> {
 #[test]
 fn gpu_logits_are_near_the_cpus() {
     let (Some(checkpoint), Some(gpu)) = (demo_model(), gpu()) else { return };
-    let mut cpu = CandleOps::new(CpuWeights::Exact);
+    let mut cpu = CandleOps::default();
     let reference = load(&mut cpu, checkpoint);
     let bytes = golden("logits_f32.safetensors");
     let file = SafeTensors::deserialize(&bytes).unwrap();

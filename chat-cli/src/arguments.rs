@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use chat_cli::DeviceChoice;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::{KvDtype, SamplingParams};
+use infer_core::{KvDtype, SamplingParams, ops::candle::CpuWeights};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -125,6 +125,10 @@ pub struct ModelArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// How the CPU multiplies matrices in codes
+    #[arg(long, value_enum, default_value_t = Products::Exact, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
     #[command(flatten)]
     pub kernels: KernelArguments,
 
@@ -133,7 +137,7 @@ pub struct ModelArguments {
     pub quiet: bool,
 }
 
-/// Number types of the cache on a GPU.
+/// Number types of the cache.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum Cache {
     /// Half the memory
@@ -150,6 +154,24 @@ impl From<Cache> for KvDtype {
             Cache::F16 => KvDtype::F16,
             Cache::F32 => KvDtype::F32,
             Cache::Q8 => KvDtype::Q8,
+        }
+    }
+}
+
+/// How the CPU multiplies matrices in codes. Others are multiplied in f32.
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum Products {
+    /// In f32: the reference
+    Exact,
+    /// In integers, activations rounded to eight bits: several times as fast
+    Integer,
+}
+
+impl From<Products> for CpuWeights {
+    fn from(products: Products) -> CpuWeights {
+        match products {
+            Products::Exact => CpuWeights::Exact,
+            Products::Integer => CpuWeights::Integer,
         }
     }
 }
@@ -185,9 +207,9 @@ pub struct PerplexityArguments {
     #[arg(long, requires = "text")]
     pub plain: bool,
 
-    /// Number type of the cache on a GPU
-    #[arg(long, value_enum, default_value_t = Cache::F16)]
-    pub cache: Cache,
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
 
     /// Print a JSON object
     #[arg(long)]
@@ -212,7 +234,7 @@ pub struct LogitsArguments {
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 
-    /// Number type of the cache on a GPU
+    /// Number type of the cache
     #[arg(long, value_enum, default_value_t = Cache::F32)]
     pub cache: Cache,
 }
@@ -287,12 +309,16 @@ pub struct BenchArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// How the CPU multiplies matrices in codes
+    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
     #[command(flatten)]
     pub kernels: KernelArguments,
 
-    /// Number type of the cache on a GPU
-    #[arg(long, value_enum, default_value_t = Cache::F16)]
-    pub cache: Cache,
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
 
     /// Say nothing but the result and errors
     #[arg(short, long)]
@@ -336,6 +362,10 @@ pub struct ChatArguments {
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
+    /// How the CPU multiplies matrices in codes
+    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
     #[command(flatten)]
     pub kernels: KernelArguments,
 
@@ -347,9 +377,9 @@ pub struct ChatArguments {
     #[arg(long, value_name = "GIB", value_parser = parse_size)]
     pub memory: Option<f64>,
 
-    /// Number type of the cache on a GPU
-    #[arg(long, value_enum, default_value_t = Cache::F16)]
-    pub cache: Cache,
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
 
     #[command(flatten)]
     pub sampling: SamplingArguments,

@@ -7,12 +7,12 @@ use std::{
 };
 
 use chat_cli::bench_report::{self, Roofline, Subject, Test};
-use infer_core::{LoadedModel, block_on};
+use infer_core::{LoadedModel, block_on, ops::candle::CpuWeights};
 use model_format::params;
 
 use crate::{
     arguments::{BenchArguments, Output},
-    load::{self, Place, Weights},
+    load::{self, Kinds, Place, Weights},
     progress::Bars,
 };
 
@@ -24,8 +24,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     let place = Place::of(&arguments.device, &arguments.kernels)?;
     let (name, weights) =
         Weights::of(arguments.model.as_deref(), arguments.shape.as_deref(), &arguments.format, &mut bars)?;
+    let kinds = Kinds::new(arguments.cache, arguments.cpu_weights);
     let start = Instant::now();
-    let (mut model, device) = load::load_model(&weights, &place, arguments.cache.into(), context, &mut bars)?;
+    let (mut model, device) = load::load_model(&weights, &place, kinds, context, &mut bars)?;
     let load_seconds = start.elapsed().as_secs_f64();
     block_on(model.most_likely(&[1]))?;
     let first_token_seconds = start.elapsed().as_secs_f64();
@@ -38,12 +39,16 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let summary = model.gpu().map(|gpu| gpu.summary().clone());
+    let products = match kinds.cpu_weights {
+        CpuWeights::Exact => "products in f32",
+        CpuWeights::Integer => "products of codes in integers",
+    };
     let subject = Subject {
         model: name,
         parameters: params(model.config()).iter().map(|param| param.shape.iter().product::<usize>()).sum(),
         bytes: summary.as_ref().map(|_| model.need().weights),
         bytes_per_token: summary.as_ref().map(|_| model.need().weights_per_token),
-        device: summary.map_or([device, "candle".into(), String::new()], |s| [s.name, s.backend, s.driver]),
+        device: summary.map_or([device, "candle".into(), products.into()], |s| [s.name, s.backend, s.driver]),
         load_seconds,
         first_token_seconds,
     };

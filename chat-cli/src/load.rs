@@ -6,11 +6,12 @@ use std::time::Duration;
 use chat_cli::{DeviceChoice, DeviceInfo, device, shapes};
 use infer_core::{
     Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, Tuning, block_on,
+    ops::candle::{CpuOptions, CpuWeights},
 };
 use model_format::{DecoderConfig, DirFiles, ModelFiles, QuantFormat};
 use model_hub::{HubConfig, Model};
 
-use crate::arguments::{ChatArguments, KernelArguments};
+use crate::arguments::{Cache, ChatArguments, KernelArguments, Products};
 use crate::engine::EngineAssistant;
 use crate::helpers;
 use crate::progress::Bars;
@@ -37,8 +38,8 @@ pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<
     let mut bars = Bars::new(arguments.quiet);
     let place = Place::of(&arguments.device, &arguments.kernels)?;
     let model = open(&arguments.model, &mut bars)?;
-    let kv = arguments.cache.into();
-    let (device, name) = place.open(kv, &bars)?;
+    let kinds = Kinds::new(arguments.cache, arguments.cpu_weights);
+    let (device, name) = place.open(kinds, &bars)?;
     let options = place.options(arguments.context, arguments.memory, &device)?;
     let mut engine = match &model {
         Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&**checkpoint, device, &options, &mut bars))?,
@@ -52,7 +53,7 @@ pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<
     let options = LoadOptions { context: Some(engine.context()), ..options };
     let mut bars = Bars::new(true);
     let reload = move || {
-        let (device, _) = place.open(kv, &bars)?;
+        let (device, _) = place.open(kinds, &bars)?;
         load_onto(&model, device, &options, &mut bars)
     };
     Ok(EngineAssistant::new(engine, name, interrupt.clone(), Box::new(reload)))
@@ -92,11 +93,11 @@ impl Weights {
 pub fn load_model(
     weights: &Weights,
     place: &Place,
-    kv: KvDtype,
+    kinds: Kinds,
     context: usize,
     bars: &mut Bars,
 ) -> anyhow::Result<(LoadedModel, String)> {
-    let (device, name) = place.open(kv, bars)?;
+    let (device, name) = place.open(kinds, bars)?;
     let options = place.options(Some(context), None, &device)?;
     let loaded = match weights {
         Weights::Files(model) => load_onto(model, device, &options, bars)?,
@@ -122,6 +123,21 @@ pub fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
             Tokenizer::from_bytes(&block_on(files.read("tokenizer.json"))?)?
         }
     })
+}
+
+/// In which number types a model runs.
+#[derive(Clone, Copy)]
+pub struct Kinds {
+    /// Of the cache; `None`: as is best for the device.
+    cache: Option<KvDtype>,
+    /// How the CPU holds matrices in codes.
+    pub cpu_weights: CpuWeights,
+}
+
+impl Kinds {
+    pub fn new(cache: Option<Cache>, cpu_weights: Products) -> Kinds {
+        Kinds { cache: cache.map(KvDtype::from), cpu_weights: cpu_weights.into() }
+    }
 }
 
 /// Where to run, and all there is to choose from.
@@ -177,8 +193,9 @@ impl Place {
     }
 
     /// The device and what to call it.
-    fn open(&self, kv: KvDtype, bars: &Bars) -> anyhow::Result<(Device, String)> {
-        let cpu = || (Device::Cpu(Default::default()), "the CPU".to_string());
+    fn open(&self, kinds: Kinds, bars: &Bars) -> anyhow::Result<(Device, String)> {
+        let options = CpuOptions { weights: kinds.cpu_weights, kv: kinds.cache.unwrap_or(KvDtype::F32) };
+        let cpu = || (Device::Cpu(options), "the CPU".to_string());
         let index = match &self.chosen {
             device::Place::Device(index) => *index,
             device::Place::Cpu(why) => {
@@ -190,7 +207,7 @@ impl Place {
         match block_on(Gpu::open(&Selection::Index(index), self.open)) {
             Ok(gpu) => {
                 gpu.compile_on(helpers::spawn, helpers::threads());
-                Ok((Device::Gpu(gpu, kv), name))
+                Ok((Device::Gpu(gpu, kinds.cache.unwrap_or(KvDtype::F16)), name))
             }
             Err(error) if self.choice == DeviceChoice::Auto => {
                 bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));

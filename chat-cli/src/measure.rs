@@ -14,7 +14,7 @@ use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
     arguments::{LogitsArguments, PerplexityArguments},
-    load::{self, Place, Weights},
+    load::{self, Kinds, Place, Weights},
     progress::Bars,
 };
 
@@ -58,8 +58,8 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     }
     let count = (tokens.len() / window).min(arguments.max_windows.unwrap_or(usize::MAX));
 
-    let (mut loaded, device) =
-        load::load_model(&Weights::Files(model), &place, arguments.cache.into(), window, &mut bars)?;
+    let kinds = Kinds::new(arguments.cache, arguments.model.cpu_weights);
+    let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, window, &mut bars)?;
     loaded.time_submissions();
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);
@@ -110,8 +110,8 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     let place = Place::of(&arguments.model.device, &arguments.model.kernels)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
-    let (mut loaded, device) =
-        load::load_model(&Weights::Files(model), &place, arguments.cache.into(), ids.len(), &mut bars)?;
+    let kinds = Kinds::new(Some(arguments.cache), arguments.model.cpu_weights);
+    let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, ids.len(), &mut bars)?;
     let vocab_size = loaded.config().vocab_size;
     loaded.check_text(&ids)?;
     let tensor = ("logits".to_string(), Dtype::F32, vec![ids.len(), vocab_size]);

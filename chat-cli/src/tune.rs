@@ -7,11 +7,11 @@ use std::{
 };
 
 use chat_cli::report;
-use infer_core::{KvDtype, Tuning};
+use infer_core::Tuning;
 
 use crate::{
-    arguments::TuneArguments,
-    load::{self, Place, Weights},
+    arguments::{Products, TuneArguments},
+    load::{self, Kinds, Place, Weights},
     progress::Bars,
 };
 
@@ -31,7 +31,7 @@ pub fn tune(arguments: &TuneArguments) -> anyhow::Result<ExitCode> {
     let (_, weights) =
         Weights::of(arguments.model.as_deref(), arguments.shape.as_deref(), &arguments.format, &mut bars)?;
     let start = Instant::now();
-    let (model, device) = load::load_model(&weights, &place, KvDtype::F16, CONTEXT, &mut bars)?;
+    let (model, device) = load::load_model(&weights, &place, Kinds::new(None, Products::Integer), CONTEXT, &mut bars)?;
     bars.say(&format!("{device}, loaded and tuned in {:.1} s", start.elapsed().as_secs_f64()));
     let text = match arguments.json {
         true => format!("{:#}\n", report::tuned_json(model.tuned())),

@@ -162,3 +162,38 @@ fn a_broken_model_is_an_error_with_a_hint() {
         assert!(err.contains("error: ") && err.contains("\nhint: "), "{file}: {err}");
     }
 }
+
+/// On a machine whose only GPUs are played by its processor, this is the CPU; with a GPU, that one.
+#[test]
+fn left_to_choose_no_software_device_is_taken() {
+    let model = model();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("chat-cli").unwrap();
+        let output = command.env("HOME", model.path()).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let devices = run(&["devices", "--json"]);
+    let real = devices.as_array().unwrap().iter().find(|device| device["is_software"] == false);
+    let folder = model.path().to_str().unwrap();
+    let arguments = ["chat", folder, "--device", "auto", "--context", "512", "--json", "-p", "x", "--max-tokens", "1"];
+    let expected = real.map_or("the CPU".into(), |device| device["name"].clone());
+    assert_eq!(run(&arguments)["device"], expected);
+}
+
+/// Rounding activations, and keys and values, changes logprobs and is chosen by flags; a model in codes is rounded by default.
+#[test]
+fn products_and_cache_of_the_cpu_are_chosen_by_flags() {
+    let model = model();
+    let logprob = |arguments: &[&str]| {
+        let all = [&["-p", "x", "--temperature", "0", "--logprobs", "1"], arguments].concat();
+        json(&model, &all)["logprobs"][0]["logprob"].as_f64().unwrap()
+    };
+    let exact = logprob(&["--cpu-weights", "exact"]);
+    for other in [&["--cpu-weights", "integer"][..], &["--cpu-weights", "exact", "--cache", "q8"]] {
+        let difference = (logprob(other) - exact).abs();
+        assert!(difference > 0.0 && difference < 0.1, "{other:?}: {difference}");
+    }
+    assert_eq!(logprob(&[]), logprob(&["--cpu-weights", "integer", "--cache", "f32"]));
+    assert_eq!(logprob(&["--cpu-weights", "exact", "--cache", "f32"]), exact);
+}

@@ -2,7 +2,7 @@
 //!
 //! On a GPU the sums are kernels; next to the CPU's operations they are `hessian.rs`'s.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use infer_core::{
     Result,
@@ -19,11 +19,14 @@ use ndarray::ArrayView2;
 
 use crate::{
     Quantized,
-    cholesky::square,
+    cholesky::{filled, square},
     gptq::{Options, quantize_timed},
     hessian::{Hessian, HostSums},
     on_device,
 };
+
+/// Inputs of a matrix in the model quantized so far, and in the float one.
+pub type Pair<T> = [Rc<T>; 2];
 
 /// Operations that add up products of what goes into a matrix.
 #[expect(async_fn_in_trait, reason = "as in Ops, no Send bound is wanted")]
@@ -35,6 +38,11 @@ pub trait Calibrate: Ops {
 
     /// Whether what is on the device is in the host's memory.
     const ON_HOST: bool;
+
+    /// Whether products with weights in f16 are much faster.
+    fn multiplies_f16(&self) -> bool {
+        false
+    }
 
     /// Tokens to run at a time, if windows are shorter, in activations of at most `cols`.
     fn batch_tokens(&self, cols: usize) -> usize;
@@ -48,8 +56,14 @@ pub trait Calibrate: Ops {
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<Self::Sums>;
     /// Adds inputs `[tokens, cols]` of whole windows, with those of the float model if there is one.
     async fn add(&mut self, sums: &mut Self::Sums, x: &Self::Tensor, float: Option<&Self::Tensor>) -> Result<()>;
-    /// What they come to.
-    async fn finish(&mut self, sums: Self::Sums) -> Result<(Hessian, Self::Resident)>;
+    /// Lets the sums tell also how what `rows` outputs are added to has drifted.
+    fn expect_streams(&mut self, sums: &mut Self::Sums, rows: usize) -> Result<()>;
+    /// Adds inputs with what the outputs will be added to, in the model quantized so far and in the float one.
+    async fn add_streams(&mut self, sums: &mut Self::Sums, x: &Self::Tensor, streams: [&Self::Tensor; 2])
+    -> Result<()>;
+    /// What they come to. Of `late` pairs of inputs and the float model's, those of the first were added alone: how the
+    /// others differ from them is added up now, by a device while the host goes on.
+    async fn finish(&mut self, sums: Self::Sums, late: &[Pair<Self::Tensor>]) -> Result<(Hessian, Self::Resident)>;
     /// The same of a Hessian that comes from elsewhere.
     fn place(&mut self, hessian: &Hessian) -> Result<Self::Resident>;
 
@@ -87,7 +101,24 @@ impl Calibrate for CandleOps {
         Ok(())
     }
 
-    async fn finish(&mut self, sums: HostSums) -> Result<(Hessian, ())> {
+    fn expect_streams(&mut self, sums: &mut HostSums, rows: usize) -> Result<()> {
+        sums.expect_streams(rows);
+        Ok(())
+    }
+
+    async fn add_streams(
+        &mut self,
+        sums: &mut HostSums,
+        x: &Self::Tensor,
+        [stream, float]: [&Self::Tensor; 2],
+    ) -> Result<()> {
+        let (x, stream, float) = (self.read(x).await?, self.read(stream).await?, self.read(float).await?);
+        sums.add_streams(&x, [&stream, &float]);
+        Ok(())
+    }
+
+    async fn finish(&mut self, sums: HostSums, late: &[Pair<Self::Tensor>]) -> Result<(Hessian, ())> {
+        assert!(late.is_empty(), "finish: the host does one thing at a time");
         Ok((sums.finish(), ()))
     }
 
@@ -103,7 +134,13 @@ impl Calibrate for CandleOps {
         options: &Options,
         factoring: &mut Duration,
     ) -> crate::Result<Quantized> {
-        Ok(quantize_timed(weights, &hessian.products, hessian.drift.as_ref(), options, factoring))
+        Ok(quantize_timed(
+            weights,
+            &hessian.products,
+            [hessian.drift.as_ref(), hessian.stream_drift.as_ref()],
+            options,
+            factoring,
+        ))
     }
 }
 
@@ -113,12 +150,14 @@ pub struct GpuSums {
     tokens: usize,
     products: GramSums,
     drift: Option<GramSums>,
+    streams: Option<GramSums>,
 }
 
 /// A [`Hessian`] on a GPU, in f32.
 pub struct GpuHessian {
     pub(crate) products: Matrix,
     pub(crate) drift: Option<Matrix>,
+    pub(crate) stream_drift: Option<Matrix>,
 }
 
 impl Calibrate for GpuOps {
@@ -126,6 +165,10 @@ impl Calibrate for GpuOps {
     type Resident = GpuHessian;
 
     const ON_HOST: bool = false;
+
+    fn multiplies_f16(&self) -> bool {
+        self.has_matrix_units()
+    }
 
     fn batch_tokens(&self, cols: usize) -> usize {
         (self.most_values() / cols).min(8192)
@@ -136,24 +179,51 @@ impl Calibrate for GpuOps {
     }
 
     fn new_sums(&mut self, cols: usize, weights: TokenWeights, with_drift: bool) -> Result<GpuSums> {
-        let products = self.new_gram(cols)?;
-        let drift = if with_drift { Some(self.new_gram(cols)?) } else { None };
-        Ok(GpuSums { weights, tokens: 0, products, drift })
+        let products = self.new_gram(cols, cols)?;
+        let drift = if with_drift { Some(self.new_gram(cols, cols)?) } else { None };
+        Ok(GpuSums { weights, tokens: 0, products, drift, streams: None })
     }
 
     async fn add(&mut self, sums: &mut GpuSums, x: &Self::Tensor, float: Option<&Self::Tensor>) -> Result<()> {
         sums.tokens += x.rows;
-        let drift = float.map(|float| (float, sums.drift.as_ref().expect("sums with drift")));
-        self.add_gram(sums.weights, x, &sums.products, drift).await
+        self.add_gram(sums.weights, x, &sums.products, None);
+        if let Some(float) = float {
+            self.add_gram(sums.weights, x, sums.drift.as_ref().expect("sums with drift"), Some([float, x]));
+        }
+        Ok(())
+    }
+
+    fn expect_streams(&mut self, sums: &mut GpuSums, rows: usize) -> Result<()> {
+        sums.streams = Some(self.new_gram(rows, sums.products.cols)?);
+        Ok(())
+    }
+
+    async fn add_streams(
+        &mut self,
+        sums: &mut GpuSums,
+        x: &Self::Tensor,
+        [stream, float]: [&Self::Tensor; 2],
+    ) -> Result<()> {
+        self.add_gram(sums.weights, x, sums.streams.as_ref().expect("streams are expected"), Some([float, stream]));
+        Ok(())
     }
 
     /// The drift stays where it is.
-    async fn finish(&mut self, sums: GpuSums) -> Result<(Hessian, GpuHessian)> {
+    async fn finish(&mut self, sums: GpuSums, late: &[Pair<Self::Tensor>]) -> Result<(Hessian, GpuHessian)> {
         let scale = 2.0 / sums.tokens.max(1) as f32;
         let products = self.join_gram(&sums.products, scale, true)?;
+        let values = self.read_matrix(&products).await?;
+        let cols = products.cols;
+        // Symmetric, so that rows are columns.
+        let of_host = square(cols, |i, j| f64::from(values[j * cols + i]));
+        drop(values);
+        for [x, float] in late {
+            self.add_gram(sums.weights, x, sums.drift.as_ref().expect("sums with drift"), Some([float, x]));
+        }
         let drift = sums.drift.map(|drift| self.join_gram(&drift, scale, false)).transpose()?;
-        let hessian = Hessian { products: to_host(self, &products).await?, drift: None };
-        Ok((hessian, GpuHessian { products, drift }))
+        let stream_drift = sums.streams.map(|streams| self.join_gram(&streams, scale, false)).transpose()?;
+        let hessian = Hessian { products: of_host, drift: None, stream_drift: None };
+        Ok((hessian, GpuHessian { products, drift, stream_drift }))
     }
 
     fn place(&mut self, hessian: &Hessian) -> Result<GpuHessian> {
@@ -163,8 +233,9 @@ impl Calibrate for GpuOps {
             self.upload_matrix(Role::Down(0), Weight::F32 { shape: vec![rows, cols], data })
         };
         let products = upload(&hessian.products)?;
-        let drift = hessian.drift.as_ref().map(upload).transpose()?;
-        Ok(GpuHessian { products, drift })
+        let drift = hessian.drift.as_ref().map(&mut upload).transpose()?;
+        let stream_drift = hessian.stream_drift.as_ref().map(upload).transpose()?;
+        Ok(GpuHessian { products, drift, stream_drift })
     }
 
     async fn solve(
@@ -178,8 +249,9 @@ impl Calibrate for GpuOps {
         if on_device::suits(weights.ncols(), options) {
             return on_device::solve(self, weights, &hessian.products, resident, options, factoring).await;
         }
-        let drift = resident.drift(self).await?;
-        Ok(quantize_timed(weights, &hessian.products, drift.as_ref(), options, factoring))
+        let (drift, stream_drift) = (resident.drift(self).await?, resident.stream_drift(self).await?);
+        let drifts = [drift.as_ref(), stream_drift.as_ref()];
+        Ok(quantize_timed(weights, &hessian.products, drifts, options, factoring))
     }
 }
 
@@ -191,10 +263,18 @@ impl GpuHessian {
             None => Ok(None),
         }
     }
+
+    /// [`Hessian::stream_drift`].
+    pub async fn stream_drift(&self, ops: &mut GpuOps) -> Result<Option<Mat<f64>>> {
+        match &self.stream_drift {
+            Some(drift) => Ok(Some(to_host(ops, drift).await?)),
+            None => Ok(None),
+        }
+    }
 }
 
-/// A square matrix that a GPU holds.
+/// A matrix that a GPU holds.
 async fn to_host(ops: &mut GpuOps, matrix: &Matrix) -> Result<Mat<f64>> {
     let (values, cols) = (ops.read_matrix(matrix).await?, matrix.cols);
-    Ok(square(cols, |i, j| f64::from(values[i * cols + j])))
+    Ok(filled(matrix.rows, cols, |i, j| f64::from(values[i * cols + j])))
 }

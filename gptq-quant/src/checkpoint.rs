@@ -17,6 +17,7 @@ use model_format::{
     gptq::GptqConfig,
     staging::{Finished, Layout, Staging},
 };
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::{Error, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params};
@@ -287,12 +288,13 @@ impl Store for CheckpointWriter<'_> {
         let mut tensors = Vec::new();
         let in_codes = param.role.is_layer_matrix() || (param.role == Role::LmHead && self.config.lm_head);
         if in_codes {
-            let mut start = 0;
-            for part in &param.sources {
+            let mut starts = vec![0; param.sources.len()];
+            (1..starts.len()).for_each(|i| starts[i] = starts[i - 1] + param.sources[i - 1].rows);
+            let parts = param.sources.par_iter().zip(starts).map(|(part, start)| {
                 let matrix = quantized.rows_to_checkpoint(start, part.rows);
-                start += part.rows;
-                tensors.extend(matrix.to_tensors(&self.config.of_module(part.module())?, part.module()));
-            }
+                Ok(matrix.to_tensors(&self.config.of_module(part.module())?, part.module()))
+            });
+            tensors.extend(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten());
         } else {
             let values = quantized.dequantize().into_raw_vec_and_offset().0;
             let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };

@@ -33,17 +33,29 @@ pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Op
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), factor.as_ref(), par);
 
+    // Some rows at a time, so that what is read of a column is not one number.
+    const ROWS: usize = 32;
     let mut upper = Array2::zeros((n, n));
-    upper.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(i, mut row)| {
-        (i..n).for_each(|j| row[j] = inverse[(n - 1 - i, n - 1 - j)]);
+    upper.axis_chunks_iter_mut(Axis(0), ROWS).into_par_iter().enumerate().for_each(|(chunk, mut rows)| {
+        let first = chunk * ROWS;
+        for j in first..n {
+            (first..(first + rows.nrows()).min(j + 1))
+                .for_each(|i| rows[(i - first, j)] = inverse[(n - 1 - i, n - 1 - j)]);
+        }
     });
     // A factor may pass with pivots so small that its inverse is useless.
-    upper.iter().all(|v| v.is_finite()).then_some(upper)
+    let rows = upper.axis_iter(Axis(0)).into_par_iter();
+    rows.all(|row| row.iter().all(|v| v.is_finite())).then_some(upper)
 }
 
 /// A square matrix, its columns filled by all threads.
 pub(crate) fn square(n: usize, value: impl Fn(usize, usize) -> f64 + Sync) -> Mat<f64> {
-    let mut matrix = Mat::zeros(n, n);
+    filled(n, n, value)
+}
+
+/// A matrix, its columns filled by all threads.
+pub(crate) fn filled(rows: usize, cols: usize, value: impl Fn(usize, usize) -> f64 + Sync) -> Mat<f64> {
+    let mut matrix = Mat::zeros(rows, cols);
     matrix.as_mut().par_col_iter_mut().enumerate().for_each(|(j, column)| {
         column.iter_mut().enumerate().for_each(|(i, entry)| *entry = value(i, j));
     });

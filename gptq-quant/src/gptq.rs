@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     cholesky::{DEGREE, inverse_factor},
-    grid::{Grid, GroupParams, ScaleSearch},
+    grid::{Grid, GroupParams, ScaleRounding, ScaleSearch},
     refine::refine,
     report::matrix::relative_errors,
 };
@@ -34,6 +34,11 @@ pub struct Options {
     pub grid: Grid,
     /// How each group's scale is chosen.
     pub scale_search: ScaleSearch,
+    /// Symmetric scales that are searched may be negative, and put the largest weight on the code that one side has more.
+    pub signed_scales: bool,
+    /// Scales are rounded to f16, as checkpoints hold them, before error feedback, which makes that rounding good too. Otherwise
+    /// after it.
+    pub scales_first: bool,
     /// Columns are quantized by falling Hessian diagonal: the most used inputs first, while all others can still make
     /// up for them.
     pub act_order: bool,
@@ -44,6 +49,9 @@ pub struct Options {
     pub damp_percent: f64,
     /// Columns between two updates of all remaining columns. Changes speed and rounding errors only.
     pub block_size: usize,
+    /// How much of the residual stream's drift from the float model's is made good by the matrices whose outputs are added to
+    /// it, as far as their inputs tell of it: 0 not at all.
+    pub stream_alpha: f64,
     /// How much of the inputs' drift from the float model's is made good (GPTAQ, Li and others, 2025): 0 for GPTQ, whose
     /// target is the float weights on the drifted inputs; 1 for the float model's outputs.
     pub gptaq_alpha: f64,
@@ -63,10 +71,13 @@ impl Options {
         Options {
             grid,
             scale_search: ScaleSearch::default(),
+            signed_scales: true,
+            scales_first: true,
             act_order: true,
             static_groups: true,
             damp_percent: 0.01,
             block_size: 128,
+            stream_alpha: 0.0,
             gptaq_alpha: 0.0,
             refine: 0,
             values_in_f16: false,
@@ -122,6 +133,14 @@ impl Quantized {
         Array2::from_shape_fn((rows.len(), self.codes.ncols()), |(row, col)| self.value((rows[row], col)))
     }
 
+    /// Makes the scales such as checkpoints hold, where that was left for the end.
+    pub(crate) fn round_scales(&mut self, options: &Options) {
+        if !options.scales_first && !options.gptq_py {
+            let round = |scale: f32| self.grid.round_scale(f64::from(scale), options.values_in_f16) as f32;
+            self.scales.mapv_inplace(round);
+        }
+    }
+
     fn value(&self, (row, col): (usize, usize)) -> f32 {
         let group = self.g_idx[col] as usize;
         let code = f32::from(self.codes[(row, col)]) - f32::from(self.zeros[(row, group)]);
@@ -160,15 +179,14 @@ pub fn quantize(
     drift: Option<&Mat<f64>>,
     options: &Options,
 ) -> Quantized {
-    let mut factoring = Duration::ZERO;
-    quantize_timed(weights, hessian, drift, options, &mut factoring)
+    quantize_timed(weights, hessian, [drift, None], options, &mut Duration::default())
 }
 
 /// The same; to `factoring` goes the time until the factors are there.
 pub(crate) fn quantize_timed(
     weights: ArrayView2<'_, f32>,
     hessian: &Mat<f64>,
-    drift: Option<&Mat<f64>>,
+    [drift, stream_drift]: [Option<&Mat<f64>>; 2],
     options: &Options,
     factoring: &mut Duration,
 ) -> Quantized {
@@ -183,6 +201,10 @@ pub(crate) fn quantize_timed(
     let correction = drift
         .filter(|_| options.gptaq_alpha != 0.0)
         .map(|drift| correction(drift.as_ref(), &perm, &factor, options.gptaq_alpha));
+    let shifted = stream_drift
+        .filter(|_| options.stream_alpha != 0.0)
+        .map(|drift| &weights + &shifts(drift.as_ref(), &perm, &factor, options.stream_alpha));
+    let weights = shifted.as_ref().map_or(weights, |shifted| shifted.view());
     *factoring = begun.elapsed();
 
     let permuted_importance: Vec<f32> = perm.iter().map(|&k| importance[k]).collect();
@@ -247,6 +269,7 @@ pub(crate) fn quantize_timed(
         (0..cols).filter(|&k| dead[k]).for_each(|k| alive.column_mut(k).fill(0.0));
         refine(&mut quantized, alive.view(), hessian, drift, damp, options);
     }
+    quantized.round_scales(options);
     quantized
 }
 
@@ -318,6 +341,21 @@ fn correction(drift: MatRef<'_, f64>, perm: &[usize], factor: &Array2<f64>, alph
     Array2::from_shape_fn((n, n), |at| correction[at])
 }
 
+/// `alpha * R H^-1` `[rows, cols]`, with R the drift of the residual stream and `U^T U = H^-1` of the `factor` U: by how much
+/// weights are to be others, so that their outputs make good what R tells of. Errors of rounding in what GPTQ then keeps to
+/// are made good as ever, and the objective is that of the shifted weights: a whole square is completed.
+fn shifts(drift: MatRef<'_, f64>, perm: &[usize], factor: &Array2<f64>, alpha: f64) -> Array2<f32> {
+    let (rows, n) = (drift.nrows(), perm.len());
+    let permuted = Mat::from_fn(rows, n, |i, j| drift[(i, perm[j])]);
+    let factor = Mat::from_fn(n, n, |i, j| factor[(i, j)]);
+    let (mut half, mut whole) = (Mat::zeros(rows, n), Mat::zeros(rows, n));
+    matmul(half.as_mut(), Accum::Replace, permuted.as_ref(), factor.transpose(), alpha, Par::rayon(DEGREE));
+    matmul(whole.as_mut(), Accum::Replace, half.as_ref(), factor.as_ref(), 1.0, Par::rayon(DEGREE));
+    let mut shifts = Array2::zeros((rows, n));
+    perm.iter().enumerate().for_each(|(j, &k)| (0..rows).for_each(|i| shifts[(i, k)] = whole[(i, j)] as f32));
+    shifts
+}
+
 /// Each weight to the nearest value, scales chosen for the weights alone or, with `importance`, for their inputs too.
 pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>, options: &Options) -> Quantized {
     let (rows, cols) = weights.dim();
@@ -346,16 +384,21 @@ pub fn round_to_nearest(weights: ArrayView2<'_, f32>, importance: Option<&[f64]>
 
 pub(crate) fn find_params(options: &Options, weights: &[f64], importance: &[f32]) -> GroupParams {
     let grid = options.grid;
+    let rounding = match (options.scales_first, options.values_in_f16) {
+        (false, _) => ScaleRounding::Later,
+        (true, false) => ScaleRounding::F16,
+        (true, true) => ScaleRounding::CoarseF16,
+    };
     let of_range = |mse: bool| {
         let params = grid.range_params(weights, mse, options.gptq_py);
-        if options.gptq_py { params } else { grid.storable(params, options.values_in_f16) }
+        if options.gptq_py { params } else { grid.storable(params, rounding) }
     };
     match options.scale_search {
         ScaleSearch::Range => of_range(false),
         ScaleSearch::Mse => of_range(true),
         ScaleSearch::Hessian => {
             let weights: Vec<f32> = weights.iter().map(|&w| w as f32).collect();
-            grid.search_params(&weights, importance, options.values_in_f16)
+            grid.search_params(&weights, importance, options.signed_scales, rounding)
         }
     }
 }

@@ -31,6 +31,17 @@ pub enum ScaleSearch {
     Hessian,
 }
 
+/// What a scale is rounded to when it is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleRounding {
+    /// Nothing: it will be rounded when the codes are there.
+    Later,
+    /// f16.
+    F16,
+    /// An f16 number of so few significant bits that f16 holds every value too.
+    CoarseF16,
+}
+
 /// Scale and zero of one group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupParams {
@@ -81,16 +92,22 @@ impl Grid {
         (f64::from(code) - params.zero) * params.scale
     }
 
-    /// The scale, exact in f16, and the zero with the least squared error of `weights`, each counted `importance` times.
-    /// With `values_in_f16` a scale has so few significant bits that f16 holds every value as well.
+    /// The scale and the zero with the least squared error of `weights`, each counted `importance` times.
     ///
     /// Symmetric candidates put the largest weight on the outermost code (there is one more on the negative side, and
-    /// the scale's sign says which side that is) or use both sides alike, then shrink. Asymmetric ones shrink the range.
-    pub fn search_params(&self, weights: &[f32], importance: &[f32], values_in_f16: bool) -> GroupParams {
+    /// the scale's sign says which side that is) or use both sides alike, then shrink; those that are not `signed` use both
+    /// sides alike and are positive. Asymmetric ones shrink the range.
+    pub fn search_params(
+        &self,
+        weights: &[f32],
+        importance: &[f32],
+        signed: bool,
+        rounding: ScaleRounding,
+    ) -> GroupParams {
         let (max_code, middle) = (f32::from(self.max_code()), f32::from(self.middle()));
         let mut best = (f32::INFINITY, GroupParams { scale: 1.0, zero: f64::from(middle) });
         let mut consider = |scale: f32, zero: Option<f32>| {
-            let scale = self.round_scale(f64::from(scale), values_in_f16) as f32;
+            let scale = self.rounded(f64::from(scale), rounding) as f32;
             let zero = zero.map_or(middle, |lowest| round_ties_even_f32(-lowest / scale).clamp(1.0, max_code));
             let error = squared_error(weights, importance, scale, -zero, max_code - zero);
             if error < best.0 {
@@ -102,7 +119,9 @@ impl Grid {
         let largest = if -lowest > highest { lowest } else { highest };
         for step in 0..8 {
             let shrink = 1.0 - 0.05 * step as f32;
-            if self.sym {
+            if self.sym && !signed {
+                consider(largest.abs() * shrink / (middle - 1.0), None);
+            } else if self.sym {
                 consider(-largest * shrink / middle, None);
                 consider(largest * shrink / (middle - 1.0), None);
                 consider(-largest * shrink / (middle - 1.0), None);
@@ -162,9 +181,18 @@ impl Grid {
         best.1
     }
 
-    /// The nearest params that every checkpoint can hold: the scale in f16, and of version 1 no zero of 0.
-    pub fn storable(&self, params: GroupParams, values_in_f16: bool) -> GroupParams {
-        GroupParams { scale: self.round_scale(params.scale, values_in_f16), zero: params.zero.max(1.0) }
+    fn rounded(&self, scale: f64, rounding: ScaleRounding) -> f64 {
+        match rounding {
+            // A scale of zero would divide.
+            ScaleRounding::Later => scale + f64::from(u8::from(scale == 0.0)),
+            ScaleRounding::F16 => self.round_scale(scale, false),
+            ScaleRounding::CoarseF16 => self.round_scale(scale, true),
+        }
+    }
+
+    /// The nearest params that every checkpoint can hold: the scale rounded, and of version 1 no zero of 0.
+    pub fn storable(&self, params: GroupParams, rounding: ScaleRounding) -> GroupParams {
+        GroupParams { scale: self.rounded(params.scale, rounding), zero: params.zero.max(1.0) }
     }
 }
 
@@ -242,7 +270,7 @@ mod tests {
 
     fn check_exact(grid: Grid, multiples: [i32; 8], scale: f32) {
         let weights: Vec<f32> = multiples.iter().map(|&m| m as f32 * scale).collect();
-        let params = grid.search_params(&weights, &[1.0; 8], false);
+        let params = grid.search_params(&weights, &[1.0; 8], true, ScaleRounding::F16);
         for &w in &weights {
             assert_eq!(grid.value(grid.code(f64::from(w), params), params), f64::from(w), "{multiples:?} {params:?}");
         }
@@ -261,11 +289,11 @@ mod tests {
     fn awkward_groups_have_usable_params() {
         for grid in [SYM4, ASYM4] {
             for weights in [[0.0f32; 8], [1e-9; 8], [3e38; 8], [5.0; 8], [-5.0; 8]] {
-                let params = grid.search_params(&weights, &[1.0; 8], false);
+                let params = grid.search_params(&weights, &[1.0; 8], true, ScaleRounding::F16);
                 assert!(params.scale != 0.0 && params.scale.is_finite(), "{weights:?} {params:?}");
                 assert!((1.0..=15.0).contains(&params.zero), "{weights:?} {params:?}");
             }
-            let params = grid.search_params(&[0.0; 8], &[1.0; 8], false);
+            let params = grid.search_params(&[0.0; 8], &[1.0; 8], true, ScaleRounding::F16);
             assert_eq!(grid.value(grid.code(0.0, params), params), 0.0);
         }
     }
@@ -274,7 +302,7 @@ mod tests {
     fn importance_decides_which_weight_is_kept() {
         let weights = [1.0f32, 0.137, 0.137, 0.137];
         let of = |importance: &[f32; 4]| {
-            let params = SYM4.search_params(&weights, importance, false);
+            let params = SYM4.search_params(&weights, importance, true, ScaleRounding::F16);
             (SYM4.value(SYM4.code(0.137, params), params) - 0.137).abs()
         };
         assert!(of(&[0.0, 1.0, 1.0, 1.0]) < of(&[1.0, 0.0, 0.0, 0.0]));

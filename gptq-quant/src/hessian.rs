@@ -51,12 +51,15 @@ pub struct Hessian {
     /// `2 / tokens * (X_float - X)^T X`: entry `(i, j)` is how input `i` has drifted where input `j` is large. `None`
     /// without float inputs, and where a device keeps it.
     pub drift: Option<Mat<f64>>,
+    /// `2 / tokens * (S_float - S)^T X` `[rows, cols]`, where S is what the matrix's outputs are added to: how the residual
+    /// stream has drifted, as far as the inputs tell. `None` where nobody asked, and where a device keeps it.
+    pub stream_drift: Option<Mat<f64>>,
 }
 
 impl Hessian {
     /// Of no token.
     pub fn empty(cols: usize) -> Hessian {
-        Hessian { products: Mat::zeros(cols, cols), drift: None }
+        Hessian { products: Mat::zeros(cols, cols), drift: None, stream_drift: None }
     }
 }
 
@@ -69,6 +72,13 @@ pub struct HostSums {
     /// `(X_float - X)^T X` in blocks of [`BLOCK`] columns `[cols, width]`; empty where there are no float inputs.
     drift: Vec<Mat<f64>>,
     cols: usize,
+    streams: Option<StreamSums>,
+}
+
+/// `(S_float - S)^T X` in blocks of [`BLOCK`] columns `[rows, width]`.
+struct StreamSums {
+    tokens: usize,
+    blocks: Vec<Mat<f64>>,
 }
 
 impl HostSums {
@@ -77,7 +87,35 @@ impl HostSums {
         let starts = || (0..cols).step_by(BLOCK);
         let blocks = starts().map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
         let drift = starts().filter(|_| with_drift).map(|start| Mat::zeros(cols, BLOCK.min(cols - start))).collect();
-        HostSums { weights, tokens: 0, blocks, drift, cols }
+        HostSums { weights, tokens: 0, blocks, drift, cols, streams: None }
+    }
+
+    /// Sums also how what `rows` outputs are added to has drifted.
+    pub fn expect_streams(&mut self, rows: usize) {
+        let widths = (0..self.cols).step_by(BLOCK).map(|start| BLOCK.min(self.cols - start));
+        let blocks = widths.map(|width| Mat::zeros(rows, width)).collect();
+        self.streams = Some(StreamSums { tokens: 0, blocks });
+    }
+
+    /// Adds inputs `x` `[tokens, cols]` with what the outputs will be added to, in the model quantized so far and in the float
+    /// one, both `[tokens, rows]`; whole windows.
+    ///
+    /// Panics when nobody expects it.
+    pub fn add_streams(&mut self, x: &[f32], [stream, float]: [&[f32]; 2]) {
+        let cols = self.cols;
+        let mut sums = self.streams.take().expect("HostSums::add_streams: expected");
+        let rows = sums.blocks[0].nrows();
+        assert_eq!((stream.len(), float.len()), (x.len() / cols * rows, stream.len()), "HostSums::add_streams: rows");
+        for (c, chunk) in x.chunks(CHUNK * cols).enumerate() {
+            let factors = self.factors(sums.tokens + c * CHUNK, chunk);
+            let weighted = multiplied(chunk.to_vec(), &factors);
+            let part = c * CHUNK * rows..c * CHUNK * rows + chunk.len() / cols * rows;
+            let drift =
+                std::iter::zip(&float[part.clone()], &stream[part]).map(|(float, stream)| float - stream).collect();
+            add_left(&mut sums.blocks, &multiplied(drift, &factors), rows, &weighted, cols);
+        }
+        sums.tokens += x.len() / cols;
+        self.streams = Some(sums);
     }
 
     /// Adds the inputs `x`, and with them those that the float model has for the same tokens; both row-major
@@ -125,13 +163,7 @@ impl HostSums {
     }
 
     fn add_drift(&mut self, drift: &[f32], x: &[f32]) {
-        let cols = self.cols;
-        let x_t = MatRef::from_column_major_slice(x, cols, x.len() / cols);
-        let drift_t = MatRef::from_column_major_slice(drift, cols, x.len() / cols);
-        self.drift.par_iter_mut().enumerate().for_each(|(b, sum)| {
-            let right = x_t.subrows(b * BLOCK, sum.ncols()).transpose();
-            add_product(sum.as_mut(), drift_t, right);
-        });
+        add_left(&mut self.drift, drift, self.cols, x, self.cols);
     }
 
     /// What they come to.
@@ -143,8 +175,21 @@ impl HostSums {
         });
         let entry = |i: usize, j: usize| scale * self.drift[j / BLOCK][(i, j % BLOCK)];
         let drift = (!self.drift.is_empty()).then(|| Mat::from_fn(cols, cols, entry));
-        Hessian { products, drift }
+        let stream_drift = self.streams.map(|StreamSums { blocks, .. }| {
+            Mat::from_fn(blocks[0].nrows(), cols, |i, j| scale * blocks[j / BLOCK][(i, j % BLOCK)])
+        });
+        Hessian { products, drift, stream_drift }
     }
+}
+
+/// `sums += left^T x`, in blocks of [`BLOCK`] columns `[rows, width]`, of rows `left` `[tokens, rows]` and `x` `[tokens, cols]`.
+fn add_left(sums: &mut [Mat<f64>], left: &[f32], rows: usize, x: &[f32], cols: usize) {
+    let x_t = MatRef::from_column_major_slice(x, cols, x.len() / cols);
+    let left_t = MatRef::from_column_major_slice(left, rows, left.len() / rows);
+    sums.par_iter_mut().enumerate().for_each(|(b, sum)| {
+        let right = x_t.subrows(b * BLOCK, sum.ncols()).transpose();
+        add_product(sum.as_mut(), left_t, right);
+    });
 }
 
 /// Rows, each times its factor.

@@ -40,6 +40,7 @@ pub mod self_text;
 pub mod settings;
 mod speed;
 pub mod store;
+mod streams;
 mod work;
 
 pub use calibrate::Calibrate;
@@ -48,7 +49,7 @@ pub use error::{Error, Result};
 pub use estimate::{Estimate, Timings};
 pub use evaluate::{Evaluation, evaluate};
 pub use gptq::{Options, Quantized};
-pub use grid::{Grid, GroupParams, ScaleSearch};
+pub use grid::{Grid, GroupParams, ScaleRounding, ScaleSearch};
 pub use hessian::{Hessian, HostSums, TokenWeight};
 pub use pipeline::{Progress, check_weights, quantize_layers};
 pub use report::{Report, matrix::MatrixReport};

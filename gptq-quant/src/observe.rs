@@ -37,6 +37,14 @@ impl<T> Activation<T> {
     }
 
     /// The value. Panics where there is none.
+    pub fn value(&self) -> &T {
+        match self {
+            Activation::Known(value) => value,
+            Activation::Skipped => panic!("this pass did not compute it"),
+        }
+    }
+
+    /// The same, to have. Panics where there is none.
     pub fn known(self) -> Rc<T> {
         match self {
             Activation::Known(value) => value,

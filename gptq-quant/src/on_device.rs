@@ -48,6 +48,7 @@ pub(crate) async fn solve(
 
     let group_len = options.grid.group_len(cols);
     let groups = cols / group_len;
+    let shifted = resident.stream_drift.as_ref().filter(|_| options.stream_alpha != 0.0);
     let solver = ops.new_solver(Problem {
         perm: perm.iter().map(|&k| k as u32).collect(),
         factor: factor.as_slice().expect("row-major").par_iter().map(|&v| v as f32).collect(),
@@ -55,6 +56,7 @@ pub(crate) async fn solve(
         diagonal: (0..cols).map(|i| (products[(i, i)] + damp) as f32).collect(),
         drift: resident.drift.as_ref().filter(|_| options.gptaq_alpha != 0.0),
         alpha: options.gptaq_alpha as f32,
+        residual: shifted.map(|drift| (drift, options.stream_alpha as f32)),
         group_len,
         max_code: u32::from(options.grid.max_code()),
         coarse_bits: if options.values_in_f16 { options.grid.bits - u32::from(options.grid.sym) } else { 0 },
@@ -68,10 +70,14 @@ pub(crate) async fn solve(
     let each = (PIECE_BYTES / (4 * cols)).max(1);
     for start in (0..rows).step_by(each) {
         let piece = weights.slice_move(s![start..rows.min(start + each), ..]);
-        let piece = match piece.to_slice() {
+        let mut piece = match piece.to_slice() {
             Some(values) if !dead.contains(&true) => Cow::Borrowed(values),
             _ => piece.indexed_iter().map(|((_, col), &w)| if dead[col] { 0.0 } else { w }).collect(),
         };
+        if shifted.is_some() {
+            let shifts = ops.shifts(&solver, start, piece.len() / cols).await?;
+            piece.to_mut().iter_mut().zip(shifts).for_each(|(weight, shift)| *weight += shift);
+        }
         let grid: Vec<f32> = piece
             .par_chunks(cols)
             .flat_map_iter(|row| {
@@ -91,7 +97,7 @@ pub(crate) async fn solve(
         loss += solution.losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
     }
     let array = |len: usize, values: Vec<u8>| Array2::from_shape_vec((rows, len), values).expect("all rows");
-    Ok(Quantized {
+    let mut quantized = Quantized {
         grid: options.grid,
         codes: array(cols, codes),
         scales: Array2::from_shape_vec((rows, groups), scales).expect("all rows"),
@@ -99,5 +105,7 @@ pub(crate) async fn solve(
         g_idx: (0..cols).map(|k| (k / group_len) as u32).collect(),
         loss,
         method: Method::Gptq { damp_percent },
-    })
+    };
+    quantized.round_scales(options);
+    Ok(quantized)
 }

@@ -5,22 +5,19 @@
 //! in host memory; of the weights only those of one part of a layer are loaded at a time. Within a layer the order is that of the data: q, k and v (which share their inputs), then o, then
 //! gate and up, then down, each with inputs from the quantized matrices before it.
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use calib_data::TokenWindows;
 use half::f16;
 use infer_core::{
-    model::{
-        Layer, Parts,
-        decoder::{RopeTables, embed},
-    },
-    ops::{KvShape, Ops, Span, TokenWeights},
+    model::decoder::RopeTables,
+    ops::{KvShape, Ops, TokenWeights},
 };
 use model_format::{
-    Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params, params::joined_params,
+    Checkpoint, DecoderConfig, Param, Role, Weight,
+    checkpoint::{read_float, read_param, read_rows},
+    params,
+    params::{Source, joined_params},
     tensor_cache::ShardSum,
 };
 use ndarray::ArrayView2;
@@ -32,8 +29,9 @@ use crate::{
     checkpoint::unquantized_config,
     estimate::{Estimate, Memory, Timings, memory},
     gptq::Quantized,
-    observe::{Activation, ObserveOps, Pass, PlacedMatrix},
+    observe::{ObserveOps, Pass},
     speed::Speeds,
+    streams::{Held, Kept, LayerMatrix, Stream, input_cols},
     work::Work,
 };
 
@@ -91,28 +89,34 @@ pub async fn quantize_layers<O: Calibrate>(
     walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
+        let is_last = layer + 1 == config.num_hidden_layers;
         walk.enter(layer)?;
+        if !settings.true_sequential {
+            walk.layer_at_once(store, matrix_roles(layer).map(param), is_last).await?;
+            continue;
+        }
         let pass = Pass { start: None, stop: Some(qkv) };
-        let weight = walk.weight_of(store, param(qkv), &[], pass, Kept::Neither).await?;
+        let matrix = walk.matrix_of(store, param(qkv), Vec::new(), pass, Kept::Neither).await?;
 
         let pass = Pass { start: None, stop: Some(attention_out) };
-        let weight = walk.weight_of(store, param(attention_out), &[weight], pass, Kept::End).await?;
+        let matrix = walk.matrix_of(store, param(attention_out), vec![matrix], pass, Kept::End).await?;
 
         let pass = Pass { start: Some(attention_out), stop: Some(gate_up) };
-        let gate_up_weight = walk.weight_of(store, param(gate_up), &[weight], pass, Kept::Beginning).await?;
+        let gate_up_matrix = walk.matrix_of(store, param(gate_up), vec![matrix], pass, Kept::Beginning).await?;
 
-        let keep = walk.tokens() * config.intermediate_size * size_of::<f32>() * walk.streams.len() <= walk.room;
+        let keep = walk.has_room_for_inputs(down);
         let pass = Pass { start: Some(gate_up), stop: Some(down) };
         let kept = if keep { Kept::End } else { Kept::Neither };
-        let weight = walk.weight_of(store, param(down), std::slice::from_ref(&gate_up_weight), pass, kept).await?;
+        // They are wanted again where what they give is not kept.
+        let again = (!keep && !is_last).then(|| gate_up_matrix.clone());
+        let matrix = walk.matrix_of(store, param(down), vec![gate_up_matrix], pass, kept).await?;
 
-        if layer + 1 < config.num_hidden_layers {
-            if keep {
-                let pass = Pass { start: Some(down), stop: None };
-                walk.run(&[weight], pass, Kept::Beginning, None).await?;
-            } else {
+        match again {
+            _ if is_last => {}
+            None => walk.run(vec![matrix], Pass { start: Some(down), stop: None }, Kept::Beginning, None).await?,
+            Some(again) => {
                 let pass = Pass { start: Some(gate_up), stop: None };
-                walk.run(&[gate_up_weight, weight], pass, Kept::Neither, None).await?;
+                walk.run(vec![again, matrix], pass, Kept::Neither, None).await?;
             }
         }
     }
@@ -130,8 +134,14 @@ pub fn check_weights(checkpoint: &dyn Checkpoint) -> Result<String> {
     };
     let list = params(&config);
     let sums = list.par_iter().map(|param| {
-        read_param(checkpoint, param)?;
-        param.sources.iter().map(|part| Ok(sum_of(&checkpoint.tensor(&part.name)?.bytes))).collect::<Result<String>>()
+        // Not all values at a time: the table may be large, and there are as many parameters as threads.
+        read_rows(checkpoint, param, 1024)?.try_for_each(|rows| rows.map(drop))?;
+        let sum = param.sources.iter().map(|part| {
+            let sum = sum_of(&checkpoint.tensor(&part.name)?.bytes);
+            checkpoint.release(&part.name);
+            Ok(sum)
+        });
+        sum.collect::<Result<String>>()
     });
     let mut sums = sums.collect::<Result<Vec<_>>>()?;
     let mut files = checkpoint.companion_files()?;
@@ -145,58 +155,31 @@ pub(crate) fn matrix_roles(layer: usize) -> [Role; 4] {
     [Role::Qkv(layer), Role::AttentionOut(layer), Role::GateUp(layer), Role::Down(layer)]
 }
 
-/// Whether the inputs of a matrix are kept between two passes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kept {
-    /// Not in this pass.
-    Neither,
-    /// Those of the matrix that the pass begins with were.
-    Beginning,
-    /// Those of the matrix that the pass ends at are to be.
-    End,
-}
-
-/// The activations of all windows in one of the models, batch by batch.
-struct Stream<O: Ops> {
-    /// The residual stream `[rows, hidden_size]`.
-    hidden: Vec<Held<Activation<O::Tensor>>>,
-    /// The inputs of a matrix `[rows, cols]`, if they are kept.
-    kept: Vec<Held<Rc<O::Tensor>>>,
-}
-
-/// Activations between two passes.
-enum Held<T> {
-    /// Where they were computed.
-    Device(T),
-    /// In host memory, for want of room there.
-    Host(Vec<f32>),
-}
-
 /// The calibration windows on their way through the layers.
-struct Walk<'a, O: Calibrate> {
-    ops: ObserveOps<O>,
-    checkpoint: &'a dyn Checkpoint,
-    config: &'a DecoderConfig,
-    settings: &'a Settings,
-    progress: &'a mut dyn Progress,
-    windows: &'a TokenWindows,
-    rope: RopeTables<ObserveOps<O>>,
+pub(crate) struct Walk<'a, O: Calibrate> {
+    pub(crate) ops: ObserveOps<O>,
+    pub(crate) checkpoint: &'a dyn Checkpoint,
+    pub(crate) config: &'a DecoderConfig,
+    pub(crate) settings: &'a Settings,
+    pub(crate) progress: &'a mut dyn Progress,
+    pub(crate) windows: &'a TokenWindows,
+    pub(crate) rope: RopeTables<ObserveOps<O>>,
     /// Keys and values of the windows of one batch.
-    kv: Vec<O::Kv>,
-    seq_len: usize,
+    pub(crate) kv: Vec<O::Kv>,
+    pub(crate) seq_len: usize,
     /// In the model that is quantized so far, and where drift is corrected in the float model too.
-    streams: Vec<Stream<O>>,
+    pub(crate) streams: Vec<Stream<O>>,
     /// Bytes of activations that there is still room for on the device.
-    room: usize,
+    pub(crate) room: usize,
     /// And how many there were.
-    all_room: usize,
-    layer: usize,
+    pub(crate) all_room: usize,
+    pub(crate) layer: usize,
     /// Norms and biases of the layer.
-    vectors: Vec<(Role, Weight)>,
-    work: Work,
-    timings: Timings,
+    pub(crate) vectors: Vec<(Role, Weight)>,
+    pub(crate) work: Work,
+    pub(crate) timings: Timings,
     /// Is there when everything before it is.
-    mark: O::Tensor,
+    pub(crate) mark: O::Tensor,
 }
 
 impl<'a, O: Calibrate> Walk<'a, O> {
@@ -217,16 +200,12 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let widest = config.qkv_size().max(2 * config.intermediate_size);
         let batch = (ops.batch_tokens(widest) / seq_len).clamp(1, windows.len());
-        let speeds = Speeds::measure(&mut ops, config, settings).await?;
-        let work = Work::new(config, seq_len, windows.len(), settings, speeds)?;
         let tokens = windows.len() * seq_len;
         let of_device = ops.device_memory();
         let Memory { host, device, room } = memory(config, tokens, batch * seq_len, settings, O::ON_HOST, of_device)?;
-        let time = Duration::from_secs_f64(work.total);
-        progress.estimated(&Estimate { time, host_memory: host, device_memory: device });
         let mark = ops.upload(1, 1, &[0.0])?;
         let mut ops = ObserveOps::new(ops);
-        Ok(Walk {
+        let mut walk = Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
             ops,
@@ -236,7 +215,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             progress,
             windows,
             seq_len,
-            work,
+            work: Work::default(),
             timings: Timings::default(),
             mark,
             streams: Vec::new(),
@@ -244,7 +223,12 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             all_room: room,
             layer: 0,
             vectors: Vec::new(),
-        })
+        };
+        let speeds = Speeds::measure(&mut walk).await?;
+        walk.work = Work::new(config, seq_len, windows.len(), settings, speeds)?;
+        let time = Duration::from_secs_f64(walk.work.total);
+        walk.progress.estimated(&Estimate { time, host_memory: host, device_memory: device });
+        Ok(walk)
     }
 
     /// Goes to the first layer: with the quantized table if there is one, and where drift is to be corrected, with the
@@ -262,30 +246,6 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             self.streams.push(stream);
         }
         Ok(())
-    }
-
-    fn drop_streams(&mut self) {
-        self.streams.clear();
-        self.room = self.all_room;
-    }
-
-    /// The windows as rows of `table`.
-    async fn embed(&mut self, table: Vec<f32>) -> Result<Stream<O>> {
-        let shape = vec![self.config.vocab_size, self.config.hidden_size];
-        let table = self.ops.upload_matrix(Role::Embedding, Weight::F32 { shape, data: table })?;
-        let windows: Vec<&[u32]> = self.windows.iter().collect();
-        let mut hidden = Vec::new();
-        for batch in windows.chunks(self.kv.len()) {
-            let rows = embed(&mut self.ops, self.config, &table, &batch.concat());
-            let bytes = batch.len() * self.seq_len * self.config.hidden_size * size_of::<f32>();
-            hidden.push(if bytes <= self.room {
-                self.room -= bytes;
-                Held::Device(rows)
-            } else {
-                Held::Host(self.ops.read(&rows).await?)
-            });
-        }
-        Ok(Stream { hidden, kept: Vec::new() })
     }
 
     /// The embedding table and the head, where they are to be quantized: the values of the table.
@@ -316,7 +276,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                     (hessian, resident)
                 }
             };
-            let quantized = self.solve(store, param, hessian).await?;
+            let (quantized, _) = self.solve(store, param, hessian).await?;
             values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
         }
         Ok(values)
@@ -328,9 +288,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         self.streams.push(stream);
         for layer in 0..self.config.num_hidden_layers {
             self.enter(layer)?;
-            let weights = matrix_roles(layer).map(|role| Ok((role, self.weight(role)?)));
-            let weights: Vec<_> = weights.into_iter().collect::<Result<_>>()?;
-            self.run(&weights, WHOLE_LAYER, Kept::Neither, None).await?;
+            let matrices =
+                matrix_roles(layer).map(|role| self.float_matrix(role)).into_iter().collect::<Result<_>>()?;
+            self.run(matrices, WHOLE_LAYER, Kept::Neither, None).await?;
         }
         let hidden_size = self.config.hidden_size;
         let norm = self.read(Role::FinalNorm)?;
@@ -345,19 +305,19 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             let normed = self.ops.rms_norm(&x, &norm, self.config.rms_norm_eps as f32).known();
             self.ops.inner().add(&mut sums, &normed, None).await?;
         }
-        Ok(self.ops.inner().finish(sums).await?)
+        Ok(self.ops.inner().finish(sums, &[]).await?)
     }
 
-    fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.windows.len() * self.seq_len
     }
 
-    fn token_weights(&self) -> TokenWeights {
+    pub(crate) fn token_weights(&self) -> TokenWeights {
         self.settings.token_weight.in_windows(self.seq_len)
     }
 
     /// Turns to a layer.
-    fn enter(&mut self, layer: usize) -> Result<()> {
+    pub(crate) fn enter(&mut self, layer: usize) -> Result<()> {
         self.layer = layer;
         let roles = params(self.config).into_iter().map(|param| param.role);
         let vectors = roles.filter(|role| role.layer() == Some(layer) && !role.is_matrix());
@@ -366,32 +326,55 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// The float model's values of a parameter.
-    fn read(&self, role: Role) -> Result<Vec<f32>> {
-        let Weight::F32 { data, .. } = self.weight(role)? else { unreachable!("read as f32") };
-        Ok(data)
+    pub(crate) fn read(&self, role: Role) -> Result<Vec<f32>> {
+        let list = joined_params(self.config);
+        let param = list.iter().find(|p| p.role == role).expect("the list has every role");
+        read_values(self.checkpoint, param)
     }
 
     /// A parameter of the float model.
-    fn weight(&self, role: Role) -> Result<Weight> {
+    pub(crate) fn weight(&self, role: Role) -> Result<Weight> {
         let list = joined_params(self.config);
         let param = list.iter().find(|p| p.role == role).expect("the list has every role");
-        Ok(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? })
+        Ok(Weight::F32 { shape: param.shape.clone(), data: read_values(self.checkpoint, param)? })
+    }
+
+    /// A matrix as the float model has it, in the place of the quantized one.
+    fn float_matrix(&self, role: Role) -> Result<LayerMatrix> {
+        Ok(LayerMatrix { role, weight: self.weight(role)?, float: None })
+    }
+
+    /// Solves the matrices of a layer with the inputs that its float ones give, then runs it unless it is the last.
+    async fn layer_at_once(&mut self, store: &mut dyn Store, params: [&Param; 4], is_last: bool) -> Result<()> {
+        let mut solved = Vec::with_capacity(params.len());
+        for (i, param) in params.iter().enumerate() {
+            let before = params[..i].iter().map(|param| self.float_matrix(param.role)).collect::<Result<_>>()?;
+            let pass = Pass { start: None, stop: Some(param.role) };
+            solved.push(self.matrix_of(store, param, before, pass, Kept::Neither).await?);
+        }
+        if !is_last {
+            self.run(solved, WHOLE_LAYER, Kept::Neither, None).await?;
+        }
+        Ok(())
     }
 
     /// A matrix as the quantized model has it, after the part of the layer that ends at it has run with `matrices`.
-    async fn weight_of(
+    async fn matrix_of(
         &mut self,
         store: &mut dyn Store,
         param: &Param,
-        matrices: &[(Role, Weight)],
+        matrices: Vec<LayerMatrix>,
         pass: Pass,
         kept: Kept,
-    ) -> Result<(Role, Weight)> {
+    ) -> Result<LayerMatrix> {
         let known = store.values(param)?;
         let is_solved = known.is_none() && self.settings.options(param)?.is_some();
+        let mut float = None;
         let data = if is_solved {
             let hessian = self.observe(matrices, pass, kept).await?;
-            self.solve(store, param, hessian).await?.dequantize().into_raw_vec_and_offset().0
+            let (quantized, values) = self.solve(store, param, hessian).await?;
+            float = Some(values).filter(|_| self.streams.len() > 1);
+            quantized.dequantize().into_raw_vec_and_offset().0
         } else {
             match kept {
                 Kept::Neither => self.work.done += self.work.pass_time(pass),
@@ -406,141 +389,38 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                 None => self.read(param.role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
             }
         };
-        Ok((param.role, Weight::F32 { shape: param.shape.clone(), data }))
+        Ok(LayerMatrix { role: param.role, weight: Weight::F32 { shape: param.shape.clone(), data }, float })
     }
 
     /// Runs a part of the layer that ends at a matrix: the Hessian of its inputs.
-    async fn observe(&mut self, matrices: &[(Role, Weight)], pass: Pass, kept: Kept) -> Result<(Hessian, O::Resident)> {
+    async fn observe(&mut self, matrices: Vec<LayerMatrix>, pass: Pass, kept: Kept) -> Result<(Hessian, O::Resident)> {
         let role = pass.stop.expect("a pass that observes has an end");
         let cols = input_cols(self.config, role);
         let (weights, with_drift) = (self.token_weights(), self.streams.len() > 1);
         let mut sums = self.ops.inner().new_sums(cols, weights, with_drift)?;
-        self.run(matrices, pass, kept, Some(&mut sums)).await?;
+        if self.compares_streams(role) {
+            self.ops.inner().expect_streams(&mut sums, self.config.hidden_size)?;
+        }
+        let is_late = kept == Kept::End && self.adds_drift_late(role);
+        self.run(matrices, pass, kept, Some((&mut sums, is_late))).await?;
+        let late = if is_late { self.kept_pairs() } else { Vec::new() };
         let begun = Instant::now();
-        let hessian = self.ops.inner().finish(sums).await?;
+        let hessian = self.ops.inner().finish(sums, &late).await?;
         self.timings.hessian += begun.elapsed();
         Ok(hessian)
     }
 
-    /// Runs a part of the layer over every window. `matrices` are those that it multiplies with. Its effect on the
-    /// residual streams stays; to `sums` the inputs of its end are added.
-    async fn run(
-        &mut self,
-        matrices: &[(Role, Weight)],
-        pass: Pass,
-        kept: Kept,
-        mut sums: Option<&mut O::Sums>,
-    ) -> Result<()> {
-        let mut layers = vec![self.upload_layer(matrices.to_vec())?];
-        if self.streams.len() > 1 {
-            let float = matrices
-                .iter()
-                .map(|(role, weight)| Ok((*role, Weight::F32 { shape: weight.shape(), data: self.read(*role)? })));
-            let float = float.collect::<Result<_>>()?;
-            layers.push(self.upload_layer(float)?);
-        }
-        let hidden_size = self.config.hidden_size;
-        let begun = Instant::now();
-        let mut forward_share = 1.0;
-        for batch in 0..self.streams[0].hidden.len() {
-            let first = batch * self.kv.len();
-            let windows = self.kv.len().min(self.windows.len() - first);
-            let rows = windows * self.seq_len;
-            let mut observed = Vec::with_capacity(layers.len());
-            for (stream, layer) in self.streams.iter_mut().zip(&layers) {
-                let held = std::mem::replace(&mut stream.hidden[batch], Held::Host(Vec::new()));
-                let (mut x, on_host) = match held {
-                    Held::Device(x) => (x, None),
-                    Held::Host(values) => (self.ops.upload(rows, hidden_size, &values)?, Some(values)),
-                };
-                let input = match kept {
-                    Kept::Beginning => Some(match std::mem::replace(&mut stream.kept[batch], Held::Host(Vec::new())) {
-                        Held::Device(input) => {
-                            self.room += kept_bytes(self.config, pass.start, rows);
-                            input
-                        }
-                        Held::Host(values) => Rc::new(self.ops.inner().upload(rows, values.len() / rows, &values)?),
-                    }),
-                    Kept::Neither | Kept::End => None,
-                };
-                self.ops.begin(pass, input);
-                let kv = self.kv.iter_mut().take(windows);
-                let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
-                let rope = self.rope.table(self.rope.is_long(self.seq_len));
-                let delta = layer.forward(&mut self.ops, &mut x, rope, &mut spans);
-                if pass.stop.is_some() {
-                    observed.push(self.ops.take_observed());
-                }
-                self.ops.add_assign(&mut x, &delta);
-                let is_changed = pass.start.is_some() || pass.stop.is_none();
-                stream.hidden[batch] = match on_host {
-                    None => Held::Device(x),
-                    Some(_) if is_changed => Held::Host(self.ops.read(&x).await?),
-                    Some(values) => Held::Host(values),
-                };
-            }
-            // A device works behind the host's back; the first batch tells how its time is divided.
-            if batch == 0 && sums.is_some() {
-                self.ops.inner().read(&self.mark).await?;
-            }
-            let forward = begun.elapsed();
-            if let Some(sums) = sums.as_deref_mut() {
-                let [x, float @ ..] = &observed[..] else { panic!("a pass that adds to sums has an end") };
-                self.ops.inner().add(sums, x, float.first().map(|x| &**x)).await?;
-                if batch == 0 {
-                    self.ops.inner().read(&self.mark).await?;
-                    forward_share = forward.as_secs_f64() / begun.elapsed().as_secs_f64();
-                }
-            }
-            if kept == Kept::End {
-                for (stream, observed) in self.streams.iter_mut().zip(observed) {
-                    let bytes = kept_bytes(self.config, pass.stop, rows);
-                    stream.kept.push(if bytes <= self.room {
-                        self.room -= bytes;
-                        Held::Device(observed)
-                    } else {
-                        Held::Host(self.ops.inner().read(&observed).await?)
-                    });
-                }
-            }
-            self.advance(pass, rows as f64 / self.tokens() as f64)?;
-        }
-        if kept == Kept::Beginning {
-            self.streams.iter_mut().for_each(|stream| stream.kept.clear());
-        }
-        self.ops.inner().read(&self.mark).await?;
-        let forward = begun.elapsed().mul_f64(forward_share);
-        self.timings.forward += forward;
-        self.timings.hessian += begun.elapsed() - forward;
-        Ok(())
-    }
-
-    /// The layer with these matrices; the others are absent.
-    fn upload_layer(&mut self, matrices: Vec<(Role, Weight)>) -> Result<Layer<ObserveOps<O>>> {
-        let mut parts = Parts::default();
-        for (role, weight) in &self.vectors {
-            parts.add(&mut self.ops, *role, weight.clone())?;
-        }
-        for role in matrix_roles(self.layer) {
-            parts.add_matrix(role, PlacedMatrix::absent(role));
-        }
-        for (role, weight) in matrices {
-            parts.add(&mut self.ops, role, weight)?;
-        }
-        Ok(Layer::new(self.config, &mut parts, self.layer))
-    }
-
-    /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest.
+    /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest. With the values that it had.
     async fn solve(
         &mut self,
         store: &mut dyn Store,
         param: &Param,
         (hessian, resident): (Hessian, O::Resident),
-    ) -> Result<Quantized> {
+    ) -> Result<(Quantized, Vec<f32>)> {
         let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
         let (rows, cols) = (param.shape[0], param.shape[1]);
-        let values = read_param(self.checkpoint, param)?;
+        let values = read_values(self.checkpoint, param)?;
         let weights = ArrayView2::from_shape((rows, cols), &values).expect("read_param checked the shape");
         if (0..cols).any(|i| !hessian.products[(i, i)].is_finite()) {
             let module = param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned();
@@ -558,10 +438,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         self.timings.report += begun.elapsed() - solved;
         self.progress.quantized(&report);
         self.work.done += self.work.solve_time(rows, cols);
-        Ok(quantized)
+        Ok((quantized, values))
     }
 
-    fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
+    pub(crate) fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
         self.work.done += share * self.work.pass_time(pass);
         let [qkv, attention_out, gate_up, _] = matrix_roles(self.layer);
         let module = match pass.stop {
@@ -576,16 +456,14 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 }
 
-/// Inputs of a matrix of a layer.
-fn input_cols(config: &DecoderConfig, role: Role) -> usize {
-    match role {
-        Role::AttentionOut(_) => config.num_attention_heads * config.head_dim,
-        Role::Down(_) => config.intermediate_size,
-        _ => config.hidden_size,
-    }
-}
-
-/// Bytes of the inputs of a matrix.
-fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
-    rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
+/// The values of a parameter, its parts read at the same time. What of its file is in memory may go.
+fn read_values(checkpoint: &dyn Checkpoint, param: &Param) -> Result<Vec<f32>> {
+    let values = if param.sources.len() == 1 || !param.role.is_matrix() {
+        read_param(checkpoint, param)?
+    } else {
+        let read = |source: &Source| read_float(checkpoint, &source.name, &[source.rows, param.shape[1]]);
+        param.sources.par_iter().map(read).collect::<model_format::Result<Vec<_>>>()?.concat()
+    };
+    param.sources.iter().for_each(|source| checkpoint.release(&source.name));
+    Ok(values)
 }

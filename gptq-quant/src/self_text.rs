@@ -24,7 +24,7 @@ const BATCH: usize = 64;
 const CACHE_MEMORY: usize = 768 << 20;
 
 /// What to write.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SelfText {
     /// Windows.
     pub samples: usize,
@@ -32,6 +32,8 @@ pub struct SelfText {
     pub seq_len: usize,
     /// Two runs with the same seed write the same.
     pub seed: u64,
+    /// 1 for the model's own distribution; less for what is likelier.
+    pub temperature: f32,
 }
 
 /// Lets the model of `checkpoint` write calibration text. What `store` has of it already is not written again.
@@ -58,8 +60,11 @@ pub async fn write_windows<O: Ops>(
     for beginnings in beginnings[windows.len()..].chunks(batch) {
         let mut writers = Vec::with_capacity(beginnings.len());
         for tokens in beginnings {
-            let params =
-                SamplingParams { seed: Some(seed(text.seed, windows.len() + writers.len())), ..Default::default() };
+            let params = SamplingParams {
+                seed: Some(seed(text.seed, windows.len() + writers.len())),
+                temperature: text.temperature,
+                ..Default::default()
+            };
             writers.push(Writer {
                 tokens: tokens.clone(),
                 cache: KvCache::new(&mut ops, &config, text.seq_len)?,

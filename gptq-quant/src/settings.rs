@@ -17,6 +17,9 @@ use crate::{Error, Options, Result, TokenWeight};
 pub struct Settings {
     /// How to quantize each matrix.
     pub matrix: Options,
+    /// Whether a matrix of a layer is solved with the inputs that the quantized ones before it in the layer give; otherwise all
+    /// with those that the layer's float matrices give.
+    pub true_sequential: bool,
     /// How much each calibration token counts.
     pub token_weight: TokenWeight,
     /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
@@ -39,6 +42,7 @@ impl Settings {
     pub fn new(matrix: Options) -> Settings {
         Settings {
             matrix,
+            true_sequential: true,
             token_weight: TokenWeight::default(),
             quantize_ends: false,
             lm_head: false,

@@ -11,6 +11,7 @@ use crate::{
 };
 
 /// What is done and to do, by which the time left is told.
+#[derive(Default)]
 pub(crate) struct Work {
     speeds: Speeds,
     pub(crate) done: f64,
@@ -64,28 +65,26 @@ impl Work {
 
     /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
     pub(crate) fn pass_time(&self, pass: Pass) -> f64 {
-        let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, .. } = *self;
+        let Work { tokens, hidden, attention, qkv, inner, seq_len, streams, speeds, .. } = *self;
+        let through_layer = tokens * speeds.forward + speeds.weights;
         if pass == WHOLE_LAYER {
-            return tokens * (hidden * (qkv + attention + 3.0 * inner) + 2.0 * seq_len * attention)
-                / self.speeds.forward;
+            return through_layer;
         }
+        // Of half of a window, the mean, scores and sums.
+        let heads = seq_len * attention;
+        let all = hidden * (qkv + attention + 3.0 * inner) + heads;
         let (forward, inputs) = match pass.stop {
             Some(Role::Qkv(_)) => (0.0, hidden),
-            Some(Role::AttentionOut(_)) => (hidden * qkv + 2.0 * seq_len * attention, attention),
+            Some(Role::AttentionOut(_)) => (hidden * qkv + heads, attention),
             Some(Role::GateUp(_)) => (attention * hidden, hidden),
             Some(_) => (hidden * 2.0 * inner, inner),
             None => (inner * hidden, 0.0),
         };
-        tokens * (streams * forward / self.speeds.forward + (streams - 0.5) * inputs * inputs / self.speeds.gram)
+        streams * through_layer * forward / all + tokens * (streams - 0.5) * inputs * inputs / speeds.gram
     }
 
     pub(crate) fn solve_time(&self, rows: usize, cols: usize) -> f64 {
-        solve_cost(rows, cols) / self.speeds.solve
+        let (rows, cols) = (rows as f64, cols as f64);
+        cols * cols * cols / 3.0 / self.speeds.factors + rows * cols * cols / 2.0 / self.speeds.solve
     }
-}
-
-/// Multiplications of factorization, inverse and compensation.
-pub(crate) fn solve_cost(rows: usize, cols: usize) -> f64 {
-    let (rows, cols) = (rows as f64, cols as f64);
-    cols * cols * cols / 3.0 + rows * cols * cols / 2.0
 }

@@ -26,14 +26,17 @@ use common::{device, testdata};
 /// What the sums may differ by, as a share of their norm.
 const TOLERANCE: f64 = 1e-5;
 
+/// Width of what stands for a residual stream.
+const STREAM_COLS: usize = 36;
+
 fn open(folder: &Path) -> SafetensorsCheckpoint {
     SafetensorsCheckpoint::open(folder).unwrap()
 }
 
-/// `2 / tokens * sum of weight_t a_t x_t^T` in f64, of rows `[tokens, cols]`.
-fn sum(a: impl Fn(usize, usize) -> f64, x: &[f32], cols: usize, weights: TokenWeights) -> Mat<f64> {
+/// `2 / tokens * sum of weight_t a_t x_t^T` in f64, of rows `[tokens, rows]` and `[tokens, cols]`.
+fn sum(a: impl Fn(usize, usize) -> f64, rows: usize, x: &[f32], cols: usize, weights: TokenWeights) -> Mat<f64> {
     let tokens = x.len() / cols;
-    let mut sum = Mat::<f64>::zeros(cols, cols);
+    let mut sum = Mat::<f64>::zeros(rows, cols);
     for t in 0..tokens {
         let row = &x[t * cols..][..cols];
         let mean_square = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / cols as f64;
@@ -42,7 +45,7 @@ fn sum(a: impl Fn(usize, usize) -> f64, x: &[f32], cols: usize, weights: TokenWe
         let factor = 2.0 / tokens as f64 * by_norm * by_place;
         for j in 0..cols {
             let right = factor * f64::from(row[j]);
-            for i in 0..cols {
+            for i in 0..rows {
                 sum[(i, j)] += a(t, i) * right;
             }
         }
@@ -70,20 +73,36 @@ fn check(ops: &mut GpuOps, what: &str, cols: usize, window: usize, batches: &[(V
     for (weight, with_drift) in weights.into_iter().zip([true, true, false, true]) {
         let weights = weight.in_windows(window);
         let mut sums = ops.new_sums(cols, weights, with_drift).unwrap();
+        ops.expect_streams(&mut sums, STREAM_COLS).unwrap();
+        let mut late = Vec::new();
         for (x, float) in batches {
             let rows = x.len() / cols;
-            let [x, float] = [x, float].map(|values| ops.upload(rows, cols, values).unwrap());
-            block_on(ops.add(&mut sums, &x, with_drift.then_some(&float))).unwrap();
+            // The first columns of the inputs stand for a residual stream.
+            let stream = |values: &[f32]| -> Vec<f32> {
+                values.chunks(cols).flat_map(|row| (0..STREAM_COLS).map(|i| row[i % cols])).collect()
+            };
+            let streams = [stream(x), stream(float)].map(|values| ops.upload(rows, STREAM_COLS, &values).unwrap());
+            let [x, float] = [x, float].map(|values| Rc::new(ops.upload(rows, cols, values).unwrap()));
+            block_on(ops.add_streams(&mut sums, &x, [&streams[0], &streams[1]])).unwrap();
+            // Of equal norms, some drift is added at once.
+            let at_once = with_drift && weight.equal_norm;
+            block_on(ops.add(&mut sums, &x, at_once.then_some(&*float))).unwrap();
+            if with_drift && !at_once {
+                late.push([x, float]);
+            }
         }
-        let (hessian, resident) = block_on(ops.finish(sums)).unwrap();
+        let (hessian, resident) = block_on(ops.finish(sums, &late)).unwrap();
         let drift = block_on(resident.drift(ops)).unwrap();
         let what = format!("{what}, {weight:?}");
         let at = |t: usize, i: usize| f64::from(x[t * cols + i]);
-        check_near(&what, &hessian.products, &sum(at, &x, cols, weights));
+        let stream_drift = block_on(resident.stream_drift(ops)).unwrap().expect("it was expected");
+        let change = |t: usize, i: usize| f64::from(float[t * cols + i % cols]) - at(t, i % cols);
+        check_near(&format!("{what}, streams"), &stream_drift, &sum(change, STREAM_COLS, &x, cols, weights));
+        check_near(&what, &hessian.products, &sum(at, cols, &x, cols, weights));
         assert_eq!(drift.is_some(), with_drift);
         if let Some(drift) = drift {
             let change = |t: usize, i: usize| f64::from(float[t * cols + i]) - at(t, i);
-            check_near(&format!("{what}, drift"), &drift, &sum(change, &x, cols, weights));
+            check_near(&format!("{what}, drift"), &drift, &sum(change, cols, &x, cols, weights));
         }
     }
 }

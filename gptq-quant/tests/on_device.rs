@@ -24,7 +24,7 @@ fn noise(seed: u64, len: usize) -> Vec<f32> {
 }
 
 /// Inputs that have something in common, one that is always zero, and what they have drifted from.
-fn hessian(cols: usize, with_drift: bool) -> Hessian {
+fn hessian(cols: usize, with_drift: bool, stream_rows: Option<usize>) -> Hessian {
     let tokens = 3 * cols;
     let mut x = noise(1, tokens * cols);
     for (t, row) in x.chunks_mut(cols).enumerate() {
@@ -35,6 +35,14 @@ fn hessian(cols: usize, with_drift: bool) -> Hessian {
     let float: Vec<f32> =
         x.iter().zip(noise(2, tokens * cols)).map(|(x, n)| if *x == 0.0 { 0.0 } else { x + 0.05 * n }).collect();
     let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(tokens), with_drift);
+    if let Some(rows) = stream_rows {
+        // Some of the stream's drift follows from the inputs, and some from nothing.
+        let stream = noise(4, tokens * rows);
+        let follows = |i: usize| 0.02 * x[i / rows * cols + i % rows % cols];
+        let float_stream: Vec<f32> = (0..stream.len()).map(|i| stream[i] + follows(i)).collect();
+        sums.expect_streams(rows);
+        sums.add_streams(&x, [&stream, &float_stream]);
+    }
     sums.add(&x, with_drift.then_some(&float[..]));
     sums.finish()
 }
@@ -42,7 +50,7 @@ fn hessian(cols: usize, with_drift: bool) -> Hessian {
 fn check(rows: usize, cols: usize, options: Options) {
     let Some(gpu) = device() else { return };
     let weights = Array2::from_shape_vec((rows, cols), noise(3, rows * cols)).unwrap();
-    let hessian = hessian(cols, options.gptaq_alpha != 0.0);
+    let hessian = hessian(cols, options.gptaq_alpha != 0.0, (options.stream_alpha != 0.0).then_some(rows));
     let mut time = Duration::ZERO;
     let mut on_cpu = CandleOps::default();
     let cpu = block_on(on_cpu.solve(weights.view(), &hessian, &(), &options, &mut time)).unwrap();
@@ -77,6 +85,17 @@ fn with_drift_and_refinement() {
     check(70, 128, Options { gptaq_alpha: 1.0, refine: 5, ..options(4, 32, true) });
     check(64, 256, Options { gptaq_alpha: 0.5, refine: 2, ..options(4, 128, false) });
     check(16, 192, Options { refine: 3, ..options(8, 64, true) });
+}
+
+#[test]
+fn with_the_drift_of_the_stream() {
+    check(72, 128, Options { gptaq_alpha: 1.0, stream_alpha: 1.0, refine: 2, ..options(4, 32, true) });
+    check(64, 256, Options { gptaq_alpha: 0.5, stream_alpha: 0.5, ..options(4, 128, false) });
+}
+
+#[test]
+fn with_scales_rounded_afterwards() {
+    check(70, 128, Options { scales_first: false, signed_scales: false, ..options(4, 32, true) });
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! GPTQ of one matrix: by hand, on any number of threads, and with Hessians that cannot be factored.
 
+use std::time::Duration;
+
 use faer::Mat;
 use gptq_quant::{
-    Grid, GroupParams, Hessian, HostSums, Options, ScaleSearch, TokenWeight,
+    Calibrate, Grid, GroupParams, Hessian, HostSums, Options, ScaleRounding, ScaleSearch, TokenWeight,
     gptq::{Method, Quantized, quantize},
 };
+use infer_core::{block_on, ops::candle::CandleOps};
 use ndarray::{Array2, array};
 
 const GRID: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
@@ -81,7 +84,7 @@ fn same_result_on_any_number_of_threads() {
             pool.install(|| {
                 let mut sums = HostSums::new(cols, TokenWeight::default().in_windows(tokens), true);
                 sums.add(inputs.as_slice().unwrap(), Some(float.as_slice().unwrap()));
-                let Hessian { products, drift } = sums.finish();
+                let Hessian { products, drift, .. } = sums.finish();
                 quantize(weights.view(), &products, drift.as_ref(), &options)
             })
         };
@@ -128,9 +131,9 @@ fn searches_find_what_they_look_for() {
         let error = |params: GroupParams, norm: f64| -> f64 {
             wide.iter().map(|&w| (grid.value(grid.code(w, params), params) - w).abs().powf(norm)).sum()
         };
-        let range = grid.storable(grid.range_params(&wide, false, false), false);
-        let mse = grid.storable(grid.range_params(&wide, true, false), false);
-        let hessian = grid.search_params(&weights, &[1.0; 32], false);
+        let range = grid.storable(grid.range_params(&wide, false, false), ScaleRounding::F16);
+        let mse = grid.storable(grid.range_params(&wide, true, false), ScaleRounding::F16);
+        let hessian = grid.search_params(&weights, &[1.0; 32], true, ScaleRounding::F16);
         assert!(error(mse, 2.4) < error(range, 2.4), "{range:?} {mse:?}");
         assert!(error(hessian, 2.0) < error(range, 2.0), "{range:?} {hessian:?}");
         for params in [range, mse, hessian] {
@@ -261,7 +264,7 @@ fn drift_of_the_inputs_is_made_good() {
     let weights = numbers(rows, cols, 4);
     let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(drifted.nrows()), true);
     sums.add(drifted.as_slice().unwrap(), Some(float.as_slice().unwrap()));
-    let Hessian { products: h, drift } = sums.finish();
+    let Hessian { products: h, drift, .. } = sums.finish();
     let expected = float.dot(&weights.t());
     let error = |alpha: f64, block_size: usize| {
         let options = Options { gptaq_alpha: alpha, block_size, ..Options::new(GRID) };
@@ -273,4 +276,31 @@ fn drift_of_the_inputs_is_made_good() {
     assert!(half < 0.7 * without && whole < 0.5 * without, "{without}, {half}, {whole}");
     // Blocks change speed only.
     assert!((error(1.0, 32) - whole).abs() < 0.02 * whole);
+}
+
+#[test]
+fn drift_of_the_stream_is_made_good() {
+    let (rows, cols, tokens) = (24, 128, 512);
+    let x = numbers(tokens, cols, 1);
+    let weights = numbers(rows, cols, 2);
+    // What the outputs are added to has drifted: by something that the inputs tell of, and by something that nothing does.
+    let stream = numbers(tokens, rows, 3);
+    let float_stream = &stream + 0.2 * x.dot(&numbers(rows, cols, 4).t()) + 0.1 * numbers(tokens, rows, 5);
+    let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(tokens), false);
+    sums.expect_streams(rows);
+    sums.add_streams(x.as_slice().unwrap(), [stream.as_slice().unwrap(), float_stream.as_slice().unwrap()]);
+    sums.add(x.as_slice().unwrap(), None);
+    let hessian = sums.finish();
+    let expected = float_stream + x.dot(&weights.t());
+    let error = |alpha: f64, refine: usize| {
+        let options = Options { stream_alpha: alpha, refine, ..Options::new(GRID) };
+        let mut ops = CandleOps::default();
+        let mut time = Duration::ZERO;
+        let quantized = block_on(ops.solve(weights.view(), &hessian, &(), &options, &mut time)).unwrap();
+        let difference = &stream + x.dot(&quantized.dequantize().t()) - &expected;
+        difference.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>()
+    };
+    let (without, half, whole) = (error(0.0, 0), error(0.5, 0), error(1.0, 0));
+    assert!(half < 0.6 * without && whole < 0.3 * without, "{without}, {half}, {whole}");
+    assert!(error(1.0, 3) < whole, "sweeps keep to the same end");
 }

@@ -293,7 +293,7 @@ fn a_seed_decides_what_the_model_writes() {
     let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let write = |seed| {
         let mut none = |_: &_, _: &_| Ok(());
-        let text = SelfText { samples: 5, seq_len: 24, seed };
+        let text = SelfText { samples: 5, seq_len: 24, seed, temperature: 1.0 };
         block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut none)).unwrap()
     };
     let first = write(1);

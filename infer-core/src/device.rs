@@ -3,27 +3,47 @@
 use webgpu_kernels::{Gpu, KvDtype};
 
 #[cfg(feature = "native")]
-use crate::ops::candle::CpuWeights;
+use crate::ops::candle::{CpuOptions, CpuWeights};
 
 /// What a model is loaded onto.
 pub enum Device {
     /// The CPU, through candle.
     #[cfg(feature = "native")]
-    Cpu(CpuWeights),
+    Cpu(CpuOptions),
     /// A GPU, with caches of this number type.
     Gpu(Gpu, KvDtype),
 }
 
+/// How a device holds a matrix in codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Codes {
+    /// As values in f32.
+    #[cfg(feature = "native")]
+    Widened,
+    /// In codes, rows side by side.
+    #[cfg(feature = "native")]
+    Interleaved,
+    /// In codes, as they are.
+    Kept,
+}
+
 impl Device {
-    pub(crate) fn is_gpu(&self) -> bool {
-        matches!(self, Device::Gpu(..))
+    /// How matrices in codes are held.
+    pub(crate) fn codes(&self) -> Codes {
+        match self {
+            #[cfg(feature = "native")]
+            Device::Cpu(CpuOptions { weights: CpuWeights::Exact, .. }) => Codes::Widened,
+            #[cfg(feature = "native")]
+            Device::Cpu(CpuOptions { weights: CpuWeights::Integer, .. }) => Codes::Interleaved,
+            Device::Gpu(..) => Codes::Kept,
+        }
     }
 
     /// How the cache stores keys and values.
     pub(crate) fn kv_dtype(&self) -> KvDtype {
         match self {
             #[cfg(feature = "native")]
-            Device::Cpu(_) => KvDtype::F32,
+            Device::Cpu(options) => options.kv,
             Device::Gpu(_, kv) => *kv,
         }
     }

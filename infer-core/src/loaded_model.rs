@@ -94,15 +94,15 @@ impl LoadedModel {
         let config = DecoderConfig::from_mlc(&chat_config)?;
         let format = QuantFormat::by_name(&chat_config.quantization)?;
         let default = mlc_context(&chat_config, &config);
-        let holding = Holding::of_mlc(&config, format, device.is_gpu(), device.kv_dtype());
+        let holding = Holding::of_mlc(&config, format, device.codes(), device.kv_dtype());
         let need = holding.fit(&config, options.context, default, options.memory.or(device.memory()))?;
         let context = need.context;
         progress.planned(&need);
-        let prepared = Prepared::new(&device, &config, &need, options, Holding::stored_mlc(format, true))?;
+        let prepared = Prepared::new(&device, &config, &need, options, Holding::stored_mlc(format))?;
         let session = match device {
             #[cfg(feature = "native")]
-            Device::Cpu(weights) => {
-                OnDevice::Cpu(session(CandleOps::new(weights), &config, format, files, context, progress).await?)
+            Device::Cpu(cpu) => {
+                OnDevice::Cpu(session(CandleOps::new(cpu), &config, format, files, context, progress).await?)
             }
             Device::Gpu(gpu, kv) => {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
@@ -133,18 +133,18 @@ impl LoadedModel {
         let config = DecoderConfig::from_hf(checkpoint.config_json())?;
         // Four-bit matrices of a GPTQ checkpoint stay in four bits.
         let format = QuantFormat::by_name("q4f16_1").expect("a known format");
-        let holding = Holding::of_checkpoint(&config, checkpoint, format, device.is_gpu(), device.kv_dtype())?;
+        let holding = Holding::of_checkpoint(&config, checkpoint, format, device.codes(), device.kv_dtype())?;
         let trained = config.max_position_embeddings;
         let wanted = options.context.map(|context| context.min(trained));
         let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), options.memory.or(device.memory()))?;
         let context = need.context;
         progress.planned(&need);
-        let stored = Holding::stored_checkpoint(checkpoint, format, device.is_gpu())?;
+        let stored = Holding::stored_checkpoint(checkpoint, format)?;
         let prepared = Prepared::new(&device, &config, &need, options, stored)?;
         let session = match device {
             #[cfg(feature = "native")]
-            Device::Cpu(weights) => {
-                OnDevice::Cpu(session(CandleOps::new(weights), &config, checkpoint, format, context, progress)?)
+            Device::Cpu(cpu) => {
+                OnDevice::Cpu(session(CandleOps::new(cpu), &config, checkpoint, format, context, progress)?)
             }
             Device::Gpu(gpu, kv) => {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, format, context, progress)?)
@@ -172,15 +172,15 @@ impl LoadedModel {
             let parts = load_random(&mut ops, config, format, 0, progress)?;
             Session::new(ops, config, parts, context)
         }
-        let holding = Holding::of_mlc(config, format, device.is_gpu(), device.kv_dtype());
+        let holding = Holding::of_mlc(config, format, device.codes(), device.kv_dtype());
         let default = DEFAULT_CONTEXT.min(config.max_position_embeddings);
         let need = holding.fit(config, options.context, default, options.memory.or(device.memory()))?;
         let context = need.context;
         progress.planned(&need);
-        let prepared = Prepared::new(&device, config, &need, options, Holding::stored_mlc(format, true))?;
+        let prepared = Prepared::new(&device, config, &need, options, Holding::stored_mlc(format))?;
         let session = match device {
             #[cfg(feature = "native")]
-            Device::Cpu(weights) => OnDevice::Cpu(session(CandleOps::new(weights), config, format, context, progress)?),
+            Device::Cpu(cpu) => OnDevice::Cpu(session(CandleOps::new(cpu), config, format, context, progress)?),
             Device::Gpu(gpu, kv) => OnDevice::Gpu(session(GpuOps::new(gpu, kv), config, format, context, progress)?),
         };
         let tuned = prepared.finish(options, progress).await?;

@@ -1,13 +1,16 @@
 //! [`Need`]: what a model takes of its device's memory, before a byte of it is loaded.
 
+#[cfg(feature = "native")]
+use model_format::quant::group_quant::dot::Interleaved;
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
-    rope::RopeScaling,
+    quant::group_quant::GroupQuant, rope::RopeScaling,
 };
 use webgpu_kernels::{KvCache, KvDtype, WeightFormat, gemm::scratch_cols};
 
 use crate::{
     Error, Result,
+    device::Codes,
     model::{decoder::FEWEST_ROWS, session::PREFILL_CHUNK},
 };
 
@@ -60,27 +63,23 @@ pub(crate) struct Holding {
 }
 
 impl Holding {
-    /// An MLC folder's parameters. `on_gpu`: in codes; else widened to f32.
-    pub fn of_mlc(config: &DecoderConfig, format: &QuantFormat, on_gpu: bool, kv: KvDtype) -> Holding {
-        Holding::of(config, &params(config), Holding::stored_mlc(format, on_gpu), kv)
+    /// An MLC folder's parameters.
+    pub fn of_mlc(config: &DecoderConfig, format: &QuantFormat, codes: Codes, kv: KvDtype) -> Holding {
+        let stored = Stored::of_mlc(format);
+        Holding::of(config, &params(config), |param| stored(param).bytes(param, codes), kv)
     }
 
-    /// How an MLC folder's parameters are stored on the device.
-    pub fn stored_mlc(format: &QuantFormat, on_gpu: bool) -> impl Fn(&Param) -> WeightFormat + use<'_> {
-        move |param| match format.group() {
-            _ if !on_gpu => WeightFormat::F32,
-            Some(group) if format.quantizes(param) => group.into(),
-            _ if format.model_dtype() == Dtype::F16 => WeightFormat::F16,
-            _ => WeightFormat::F32,
-        }
+    /// How a GPU stores an MLC folder's parameters.
+    pub fn stored_mlc(format: &QuantFormat) -> impl Fn(&Param) -> WeightFormat + use<'_> {
+        let stored = Stored::of_mlc(format);
+        move |param| stored(param).into()
     }
 
-    fn of(config: &DecoderConfig, params: &[Param], stored: impl Fn(&Param) -> WeightFormat, kv: KvDtype) -> Holding {
-        let bytes = |param: &Param| param_bytes(param, stored(param));
+    fn of(config: &DecoderConfig, params: &[Param], bytes: impl Fn(&Param) -> u64, kv: KvDtype) -> Holding {
         let is_read = |param: &&Param| param.role != Role::Embedding || config.tie_word_embeddings;
         Holding {
-            weights: params.iter().map(bytes).sum(),
-            per_token: params.iter().filter(is_read).map(bytes).sum(),
+            weights: params.iter().map(&bytes).sum(),
+            per_token: params.iter().filter(is_read).map(&bytes).sum(),
             kv,
         }
     }
@@ -90,25 +89,20 @@ impl Holding {
         config: &DecoderConfig,
         checkpoint: &dyn Checkpoint,
         format: &QuantFormat,
-        on_gpu: bool,
+        codes: Codes,
         kv: KvDtype,
     ) -> Result<Holding> {
-        let stored = Holding::stored_checkpoint(checkpoint, format, on_gpu)?;
-        Ok(Holding::of(config, &joined_params(config), stored, kv))
+        let stored = Stored::of_checkpoint(checkpoint, format)?;
+        Ok(Holding::of(config, &joined_params(config), |param| stored(param).bytes(param, codes), kv))
     }
 
-    /// How a checkpoint's parameters are stored on the device.
+    /// How a GPU stores a checkpoint's parameters.
     pub fn stored_checkpoint(
         checkpoint: &dyn Checkpoint,
         format: &QuantFormat,
-        on_gpu: bool,
     ) -> Result<impl Fn(&Param) -> WeightFormat + use<>> {
-        let gptq = GptqConfig::from_config(checkpoint.config_json())?;
-        let group = format.group().filter(|group| on_gpu && gptq.is_some_and(|gptq| gptq.bits == group.bits));
-        Ok(move |param: &Param| match group {
-            Some(group) if param.role.is_layer_matrix() => group.into(),
-            _ => WeightFormat::F32,
-        })
+        let stored = Stored::of_checkpoint(checkpoint, format)?;
+        Ok(move |param: &Param| stored(param).into())
     }
 
     /// The need of a context.
@@ -156,6 +150,56 @@ impl Holding {
     }
 }
 
+/// What the numbers of a parameter's file are.
+#[derive(Clone, Copy)]
+enum Stored {
+    Codes(GroupQuant),
+    F16,
+    F32,
+}
+
+impl Stored {
+    fn of_mlc(format: &QuantFormat) -> impl Fn(&Param) -> Stored + use<'_> {
+        move |param| match format.group() {
+            Some(group) if format.quantizes(param) => Stored::Codes(group),
+            _ if format.model_dtype() == Dtype::F16 => Stored::F16,
+            _ => Stored::F32,
+        }
+    }
+
+    fn of_checkpoint(checkpoint: &dyn Checkpoint, format: &QuantFormat) -> Result<impl Fn(&Param) -> Stored + use<>> {
+        let gptq = GptqConfig::from_config(checkpoint.config_json())?;
+        let group = format.group().filter(|group| gptq.is_some_and(|gptq| gptq.bits == group.bits));
+        Ok(move |param: &Param| match group {
+            Some(group) if param.role.is_layer_matrix() => Stored::Codes(group),
+            _ => Stored::F32,
+        })
+    }
+
+    /// Bytes of the parameter on a device that holds codes so; only a GPU, which keeps them, holds f16.
+    fn bytes(self, param: &Param, codes: Codes) -> u64 {
+        match (self, codes) {
+            #[cfg(feature = "native")]
+            (Stored::Codes(group), Codes::Interleaved) => {
+                Interleaved::bytes(group, param.shape[0], param.shape[1]) as u64
+            }
+            (_, Codes::Kept) => param_bytes(param, self.into()),
+            #[cfg(feature = "native")]
+            _ => param_bytes(param, WeightFormat::F32),
+        }
+    }
+}
+
+impl From<Stored> for WeightFormat {
+    fn from(stored: Stored) -> WeightFormat {
+        match stored {
+            Stored::Codes(group) => group.into(),
+            Stored::F16 => WeightFormat::F16,
+            Stored::F32 => WeightFormat::F32,
+        }
+    }
+}
+
 /// Bytes of a parameter on the device; only matrices are stored in `format`.
 fn param_bytes(param: &Param, format: WeightFormat) -> u64 {
     match param.shape[..] {
@@ -188,7 +232,7 @@ mod tests {
     }
 
     fn holding() -> Holding {
-        Holding::of_mlc(&config(), QuantFormat::by_name("q4f16_1").unwrap(), true, KvDtype::F16)
+        Holding::of_mlc(&config(), QuantFormat::by_name("q4f16_1").unwrap(), Codes::Kept, KvDtype::F16)
     }
 
     #[test]
@@ -201,6 +245,14 @@ mod tests {
         // In eight bits, a head has 128 codes and four scales in f32.
         let in_eight_bits = Holding { kv: KvDtype::Q8, ..holding() };
         assert_eq!(in_eight_bits.need(&config(), 1000).cache, 1000 * (28 * 2 * 8 * (128 + 4 * 4) + 128 * 4));
+    }
+
+    #[test]
+    fn a_cpu_holds_codes_or_f32() {
+        let of = |codes| Holding::of_mlc(&config(), QuantFormat::by_name("q4f16_1").unwrap(), codes, KvDtype::F32);
+        assert_eq!(of(Codes::Widened).weights, 3_212_749_824 * 4);
+        // Strips are whole: nothing is added to the codes and scales.
+        assert_eq!(of(Codes::Interleaved).weights, holding().weights);
     }
 
     #[test]

@@ -28,8 +28,13 @@ message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 table = pa.table({"prompt_id": [f"{i:04x}" for i in range(9)], "messages": pa.array(chats, message)})
 pq.write_table(table, here / "chat.parquet", compression="zstd")
 
+# As `ptb` has its sentences.
+sentences = [f"mr. <unk> of n words said so {i} times" for i in range(12)]
+pq.write_table(pa.table({"sentence": sentences}), here / "sentences.parquet", compression="snappy")
+
+columns = {"chat.parquet": "messages", "sentences.parquet": "sentence"}
 read = {
-    path.name: pq.read_table(path).column("messages" if "chat" in path.name else "text").to_pylist()
+    path.name: pq.read_table(path).column(columns.get(path.name, "text")).to_pylist()
     for path in sorted(here.glob("*.parquet"))
 }
 (here / "expected.json").write_text(json.dumps(read, ensure_ascii=False, indent=1) + "\n")

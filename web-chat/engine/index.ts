@@ -4,13 +4,23 @@
 import { WorkerClient } from './client';
 import { EngineError } from './errors';
 import { localRef, modelRef, type ModelRef } from './model';
-import { readRequest, usage, type ChatCompletion, type ChatCompletionChunk, type ChatCompletionRequest, type FinishReason } from './openai';
-import type { AnswerReport, DeviceInfo, KeptInfo, LoadedInfo, LoadOptions, PlanInfo, TextEvent, TransferEvent, WorkerEvent } from './protocol';
+import {
+  chatForm, readMessages, readSampling, textForm, usage,
+  type ChatCompletion, type ChatCompletionChunk, type ChatCompletionRequest, type Completion, type CompletionRequest, type Form,
+  type GenerationSettings,
+} from './openai';
+import type {
+  AnswerReport, ChatMessage, DeviceInfo, KeptInfo, LoadedInfo, LoadOptions, PlanInfo, Sampling, TextEvent, TokenLogprob, TransferEvent,
+  WorkerEvent,
+} from './protocol';
 
 export { EngineError, type ErrorKind } from './errors';
 export { localRef, modelRef, type ModelRef } from './model';
-export type { ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, CompletionUsage, FinishReason } from './openai';
-export type { ChatMessage, DeviceInfo, KeptInfo, LoadedInfo, LoadOptions, PlanInfo } from './protocol';
+export type {
+  ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Completion, CompletionRequest, CompletionUsage, FinishReason,
+  GenerationSettings, Logprobs, RequestMessage,
+} from './openai';
+export type { ChatMessage, TokenLogprob, DeviceInfo, KeptInfo, LoadedInfo, LoadOptions, PlanInfo } from './protocol';
 
 /** How far a model is on its way. */
 export interface ProgressReport {
@@ -34,14 +44,19 @@ export interface EngineOptions extends LoadOptions {
   initProgressCallback?: (report: ProgressReport) => void;
 }
 
+/** What WebLLM's users load a model with: room for so many tokens, and settings for requests that have none of their own. */
+export interface ChatOptions extends GenerationSettings {
+  context_window_size?: number;
+}
+
 /** A repository of the hub (`owner/name`), an address, the files of a folder, or what those were made into. */
 export type ModelSource = string | File[] | ModelRef;
 
 /** Downloads a model unless it is kept already, and loads it onto the GPU. */
-export async function createEngine(model: ModelSource, options: EngineOptions = {}): Promise<Engine> {
-  const engine = new Engine();
+export async function createEngine(model: ModelSource, options: EngineOptions = {}, chatOptions: ChatOptions = {}): Promise<Engine> {
+  const engine = new Engine(options);
   try {
-    await engine.reload(model, options);
+    await engine.reload(model, chatOptions);
   } catch (thrown) {
     await engine.unload();
     throw thrown;
@@ -52,19 +67,54 @@ export async function createEngine(model: ModelSource, options: EngineOptions = 
 /** {@link createEngine} by WebLLM's name. */
 export const CreateMLCEngine = createEngine;
 
+/** Whether all of a model is kept in this browser. */
+export async function hasModelInCache(model: ModelSource): Promise<boolean> {
+  const { id } = refOf(model);
+  return withEngine(async ({ models }) => (await models.kept()).some((kept) => kept.id === id && kept.isWhole));
+}
+
+/** Removes what is kept of a model. */
+export async function deleteModelAllInfoInCache(model: ModelSource): Promise<void> {
+  await withEngine(({ models }) => models.remove(model));
+}
+
+/** {@link deleteModelAllInfoInCache}: there is nothing that is kept apart from the model. */
+export const deleteModelInCache = deleteModelAllInfoInCache;
+
+/** Works with an engine that is there for that alone. */
+async function withEngine<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
+  const engine = new Engine();
+  try {
+    return await work(engine);
+  } finally {
+    await engine.unload();
+  }
+}
+
 /** An engine with one model. */
 export class Engine {
   private readonly client = new WorkerClient();
-  private source: { model: ModelRef; options: EngineOptions } | undefined;
+  private source: { model: ModelRef; options: EngineOptions & ChatOptions } | undefined;
   private isLoaded = false;
   private message = '';
   private lastReport: AnswerReport | undefined;
 
+  /** An engine that has no model yet: `reload` gives it one. */
+  constructor(private options: EngineOptions = {}) {}
+
   readonly chat = {
     completions: {
-      create: ((request: ChatCompletionRequest) => this.create(request)) as Create,
+      create: ((request: ChatCompletionRequest) => this.create(request)) as Create<ChatCompletionRequest, ChatCompletion, ChatCompletionChunk>,
     },
   };
+
+  readonly completions = {
+    create: ((request: CompletionRequest) => this.create(request)) as Create<CompletionRequest, Completion, Completion>,
+  };
+
+  /** `chat.completions.create` and `completions.create` by other names. */
+  readonly chatCompletion = this.chat.completions.create;
+  readonly completion = this.completions.create;
 
   /** What is kept in this browser, and the device. */
   readonly models = {
@@ -78,10 +128,19 @@ export class Engine {
   };
 
   /** Loads a model in place of the one that is there; downloads it first unless it is kept already. */
-  async reload(model: ModelSource, options: EngineOptions = {}): Promise<LoadedInfo> {
-    this.source = { model: refOf(model), options };
+  async reload(model: ModelSource, options: EngineOptions & ChatOptions = {}): Promise<LoadedInfo> {
+    this.source = { model: refOf(model), options: { ...this.options, ...options } };
     this.isLoaded = false;
     return this.load();
+  }
+
+  setInitProgressCallback(callback: ((report: ProgressReport) => void) | undefined): void {
+    const { initProgressCallback: _, ...others } = this.options;
+    this.options = callback ? { ...others, initProgressCallback: callback } : others;
+  }
+
+  getInitProgressCallback(): ((report: ProgressReport) => void) | undefined {
+    return this.options.initProgressCallback;
   }
 
   /** Frees the GPU's memory and ends the worker. */
@@ -138,7 +197,7 @@ export class Engine {
   private async load(): Promise<LoadedInfo> {
     if (!this.source) throw new EngineError('NotLoaded', 'no model is loaded', 'call `reload` with a model first');
     const { model, options } = this.source;
-    const { onProgress, initProgressCallback, context } = options;
+    const { onProgress, initProgressCallback, context_window_size, context = context_window_size } = options;
     const onEvent = meter((report) => {
       onProgress?.(report);
       initProgressCallback?.(report);
@@ -151,55 +210,57 @@ export class Engine {
     return loaded;
   }
 
-  private create(request: ChatCompletionRequest): Promise<ChatCompletion | AsyncIterable<ChatCompletionChunk>> {
-    return request.stream ? Promise.resolve().then(() => this.stream(request)) : this.answer(request);
-  }
-
-  private async answer(request: ChatCompletionRequest): Promise<ChatCompletion> {
-    const start = performance.now();
-    const head = this.head();
-    const report = await this.run(request, () => undefined);
-    return {
-      ...head,
-      object: 'chat.completion',
-      choices: [{
-        index: 0,
-        message: { role: 'assistant', content: this.message },
-        finish_reason: report.finishReason,
-        logprobs: null,
-      }],
-      usage: usage(report, (performance.now() - start) / 1000),
+  private create(request: ChatCompletionRequest | CompletionRequest): Promise<unknown> {
+    const head = { id: `chatcmpl-${crypto.randomUUID()}`, created: Math.floor(Date.now() / 1000), model: this.source?.model.id ?? '' };
+    const answer = <Whole, Piece>(form: Form<Whole, Piece>, input: () => ChatMessage[] | string) => {
+      const read = () => ({ input: input(), sampling: readSampling(request, this.source?.options ?? {}) });
+      const includesUsage = request.stream_options?.include_usage ?? false;
+      return request.stream ? Promise.resolve().then(() => this.stream(form, read, includesUsage)) : this.answer(form, read);
     };
+    if (!('prompt' in request)) return answer(chatForm(head), () => readMessages(request));
+    const { prompt, echo } = request;
+    return answer(textForm({ ...head, id: head.id.replace('chat', '') }, echo ? prompt : undefined), () => {
+      if (typeof prompt !== 'string') throw new EngineError('BadParameter', '`prompt` must be a text');
+      return prompt;
+    });
   }
 
-  private async *stream(request: ChatCompletionRequest): AsyncGenerator<ChatCompletionChunk> {
+  private async answer<Whole>(form: Form<Whole, unknown>, read: () => Question): Promise<Whole> {
     const start = performance.now();
-    const head = { ...this.head(), object: 'chat.completion.chunk' as const };
-    const chunk = (delta: { role?: 'assistant'; content?: string }, finish_reason: FinishReason | null): ChatCompletionChunk => ({
-      ...head,
-      choices: [{ index: 0, delta, finish_reason, logprobs: null }],
-    });
-    const texts: string[] = [];
+    const logprobs: TokenLogprob[] = [];
+    const question = read();
+    const report = await this.run(question, (event) => logprobs.push(...event.logprobs));
+    const content = question.sampling.logprobs === undefined ? null : { content: logprobs };
+    return form.whole({ text: this.message, reason: report.finishReason, logprobs: content }, usage(report, (performance.now() - start) / 1000));
+  }
+
+  private async *stream<Piece>(form: Form<unknown, Piece>, read: () => Question, includesUsage: boolean): AsyncGenerator<Piece> {
+    const start = performance.now();
+    let text = '';
+    let logprobs: TokenLogprob[] = [];
     let wake = () => {};
     let report: AnswerReport | undefined;
     let failure: { thrown: unknown } | undefined;
-    const running = this.run(request, ({ text }) => {
-      if (text) texts.push(text);
+    const question = read();
+    const running = this.run(question, (event) => {
+      text += event.text;
+      logprobs.push(...event.logprobs);
       wake();
     }).then((done) => { report = done; }, (thrown: unknown) => { failure = { thrown }; }).finally(() => wake());
     try {
-      yield chunk({ role: 'assistant', content: '' }, null);
+      if (form.first) yield form.first;
       for (;;) {
-        const text = texts.splice(0).join('');
-        if (text) yield chunk({ content: text }, null);
-        else if (failure) throw failure.thrown;
+        if (text) {
+          const piece = form.piece(text, null, question.sampling.logprobs === undefined ? null : { content: logprobs });
+          [text, logprobs] = ['', []];
+          yield piece;
+        } else if (failure) throw failure.thrown;
         else if (report) break;
         else await new Promise<void>((resolve) => { wake = resolve; });
       }
-      yield chunk({}, report.finishReason);
-      if (request.stream_options?.include_usage) {
-        yield { ...head, choices: [], usage: usage(report, (performance.now() - start) / 1000) };
-      }
+      // Tokens without text of their own, such as the one that ended the answer.
+      yield form.piece('', report.finishReason, logprobs.length > 0 ? { content: logprobs } : null);
+      if (includesUsage) yield form.usage(usage(report, (performance.now() - start) / 1000));
     } finally {
       // Whoever breaks out of the loop wants no more.
       if (!report && !failure) await this.interruptGenerate();
@@ -207,8 +268,7 @@ export class Engine {
     }
   }
 
-  private async run(request: ChatCompletionRequest, onText: (event: TextEvent) => void): Promise<AnswerReport> {
-    const { messages, sampling } = readRequest(request);
+  private async run({ input, sampling }: Question, onText: (event: TextEvent) => void): Promise<AnswerReport> {
     // After a lost device or a fault the model is loaded again.
     if (!this.isLoaded) await this.load();
     this.message = '';
@@ -217,23 +277,27 @@ export class Engine {
         if (event.type !== 'text') return;
         this.message += event.text;
         onText(event);
-      }, 'answer', messages, sampling);
+      }, 'answer', input, sampling);
       return this.lastReport;
     } catch (thrown) {
       if (thrown instanceof EngineError && ['DeviceLost', 'Stopped', 'NotLoaded'].includes(thrown.kind)) this.isLoaded = false;
       throw thrown;
     }
   }
-
-  private head() {
-    return { id: `chatcmpl-${crypto.randomUUID()}`, created: Math.floor(Date.now() / 1000), model: this.source?.model.id ?? '' };
-  }
 }
 
-interface Create {
-  (request: ChatCompletionRequest & { stream: true }): Promise<AsyncIterable<ChatCompletionChunk>>;
-  (request: ChatCompletionRequest & { stream?: false }): Promise<ChatCompletion>;
-  (request: ChatCompletionRequest): Promise<ChatCompletion | AsyncIterable<ChatCompletionChunk>>;
+/** {@link Engine} by WebLLM's name. */
+export { Engine as MLCEngine };
+
+interface Question {
+  input: ChatMessage[] | string;
+  sampling: Sampling;
+}
+
+interface Create<Request, Whole, Piece> {
+  (request: Request & { stream: true }): Promise<AsyncIterable<Piece>>;
+  (request: Request & { stream?: false | null }): Promise<Whole>;
+  (request: Request): Promise<Whole | AsyncIterable<Piece>>;
 }
 
 function refOf(model: ModelSource): ModelRef {

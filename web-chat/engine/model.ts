@@ -13,12 +13,16 @@ export interface ModelRef {
 
 const HUB = 'https://huggingface.co';
 
+/** Who owns a repository that is named without its owner, as WebLLM's lists name them. */
+const OWNER = 'mlc-ai';
+
 /**
- * A repository `owner/name` or `owner/name@revision`, or the address of a folder or of a repository's page. An address of
- * this site may be relative; it begins with `/` or `.` then.
+ * A repository `owner/name` or `owner/name@revision` (of MLC's own `name-MLC` will do), or the address of a folder or of a
+ * repository's page. An address of this site may be relative; it begins with `/` or `.` then.
  */
 export function modelRef(name: string): ModelRef {
   const text = name.trim().replace(/\/+$/, '');
+  if (/^[\w.-]+-MLC$/.test(text)) return modelRef(`${OWNER}/${text}`);
   const repository = /^([\w.-]+\/[\w.-]+)(?:@([\w./-]+))?$/.exec(text);
   if (repository) {
     const [, repo, revision] = repository;

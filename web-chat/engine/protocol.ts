@@ -20,6 +20,18 @@ export interface Sampling {
   seed?: number;
   max_tokens?: number;
   stop?: string[];
+  logit_bias?: Record<string, number>;
+  /** How many of the likeliest tokens are told in a token's place, beside the token itself. */
+  logprobs?: number;
+}
+
+/** How likely a token was, in the form of OpenAI's interface. */
+export interface TokenLogprob {
+  token: string;
+  /** Of its text; `null` where it is a part of a character. */
+  bytes: number[] | null;
+  logprob: number;
+  top_logprobs: { token: string; bytes: number[] | null; logprob: number }[];
 }
 
 /** Why an answer ended, and what it took: `src/engine.rs`. */
@@ -61,7 +73,7 @@ export interface LoadedInfo {
   /** Bytes of weights that decoding a token reads. */
   bytesPerToken: number;
   cacheBytesPerToken: number;
-  sampling: Required<Omit<Sampling, 'seed' | 'max_tokens' | 'stop'>>;
+  sampling: Required<Omit<Sampling, 'seed' | 'max_tokens' | 'stop' | 'logit_bias' | 'logprobs'>>;
   /** Most bytes of the wasm's own memory so far. */
   heapBytes: number;
 }
@@ -113,7 +125,8 @@ export interface Methods {
   load(model: ModelRef, options: LoadOptions): LoadedInfo;
   loaded(): LoadedInfo | undefined;
   unload(): void;
-  answer(messages: ChatMessage[], sampling: Sampling): AnswerReport;
+  /** A conversation's answer, or a plain text's continuation. */
+  answer(input: ChatMessage[] | string, sampling: Sampling): AnswerReport;
   stop(): void;
   reset(): void;
 }
@@ -129,6 +142,7 @@ export interface TextEvent {
   type: 'text';
   text: string;
   tokens: number;
+  logprobs: TokenLogprob[];
 }
 
 export type WorkerEvent = TransferEvent | TextEvent;

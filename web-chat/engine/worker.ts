@@ -115,16 +115,20 @@ const methods: Implementation = {
     return unload();
   },
 
-  answer(emit, messages, sampling) {
+  answer(emit, input, sampling) {
     isStopped = false;
     return inTurn(async () => {
       if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
       try {
-        const onText = (text: string, tokens: Uint32Array) => {
-          emit({ type: 'text', text, tokens: tokens.length });
+        const onText = (text: string, tokens: Uint32Array, logprobs: string | null) => {
+          emit({ type: 'text', text, tokens: tokens.length, logprobs: logprobs ? JSON.parse(logprobs) : [] });
           return !isStopped;
         };
-        return JSON.parse(await engine.chat.answer(JSON.stringify(messages), JSON.stringify(sampling), onText));
+        const { chat } = engine;
+        const settings = JSON.stringify(sampling);
+        const answering = typeof input === 'string'
+          ? chat.complete(input, settings, onText) : chat.answer(JSON.stringify(input), settings, onText);
+        return JSON.parse(await answering);
       } catch (thrown) {
         const error = EngineError.from(thrown);
         if (error.kind === 'DeviceLost') {

@@ -1,7 +1,10 @@
 //! [`ChatEngine`]: a loaded model that answers.
 
+use std::collections::HashMap;
+
 use infer_core::{
-    Device, Engine, Generation, KvDtype, LoadOptions, Message, Progress, SamplingParams, Stats, chat_template::Role,
+    Device, Engine, Generation, KvDtype, LoadOptions, Message, Progress, SamplingParams, Stats, TokenLogprobs,
+    Tokenizer, chat_template::Role,
 };
 use js_sys::Function;
 use serde::Deserialize;
@@ -57,6 +60,8 @@ struct ParamsJson {
     seed: Option<u64>,
     max_tokens: Option<usize>,
     stop: Option<Vec<String>>,
+    logit_bias: Option<HashMap<u32, f32>>,
+    logprobs: Option<usize>,
 }
 
 impl ParamsJson {
@@ -72,6 +77,8 @@ impl ParamsJson {
             seed: self.seed.or(model.seed),
             max_tokens: self.max_tokens.or(model.max_tokens),
             stop: self.stop.unwrap_or_else(|| model.stop.clone()),
+            logit_bias: self.logit_bias.unwrap_or_default().into_iter().collect(),
+            logprobs: self.logprobs,
             ..model.clone()
         }
     }
@@ -119,13 +126,21 @@ impl ChatEngine {
     }
 
     /// Answers a conversation, both JSON: a list of `role` and `content`, and sampling settings. `on_text` gets each
-    /// piece of text and its tokens, and ends the answer by returning anything but `true`. The result is JSON: why it
-    /// ended, and what it took.
+    /// piece of text, its tokens and, where asked for, JSON of how likely they were, and ends the answer by returning
+    /// anything but `true`. The result is JSON: why it ended, and what it took.
     pub async fn answer(&mut self, messages: &str, params: &str, on_text: &Function) -> JsResult<String> {
         let messages: Vec<MessageJson> = serde_json::from_str(messages).map_err(|e| bad_request(&e))?;
         let messages: Vec<Message> = messages.into_iter().map(MessageJson::into_message).collect();
         let params = self.params(params)?;
-        deliver(self.engine.chat(&messages, params).map_err(js_error)?, on_text).await
+        let tokenizer = self.engine.tokenizer().clone();
+        deliver(self.engine.chat(&messages, params).map_err(js_error)?, &tokenizer, on_text).await
+    }
+
+    /// Continues a plain text, without the model's chat template; otherwise as [`ChatEngine::answer`].
+    pub async fn complete(&mut self, text: &str, params: &str, on_text: &Function) -> JsResult<String> {
+        let params = self.params(params)?;
+        let tokenizer = self.engine.tokenizer().clone();
+        deliver(self.engine.complete(text, params).map_err(js_error)?, &tokenizer, on_text).await
     }
 
     /// Forgets the conversation's cache.
@@ -152,11 +167,15 @@ impl MessageJson {
 }
 
 /// Pulls an answer to its end, or until `on_text` has enough.
-async fn deliver(mut generation: Generation<'_>, on_text: &Function) -> JsResult<String> {
+async fn deliver(mut generation: Generation<'_>, tokenizer: &Tokenizer, on_text: &Function) -> JsResult<String> {
     let mut is_stopped = false;
     while let Some(chunk) = generation.next().await.map_err(js_error)? {
         let tokens = js_sys::Uint32Array::from(&chunk.tokens[..]);
-        let goes_on = on_text.call2(&JsValue::UNDEFINED, &chunk.text.into(), &tokens)?;
+        let logprobs = match &chunk.logprobs[..] {
+            [] => JsValue::NULL,
+            some => logprobs_json(some, tokenizer)?.to_string().into(),
+        };
+        let goes_on = on_text.call3(&JsValue::UNDEFINED, &chunk.text.into(), &tokens, &logprobs)?;
         if goes_on != JsValue::TRUE && generation.finish_reason().is_none() {
             is_stopped = true;
             break;
@@ -164,6 +183,22 @@ async fn deliver(mut generation: Generation<'_>, on_text: &Function) -> JsResult
     }
     let finish_reason = if is_stopped { Some("abort") } else { generation.finish_reason().map(|it| it.as_str()) };
     Ok(report(finish_reason, &generation.stats()).to_string())
+}
+
+/// Of each token, in the form of OpenAI's interface.
+fn logprobs_json(logprobs: &[TokenLogprobs], tokenizer: &Tokenizer) -> JsResult<Value> {
+    let entry = |&(id, logprob): &(u32, f32)| {
+        let token = tokenizer.decode(&[id], false).map_err(js_error)?;
+        // A part of a character has bytes that a text does not tell.
+        let bytes = (!token.contains(char::REPLACEMENT_CHARACTER)).then_some(token.as_bytes());
+        Ok(json!({"token": token, "bytes": bytes, "logprob": logprob}))
+    };
+    let list = logprobs.iter().map(|token| {
+        let mut all = entry(&(token.id, token.logprob))?;
+        all["top_logprobs"] = token.top.iter().map(entry).collect::<JsResult<Value>>()?;
+        Ok(all)
+    });
+    list.collect()
 }
 
 fn report(finish_reason: Option<&str>, stats: &Stats) -> Value {

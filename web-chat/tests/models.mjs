@@ -100,12 +100,12 @@ export async function made(name, write) {
 }
 
 /** What the terminal answers greedily, on a GPU, software included, where it finds one. */
-export async function nativeAnswer(folder, prompt, maxTokens, { system } = {}) {
+export async function nativeAnswer(folder, prompt, maxTokens, { system, flags = [] } = {}) {
   const devices = JSON.parse((await run(program('chat-cli'), ['devices', '--json'])).stdout);
   const device = devices.length > 0 ? '0' : 'cpu';
   const { stdout } = await run(program('chat-cli'), [
     'chat', folder, '-p', prompt, '--temperature', '0', '--max-tokens', String(maxTokens), '--device', device, '--json',
-    ...(system ? ['--system', system] : []),
+    ...(system ? ['--system', system] : []), ...flags,
   ]);
   return JSON.parse(stdout);
 }

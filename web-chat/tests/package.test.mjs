@@ -137,3 +137,67 @@ test('the interface is the one that is known', options, async () => {
   assert.equal(typeof seen.vendor, 'string');
   assert.equal(seen.unloaded, 'NotLoaded');
 });
+
+test('what apps for WebLLM use besides', options, async () => {
+  const page = await browser.context.newPage();
+  await page.goto(`${server.origin}/empty/`);
+  const seen = await page.evaluate(async () => {
+    const { MLCEngine, deleteModelAllInfoInCache, hasModelInCache, modelRef } = await import('/web-chat/index.js');
+    const reports = [];
+    const engine = new MLCEngine();
+    engine.setInitProgressCallback((report) => reports.push(report));
+    await engine.reload('/models/tiny', { context_window_size: 384, temperature: 0 });
+    const { context } = await engine.loaded();
+    const parts = [{ type: 'text', text: 'Hel' }, { type: 'text', text: 'lo' }];
+    const request = { messages: [{ role: 'user', content: parts }], max_tokens: 12, stream: null, stream_options: null };
+    const likely = await engine.chatCompletion({ ...request, logprobs: true, top_logprobs: 2 });
+    const streamed = [];
+    for await (const { choices: [choice] } of await engine.chatCompletion({ ...request, logprobs: true, stream: true })) {
+      streamed.push(...(choice.logprobs?.content ?? []));
+    }
+    const biased = await engine.chatCompletion({ ...request, logit_bias: { 300: 100 } });
+    const text = { prompt: 'user: Hello<|end|>assistant:', max_tokens: 12 };
+    const completed = await engine.completions.create({ ...text, echo: true });
+    const pieces = [];
+    for await (const { choices: [choice] } of await engine.completions.create({ ...text, stream: true })) pieces.push(choice.text);
+    const refusals = [];
+    for (const bad of [{ top_logprobs: 2 }, { logprobs: true, top_logprobs: 21 }, { logit_bias: { x: 1 } }, { logit_bias: { 1: 101 } },
+      { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: '' } }] }] }]) {
+      refusals.push(await engine.chatCompletion({ ...request, ...bad }).then(() => 'taken', ({ kind }) => kind));
+    }
+    await engine.unload();
+    const before = await hasModelInCache('/models/tiny');
+    await deleteModelAllInfoInCache('/models/tiny');
+    const after = await hasModelInCache('/models/tiny');
+    const named = modelRef('SmolLM2-360M-Instruct-q4f16_1-MLC').base;
+    return { context, likely, streamed, biased, completed, pieces, refusals, before, after, named, reports: reports.length };
+  });
+
+  const folder = join(MODELS, 'tiny');
+  const expected = await nativeAnswer(folder, 'Hello', 12, { flags: ['--logprobs', '2'] });
+  assert.equal(seen.context, 384);
+  assert.ok(seen.reports > 0);
+  const [{ message, logprobs: { content } }] = seen.likely.choices;
+  assert.equal(message.content, expected.text);
+  assert.equal(content.length, expected.token_ids.length);
+  for (const [i, { token, bytes, logprob, top_logprobs: top }] of content.entries()) {
+    assert.ok(Math.abs(logprob - expected.logprobs[i].logprob) < 1e-3);
+    assert.deepEqual(bytes, token.includes('\ufffd') ? null : [...new TextEncoder().encode(token)]);
+    // Greedily, the likeliest is the one.
+    assert.equal(top.length, 2);
+    assert.deepEqual([top[0].token, top[0].logprob], [token, logprob]);
+    assert.ok(Math.abs(top[1].logprob - expected.logprobs[i].top[1].logprob) < 1e-3);
+  }
+  assert.deepEqual(seen.streamed.map(({ token }) => token), content.map(({ token }) => token));
+  const always = await nativeAnswer(folder, 'Hello', 12, { flags: ['--logit-bias', '300=100'] });
+  assert.equal(seen.biased.choices[0].message.content, always.text);
+  assert.notEqual(always.text, expected.text);
+  // The prompt as the model's chat template has it.
+  assert.equal(seen.completed.object, 'text_completion');
+  assert.equal(seen.completed.choices[0].text, `user: Hello<|end|>assistant:${expected.text}`);
+  assert.equal(seen.completed.usage.prompt_tokens, expected.prompt_token_ids.length);
+  assert.equal(seen.pieces.join(''), expected.text);
+  assert.deepEqual(seen.refusals, Array(5).fill('BadParameter'));
+  assert.deepEqual([seen.before, seen.after], [true, false]);
+  assert.equal(seen.named, 'https://huggingface.co/mlc-ai/SmolLM2-360M-Instruct-q4f16_1-MLC/resolve/main/');
+});

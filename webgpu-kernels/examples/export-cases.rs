@@ -1,8 +1,7 @@
-//! Writes the cases of every kernel, as a browser would run them, for `tests/dawn/run.mjs`: `export-cases FOLDER [COUNT]`.
+//! Writes the cases of every kernel, as a browser would run them, for `tests/dawn/`: `export-cases FOLDER`.
 //!
 //! The smallest test case of each variant, with the shader's text, the buffers, each dispatch, and what must come out.
-//! With a count, no more than so many variants of a kernel are to be run; the others' shaders are there all the same, for
-//! they are compiled. Needs a device to record on, on which nothing is run.
+//! Needs a device to record on, on which nothing is run.
 
 use std::{
     collections::HashMap,
@@ -15,7 +14,7 @@ use std::{
 use serde_json::{Value, json};
 use webgpu_kernels::{
     KERNELS, Kernel, KvDtype,
-    gpu::{Gpu, OpenOptions, Recorder, Selection, block_on},
+    gpu::{Gpu, OpenOptions, Recorder, Selection, SubgroupSizes, block_on},
     kernel::{Access, Purpose},
     selftest::smallest_cases,
 };
@@ -24,27 +23,30 @@ use webgpu_kernels::{
 const GUARD: [u32; 64] = [0x7fc0_dead; 64];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = std::env::args().skip(1);
-    let folder = PathBuf::from(arguments.next().ok_or("usage: export-cases FOLDER [COUNT]")?);
-    let most = arguments.next().map_or(Ok(usize::MAX), |count| count.parse())?;
+    let folder = PathBuf::from(std::env::args().nth(1).ok_or("usage: export-cases FOLDER")?);
     fs::create_dir_all(&folder)?;
     let mut export = Export {
         words: BufWriter::new(File::create(folder.join("words.bin"))?),
         written: 0,
+        subgroups: None,
         shaders: Vec::new(),
         indices: HashMap::new(),
         cases: Vec::new(),
     };
-    // A browser's device is no software device to us; it has subgroups or not.
+    // A browser's device is no software device to us; it has subgroups or not, and no matrix units.
     for subgroups in [true, false] {
-        let options = OpenOptions { software_kernels: false, subgroups, ..OpenOptions::default() };
+        let options =
+            OpenOptions { software_kernels: false, cooperative_matrix: false, subgroups, ..OpenOptions::default() };
         let gpu = block_on(Gpu::open(&Selection::Auto, options))?;
+        export.subgroups = export.subgroups.or(gpu.caps().subgroups);
         for kernel in KERNELS {
-            export.kernel(&gpu, kernel, most)?;
+            export.kernel(&gpu, kernel)?;
         }
     }
     export.words.flush()?;
-    let cases = json!({ "shaders": export.shaders, "cases": export.cases, "guard": GUARD.len() });
+    let subgroups = export.subgroups.map(|sizes| [sizes.min, sizes.max]);
+    let cases =
+        json!({ "shaders": export.shaders, "cases": export.cases, "guard": GUARD.len(), "subgroups": subgroups });
     fs::write(folder.join("cases.json"), cases.to_string())?;
     println!("{} cases, {} shaders", export.cases.len(), export.shaders.len());
     Ok(())
@@ -53,6 +55,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Export {
     words: BufWriter<File>,
     written: usize,
+    /// Sizes for which the kernels with subgroups are made.
+    subgroups: Option<SubgroupSizes>,
     shaders: Vec<Value>,
     /// Of each shader's text.
     indices: HashMap<String, usize>,
@@ -60,17 +64,8 @@ struct Export {
 }
 
 impl Export {
-    fn kernel(&mut self, gpu: &Gpu, kernel: &'static Kernel, most: usize) -> Result<(), Box<dyn Error>> {
-        let all: Vec<_> = smallest_cases(gpu, kernel).collect();
-        // A software driver unrolls their loops for half a minute.
-        let most = if kernel.name.starts_with("attention") { most.div_ceil(3) } else { most };
-        // As far apart as can be.
-        let step = all.len().div_ceil(most).max(1);
-        for (i, case) in all.into_iter().enumerate() {
-            if i % step != 0 {
-                self.shader(kernel, &kernel.browser_source(&case.variant), &mut false);
-                continue;
-            }
+    fn kernel(&mut self, gpu: &Gpu, kernel: &'static Kernel) -> Result<(), Box<dyn Error>> {
+        for case in smallest_cases(gpu, kernel) {
             let host = (case.buffers)();
             let mut buffers = Vec::new();
             let mut device = Vec::new();

@@ -186,13 +186,13 @@ impl Matrix {
         {
             let x = Narrow::record(recorder, self.format, x, m, self.cols);
             for slice in &self.slices {
-                recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
+                recorder.expect_work(&[2, m, slice.rows, slice.cols]);
                 Cooperative { m, y_stride: self.rows }.record(recorder, slice, &x, y);
             }
             return;
         }
         for slice in &self.slices {
-            recorder.expect_work(2 * (m * slice.rows * slice.cols) as u64);
+            recorder.expect_work(&[2, m, slice.rows, slice.cols]);
             if suits_lane_rows {
                 LaneRows { m, y_stride: self.rows }.record(recorder, slice, x, y);
             } else if m <= gemv::MAX_BATCH {

@@ -1,11 +1,11 @@
-//! The kernels in the WebGPU that browsers have: every variant that a browser would see is compiled and run by Dawn,
-//! Chrome's, from npm's package `webgpu`, and compared with the same references as natively.
+//! The kernels in Chrome's WebGPU without Chrome: every variant that a browser would see is compiled and run by Dawn, from
+//! npm's package `webgpu`, and compared with the same references as natively. On a software driver that is for the patient;
+//! the tests of `web.rs` run the same cases in a browser, whose software GPU compiles them in a minute or two.
 //!
-//! Dawn wants a Vulkan driver newer than Debian 12's; there it is unpacked beside the system. What cannot be had is a
-//! warning, and an error where `REQUIRE_DAWN` says that it must be there.
+//! Dawn wants a Vulkan driver newer than Debian 12's; there it is unpacked beside the system.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -14,7 +14,8 @@ use anyhow::{Context, Error, Result, bail, ensure};
 
 use crate::{
     setup,
-    step::{Interrupted, Steps},
+    step::Steps,
+    test::{PROGRAMS, cargo, program},
 };
 
 /// What Dawn is told to run, from the root.
@@ -26,36 +27,15 @@ const BACKPORTS: &str = "deb [signed-by=/usr/share/keyrings/debian-archive-keyri
                          http://deb.debian.org/debian bookworm-backports main\n";
 const DRIVER_PACKAGES: [&str; 3] = ["mesa-vulkan-drivers", "libdrm2", "libdrm-amdgpu1"];
 
-/// Variants of a kernel that `cargo xtask test` has run: a software driver takes seconds to compile one.
-const FEW: &str = "3";
-
 /// Runs every case: `cargo xtask dawn`.
 pub fn run(root: &Path) -> Result<()> {
     let mut steps = Steps::new()?;
     setup::vulkan()?;
     setup::npm_packages(&mut steps, &root.join(FOLDER))?;
     let driver = driver(&mut steps, root)?;
-    run_cases(&mut steps, root, &driver, None)
-}
-
-/// Compiles every case and runs some of each kernel, or says why not.
-pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
-    let driver = match setup::npm_packages(steps, &root.join(FOLDER)).and_then(|()| driver(steps, root)) {
-        Ok(driver) => driver,
-        Err(error) if error.is::<Interrupted>() || env::var_os("REQUIRE_DAWN").is_some() => return Err(error),
-        Err(error) => {
-            eprintln!("warning: {error:#}; the kernels are not run by Dawn");
-            return Ok(());
-        }
-    };
-    run_cases(steps, root, &driver, Some(FEW))
-}
-
-fn run_cases(steps: &mut Steps, root: &Path, driver: &Driver, most: Option<&str>) -> Result<()> {
-    let mut export = Command::new("cargo");
-    export.args(["run", "--release", "--package", "webgpu-kernels", "--example", "export-cases", "--", CASES]);
-    steps.run("cases for Dawn", export.args(most).current_dir(root))?;
-    steps.run("kernels in Dawn", node(root, driver).arg(CASES))
+    steps.run("compile the programs", &mut cargo(root, PROGRAMS))?;
+    steps.run("cases for Dawn", program(root, "examples/export-cases").arg(CASES))?;
+    steps.run("kernels in Dawn", node(root, &driver).arg(CASES))
 }
 
 /// Variables under which Dawn finds a device.

@@ -2,13 +2,15 @@
 
 use std::{
     fmt,
+    fs::{self, File},
     io::Read,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -73,7 +75,7 @@ impl Steps {
             let mut text = String::new();
             stdout.map_or(Ok(0), |mut stdout| stdout.read_to_string(&mut text)).map(|_| text)
         });
-        let (status, peak_memory) = self.wait(&mut child)?;
+        let (status, peak_memory) = wait(&self.interrupted, &mut child)?;
         let text = reader.join().expect("reading does not panic").with_context(|| format!("output of `{program}`"))?;
         let taken = Taken { title: title.to_string(), time: start.elapsed(), peak_memory };
         eprintln!("   {taken}");
@@ -84,25 +86,70 @@ impl Steps {
         Ok(text)
     }
 
-    fn wait(&self, child: &mut Child) -> Result<(ExitStatus, Option<u64>)> {
-        let mut peak_memory = None;
-        let mut deadline = None;
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
+    /// Starts programs, one after the other, beside the steps that follow; until [`Steps::join`] they write to a file.
+    pub fn beside(&self, log: &Path, programs: Vec<(String, Command)>) -> Result<Beside> {
+        let file = File::create(log).with_context(|| format!("cannot create `{}`", log.display()))?;
+        let interrupted = Arc::clone(&self.interrupted);
+        let thread = thread::spawn(move || {
+            let mut all = Vec::new();
+            for (title, mut command) in programs {
+                let start = Instant::now();
+                let program = command.get_program().to_string_lossy().into_owned();
+                command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file.try_clone()?);
+                let mut child = command.spawn().with_context(|| format!("cannot run `{program}`"))?;
+                let (status, peak_memory) = wait(&interrupted, &mut child)?;
+                all.push((shown(&command), status, Taken { title, time: start.elapsed(), peak_memory }));
+                if !status.success() {
+                    break;
+                }
             }
-            peak_memory = peak_memory.max(memory_high_water(child.id()));
-            if self.interrupted.load(Ordering::SeqCst)
-                && Instant::now() > *deadline.get_or_insert(Instant::now() + PATIENCE)
-            {
-                child.kill()?;
-            }
-            thread::sleep(Duration::from_millis(20));
-        };
-        match self.interrupted.load(Ordering::SeqCst) {
-            true => Err(Interrupted.into()),
-            false => Ok((status, peak_memory)),
+            Ok(all)
+        });
+        Ok(Beside { thread, log: log.to_path_buf() })
+    }
+
+    /// Waits for what runs beside the steps, and shows what it wrote.
+    pub fn join(&mut self, beside: Beside) -> Result<()> {
+        let all = beside.thread.join().expect("running programs does not panic")?;
+        for (command, _, taken) in &all {
+            eprintln!("\n== {}, beside the above\n   $ {command}\n   {taken}", taken.title);
         }
+        let output =
+            fs::read_to_string(&beside.log).with_context(|| format!("cannot read `{}`", beside.log.display()))?;
+        eprint!("{output}");
+        for (command, status, taken) in all {
+            self.taken.push(taken);
+            if !status.success() {
+                bail!("`{command}` failed: {status}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Programs that run beside the steps.
+pub struct Beside {
+    thread: JoinHandle<Result<Vec<(String, ExitStatus, Taken)>>>,
+    log: PathBuf,
+}
+
+/// Waits for a program; after Ctrl-C not for long.
+fn wait(interrupted: &AtomicBool, child: &mut Child) -> Result<(ExitStatus, Option<u64>)> {
+    let mut peak_memory = None;
+    let mut deadline = None;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        peak_memory = peak_memory.max(memory_high_water(child.id()));
+        if interrupted.load(Ordering::SeqCst) && Instant::now() > *deadline.get_or_insert(Instant::now() + PATIENCE) {
+            child.kill()?;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    match interrupted.load(Ordering::SeqCst) {
+        true => Err(Interrupted.into()),
+        false => Ok((status, peak_memory)),
     }
 }
 
@@ -149,7 +196,7 @@ fn quoted(word: &str) -> String {
 
 /// `VmHWM` of a process, which Linux has and others have not.
 fn memory_high_water(process: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
 }

@@ -5,10 +5,31 @@ use std::{env, path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    dawn, setup,
+    setup,
     step::{Interrupted, Steps},
     tidy, web,
 };
+
+/// What the programs and examples of all crates are built with, for every step that runs one.
+///
+/// Always of all crates, and with an example, which wants what tests want: so the crates we depend on have the same features
+/// in every step, those of the tests, and are compiled once. For one crate alone cargo would choose others, and compile
+/// them again. This program itself runs already.
+pub const PROGRAMS: &str = "build --release --workspace --exclude xtask --bins --examples";
+
+/// `cargo` with these words, in the root.
+pub fn cargo(root: &Path, words: &str) -> Command {
+    let mut command = Command::new("cargo");
+    command.args(words.split(' ')).current_dir(root);
+    command
+}
+
+/// One of [`PROGRAMS`].
+pub fn program(root: &Path, name: &str) -> Command {
+    let mut command = Command::new(root.join("target/release").join(name));
+    command.current_dir(root);
+    command
+}
 
 /// Runs every check, goes on after one that fails, and fails at the end if any did.
 ///
@@ -16,62 +37,43 @@ use crate::{
 pub fn run(root: &Path) -> Result<()> {
     let mut steps = Steps::new()?;
     let has_gpu = setup::vulkan()?;
-    let cargo = |words: &str| {
-        let mut command = Command::new("cargo");
-        command.args(words.split(' ')).current_dir(root);
-        command
-    };
-    let mut tests = cargo("test --release --workspace --no-fail-fast");
+    let mut tests = cargo(root, "test --release --workspace --no-fail-fast");
     if has_gpu && env::var_os("REQUIRE_GPU").is_none() {
         // A test that finds no device where there is one has failed; elsewhere it says why it is skipped.
         tests.env("REQUIRE_GPU", "1");
     }
+    let mut failed: Vec<String> = Vec::new();
+    if let Err(error) = tidy::run(root) {
+        failed.push(format!("tidy: {error:#}"));
+    }
+    check(&mut steps, &mut failed, "formatting", &mut cargo(root, "fmt --all -- --check"))?;
+    let clippy = "clippy --release --workspace --all-targets -- -D warnings";
+    check(&mut steps, &mut failed, "clippy", &mut cargo(root, clippy))?;
+    // The programs whose names are no library's; with the examples for the reason that PROGRAMS has.
+    let documentation =
+        "doc --release --workspace --no-deps --lib --examples --bin xtask --bin web-bindgen --bin fetch-demo-weights";
+    let mut documentation = cargo(root, documentation);
+    check(&mut steps, &mut failed, "documentation", documentation.env("RUSTDOCFLAGS", "-D warnings"))?;
+    check(&mut steps, &mut failed, "compile", &mut cargo(root, &format!("{PROGRAMS} --tests")))?;
     // A test that finds no model though it was fetched has failed; elsewhere it says why it is skipped.
-    let mut fetch = cargo("run --release --package benches --bin fetch-demo-weights");
-    match steps.run("fetch the demo model's weights", &mut fetch) {
+    match steps.run("fetch the demo model's weights", &mut program(root, "fetch-demo-weights")) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
         Err(error) => eprintln!("warning: {error:#}; the tests that need them are skipped"),
         Ok(()) => {
             tests.env("REQUIRE_DEMO_MODEL", "1");
         }
     }
-    let checks = [
-        ("formatting", cargo("fmt --all -- --check")),
-        ("clippy", cargo("clippy --release --workspace --all-targets -- -D warnings")),
-        ("documentation", {
-            let mut command = cargo("doc --release --workspace --no-deps");
-            command.env("RUSTDOCFLAGS", "-D warnings");
-            command
-        }),
-        ("tests", tests),
-        ("subgroups of 4", {
-            let mut command = cargo("test --release -p webgpu-kernels -p infer-core --test kernels_match_reference");
-            command.args(["--test", "golden", "--", "with_all", "with_the_kernels", "near_the_cpus"]);
-            // To lavapipe; other devices have what they have.
-            command.env("LP_NATIVE_VECTOR_WIDTH", "128");
-            if setup::has_only_lavapipe() {
-                command.env("SUBGROUP_SIZE", "4");
-            }
-            command
-        }),
-    ];
-    let mut failed: Vec<String> = Vec::new();
-    if let Err(error) = tidy::run(root) {
-        failed.push(format!("tidy: {error:#}"));
-    }
-    for (title, mut command) in checks {
-        match steps.run(title, &mut command) {
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) => failed.push(format!("{title}: {error:#}")),
-            Ok(()) => {}
-        }
-    }
-    match dawn::test(&mut steps, root) {
+    let page = match web::start(&mut steps, root) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
-        Err(error) => failed.push(format!("kernels in Dawn: {error:#}")),
-        Ok(()) => {}
-    }
-    match web::test(&mut steps, root) {
+        Err(error) => {
+            failed.push(format!("the page: {error:#}"));
+            None
+        }
+        Ok(page) => page,
+    };
+    check(&mut steps, &mut failed, "tests", &mut tests)?;
+    check(&mut steps, &mut failed, "subgroups of 4", &mut subgroups_of_4(root))?;
+    match web::test(&mut steps, root, page) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
         Err(error) => failed.push(format!("the page: {error:#}")),
         Ok(()) => {}
@@ -84,4 +86,28 @@ pub fn run(root: &Path) -> Result<()> {
         [] => Ok(()),
         failed => bail!("failed:\n  {}", failed.join("\n  ")),
     }
+}
+
+/// Runs one of the checks and notes whether it failed; an error is that the user stopped it.
+fn check(steps: &mut Steps, failed: &mut Vec<String>, title: &str, command: &mut Command) -> Result<()> {
+    match steps.run(title, command) {
+        Err(error) if error.is::<Interrupted>() => Err(error),
+        Err(error) => {
+            failed.push(format!("{title}: {error:#}"));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn subgroups_of_4(root: &Path) -> Command {
+    let tests = "test --release --workspace --test kernels_match_reference --test golden -- with_all with_the_kernels \
+                 near_the_cpus";
+    let mut command = cargo(root, tests);
+    // To lavapipe; other devices have what they have.
+    command.env("LP_NATIVE_VECTOR_WIDTH", "128");
+    if setup::has_only_lavapipe() {
+        command.env("SUBGROUP_SIZE", "4");
+    }
+    command
 }

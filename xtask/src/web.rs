@@ -10,13 +10,18 @@ use anyhow::{Context, Error, Result};
 
 use crate::{
     setup,
-    step::{Interrupted, Steps},
+    step::{Beside, Interrupted, Steps},
+    test::{PROGRAMS, cargo, program},
 };
 
 /// What the wasm is compiled for.
 const TARGET: &str = "wasm32-unknown-unknown";
 /// Where everything lies that tests of the page make: models, screenshots. From the root.
 const TEST_OUTPUT: &str = "target/web-test";
+/// Cases of the kernels for the browser's GPU.
+const CASES: &str = "target/web-test/cases";
+/// What compiling the wasm says.
+const LOG: &str = "target/web-compile.log";
 /// Where the tests find the demo model, if it could be had.
 const DEMO_MODEL: &str = "target/web-test/models/SmolLM2-135M-Instruct-q4f16_1";
 
@@ -38,9 +43,13 @@ pub struct Options {
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     let mut steps = Steps::new()?;
     if options.test {
-        return test(&mut steps, root);
+        let compiling = start(&mut steps, root)?;
+        return test(&mut steps, root, compiling);
     }
     fetch(&mut steps, root)?;
+    for (title, mut command) in compile(root) {
+        steps.run(&title, &mut command)?;
+    }
     build(&mut steps, root)?;
     if options.build {
         eprintln!("\nThe page is `web-chat/dist/`, the package for apps `web-chat/package/`.");
@@ -60,15 +69,30 @@ fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
     setup::npm_packages(steps, &root.join("web-chat"))
 }
 
-/// Makes `web-chat/dist` and `web-chat/package`.
+/// What makes the wasm, and looks at its code first.
+fn compile(root: &Path) -> Vec<(String, Command)> {
+    let clippy = format!("clippy --profile web --package web-chat --target {TARGET} -- -D warnings");
+    let build = format!("build --profile web --package web-chat --target {TARGET}");
+    vec![
+        ("clippy for browsers".into(), cargo(root, &clippy)),
+        ("compile the engine for browsers".into(), cargo(root, &build)),
+    ]
+}
+
+/// Starts what [`test`] needs: the last crate of the wasm keeps one processor for a minute and more, while steps beside it
+/// can use the others. `None` where the page cannot be built.
+pub fn start(steps: &mut Steps, root: &Path) -> Result<Option<Beside>> {
+    if let Err(error) = fetch(steps, root) {
+        return skip(error, "the page is not built and not tested").map(|()| None);
+    }
+    steps.beside(&root.join(LOG), compile(root)).map(Some)
+}
+
+/// Makes `web-chat/dist` and `web-chat/package` of the wasm.
 fn build(steps: &mut Steps, root: &Path) -> Result<()> {
-    let mut compile = Command::new("cargo");
-    compile.args(["build", "--profile", "web", "--package", "web-chat", "--target", TARGET]).current_dir(root);
-    steps.run("compile the engine for browsers", &mut compile)?;
     let wasm = format!("target/{TARGET}/web/web_chat.wasm");
-    let mut bind = Command::new("cargo");
-    bind.args(["run", "--release", "--package", "web-bindgen", "--", &wasm, "web-chat/wasm"]).current_dir(root);
-    steps.run("make it loadable", &mut bind)?;
+    steps.run("compile the programs", &mut cargo(root, PROGRAMS))?;
+    steps.run("make it loadable", program(root, "web-bindgen").args([&wasm, "web-chat/wasm"]))?;
     steps.run("bundle it with the page", npm(root).args(["run", "--silent", "build"]))
 }
 
@@ -76,22 +100,15 @@ fn build(steps: &mut Steps, root: &Path) -> Result<()> {
 ///
 /// The demo model, where it can be had, is converted by our own program, and answered to by our own terminal: what the
 /// page says is compared with that.
-pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
-    if let Err(error) = fetch(steps, root) {
-        return skip(error, "the page is not built and not tested");
-    }
-    let mut clippy = Command::new("cargo");
-    clippy.args(["clippy", "--profile", "web", "--package", "web-chat", "--target", TARGET, "--", "-D", "warnings"]);
-    steps.run("clippy for browsers", clippy.current_dir(root))?;
+pub fn test(steps: &mut Steps, root: &Path, compiling: Option<Beside>) -> Result<()> {
+    let Some(compiling) = compiling else { return Ok(()) };
+    steps.join(compiling)?;
     build(steps, root)?;
     let browser = match setup::browser(steps, &root.join("web-chat")) {
         Ok(browser) => browser,
         Err(error) => return skip(error, "the page is not tested"),
     };
 
-    let mut programs = Command::new("cargo");
-    programs.args(["build", "--release", "--package", "weight-convert", "--package", "chat-cli"]).current_dir(root);
-    steps.run("compile what the page is compared with", &mut programs)?;
     // Nothing that an earlier program converted.
     let output = root.join(TEST_OUTPUT);
     if output.exists() {
@@ -109,6 +126,15 @@ pub fn test(steps: &mut Steps, root: &Path) -> Result<()> {
         Err(error) => eprintln!("warning: {error:#}; the page is tested with a tiny model alone"),
         Ok(()) => {
             tests.env("WEB_TEST_DEMO_MODEL", DEMO_MODEL);
+        }
+    }
+    // What is run in the browser is made for its software GPU, whose subgroups have four lanes; lavapipe's have as many.
+    let mut export = program(root, "examples/export-cases");
+    match steps.run("cases of the kernels", export.arg(CASES).env("LP_NATIVE_VECTOR_WIDTH", "128")) {
+        Err(error) if error.is::<Interrupted>() => return Err(error),
+        Err(error) => eprintln!("warning: {error:#}; the kernels are not run in the browser"),
+        Ok(()) => {
+            tests.env("WEB_TEST_CASES", CASES);
         }
     }
     steps.run("tests in a browser", &mut tests)?;
@@ -137,8 +163,8 @@ fn test_files(root: &Path) -> Result<Vec<String>> {
 }
 
 fn demo_model(steps: &mut Steps, root: &Path) -> Result<()> {
-    let mut convert = Command::new(root.join("target/release/weight-convert"));
-    convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]).current_dir(root);
+    let mut convert = program(root, "weight-convert");
+    convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]);
     steps.run("convert the demo model", &mut convert).context("the demo model cannot be had")
 }
 

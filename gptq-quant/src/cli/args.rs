@@ -48,6 +48,15 @@ pub struct Args {
     /// Keep groups contiguous under act-order, which readers like better
     #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub static_groups: bool,
+    /// Solve each matrix of a layer with the inputs that the quantized ones before it in the layer give
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub true_sequential: bool,
+    /// Let symmetric scales be negative, so that all codes are of use; with --scale-search hessian
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub signed_scales: bool,
+    /// Round scales to f16 before error feedback, which makes that good too, and not after it
+    #[arg(long, default_value_t = true, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
+    pub scales_first: bool,
     /// How the scales are chosen
     #[arg(long, value_enum, default_value_t = Scales::Hessian)]
     pub scale_search: Scales,
@@ -59,6 +68,11 @@ pub struct Args {
     /// takes less than half as long, 1 in full [default: 1, with text that the model writes 0.5]
     #[arg(long, value_name = "ALPHA")]
     pub gptaq_alpha: Option<f64>,
+    /// How far the matrices whose outputs are added to the residual stream make good that it has drifted from the float
+    /// model's, beyond their own inputs: 0 not at all. Needs --gptaq-alpha [default: 0.5, without --gptaq-alpha and with text
+    /// that the model writes 0]
+    #[arg(long, value_name = "ALPHA")]
+    pub stream_alpha: Option<f64>,
     /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase) [default: 5, with text that the model
     /// writes 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
@@ -116,9 +130,15 @@ pub struct Args {
     /// Which windows of the text, or what the model writes
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// The temperature at which the model writes: below 1 it keeps to what is likelier
+    #[arg(long, default_value_t = 1.0, value_name = "T")]
+    pub self_temperature: f32,
     /// Where the calibration text is run: auto (a GPU, else the CPU), cpu, or the number or name of a GPU
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// Keep to f32 on a GPU whose matrix units would run the text in f16; Hessians are f32 in any case
+    #[arg(long)]
+    pub no_cooperative_matrix: bool,
     /// Activations that stay on the device, in GiB; beyond that they go to the host's memory [default: what it has left]
     #[arg(long, value_name = "GIB")]
     pub device_memory: Option<f64>,
@@ -190,13 +210,14 @@ pub struct Contradiction(pub String);
 struct Fit {
     damp_percent: f64,
     gptaq_alpha: f64,
+    stream_alpha: f64,
     refine: u32,
 }
 
 impl Fit {
-    const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, refine: 5 };
+    const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, stream_alpha: 0.5, refine: 5 };
     /// What a model writes is not what it will read: less closely is better.
-    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, refine: 1 };
+    const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, stream_alpha: 0.0, refine: 1 };
 }
 
 impl Args {
@@ -235,6 +256,20 @@ impl Args {
         if !(0.0..=2.0).contains(&gptaq_alpha) {
             return Err(Contradiction("--gptaq-alpha must be between 0 and 2".into()));
         }
+        let default = if gptaq_alpha == 0.0 { 0.0 } else { fit.stream_alpha };
+        let stream_alpha = self.stream_alpha.unwrap_or(default);
+        if !(0.0..=2.0).contains(&stream_alpha) {
+            return Err(Contradiction("--stream-alpha must be between 0 and 2".into()));
+        }
+        if !self.true_sequential && gptaq_alpha != 0.0 {
+            // Each matrix would make good what those before it have made good.
+            return Err(Contradiction(
+                "--true-sequential false needs --gptaq-alpha 0: drift would be made good twice".into(),
+            ));
+        }
+        if stream_alpha != 0.0 && gptaq_alpha == 0.0 {
+            return Err(Contradiction("--stream-alpha needs the float model beside the other: --gptaq-alpha".into()));
+        }
         let scale_search = match self.scale_search {
             Scales::Range => ScaleSearch::Range,
             Scales::Mse => ScaleSearch::Mse,
@@ -242,16 +277,22 @@ impl Args {
         };
         let matrix = Options {
             scale_search,
+            signed_scales: self.signed_scales,
+            scales_first: self.scales_first,
             act_order: self.act_order,
             static_groups: self.static_groups,
             damp_percent,
             gptaq_alpha,
+            stream_alpha,
             refine: self.refine.unwrap_or(fit.refine) as usize,
             block_size: self.block_size as usize,
             ..Options::new(grid)
         };
         if !(0.0..=1.0).contains(&self.first_token_weight) {
             return Err(Contradiction("--first-token-weight must be between 0 and 1".into()));
+        }
+        if !(0.0..=2.0).contains(&self.self_temperature) {
+            return Err(Contradiction("--self-temperature must be between 0 and 2".into()));
         }
         if self.device_memory.is_some_and(|gib| !(0.0..=1e6).contains(&gib)) {
             return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
@@ -267,6 +308,7 @@ impl Args {
             return Err(Contradiction("--lm-head and --embedding gptq both say what becomes of the head".into()));
         }
         Ok(Settings {
+            true_sequential: self.true_sequential,
             token_weight,
             quantize_ends,
             lm_head: self.lm_head,

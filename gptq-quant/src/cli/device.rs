@@ -13,7 +13,9 @@ pub enum Device {
 
 impl Device {
     /// What `--device` means: `cpu`, `auto` (a GPU if there is one that is not played by the CPU), a number or a name.
-    pub fn open(choice: &str) -> Result<Device> {
+    ///
+    /// With `matrix_units` its products are in f16 where it has such, with sums in f32.
+    pub fn open(choice: &str, matrix_units: bool) -> Result<Device> {
         let selection = if choice.eq_ignore_ascii_case("cpu") {
             return Ok(Device::Cpu);
         } else if choice.eq_ignore_ascii_case("auto") {
@@ -25,8 +27,7 @@ impl Device {
         } else {
             choice.parse().expect("any text is a selection")
         };
-        // Hessians and measurements are of the model in f32.
-        let options = OpenOptions { cooperative_matrix: false, ..OpenOptions::default() };
+        let options = OpenOptions { cooperative_matrix: matrix_units, ..OpenOptions::default() };
         Ok(Device::Gpu(block_on(Gpu::open(&selection, options))?))
     }
 
@@ -40,6 +41,9 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Device::Cpu => f.write_str("the CPU"),
+            Device::Gpu(gpu) if gpu.caps().cooperative_matrix => {
+                write!(f, "{} with its matrix units", gpu.summary().name)
+            }
             Device::Gpu(gpu) => f.write_str(&gpu.summary().name),
         }
     }

@@ -98,7 +98,7 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
-    let device = Device::open(&args.device)?;
+    let device = Device::open(&args.device, !args.no_cooperative_matrix)?;
     let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
     let evaluated = sources.evaluated();
     let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
@@ -112,6 +112,8 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     }
 
     if let Some(evaluated) = evaluated {
+        // What is measured is the model in f32.
+        let device = Device::open(&args.device, false)?;
         report::measure(args, &settings, checkpoint, &device, &evaluated, &mut bars).inspect_err(|_| bars.clear())?;
     }
     if let Some(folder) = &args.to_mlc {

@@ -106,7 +106,7 @@ impl<'a> Sources<'a> {
         let parts = parts.map(|((source, share), part)| {
             json!({ "source": source.name, "windows": share, "content": part.as_ref().map(sum_of_windows) })
         });
-        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed })
+        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed, "temperature": self.args.self_temperature })
     }
 
     /// Lets the model write its part, as far as `store` does not have it.
@@ -119,7 +119,8 @@ impl<'a> Sources<'a> {
     ) -> Result<Texts> {
         for i in 0..self.sources.len() {
             if is_own(&self.sources[i]) && self.shares[i] > 0 {
-                let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed: self.args.seed };
+                let Args { seed, self_temperature: temperature, .. } = *self.args;
+                let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature };
                 // A GPU that the CPU plays writes more slowly than the CPU itself.
                 let device = if device.is_software() { &Device::Cpu } else { device };
                 let windows = with_ops!(device, ops => block_on(write_windows(ops, checkpoint, text, bars, store)))?;

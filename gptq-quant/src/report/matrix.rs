@@ -10,12 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Options,
-    gptq::{Method, Quantized, ROWS, round_to_nearest},
+    gptq::{Method, Quantized, round_to_nearest},
 };
 
 /// Rows that errors are taken on, at the most, evenly spaced: all would take a fifth of the time that finding the codes
-/// does.
-const SAMPLED_ROWS: usize = 512;
+/// does, and more on a device.
+const SAMPLED_ROWS: usize = 256;
+
+/// Rows that a thread does at a time: so few that the sampled ones are enough for sixteen.
+const PIECE_ROWS: usize = 8;
 
 /// What became of one matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,7 +36,7 @@ pub struct MatrixReport {
     /// Whether the zero is fixed in the middle of the codes.
     pub sym: bool,
     /// Squared error of the outputs on the calibration text, as a share of their own square: with the inputs that the
-    /// quantized layers before give, on at most 512 of the rows.
+    /// quantized layers before give, on at most 256 of the rows.
     pub relative_error: f64,
     /// The same of round-to-nearest on the same grid, each scale the best for its weights.
     pub nearest_error: f64,
@@ -102,13 +105,16 @@ pub(crate) fn relative_errors<const N: usize>(
 ) -> [f64; N] {
     let n = hessian.nrows();
     // Symmetric, so that its columns are rows.
-    let columns = (0..n).into_par_iter().flat_map_iter(|j| (0..n).map(move |i| hessian[(i, j)] as f32));
-    let hessian = Array2::from_shape_vec((n, n), columns.collect()).expect("a square");
-    let starts: Vec<usize> = (0..weights.nrows()).step_by(ROWS).collect();
+    let mut columns = vec![0f32; n * n];
+    columns.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(j, column)| {
+        column.iter_mut().enumerate().for_each(|(i, value)| *value = hessian[(i, j)] as f32);
+    });
+    let hessian = Array2::from_shape_vec((n, n), columns).expect("a square");
+    let starts: Vec<usize> = (0..weights.nrows()).step_by(PIECE_ROWS).collect();
     let pieces: Vec<([f64; N], f64)> = starts
         .into_par_iter()
         .map(|start| {
-            let rows = start..(start + ROWS).min(weights.nrows());
+            let rows = start..(start + PIECE_ROWS).min(weights.nrows());
             let weights = weights.slice(ndarray::s![rows.clone(), ..]);
             // One product for all of them: each reads the whole Hessian.
             let mut all = Vec::with_capacity((N + 1) * weights.len());

@@ -2,20 +2,19 @@
 //!
 //! It is the reference that the GPU is compared with, the fallback where there is no GPU adapter, and what the quantizer
 //! calibrates with. For the first and the last, weights are held as they are or dequantized ([`CpuWeights::Exact`]); for
-//! the fallback, four-bit matrices become candle's Q4_0 without loss and are multiplied in integers
-//! ([`CpuWeights::Integer`]), which rounds activations to eight bits.
+//! the fallback, matrices in codes stay so and are multiplied in integers ([`CpuWeights::Integer`]), which rounds
+//! activations to eight bits.
 
 use std::convert::Infallible;
 
-use candle_core::{
-    DType, Device, Module, Storage, Tensor,
-    quantized::{GgmlDType, QMatMul, QTensor, ggml_file::qtensor_from_ggml},
-};
-use model_format::{Role, Weight, decoder_config::Activation};
+use candle_core::{DType, Device, Storage, Tensor};
+use model_format::{Role, Weight, decoder_config::Activation, quant::group_quant::dot::Interleaved};
+use webgpu_kernels::KvDtype;
 
 pub use super::candle_kv::CandleKv;
 use super::{
     AttentionShape, Choose, KvShape, Ops, Past, Rules, Span,
+    candle_integer::multiply,
     candle_kv::{attend_rows, first_key},
 };
 use crate::Result;
@@ -23,20 +22,36 @@ use crate::Result;
 /// Query rows that attend at a time: bounds the score matrix to `heads * 128 * context` numbers.
 const QUERY_BLOCK: usize = 128;
 
-/// How quantized matrices are held.
+/// How the CPU holds matrices in codes, and so how it multiplies them. Others are multiplied in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CpuWeights {
     /// Dequantized to f32, multiplied in f32.
     #[default]
     Exact,
-    /// In four bits, multiplied with activations rounded to eight bits: less memory, and faster for one row.
+    /// In codes, multiplied with activations rounded to eight bits, a scale for each group: less memory, and faster.
     Integer,
+}
+
+/// How the CPU computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Of the weights.
+    pub weights: CpuWeights,
+    /// Of keys and values in the cache.
+    pub kv: KvDtype,
+}
+
+impl Default for CpuOptions {
+    /// The reference: everything in f32.
+    fn default() -> CpuOptions {
+        CpuOptions { weights: CpuWeights::Exact, kv: KvDtype::F32 }
+    }
 }
 
 /// The operations on candle tensors, on the CPU.
 #[derive(Debug, Clone, Default)]
 pub struct CandleOps {
-    weights: CpuWeights,
+    options: CpuOptions,
 }
 
 /// A weight matrix `[n, k]`.
@@ -44,19 +59,14 @@ pub struct CandleOps {
 pub enum CandleMatrix {
     /// f32 values `[n, k]`.
     Float(Tensor),
-    /// Four-bit blocks; and as a table, for a matrix whose rows are looked up.
-    Integer {
-        /// Multiplies.
-        matmul: QMatMul,
-        /// f16 rows `[n, k]`, where the matrix is the embedding.
-        table: Option<Tensor>,
-    },
+    /// Codes, for products in integers.
+    Integer(Interleaved),
 }
 
 impl CandleOps {
-    /// Operations that hold quantized matrices as `weights` says.
-    pub fn new(weights: CpuWeights) -> CandleOps {
-        CandleOps { weights }
+    /// Operations that compute as `options` say.
+    pub fn new(options: CpuOptions) -> CandleOps {
+        CandleOps { options }
     }
 
     /// The values of `x`, row-major, without waiting: on the CPU they are there.
@@ -83,18 +93,13 @@ impl Ops for CandleOps {
     type Matrix = CandleMatrix;
     type Kv = CandleKv;
 
-    fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<CandleMatrix> {
-        let shape = weight.shape();
-        if let (CpuWeights::Integer, Weight::Quantized(matrix)) = (self.weights, &weight)
-            && let Some(blocks) = matrix.to_ggml_q4_0()
+    fn upload_matrix(&mut self, _: Role, weight: Weight) -> Result<CandleMatrix> {
+        if let (CpuWeights::Integer, Weight::Quantized(matrix)) = (self.options.weights, &weight)
+            && let Some(matrix) = Interleaved::new(matrix)
         {
-            let tensor: QTensor = qtensor_from_ggml(GgmlDType::Q4_0, &blocks, shape.clone(), &Device::Cpu)?;
-            let table = match role {
-                Role::Embedding => Some(tensor.dequantize(&Device::Cpu)?.to_dtype(DType::F16)?),
-                _ => None,
-            };
-            return Ok(CandleMatrix::Integer { matmul: QMatMul::from_qtensor(tensor)?, table });
+            return Ok(CandleMatrix::Integer(matrix));
         }
+        let shape = weight.shape();
         Ok(CandleMatrix::Float(Tensor::from_vec(weight.into_f32(), shape, &Device::Cpu)?))
     }
 
@@ -103,7 +108,7 @@ impl Ops for CandleOps {
     }
 
     fn new_kv(&mut self, shape: KvShape) -> Result<CandleKv> {
-        Ok(CandleKv::new(shape))
+        Ok(CandleKv::new(shape, self.options.kv))
     }
 
     async fn read(&mut self, x: &Tensor) -> Result<Vec<f32>> {
@@ -111,11 +116,15 @@ impl Ops for CandleOps {
     }
 
     fn embedding(&mut self, table: &CandleMatrix, tokens: &[u32], scale: f32) -> Tensor {
-        let table = match table {
-            CandleMatrix::Float(table) => table,
-            CandleMatrix::Integer { table, .. } => table.as_ref().expect("embedding: not uploaded as the embedding"),
+        let rows = match table {
+            CandleMatrix::Float(table) => {
+                Tensor::new(tokens, &Device::Cpu).and_then(|ids| table.index_select(&ids, 0)?.to_dtype(DType::F32))
+            }
+            CandleMatrix::Integer(table) => {
+                let rows: Vec<f32> = tokens.iter().flat_map(|&token| table.row(token as usize)).collect();
+                Tensor::from_vec(rows, (tokens.len(), table.cols()), &Device::Cpu)
+            }
         };
-        let rows = Tensor::new(tokens, &Device::Cpu).and_then(|ids| table.index_select(&ids, 0)?.to_dtype(DType::F32));
         ours(rows.and_then(|rows| rows * f64::from(scale)), "embedding")
     }
 
@@ -126,7 +135,11 @@ impl Ops for CandleOps {
     fn linear(&mut self, x: &Tensor, matrix: &CandleMatrix) -> Tensor {
         let y = match matrix {
             CandleMatrix::Float(w) => w.t().and_then(|w| x.matmul(&w)),
-            CandleMatrix::Integer { matmul, .. } => matmul.forward(x),
+            CandleMatrix::Integer(w) => {
+                let y = with_values(x, |x| multiply(w, x));
+                let shape = (y.len() / w.rows(), w.rows());
+                Tensor::from_vec(y, shape, &Device::Cpu)
+            }
         };
         ours(y, "linear")
     }

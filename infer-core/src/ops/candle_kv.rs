@@ -3,25 +3,111 @@
 //! One row is a handful of dot products per head, for which a candle operation costs more than they do; many rows are
 //! matrix products, which candle does.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use half::{f16, slice::HalfFloatSliceExt};
+use webgpu_kernels::KvDtype;
 
-use super::{AttentionShape, KvShape, Span};
+use super::{
+    AttentionShape, KvShape, Span,
+    candle_integer::{in_parts, parts},
+};
 
-/// Keys and values of one layer, `[kv_heads, capacity, head_dim]` each.
+/// Values that share a scale in eight bits.
+const GROUP: usize = 32;
+
+/// Keys and values of one layer, `[kv_heads, capacity]` rows of a head each.
 #[derive(Debug)]
 pub struct CandleKv {
     shape: KvShape,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    keys: Rows,
+    values: Rows,
+}
+
+/// Rows of `head_dim` values, in the ways of [`KvDtype`].
+#[derive(Debug, Clone)]
+enum Rows {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    /// `value = code * scale`, a scale for each [`GROUP`] of a row.
+    Q8 {
+        codes: Vec<i8>,
+        scales: Vec<f32>,
+    },
+}
+
+impl Rows {
+    /// So many rows of zeros.
+    fn new(kv: KvDtype, rows: usize, head_dim: usize) -> Rows {
+        let len = rows * head_dim;
+        match kv {
+            KvDtype::F32 => Rows::F32(vec![0.0; len]),
+            KvDtype::F16 => Rows::F16(vec![f16::ZERO; len]),
+            KvDtype::Q8 => Rows::Q8 { codes: vec![0; len], scales: vec![0.0; rows * head_dim.div_ceil(GROUP)] },
+        }
+    }
+
+    /// Puts whole rows of `head_dim` values from row `first` on.
+    fn put(&mut self, first: usize, head_dim: usize, new: &[f32]) {
+        let start = first * head_dim;
+        match self {
+            Rows::F32(values) => values[start..][..new.len()].copy_from_slice(new),
+            Rows::F16(values) => {
+                // As on a GPU: an infinite key would make every score NaN.
+                let largest = f16::MAX.to_f32();
+                for (value, new) in values[start..].iter_mut().zip(new) {
+                    *value = f16::from_f32(new.clamp(-largest, largest));
+                }
+            }
+            Rows::Q8 { codes, scales } => {
+                let scales = scales[first * head_dim.div_ceil(GROUP)..].iter_mut();
+                let codes = codes[start..][..new.len()].chunks_exact_mut(head_dim);
+                let groups = codes.zip(new.chunks_exact(head_dim));
+                let groups = groups.flat_map(|(codes, new)| codes.chunks_mut(GROUP).zip(new.chunks(GROUP)));
+                for (scale, (codes, new)) in scales.zip(groups) {
+                    *scale = to_eight_bits(new, codes);
+                }
+            }
+        }
+    }
+
+    /// The values of some rows, `[rows, head_dim]`.
+    fn values(&self, rows: Range<usize>, head_dim: usize) -> Cow<'_, [f32]> {
+        let range = rows.start * head_dim..rows.end * head_dim;
+        match self {
+            Rows::F32(values) => Cow::Borrowed(&values[range]),
+            Rows::F16(values) => {
+                let mut wide = vec![0.0; range.len()];
+                values[range].convert_to_f32_slice(&mut wide);
+                Cow::Owned(wide)
+            }
+            Rows::Q8 { codes, scales } => {
+                let scales = &scales[rows.start * head_dim.div_ceil(GROUP)..];
+                let groups = codes[range].chunks_exact(head_dim).flat_map(|row| row.chunks(GROUP)).zip(scales);
+                Cow::Owned(
+                    groups.flat_map(|(codes, scale)| codes.iter().map(move |&code| f32::from(code) * scale)).collect(),
+                )
+            }
+        }
+    }
+}
+
+/// Rounds a group to the nearest of 255 multiples of a scale; returns the scale.
+fn to_eight_bits(values: &[f32], codes: &mut [i8]) -> f32 {
+    let most = values.iter().fold(0f32, |most, value| most.max(value.abs()));
+    // No smaller than what every GPU can tell from zero, as there.
+    let scale = (most / 127.0).max(1.2e-38);
+    for (code, value) in codes.iter_mut().zip(values) {
+        *code = (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8;
+    }
+    scale
 }
 
 impl CandleKv {
-    pub(super) fn new(shape: KvShape) -> CandleKv {
-        let zeros = vec![0.0; shape.kv_heads * shape.capacity * shape.head_dim];
-        CandleKv { shape, keys: zeros.clone(), values: zeros }
+    pub(super) fn new(shape: KvShape, kv: KvDtype) -> CandleKv {
+        let rows = Rows::new(kv, shape.kv_heads * shape.capacity, shape.head_dim);
+        CandleKv { shape, keys: rows.clone(), values: rows }
     }
 
     /// Puts `keys` (rotated) and `values`, `[kv_heads, rows, head_dim]` each, at the positions from `past` on.
@@ -30,8 +116,8 @@ impl CandleKv {
         let part = keys.len() / kv_heads;
         assert!(past * head_dim + part <= capacity * head_dim, "the cache is full at {capacity} tokens");
         for (cache, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            for (cache, new) in cache.chunks_exact_mut(capacity * head_dim).zip(new.chunks_exact(part)) {
-                cache[past * head_dim..][..part].copy_from_slice(new);
+            for (head, new) in new.chunks_exact(part).enumerate() {
+                cache.put(head * capacity + past, head_dim, new);
             }
         }
     }
@@ -39,18 +125,21 @@ impl CandleKv {
     /// Keys and values of the first `len` positions, `[kv_heads, len, head_dim]` each.
     pub(super) fn tensors(&self, len: usize) -> candle_core::Result<(Tensor, Tensor)> {
         let KvShape { kv_heads, capacity, head_dim } = self.shape;
-        let tensor = |cache: &[f32]| {
-            let heads = cache.chunks_exact(capacity * head_dim).flat_map(|head| &head[..len * head_dim]);
-            Tensor::from_iter(heads.copied(), &Device::Cpu)?.reshape((kv_heads, len, head_dim))
+        let tensor = |cache: &Rows| {
+            let mut all = Vec::with_capacity(kv_heads * len * head_dim);
+            for head in 0..kv_heads {
+                all.extend_from_slice(&cache.values(head * capacity..head * capacity + len, head_dim));
+            }
+            Tensor::from_vec(all, (kv_heads, len, head_dim), &Device::Cpu)
         };
         Ok((tensor(&self.keys)?, tensor(&self.values)?))
     }
 
     /// Keys and values of a head at `positions`, `[positions, head_dim]` each.
-    fn head(&self, head: usize, positions: Range<usize>) -> (&[f32], &[f32]) {
+    fn head(&self, head: usize, positions: Range<usize>) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
         let KvShape { capacity, head_dim, .. } = self.shape;
-        let range = (head * capacity + positions.start) * head_dim..(head * capacity + positions.end) * head_dim;
-        (&self.keys[range.clone()], &self.values[range])
+        let rows = head * capacity + positions.start..head * capacity + positions.end;
+        (self.keys.values(rows.clone(), head_dim), self.values.values(rows, head_dim))
     }
 }
 
@@ -79,18 +168,27 @@ pub(super) fn attend_rows(
         span.kv.put(span.past_len, &rotated[heads * head_dim..], values);
     }
     let caches: Vec<(&CandleKv, usize)> = spans.iter().map(|span| (&*span.kv, span.past_len)).collect();
-    let mut output = vec![0.0; caches.len() * heads * head_dim];
-    output.par_chunks_exact_mut(group * head_dim).enumerate().for_each(|(i, output)| {
-        let (span, kv_head) = (i / kv_heads, i % kv_heads);
-        let (kv, position) = caches[span];
-        let (keys, values) = kv.head(kv_head, first_key(position, window)..position + 1);
-        let queries = &rows[span * width + kv_head * group * head_dim..][..group * head_dim];
-        let mut weights = vec![0.0; keys.len() / head_dim];
-        for (query, output) in queries.chunks_exact(head_dim).zip(output.chunks_exact_mut(head_dim)) {
-            attend(query, keys, values, shape, &mut weights, output);
+    // Sequences and their heads, divided among threads where the texts are long.
+    let all = caches.len() * kv_heads;
+    let seen = caches.iter().map(|(_, position)| position + 1 - first_key(*position, window));
+    let each = all.div_ceil(parts(2 * seen.sum::<usize>() * heads * head_dim));
+    let outputs = in_parts(all.div_ceil(each), |part| {
+        let mut outputs = Vec::new();
+        for i in part * each..((part + 1) * each).min(all) {
+            let (span, kv_head) = (i / kv_heads, i % kv_heads);
+            let (kv, position) = caches[span];
+            let (keys, values) = kv.head(kv_head, first_key(position, window)..position + 1);
+            let queries = &rows[span * width + kv_head * group * head_dim..][..group * head_dim];
+            let mut weights = vec![0.0; keys.len() / head_dim];
+            let first = outputs.len();
+            outputs.resize(first + group * head_dim, 0.0);
+            for (query, output) in queries.chunks_exact(head_dim).zip(outputs[first..].chunks_exact_mut(head_dim)) {
+                attend(query, &keys, &values, shape, &mut weights, output);
+            }
         }
+        outputs
     });
-    output
+    outputs.concat()
 }
 
 /// Rotates the pairs `(x[i], x[i + d / 2])` by the angles whose `(cos, sin)` are in `table`.
@@ -134,4 +232,32 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     let rest: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
     sums.iter().sum::<f32>() + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of a head that is no whole number of groups, at a place in the middle.
+    #[test]
+    fn rows_come_back_as_their_number_type_has_them() {
+        let head_dim = 40;
+        let new: Vec<f32> =
+            (0..2 * head_dim).map(|i| (i as f32 * 0.37).sin() * if i < 40 { 1e5 } else { 1.0 }).collect();
+        let back = |kv| {
+            let mut rows = Rows::new(kv, 5, head_dim);
+            rows.put(2, head_dim, &new);
+            let zeros = |rows: &Rows, which| rows.values(which, head_dim).iter().all(|&value| value == 0.0);
+            assert!(zeros(&rows, 0..2) && zeros(&rows, 4..5), "{kv:?}: other rows were written");
+            rows.values(2..4, head_dim).into_owned()
+        };
+        assert_eq!(back(KvDtype::F32), new);
+        let halves = new.iter().map(|value| f16::from_f32(value.clamp(-65504.0, 65504.0)).to_f32());
+        assert_eq!(back(KvDtype::F16), halves.collect::<Vec<_>>());
+        let eight_bits = new.chunks(head_dim).flat_map(|row| row.chunks(GROUP)).flat_map(|group| {
+            let scale = group.iter().fold(0f32, |most, value| most.max(value.abs())) / 127.0;
+            group.iter().map(move |value| (value / scale).round_ties_even() * scale)
+        });
+        assert_eq!(back(KvDtype::Q8), eight_bits.collect::<Vec<_>>());
+    }
 }

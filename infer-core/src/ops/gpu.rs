@@ -131,31 +131,30 @@ impl GpuOps {
         &mut self.recorder
     }
 
-    /// Sums `[cols, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
-    pub fn new_gram(&mut self, cols: usize) -> Result<GramSums> {
-        Ok(GramSums::new(&self.gpu, cols)?)
+    /// Sums `[rows, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
+    pub fn new_gram(&mut self, rows: usize, cols: usize) -> Result<GramSums> {
+        Ok(GramSums::new(&self.gpu, rows, cols)?)
     }
 
-    /// Adds products of the inputs of a matrix: `sums += X^T W X`, and with the float model's inputs F for the same tokens
-    /// `drift += (F - X)^T W X`. `x` and F are `[tokens, cols]`, whole windows. Waits until the device has done it.
-    pub async fn add_gram(
-        &mut self,
-        weights: TokenWeights,
-        x: &GpuTensor,
-        sums: &GramSums,
-        drift: Option<(&GpuTensor, &GramSums)>,
-    ) -> Result<()> {
+    /// Adds products of the inputs of a matrix, `[tokens, cols]`, whole windows: `sums += X^T W X`; or of what the float model
+    /// has, F, and what is compared with it, B, both `[tokens, rows]`: `sums += (F - B)^T W X`. Hands them to the device.
+    pub fn add_gram(&mut self, weights: TokenWeights, x: &GpuTensor, sums: &GramSums, drift: Option<[&GpuTensor; 2]>) {
         let tokens = x.rows;
         let weight = self.recorder.temporary(tokens);
         weights.record(&mut self.recorder, tokens, x.settled(), &weight);
-        Gram { tokens }.record(&mut self.recorder, x.settled(), None, &weight, sums);
-        if let Some((float, drift)) = drift {
-            assert_eq!((float.rows, float.cols), (x.rows, x.cols), "add_gram: shapes");
-            Gram { tokens }.record(&mut self.recorder, x.settled(), Some(float.settled()), &weight, drift);
-        }
-        // So that no more than this is under way.
-        self.recorder.read(&weight.slice(0, 1))?.await?;
-        Ok(())
+        let drift = drift.map(|pair| {
+            let fits = pair.iter().all(|side| (side.rows, side.cols) == (tokens, sums.rows));
+            assert!(fits && x.cols == sums.cols, "add_gram: shapes");
+            pair.map(GpuTensor::settled)
+        });
+        Gram { tokens }.record(&mut self.recorder, x.settled(), drift, &weight, sums);
+        self.recorder.submit();
+    }
+
+    /// Whether products with weights in f16 go through the device's matrix units.
+    pub fn has_matrix_units(&self) -> bool {
+        let caps = self.gpu.caps();
+        caps.cooperative_matrix && caps.f16 && caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max)
     }
 
     /// `scale` times the sums; with `symmetric` those of `X^T W X`. Errors: out of memory.
@@ -195,6 +194,11 @@ impl GpuOps {
     /// Takes a matrix's quantization problem to the device. Errors: out of memory.
     pub fn new_solver<'a>(&mut self, problem: Problem<'a>) -> Result<Solver<'a>> {
         Ok(Solver::new(&mut self.recorder, problem)?)
+    }
+
+    /// [`Solver::shifts`], of a problem with something to make good.
+    pub async fn shifts(&mut self, solver: &Solver<'_>, first: usize, rows: usize) -> Result<Vec<f32>> {
+        Ok(solver.shifts(&mut self.recorder, first, rows).await?)
     }
 
     /// Quantizes rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`. Waits until the device has done it.
@@ -274,7 +278,8 @@ impl Ops for GpuOps {
     }
 
     fn rows_at_once(&self, work: u64) -> usize {
-        (self.gpu.work_at_once() / work.max(1)) as usize
+        // More than fits a browser's `usize` is as good as no bound.
+        usize::try_from(self.gpu.work_at_once() / work.max(1)).unwrap_or(usize::MAX)
     }
 
     async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {

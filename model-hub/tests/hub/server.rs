@@ -156,7 +156,7 @@ pub fn etag(name: &str, bytes: &[u8]) -> String {
 }
 
 fn is_large(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".bin")
+    [".safetensors", ".bin", ".parquet", ".gz"].iter().any(|end| name.ends_with(end))
 }
 
 /// What a well-behaved hub answers.

@@ -175,7 +175,7 @@ impl Attention {
         assert!(end <= cache.capacity, "attention: {end} tokens in a cache for {}", cache.capacity);
         assert!(self.heads.is_multiple_of(cache.kv_heads), "attention: {} over {}", self.heads, cache.kv_heads);
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
-        recorder.expect_work(4 * (self.rows * keys * self.heads * cache.head_dim) as u64);
+        recorder.expect_work(&[4, self.rows, keys, self.heads, cache.head_dim]);
         if self.rows > DECODE_ROWS {
             let quads = self.tile_quads(recorder.gpu(), cache);
             self.record_tile(recorder, q, cache, y, quads);

@@ -28,6 +28,9 @@ pub struct Problem<'a> {
     pub drift: Option<&'a Matrix>,
     /// How much of it.
     pub alpha: f32,
+    /// What [`Solver::shifts`] is to make good besides: products of an error of the outputs with the inputs `[rows, cols]`, and
+    /// how much of them.
+    pub residual: Option<(&'a Matrix, f32)>,
     /// Columns that share a scale.
     pub group_len: usize,
     /// The largest code.
@@ -63,6 +66,19 @@ pub struct Solver<'a> {
     hessian: &'a Matrix,
     /// The transpose of what is to be made good of the drift, where codes are looked at again.
     drift: Option<Matrix>,
+    residual: Option<Residual<'a>>,
+}
+
+/// An error of the outputs that the weights themselves have no part in.
+struct Residual<'a> {
+    /// Its products with the inputs `[rows, cols]`.
+    products: &'a Matrix,
+    /// How much of it is made good.
+    alpha: f32,
+    /// The transpose of the factor.
+    transposed: Matrix,
+    /// The inverse of the order of columns `[cols]`.
+    inverse: Buffer<u32>,
 }
 
 /// Bytes of a piece of rows.
@@ -80,6 +96,14 @@ fn square(gpu: &Gpu, cols: usize) -> Result<Matrix> {
     Matrix::zeroed(gpu, WeightFormat::F32, cols, cols, gpu.slice_bytes())
 }
 
+/// The transpose of a square matrix, times `scale`.
+fn transposed(recorder: &mut Recorder, matrix: &Matrix, scale: f32) -> Result<Matrix> {
+    let transposed = square(&recorder.gpu().clone(), matrix.cols)?;
+    let transpose = Arrange { order: Order::Transposed, perm: None, splits: 1, scale };
+    transpose.record(recorder, &Piece::all(matrix), &Piece::all(&transposed));
+    Ok(transposed)
+}
+
 /// `alpha * triu(D U^T, 1) U` of the drift D in the order `perm` and the factor U (GPTAQ, Li and others, 2025).
 fn correction(
     recorder: &mut Recorder,
@@ -91,8 +115,7 @@ fn correction(
     let cols = factor.cols;
     let gpu = recorder.gpu().clone();
     let plain = |order| Arrange { order, perm: None, splits: 1, scale: 1.0 };
-    let transposed = square(&gpu, cols)?;
-    plain(Order::Transposed).record(recorder, &Piece::all(factor), &Piece::all(&transposed));
+    let transposed = transposed(recorder, factor, 1.0)?;
     let correction = square(&gpu, cols)?;
     let each = (PIECE_BYTES / (4 * cols)).max(BLOCK) / BLOCK * BLOCK;
     for first in (0..cols).step_by(each) {
@@ -112,27 +135,60 @@ fn correction(
 impl<'a> Solver<'a> {
     /// Takes a problem to the device. Errors: out of memory.
     pub fn new(recorder: &mut Recorder, problem: Problem<'a>) -> Result<Solver<'a>> {
-        let Problem { perm, factor, hessian, diagonal, drift, alpha, group_len, max_code, coarse_bits, sweeps } =
-            problem;
+        let Problem { perm, factor, hessian, diagonal, group_len, max_code, coarse_bits, sweeps, .. } = problem;
+        let Problem { drift, alpha, residual, .. } = problem;
         let cols = perm.len();
         assert!(group_len.is_multiple_of(BLOCK) && cols.is_multiple_of(group_len), "Solver: {cols}, {group_len}");
         assert!(group_len <= 256, "Solver: a slice of a matrix is whole groups");
         let gpu = recorder.gpu().clone();
+        let mut inverse = vec![0; cols];
+        perm.iter().zip(0..).for_each(|(&k, place)| inverse[k as usize] = place);
         let perm = gpu.upload(&perm)?;
         let diagonal = gpu.upload(&diagonal)?;
         Piece::all(hessian).iter().for_each(|piece| Diagonal.record(recorder, &diagonal, piece));
         let factor = Matrix::upload(&gpu, &Weight::F32 { shape: vec![cols, cols], data: factor })?;
         let correction = drift.map(|drift| correction(recorder, drift, &perm, &factor, alpha)).transpose()?;
         let drift = match drift.filter(|_| sweeps > 0) {
-            Some(drift) => {
-                let transposed = square(&gpu, cols)?;
-                let transpose = Arrange { order: Order::Transposed, perm: None, splits: 1, scale: alpha };
-                transpose.record(recorder, &Piece::all(drift), &Piece::all(&transposed));
-                Some(transposed)
+            Some(drift) => Some(transposed(recorder, drift, alpha)?),
+            None => None,
+        };
+        let residual = match residual {
+            Some((products, alpha)) => {
+                let (transposed, inverse) = (transposed(recorder, &factor, 1.0)?, gpu.upload(&inverse)?);
+                Some(Residual { products, alpha, transposed, inverse })
             }
             None => None,
         };
-        Ok(Solver { cols, group_len, max_code, coarse_bits, sweeps, perm, factor, correction, hessian, drift })
+        Ok(Solver {
+            cols,
+            group_len,
+            max_code,
+            coarse_bits,
+            sweeps,
+            perm,
+            factor,
+            correction,
+            hessian,
+            drift,
+            residual,
+        })
+    }
+
+    /// By how much `rows` rows of the weights, from `first` on, are to be others `[rows, cols]`, so that they make good the
+    /// error of the outputs that the problem came with: `alpha * R H^-1` with R its products. Waits. Panics where it came with
+    /// none.
+    pub async fn shifts(&self, recorder: &mut Recorder, first: usize, rows: usize) -> Result<Vec<f32>> {
+        let cols = self.cols;
+        let Residual { products, alpha, transposed, inverse } = self.residual.as_ref().expect("something to make good");
+        let piece = |values: &Buffer<f32>| [Piece { first, rows, cols, stride: cols, values: values.clone() }];
+        let permute = |perm, scale| Arrange { order: Order::ColumnsPermuted, perm: Some(perm), splits: 1, scale };
+        let (x, y) = (recorder.temporary(rows * cols), recorder.temporary(rows * cols));
+        permute(&self.perm, *alpha).record(recorder, &Piece::all(products), &piece(&x));
+        // H^-1 = U^T U.
+        self.factor.linear(recorder, &x, rows, &y);
+        transposed.linear(recorder, &y, rows, &x);
+        permute(inverse, 1.0).record(recorder, &piece(&x), &piece(&y));
+        Ok(recorder.read(&y)?.await?)
     }
 
     /// Solves rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`, whose scales are refined. Waits.

@@ -144,8 +144,10 @@ impl Recorder {
     }
 
     /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
-    /// is submitted if both together would keep the device busy for too long.
-    pub fn expect_work(&mut self, work: u64) {
+    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`, which a
+    /// browser's `usize` of 32 bits could not hold.
+    pub fn expect_work(&mut self, factors: &[usize]) {
+        let work: u64 = factors.iter().map(|&factor| factor as u64).product();
         let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
         if is_too_much && !self.dispatches.is_empty() && self.most_dispatches() == MAX_DISPATCHES {
             self.submit();

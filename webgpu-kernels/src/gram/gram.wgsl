@@ -1,19 +1,21 @@
-// sums[s, i, j] += sum over t of split s of weight[t] * a[t, first_row + i] * x[t, j], where a is x, or float - x.
+// sums[s, i, j] += sum over t of split s of weight[t] * a[t, first_row + i] * x[t, j], where a is x, or float - base.
 // A workgroup of LANES x LANES lanes adds up a square of EDGE x EDGE outputs, a lane LANE x LANE of them, in quads LANES
 // quads apart. What the next step needs is fetched while this one is multiplied. What f32 lost of earlier additions lies
 // in `lost` and is given back (Kahan), so that any number of calls is as good as one.
 #import invocation
 
 struct Params {
-    tokens: u32, cols: u32, first_row: u32, rows: u32, tiles_j: u32, tiles: u32, splits: u32, split_tokens: u32,
+    tokens: u32, cols: u32, left_cols: u32, first_row: u32, rows: u32, tiles_j: u32, tiles: u32, splits: u32,
+    split_tokens: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;           // [tokens, cols / 4]
-@group(0) @binding(2) var<storage, read> float: array<vec4<f32>>;       // [tokens, cols / 4], with DRIFT
-@group(0) @binding(3) var<storage, read> weight: array<f32>;            // [tokens]
-@group(0) @binding(4) var<storage, read_write> sums: array<vec4<f32>>;  // [splits, rows, cols / 4]
-@group(0) @binding(5) var<storage, read_write> lost: array<vec4<f32>>;  // [splits, rows, cols / 4]
+@group(0) @binding(2) var<storage, read> float: array<vec4<f32>>;       // [tokens, left_cols / 4], with DRIFT
+@group(0) @binding(3) var<storage, read> base: array<vec4<f32>>;        // [tokens, left_cols / 4], with DRIFT
+@group(0) @binding(4) var<storage, read> weight: array<f32>;            // [tokens]
+@group(0) @binding(5) var<storage, read_write> sums: array<vec4<f32>>;  // [splits, rows, cols / 4]
+@group(0) @binding(6) var<storage, read_write> lost: array<vec4<f32>>;  // [splits, rows, cols / 4]
 
 const EDGE: u32 = LANES * LANE;
 const COLUMN: u32 = EDGE / 4u;
@@ -42,6 +44,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     let lane_i = 4u * (square % (LANES / 4u)) + lane / 8u % 4u;
     let lane_j = 8u * (square / (LANES / 4u)) + lane % 8u;
     let quads = params.cols / 4u;
+    let left_quads = params.left_cols / 4u;
 #for a in 0..QUADS
 #for i in 0..4
 #for b in 0..QUADS
@@ -83,14 +86,16 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
             // Nothing is made of what is fetched before it is wanted: that would wait for it.
             let q = lane + $fu * LANES * LANES;
             let t = min(first + q / COLUMN, params.tokens - 1u);
-            let i = min((params.first_row + first_i) / 4u + q % COLUMN, quads - 1u);
+            let i = min((params.first_row + first_i) / 4u + q % COLUMN, left_quads - 1u);
             let j = min(first_j / 4u + q % COLUMN, quads - 1u);
+#ifdef DRIFT
+            a$f = base[t * left_quads + i];
+            float$f = float[t * left_quads + i];
+#else
             a$f = x[t * quads + i];
+#endif
             b$f = x[t * quads + j];
             weight$f = weight[t];
-#ifdef DRIFT
-            float$f = float[t * quads + i];
-#endif
         }
 #endfor
         if (first > begin) {

@@ -1,5 +1,6 @@
-//! `sums[i, j] += sum over t of weight[t] * x[t, i] * x[t, j]`: what a quantizer's Hessian is made of, and with the float
-//! model's inputs beside `x`, how far these have drifted: `sum over t of weight[t] * (float[t, i] - x[t, i]) * x[t, j]`.
+//! `sums[i, j] += sum over t of weight[t] * x[t, i] * x[t, j]`: what a quantizer's Hessian is made of; and how far something
+//! has drifted from what the float model has, the inputs themselves or what the outputs are added to:
+//! `sum over t of weight[t] * (float[t, i] - base[t, i]) * x[t, j]`.
 //!
 //! Tokens are split among workgroups where a matrix alone has too few tiles for the device. The splits have sums of their
 //! own, which [`GramSums::join`] adds.
@@ -33,8 +34,10 @@ pub struct TokenWeights {
     pub first: f32,
 }
 
-/// Sums `[cols, cols]` on the device.
+/// Sums `[rows, cols]` on the device.
 pub struct GramSums {
+    /// Columns of what is multiplied with the inputs: a multiple of four.
+    pub rows: usize,
     /// Inputs of the matrix: a multiple of four.
     pub cols: usize,
     splits: usize,
@@ -52,7 +55,8 @@ struct SumSlice {
 
 params! {
     struct GramParams {
-        tokens: u32, cols: u32, first_row: u32, rows: u32, tiles_j: u32, tiles: u32, splits: u32, split_tokens: u32,
+        tokens: u32, cols: u32, left_cols: u32, first_row: u32, rows: u32, tiles_j: u32, tiles: u32, splits: u32,
+        split_tokens: u32,
     }
 }
 
@@ -62,7 +66,7 @@ params! { struct TokenWeightParams { tokens: u32, cols: u32, window: u32, first:
 pub static KERNEL: Kernel = Kernel {
     name: "gram",
     wgsl: include_str!("gram.wgsl"),
-    bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
+    bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
     params: GramParams::LAYOUT,
     cases,
 };
@@ -112,29 +116,30 @@ const WORKGROUP: u32 = 64;
 impl GramSums {
     /// All zero.
     ///
-    /// Errors: out of memory. Panics when `cols` is no multiple of four.
-    pub fn new(gpu: &Gpu, cols: usize) -> Result<GramSums> {
-        assert!(cols.is_multiple_of(4), "GramSums: {cols} columns are no multiple of four");
+    /// Errors: out of memory. Panics when `rows` or `cols` is no multiple of four.
+    pub fn new(gpu: &Gpu, rows: usize, cols: usize) -> Result<GramSums> {
+        let fours = rows.is_multiple_of(4) && cols.is_multiple_of(4);
+        assert!(fours, "GramSums: {rows} x {cols} are no multiples of four");
         let edge = Tile::select(cols).edge();
-        let tiles = cols.div_ceil(edge) * cols.div_ceil(edge);
+        let tiles = rows.div_ceil(edge) * cols.div_ceil(edge);
         let splits = (ENOUGH_GROUPS / tiles).clamp(1, MAX_SPLITS);
         let slice_rows = (gpu.slice_bytes() as usize / (4 * splits * cols) / edge * edge).max(edge);
-        let slices = (0..cols)
+        let slices = (0..rows)
             .step_by(slice_rows)
             .map(|first_row| {
-                let rows = slice_rows.min(cols - first_row);
+                let rows = slice_rows.min(rows - first_row);
                 let (sums, lost) = (gpu.zeroed(splits * rows * cols)?, gpu.zeroed(splits * rows * cols)?);
                 Ok(SumSlice { first_row, rows, sums, lost })
             })
             .collect::<Result<_>>()?;
-        Ok(GramSums { cols, splits, slices })
+        Ok(GramSums { rows, cols, splits, slices })
     }
 
-    /// `scale` times the sums `[cols, cols]`. `symmetric`: of products of `x` with itself, of which only those at and below
+    /// `scale` times the sums `[rows, cols]`. `symmetric`: of products of `x` with itself, of which only those at and below
     /// the diagonal were summed. Errors: out of memory.
     pub fn join(&self, recorder: &mut Recorder, scale: f32, symmetric: bool) -> Result<Matrix> {
         let gpu = recorder.gpu();
-        let joined = Matrix::zeroed(gpu, WeightFormat::F32, self.cols, self.cols, gpu.slice_bytes())?;
+        let joined = Matrix::zeroed(gpu, WeightFormat::F32, self.rows, self.cols, gpu.slice_bytes())?;
         let piece = |slice: &SumSlice| Piece {
             first: slice.first_row,
             rows: slice.rows,
@@ -168,18 +173,19 @@ impl TokenWeights {
 }
 
 impl Gram {
-    /// `x`, and if drift is to be summed `float`: [tokens, sums.cols]. `weight`: `[tokens]`.
+    /// `x`: [tokens, sums.cols]. `drift`: what the float model has and what it is compared with, if drift is to be summed:
+    /// [tokens, sums.rows]. `weight`: `[tokens]`.
     pub fn record(
         &self,
         recorder: &mut Recorder,
         x: &Buffer<f32>,
-        float: Option<&Buffer<f32>>,
+        drift: Option<[&Buffer<f32>; 2]>,
         weight: &Buffer<f32>,
         sums: &GramSums,
     ) {
         for slice in &sums.slices {
-            let sizes = (sums.cols, sums.splits);
-            self.record_slice(recorder, Tile::select(sums.cols), x, float, weight, sizes, slice);
+            let sizes = (sums.rows, sums.cols, sums.splits);
+            self.record_slice(recorder, Tile::select(sums.cols), x, drift, weight, sizes, slice);
         }
     }
 
@@ -188,9 +194,9 @@ impl Gram {
         recorder: &mut Recorder,
         tile: Tile,
         x: &Buffer<f32>,
-        float: Option<&Buffer<f32>>,
+        drift: Option<[&Buffer<f32>; 2]>,
         weight: &Buffer<f32>,
-        (cols, splits): (usize, usize),
+        (left_cols, cols, splits): (usize, usize, usize),
         slice: &SumSlice,
     ) {
         let edge = tile.edge();
@@ -199,6 +205,7 @@ impl Gram {
         let params = GramParams {
             tokens: self.tokens as u32,
             cols: cols as u32,
+            left_cols: left_cols as u32,
             first_row: slice.first_row as u32,
             rows: slice.rows as u32,
             tiles_j: tiles_j as u32,
@@ -206,8 +213,10 @@ impl Gram {
             splits: splits as u32,
             split_tokens: self.tokens.div_ceil(splits) as u32,
         };
-        let buffers = [x.into(), float.unwrap_or(x).into(), weight.into(), (&slice.sums).into(), (&slice.lost).into()];
-        recorder.dispatch(&KERNEL, &variant(tile, float.is_some()), &params, &buffers, tiles * splits);
+        let [float, base] = drift.unwrap_or([x, x]);
+        let (sums, lost) = (&slice.sums, &slice.lost);
+        let buffers = [x.into(), float.into(), base.into(), weight.into(), sums.into(), lost.into()];
+        recorder.dispatch(&KERNEL, &variant(tile, drift.is_some()), &params, &buffers, tiles * splits);
     }
 }
 
@@ -221,26 +230,29 @@ fn variant(tile: Tile, drift: bool) -> Variant {
         .flag_if("DRIFT", drift)
 }
 
-/// Tokens, columns, the rows that a slice has and where it begins, splits, and whether drift is summed.
-type Shape = (usize, usize, (usize, usize), usize, bool);
+/// Tokens, columns, where the rows of a slice begin and how many it has, splits, and if drift is summed the columns of what
+/// has drifted.
+type Shape = (usize, usize, (usize, usize), usize, Option<usize>);
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[Shape] = match set {
         CaseSet::Test => &[
-            (1, 4, (0, 4), 1, true),
-            (17, 36, (0, 36), 3, false),
-            (40, 100, (0, 100), 1, true),
-            (100, 100, (32, 68), 8, false),
-            (33, 100, (32, 32), 2, true),
-            (50, 2052, (2048, 4), 1, false),
-            (37, 260, (128, 132), 2, false),
-            (20, 2052, (0, 128), 2, true),
+            (1, 4, (0, 4), 1, Some(4)),
+            (17, 36, (0, 36), 3, None),
+            (40, 100, (0, 100), 1, Some(100)),
+            (100, 100, (32, 68), 8, None),
+            (33, 100, (32, 32), 2, Some(100)),
+            (50, 2052, (2048, 4), 1, None),
+            (37, 260, (128, 132), 2, None),
+            (20, 2052, (0, 128), 2, Some(2052)),
+            (23, 132, (0, 36), 2, Some(36)),
+            (31, 36, (64, 68), 1, Some(132)),
         ],
         CaseSet::Bench => &[
-            (4096, 576, (0, 576), 1, false),
-            (4096, 576, (0, 576), 8, true),
-            (4096, 3072, (0, 3072), 1, false),
-            (4096, 8192, (0, 4096), 1, true),
+            (4096, 576, (0, 576), 1, None),
+            (4096, 576, (0, 576), 8, Some(576)),
+            (4096, 3072, (0, 3072), 1, None),
+            (4096, 8192, (0, 4096), 1, Some(8192)),
         ],
     };
     let tiles = [Tile::LARGE, Tile::MEDIUM, Tile::SMALL];
@@ -250,39 +262,47 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
 fn case(tile: Tile, (tokens, cols, (first_row, rows), splits, drift): Shape) -> Case {
     Case {
         label: format!("{tokens} x {cols}, rows {first_row} + {rows}, {splits} splits"),
-        variant: variant(tile, drift),
+        variant: variant(tile, drift.is_some()),
         // Of products with itself half is computed.
-        flops: (if drift { 2 } else { 1 } * tokens * rows * cols) as u64,
+        flops: (if drift.is_some() { 2 } else { 1 } * tokens * rows * cols) as u64,
         bytes: 4 * (2 * tokens * cols + 4 * splits * rows * cols) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
             let mut random = Random::new((tokens * cols) as u64);
-            let (x, float) = (random.values(tokens * cols), random.values(tokens * cols));
+            let left_cols = drift.unwrap_or(cols);
+            let (x, float) = (random.values(tokens * cols), random.values(tokens * left_cols));
+            // What the inputs themselves have drifted from is compared with them.
+            let base = if left_cols == cols { x.clone() } else { random.values(tokens * left_cols) };
             let sums = random.values(splits * rows * cols);
             vec![
                 CaseBuffer::input(&x),
                 CaseBuffer::input(&float),
+                CaseBuffer::input(&base),
                 CaseBuffer::input(&random.values(tokens)),
                 CaseBuffer::in_out(&sums),
                 CaseBuffer::scratch(splits * rows * cols),
             ]
         }),
         record: Box::new(move |recorder, b| {
-            let (x, float, weight) = (b[0].cast(), b[1].cast(), b[2].cast());
-            let slice = SumSlice { first_row, rows, sums: b[3].cast(), lost: b[4].cast() };
-            let float = drift.then_some(&float);
-            Gram { tokens }.record_slice(recorder, tile, &x, float, &weight, (cols, splits), &slice);
+            let (x, float, base, weight) = (b[0].cast(), b[1].cast(), b[2].cast(), b[3].cast());
+            let slice = SumSlice { first_row, rows, sums: b[4].cast(), lost: b[5].cast() };
+            let sizes = (drift.unwrap_or(cols), cols, splits);
+            let drift = drift.map(|_| [&float, &base]);
+            Gram { tokens }.record_slice(recorder, tile, &x, drift, &weight, sizes, &slice);
         }),
         reference: Box::new(move |b| {
-            let mut sums = b[3].values().to_vec();
-            let (x, weight) = (b[0].values(), b[2].values());
+            let mut sums = b[4].values().to_vec();
+            let (x, weight) = (b[0].values(), b[3].values());
             let split_tokens = tokens.div_ceil(splits);
             for (split, sums) in sums.chunks_mut(rows * cols).enumerate() {
                 let part = (split * split_tokens).min(tokens)..((split + 1) * split_tokens).min(tokens);
                 let values = part.start * cols..part.end * cols;
-                let float = drift.then(|| &b[1].values()[values.clone()]);
+                let left = drift.map(|left_cols| {
+                    let values = part.start * left_cols..part.end * left_cols;
+                    ([1, 2].map(|i| &b[i].values()[values.clone()]), left_cols)
+                });
                 let edge = tile.edge();
-                add_products(&x[values], float, &weight[part], cols, first_row, edge, sums);
+                add_products(&x[values], left, &weight[part], cols, first_row, edge, sums);
             }
             vec![sums]
         }),

@@ -2,11 +2,11 @@
 
 use super::TokenWeights;
 
-/// `x`, `float`: [tokens, cols]. `weight`: `[tokens]`. `sums`: `[rows, cols]` from `first_row`. Without `float`, squares of
-/// `edge` outputs wholly above the diagonal are left out.
+/// `x`: [tokens, cols]. `left`: two of [tokens, columns], and their columns. `weight`: `[tokens]`. `sums`: `[rows, cols]` from
+/// `first_row`. Without `left`, squares of `edge` outputs wholly above the diagonal are left out.
 pub fn add_products(
     x: &[f32],
-    float: Option<&[f32]>,
+    left: Option<([&[f32]; 2], usize)>,
     weight: &[f32],
     cols: usize,
     first_row: usize,
@@ -15,13 +15,16 @@ pub fn add_products(
 ) {
     for (i, row) in sums.chunks_mut(cols).enumerate() {
         for (j, sum) in row.iter_mut().enumerate() {
-            if float.is_none() && j / edge * edge >= first_row + i / edge * edge + edge {
+            if left.is_none() && j / edge * edge >= first_row + i / edge * edge + edge {
                 continue;
             }
             let mut total = f64::from(*sum);
             for (t, &weight) in weight.iter().enumerate() {
-                let at = t * cols + first_row + i;
-                let a = float.map_or(x[at], |float| float[at] - x[at]);
+                let column = first_row + i;
+                let a = match left {
+                    Some(([float, base], left_cols)) => float[t * left_cols + column] - base[t * left_cols + column],
+                    None => x[t * cols + column],
+                };
                 total += f64::from(weight) * f64::from(a) * f64::from(x[t * cols + j]);
             }
             *sum = total as f32;

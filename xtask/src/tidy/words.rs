@@ -72,6 +72,26 @@ pub const WORDS: &[Banned] = &[
         },
     },
     Banned {
+        name: "processor-place",
+        why: "instructions of one kind of processor stand in `model-format/src/quant/group_quant/dot/` alone, each with its \
+              portable form",
+        words: &[
+            "target_arch = \"x86",
+            "target_arch = \"aarch64",
+            "target_feature",
+            "arch::x86_64",
+            "arch::aarch64",
+            "is_x86_feature_detected!",
+            "is_aarch64_feature_detected!",
+        ],
+        search: Search::CodeAndLiterals,
+        holds: |file| {
+            !["model-format/src/quant/group_quant/dot/", "xtask/src/tidy"]
+                .iter()
+                .any(|place| file.path.starts_with(place))
+        },
+    },
+    Banned {
         name: "unfinished",
         why: "what is in the repository works: finish it, or leave it out and say so in an issue",
         words: &["TODO", "FIXME", "XXX", "todo!", "unimplemented!", "#[ignore"],

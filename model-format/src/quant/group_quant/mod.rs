@@ -8,7 +8,7 @@
 //! The arithmetic of [`GroupQuant::quantize`] is done in the format's own number type, every step rounded, in MLC's order,
 //! so that the words are equal bit for bit.
 
-mod ggml;
+pub mod dot;
 mod kept;
 mod rounding;
 mod scales;

@@ -1,0 +1,84 @@
+//! What the CPU may do other than the reference, products in integers and caches in fewer bits, held against it.
+
+mod common;
+
+use common::{Golden, nmse};
+use infer_core::{
+    Gpu, KvDtype, OpenOptions, block_on,
+    model::{Session, load_mlc},
+    ops::{
+        Choose,
+        candle::{CandleOps, CpuOptions, CpuWeights},
+        gpu::GpuOps,
+    },
+};
+use model_format::{ChatConfig, DecoderConfig, DirFiles, QuantFormat};
+
+/// Every architecture that has golden data.
+const ARCHITECTURES: [&str; 8] = ["llama", "phi3", "qwen2", "qwen3", "mistral", "phi3-longrope", "gemma2", "gemma3"];
+
+/// Logits after each of the last tokens of a text, of which the first are run at once and the others one by one.
+fn logits<O: Choose>(mut ops: O, arch: &str) -> Vec<f32> {
+    let golden = Golden::open(&format!("arch/{arch}"));
+    let ids = golden.tensors("logits.safetensors").ids("ids_0");
+    let files = DirFiles::new(golden.folder("q4f16_1"));
+    let config = DecoderConfig::from_mlc(&block_on(ChatConfig::read(&files)).unwrap()).unwrap();
+    let format = QuantFormat::by_name("q4f16_1").unwrap();
+    let parts = block_on(load_mlc(&mut ops, &config, format, &files, &mut ())).unwrap();
+    let mut session = Session::new(ops, &config, parts, 128).unwrap();
+    let (first, others) = ids.split_at(ids.len() / 2);
+    let mut all = block_on(session.logits(first)).unwrap();
+    for id in others {
+        all.extend(block_on(session.logits(&[*id])).unwrap());
+    }
+    all
+}
+
+fn cpu(weights: CpuWeights, kv: KvDtype) -> CandleOps {
+    CandleOps::new(CpuOptions { weights, kv })
+}
+
+#[test]
+fn integer_products_are_near_the_reference() {
+    for arch in ARCHITECTURES {
+        let expected = logits(CandleOps::default(), arch);
+        let error = nmse(&logits(cpu(CpuWeights::Integer, KvDtype::F32), arch), &expected);
+        println!("{arch}: nmse {error:e}");
+        // In squares 3e-5 for each product (the largest of 32 is 2.4 deviations, a step a 127th of it), and these models of random
+        // weights make it more. None at all would be another path.
+        assert!(error > 0.0 && error < 5e-3, "{arch}: nmse {error}");
+    }
+}
+
+#[test]
+fn caches_in_fewer_bits_are_near_the_reference() {
+    for arch in ARCHITECTURES {
+        let expected = logits(CandleOps::default(), arch);
+        for (kv, limit) in [(KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)] {
+            let error = nmse(&logits(cpu(CpuWeights::Exact, kv), arch), &expected);
+            println!("{arch}, {kv:?}: nmse {error:e}");
+            assert!(error > 0.0 && error < limit, "{arch}, {kv:?}: nmse {error}");
+        }
+    }
+}
+
+#[test]
+fn caches_round_as_those_of_a_gpu() {
+    let gpu = match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            return;
+        }
+    };
+    for arch in ["llama", "qwen3", "gemma2"] {
+        let reference = logits(CandleOps::default(), arch);
+        let on_gpu = logits(GpuOps::new(gpu.clone(), KvDtype::Q8), arch);
+        let (on_cpu, rounding) = (logits(cpu(CpuWeights::Exact, KvDtype::Q8), arch), nmse(&on_gpu, &reference));
+        let error = nmse(&on_cpu, &on_gpu);
+        println!("{arch}: nmse {error:e} between the caches, {rounding:e} to f32");
+        // A key on the edge between two codes may fall to either side.
+        assert!(error < rounding / 10.0, "{arch}: {error} between the caches, {rounding} to f32");
+    }
+}
