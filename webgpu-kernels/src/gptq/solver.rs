@@ -188,7 +188,7 @@ impl<'a> Solver<'a> {
         self.factor.linear(recorder, &x, rows, &y);
         transposed.linear(recorder, &y, rows, &x);
         permute(inverse, 1.0).record(recorder, &piece(&x), &piece(&y));
-        Ok(recorder.read(&y)?.await?)
+        recorder.read(&y)?.await
     }
 
     /// Solves rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`, whose scales are refined. Waits.

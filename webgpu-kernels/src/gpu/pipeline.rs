@@ -23,7 +23,6 @@ pub(crate) struct Pipelines {
     pipelines: HashMap<&'static str, HashMap<Variant, Place>>,
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
     /// Who makes them besides, and how many threads of it.
-    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "a browser compiles on its own threads"))]
     helpers: Option<(Spawn, usize)>,
     /// What the driver keeps.
     kept: Option<wgpu::PipelineCache>,
