@@ -1,7 +1,7 @@
 //! Data sets by name: from a hub on this machine, in the files that their repositories have, to texts.
 
 // What it can do beyond this is for the tests of `model-hub`.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "model-hub's own tests use the rest")]
 #[path = "../../model-hub/tests/hub/server.rs"]
 mod server;
 
