@@ -79,7 +79,7 @@ fn compile(root: &Path) -> Vec<(String, Command)> {
     ]
 }
 
-/// Starts what [`test`] needs: the last crate of the wasm keeps one processor for a minute and more, while steps beside it
+/// Starts what [`test()`] needs: the last crate of the wasm keeps one processor for a minute and more, while steps beside it
 /// can use the others. `None` where the page cannot be built.
 pub fn start(steps: &mut Steps, root: &Path) -> Result<Option<Beside>> {
     if let Err(error) = fetch(steps, root) {
