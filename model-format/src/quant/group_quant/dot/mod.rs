@@ -5,10 +5,10 @@
 //! off; it is exact. Then `y += dot as f32 * input scale * weight scale`, group after group. Every implementation does this
 //! in the same order with the same roundings, so that they agree bit for bit, whatever the number of rows.
 //!
-//! [`portable`] is the reference. `x86` has the same for vector units, chosen when the program runs: this folder is the
+//! `portable` is the reference. `x86` has the same for vector units, chosen when the program runs: this folder is the
 //! only place that knows one processor from another.
 //!
-//! How the rows lie: a strip is [`STRIP`] rows. Of each of its groups there are `group_size / 8` [`Line`]s: byte `4 r + j`
+//! How the rows lie: a strip is [`STRIP`] rows. Of each of its groups there are `group_size / 8` `Line`s: byte `4 r + j`
 //! of line `s` holds row `r`'s codes `4 s + j`, in the low half, and `group_size / 2 + 4 s + j`. So four neighbouring
 //! inputs, repeated, meet a whole line. Formats of three bits lie in halves of bytes as well.
 
@@ -92,7 +92,7 @@ pub struct Interleaved {
 
 /// Rows of inputs in eight bits, a scale for each group.
 ///
-/// Rows that are multiplied together lie together, in tiles of [`Instructions::largest_tile`] rows, the last ones of fewer:
+/// Rows that are multiplied together lie together, in tiles of `Instructions::largest_tile` rows, the last ones of fewer:
 /// of each group first one row's numbers, then the next one's.
 #[derive(Debug, Clone)]
 pub struct RoundedRows {
