@@ -13,9 +13,9 @@ use std::{
 use anyhow::{Context, Error, Result, bail, ensure};
 
 use crate::{
+    programs::{PROGRAMS, cargo, program},
     setup,
     step::Steps,
-    test::{PROGRAMS, cargo, program},
 };
 
 /// What Dawn is told to run, from the root.

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    programs::{PROGRAMS, cargo, program},
     setup,
     step::{Steps, seconds, shown, size},
 };
@@ -39,18 +40,12 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         fs::remove_dir_all(&out).with_context(|| format!("cannot remove `{}`", out.display()))?;
     }
     fs::create_dir_all(&out).with_context(|| format!("cannot create `{}`", out.display()))?;
-    let program = |name: &str| {
-        let mut command = Command::new(root.join("target").join("release").join(name));
-        command.current_dir(root);
-        command
-    };
+    let program = |name: &str| program(root, name);
     // Outputs are named from the root, so that a command can be repeated as it is printed.
     let gptq = "target/demo/SmolLM2-135M-Instruct-gptq";
     let mlc = "target/demo/SmolLM2-135M-Instruct-q4f16_1";
 
-    let mut build = Command::new("cargo");
-    build.args(["build", "--release", "--workspace", "--exclude", "xtask", "--bins"]).current_dir(root);
-    steps.run("compile", &mut build)?;
+    steps.run("compile", &mut cargo(root, PROGRAMS))?;
 
     let before = perplexity(
         &mut steps,

@@ -5,6 +5,7 @@
 
 mod dawn;
 mod demo;
+mod programs;
 mod setup;
 mod step;
 mod test;

@@ -9,9 +9,9 @@ use std::{env, fs, path::Path, process::Command};
 use anyhow::{Context, Error, Result};
 
 use crate::{
+    programs::{PROGRAMS, cargo, program},
     setup,
     step::{Beside, Interrupted, Steps},
-    test::{PROGRAMS, cargo, program},
 };
 
 /// What the wasm is compiled for.
