@@ -11,6 +11,7 @@ use webgpu_kernels::{
     argmax::Argmax,
     attention::Attention,
     cross_entropy::CrossEntropy,
+    gemm::Cooperative,
     glu::Glu,
     gpu::{Buffer, Readback, Recorder},
     gram::Gram,
@@ -153,8 +154,7 @@ impl GpuOps {
 
     /// Whether products with weights in f16 go through the device's matrix units.
     pub fn has_matrix_units(&self) -> bool {
-        let caps = self.gpu.caps();
-        caps.cooperative_matrix && caps.f16 && caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max)
+        Cooperative::suits_device(self.gpu.caps())
     }
 
     /// `scale` times the sums; with `symmetric` those of `X^T W X`. Errors: out of memory.

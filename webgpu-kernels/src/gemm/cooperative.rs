@@ -136,7 +136,7 @@ impl Cooperative {
 
     /// Whether the device has matrix units that the kernel knows.
     pub fn suits_device(caps: &Caps) -> bool {
-        caps.cooperative_matrix && caps.f16 && caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max)
+        caps.cooperative_matrix && caps.f16 && caps.subgroups.is_some_and(|sizes| sizes.fixed().is_some())
     }
 
     /// Whether this is the kernel for so many rows and such weights. f32 weights are for those who want f32.

@@ -42,7 +42,7 @@ impl LaneRows {
 
     /// Whether this is the kernel for the device.
     pub fn suits(caps: &Caps) -> bool {
-        caps.is_software && caps.subgroups.is_some_and(|sizes| sizes.min == sizes.max && sizes.min <= WORKGROUP)
+        caps.is_software && caps.subgroups.and_then(|sizes| sizes.fixed()).is_some_and(|lanes| lanes <= WORKGROUP)
     }
 
     /// `x`: [m, w.cols]. `y`: [m, y_stride].
