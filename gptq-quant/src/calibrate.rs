@@ -249,8 +249,8 @@ impl Calibrate for GpuOps {
         if on_device::suits(weights.ncols(), options) {
             return on_device::solve(self, weights, &hessian.products, resident, options, factoring).await;
         }
-        let (drift, stream_drift) = (resident.drift(self).await?, resident.stream_drift(self).await?);
-        let drifts = [drift.as_ref(), stream_drift.as_ref()];
+        let drifts = [resident.drift(self).await?, resident.stream_drift(self).await?];
+        let drifts = drifts.each_ref().map(Option::as_ref);
         Ok(quantize_timed(weights, &hessian.products, drifts, options, factoring))
     }
 }
@@ -258,23 +258,18 @@ impl Calibrate for GpuOps {
 impl GpuHessian {
     /// [`Hessian::drift`].
     pub async fn drift(&self, ops: &mut GpuOps) -> Result<Option<Mat<f64>>> {
-        match &self.drift {
-            Some(drift) => Ok(Some(to_host(ops, drift).await?)),
-            None => Ok(None),
-        }
+        to_host(ops, self.drift.as_ref()).await
     }
 
     /// [`Hessian::stream_drift`].
     pub async fn stream_drift(&self, ops: &mut GpuOps) -> Result<Option<Mat<f64>>> {
-        match &self.stream_drift {
-            Some(drift) => Ok(Some(to_host(ops, drift).await?)),
-            None => Ok(None),
-        }
+        to_host(ops, self.stream_drift.as_ref()).await
     }
 }
 
-/// A matrix that a GPU holds.
-async fn to_host(ops: &mut GpuOps, matrix: &Matrix) -> Result<Mat<f64>> {
+/// A matrix that a GPU holds, if there is one.
+async fn to_host(ops: &mut GpuOps, matrix: Option<&Matrix>) -> Result<Option<Mat<f64>>> {
+    let Some(matrix) = matrix else { return Ok(None) };
     let (values, cols) = (ops.read_matrix(matrix).await?, matrix.cols);
-    Ok(filled(matrix.rows, cols, |i, j| f64::from(values[i * cols + j])))
+    Ok(Some(filled(matrix.rows, cols, |i, j| f64::from(values[i * cols + j]))))
 }

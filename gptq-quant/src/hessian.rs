@@ -84,17 +84,14 @@ struct StreamSums {
 impl HostSums {
     /// No token seen yet. `with_drift`: the float model's inputs will come too.
     pub fn new(cols: usize, weights: TokenWeights, with_drift: bool) -> HostSums {
-        let starts = || (0..cols).step_by(BLOCK);
-        let blocks = starts().map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
-        let drift = starts().filter(|_| with_drift).map(|start| Mat::zeros(cols, BLOCK.min(cols - start))).collect();
+        let blocks = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
+        let drift = if with_drift { whole_blocks(cols, cols) } else { Vec::new() };
         HostSums { weights, tokens: 0, blocks, drift, cols, streams: None }
     }
 
     /// Sums also how what `rows` outputs are added to has drifted.
     pub fn expect_streams(&mut self, rows: usize) {
-        let widths = (0..self.cols).step_by(BLOCK).map(|start| BLOCK.min(self.cols - start));
-        let blocks = widths.map(|width| Mat::zeros(rows, width)).collect();
-        self.streams = Some(StreamSums { tokens: 0, blocks });
+        self.streams = Some(StreamSums { tokens: 0, blocks: whole_blocks(rows, self.cols) });
     }
 
     /// Adds inputs `x` `[tokens, cols]` with what the outputs will be added to, in the model quantized so far and in the float
@@ -135,7 +132,7 @@ impl HostSums {
             if let Some(float) = float {
                 let float = &float[c * CHUNK * cols..][..chunk.len()];
                 let drift = float.iter().zip(chunk).map(|(float, x)| float - x).collect();
-                self.add_drift(&multiplied(drift, &factors), &weighted);
+                add_left(&mut self.drift, &multiplied(drift, &factors), cols, &weighted, cols);
             }
         }
     }
@@ -162,10 +159,6 @@ impl HostSums {
         });
     }
 
-    fn add_drift(&mut self, drift: &[f32], x: &[f32]) {
-        add_left(&mut self.drift, drift, self.cols, x, self.cols);
-    }
-
     /// What they come to.
     pub fn finish(self) -> Hessian {
         let (cols, scale) = (self.cols, 2.0 / self.tokens.max(1) as f64);
@@ -173,13 +166,18 @@ impl HostSums {
             let (row, col) = (i.max(j), i.min(j));
             scale * self.blocks[col / BLOCK][(row - col / BLOCK * BLOCK, col % BLOCK)]
         });
-        let entry = |i: usize, j: usize| scale * self.drift[j / BLOCK][(i, j % BLOCK)];
-        let drift = (!self.drift.is_empty()).then(|| Mat::from_fn(cols, cols, entry));
-        let stream_drift = self.streams.map(|StreamSums { blocks, .. }| {
+        let joined = |blocks: &[Mat<f64>]| {
             Mat::from_fn(blocks[0].nrows(), cols, |i, j| scale * blocks[j / BLOCK][(i, j % BLOCK)])
-        });
+        };
+        let drift = (!self.drift.is_empty()).then(|| joined(&self.drift));
+        let stream_drift = self.streams.map(|streams| joined(&streams.blocks));
         Hessian { products, drift, stream_drift }
     }
+}
+
+/// Sums `[rows, cols]` in blocks of [`BLOCK`] columns, all zero.
+fn whole_blocks(rows: usize, cols: usize) -> Vec<Mat<f64>> {
+    (0..cols).step_by(BLOCK).map(|start| Mat::zeros(rows, BLOCK.min(cols - start))).collect()
 }
 
 /// `sums += left^T x`, in blocks of [`BLOCK`] columns `[rows, width]`, of rows `left` `[tokens, rows]` and `x` `[tokens, cols]`.
