@@ -63,17 +63,9 @@ pub struct KernelArguments {
     pub no_tune: bool,
 }
 
-/// Find out which forms of its kernels are fastest on a GPU.
+/// A model, or a shape with weights that are made up.
 #[derive(Args)]
-#[command(after_long_help = "\
-This is done for what a model needs when it is first loaded onto a GPU, within five seconds, and kept in the cache folder. Here
-it may take longer, be done again, and the outcome is shown: for each kernel and shape its own rule, what is taken, and the time
-of a run by either.
-
-Examples:
-  chat-cli tune ./SmolLM2-135M-Instruct-q4f16_1
-  chat-cli tune --shape smollm2-135m --again --seconds 30 --all")]
-pub struct TuneArguments {
+pub struct SubjectArguments {
     /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
     #[arg(required_unless_present = "shape", conflicts_with = "shape")]
     pub model: Option<String>,
@@ -85,6 +77,21 @@ pub struct TuneArguments {
     /// Quantization format of a shape
     #[arg(long, default_value = "q4f16_1", value_name = "FORMAT", requires = "shape")]
     pub format: String,
+}
+
+/// Find out which forms of its kernels are fastest on a GPU.
+#[derive(Args)]
+#[command(after_long_help = "\
+This is done for what a model needs when it is first loaded onto a GPU, within five seconds, and kept in the cache folder. Here
+it may take longer, be done again, and the outcome is shown: for each kernel and shape its own rule, what is taken, and the time
+of a run by either.
+
+Examples:
+  chat-cli tune ./SmolLM2-135M-Instruct-q4f16_1
+  chat-cli tune --shape smollm2-135m --again --seconds 30 --all")]
+pub struct TuneArguments {
+    #[command(flatten)]
+    pub subject: SubjectArguments,
 
     /// Which device: a number or part of a name from `chat-cli devices`
     #[arg(long, default_value = "gpu", value_name = "DEVICE")]
@@ -257,24 +264,15 @@ In the form of llama.cpp's own bench: pp512 is the prefill of a prompt of 512 to
 the time to first token; tg128 is the decoding of 128 tokens; @ d2048 is behind 2048 tokens. Means and deviations are of the
 runs after one that is not counted.
 
---roofline holds each kernel of a decoded token against the bandwidth of a copy on the device; timestamps around each
-kernel tell its time when nothing runs beside it.
+--roofline holds each kernel of a decoded token against the bandwidth of a copy on the device; its time is that of all its runs
+for a token, back to back between two timestamps.
 
 Examples:
   chat-cli bench ./SmolLM2-135M-Instruct-q4f16_1 -p 512 -n 128 -d 0,2048
   chat-cli bench --shape smollm2-135m --roofline --at 336GB/s -o json")]
 pub struct BenchArguments {
-    /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
-    #[arg(required_unless_present = "shape", conflicts_with = "shape")]
-    pub model: Option<String>,
-
-    /// Random weights of a published shape, such as smollm2-135m; a name that is none lists them
-    #[arg(long, value_name = "SHAPE")]
-    pub shape: Option<String>,
-
-    /// Quantization format of a shape
-    #[arg(long, default_value = "q4f16_1", value_name = "FORMAT", requires = "shape")]
-    pub format: String,
+    #[command(flatten)]
+    pub subject: SubjectArguments,
 
     /// Prompt lengths to prefill; 0 for none
     #[arg(short, long, value_delimiter = ',', default_values_t = [512], value_name = "TOKENS")]

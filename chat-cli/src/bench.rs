@@ -22,8 +22,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
     let context = arguments.depth.iter().max().copied().unwrap_or(0) + longest + 1;
     let mut bars = Bars::new(arguments.quiet);
     let place = Place::of(&arguments.device, &arguments.kernels)?;
-    let (name, weights) =
-        Weights::of(arguments.model.as_deref(), arguments.shape.as_deref(), &arguments.format, &mut bars)?;
+    let (name, weights) = Weights::of(&arguments.subject, &mut bars)?;
     let kinds = Kinds::new(arguments.cache, arguments.cpu_weights);
     let start = Instant::now();
     let (mut model, device) = load::load_model(&weights, &place, kinds, context, &mut bars)?;

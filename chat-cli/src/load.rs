@@ -11,7 +11,7 @@ use infer_core::{
 use model_format::{DecoderConfig, DirFiles, ModelFiles, QuantFormat};
 use model_hub::{HubConfig, Model};
 
-use crate::arguments::{Cache, ChatArguments, KernelArguments, Products};
+use crate::arguments::{Cache, ChatArguments, KernelArguments, Products, SubjectArguments};
 use crate::engine::EngineAssistant;
 use crate::progress::Bars;
 use crate::terminal::Interrupt;
@@ -75,16 +75,12 @@ pub enum Weights {
 
 impl Weights {
     /// Those of a model, or of a shape in a format; with what to call them.
-    pub fn of(
-        model: Option<&str>,
-        shape: Option<&str>,
-        format: &str,
-        bars: &mut Bars,
-    ) -> anyhow::Result<(String, Weights)> {
-        if let Some(model) = model {
-            return Ok((model.into(), Weights::Files(open(model, bars)?)));
+    pub fn of(subject: &SubjectArguments, bars: &mut Bars) -> anyhow::Result<(String, Weights)> {
+        if let Some(model) = &subject.model {
+            return Ok((model.clone(), Weights::Files(open(model, bars)?)));
         }
-        let (shape, format) = (shape.expect("a model or a shape"), QuantFormat::by_name(format)?);
+        let shape = subject.shape.as_deref().expect("a model or a shape");
+        let format = QuantFormat::by_name(&subject.format)?;
         Ok((format!("{shape} {}", format.name), Weights::Random(shapes::by_name(shape)?, format)))
     }
 }

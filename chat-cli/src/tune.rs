@@ -28,8 +28,7 @@ pub fn tune(arguments: &TuneArguments) -> anyhow::Result<ExitCode> {
     };
     let budget = Duration::from_secs_f64(arguments.seconds);
     let place = Place::of(&arguments.device, &arguments.kernels)?.tuned(tuning, budget);
-    let (_, weights) =
-        Weights::of(arguments.model.as_deref(), arguments.shape.as_deref(), &arguments.format, &mut bars)?;
+    let (_, weights) = Weights::of(&arguments.subject, &mut bars)?;
     let start = Instant::now();
     let (model, device) = load::load_model(&weights, &place, Kinds::new(None, Products::Integer), CONTEXT, &mut bars)?;
     bars.say(&format!("{device}, loaded and tuned in {:.1} s", start.elapsed().as_secs_f64()));
