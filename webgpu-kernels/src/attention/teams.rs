@@ -64,9 +64,9 @@ impl Teams {
             && self.workgroup / lanes * self.heads * head_dim as u32 <= MOST_PARTS
     }
 
-    /// Keys that a workgroup takes at a time.
-    fn tile(&self, head_dim: usize) -> usize {
-        (self.workgroup * self.keys) as usize / (padded(head_dim) / 8)
+    /// Teams of a workgroup.
+    fn count(&self, head_dim: usize) -> usize {
+        self.workgroup as usize / (padded(head_dim) / 8)
     }
 
     /// The part of the variant that is the choice's.
@@ -120,7 +120,7 @@ impl DecodeShape {
 
     /// Keys of each of so many ranges that the keys are divided in; the last may have fewer.
     pub(super) fn split_keys(&self, choice: DecodeChoice) -> usize {
-        let step = choice.teams.map_or(DECODE_KEYS, |teams| teams.tile(self.head_dim) / teams.keys as usize);
+        let step = choice.teams.map_or(DECODE_KEYS, |teams| teams.count(self.head_dim));
         self.keys.div_ceil(choice.splits).next_multiple_of(step)
     }
 }
@@ -128,20 +128,18 @@ impl DecodeShape {
 /// Every way that the device and the shape allow, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &DecodeShape) -> Vec<DecodeChoice> {
     let own = shape.choice(candidates(caps, shape.group(), shape.head_dim)[0]);
-    let mut all = vec![own];
-    for teams in all_teams(caps, shape.group(), shape.head_dim) {
+    let of_teams = all_teams(caps, shape.group(), shape.head_dim).into_iter().flat_map(|teams| {
         let splits = shape.splits(Some(teams), ENOUGH_GROUPS);
-        all.extend(around(splits, shape.keys).map(|splits| DecodeChoice { teams: Some(teams), splits }));
-    }
-    all.push(DecodeChoice { teams: None, splits: shape.splits(None, ENOUGH_GROUPS) });
-    let others = all.split_off(1).into_iter().filter(|choice| *choice != own);
-    all.extend(others.collect::<Vec<_>>());
-    all
+        around(splits, shape.keys).map(move |splits| DecodeChoice { teams: Some(teams), splits })
+    });
+    let without = DecodeChoice { teams: None, splits: shape.splits(None, ENOUGH_GROUPS) };
+    let others = of_teams.chain([without]).filter(|choice| *choice != own);
+    std::iter::once(own).chain(others).collect()
 }
 
 /// Every form that the device and the heads allow, the one that is taken where nothing is known of the device first.
 fn all_teams(caps: &Caps, group: usize, head_dim: usize) -> Vec<Teams> {
-    let mut all: Vec<Teams> = Vec::new();
+    let mut all = Vec::new();
     for workgroup in [256, 128, 64] {
         for heads in (1..=4).rev() {
             all.extend([4, 2, 8].map(|keys| Teams { workgroup, heads, keys }));

@@ -130,7 +130,7 @@ impl GemvChoice {
 }
 
 /// The choice where nothing is known of the device.
-pub(super) fn usual(caps: &Caps, shape: &GemvShape) -> GemvChoice {
+pub(super) fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
     let parts = shape.format.lane_parts();
     let whole = GemvChoice { workgroup: 64, teams: false, rows: 4, steps: 1, parts, shared: false };
     // More rows of `x` have no registers for more blocks, and no workgroup memory for more lanes.
@@ -154,7 +154,7 @@ const MANY_ROWS: usize = 8192;
 
 /// Every way that is worth a try, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
-    let mut all = vec![usual(caps, shape)];
+    let mut all = vec![choice_of(caps, shape)];
     let parts: &[u32] = if shape.can_divide() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
     if shape.batch == 1 {
         for &parts in parts {
@@ -175,7 +175,7 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
 
 /// The few that are worth the time of trying them on a user's device, the usual one first.
 pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
-    let usual = usual(caps, shape);
+    let usual = choice_of(caps, shape);
     let mut all = vec![usual];
     if shape.batch == 1 {
         let half = (usual.workgroup / 2).next_multiple_of(32);

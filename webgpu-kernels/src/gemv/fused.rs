@@ -259,6 +259,13 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     shapes.into_iter().map(usual).chain(odd).collect()
 }
 
+/// Parts of a sum of squares, and NaN to the last quad's end.
+pub(super) fn random_squares(random: &mut Random, parts: usize) -> CaseBuffer {
+    let mut squares: Vec<f32> = random.values(parts).iter().map(|v| v * v).collect();
+    squares.resize(parts.next_multiple_of(4), f32::NAN);
+    CaseBuffer::input(&squares)
+}
+
 pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
     let GemvShape { format, rows, cols, kind, .. } = *shape;
     let swiglu = kind == GemvKind::Swiglu;
@@ -274,11 +281,8 @@ pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) ->
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
-            let (x, squares) = (random.values(cols), random.values(parts));
-            let mut squares: Vec<f32> = squares.iter().map(|v| v * v).collect();
-            squares.resize(parts.next_multiple_of(4), f32::NAN);
-            let output = CaseBuffer::output(outputs);
-            vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::input(&squares), output]
+            let (x, squares) = (CaseBuffer::input(&random.values(cols)), random_squares(&mut random, parts));
+            vec![q_weight, q_scale, x, squares, CaseBuffer::output(outputs)]
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);

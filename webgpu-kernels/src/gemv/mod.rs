@@ -22,6 +22,7 @@ use crate::{
     tuning::{Choice, Problem, Trial, Tunable},
 };
 
+use choice::choice_of;
 pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
@@ -120,11 +121,6 @@ fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &
 pub(crate) fn matrix_lens(format: WeightFormat, rows: usize, cols: usize) -> [usize; 2] {
     // Where there are no scales, any buffer stands there.
     [rows * format.row_words(cols), (rows * format.row_scales(cols)).div_ceil(2).max(4)]
-}
-
-/// The choice where nothing is known of the device.
-fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
-    choice::usual(caps, shape)
 }
 
 /// The choice that is made on a device.

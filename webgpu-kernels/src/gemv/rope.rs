@@ -5,8 +5,9 @@
 //! of their own, are turned in part, or go to a cache of eight bits.
 
 use super::{
-    GemvChoice, GemvKind, GemvShape, KERNEL as GEMV, NUMBERS, candidates, choice_of, fused::usual_parts, odd_choices,
-    pick, reference, shape_of, trial,
+    GemvChoice, GemvKind, GemvShape, KERNEL as GEMV, NUMBERS, candidates, choice_of,
+    fused::{random_squares, usual_parts},
+    odd_choices, pick, reference, shape_of, trial,
 };
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant, WeightFormat,
@@ -233,15 +234,13 @@ pub(super) fn case(caps: &Caps, shape: Shape, choice: GemvChoice, dtype: KvDtype
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
-            let (x, squares) = (random.values(cols), random.values(parts));
-            let mut squares: Vec<f32> = squares.iter().map(|v| v * v).collect();
-            squares.resize(parts.next_multiple_of(4), f32::NAN);
+            let (x, squares) = (CaseBuffer::input(&random.values(cols)), random_squares(&mut random, parts));
             let cache = || CaseBuffer { words: vec![0; cache_words], purpose: Purpose::Kv(dtype, head_dim) };
             vec![
                 q_weight,
                 q_scale,
-                CaseBuffer::input(&x),
-                CaseBuffer::input(&squares),
+                x,
+                squares,
                 CaseBuffer::input(&random.values(capacity * head_dim)),
                 CaseBuffer::output(heads * head_dim),
                 cache(),
