@@ -16,11 +16,13 @@ use crate::Variant;
 /// The importable files of `shared/`.
 const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("shared/activation.wgsl")),
+    ("fixed_point", include_str!("shared/fixed_point.wgsl")),
     ("invocation", include_str!("shared/invocation.wgsl")),
     ("load_x", include_str!("shared/load_x.wgsl")),
     ("kv", include_str!("shared/kv.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("soft_cap", include_str!("shared/soft_cap.wgsl")),
+    ("subgroup_sums", include_str!("shared/subgroup_sums.wgsl")),
 ];
 
 /// The WGSL of `text` in `variant`. Panics on a malformed directive, with the kernel's name.

@@ -1,6 +1,9 @@
 //! How a product of one row is divided among lanes: [`GemvChoice`], and [`choices`], all that are worth a try.
 
-use crate::{Variant, WeightFormat, gpu::Caps};
+use crate::{
+    Variant, WeightFormat,
+    gpu::{Caps, SubgroupSizes},
+};
 
 /// What is done around a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +50,8 @@ pub struct GemvChoice {
     pub parts: u32,
     /// Whether all of `x` comes from workgroup memory.
     pub shared: bool,
+    /// Whether codes are multiplied as integers, `x` in fixed point.
+    pub integer: bool,
 }
 
 /// Longest row that workgroup memory has room for on every device.
@@ -58,7 +63,8 @@ impl GemvShape {
         self.format.blocks(self.cols) * choice.parts as usize
     }
 
-    fn can_divide(&self) -> bool {
+    /// Whether a word has eight codes and a group four words, which may be divided and multiplied as bytes.
+    fn has_nibbles(&self) -> bool {
         matches!(self.format, WeightFormat::Group { bits: 4, group_size: 32 })
     }
 
@@ -74,6 +80,12 @@ impl GemvChoice {
             Some(sizes) if self.teams => sizes.min,
             _ => self.workgroup,
         }
+    }
+
+    /// Largest NMSE of a case.
+    pub(super) fn tolerance(&self) -> f64 {
+        // A unit of `x` is 2^-15 of the largest value beside it.
+        if self.integer { 1e-8 } else { 1e-10 }
     }
 
     /// Rows of the matrix that a workgroup computes.
@@ -96,7 +108,9 @@ impl GemvChoice {
         };
         // Each output of a team, and the sum of squares, has a lane that adds up.
         let sums_fit = self.teams || self.rows * shape.batch as u32 + 1 < self.workgroup;
-        teams_fit && rows && sums_fit && (!self.shared || shape.batch == 1 && shape.cols <= SHARED_COLS)
+        let shared = !self.shared || shape.batch == 1 && shape.cols <= SHARED_COLS;
+        let integer = !self.integer || shape.batch == 1 && shape.has_nibbles() && !self.shared;
+        teams_fit && rows && sums_fit && shared && integer
     }
 
     /// The variant for a shape; `parts`: parts of the sum of squares where there is one.
@@ -115,6 +129,7 @@ impl GemvChoice {
             .flag_if("EXACT", is_whole && blocks.is_multiple_of(at_once))
             .flag_if("RAGGED", !cols.is_multiple_of(4))
             .flag_if("TEAMS", self.teams)
+            .flag_if("INTEGER", self.integer)
             .flag_if("PAIRS", shape.has_pairs())
             .flag_if("EPILOGUE", kind != GemvKind::Plain)
             .flag_if("ADD", kind == GemvKind::Add)
@@ -125,6 +140,18 @@ impl GemvChoice {
             GemvKind::Plain | GemvKind::Add => variant,
             _ => variant.flag("SCALED").constant_is("SQUARES", parts.div_ceil(4).div_ceil(team) as u32),
         };
+        // As few rows as that can be summed up side by side, where it is known by which lanes.
+        let lanes = caps
+            .subgroups
+            .and_then(SubgroupSizes::fixed)
+            .filter(|&lanes| batch == 1 && matches!(self.rows, 4 | 8) && self.rows <= lanes);
+        let variant = match lanes {
+            Some(lanes) => {
+                variant.flag("TOGETHER").flag_if("EIGHT", self.rows == 8).constant_is("LANE_BITS", lanes.ilog2())
+            }
+            None => variant,
+        };
+        let variant = if self.integer { variant.constant_is("X_WORDS", 4 / self.parts) } else { variant };
         if self.shared { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
     }
 }
@@ -132,7 +159,7 @@ impl GemvChoice {
 /// The choice where nothing is known of the device.
 pub(super) fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
     let parts = shape.format.lane_parts();
-    let whole = GemvChoice { workgroup: 64, teams: false, rows: 4, steps: 1, parts, shared: false };
+    let whole = GemvChoice { workgroup: 64, teams: false, rows: 4, steps: 1, parts, shared: false, integer: false };
     // More rows of `x` have no registers for more blocks, and no workgroup memory for more lanes.
     if shape.batch > 1 {
         return whole;
@@ -155,16 +182,17 @@ const MANY_ROWS: usize = 8192;
 /// Every way that is worth a try, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
     let mut all = vec![choice_of(caps, shape)];
-    let parts: &[u32] = if shape.can_divide() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
+    let parts: &[u32] = if shape.has_nibbles() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
     if shape.batch == 1 {
-        for &parts in parts {
+        for (&parts, integer) in parts.iter().flat_map(|parts| [(parts, true), (parts, false)]) {
             for (rows, shared) in [(4, false), (8, false), (2, false), (4, true), (2, true), (8, true)] {
                 for workgroup in [64, 128, 256] {
-                    let choice = GemvChoice { workgroup, teams: true, rows, steps: 1, parts, shared };
+                    let choice = GemvChoice { workgroup, teams: true, rows, steps: 1, parts, shared, integer };
                     all.extend(with_steps(caps, shape, choice));
                 }
                 for workgroup in [32, 64, 96, 128, 192, 256] {
-                    let choice = GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false };
+                    let choice =
+                        GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false, integer: false };
                     all.extend((!shared).then(|| with_steps(caps, shape, choice)).into_iter().flatten());
                 }
             }

@@ -204,7 +204,7 @@ pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usi
         variant: choice.variant(caps, &GemvAdd::shape(format, rows, cols), 0),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + 4 * rows)) as u64,
-        tolerance: 1e-10,
+        tolerance: choice.tolerance(),
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
@@ -277,7 +277,7 @@ pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) ->
         variant: choice.variant(caps, shape, parts),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + outputs)) as u64,
-        tolerance: 1e-10,
+        tolerance: choice.tolerance(),
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);

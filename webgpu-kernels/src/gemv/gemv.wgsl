@@ -8,9 +8,16 @@
 // A team of TEAM lanes computes ROWS outputs n: a subgroup with TEAMS, which needs no barrier, or the workgroup. A lane
 // takes whole blocks along k, STEPS of them at a time so that many loads are on their way (with ONCE that is all of them;
 // with EXACT no lane has fewer), and uses what it knows of x for all ROWS outputs. With SHARED_X all of x comes from
-// workgroup memory, in an order in which neighbouring lanes find neighbouring quads.
+// workgroup memory, in an order in which neighbouring lanes find neighbouring quads. With INTEGER a lane multiplies codes
+// and x as integers, see fixed_point.wgsl.
 #import invocation
 #import unpack
+#ifdef INTEGER
+#import fixed_point
+#endif
+#ifdef TOGETHER
+#import subgroup_sums
+#endif
 
 struct Params {
     rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32,
@@ -100,7 +107,16 @@ fn squares_of(quad: u32) -> f32 {
 }
 #endif
 
-// Quad i of block `at`, as `raw4` wants it; zero beyond the last column.
+// Quad i of block `at` of x; zero beyond the last column.
+fn x_quad(m: u32, at: u32, i: u32) -> vec4<f32> {
+#ifdef EXACT
+    return x[m * (params.cols / 4u) + at * QUADS + i];
+#else
+    return load_x(m, at * QUADS + i);
+#endif
+}
+
+// The same as `raw4` wants it.
 fn x_of(m: u32, at: u32, i: u32) -> vec4<f32> {
 #ifdef SHARED_X
 #ifdef EXACT
@@ -109,11 +125,7 @@ fn x_of(m: u32, at: u32, i: u32) -> vec4<f32> {
     return select(vec4<f32>(0.0), x_tile[i * X_BLOCKS + min(at, X_BLOCKS - 1u)], at < X_BLOCKS);
 #endif
 #else
-#ifdef EXACT
-    return spread(x[m * (params.cols / 4u) + at * QUADS + i]);
-#else
-    return spread(load_x(m, at * QUADS + i));
-#endif
+    return spread(x_quad(m, at, i));
 #endif
 }
 
@@ -212,6 +224,34 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endif
 #endif
 #for s in 0..STEPS
+#ifdef INTEGER
+        {
+            var most = vec4<f32>(0.0);
+#for w in 0..X_WORDS
+            let left$w = x_quad(0u, at$s, 2u * $wu);
+            let right$w = x_quad(0u, at$s, 2u * $wu + 1u);
+            most = max(most, max(abs(left$w), abs(right$w)));
+#endfor
+            let unit = unit_of(most);
+            let per_unit = 1.0 / unit;
+            // What the codes have too much is taken off before.
+            var start = vec2<i32>(0);
+#for w in 0..X_WORDS
+            let planes$w = planes_of(left$w, right$w, per_unit);
+            start += plane_sums(planes$w);
+#endfor
+            start = vec2<i32>(FLOAT_BITS) - i32(MAX_INT) * start;
+#for r in 0..ROWS
+            {
+                var products = start;
+#for w in 0..X_WORDS
+                products += plane_products(code_bytes(block$s_$r, $wu), planes$w);
+#endfor
+                part$s_0_$r = unit * joined(products);
+            }
+#endfor
+        }
+#else
 #for i in 0..QUADS
         {
 #for m in 0..BATCH
@@ -229,6 +269,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endfor
         }
 #endfor
+#endif
 #for r in 0..ROWS
 #for m in 0..BATCH
         sum$m_$r += block_scale(block$s_$r) * part$s_$m_$r;
@@ -244,17 +285,27 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endif
 
 #ifdef SUBGROUPS
+#ifdef TOGETHER
+    // Of all outputs at once: output `lane % ROWS` ends in a lane.
+#ifdef EIGHT
+    var total = eight_sums(vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), vec4<f32>(sum0_4, sum0_5, sum0_6, sum0_7), invocation.subgroup_lane);
+#else
+    var total = four_sums(vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), invocation.subgroup_lane);
+#endif
+#else
 #for m in 0..BATCH
 #for r in 0..ROWS
     sum$m_$r = subgroupAdd(sum$m_$r);
 #endfor
 #endfor
+#endif
 #ifdef SCALED
     square = subgroupAdd(square);
 #endif
 #endif
 
 #ifdef TEAMS
+#ifndef TOGETHER
     // Lane m * ROWS + r goes on with that sum.
     var total = 0.0;
 #for m in 0..BATCH
@@ -262,12 +313,20 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     total = select(total, sum$m_$r, lane == $mu * ROWS + $ru);
 #endfor
 #endfor
+#endif
 #ifdef SCALED
     total /= sqrt(square / f32(params.cols) + params.eps);
 #endif
 #ifdef PAIRS
     let other = subgroupShuffleXor(total, 1u);
 #endif
+#else
+#ifdef TOGETHER
+    let slot = invocation.subgroup;
+    if (invocation.subgroup_lane < ROWS) {
+        parts[slot * OUTPUTS + invocation.subgroup_lane] = total;
+    }
+    {
 #else
 #ifdef SUBGROUPS
     let slot = invocation.subgroup;
@@ -281,6 +340,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         parts[slot * OUTPUTS + $mu * ROWS + $ru] = sum$m_$r;
 #endfor
 #endfor
+#endif
 #ifdef SCALED
         parts[slot * OUTPUTS + ROWS * BATCH] = square;
 #endif
@@ -301,7 +361,11 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     workgroupBarrier();
     let count = SEGMENTS;
 #endif
+#ifdef TOGETHER
+    total = 0.0;
+#else
     var total = 0.0;
+#endif
     if (lane < OUTPUTS) {
         for (var i = 0u; i < count; i++) {
             total += parts[i * OUTPUTS + lane];

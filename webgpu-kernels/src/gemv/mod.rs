@@ -76,7 +76,8 @@ pub static TUNABLE: Tunable = Tunable {
     },
 };
 
-/// Names of a [`GemvChoice`]'s numbers. The form is its parts, 8 more with teams, and 16 more with `x` in workgroup memory.
+/// Names of a [`GemvChoice`]'s numbers. The form is its parts, 8 more with teams, 16 more with `x` in workgroup
+/// memory, and 32 more with integers.
 const NUMBERS: [&str; 4] = ["workgroup", "steps", "rows", "form"];
 /// Rows of a small matrix: no multiple of what a workgroup has, but of what heads are made of where there are such.
 const CHECKED_ROWS: usize = 10;
@@ -84,11 +85,20 @@ const CHECKED_HEADS: usize = 40;
 
 impl GemvChoice {
     fn of(Choice([workgroup, steps, rows, form]): Choice) -> GemvChoice {
-        GemvChoice { workgroup, steps, rows, parts: form & 7, teams: form & 8 != 0, shared: form & 16 != 0 }
+        GemvChoice {
+            workgroup,
+            steps,
+            rows,
+            parts: form & 7,
+            teams: form & 8 != 0,
+            shared: form & 16 != 0,
+            integer: form & 32 != 0,
+        }
     }
 
     fn numbers(self) -> Choice {
-        let form = self.parts + 8 * u32::from(self.teams) + 16 * u32::from(self.shared);
+        let flags = [self.teams, self.shared, self.integer].map(u32::from);
+        let form = self.parts + 8 * flags[0] + 16 * flags[1] + 32 * flags[2];
         Choice([self.workgroup, self.steps, self.rows, form])
     }
 }
@@ -234,9 +244,10 @@ pub fn choice_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
     match kind {
         GemvKind::Plain => {
             let variant = choice.variant(caps, shape, 0);
-            case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
+            let case = case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
                 Gemv { batch, y_stride: rows }.record_choice(recorder, choice, w, x, y);
-            })
+            });
+            Case { tolerance: choice.tolerance(), ..case }
         }
         GemvKind::Add => fused::add_case(caps, format, rows, cols, choice),
         GemvKind::Scaled | GemvKind::Swiglu => fused::scaled_case(caps, shape, choice),
@@ -251,8 +262,16 @@ fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usiz
 
 /// Choices of each kind in a small shape of each number of rows: what no default takes is right too.
 fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
-    let choice =
-        |workgroup, teams, rows, steps, parts, shared| GemvChoice { workgroup, teams, rows, steps, parts, shared };
+    let choice = |workgroup, teams, rows, steps, parts, shared| GemvChoice {
+        workgroup,
+        teams,
+        rows,
+        steps,
+        parts,
+        shared,
+        integer: false,
+    };
+    let integer = |choice| GemvChoice { integer: true, ..choice };
     let all = [
         (576, choice(64, true, 4, 1, 2, false)),
         (3072, choice(128, true, 8, 2, 2, true)),
@@ -261,6 +280,10 @@ fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
         (8192, choice(256, false, 4, 2, 4, false)),
         (576, choice(64, true, 4, 3, 4, true)),
         (2048, choice(64, false, 8, 2, 2, true)),
+        (576, integer(choice(64, true, 4, 1, 2, false))),
+        (3072, integer(choice(96, false, 8, 1, 1, false))),
+        (8192, integer(choice(256, false, 4, 2, 4, false))),
+        (100, integer(choice(64, false, 4, 1, 1, false))),
     ];
     let shapes = all.into_iter().enumerate().map(|(i, (cols, choice))| {
         let rows = if kind == GemvKind::Rope {

@@ -230,7 +230,7 @@ pub(super) fn case(caps: &Caps, shape: Shape, choice: GemvChoice, dtype: KvDtype
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + rows)) as u64,
         // The cache is rounded, by rules that differ between devices.
-        tolerance: if dtype == KvDtype::F32 { 1e-10 } else { 1e-6 },
+        tolerance: if dtype == KvDtype::F32 { choice.tolerance() } else { 1e-6 },
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);

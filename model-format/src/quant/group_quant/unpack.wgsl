@@ -67,6 +67,18 @@ fn block4(block: Block, i: u32) -> vec4<f32> {
     return raw4(block, i) * SPREAD * block.scale;
 }
 
+#ifdef INTEGER
+// Weights 8 * i .. 8 * i + 8 without their scale, MAX_INT too much, as bytes: the even ones, the odd ones.
+fn code_bytes(block: Block, i: u32) -> vec2<u32> {
+#ifdef QUARTERS
+    let word = block.words;
+#else
+    let word = block.words[i];
+#endif
+    return vec2<u32>(word, word >> 4u) & vec2<u32>(0x0f0f0f0fu);
+}
+#endif
+
 // PART_QUADS quads of weights, as they are fetched from memory.
 struct Part { word: u32, scale: f32 }
 

@@ -1,0 +1,30 @@
+// Sums of several values over a subgroup at once, which end in one lane each. With half as many values at each exchange it
+// takes six for four values and nine for eight, where `subgroupAdd` of each takes 20 and 40 in subgroups of 32.
+// Needs LANE_BITS, the logarithm of the size of every subgroup.
+
+// The sum of v[lane % 4].
+fn four_sums(v: vec4<f32>, lane: u32) -> f32 {
+    var sum = quad_sums(v, lane);
+#for b in 2..LANE_BITS
+    sum += subgroupShuffleXor(sum, 1u << $bu);
+#endfor
+    return sum;
+}
+
+// The sum of low[lane % 8], or of high[lane % 8 - 4].
+fn eight_sums(low: vec4<f32>, high: vec4<f32>, lane: u32) -> f32 {
+    let is_high = (lane & 4u) != 0u;
+    var sum = quad_sums(select(low, high, is_high) + subgroupShuffleXor(select(high, low, is_high), 4u), lane);
+#for b in 3..LANE_BITS
+    sum += subgroupShuffleXor(sum, 1u << $bu);
+#endfor
+    return sum;
+}
+
+// The sum of v[lane % 4] over the four lanes that differ from this one in the lowest two bits.
+fn quad_sums(v: vec4<f32>, lane: u32) -> f32 {
+    let is_odd = (lane & 1u) != 0u;
+    let pair = select(v.xz, v.yw, is_odd) + subgroupShuffleXor(select(v.yw, v.xz, is_odd), 1u);
+    let is_high = (lane & 2u) != 0u;
+    return select(pair.x, pair.y, is_high) + subgroupShuffleXor(select(pair.y, pair.x, is_high), 2u);
+}
