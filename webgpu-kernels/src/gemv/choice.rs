@@ -192,7 +192,7 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
                 }
                 for workgroup in [32, 64, 96, 128, 192, 256] {
                     let choice =
-                        GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false, integer: false };
+                        GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false, integer };
                     all.extend((!shared).then(|| with_steps(caps, shape, choice)).into_iter().flatten());
                 }
             }
