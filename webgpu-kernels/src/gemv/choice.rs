@@ -146,10 +146,12 @@ impl GemvChoice {
             .and_then(SubgroupSizes::fixed)
             .filter(|&lanes| batch == 1 && matches!(self.rows, 4 | 8) && self.rows <= lanes);
         let variant = match lanes {
-            Some(lanes) => {
-                variant.flag("TOGETHER").flag_if("EIGHT", self.rows == 8).constant_is("LANE_BITS", lanes.ilog2())
-            }
-            None => variant,
+            Some(lanes) => variant
+                .flag("TOGETHER")
+                .flag("SIDE_BY_SIDE")
+                .flag_if("EIGHT", self.rows == 8)
+                .constant_is("LANE_BITS", lanes.ilog2()),
+            None => variant.flag_if("SIDE_BY_SIDE", self.teams),
         };
         let variant = if self.integer { variant.constant_is("X_WORDS", 4 / self.parts) } else { variant };
         if self.shared { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
@@ -191,8 +193,7 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
                     all.extend(with_steps(caps, shape, choice));
                 }
                 for workgroup in [32, 64, 96, 128, 192, 256] {
-                    let choice =
-                        GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false, integer };
+                    let choice = GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false, integer };
                     all.extend((!shared).then(|| with_steps(caps, shape, choice)).into_iter().flatten());
                 }
             }

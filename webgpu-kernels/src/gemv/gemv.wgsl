@@ -86,11 +86,13 @@ const PARTS: u32 = WORKGROUP;
 const SEGMENTS: u32 = WORKGROUP / OUTPUTS;
 #endif
 var<workgroup> parts: array<f32, PARTS * OUTPUTS>;                     // [PARTS, OUTPUTS]
+#ifndef SIDE_BY_SIDE
 #ifdef EPILOGUE
 var<workgroup> totals: array<f32, OUTPUTS>;
 #endif
 #ifdef ROPE
 var<workgroup> turned: array<f32, ROWS>;
+#endif
 #endif
 #endif
 
@@ -317,16 +319,30 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #ifdef SCALED
     total /= sqrt(square / f32(params.cols) + params.eps);
 #endif
-#ifdef PAIRS
-    let other = subgroupShuffleXor(total, 1u);
-#endif
 #else
 #ifdef TOGETHER
-    let slot = invocation.subgroup;
+    let output = invocation.subgroup_lane % ROWS;
     if (invocation.subgroup_lane < ROWS) {
-        parts[slot * OUTPUTS + invocation.subgroup_lane] = total;
+        parts[invocation.subgroup * OUTPUTS + output] = total;
     }
-    {
+#ifdef SCALED
+    if (invocation.subgroup_lane == 0u) {
+        parts[invocation.subgroup * OUTPUTS + ROWS] = square;
+    }
+    square = 0.0;
+#endif
+    workgroupBarrier();
+    // Each subgroup adds all up, so that lanes of one have the outputs side by side.
+    total = 0.0;
+    for (var i = 0u; i < PARTS; i++) {
+        total += parts[i * OUTPUTS + output];
+#ifdef SCALED
+        square += parts[i * OUTPUTS + ROWS];
+#endif
+    }
+#ifdef SCALED
+    total /= sqrt(square / f32(params.cols) + params.eps);
+#endif
 #else
 #ifdef SUBGROUPS
     let slot = invocation.subgroup;
@@ -340,7 +356,6 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         parts[slot * OUTPUTS + $mu * ROWS + $ru] = sum$m_$r;
 #endfor
 #endfor
-#endif
 #ifdef SCALED
         parts[slot * OUTPUTS + ROWS * BATCH] = square;
 #endif
@@ -361,11 +376,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     workgroupBarrier();
     let count = SEGMENTS;
 #endif
-#ifdef TOGETHER
-    total = 0.0;
-#else
     var total = 0.0;
-#endif
     if (lane < OUTPUTS) {
         for (var i = 0u; i < count; i++) {
             total += parts[i * OUTPUTS + lane];
@@ -381,6 +392,12 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #ifdef PAIRS
     let other = factor * totals[min(lane ^ 1u, ROWS - 1u)];
 #endif
+#endif
+#endif
+#endif
+#ifdef PAIRS
+#ifdef SIDE_BY_SIDE
+    let other = subgroupShuffleXor(total, 1u);
 #endif
 #endif
 
@@ -406,6 +423,12 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         squares[group] = square;
     }
 #else
+#ifdef TOGETHER
+    square = subgroupAdd(square);
+    if (lane == 0u) {
+        squares[group] = square;
+    }
+#else
     if (lane < ROWS) {
         totals[lane] = square;
     }
@@ -417,6 +440,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endfor
         squares[group] = square;
     }
+#endif
 #endif
 #else
 #ifdef SWIGLU
@@ -430,7 +454,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     let is_high = lane % 2u == 1u;
     let is_turned = head < params.heads + params.kv_heads;
     let value = select(total, total * turn.x + select(-other, other, is_high) * turn.y, is_turned);
-#ifdef TEAMS
+#ifdef SIDE_BY_SIDE
     let next = subgroupShuffleXor(value, 2u);
 #else
     if (lane < ROWS) {
