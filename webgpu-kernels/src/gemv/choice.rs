@@ -211,13 +211,18 @@ pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
         all.extend([
             GemvChoice { workgroup: (2 * usual.workgroup).min(256), steps: 1, ..usual },
             GemvChoice { rows: 8, steps: 1, ..usual },
-            GemvChoice { rows: 2, ..usual },
             GemvChoice { workgroup: half, ..usual },
             GemvChoice { workgroup: half, rows: 8, ..usual },
         ]);
-        for (workgroup, rows, shared) in
-            [(64, 4, false), (128, 4, false), (256, 4, true), (128, 8, true), (64, 8, false)]
-        {
+        // A lane for each block as far as there may be so many, and small workgroups that go through a row.
+        for (parts, rows, most) in [(2, 8, 256), (2, 4, 256), (1, 8, 256), (4, 8, 256), (2, 8, 64), (2, 4, 32)] {
+            let integer = GemvChoice { parts, rows, integer: true, ..usual };
+            let blocks = shape.blocks(&integer);
+            let workgroup = blocks.next_multiple_of(32).min(most) as u32;
+            let steps = if blocks.div_ceil(workgroup as usize) == 2 { 2 } else { 1 };
+            all.push(GemvChoice { workgroup, steps, ..integer });
+        }
+        for (workgroup, rows, shared) in [(64, 4, false), (128, 4, false), (256, 4, true), (64, 8, false)] {
             let choice = GemvChoice { workgroup, rows, shared, teams: true, steps: 1, ..usual };
             all.extend(with_steps(caps, shape, choice).pop());
         }

@@ -290,7 +290,9 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #ifdef TOGETHER
     // Of all outputs at once: output `lane % ROWS` ends in a lane.
 #ifdef EIGHT
-    var total = eight_sums(vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), vec4<f32>(sum0_4, sum0_5, sum0_6, sum0_7), invocation.subgroup_lane);
+    var total = eight_sums(
+        vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), vec4<f32>(sum0_4, sum0_5, sum0_6, sum0_7), invocation.subgroup_lane,
+    );
 #else
     var total = four_sums(vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), invocation.subgroup_lane);
 #endif

@@ -23,7 +23,7 @@ const MAX_GROUPS: u32 = 65_535;
 
 /// Submit at the latest after this many dispatches: the device starts while the host goes on recording, and no
 /// submission takes so long that a driver's watchdog resets the device.
-const MAX_DISPATCHES: usize = 128;
+const MAX_DISPATCHES: usize = 256;
 
 /// A buffer in a kernel's list of bindings.
 pub struct Binding<'a> {
