@@ -292,6 +292,11 @@ pub enum CaseSet {
     Bench,
 }
 
+/// As many as these multiply to, which a browser's `usize` of 32 bits may not hold.
+pub(crate) fn product(factors: &[usize]) -> u64 {
+    factors.iter().map(|&factor| factor as u64).product()
+}
+
 /// One shape of a kernel in one variant: inputs, how to record it, what must come out, and what it costs.
 pub struct Case {
     /// Shape and data type, short.

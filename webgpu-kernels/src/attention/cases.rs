@@ -10,7 +10,7 @@ use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
     cases::{Random, cache_row, with_outliers},
     gpu::{Buffer, Caps, Recorder},
-    kernel::CaseBuffer,
+    kernel::{CaseBuffer, product},
 };
 
 /// Shape of a case.
@@ -92,7 +92,7 @@ impl Shape {
         Case {
             label,
             variant,
-            flops: 4 * (pairs * heads * head_dim) as u64,
+            flops: 4 * product(&[pairs, heads, head_dim]),
             bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * rows * heads * head_dim) as u64,
             // Scores of a million have few digits behind the point in f32.
             tolerance: if has_outliers { 1e-7 } else { 1e-10 },

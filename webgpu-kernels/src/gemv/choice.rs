@@ -140,11 +140,10 @@ impl GemvChoice {
             GemvKind::Plain | GemvKind::Add => variant,
             _ => variant.flag("SCALED").constant_is("SQUARES", parts.div_ceil(4).div_ceil(team) as u32),
         };
-        // As few rows as that can be summed up side by side, where it is known by which lanes.
-        let lanes = caps
-            .subgroups
-            .and_then(SubgroupSizes::fixed)
-            .filter(|&lanes| batch == 1 && matches!(self.rows, 4 | 8) && self.rows <= lanes);
+        // Sums are exchanged between lanes that are known to be there.
+        let is_full = |lanes: &u32| self.workgroup.is_multiple_of(*lanes) && self.rows <= *lanes;
+        let is_together = batch == 1 && matches!(self.rows, 4 | 8);
+        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).filter(|lanes| is_together && is_full(lanes));
         let variant = match lanes {
             Some(lanes) => variant
                 .flag("TOGETHER")

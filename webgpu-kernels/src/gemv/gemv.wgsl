@@ -5,7 +5,8 @@
 // With ROPE, the rows are those of queries, keys and values, head by head: queries, turned, go to y, keys, turned, and
 // values to the cache at `position`.
 //
-// A team of TEAM lanes computes ROWS outputs n: a subgroup with TEAMS, which needs no barrier, or the workgroup. A lane
+// A team of TEAM lanes computes ROWS outputs n: a subgroup with TEAMS, which needs no barrier, or the workgroup. With
+// SIDE_BY_SIDE the lanes of a subgroup have them all in the end, with TOGETHER by exchanging several sums at once. A lane
 // takes whole blocks along k, STEPS of them at a time so that many loads are on their way (with ONCE that is all of them;
 // with EXACT no lane has fewer), and uses what it knows of x for all ROWS outputs. With SHARED_X all of x comes from
 // workgroup memory, in an order in which neighbouring lanes find neighbouring quads. With INTEGER a lane multiplies codes

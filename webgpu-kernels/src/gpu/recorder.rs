@@ -16,13 +16,17 @@ use super::{
     timing::PassTimer,
     trace::{Traced, TracedBinding},
 };
-use crate::{Kernel, Result, Variant, kernel::Params};
+use crate::{
+    Kernel, Result, Variant,
+    kernel::{Params, product},
+};
 
 /// Most workgroups in one dimension: WebGPU's default limit.
 const MAX_GROUPS: u32 = 65_535;
 
 /// Submit at the latest after this many dispatches: the device starts while the host goes on recording, and no
-/// submission takes so long that a driver's watchdog resets the device.
+/// submission takes so long that a driver's watchdog resets the device. A decoded token has fewer: a device that is done
+/// with half of one would wait for the other.
 const MAX_DISPATCHES: usize = 256;
 
 /// A buffer in a kernel's list of bindings.
@@ -144,10 +148,9 @@ impl Recorder {
     }
 
     /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
-    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`, which a
-    /// browser's `usize` of 32 bits could not hold.
+    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`.
     pub fn expect_work(&mut self, factors: &[usize]) {
-        let work: u64 = factors.iter().map(|&factor| factor as u64).product();
+        let work = product(factors);
         let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
         if is_too_much && !self.dispatches.is_empty() && self.most_dispatches() == MAX_DISPATCHES {
             self.submit();
