@@ -5,7 +5,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { PATIENCE, ask, choose, inBrowser, loaded, show, until } from './browser.mjs';
+import { PATIENCE, ask, choose, inBrowser, loaded, noticeText, show, started, until } from './browser.mjs';
 import { DEMO, MODELS, OUTPUT, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
 
@@ -68,6 +68,42 @@ for (const [look, context] of Object.entries(LOOKS)) {
         const [scrollWidth, clientWidth] = await widths(page);
         assert.ok(scrollWidth <= clientWidth, `${panel}: ${scrollWidth} wide in ${clientWidth}`);
       }
+    });
+  });
+}
+
+const ANSWER = [
+  '## A heading', '', 'Some **bold** text with `code` in it, and a [link](https://example.com/).', '', '```rust',
+  'fn main() { println!("{}", "a line that is far longer than a telephone is wide, and does not break"); }', '```', '',
+  '| format | bits | bytes of a matrix of 4096 by 4096 | perplexity |', '|---|---|---|---|', '| q4f16_1 | 4.5 | 9437184 | 20.60 |', '',
+  '1. first', '2. second', '', '> a quotation', '', `A word without end: ${'endless'.repeat(12)}`,
+].join('\n');
+
+for (const [look, context] of Object.entries(LOOKS)) {
+  test(`${look}: code, tables, words without end and what went wrong`, options, async () => {
+    await inBrowser(server, { ...context, expects: [/404/] }, async (page) => {
+      await page.evaluate((content) => new Promise((resolve) => {
+        indexedDB.open('web-chat', 1).onsuccess = ({ target }) => {
+          const store = target.result.transaction('conversations', 'readwrite').objectStore('conversations');
+          const messages = [{ role: 'user', content: 'Show me all that you can.' }, { role: 'assistant', content }];
+          store.put({ id: 'x', title: 'Everything '.repeat(9), changed: Date.now(), messages }).onsuccess = resolve;
+        };
+      }), ANSWER);
+      await page.reload();
+      await started(page);
+      await show(page, 'models');
+      await page.getByLabel('A repository of the hub').fill(`${server.origin}/models/${'a-model-with-a-name-without-end-'.repeat(4)}`);
+      await page.locator('#other').getByRole('button', { name: 'Download' }).click();
+      await noticeText(page, 'models');
+      await page.screenshot({ path: join(SCREENSHOTS, `${look}-error.png`) });
+      assert.deepEqual(await findings(page), []);
+      await page.locator('#notices').getByRole('button', { name: 'Dismiss' }).click();
+      await show(page, 'history');
+      await page.getByRole('button', { name: /^Open: Everything/ }).click();
+      await page.screenshot({ path: join(SCREENSHOTS, `${look}-markdown.png`) });
+      assert.deepEqual(await findings(page), []);
+      const [scrollWidth, clientWidth] = await widths(page);
+      assert.ok(scrollWidth <= clientWidth, `${scrollWidth} wide in ${clientWidth}`);
     });
   });
 }
