@@ -239,13 +239,11 @@ test('kernels are checked once on an adapter, and what came out is kept', option
     await page.reload();
     await started(page);
     assert.match(await kernels(), /Kernels against their references\s+checked before/);
-    // Notes of another adapter or another browser are none of this one's, nor are damaged ones.
-    for (const change of [(text) => text.replace(/"about":"/, '"about":"x'), (text) => text.slice(0, -3)]) {
-      await writeNotes(page, change(await readNotes(page)));
-      await page.reload();
-      await started(page);
-      assert.match(await kernels(), /checked in/);
-    }
+    // Notes of another adapter or another browser are none of this one's.
+    await writeNotes(page, (await readNotes(page)).replace('"about":"', '"about":"x'));
+    await page.reload();
+    await started(page);
+    assert.match(await kernels(), /checked in/);
   });
 });
 
