@@ -111,7 +111,7 @@ test('a fault of the engine itself', options, async () => {
 });
 
 test('the GPU is lost, and the answer begins anew', options, async () => {
-  await inBrowser(server, { settings: { temperature: 0, max_tokens: 400 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
+  await inBrowser(server, { settings: { temperature: 0, max_tokens: 200 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
     await choose(page, server, 'tiny');
     await loaded(page);
     await page.getByLabel('Message', { exact: true }).fill('Hello');
@@ -122,7 +122,7 @@ test('the GPU is lost, and the answer begins anew', options, async () => {
     await devtools.send('Browser.crashGpuProcess');
     assert.match(await noticeText(page, 'chat'), /The GPU was lost[\s\S]*loaded again/);
     await page.locator('#messages .stats').waitFor();
-    const expected = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 400);
+    const expected = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 200);
     assert.equal((await conversations(page))[0].messages.at(-1).content, expected.text);
   });
 });
