@@ -56,6 +56,12 @@ export async function readNotes(page) {
   }, NOTES);
 }
 
+/** What another test's browser found out, where there was one. */
+export async function giveNotes(page) {
+  const known = await readFile(KEPT_NOTES, 'utf8').catch(() => undefined);
+  if (known) await writeNotes(page, known);
+}
+
 /** Runs a test in a browser of its own, and fails it where the page had a fault that no notice shows. */
 export async function inBrowser(server, options, test) {
   const { expects = [], settings, isFirst = false, ...launchOptions } = options;
@@ -68,8 +74,7 @@ export async function inBrowser(server, options, test) {
   if (settings) await browser.context.addInitScript((kept) => localStorage.setItem('settings', kept), JSON.stringify(settings));
   try {
     const page = await openPage(browser.context, server);
-    const known = isFirst ? undefined : await readFile(KEPT_NOTES, 'utf8').catch(() => undefined);
-    if (known) await writeNotes(page, known);
+    if (!isFirst) await giveNotes(page);
     await test(page, browser.context);
     const notes = page.isClosed() ? undefined : await readNotes(page).catch(() => undefined);
     if (notes) await writeFile(KEPT_NOTES, notes);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { PATIENCE, ask, choose, conversations, inBrowser, launch, loaded, noticeText, patchWorker, show, started, until } from './browser.mjs';
+import { PATIENCE, ask, choose, conversations, giveNotes, inBrowser, launch, loaded, noticeText, patchWorker, show, started, until } from './browser.mjs';
 import { MODELS, nativeAnswer, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
 
@@ -27,6 +27,8 @@ async function patched(code, test, settings = GREEDY) {
     const page = await context.newPage();
     await page.goto(`${server.origin}/`);
     await started(page);
+    // Where the browser under test gives storage.
+    await giveNotes(page).catch(() => undefined);
     await test(page);
   } finally {
     await close();
