@@ -82,7 +82,8 @@ impl Plan {
         }
         let mut known = std::collections::HashSet::new();
         problems.retain(|problem| known.insert(*problem));
-        let workload = Workload { variants, most_rows: context, ..workload(config, &ops) };
+        let most_rows = ROWS.into_iter().filter(|rows| *rows <= context).max().unwrap_or_default();
+        let workload = Workload { variants, most_rows, ..workload(config, &ops) };
         Ok(Plan { problems, kernels, workload })
     }
 }

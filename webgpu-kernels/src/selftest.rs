@@ -36,7 +36,7 @@ pub struct Workload {
     /// In which variants it runs kernels, of those whose variants follow from the above and from [`Workload::most_rows`]; empty
     /// where that is not known: what might be run is checked then.
     pub variants: Vec<(&'static str, Variant)>,
-    /// Rows that it is run with at a time, at most.
+    /// The largest number of rows, of those that variants depend on, that it is run with at a time.
     pub most_rows: usize,
 }
 
