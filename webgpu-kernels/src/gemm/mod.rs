@@ -13,7 +13,7 @@ use crate::{
     cases::{self, Random, all_formats, four_bits, random_matrix, with_outliers},
     gemv::{gemv, matrix_lens},
     gpu::{Buffer, Caps, Gpu, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
     matrix::Slice,
     tuning::{Choice, Problem, Trial, Tunable},
 };
@@ -364,7 +364,7 @@ fn join_cases(_: &Caps, _: CaseSet) -> Vec<Case> {
     let case = |(m, rows, splits): (usize, usize, u32)| Case {
         label: format!("{m} x {rows}, {splits} splits"),
         variant: join_variant(),
-        flops: (m * rows * splits as usize) as u64,
+        flops: product(&[m, rows, splits as usize]),
         bytes: 4 * (m * rows * (splits as usize + 1)) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
@@ -395,7 +395,7 @@ pub(crate) fn case_with(
     Case {
         label: format!("{m} x {rows} x {cols}{}", if has_outliers { ", outliers" } else { "" }),
         variant,
-        flops: 2 * (m * rows * cols) as u64,
+        flops: product(&[2, m, rows, cols]),
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * m * (rows + cols)) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

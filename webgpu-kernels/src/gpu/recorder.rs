@@ -16,7 +16,10 @@ use super::{
     timing::PassTimer,
     trace::{Traced, TracedBinding},
 };
-use crate::{Kernel, Result, Variant, kernel::Params};
+use crate::{
+    Kernel, Result, Variant,
+    kernel::{Params, product},
+};
 
 /// Most workgroups in one dimension: WebGPU's default limit.
 const MAX_GROUPS: u32 = 65_535;
@@ -144,10 +147,9 @@ impl Recorder {
     }
 
     /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
-    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`, which a
-    /// browser's `usize` of 32 bits could not hold.
+    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`.
     pub fn expect_work(&mut self, factors: &[usize]) {
-        let work: u64 = factors.iter().map(|&factor| factor as u64).product();
+        let work = product(factors);
         let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
         if is_too_much && !self.dispatches.is_empty() && self.most_dispatches() == MAX_DISPATCHES {
             self.submit();
