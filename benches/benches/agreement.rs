@@ -27,8 +27,11 @@ struct Args {
 
 const ARCHITECTURES: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "phi3-longrope", "gemma2", "gemma3"];
 /// A format, with what was recorded for it.
-const FORMATS: [(&str, &str, &str); 2] =
-    [("q0f16", "logits.safetensors", "info.json"), ("q4f16_1", "logits_q4f16_1.safetensors", "greedy_q4f16_1.json")];
+const FORMATS: [(&str, &str, &str); 3] = [
+    ("q0f32", "logits.safetensors", "info.json"),
+    ("q0f16", "logits.safetensors", "info.json"),
+    ("q4f16_1", "logits_q4f16_1.safetensors", "greedy_q4f16_1.json"),
+];
 
 fn main() {
     benches::exit_with(run(&Args::parse()));

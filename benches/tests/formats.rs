@@ -1,6 +1,6 @@
 //! Every format that `weight-convert` writes runs on a GPU as on the CPU, whatever the GPU can do; and long texts do.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, thread};
 
 use infer_core::{Device, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, block_on};
 use model_format::{DirFiles, SafetensorsCheckpoint, quant::QUANT_FORMATS};
@@ -70,7 +70,7 @@ fn every_format_runs() {
             let folder = converted(arch, format);
             let text = text(60);
             let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, usize::MAX / 512);
-            for (profile, gpu) in &profiles {
+            let check = |profile: &str, gpu: &Gpu| {
                 // The cache does not know the weights' format: one of each is enough.
                 let caches = [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)];
                 for (kv, limit) in caches.into_iter().take(if format.name == "q4f16_1" { 3 } else { 1 }) {
@@ -78,7 +78,12 @@ fn every_format_runs() {
                     let error = nmse(&found, &expected);
                     assert!(error <= limit, "{arch}, {}, {profile}, {kv:?}: nmse {error:e}", format.name);
                 }
-            }
+            };
+            thread::scope(|scope| {
+                for (profile, gpu) in &profiles {
+                    scope.spawn(|| check(profile, gpu));
+                }
+            });
         }
     }
 }
@@ -91,9 +96,16 @@ fn eight_thousand_tokens_run() {
     if profiles.is_empty() {
         return;
     }
-    let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, 100);
-    for (profile, gpu) in profiles {
-        let error = nmse(&logits(folder.path(), Device::Gpu(gpu, KvDtype::F32), &text, 100), &expected);
-        assert!(error <= 1e-6, "{profile}: nmse {error:e}");
-    }
+    let run = |device| logits(folder.path(), device, &text, 100);
+    // Each device keeps one processor busy at most.
+    thread::scope(|scope| {
+        let reference = scope.spawn(|| run(Device::Cpu(Default::default())));
+        let begin = |(profile, gpu)| (profile, scope.spawn(move || run(Device::Gpu(gpu, KvDtype::F32))));
+        let running: Vec<_> = profiles.into_iter().map(begin).collect();
+        let expected = reference.join().unwrap();
+        for (profile, found) in running {
+            let error = nmse(&found.join().unwrap(), &expected);
+            assert!(error <= 1e-6, "{profile}: nmse {error:e}");
+        }
+    });
 }

@@ -49,6 +49,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
         bytes_per_token: summary.as_ref().map(|_| model.need().weights_per_token),
         device: summary.map_or([device, "candle".into(), products.into()], |s| [s.name, s.backend, s.driver]),
         load_seconds,
+        checked: model.checked(),
         first_token_seconds,
     };
     let mut tests = Vec::new();

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use infer_core::StepProfile;
+use infer_core::{Checked, StepProfile};
 use serde_json::{Value, json};
 
 /// What was measured, and on what.
@@ -21,6 +21,8 @@ pub struct Subject {
     pub device: [String; 3],
     /// Seconds from opening the files until the model is loaded.
     pub load_seconds: f64,
+    /// What of that the check of the kernels took.
+    pub checked: Option<Checked>,
     /// Seconds from opening the files to the first token.
     pub first_token_seconds: f64,
 }
@@ -240,8 +242,11 @@ pub fn markdown(subject: &Subject, tests: &[Test], at: Option<f64>) -> String {
     }
     let about = [device, backend, driver].into_iter().filter(|text| !text.is_empty()).cloned().collect::<Vec<_>>();
     let _ = writeln!(out, "\nbuild: {}; {}", commit(), about.join(", "));
-    let _ =
-        write!(out, "loaded in {:.2} s, first token after {:.2} s", subject.load_seconds, subject.first_token_seconds);
+    let _ = write!(out, "loaded in {:.2} s", subject.load_seconds);
+    if let Some(Checked { cases, seconds }) = subject.checked.filter(|checked| checked.cases > 0) {
+        let _ = write!(out, " ({cases} cases of kernels checked in {seconds:.2} s)");
+    }
+    let _ = write!(out, ", first token after {:.2} s", subject.first_token_seconds);
     if let Some(bytes) = subject.bytes_per_token {
         let _ = write!(out, "; a token reads {:.3} GB of weights", bytes as f64 * 1e-9);
     }
@@ -268,6 +273,8 @@ fn fields(subject: &Subject, test: &Test) -> Vec<(&'static str, Value)> {
         ("backends", backend.as_str().into()),
         ("driver", driver.as_str().into()),
         ("load_s", subject.load_seconds.into()),
+        ("selftest_s", subject.checked.map(|checked| checked.seconds).into()),
+        ("selftest_cases", subject.checked.map(|checked| checked.cases).into()),
         ("load_to_first_token_s", subject.first_token_seconds.into()),
         ("n_prompt", test.prompt.into()),
         ("n_gen", test.decoded.into()),

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use chat_cli::{DeviceChoice, DeviceInfo, device, shapes};
 use infer_core::{
-    Device, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, Tuning, block_on,
+    Device, Engine, Gpu, KeptFolder, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, Tuning,
+    block_on,
     ops::candle::{CpuOptions, CpuWeights},
 };
 use model_format::{DecoderConfig, DirFiles, ModelFiles, QuantFormat};
@@ -172,7 +173,7 @@ impl Place {
         Ok(LoadOptions {
             context,
             memory: allowed.or(of_machine),
-            cache_folder: cache_folder(),
+            kept: cache_folder().map(KeptFolder::at),
             tuning: self.tuning,
             tuning_budget: self.tuning_budget,
         })

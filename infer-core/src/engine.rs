@@ -4,8 +4,8 @@
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles};
 
 use crate::{
-    ChatTemplate, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams, Suspended,
-    Tokenizer,
+    ChatTemplate, Checked, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams,
+    Suspended, Tokenizer,
     loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
 };
@@ -135,6 +135,11 @@ impl Engine {
     /// The model's shape.
     pub fn config(&self) -> &DecoderConfig {
         self.model.config()
+    }
+
+    /// What the check of its kernels took; `None` on the CPU.
+    pub fn checked(&self) -> Option<Checked> {
+        self.model.checked()
     }
 
     /// Tokens there is room for, prompt and answers together.

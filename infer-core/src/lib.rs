@@ -51,6 +51,7 @@ pub use device::Device;
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};
+pub use kept::{Kept, KeptFolder};
 pub use kv_cache::KvCache;
 pub use loaded_model::{LoadOptions, LoadedModel};
 pub use logprobs::{MOST_LOGPROBS, TokenLogprobs};
@@ -59,6 +60,7 @@ pub use model::Decoder;
 pub use profile::{KernelTime, StepProfile};
 pub use progress::Progress;
 pub use sampler::SamplingParams;
+pub use selftest::Checked;
 pub use tokenizer::Tokenizer;
 pub use tuning::{Tuned, Tuning};
 pub use webgpu_kernels::{

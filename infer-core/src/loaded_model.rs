@@ -2,7 +2,7 @@
 //!
 //! [`crate::Engine`] puts tokenizer and template to it; measurements use it as it is.
 
-use std::{path::PathBuf, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, Param, QuantFormat};
 use webgpu_kernels::{Gpu, WeightFormat, gpu::Around};
@@ -11,14 +11,14 @@ use webgpu_kernels::{Gpu, WeightFormat, gpu::Around};
 use crate::ops::candle::CandleOps;
 use crate::{
     Device, Error, Need, Progress, Result, StepProfile,
-    kept::KeptPipelines,
+    kept::{Kept, KeptPipelines},
     memory::Holding,
     model::{Session, load_checkpoint, load_mlc, load_random},
     ops::{Choose, gpu::GpuOps},
     perplexity::ROWS,
     plan::Plan,
     sampler::Sampler,
-    selftest,
+    selftest::{self, Checked},
     tuning::{self, Known, Tuned, Tuning},
 };
 
@@ -34,9 +34,9 @@ pub struct LoadOptions {
     /// Bytes of the device's memory that may be taken. `None`: nine tenths of what its driver says there are, for pictures
     /// and other programs need some.
     pub memory: Option<u64>,
-    /// A folder where it is kept which kernels are right on this machine's devices, which of their forms are fastest, and what
-    /// drivers made of them. `None`: whether they are right is found out anew each time, and presets say what is fastest.
-    pub cache_folder: Option<PathBuf>,
+    /// Where it is kept which kernels are right on this machine's devices, which of their forms are fastest, and what drivers
+    /// made of them. `None`: whether they are right is found out anew each time, and presets say what is fastest.
+    pub kept: Option<Arc<dyn Kept>>,
     /// When kernels are tuned to the device.
     pub tuning: Tuning,
     /// Time that tuning may take. `None`: some seconds.
@@ -51,7 +51,14 @@ pub struct LoadedModel {
     session: OnDevice,
     config: DecoderConfig,
     need: Need,
+    found: Found,
+}
+
+/// What was found out about its kernels when it was loaded.
+#[derive(Default)]
+struct Found {
     tuned: Vec<Tuned>,
+    checked: Option<Checked>,
 }
 
 enum OnDevice {
@@ -108,8 +115,8 @@ impl LoadedModel {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
             }
         };
-        let tuned = prepared.finish(options, progress).await?;
-        Ok(LoadedModel { session, config, need, tuned })
+        let found = prepared.finish(options, progress).await?;
+        Ok(LoadedModel { session, config, need, found })
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ.
@@ -150,8 +157,8 @@ impl LoadedModel {
                 OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, format, context, progress)?)
             }
         };
-        let tuned = prepared.finish(options, progress).await?;
-        Ok(LoadedModel { session, config, need, tuned })
+        let found = prepared.finish(options, progress).await?;
+        Ok(LoadedModel { session, config, need, found })
     }
 
     /// Makes weights up, for measuring a shape whose files are not there.
@@ -183,13 +190,18 @@ impl LoadedModel {
             Device::Cpu(cpu) => OnDevice::Cpu(session(CandleOps::new(cpu), config, format, context, progress)?),
             Device::Gpu(gpu, kv) => OnDevice::Gpu(session(GpuOps::new(gpu, kv), config, format, context, progress)?),
         };
-        let tuned = prepared.finish(options, progress).await?;
-        Ok(LoadedModel { session, config: config.clone(), need, tuned })
+        let found = prepared.finish(options, progress).await?;
+        Ok(LoadedModel { session, config: config.clone(), need, found })
     }
 
     /// The choices that its kernels have on its device, where they were found out, now or before.
     pub fn tuned(&self) -> &[Tuned] {
-        &self.tuned
+        &self.found.tuned
+    }
+
+    /// What the check of its kernels took; `None` on the CPU.
+    pub fn checked(&self) -> Option<Checked> {
+        self.found.checked
     }
 
     /// What it takes of its device's memory, as planned.
@@ -341,7 +353,7 @@ struct OnGpu {
     gpu: Gpu,
     plan: Plan,
     known: Known,
-    kept: Option<KeptPipelines>,
+    pipelines: Option<KeptPipelines>,
 }
 
 impl Prepared {
@@ -358,32 +370,32 @@ impl Prepared {
             Device::Cpu(_) => return Ok(Prepared(None)),
             Device::Gpu(gpu, kv) => (gpu.clone(), *kv),
         };
-        let folder = options.cache_folder.as_deref();
-        let kept = folder.and_then(|folder| KeptPipelines::take_up(&gpu, folder));
+        let kept = options.kept.as_deref();
+        let pipelines = kept.and_then(|kept| KeptPipelines::take_up(&gpu, kept));
         let mut plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
-        let known = Known::take_up(&gpu, &plan.problems, options.tuning, folder);
+        let known = Known::take_up(&gpu, &plan.problems, options.tuning, kept);
         if known.changes_something() {
             plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
         }
         gpu.prepare(plan.kernels.iter().cloned());
-        Ok(Prepared(Some(OnGpu { gpu, plan, known, kept })))
+        Ok(Prepared(Some(OnGpu { gpu, plan, known, pipelines })))
     }
 
     /// Sees to it that the kernels are right and the fastest, and compiled; what was found out is kept.
-    async fn finish(self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Vec<Tuned>> {
-        let Some(OnGpu { gpu, plan, known, kept }) = self.0 else { return Ok(Vec::new()) };
-        let folder = options.cache_folder.as_deref();
-        selftest::ensure(&gpu, &plan.workload, folder).await?;
+    async fn finish(self, options: &LoadOptions, progress: &mut dyn Progress) -> Result<Found> {
+        let Some(OnGpu { gpu, plan, known, pipelines }) = self.0 else { return Ok(Found::default()) };
+        let kept = options.kept.as_deref();
+        let checked = selftest::ensure(&gpu, &plan.workload, kept).await?;
         let budget = options.tuning_budget.unwrap_or(TUNING_BUDGET);
-        let tuned = tuning::ensure(&gpu, known, options.tuning, budget, folder, progress).await?;
-        if let (Some(mut kept), Some(folder)) = (kept, folder) {
+        let tuned = tuning::ensure(&gpu, known, options.tuning, budget, kept, progress).await?;
+        if let (Some(mut pipelines), Some(kept)) = (pipelines, kept) {
             // A software driver takes long, and keeps nothing.
             if !gpu.caps().is_software {
                 gpu.compile(&plan.kernels);
             }
-            kept.keep(&gpu, folder);
+            pipelines.keep(&gpu, kept);
         }
-        Ok(tuned)
+        Ok(Found { tuned, checked: Some(checked) })
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     pub workload: Workload,
 }
 
-/// Numbers of rows that a model is run with, of which kernels take notice.
+/// Numbers of rows that a model is run with, of which kernels take notice; fewer than the last are not tuned for.
 const ROWS: [usize; 5] = [1, PREFILL_CHUNK, 64, 32, FEWEST_ROWS];
 /// The first of them, whose kernels are compiled at once.
 const COMPILED: usize = 2;
@@ -55,6 +55,7 @@ impl Plan {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let mut cache = crate::KvCache::new(&mut ops, config, context)?;
         let (mut problems, mut kernels): (Vec<Problem>, Vec<(&'static Kernel, Variant)>) = Default::default();
+        let mut variants: Vec<(&'static str, Variant)> = Vec::new();
         for (place, rows) in ROWS.into_iter().enumerate().filter(|(_, rows)| *rows <= context) {
             cache.truncate(0);
             gpu.note_problems();
@@ -66,18 +67,37 @@ impl Plan {
                 std::cmp::Reverse(u64::from(*count).saturating_mul(problem.cost(gpu.caps())))
             });
             problems.extend(noted.into_iter().map(|(problem, _)| problem));
-            for traced in ops.recorder().take_trace() {
-                let is_known =
-                    kernels.iter().any(|(kernel, of)| kernel.name == traced.kernel.name && *of == traced.variant);
-                if place < COMPILED && !is_known {
-                    kernels.push((traced.kernel, traced.variant));
-                }
+            let new = note(&mut variants, &mut ops);
+            if place < COMPILED {
+                kernels.extend(new);
             }
+        }
+        // Short prompts and guesses at what follows; and all rows through the head, as for a text's losses.
+        for rows in (2..FEWEST_ROWS).chain(ROWS).filter(|rows| *rows <= context) {
+            cache.truncate(0);
+            let tokens = vec![0; rows];
+            let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+            decoder.head(&mut ops, &hidden);
+            note(&mut variants, &mut ops);
         }
         let mut known = std::collections::HashSet::new();
         problems.retain(|problem| known.insert(*problem));
-        Ok(Plan { problems, kernels, workload: workload(config, &ops) })
+        let most_rows = ROWS.into_iter().filter(|rows| *rows <= context).max().unwrap_or_default();
+        let workload = Workload { variants, most_rows, ..workload(config, &ops) };
+        Ok(Plan { problems, kernels, workload })
     }
+}
+
+/// Adds to `variants` what was recorded in others, and returns those.
+fn note(variants: &mut Vec<(&'static str, Variant)>, ops: &mut GpuOps) -> Vec<(&'static Kernel, Variant)> {
+    let mut new: Vec<(&'static Kernel, Variant)> = Vec::new();
+    for traced in ops.recorder().take_trace() {
+        if !variants.iter().any(|(name, of)| *name == traced.kernel.name && *of == traced.variant) {
+            variants.push((traced.kernel.name, traced.variant.clone()));
+            new.push((traced.kernel, traced.variant));
+        }
+    }
+    new
 }
 
 /// What a model asks of the kernels.
@@ -98,5 +118,57 @@ fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
         activation: config.hidden_act,
         norm_heads: config.qk_norm,
         soft_cap: config.final_logit_softcapping.is_some(),
+        variants: Vec::new(),
+        most_rows: 0,
+    }
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use std::path::Path;
+
+    use model_format::{ChatConfig, QuantFormat};
+    use webgpu_kernels::{
+        gpu::{OpenOptions, Selection},
+        selftest,
+    };
+
+    use super::*;
+    use crate::memory::Holding;
+
+    /// What a model is run with is checked before: each of its variants has a case, and other numbers of rows have no others.
+    #[test]
+    fn every_variant_that_is_run_has_a_case() {
+        let mut count = 0;
+        for (profile, options) in OpenOptions::PROFILES {
+            let gpu = match crate::block_on(Gpu::open(&Selection::Auto, options)) {
+                Ok(gpu) => gpu,
+                Err(error) => {
+                    assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+                    eprintln!("skipped: {error}");
+                    return;
+                }
+            };
+            let arch = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/arch");
+            for folder in std::fs::read_dir(arch).unwrap() {
+                let file = folder.unwrap().path().join("q4f16_1/mlc-chat-config.json");
+                let config = ChatConfig::parse(&std::fs::read_to_string(&file).unwrap()).unwrap();
+                let config = DecoderConfig::from_mlc(&config).unwrap();
+                for name in ["q4f16_1", "q0f16"] {
+                    let format = QuantFormat::by_name(name).unwrap();
+                    for kv in [KvDtype::F16, KvDtype::Q8] {
+                        let stored = Holding::stored_mlc(format);
+                        let Plan { workload, .. } = Plan::new(&config, &gpu, kv, 4096, stored).unwrap();
+                        count += workload.variants.len();
+                        let mut unchecked = selftest::unchecked(&gpu, &workload);
+                        // Two to eight rows differ by a constant from one, which is checked; a driver takes long to make
+                        // them all, and few prompts are so short.
+                        unchecked.retain(|(name, variant)| *name != "gemv" || variant.constant("BATCH") < Some(2));
+                        assert!(unchecked.is_empty(), "{profile} {} {name} {kv:?}: {unchecked:?}", file.display());
+                    }
+                }
+            }
+        }
+        assert!(count > 1000, "{count}");
     }
 }

@@ -1,9 +1,8 @@
 //! The kernels of a model are checked when it is loaded onto a GPU; what came out is kept, so that it is done once for a
 //! device, a driver and a version of the kernels. `webgpu_kernels::selftest` does the work.
 
-use std::path::Path;
-
 use serde_json::{Value, json};
+use web_time::Instant;
 use webgpu_kernels::{
     Gpu,
     selftest::{self, Switch, Workload},
@@ -11,33 +10,43 @@ use webgpu_kernels::{
 
 use crate::{
     Result,
-    kept::{read_json, write},
+    kept::{Kept, read_json},
 };
 
 /// Most results that are kept.
 const MOST_KEPT: usize = 64;
 const FILE: &str = "selftest.json";
 
-/// Switches off what is wrong, as was found out before or is found out now. `folder`: where results are kept.
-pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, folder: Option<&Path>) -> Result<()> {
+/// What the check of a model's kernels took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Checked {
+    /// Cases that were run; none where it was known before how they come out.
+    pub cases: usize,
+    /// Seconds from the first to the last, with what had to be compiled for them.
+    pub seconds: f64,
+}
+
+/// Switches off what is wrong, as was found out before or is found out now.
+pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, kept: Option<&dyn Kept>) -> Result<Checked> {
+    let start = Instant::now();
     let key = format!("{:016x}", selftest::key(gpu, workload));
-    let mut kept = folder.map(|folder| read_json(folder, FILE)).unwrap_or_default();
-    if let Some(switches) = kept.get(&key).and_then(switches) {
+    let mut known = kept.map(|kept| read_json(kept, FILE)).unwrap_or_default();
+    if let Some(switches) = known.get(&key).and_then(switches) {
         let already = gpu.switched_off();
         switches.into_iter().filter(|switch| !already.contains(switch)).for_each(|switch| gpu.switch_off(switch));
-        return Ok(());
+        return Ok(Checked { cases: 0, seconds: start.elapsed().as_secs_f64() });
     }
-    let switches = selftest::run(gpu, workload).await?;
-    if let Some(folder) = folder {
-        if kept.len() >= MOST_KEPT {
-            kept.clear();
+    let (switches, cases) = selftest::run(gpu, workload).await?;
+    if let Some(kept) = kept {
+        if known.len() >= MOST_KEPT {
+            known.clear();
         }
         let entry = switches.iter().map(|Switch { kernel, flag }| json!({"kernel": kernel, "flag": flag}));
-        kept.insert(key, Value::Array(entry.collect()));
+        known.insert(key, Value::Array(entry.collect()));
         // What cannot be kept is found out again next time.
-        write(folder, FILE, Value::Object(kept).to_string().as_bytes());
+        kept.write(FILE, Value::Object(known).to_string().as_bytes());
     }
-    Ok(())
+    Ok(Checked { cases, seconds: start.elapsed().as_secs_f64() })
 }
 
 fn switches(entry: &Value) -> Option<Vec<Switch>> {
@@ -78,24 +87,28 @@ mod tests {
             activation: model_format::decoder_config::Activation::Silu,
             norm_heads: false,
             soft_cap: false,
+            variants: Vec::new(),
+            most_rows: 0,
         };
         let folder = tempfile::tempdir().unwrap();
-        crate::block_on(ensure(&gpu, &workload, Some(folder.path()))).unwrap();
+        let kept = &*crate::KeptFolder::at(folder.path());
+        let checked = crate::block_on(ensure(&gpu, &workload, Some(kept))).unwrap();
+        assert!(checked.cases > 10 && checked.seconds > 0.0, "{checked:?}");
         assert_eq!(gpu.switched_off(), []);
-        let mut kept = read_json(folder.path(), FILE);
-        assert_eq!(kept.len(), 1);
+        let mut known = read_json(kept, FILE);
+        assert_eq!(known.len(), 1);
         // As if a kernel had been wrong: the next start knows it without a test.
-        let key = kept.keys().next().unwrap().clone();
-        kept.insert(key, json!([{"kernel": "gemv_add", "flag": null}, {"kernel": "argmax", "flag": "SUBGROUPS"}]));
-        assert!(write(folder.path(), FILE, Value::Object(kept).to_string().as_bytes()));
-        crate::block_on(ensure(&next, &workload, Some(folder.path()))).unwrap();
+        let key = known.keys().next().unwrap().clone();
+        known.insert(key, json!([{"kernel": "gemv_add", "flag": null}, {"kernel": "argmax", "flag": "SUBGROUPS"}]));
+        assert!(kept.write(FILE, Value::Object(known).to_string().as_bytes()));
+        assert_eq!(crate::block_on(ensure(&next, &workload, Some(kept))).unwrap().cases, 0);
         let named: Vec<String> = next.switched_off().iter().map(Switch::to_string).collect();
         assert_eq!(named, ["gemv_add", "argmax with subgroups"]);
         // A file that is not ours is as none.
         for broken in ["", "[]", "{\"x\": 3}"] {
             std::fs::write(folder.path().join(FILE), broken).unwrap();
-            crate::block_on(ensure(&gpu, &workload, Some(folder.path()))).unwrap();
-            assert!(!read_json(folder.path(), FILE).is_empty());
+            crate::block_on(ensure(&gpu, &workload, Some(kept))).unwrap();
+            assert!(!read_json(kept, FILE).is_empty());
         }
     }
 }

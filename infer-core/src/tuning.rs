@@ -2,9 +2,9 @@
 //! so that it is done once for a device, a driver and a version of the kernels. `webgpu_kernels::tuning` does the work.
 //!
 //! Choices may add in another order, and results differ in their last digits by that. So what cannot be kept is not used: with
-//! the same folder the same seed gives the same text, and without one the presets hold, which are part of the program.
+//! what is kept the same seed gives the same text, and without one the presets hold, which are part of the program.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use webgpu_kernels::{
@@ -16,7 +16,7 @@ use webgpu_kernels::{
 
 use crate::{
     Progress, Result,
-    kept::{read_json, write},
+    kept::{Kept, read_json},
 };
 
 /// When kernels are tuned to a device.
@@ -65,14 +65,14 @@ pub(crate) struct Known {
 
 impl Known {
     /// Takes up what was found out about `problems`.
-    pub fn take_up(gpu: &Gpu, problems: &[Problem], tuning: Tuning, folder: Option<&Path>) -> Known {
+    pub fn take_up(gpu: &Gpu, problems: &[Problem], tuning: Tuning, kept: Option<&dyn Kept>) -> Known {
         let key = format!("{:016x}", selftest::device_key(gpu));
         let mut known = Known { devices: Map::new(), key, tuned: Vec::new(), left: Vec::new() };
-        let Some(folder) = folder.filter(|_| tuning != Tuning::Presets) else { return known };
-        known.devices = read_json(folder, FILE);
-        let kept = known.devices.get(&known.key).unwrap_or(&Value::Null);
+        let Some(kept) = kept.filter(|_| tuning != Tuning::Presets) else { return known };
+        known.devices = read_json(kept, FILE);
+        let of_device = known.devices.get(&known.key).unwrap_or(&Value::Null);
         for problem in problems.iter().filter(|problem| problem.candidates(gpu.caps()).len() > 1) {
-            let entry = &kept[problem.to_string()];
+            let entry = &of_device[problem.to_string()];
             match recalled(gpu, problem, entry).filter(|_| tuning != Tuning::Again) {
                 Some(choice) if gpu.choose(*problem, choice) => {
                     let us = |field: &str| entry[field].as_f64();
@@ -96,27 +96,27 @@ pub(crate) async fn ensure(
     known: Known,
     tuning: Tuning,
     budget: Duration,
-    folder: Option<&Path>,
+    kept: Option<&dyn Kept>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<Tuned>> {
     let Known { mut devices, key, tuned: mut all, left } = known;
     let is_software = gpu.summary().device_type == DeviceType::Cpu;
-    let Some(folder) = folder.filter(|_| tuning == Tuning::Again || !is_software) else { return Ok(all) };
+    let Some(kept) = kept.filter(|_| tuning == Tuning::Again || !is_software) else { return Ok(all) };
     if left.is_empty() {
         return Ok(all);
     }
-    let mut kept = devices.get(&key).and_then(Value::as_object).cloned().unwrap_or_default();
+    let mut of_device = devices.get(&key).and_then(Value::as_object).cloned().unwrap_or_default();
     let before: Vec<Choice> = left.iter().map(|problem| gpu.choice(*problem)).collect();
     let measured = tune(gpu, &left, budget, &mut |done, all| progress.tuned(done as u64, all as u64)).await?;
     for of in &measured {
-        kept.insert(of.problem.to_string(), entry(gpu, of));
+        of_device.insert(of.problem.to_string(), entry(gpu, of));
         all.push(tuned_now(gpu, of));
     }
     if devices.len() >= MOST_KEPT && !devices.contains_key(&key) {
         devices.clear();
     }
-    devices.insert(key, Value::Object(kept));
-    if !write(folder, FILE, format!("{:#}", Value::Object(devices)).as_bytes()) {
+    devices.insert(key, Value::Object(of_device));
+    if !kept.write(FILE, format!("{:#}", Value::Object(devices)).as_bytes()) {
         for (problem, choice) in left.iter().zip(before) {
             gpu.choose(*problem, choice);
         }
@@ -208,10 +208,11 @@ mod tests {
         let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
         let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0] };
         let folder = tempfile::tempdir().unwrap();
+        let kept = &*crate::KeptFolder::at(folder.path());
         let run = |gpu: &Gpu, tuning, told: &mut Told| {
             let budget = Duration::from_secs(20);
-            let known = Known::take_up(gpu, &[problem], tuning, Some(folder.path()));
-            crate::block_on(ensure(gpu, known, tuning, budget, Some(folder.path()), told)).unwrap()
+            let known = Known::take_up(gpu, &[problem], tuning, Some(kept));
+            crate::block_on(ensure(gpu, known, tuning, budget, Some(kept), told)).unwrap()
         };
         let mut told = Told::default();
         assert!(run(&gpu, Tuning::Presets, &mut told).is_empty() && told.0 == 0);
@@ -222,10 +223,10 @@ mod tests {
         assert!(run(&gpu, Tuning::FirstUse, &mut told).len() == 1 && told.0 == 0);
         // As if another candidate had been the fastest: the next start takes it.
         let choices = problem.candidates(gpu.caps());
-        let mut file = read_json(folder.path(), FILE);
+        let mut file = read_json(kept, FILE);
         let of_device = file.iter_mut().next().unwrap().1;
         of_device[&problem.to_string()]["choice"] = json!(problem.words(choices[2]));
-        write(folder.path(), FILE, Value::Object(file.clone()).to_string().as_bytes());
+        kept.write(FILE, Value::Object(file.clone()).to_string().as_bytes());
         assert_eq!(run(&next, Tuning::FirstUse, &mut told)[0].chosen, problem.words(choices[2]));
         assert_eq!(told.0, 0);
         assert_eq!(next.choice(problem), choices[2]);
@@ -234,8 +235,8 @@ mod tests {
         {
             let mut file = file.clone();
             file.iter_mut().next().unwrap().1[&problem.to_string()][field] = wrong;
-            write(folder.path(), FILE, Value::Object(file).to_string().as_bytes());
-            let known = Known::take_up(&next, &[problem], Tuning::FirstUse, Some(folder.path()));
+            kept.write(FILE, Value::Object(file).to_string().as_bytes());
+            let known = Known::take_up(&next, &[problem], Tuning::FirstUse, Some(kept));
             assert!(known.tuned.is_empty() && known.left == [problem], "{field}");
         }
         // Without a folder to keep it in, nothing is measured.

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use common::Golden;
 use infer_core::{
-    Device, Engine, Error, FinishReason, Gpu, GpuError, KvDtype, LoadOptions, LoadedModel, Message, OpenOptions,
-    SamplingParams, block_on,
+    Device, Engine, Error, FinishReason, Gpu, GpuError, KeptFolder, KvDtype, LoadOptions, LoadedModel, Message,
+    OpenOptions, SamplingParams, block_on,
 };
 use model_format::DirFiles;
 use rand::{Rng, SeedableRng};
@@ -35,7 +35,7 @@ fn model() -> TempDir {
 }
 
 fn options(folder: &Path, context: usize) -> LoadOptions {
-    LoadOptions { context: Some(context), cache_folder: Some(folder.join("kept")), ..Default::default() }
+    LoadOptions { context: Some(context), kept: Some(KeptFolder::at(folder.join("kept"))), ..Default::default() }
 }
 
 fn load(folder: &Path, device: Device, context: usize) -> infer_core::Result<LoadedModel> {

@@ -70,6 +70,9 @@ export interface LoadedInfo {
   weightBytes: number;
   cacheBytes: number;
   scratchBytes: number;
+  /** Cases of kernels that were checked when it was loaded; 0 where it was known before how they come out. */
+  checkedCases: number;
+  checkedSeconds: number;
   /** Bytes of weights that decoding a token reads. */
   bytesPerToken: number;
   cacheBytesPerToken: number;

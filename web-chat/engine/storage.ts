@@ -6,6 +6,7 @@ import type { ModelFiles } from '../wasm/web_chat.js';
 import { EngineError } from './errors';
 
 const FOLDER = 'models';
+const NOTES = 'adapter.json';
 const PART = '.part';
 
 /** How many bytes a checksum or a copy takes at a time. */
@@ -199,6 +200,38 @@ async function bytesOf(file: File, start: number, end: number): Promise<Uint8Arr
     return new Uint8Array(await file.slice(start, end).arrayBuffer());
   } catch (thrown) {
     throw new EngineError('Storage', `\`${file.name}\` cannot be read: ${(thrown as Error).message}`, 'download the model again');
+  }
+}
+
+/** What was found out about this adapter's kernels in this browser, so that it is found out once. */
+export interface AdapterNotes {
+  /** Adapter and browser: of others it says nothing. */
+  about: string;
+  files: Record<string, string>;
+}
+
+export async function readNotes(): Promise<AdapterNotes | undefined> {
+  try {
+    const folder = await navigator.storage.getDirectory();
+    return JSON.parse((await (await (await folder.getFileHandle(NOTES)).getFile()).text())) as AdapterNotes;
+  } catch {
+    // None, or half of them: they are made again.
+    return undefined;
+  }
+}
+
+export async function writeNotes(notes: AdapterNotes): Promise<void> {
+  try {
+    const handle = await (await navigator.storage.getDirectory()).getFileHandle(NOTES, { create: true });
+    const access = await handle.createSyncAccessHandle();
+    try {
+      access.truncate(0);
+      access.write(new TextEncoder().encode(JSON.stringify(notes)), { at: 0 });
+    } finally {
+      access.close();
+    }
+  } catch {
+    // Another tab writes the same, or there is no storage: kernels are checked again next time.
   }
 }
 

@@ -6,7 +6,7 @@ import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
 import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Plan, Reply, Request, WorkerEvent } from './protocol';
-import { KeptModel, LocalFiles, keptIds, removeModel } from './storage';
+import { KeptModel, LocalFiles, keptIds, readNotes, removeModel, writeNotes } from './storage';
 
 type Emit = (event: WorkerEvent) => void;
 type Implementation = {
@@ -19,7 +19,8 @@ const LIMITS = [
 ] as const;
 
 const wasm = init();
-let gpu: { device: WebGpu; info: DeviceInfo } | undefined;
+interface OpenGpu { device: WebGpu; info: DeviceInfo }
+let gpu: OpenGpu | undefined;
 let engine: { chat: ChatEngine; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
 let transfer: AbortController | undefined;
 let isStopped = false;
@@ -87,19 +88,26 @@ const methods: Implementation = {
       const files = model.files ? new LocalFiles(model.id, model.files) : await KeptModel.at(model.id);
       const plan = await readPlan(files);
       if (!plan) throw new EngineError('MissingFile', `the browser has no copy of ${model.id}`, 'download it first');
-      const loadOnto = async (device: WebGpu) =>
-        ChatEngine.load(device, files, JSON.stringify(options), (done: number, total: number) => {
+      const loadOnto = async ({ device, info }: OpenGpu) => {
+        const about = JSON.stringify([info.vendor, info.architecture, info.description, info.features, navigator.userAgent]);
+        const notes = await readNotes();
+        const kept = notes?.about === about ? notes.files : {};
+        const chat = await ChatEngine.load(device, files, JSON.stringify({ ...options, kept }), (done: number, total: number) => {
           emit({ type: 'transfer', phase: 'load', done, total });
         });
+        const found = chat.kept();
+        if (found !== JSON.stringify(kept)) await writeNotes({ about, files: JSON.parse(found) });
+        return chat;
+      };
       let chat: ChatEngine;
       try {
-        chat = await loadOnto((await openGpu()).device);
+        chat = await loadOnto(await openGpu());
       } catch (thrown) {
         const error = EngineError.from(thrown);
         closeGpu();
         // A driver that refuses a kernel with subgroups may take the one without.
         if (error.kind !== 'Gpu') throw error;
-        chat = await loadOnto((await openGpu(false)).device);
+        chat = await loadOnto(await openGpu(false));
       }
       const { bytesPerToken, cacheBytesPerToken } = plan;
       engine = { chat, id: model.id, bytesPerToken, cacheBytesPerToken };
@@ -186,7 +194,7 @@ async function loadedInfo(): Promise<LoadedInfo | undefined> {
   return { id, bytesPerToken, cacheBytesPerToken, heapBytes, ...JSON.parse(chat.info()) };
 }
 
-async function openGpu(wantsSubgroups = true): Promise<{ device: WebGpu; info: DeviceInfo }> {
+async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
   if (gpu) return gpu;
   await wasm;
   if (!navigator.gpu) {

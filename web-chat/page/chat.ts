@@ -177,8 +177,7 @@ export class ChatPanel {
   private show(): void {
     const { messages } = this.conversation;
     this.log.replaceChildren(...messages.map((message, index) => this.article(message, index)));
-    if (messages.length === 0) this.log.append(h('p', { class: 'hint' }, this.isReady
-      ? 'Say something. It stays on this machine.' : 'Choose a model: it is downloaded once, kept in this browser, and runs on your own GPU.'));
+    if (messages.length === 0) this.log.append(this.isReady ? h('p', { class: 'hint' }, 'Say something. It stays on this machine.') : welcome());
     this.log.scrollTop = this.log.scrollHeight;
     this.enable();
   }
@@ -221,6 +220,18 @@ export class ChatPanel {
   private say(text: string): void {
     byId('spoken').textContent = text;
   }
+}
+
+/** Before there is a model. */
+function welcome(): HTMLElement {
+  return h('div', { class: 'welcome' },
+    h('h2', {}, 'A language model in this page'),
+    h('ol', {},
+      h('li', {}, 'Choose a model. A small one is there in a minute, a large one says more.'),
+      h('li', {}, 'It is downloaded once and kept in this browser; then it works with the network off.'),
+      h('li', {}, 'It runs on your own GPU. What you write stays on this machine.')),
+    h('button', { type: 'button', class: 'primary', click: () => document.querySelector<HTMLButtonElement>('nav [data-show=models]')!.click() },
+      'Choose a model'));
 }
 
 function stats({ prompt_tokens, completion_tokens, extra }: CompletionUsage, reason: string | undefined): string {

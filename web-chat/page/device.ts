@@ -62,6 +62,10 @@ export class DevicePanel {
       facts.push([`Memory: cache of ${loaded.context} tokens`, bytes(loaded.cacheBytes)]);
       facts.push(['Memory: scratch', bytes(loaded.scratchBytes)], ['Memory of the page’s own engine', bytes(loaded.heapBytes)]);
     }
+    if (loaded) {
+      facts.push(['Kernels against their references', loaded.checkedCases > 0
+        ? `${loaded.checkedCases} checked in ${loaded.checkedSeconds.toFixed(1)} s` : 'checked before on this adapter']);
+    }
     facts.push(['Measured copy bandwidth', this.bandwidth ? `${(this.bandwidth / 1e9).toFixed(1)} GB/s, read and written together` : 'not measured']);
     if (loaded && usage && usage.extra.decode_tokens_per_s > 0) {
       const perToken = loaded.bytesPerToken + loaded.cacheBytesPerToken * usage.total_tokens;

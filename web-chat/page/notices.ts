@@ -32,8 +32,13 @@ export function notice(key: string, title: string, text: string, actions: Action
   const close = () => box.remove();
   const buttons = actions.map(({ label, run }) => h('button', { type: 'button', click: () => { close(); run(); } }, label));
   buttons.push(h('button', { type: 'button', click: close }, 'Dismiss'));
-  box.append(h('strong', {}, title), h('p', {}, text), h('div', { class: 'row' }, ...buttons));
+  box.append(h('strong', {}, title), h('p', {}, ...words(text)), h('div', { class: 'row' }, ...buttons));
   byId('notices').append(box);
+}
+
+/** Names stand in backticks, as they do in a terminal. */
+function words(text: string): (HTMLElement | string)[] {
+  return text.split('`').map((part, i) => (i % 2 ? h('code', {}, part) : part));
 }
 
 /** Shows an error. */

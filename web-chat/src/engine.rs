@@ -1,10 +1,13 @@
 //! [`ChatEngine`]: a loaded model that answers.
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use infer_core::{
-    Device, Engine, Generation, KvDtype, LoadOptions, Message, Progress, SamplingParams, Stats, TokenLogprobs,
-    Tokenizer, chat_template::Role,
+    Device, Engine, Generation, Kept, KvDtype, LoadOptions, Message, Progress, SamplingParams, Stats, TokenLogprobs,
+    Tokenizer, Tuning, chat_template::Role,
 };
 use js_sys::Function;
 use serde::Deserialize;
@@ -21,6 +24,7 @@ use crate::{
 pub struct ChatEngine {
     engine: Engine,
     gpu: infer_core::Gpu,
+    kept: Arc<KeptByPage>,
     weight_bytes: u64,
     loaded_bytes: u64,
 }
@@ -29,6 +33,7 @@ pub struct ChatEngine {
 #[serde(default, deny_unknown_fields)]
 struct Options {
     context: Option<usize>,
+    kept: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -86,19 +91,28 @@ impl ParamsJson {
 
 #[wasm_bindgen]
 impl ChatEngine {
-    /// Loads an MLC folder. `options` is JSON: `context`, tokens there should be room for. `progress` is called with
-    /// bytes that are done and bytes in all.
+    /// Loads an MLC folder. `options` is JSON: `context`, tokens there should be room for; `kept`, what [`ChatEngine::kept`]
+    /// gave before on this adapter. `progress` is called with bytes that are done and bytes in all.
     pub async fn load(gpu: &WebGpu, files: JsFiles, options: &str, progress: Function) -> JsResult<ChatEngine> {
-        let Options { context } = serde_json::from_str(options).map_err(|e| bad_request(&e))?;
+        let Options { context, kept } = serde_json::from_str(options).map_err(|e| bad_request(&e))?;
         let gpu = gpu.gpu.clone();
         let device = Device::Gpu(gpu.clone(), KvDtype::default());
         let mut meter = Meter { progress, total: 0 };
-        let loaded = Engine::load_mlc(&files, device, &LoadOptions { context, ..Default::default() }, &mut meter).await;
+        let kept = Arc::new(KeptByPage(Mutex::new(kept)));
+        // The clock of a browser is too coarse to tune by.
+        let tuning = Tuning::Presets;
+        let options = LoadOptions { context, kept: Some(kept.clone()), tuning, ..Default::default() };
+        let loaded = Engine::load_mlc(&files, device, &options, &mut meter).await;
         let mut engine = loaded.map_err(js_error)?;
         let loaded_bytes = gpu.bytes_in_use();
         // A browser reports what did not fit with the first read; kernels are compiled on the way.
         engine.warm_up().await.map_err(js_error)?;
-        Ok(ChatEngine { engine, gpu, weight_bytes: meter.total, loaded_bytes })
+        Ok(ChatEngine { engine, gpu, kept, weight_bytes: meter.total, loaded_bytes })
+    }
+
+    /// What was found out about the adapter's kernels, for the next [`ChatEngine::load`], as JSON.
+    pub fn kept(&self) -> String {
+        json!(*self.kept.files()).to_string()
     }
 
     /// The model and what it holds of the device's memory, as JSON.
@@ -106,7 +120,10 @@ impl ChatEngine {
         let config = self.engine.config();
         let sampling = self.engine.default_sampling();
         let scratch = self.gpu.bytes_in_use().saturating_sub(self.loaded_bytes);
+        let checked = self.engine.checked();
         let info = json!({
+            "checkedCases": checked.map(|checked| checked.cases),
+            "checkedSeconds": checked.map(|checked| checked.seconds),
             "modelType": config.model_type,
             "context": self.engine.context(),
             "weightBytes": self.weight_bytes,
@@ -213,6 +230,28 @@ fn report(finish_reason: Option<&str>, stats: &Stats) -> Value {
         "prefillTokensPerSecond": stats.prefill_tokens_per_second(),
         "decodeTokensPerSecond": stats.decode_tokens_per_second(),
     })
+}
+
+/// Files that the page keeps.
+#[derive(Debug)]
+struct KeptByPage(Mutex<BTreeMap<String, String>>);
+
+impl KeptByPage {
+    fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept for KeptByPage {
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        self.files().get(name).map(|text| text.clone().into_bytes())
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> bool {
+        let Ok(text) = std::str::from_utf8(content) else { return false };
+        self.files().insert(name.into(), text.into());
+        true
+    }
 }
 
 /// Tells JavaScript how far loading has come.

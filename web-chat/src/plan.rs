@@ -26,7 +26,8 @@ fn read(chat_config: &str, index_name: &str, index: &str) -> infer_core::Result<
     let shard = |shard: &Shard| json!({ "name": shard.data_path, "bytes": shard.nbytes, "md5": shard.md5sum });
     // Of the embedding table one row is read, unless the table is the head too.
     let read = params(&config).into_iter().filter(|param| config.tie_word_embeddings || param.role != Role::Embedding);
-    let bytes_per_token: usize = read.flat_map(|param| format.stored(&param)).map(|stored| stored.disk_bytes()).sum();
+    let stored = read.flat_map(|param| format.stored(&param));
+    let bytes_per_token: u64 = stored.map(|stored| stored.disk_bytes() as u64).sum();
     // Keys and values of f16.
     let cache_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
     let plan = json!({

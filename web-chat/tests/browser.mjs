@@ -1,10 +1,11 @@
 // A browser without a GPU: WebGPU by its software adapter.
 
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, readdir, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
+import { OUTPUT } from './models.mjs';
 
 const ARGUMENTS = [
   '--enable-unsafe-webgpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
@@ -35,9 +36,35 @@ export async function launch({ args = [], env = {}, ...options } = {}) {
   };
 }
 
+/** What the engine notes of an adapter and its kernels. One test's browser has it from another's: a software GPU takes seconds. */
+const NOTES = 'adapter.json';
+const KEPT_NOTES = join(OUTPUT, NOTES);
+
+export async function writeNotes(page, text) {
+  await page.evaluate(async ([name, content]) => {
+    const file = await (await navigator.storage.getDirectory()).getFileHandle(name, { create: true });
+    const stream = await file.createWritable();
+    await stream.write(content);
+    await stream.close();
+  }, [NOTES, text]);
+}
+
+export async function readNotes(page) {
+  return page.evaluate(async (name) => {
+    const file = await (await navigator.storage.getDirectory()).getFileHandle(name);
+    return (await file.getFile()).text();
+  }, NOTES);
+}
+
+/** What another test's browser found out, where there was one. */
+export async function giveNotes(page) {
+  const known = await readFile(KEPT_NOTES, 'utf8').catch(() => undefined);
+  if (known) await writeNotes(page, known);
+}
+
 /** Runs a test in a browser of its own, and fails it where the page had a fault that no notice shows. */
 export async function inBrowser(server, options, test) {
-  const { expects = [], settings, ...launchOptions } = options;
+  const { expects = [], settings, isFirst = false, ...launchOptions } = options;
   const browser = await launch(launchOptions);
   const faults = [];
   browser.context.on('weberror', (error) => faults.push(String(error.error())));
@@ -47,7 +74,10 @@ export async function inBrowser(server, options, test) {
   if (settings) await browser.context.addInitScript((kept) => localStorage.setItem('settings', kept), JSON.stringify(settings));
   try {
     const page = await openPage(browser.context, server);
+    if (!isFirst) await giveNotes(page);
     await test(page, browser.context);
+    const notes = page.isClosed() ? undefined : await readNotes(page).catch(() => undefined);
+    if (notes) await writeFile(KEPT_NOTES, notes);
     const unexpected = faults.filter((fault) => !expects.some((pattern) => pattern.test(fault)));
     assert.deepEqual(unexpected, [], 'faults in the console');
   } finally {

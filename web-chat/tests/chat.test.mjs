@@ -3,7 +3,9 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { PATIENCE, ask, choose, conversations, inBrowser, loaded, noticeText, openPage, show, started, until } from './browser.mjs';
+import {
+  PATIENCE, ask, choose, conversations, inBrowser, loaded, noticeText, openPage, readNotes, show, started, until, writeNotes,
+} from './browser.mjs';
 import { DEMO, MODELS, nativeAnswer, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
 
@@ -222,6 +224,26 @@ test('the GPU panel says what there is and how far decoding is from it', options
       /weights\s+(?:0\.2 MB|\d+ kB)/i, /cache of 1024 tokens\s+\d/, /scratch\s+\d/, /of what the memory could do\s+\d+ %/]) {
       assert.match(text, pattern);
     }
+  });
+});
+
+test('kernels are checked once on an adapter, and what came out is kept', options, async () => {
+  await inBrowser(server, { isFirst: true, settings: { temperature: 0, max_tokens: 4 } }, async (page) => {
+    const kernels = async () => {
+      await loaded(page);
+      await show(page, 'device');
+      return page.locator('#device-facts').innerText();
+    };
+    await choose(page, server, 'tiny');
+    assert.match(await kernels(), /Kernels against their references\s+\d{2,} checked in [\d.]+ s/);
+    await page.reload();
+    await started(page);
+    assert.match(await kernels(), /Kernels against their references\s+checked before/);
+    // Notes of another adapter or another browser are none of this one's.
+    await writeNotes(page, (await readNotes(page)).replace('"about":"', '"about":"x'));
+    await page.reload();
+    await started(page);
+    assert.match(await kernels(), /checked in/);
   });
 });
 

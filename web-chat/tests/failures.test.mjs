@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { PATIENCE, ask, choose, conversations, inBrowser, launch, loaded, noticeText, patchWorker, show, started, until } from './browser.mjs';
+import { PATIENCE, ask, choose, conversations, giveNotes, inBrowser, launch, loaded, noticeText, patchWorker, show, started, until } from './browser.mjs';
 import { MODELS, nativeAnswer, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
 
@@ -27,6 +27,8 @@ async function patched(code, test, settings = GREEDY) {
     const page = await context.newPage();
     await page.goto(`${server.origin}/`);
     await started(page);
+    // Where the browser under test gives storage.
+    await giveNotes(page).catch(() => undefined);
     await test(page);
   } finally {
     await close();
@@ -111,7 +113,7 @@ test('a fault of the engine itself', options, async () => {
 });
 
 test('the GPU is lost, and the answer begins anew', options, async () => {
-  await inBrowser(server, { settings: { temperature: 0, max_tokens: 400 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
+  await inBrowser(server, { settings: { temperature: 0, max_tokens: 200 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
     await choose(page, server, 'tiny');
     await loaded(page);
     await page.getByLabel('Message', { exact: true }).fill('Hello');
@@ -122,7 +124,7 @@ test('the GPU is lost, and the answer begins anew', options, async () => {
     await devtools.send('Browser.crashGpuProcess');
     assert.match(await noticeText(page, 'chat'), /The GPU was lost[\s\S]*loaded again/);
     await page.locator('#messages .stats').waitFor();
-    const expected = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 400);
+    const expected = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 200);
     assert.equal((await conversations(page))[0].messages.at(-1).content, expected.text);
   });
 });

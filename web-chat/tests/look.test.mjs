@@ -5,7 +5,7 @@ import { mkdir, readFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { PATIENCE, ask, choose, inBrowser, loaded, show, until } from './browser.mjs';
+import { PATIENCE, ask, choose, inBrowser, loaded, noticeText, show, started, until } from './browser.mjs';
 import { DEMO, MODELS, OUTPUT, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
 
@@ -14,7 +14,6 @@ const SCREENSHOTS = join(OUTPUT, 'screenshots');
 const options = { timeout: 6 * PATIENCE };
 const LOOKS = {
   wide: { viewport: { width: 1280, height: 800 } },
-  dark: { viewport: { width: 1280, height: 800 }, colorScheme: 'dark' },
   narrow: { viewport: { width: 360, height: 740 }, isMobile: true, hasTouch: true },
 };
 const PANELS = ['chat', 'models', 'history', 'settings', 'device'];
@@ -28,6 +27,18 @@ before(async () => {
   server = await serve({ '/': DIST, '/models/': `${MODELS}/` });
 });
 after(() => server.close());
+
+/** Takes pictures, in the dark too, and asks axe of both. */
+async function lookAt(page, look, part) {
+  for (const colorScheme of ['light', 'dark']) {
+    await page.emulateMedia({ colorScheme });
+    await page.screenshot({ path: join(SCREENSHOTS, `${look}-${part}${colorScheme === 'dark' ? '-dark' : ''}.png`) });
+    assert.deepEqual(await findings(page), [], `${look} ${part} ${colorScheme}`);
+  }
+  await page.emulateMedia({ colorScheme: 'light' });
+  const [scrollWidth, clientWidth] = await widths(page);
+  assert.ok(scrollWidth <= clientWidth, `${part}: ${scrollWidth} wide in ${clientWidth}`);
+}
 
 /** Every finding of axe, of any weight. */
 async function findings(page) {
@@ -44,13 +55,11 @@ async function widths(page) {
 for (const [look, context] of Object.entries(LOOKS)) {
   test(`${look}: nothing is cut off, axe finds nothing`, options, async () => {
     await inBrowser(server, { ...context, settings: { temperature: 0, max_tokens: 40 } }, async (page) => {
-      await page.screenshot({ path: join(SCREENSHOTS, `${look}-first.png`) });
-      assert.deepEqual(await findings(page), []);
-      server.faults.bytesPerSecond = 150_000;
+      await lookAt(page, look, 'first');
+      server.faults.bytesPerSecond = 60_000;
       await choose(page, server, 'tiny');
       await until(page, () => document.querySelector('#transfer-bar').value > 0.2);
-      await page.screenshot({ path: join(SCREENSHOTS, `${look}-download.png`) });
-      assert.deepEqual(await findings(page), []);
+      await lookAt(page, look, 'download');
       delete server.faults.bytesPerSecond;
       await loaded(page);
       if (DEMO) {
@@ -63,11 +72,40 @@ for (const [look, context] of Object.entries(LOOKS)) {
       for (const panel of PANELS) {
         if (panel === 'chat' && look !== 'narrow') continue;
         await show(page, panel);
-        await page.screenshot({ path: join(SCREENSHOTS, `${look}-${panel}.png`) });
-        assert.deepEqual(await findings(page), [], panel);
-        const [scrollWidth, clientWidth] = await widths(page);
-        assert.ok(scrollWidth <= clientWidth, `${panel}: ${scrollWidth} wide in ${clientWidth}`);
+        await lookAt(page, look, panel);
       }
+    });
+  });
+}
+
+const ANSWER = [
+  '## A heading', '', 'Some **bold** text with `code` in it, and a [link](https://example.com/).', '', '```rust',
+  'fn main() { println!("{}", "a line that is far longer than a telephone is wide, and does not break"); }', '```', '',
+  '| format | bits | bytes of a matrix of 4096 by 4096 | perplexity |', '|---|---|---|---|', '| q4f16_1 | 4.5 | 9437184 | 20.60 |', '',
+  '1. first', '2. second', '', '> a quotation', '', `A word without end: ${'endless'.repeat(12)}`,
+].join('\n');
+
+for (const [look, context] of Object.entries(LOOKS)) {
+  test(`${look}: code, tables, words without end and what went wrong`, options, async () => {
+    await inBrowser(server, { ...context, expects: [/404/] }, async (page) => {
+      await page.evaluate((content) => new Promise((resolve) => {
+        indexedDB.open('web-chat', 1).onsuccess = ({ target }) => {
+          const store = target.result.transaction('conversations', 'readwrite').objectStore('conversations');
+          const messages = [{ role: 'user', content: 'Show me all that you can.' }, { role: 'assistant', content }];
+          store.put({ id: 'x', title: 'Everything '.repeat(9), changed: Date.now(), messages }).onsuccess = resolve;
+        };
+      }), ANSWER);
+      await page.reload();
+      await started(page);
+      await show(page, 'models');
+      await page.getByLabel('A repository of the hub').fill(`${server.origin}/models/${'a-model-with-a-name-without-end-'.repeat(4)}`);
+      await page.locator('#other').getByRole('button', { name: 'Download' }).click();
+      await noticeText(page, 'models');
+      await lookAt(page, look, 'error');
+      await page.locator('#notices').getByRole('button', { name: 'Dismiss' }).click();
+      await show(page, 'history');
+      await page.getByRole('button', { name: /^Open: Everything/ }).click();
+      await lookAt(page, look, 'markdown');
     });
   });
 }

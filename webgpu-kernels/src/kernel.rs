@@ -292,9 +292,9 @@ pub enum CaseSet {
     Bench,
 }
 
-/// As many as these multiply to, which a browser's `usize` of 32 bits may not hold.
-pub(crate) fn product(factors: &[usize]) -> u64 {
-    factors.iter().map(|&factor| factor as u64).product()
+/// The product of extents, which a browser's `usize` of 32 bits could not hold.
+pub(crate) fn product(extents: &[usize]) -> u64 {
+    extents.iter().map(|&extent| extent as u64).product()
 }
 
 /// One shape of a kernel in one variant: inputs, how to record it, what must come out, and what it costs.
@@ -303,7 +303,7 @@ pub struct Case {
     pub label: String,
     /// How the kernel is built for it.
     pub variant: Variant,
-    /// Floating-point operations, a multiplication and an addition counted as two.
+    /// Floating-point operations, a multiplication and an addition counted as two: [`product`], for they are many.
     pub flops: u64,
     /// Bytes that must be read or written at least once.
     pub bytes: u64,

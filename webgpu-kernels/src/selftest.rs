@@ -33,6 +33,11 @@ pub struct Workload {
     pub norm_heads: bool,
     /// Whether logits are capped.
     pub soft_cap: bool,
+    /// In which variants it runs kernels, of those whose variants follow from the above and from [`Workload::most_rows`]; empty
+    /// where that is not known: what might be run is checked then.
+    pub variants: Vec<(&'static str, Variant)>,
+    /// The largest number of rows, of those that variants depend on, that it is run with at a time.
+    pub most_rows: usize,
 }
 
 /// A kernel that is not used as it was written.
@@ -86,6 +91,11 @@ const NOT_OF_MODELS: [&str; 13] = [
     "gptq_diagonal",
 ];
 
+/// Kernels, or beginnings of their names, whose variants follow from what is asked while a model answers: how long the text is,
+/// how a token is chosen.
+const OF_ANSWERS: [&str; 7] =
+    ["argmax", "attention_decode", "attention_reduce", "attention_teams", "embedding", "sample_", "select_rows"];
+
 /// A case that was run.
 pub struct Line {
     /// Name of the kernel.
@@ -98,11 +108,16 @@ pub struct Line {
     pub outcome: Outcome,
 }
 
-/// Checks what `workload` needs and switches off what is wrong; returns that.
+/// Checks what `workload` needs and switches off what is wrong; returns that, and how many cases were run.
 ///
 /// Errors: [`Error::WrongKernel`] where nothing does the same; the device's.
-pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<Vec<Switch>> {
-    run_with(gpu, workload, async |cases| check_all(gpu, cases).await).await
+pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Switch>, usize)> {
+    let mut count = 0;
+    let switches = run_with(gpu, workload, async |cases| {
+        count += cases.len();
+        check_all(gpu, cases).await
+    });
+    Ok((switches.await?, count))
 }
 
 async fn run_with(
@@ -182,6 +197,8 @@ pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Ve
 /// A number that differs where the device, its driver, the kernels or the work do.
 pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
     let mut hasher = DefaultHasher::new();
+    // Its variants follow from the rest, and from choices whose candidates are checked where they are measured.
+    let workload = Workload { variants: Vec::new(), ..workload.clone() };
     (device_key(gpu), format!("{workload:?}"), format!("{:?}", gpu.presets())).hash(&mut hasher);
     hasher.finish()
 }
@@ -256,7 +273,24 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
         let all = attention::cases_of(caps, *shape, workload.kv);
         cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
     }
+    // What takes the place of something that was switched off is in no plan.
+    if !workload.variants.is_empty() && gpu.switched_off().is_empty() {
+        cases.retain(|(kernel, case)| {
+            OF_ANSWERS.iter().any(|name| kernel.name.starts_with(name))
+                || workload.variants.iter().any(|(name, variant)| *name == kernel.name && *variant == case.variant)
+        });
+    }
     cases
+}
+
+/// Of which of `workload`'s variants there is no case.
+pub fn unchecked<'a>(gpu: &Gpu, workload: &'a Workload) -> Vec<&'a (&'static str, Variant)> {
+    let cases = cases_of(gpu, workload);
+    let is_checked = |name: &str, variant: &Variant| {
+        let found = |(kernel, case): &(&Kernel, Case)| kernel.name == name && case.variant == *variant;
+        cases.iter().any(found)
+    };
+    workload.variants.iter().filter(|(name, variant)| !is_checked(name, variant)).collect()
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
@@ -274,6 +308,8 @@ mod tests {
             activation: Activation::Silu,
             norm_heads: false,
             soft_cap: false,
+            variants: Vec::new(),
+            most_rows: 512,
         }
     }
 
@@ -293,7 +329,7 @@ mod tests {
     #[test]
     fn right_kernels_stay_on() {
         for gpu in devices() {
-            assert_eq!(block_on(run(&gpu, &workload())).unwrap(), []);
+            assert_eq!(block_on(run(&gpu, &workload())).unwrap().0, []);
         }
     }
 
@@ -336,7 +372,7 @@ mod tests {
             expected.push(off(substituted, None));
             assert_eq!(found, expected, "{name}");
             // What was switched off stays so, and the rest is right.
-            assert_eq!(block_on(run(&gpu, &workload())).unwrap(), expected, "{name}");
+            assert_eq!(block_on(run(&gpu, &workload())).unwrap().0, expected, "{name}");
             let error = run_wrong(&gpu, |kernel, _| kernel == "rope").unwrap_err();
             assert!(matches!(&error, Error::WrongKernel { kernel, .. } if kernel == "rope"), "{error}");
             assert!(error.to_string().contains("wrong") && error.hint().is_some(), "{options:?}");

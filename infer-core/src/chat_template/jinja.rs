@@ -3,12 +3,11 @@
 use std::sync::OnceLock;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind};
-use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::strftime::strftime;
+use super::{python, strftime::strftime};
 use crate::{Error, Result};
 
 /// Steps that a template may take; one with an endless loop fails instead of hanging. A conversation of a thousand
@@ -30,9 +29,8 @@ impl JinjaTemplate {
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(failed)?);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        python::add_to(&mut environment);
         environment.add_function("raise_exception", raise_exception);
-        environment.add_filter("tojson", tojson);
         let now = OnceLock::new();
         environment.add_function("strftime_now", move |format: &str| strftime(*now.get_or_init(unix_seconds), format));
         environment.add_template_owned(NAME, without_generation_tags(text)).map_err(failed)?;
@@ -84,44 +82,6 @@ fn raise_exception(message: &str) -> std::result::Result<String, minijinja::Erro
 fn unix_seconds() -> i64 {
     let since = web_time::SystemTime::now().duration_since(web_time::UNIX_EPOCH);
     since.map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
-}
-
-/// JSON as Python's `json.dumps(ensure_ascii=False)` writes it, which is what models saw in training.
-fn tojson(
-    value: JinjaValue,
-    indent: Option<usize>,
-    options: Kwargs,
-) -> std::result::Result<JinjaValue, minijinja::Error> {
-    let indent: Option<usize> = match indent {
-        Some(indent) => Some(indent),
-        None => options.get("indent")?,
-    };
-    let failed = |error: serde_json::Error| minijinja::Error::new(ErrorKind::BadSerialization, error.to_string());
-    let mut out = Vec::new();
-    match indent {
-        Some(indent) => {
-            let indent = " ".repeat(indent.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter)).map_err(failed)?;
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, OneLine)).map_err(failed)?,
-    }
-    Ok(JinjaValue::from(String::from_utf8_lossy(&out).into_owned()))
-}
-
-/// `{"a": 1, "b": [2, 3]}`: one line, a space behind each comma and colon.
-struct OneLine;
-
-impl serde_json::ser::Formatter for OneLine {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { out.write_all(b", ") }
-    }
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
-        out.write_all(b": ")
-    }
 }
 
 /// `{% generation %}` marks what to train on; for rendering it is a block that is always there.

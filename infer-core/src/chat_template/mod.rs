@@ -6,6 +6,8 @@
 
 mod files;
 mod jinja;
+mod json;
+mod python;
 mod segments;
 mod strftime;
 #[cfg(test)]

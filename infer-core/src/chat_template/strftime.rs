@@ -22,7 +22,9 @@ pub fn strftime(unix_seconds: i64, format: &str) -> String {
     let (year, month, day) = civil(days);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let month_name = MONTHS[month as usize - 1];
-    let weekday = WEEKDAYS[(days + 4).rem_euclid(7) as usize];
+    let weekday = (days + 4).rem_euclid(7); // from Sunday
+    let weekday_name = WEEKDAYS[weekday as usize];
+    let day_of_year = days - days_until(year) + 1;
     let hour12 = (hour + 11) % 12 + 1;
 
     let mut out = String::new();
@@ -47,16 +49,34 @@ pub fn strftime(unix_seconds: i64, format: &str) -> String {
             Some('Y') => out.push_str(&year.to_string()),
             Some('b' | 'h') => out.push_str(&month_name[..3]),
             Some('B') => out.push_str(month_name),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('A') => out.push_str(weekday),
+            Some('a') => out.push_str(&weekday_name[..3]),
+            Some('A') => out.push_str(weekday_name),
             Some('H') => out.push_str(&number(hour)),
             Some('I') => out.push_str(&number(hour12)),
             Some('M') => out.push_str(&number(minute)),
             Some('S') => out.push_str(&number(second)),
             Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
             Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
-            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
-            Some('Z') => out.push_str("UTC"),
+            Some('T' | 'X') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
+            Some('D' | 'x') => out.push_str(&format!("{month:02}/{day:02}/{:02}", year.rem_euclid(100))),
+            Some('R') => out.push_str(&format!("{hour:02}:{minute:02}")),
+            Some('c') => out.push_str(&strftime(unix_seconds, "%a %b %e %T %Y")),
+            Some('k') => out.push_str(&format!("{hour:2}")),
+            Some('l') => out.push_str(&format!("{hour12:2}")),
+            Some('C') => out.push_str(&number(year.div_euclid(100))),
+            Some('j') => out.push_str(&if padded { format!("{day_of_year:03}") } else { day_of_year.to_string() }),
+            Some('u') => out.push_str(&((weekday + 6) % 7 + 1).to_string()),
+            Some('w') => out.push_str(&weekday.to_string()),
+            Some('U') => out.push_str(&number((day_of_year + 6 - weekday) / 7)),
+            Some('W') => out.push_str(&number((day_of_year + 6 - (weekday + 6) % 7) / 7)),
+            Some('V') => out.push_str(&number(iso_week(unix_seconds).1)),
+            Some('G') => out.push_str(&iso_week(unix_seconds).0.to_string()),
+            Some('s') => out.push_str(&unix_seconds.to_string()),
+            Some('f') => out.push_str("000000"),
+            Some('n') => out.push('\n'),
+            Some('t') => out.push('\t'),
+            // A time without a zone, as `datetime.now()` is.
+            Some('z' | 'Z') => {}
             Some('%') => out.push('%'),
             other => {
                 out.push_str(if padded { "%" } else { "%-" });
@@ -79,6 +99,20 @@ fn civil(days: i64) -> (i64, i64, i64) {
     let day = day_of_year - (153 * month + 2) / 5 + 1;
     let month = if month < 10 { month + 3 } else { month - 9 };
     (year_of_era + era * 400 + i64::from(month <= 2), month, day)
+}
+
+/// Days from 1970-01-01 to a year's first.
+fn days_until(year: i64) -> i64 {
+    let before = year - 1;
+    365 * (year - 1970) + before.div_euclid(4) - before.div_euclid(100) + before.div_euclid(400) - 477
+}
+
+/// The year to which ISO 8601 counts a day's week, and the week: that of its Thursday.
+fn iso_week(unix_seconds: i64) -> (i64, i64) {
+    let days = unix_seconds.div_euclid(86_400);
+    let thursday = days + 3 - (days + 3).rem_euclid(7);
+    let (year, ..) = civil(thursday);
+    (year, (thursday - days_until(year)) / 7 + 1)
 }
 
 #[cfg(test)]

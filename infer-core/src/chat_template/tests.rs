@@ -299,16 +299,32 @@ fn hostile_templates_end_in_an_error() {
     }
 }
 
+/// What templates are written of, against Jinja2 itself.
 #[test]
-fn json_and_dates_are_pythons() {
-    let render = |source: &str| {
-        let mut template = JinjaTemplate::new(source, Default::default()).unwrap();
-        template.set_time(RECORDED);
-        template.set_variable("v", json!({ "b": [1, 2.5, null, true], "a": "é<&>" }));
-        template.render(Vec::new(), false).unwrap()
-    };
-    assert_eq!(render("{{ v | tojson }}"), r#"{"b": [1, 2.5, null, true], "a": "é<&>"}"#);
-    assert_eq!(render("{{ v.b | tojson(indent=2) }}"), "[\n  1,\n  2.5,\n  null,\n  true\n]");
-    assert_eq!(render("{{ strftime_now('%d %b %Y, %A %H:%M') }}"), "26 Jul 2024, Friday 10:33");
-    assert_eq!(render("a{%- generation -%} b {% endgeneration %} c"), "ab  c");
+fn expressions_mean_what_they_mean_to_jinja2() {
+    let golden = read_json(&testdata("jinja/expected.json"));
+    let cases = golden["cases"].as_array().unwrap();
+    for case in cases {
+        let source = case["template"].as_str().unwrap();
+        let variables = golden["variables"].as_object().unwrap().clone();
+        let found = JinjaTemplate::new(source, variables).and_then(|mut template| {
+            template.set_time(RECORDED);
+            template.render(Vec::new(), true)
+        });
+        match (case["expected"].as_str(), found) {
+            (Some(expected), Ok(found)) => assert_eq!(found, expected, "{source}"),
+            (None, Err(_)) => {}
+            (expected, found) => panic!("{source}: {found:?}, expected {expected:?}"),
+        }
+    }
+    assert!(cases.len() > 300);
+}
+
+#[test]
+fn a_template_cannot_take_all_memory() {
+    for source in ["{{ 'a'.ljust(999999999999) }}", "{{ 'a\nb' | indent(999999999999) }}", "{{ 'a' | center(20000) }}"]
+    {
+        let error = JinjaTemplate::new(source, Default::default()).unwrap().render(Vec::new(), true).unwrap_err();
+        assert!(error.to_string().contains("more than 10000"), "{error}");
+    }
 }

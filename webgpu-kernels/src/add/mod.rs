@@ -7,7 +7,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
 };
 
 pub use reference::add;
@@ -55,7 +55,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, cols): &(usize, usize)| Case {
         label: format!("{rows} x {cols}"),
         variant: variant(),
-        flops: (rows * cols) as u64,
+        flops: product(&[rows, cols]),
         bytes: 4 * (2 * rows * cols + cols) as u64,
         tolerance: 1e-12,
         buffers: Box::new(move || {

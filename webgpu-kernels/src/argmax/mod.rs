@@ -8,7 +8,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, Purpose, params},
+    kernel::{Access, CaseBuffer, Params, Purpose, params, product},
 };
 
 pub use reference::argmax;
@@ -92,7 +92,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, cols): &(usize, usize)| Case {
         label: format!("{rows} x {cols}"),
         variant: variant(),
-        flops: (rows * cols) as u64,
+        flops: product(&[rows, cols]),
         bytes: (4 * rows * cols) as u64,
         tolerance: 0.0,
         buffers: Box::new(move || {

@@ -92,7 +92,7 @@ impl Shape {
         Case {
             label,
             variant,
-            flops: 4 * product(&[pairs, heads, head_dim]),
+            flops: product(&[4, pairs, heads, head_dim]),
             bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * rows * heads * head_dim) as u64,
             // Scores of a million have few digits behind the point in f32.
             tolerance: if has_outliers { 1e-7 } else { 1e-10 },
@@ -336,7 +336,7 @@ fn reduce_case(rows: usize, heads: usize, splits: usize, head_dim: usize) -> Cas
     Case {
         label: format!("{rows}, {heads} heads of {head_dim}, {splits} splits"),
         variant: reduce_variant(head_dim),
-        flops: 2 * (rows * heads * splits * head_dim) as u64,
+        flops: product(&[2, rows, heads, splits, head_dim]),
         bytes: 4 * (rows * heads * (splits * (head_dim + 2) + head_dim)) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

@@ -6,7 +6,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
 };
 
 pub use reference::cross_entropy;
@@ -53,7 +53,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, cols, spread): &(usize, usize, f32)| Case {
         label: format!("{rows} x {cols}, up to {spread}"),
         variant: variant(),
-        flops: 4 * (rows * cols) as u64,
+        flops: product(&[4, rows, cols]),
         bytes: 4 * (rows * cols + 2 * rows) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

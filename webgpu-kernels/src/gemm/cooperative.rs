@@ -10,7 +10,7 @@ use crate::{
     cases::{Random, four_bits, with_outliers},
     gemv::matrix_lens,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, Purpose, params},
+    kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     matrix::Slice,
     tuning::{Choice, Problem, Trial, Tunable},
 };
@@ -250,7 +250,7 @@ fn narrow_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         Case {
             label: format!("{m} x {cols}"),
             variant: narrow_variant(cols),
-            flops: 2 * (m * cols) as u64,
+            flops: product(&[2, m, cols]),
             bytes: (6 * m * cols) as u64,
             tolerance: 1e-10,
             buffers: Box::new(move || {

@@ -365,7 +365,7 @@ fn join_cases(_: &Caps, _: CaseSet) -> Vec<Case> {
         label: format!("{m} x {rows}, {splits} splits"),
         variant: join_variant(),
         flops: product(&[m, rows, splits as usize]),
-        bytes: 4 * product(&[m, rows, splits as usize + 1]),
+        bytes: product(&[4, m, rows, splits as usize + 1]),
         tolerance: 1e-10,
         buffers: Box::new(move || {
             let parts = Random::new(rows as u64).values(splits as usize * m * rows);
@@ -395,7 +395,7 @@ pub(crate) fn case_with(
     Case {
         label: format!("{m} x {rows} x {cols}{}", if has_outliers { ", outliers" } else { "" }),
         variant,
-        flops: 2 * product(&[m, rows, cols]),
+        flops: product(&[2, m, rows, cols]),
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * m * (rows + cols)) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

@@ -172,7 +172,8 @@ pub(super) struct Shape {
 impl Shape {
     /// Heads that make so many rows: three query heads to a key head, or as many as come out.
     pub(super) fn of(rows: usize, cols: usize, format: WeightFormat) -> Shape {
-        let head_dim = [128, 64, 32, 16, 8].into_iter().find(|dim| rows.is_multiple_of(*dim)).unwrap_or(rows / 3);
+        let suits = |dim: &usize| rows.is_multiple_of(*dim) && rows / dim >= 3;
+        let head_dim = [128, 64, 32, 16, 8].into_iter().find(suits).unwrap_or(rows / 3);
         let all = rows / head_dim;
         let kv_heads = (all / 5).max(1);
         Shape { format, heads: all - 2 * kv_heads, kv_heads, head_dim, cols, position: 5 }

@@ -9,7 +9,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
 };
 
 pub use reference::glu;
@@ -60,7 +60,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |(rows, inner): (usize, usize), activation| Case {
         label: format!("{rows} x {inner}"),
         variant: variant(activation),
-        flops: 5 * (rows * inner) as u64,
+        flops: product(&[5, rows, inner]),
         bytes: 12 * (rows * inner) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

@@ -54,31 +54,38 @@ impl Gpu {
     /// Bytes per second of a large copy on the device, read and written bytes together: what its memory can do, by the
     /// copy command or by a kernel, whichever is faster.
     pub async fn copy_bandwidth(&self) -> Result<f64> {
-        const PASSES: u32 = 16;
+        const MOST_PASSES: f64 = 16.0;
+        /// Of one submission, so that none keeps the device for long.
+        const SECONDS: f64 = 0.1;
         let limit = self.caps().max_binding.min(self.caps().max_buffer).min(256 << 20);
         let len = limit as usize / 4;
         let (source, target): (Buffer<u32>, Buffer<u32>) = (self.zeroed(len)?, self.zeroed(len)?);
         let mut recorder = Recorder::new(self);
-        let mut best = f64::INFINITY;
-        // The first round of each pays for the memory's first touch, or for the pipeline.
+        let (mut best, mut passes) = (f64::INFINITY, 1);
+        // The first round of each pays for the memory's first touch, or for the pipeline, and tells how long a pass takes.
         for round in 0..6 {
+            if round == 3 {
+                passes = 1;
+            }
             recorder.read(&self.zeroed::<u32>(1)?)?.await?;
             let start = web_time::Instant::now();
             if round < 3 {
                 let description = wgpu::CommandEncoderDescriptor { label: None };
                 let mut encoder = self.shared.device.create_command_encoder(&description);
-                for _ in 0..PASSES {
+                for _ in 0..passes {
                     encoder.copy_buffer_to_buffer(&source.raw.buffer, 0, &target.raw.buffer, 0, 4 * len as u64);
                 }
                 self.shared.queue.submit([encoder.finish()]);
             } else {
-                for _ in 0..PASSES {
+                for _ in 0..passes {
                     Copy { len }.record(&mut recorder, &source, &target);
                 }
             }
             recorder.read(&self.zeroed::<u32>(1)?)?.await?;
-            best = best.min(start.elapsed().as_secs_f64());
+            let seconds = start.elapsed().as_secs_f64() / f64::from(passes);
+            best = best.min(seconds);
+            passes = (SECONDS / seconds).clamp(1.0, MOST_PASSES) as u32;
         }
-        Ok(f64::from(PASSES) * 8.0 * len as f64 / best)
+        Ok(8.0 * len as f64 / best)
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
 };
 
 pub use reference::kl_divergence;
@@ -54,7 +54,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, cols, spread, change): &(usize, usize, f32, f32)| Case {
         label: format!("{rows} x {cols}, up to {spread}, changed by {change}"),
         variant: variant(),
-        flops: 10 * (rows * cols) as u64,
+        flops: product(&[10, rows, cols]),
         bytes: 4 * (4 * rows * cols + rows) as u64,
         tolerance: 1e-9,
         buffers: Box::new(move || {

@@ -7,7 +7,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
 };
 
 pub use reference::norm_heads;
@@ -77,7 +77,7 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, heads, kv_heads, head_dim): &(usize, usize, usize, usize)| Case {
         label: format!("{rows}, {heads}/{kv_heads} heads of {head_dim}"),
         variant: variant(&caps),
-        flops: 4 * (rows * (heads + kv_heads) * head_dim) as u64,
+        flops: product(&[4, rows, heads + kv_heads, head_dim]),
         bytes: 8 * (rows * (heads + kv_heads) * head_dim) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

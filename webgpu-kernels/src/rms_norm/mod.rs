@@ -9,7 +9,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, product},
 };
 
 pub use reference::{add_rms_norm, rms_norm};
@@ -117,7 +117,7 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, cols): &(usize, usize)| Case {
         label: format!("{rows} x {cols}"),
         variant: variant(&caps),
-        flops: 4 * (rows * cols) as u64,
+        flops: product(&[4, rows, cols]),
         bytes: 4 * (2 * rows * cols + cols) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
@@ -143,7 +143,7 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let case = |&(rows, cols): &(usize, usize)| Case {
         label: format!("{rows} x {cols}"),
         variant: variant(&caps).flag("ADD"),
-        flops: 5 * (rows * cols) as u64,
+        flops: product(&[5, rows, cols]),
         bytes: 4 * (4 * rows * cols + cols) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {

@@ -11,7 +11,7 @@ use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
     cases::{Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, Purpose, params},
+    kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     kv::{GROUP, padded},
 };
 
@@ -147,7 +147,7 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
     Case {
         label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}, {rotary_dim} turned"),
         variant: variant(dtype),
-        flops: 3 * (rows * (heads + kv_heads) * head_dim) as u64,
+        flops: product(&[3, rows, heads + kv_heads, head_dim]),
         bytes: (rows * (4 * width + 4 * heads * head_dim + 8 * kv_heads * dtype.row_words(head_dim))) as u64,
         // The cache is rounded, by rules that differ between devices.
         tolerance: if dtype == KvDtype::F32 { 1e-12 } else { 1e-6 },

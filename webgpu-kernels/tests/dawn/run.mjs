@@ -1,6 +1,6 @@
 // Runs what `export-cases` wrote on Dawn, the WebGPU of Chrome, and compares with the references:
-// `node run.mjs FOLDER`. With `--probe`, only says whether there is a device. Exit codes: 0 all right, 1 some are wrong,
-// 3 no device.
+// `node run.mjs FOLDER`. With `--probe`, only says whether there is a device; with `FOLDER 3 8`, the fourth process of eight
+// runs its share. Exit codes: 0 all right, 1 some are wrong, 3 no device.
 //
 // A software driver takes seconds to minutes to compile a shader, which it does when it is first run, in one thread of each
 // device: so there are as many devices as processors. What was right is noted in FOLDER/passed.txt, by a hash of the
@@ -23,11 +23,12 @@ if (!adapter) {
 console.log(`${adapter.info.description || adapter.info.device}: ${[...adapter.features].join(' ')}`);
 if (process.argv[2] === '--probe') process.exit(0);
 
-const folder = process.argv[2];
+const [folder, share = 0, processes = 1] = [process.argv[2], ...process.argv.slice(3).map(Number)];
 const file = readFileSync(join(folder, 'words.bin'));
 const bytes = file.buffer.slice(file.byteOffset, file.byteOffset + file.length);
 const exported = readCases(readFileSync(join(folder, 'cases.json'), 'utf8'), bytes);
-const { shaders, cases, words } = exported;
+const { shaders, words } = exported;
+const cases = exported.cases.filter((_, i) => i % processes === share);
 
 const passedFile = join(folder, 'passed.txt');
 const passed = new Set(existsSync(passedFile) ? readFileSync(passedFile, 'utf8').split('\n') : []);
@@ -46,7 +47,8 @@ function key({ name, tolerance, buffers, dispatches, expected }) {
     return hash.digest('hex');
 }
 
-const opened = await Promise.all(Array.from({ length: availableParallelism() }, () => open(gpu)));
+const devices = Math.ceil(availableParallelism() / processes);
+const opened = await Promise.all(Array.from({ length: devices }, () => open(gpu)));
 const failures = await refused(opened[0], exported);
 console.log(`${shaders.length} shaders compiled, ${failures.length} refused`);
 const left = cases.map((testCase) => ({ testCase, hash: key(testCase) })).filter(({ hash }) => !passed.has(hash));
