@@ -134,9 +134,9 @@ fn eight_bits_are_the_nearest_and_equal_to_plain_loops_bit_for_bit() {
             let rounded = interleaved.round(&inputs);
             let mut expected = Vec::new();
             for m in 0..m {
-                for row in 0..n {
+                for (row, values) in rows.iter().enumerate() {
                     let mut sum = 0.0;
-                    for (i, values) in rows[row].chunks(32).enumerate() {
+                    for (i, values) in values.chunks(32).enumerate() {
                         let scale =
                             interleaved.scales[row / STRIP * interleaved.group.groups(k) + i][row % STRIP].to_f32();
                         let (input_scale, inputs) = group_of(&rounded, m, i);
