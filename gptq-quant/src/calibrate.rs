@@ -39,6 +39,14 @@ pub trait Calibrate: Ops {
     /// Whether what is on the device is in the host's memory.
     const ON_HOST: bool;
 
+    /// The same with weights and activations in eight bits, where that is much faster.
+    fn rounded(&self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
     /// Whether products with weights in f16 are much faster.
     fn multiplies_f16(&self) -> bool {
         false
@@ -83,6 +91,10 @@ impl Calibrate for CandleOps {
     type Resident = ();
 
     const ON_HOST: bool = true;
+
+    fn rounded(&self) -> Option<CandleOps> {
+        Some(CandleOps::rounded())
+    }
 
     fn batch_tokens(&self, _cols: usize) -> usize {
         2048

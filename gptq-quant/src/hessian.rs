@@ -198,15 +198,13 @@ fn multiplied(mut rows: Vec<f32>, factors: &[f32]) -> Vec<f32> {
 }
 
 /// `sum += left * right`, the product in f32, on one thread.
-fn add_product(mut sum: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) {
+fn add_product(sum: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) {
     let (rows, width) = (sum.nrows(), sum.ncols());
     let mut product = vec![0f32; rows * width];
-    let mut product = MatMut::from_column_major_slice_mut(&mut product, rows, width);
-    matmul(product.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
-    for c in 0..width {
-        for r in 0..rows {
-            sum[(r, c)] += f64::from(product[(r, c)]);
-        }
+    matmul(MatMut::from_column_major_slice_mut(&mut product, rows, width), Accum::Replace, left, right, 1.0, Par::Seq);
+    for (column, product) in sum.col_iter_mut().zip(product.chunks_exact(rows)) {
+        let column = column.try_as_col_major_mut().expect("sums are column-major").as_slice_mut();
+        column.iter_mut().zip(product).for_each(|(sum, &product)| *sum += f64::from(product));
     }
 }
 

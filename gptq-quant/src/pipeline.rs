@@ -283,7 +283,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Runs the float model to its end: the Hessian of the head's inputs.
+    ///
+    /// Eight bits are enough for it: nothing is compared with these inputs.
     async fn observe_head(&mut self) -> Result<(Hessian, O::Resident)> {
+        let exact = self.ops.inner().rounded().map(|rounded| std::mem::replace(self.ops.inner(), rounded));
         let stream = self.embed(self.read(Role::Embedding)?).await?;
         self.streams.push(stream);
         for layer in 0..self.config.num_hidden_layers {
@@ -304,6 +307,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             };
             let normed = self.ops.rms_norm(&x, &norm, self.config.rms_norm_eps as f32).known();
             self.ops.inner().add(&mut sums, &normed, None).await?;
+        }
+        if let Some(exact) = exact {
+            *self.ops.inner() = exact;
         }
         Ok(self.ops.inner().finish(sums, &[]).await?)
     }

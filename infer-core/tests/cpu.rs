@@ -5,27 +5,38 @@ mod common;
 use common::{Golden, nmse};
 use infer_core::{
     Gpu, KvDtype, OpenOptions, block_on,
-    model::{Session, load_mlc},
+    model::{Parts, Session, load_checkpoint, load_mlc},
     ops::{
         Choose,
         candle::{CandleOps, CpuOptions, CpuWeights},
         gpu::GpuOps,
     },
 };
-use model_format::{ChatConfig, DecoderConfig, DirFiles, QuantFormat};
+use model_format::{ChatConfig, Checkpoint, DecoderConfig, DirFiles, QuantFormat, SafetensorsCheckpoint};
 
 /// Every architecture that has golden data.
 const ARCHITECTURES: [&str; 8] = ["llama", "phi3", "qwen2", "qwen3", "mistral", "phi3-longrope", "gemma2", "gemma3"];
 
 /// Logits after each of the last tokens of a text, of which the first are run at once and the others one by one.
 fn logits<O: Choose>(mut ops: O, arch: &str) -> Vec<f32> {
-    let golden = Golden::open(&format!("arch/{arch}"));
-    let ids = golden.tensors("logits.safetensors").ids("ids_0");
-    let files = DirFiles::new(golden.folder("q4f16_1"));
+    let files = DirFiles::new(Golden::open(&format!("arch/{arch}")).folder("q4f16_1"));
     let config = DecoderConfig::from_mlc(&block_on(ChatConfig::read(&files)).unwrap()).unwrap();
     let format = QuantFormat::by_name("q4f16_1").unwrap();
     let parts = block_on(load_mlc(&mut ops, &config, format, &files, &mut ())).unwrap();
-    let mut session = Session::new(ops, &config, parts, 128).unwrap();
+    logits_of(ops, arch, &config, parts)
+}
+
+/// The same of the float model.
+fn float_logits(mut ops: CandleOps, arch: &str) -> Vec<f32> {
+    let checkpoint = SafetensorsCheckpoint::open(&Golden::open(&format!("arch/{arch}")).folder("hf")).unwrap();
+    let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
+    let parts = load_checkpoint(&mut ops, &config, &checkpoint, None, &mut ()).unwrap();
+    logits_of(ops, arch, &config, parts)
+}
+
+fn logits_of<O: Choose>(ops: O, arch: &str, config: &DecoderConfig, parts: Parts<O>) -> Vec<f32> {
+    let ids = Golden::open(&format!("arch/{arch}")).tensors("logits.safetensors").ids("ids_0");
+    let mut session = Session::new(ops, config, parts, 128).unwrap();
     let (first, others) = ids.split_at(ids.len() / 2);
     let mut all = block_on(session.logits(first)).unwrap();
     for id in others {
@@ -46,6 +57,16 @@ fn integer_products_are_near_the_reference() {
         println!("{arch}: nmse {error:e}");
         // In squares 3e-5 for each product (the largest of 32 is 2.4 deviations, a step a 127th of it), and these models of random
         // weights make it more. None at all would be another path.
+        assert!(error > 0.0 && error < 5e-3, "{arch}: nmse {error}");
+    }
+}
+
+#[test]
+fn matrices_in_eight_bits_are_near_the_reference() {
+    for arch in ["llama", "gemma2", "phi3"] {
+        let error = nmse(&float_logits(CandleOps::rounded(), arch), &float_logits(CandleOps::default(), arch));
+        println!("{arch}: nmse {error:e}");
+        // As above: weights and activations are rounded alike.
         assert!(error > 0.0 && error < 5e-3, "{arch}: nmse {error}");
     }
 }

@@ -9,17 +9,15 @@ use calib_data::{
 };
 use gptq_quant::{SelfText, Store, run::sum_of_windows, write_windows};
 use infer_core::{
-    ChatTemplate, Message, Tokenizer, block_on,
+    ChatTemplate, KvDtype, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
+    ops::{candle::CandleOps, gpu::GpuOps},
 };
 use model_format::Checkpoint;
 use model_hub::HubConfig;
 use serde_json::{Value, json};
 
-use super::{
-    Args, Bars,
-    device::{Device, with_ops},
-};
+use super::{Args, Bars, device::Device};
 
 /// Windows, where the user does not say.
 const SAMPLES: usize = 128;
@@ -122,8 +120,13 @@ impl<'a> Sources<'a> {
                 let Args { seed, self_temperature: temperature, .. } = *self.args;
                 let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature };
                 // A GPU that the CPU plays writes more slowly than the CPU itself.
-                let device = if device.is_software() { &Device::Cpu } else { device };
-                let windows = with_ops!(device, ops => block_on(write_windows(ops, checkpoint, text, bars, store)))?;
+                let windows = match device {
+                    Device::Gpu(gpu) if !device.is_software() => {
+                        let ops = GpuOps::new(gpu.clone(), KvDtype::F32);
+                        block_on(write_windows(ops, checkpoint, text, bars, store))?
+                    }
+                    _ => block_on(write_windows(CandleOps::rounded(), checkpoint, text, bars, store))?,
+                };
                 bars.clear();
                 self.take(i, windows)?;
             }

@@ -7,20 +7,22 @@
 
 use std::convert::Infallible;
 
-use candle_core::{DType, Device, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor};
 use model_format::{Role, Weight, decoder_config::Activation, quant::group_quant::dot::Interleaved};
+use rayon::prelude::*;
 use webgpu_kernels::KvDtype;
 
 pub use super::candle_kv::CandleKv;
 use super::{
     AttentionShape, Choose, KvShape, Ops, Past, Rules, Span,
-    candle_integer::multiply,
+    candle_exp::{silu_gate, softmax},
+    candle_integer::{multiply, parts},
     candle_kv::{attend_rows, first_key},
 };
 use crate::Result;
 
-/// Query rows that attend at a time: bounds the score matrix to `heads * 128 * context` numbers.
-const QUERY_BLOCK: usize = 128;
+/// Query rows that attend at a time: bounds the score matrix to `heads * 64 * context` numbers.
+const QUERY_BLOCK: usize = 64;
 
 /// How the CPU holds matrices in codes, and so how it multiplies them. Others are multiplied in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -52,6 +54,8 @@ impl Default for CpuOptions {
 #[derive(Debug, Clone, Default)]
 pub struct CandleOps {
     options: CpuOptions,
+    /// Whether other matrices than those in codes are multiplied in integers too.
+    rounds_floats: bool,
 }
 
 /// A weight matrix `[n, k]`.
@@ -66,7 +70,14 @@ pub enum CandleMatrix {
 impl CandleOps {
     /// Operations that compute as `options` say.
     pub fn new(options: CpuOptions) -> CandleOps {
-        CandleOps { options }
+        CandleOps { options, rounds_floats: false }
+    }
+
+    /// Operations for what need only be near the model, such as text that it writes: every matrix in eight bits at the most,
+    /// and products in integers. Several times as fast where there are a few rows.
+    pub fn rounded() -> CandleOps {
+        let options = CpuOptions { weights: CpuWeights::Integer, ..CpuOptions::default() };
+        CandleOps { options, rounds_floats: true }
     }
 
     /// The values of `x`, row-major, without waiting: on the CPU they are there.
@@ -100,6 +111,15 @@ impl Ops for CandleOps {
             return Ok(CandleMatrix::Integer(matrix));
         }
         let shape = weight.shape();
+        if self.rounds_floats
+            && let [rows, cols] = shape[..]
+        {
+            let values = weight.into_f32();
+            return Ok(match Interleaved::rounded(rows, cols, &values) {
+                Some(matrix) => CandleMatrix::Integer(matrix),
+                None => CandleMatrix::Float(Tensor::from_vec(values, shape, &Device::Cpu)?),
+            });
+        }
         Ok(CandleMatrix::Float(Tensor::from_vec(weight.into_f32(), shape, &Device::Cpu)?))
     }
 
@@ -169,7 +189,7 @@ impl Ops for CandleOps {
 
     fn glu(&mut self, gate_up: &Tensor, activation: Activation) -> Tensor {
         let y = match activation {
-            Activation::Silu => candle_nn::ops::swiglu(gate_up),
+            Activation::Silu => with_values(gate_up, |values| gated(values, ours(gate_up.dim(1), "glu") / 2)),
             // candle's `gelu` is the formula with tanh.
             Activation::GeluTanh => gate_up.chunk(2, 1).and_then(|halves| halves[0].contiguous()?.gelu()? * &halves[1]),
         };
@@ -310,26 +330,58 @@ fn attend(
         if let Some(cap) = soft_cap {
             scores = capped(&scores, cap)?;
         }
-        if count > 1 {
-            let mask = causal_mask(count, total, window)?;
-            scores = scores.reshape((kv_heads, group, count, total))?.broadcast_add(&mask)?;
-            scores = scores.reshape((kv_heads, group * count, total))?;
-        }
-        let weighted = candle_nn::ops::softmax_last_dim(&scores)?.matmul(&values)?;
+        scores.inplace_op1(&CausalSoftmax { count, total, window })?;
+        let weighted = scores.matmul(&values)?;
         outputs.push(weighted.reshape((heads, count, head_dim))?.transpose(0, 1)?.reshape((count, heads * head_dim))?);
     }
     Tensor::cat(&outputs, 0)
 }
 
-/// `[count, total]`: zero where row `i`, the `count`-th last but `i`, may look; minus infinity where not.
-fn causal_mask(count: usize, total: usize, window: Option<usize>) -> candle_core::Result<Tensor> {
-    let mut mask = vec![0.0f32; count * total];
-    for (row, mask) in mask.chunks_exact_mut(total).enumerate() {
-        let own = total - count + row;
-        mask[..first_key(own, window)].fill(f32::NEG_INFINITY);
-        mask[own + 1..].fill(f32::NEG_INFINITY);
+/// Makes weights of scores `[rows, total]`, the rows those of `count` queries again and again, the last of which sees the last
+/// key: query `i` sees the keys up to the `count`-th last but `i`, within its window.
+struct CausalSoftmax {
+    count: usize,
+    total: usize,
+    window: Option<usize>,
+}
+
+impl InplaceOp1 for CausalSoftmax {
+    fn name(&self) -> &'static str {
+        "causal_softmax"
     }
-    Tensor::from_vec(mask, (count, total), &Device::Cpu)
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        /// Rows that are worth a thread's while.
+        const ROWS: usize = 32;
+        let (start, end) = layout.contiguous_offsets().expect("a product is contiguous");
+        let CpuStorage::F32(scores) = storage else { panic!("scores are f32") };
+        let rows = scores[start..end].par_chunks_exact_mut(self.total).with_min_len(ROWS).enumerate();
+        rows.for_each(|(row, scores)| {
+            let own = self.total - self.count + row % self.count;
+            let first = first_key(own, self.window);
+            scores[..first].fill(0.0);
+            scores[own + 1..].fill(0.0);
+            softmax(&mut scores[first..=own]);
+        });
+        Ok(())
+    }
+}
+
+/// `silu(gate) * up` of rows `[gate | up]` of `2 * inner` numbers.
+fn gated(rows: &[f32], inner: usize) -> candle_core::Result<Tensor> {
+    /// Multiplications that take as long as an exponential.
+    const EXPONENTIAL: usize = 16;
+    let mut output = vec![0.0; rows.len() / 2];
+    let parts = parts(EXPONENTIAL * output.len());
+    if parts == 1 {
+        silu_gate(rows, inner, &mut output);
+    } else {
+        // A few for each thread, so that none waits for long.
+        let each = (rows.len() / (2 * inner)).div_ceil(4 * parts);
+        let outputs = output.par_chunks_mut(each * inner).zip(rows.par_chunks(each * 2 * inner));
+        outputs.for_each(|(output, rows)| silu_gate(rows, inner, output));
+    }
+    Tensor::from_vec(output, (rows.len() / (2 * inner), inner), &Device::Cpu)
 }
 
 #[cfg(test)]

@@ -11,8 +11,12 @@ use webgpu_kernels::KvDtype;
 
 use super::{
     AttentionShape, KvShape, Span,
+    candle_exp::softmax,
     candle_integer::{in_parts, parts},
 };
+
+/// Columns of values that are summed together.
+const COLUMNS: usize = 16;
 
 /// Values that share a scale in eight bits.
 const GROUP: usize = 32;
@@ -209,15 +213,24 @@ fn attend(query: &[f32], keys: &[f32], values: &[f32], shape: AttentionShape, we
     if let Some(cap) = soft_cap {
         weights.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
     }
-    let max = weights.iter().fold(f32::NEG_INFINITY, |max, &w| max.max(w));
-    let mut sum = 0.0;
-    for weight in weights.iter_mut() {
-        *weight = (*weight - max).exp();
-        sum += *weight;
-    }
-    for (&weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-        let weight = weight / sum;
-        output.iter_mut().zip(value).for_each(|(o, v)| *o += weight * v);
+    softmax(weights);
+    // So many columns at a time stay in registers over all keys.
+    for (i, output) in output.chunks_mut(COLUMNS).enumerate() {
+        match output.as_mut_array::<COLUMNS>() {
+            Some(output) => {
+                let mut sums = [0.0; COLUMNS];
+                for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+                    let value = &value[i * COLUMNS..][..COLUMNS];
+                    sums.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
+                }
+                *output = sums;
+            }
+            None => {
+                for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
+                    output.iter_mut().zip(&value[i * COLUMNS..]).for_each(|(o, v)| *o += weight * v);
+                }
+            }
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 #[cfg(feature = "native")]
 pub mod candle;
 #[cfg(feature = "native")]
+mod candle_exp;
+#[cfg(feature = "native")]
 mod candle_integer;
 #[cfg(feature = "native")]
 mod candle_kv;

@@ -10,7 +10,8 @@
 //!
 //! How the rows lie: a strip is [`STRIP`] rows. Of each of its groups there are `group_size / 8` `Line`s: byte `4 r + j`
 //! of line `s` holds row `r`'s codes `4 s + j`, in the low half, and `group_size / 2 + 4 s + j`. So four neighbouring
-//! inputs, repeated, meet a whole line. Formats of three bits lie in halves of bytes as well.
+//! inputs, repeated, meet a whole line. Formats of three bits lie in halves of bytes as well. Of codes in eight bits, which no
+//! format has, there are twice as many lines, and byte `4 r + j` of line `s` is row `r`'s code `4 s + j`.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -21,7 +22,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::GroupQuant;
-use crate::quant::QuantizedMatrix;
+use crate::{Dtype, quant::QuantizedMatrix};
 
 /// Rows that lie side by side.
 pub const STRIP: usize = 16;
@@ -29,7 +30,10 @@ pub const STRIP: usize = 16;
 /// Rows of inputs that are multiplied before the next strip is, so that they stay in a core's cache.
 const INPUT_ROWS: usize = 64;
 
-/// Four codes of each half of a group, of every row of a strip. As wide as a line of the cache.
+/// How matrices in floating point are rounded for products in integers.
+const EIGHT_BITS: GroupQuant = GroupQuant { bits: 8, group_size: 32, dtype: Dtype::F16 };
+
+/// Four codes of each half of a group, or four of eight bits, of every row of a strip. As wide as a line of the cache.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Line([u8; 4 * STRIP]);
@@ -83,7 +87,7 @@ pub struct Interleaved {
     group: GroupQuant,
     rows: usize,
     cols: usize,
-    /// `[strips, groups, group_size / 8]`.
+    /// `[strips, groups, lines of a group]`.
     lines: Vec<Line>,
     /// `[strips, groups]`, one of each row.
     scales: Vec<[f16; STRIP]>,
@@ -109,7 +113,7 @@ pub struct RoundedRows {
 /// One strip.
 #[derive(Clone, Copy)]
 struct Strip<'a> {
-    /// `[groups, group_size / 8]`.
+    /// `[groups, lines of a group]`.
     lines: &'a [Line],
     /// `[groups]`.
     scales: &'a [[f16; STRIP]],
@@ -131,25 +135,62 @@ impl Interleaved {
     pub fn new(matrix: &QuantizedMatrix) -> Option<Interleaved> {
         let (group, rows, cols) = (matrix.group(), matrix.rows, matrix.cols);
         let scales = matrix.q_scale.to_f16()?;
-        let (groups, steps, row_words) = (group.groups(cols), group.group_size / 8, group.row_words(cols));
-        let strips = rows.div_ceil(STRIP);
-        let mut interleaved = Interleaved {
-            group,
-            rows,
-            cols,
-            lines: vec![Line([0; 4 * STRIP]); strips * groups * steps],
-            scales: vec![[f16::ZERO; STRIP]; strips * groups],
-            instructions: Instructions::best(),
-        };
+        let (groups, row_words) = (group.groups(cols), group.row_words(cols));
+        let mut interleaved = Interleaved::empty(group, rows, cols);
         for (row, words) in matrix.q_weight.chunks_exact(row_words).enumerate() {
             for (i, words) in words.chunks_exact(group.words_per_group()).enumerate() {
-                let at = row / STRIP * groups + i;
-                interleaved.scales[at][row % STRIP] = scales[row * groups + i];
-                let lines = &mut interleaved.lines[at * steps..][..steps];
+                let lines = interleaved.put_scale(row, i, scales[row * groups + i]);
                 put_group(group, words, row % STRIP, lines);
             }
         }
         Some(interleaved)
+    }
+
+    /// Values `[rows, cols]` rounded to eight bits, in groups of 32 with a scale each, side by side; `None` where a scale is no
+    /// f16 number.
+    ///
+    /// Panics when `values` has another length.
+    pub fn rounded(rows: usize, cols: usize, values: &[f32]) -> Option<Interleaved> {
+        assert_eq!(values.len(), rows * cols, "rounded: {rows} x {cols} values");
+        let mut interleaved = Interleaved::empty(EIGHT_BITS, rows, cols);
+        for (row, values) in values.chunks_exact(cols).enumerate() {
+            for (i, values) in values.chunks(EIGHT_BITS.group_size).enumerate() {
+                // NaN is above all.
+                let largest = values.iter().fold(0.0, |max: f32, v| if v.abs() <= max { max } else { v.abs() });
+                let middle = f32::from(EIGHT_BITS.max_int());
+                let scale = f16::from_f32(largest / middle);
+                if !scale.is_finite() {
+                    return None;
+                }
+                let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
+                let lines = interleaved.put_scale(row, i, scale);
+                for (k, value) in values.iter().enumerate() {
+                    // The scale may have been rounded down: the largest is then beyond the last code.
+                    let code = (value * inverse).round_ties_even().clamp(-middle, middle) + middle;
+                    lines[k / 4].0[4 * (row % STRIP) + k % 4] = code as u8;
+                }
+            }
+        }
+        Some(interleaved)
+    }
+
+    fn empty(group: GroupQuant, rows: usize, cols: usize) -> Interleaved {
+        let groups = rows.div_ceil(STRIP) * group.groups(cols);
+        Interleaved {
+            group,
+            rows,
+            cols,
+            lines: vec![Line([0; 4 * STRIP]); groups * lines_per_group(group)],
+            scales: vec![[f16::ZERO; STRIP]; groups],
+            instructions: Instructions::best(),
+        }
+    }
+
+    /// Puts the scale of group `i` of a row, and returns the lines that its codes belong in.
+    fn put_scale(&mut self, row: usize, i: usize, scale: f16) -> &mut [Line] {
+        let (at, lines) = (row / STRIP * self.group.groups(self.cols) + i, lines_per_group(self.group));
+        self.scales[at][row % STRIP] = scale;
+        &mut self.lines[at * lines..][..lines]
     }
 
     /// Computes with other instructions, of [`Instructions::available`]: for tests and measurements.
@@ -183,18 +224,23 @@ impl Interleaved {
     /// Bytes that a matrix `[rows, cols]` takes so.
     pub fn bytes(group: GroupQuant, rows: usize, cols: usize) -> usize {
         let groups = rows.div_ceil(STRIP) * group.groups(cols);
-        groups * (group.group_size / 8 * size_of::<Line>() + size_of::<[f16; STRIP]>())
+        groups * (lines_per_group(group) * size_of::<Line>() + size_of::<[f16; STRIP]>())
     }
 
     /// The values of one row, in f32.
     pub fn row(&self, row: usize) -> Vec<f32> {
         assert!(row < self.rows, "row {row} of {}", self.rows);
-        let (strip, lane, size) = (self.strip(row / STRIP), row % STRIP, self.group.group_size);
-        let mut values = Vec::with_capacity(strip.scales.len() * size);
-        for (lines, scales) in strip.lines.chunks_exact(size / 8).zip(strip.scales) {
+        let (strip, lane) = (self.strip(row / STRIP), row % STRIP);
+        let mut values = Vec::with_capacity(strip.scales.len() * self.group.group_size);
+        for (lines, scales) in strip.lines.chunks_exact(lines_per_group(self.group)).zip(strip.scales) {
             let scale = scales[lane].to_f32();
+            let bytes = lines.iter().flat_map(|line| &line.0[4 * lane..][..4]);
+            if self.group.bits == 8 {
+                values.extend(bytes.map(|&code| self.group.value(code, scale)));
+                continue;
+            }
             for half in 0..2 {
-                let codes = lines.iter().flat_map(|line| &line.0[4 * lane..][..4]).map(|byte| byte >> (4 * half) & 15);
+                let codes = bytes.clone().map(|byte| byte >> (4 * half) & 15);
                 values.extend(codes.map(|code| self.group.value(code, scale)));
             }
         }
@@ -246,8 +292,15 @@ impl Interleaved {
                 }
             };
         }
-        // Lines of a group, as many as an eighth of its size, are a parameter of their own: the language cannot divide there.
+        // Lines of a group are a parameter of their own: the language cannot divide there.
         match (self.instructions, self.group.group_size) {
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx512Vnni, 32) if self.group.bits == 8 => by_rows!(x86 avx512_vnni, 32, 8, 1 2 4 8),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::AvxVnni, 32) if self.group.bits == 8 => by_rows!(x86 avx_vnni, 32, 8, 1 2 4),
+            #[cfg(target_arch = "x86_64")]
+            (Instructions::Avx2, 32) if self.group.bits == 8 => by_rows!(x86 avx2, 32, 8, 1 2 4),
+            (Instructions::Portable, 32) if self.group.bits == 8 => by_rows!(portable multiply, 32, 8, 1),
             #[cfg(target_arch = "x86_64")]
             (Instructions::Avx512Vnni, 32) => by_rows!(x86 avx512_vnni, 32, 4, 1 2 4 8),
             #[cfg(target_arch = "x86_64")]
@@ -267,7 +320,7 @@ impl Interleaved {
 
     fn strip(&self, index: usize) -> Strip<'_> {
         let groups = self.group.groups(self.cols);
-        let lines = groups * (self.group.group_size / 8);
+        let lines = groups * lines_per_group(self.group);
         Strip { lines: &self.lines[index * lines..][..lines], scales: &self.scales[index * groups..][..groups] }
     }
 }
@@ -331,6 +384,11 @@ fn tiles(rows: Range<usize>, largest: usize) -> impl Iterator<Item = Range<usize
             next - size..next
         })
     })
+}
+
+/// Lines of a group: of four codes a row, or of twice as many.
+fn lines_per_group(group: GroupQuant) -> usize {
+    group.group_size / if group.bits == 8 { 4 } else { 8 }
 }
 
 /// Puts the packed codes of a row's group into its place in the strip's lines, which are zero there.

@@ -113,6 +113,70 @@ fn the_largest_sums_overflow_nowhere() {
 }
 
 #[test]
+fn eight_bits_are_the_nearest_and_equal_to_plain_loops_bit_for_bit() {
+    for (n, k) in [(48, 96), (37, 80)] {
+        let values: Vec<f32> = inputs(n, k).iter().map(|value| value * 0.1).collect();
+        let interleaved = Interleaved::rounded(n, k, &values).unwrap();
+        let rows: Vec<Vec<f32>> = (0..n).map(|row| interleaved.row(row)).collect();
+        for (row, values) in rows.iter().zip(values.chunks(k)) {
+            for (found, values) in row.chunks(32).zip(values.chunks(32)) {
+                let largest = values.iter().fold(0f32, |max, value| max.max(value.abs()));
+                let step = f16::from_f32(largest / 127.0).to_f32();
+                for (found, value) in found.iter().zip(values) {
+                    let expected = (value / step).round().clamp(-127.0, 127.0) * step;
+                    let from_halfway = ((value / step).fract().abs() - 0.5).abs();
+                    assert!(*found == expected || from_halfway < 1e-4, "{value}: {found}, not {expected}");
+                }
+            }
+        }
+        for m in [1, 3, 8, 13] {
+            let inputs = inputs(m, k);
+            let rounded = interleaved.round(&inputs);
+            let mut expected = Vec::new();
+            for m in 0..m {
+                for (row, values) in rows.iter().enumerate() {
+                    let mut sum = 0.0;
+                    for (i, values) in values.chunks(32).enumerate() {
+                        let scale =
+                            interleaved.scales[row / STRIP * interleaved.group.groups(k) + i][row % STRIP].to_f32();
+                        let (input_scale, inputs) = group_of(&rounded, m, i);
+                        let products =
+                            values.iter().zip(inputs).map(|(v, &input)| (v / scale) as i64 * i64::from(input));
+                        sum += products.sum::<i64>() as f32 * input_scale * scale;
+                    }
+                    expected.push(sum);
+                }
+            }
+            for instructions in Instructions::available() {
+                let interleaved = interleaved.clone().with_instructions(instructions);
+                assert_eq!(
+                    all(&interleaved, &interleaved.round(&inputs)),
+                    expected,
+                    "{n} x {k}, {m}, {instructions:?}"
+                );
+            }
+        }
+    }
+    // The largest sums, of every sign: codes of +-127 with inputs of any code, also -128.
+    for sign in [1.0, -1.0] {
+        let interleaved = Interleaved::rounded(16, 64, &[sign * 127.0; 16 * 64]).unwrap();
+        for (value, code) in [(1.0, 127), (-1.0, -127), (f32::NAN, 0)] {
+            for instructions in Instructions::available() {
+                let interleaved = interleaved.clone().with_instructions(instructions);
+                let mut rounded = interleaved.round(&[value; 64]);
+                rounded.scales.fill(1.0);
+                let inputs: i32 = rounded.codes[..64].iter().map(|&code| i32::from(code)).sum();
+                assert!(value.is_nan() || inputs == 64 * code);
+                let found = all(&interleaved, &rounded);
+                assert!(found.iter().all(|&y| y == sign * 127.0 * inputs as f32), "{sign}, {value}, {instructions:?}");
+            }
+        }
+    }
+    assert!(Interleaved::rounded(1, 32, &[1e8; 32]).is_none(), "a scale beyond f16");
+    assert!(Interleaved::rounded(1, 32, &[f32::NAN; 32]).is_none(), "not a number");
+}
+
+#[test]
 fn tiles_are_halved_at_the_end() {
     let sizes = |rows, largest| tiles(rows, largest).map(|tile| tile.len()).collect::<Vec<_>>();
     assert_eq!(sizes(64..79, 8), [8, 4, 2, 1]);

@@ -75,6 +75,14 @@ fn tile_512<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
         for (step, line) in lines.iter().enumerate() {
             // SAFETY: a line is 64 bytes, aligned to as many.
             let bytes = unsafe { _mm512_load_si512((&raw const *line).cast()) };
+            if 4 * STEPS == GROUP {
+                // Codes are whole bytes.
+                for row in 0..ROWS {
+                    let sums = if ROWS < 4 && step % 2 == 1 { &mut more[row] } else { &mut dots[row] };
+                    *sums = _mm512_dpbusd_epi32(*sums, bytes, _mm512_set1_epi32(four(&codes[row], step)));
+                }
+                continue;
+            }
             let (lows, highs) = (_mm512_and_si512(bytes, low), _mm512_and_si512(_mm512_srli_epi16::<4>(bytes), low));
             for row in 0..ROWS {
                 let second = if ROWS < 4 { &mut more[row] } else { &mut dots[row] };
@@ -135,10 +143,20 @@ macro_rules! tile_of_halves {
                 let inputs = codes.iter().zip(scales).zip(tile.offsets.as_chunks::<ROWS>().0);
                 for ((lines, scales), ((codes, input_scales), offsets)) in weights.zip(inputs) {
                     let mut dots = [_mm256_setzero_si256(); ROWS];
+                    // Where codes are whole bytes, their high halves are added up by themselves.
+                    let mut sixteens = [_mm256_setzero_si256(); ROWS];
                     for (step, line) in lines.iter().enumerate() {
                         let bytes = half_line(line, half);
                         let lows = _mm256_and_si256(bytes, low);
                         let highs = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+                        if 4 * STEPS == GROUP {
+                            for row in 0..ROWS {
+                                let inputs = _mm256_set1_epi32(four(&codes[row], step));
+                                dots[row] = $dot(dots[row], lows, inputs);
+                                sixteens[row] = $dot(sixteens[row], highs, inputs);
+                            }
+                            continue;
+                        }
                         for row in 0..ROWS {
                             let (first, second) = (four(&codes[row], step), four(&codes[row], STEPS + step));
                             dots[row] = $dot(dots[row], lows, _mm256_set1_epi32(first));
@@ -147,7 +165,10 @@ macro_rules! tile_of_halves {
                     }
                     let scales = half_scales(scales, half);
                     for row in 0..ROWS {
-                        let dot = _mm256_add_epi32($finish(dots[row]), _mm256_set1_epi32(offsets[row]));
+                        let mut dot = _mm256_add_epi32($finish(dots[row]), _mm256_set1_epi32(offsets[row]));
+                        if 4 * STEPS == GROUP {
+                            dot = _mm256_add_epi32(dot, _mm256_slli_epi32::<4>($finish(sixteens[row])));
+                        }
                         let dot = _mm256_mul_ps(_mm256_cvtepi32_ps(dot), _mm256_set1_ps(input_scales[row]));
                         sums[row] = _mm256_add_ps(sums[row], _mm256_mul_ps(dot, scales));
                     }
@@ -169,8 +190,8 @@ tile_of_halves!(
     |sums, codes, inputs| _mm256_dpbusd_avx_epi32(sums, codes, inputs),
     |sums| sums
 );
-// Pairs of products in 16 bits: at most 10 pairs of 2 * 15 * 127 for four bits in groups of 32 (which has 8), or of
-// 2 * 7 * 127 for three bits in groups of 40, are added before they are widened.
+// Pairs of products in 16 bits: at most 10 pairs of 2 * 15 * 127 for four bits in groups of 32 and halves of eight (which have
+// 8), or of 2 * 7 * 127 for three bits in groups of 40, are added before they are widened.
 tile_of_halves!(
     tile_256,
     "avx2,f16c",
