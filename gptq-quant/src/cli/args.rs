@@ -65,16 +65,16 @@ pub struct Args {
     #[arg(long)]
     pub damp_percent: Option<f64>,
     /// How far later weights make good that the inputs have drifted from the float model's (GPTAQ): 0 not at all, which
-    /// takes less than half as long, 1 in full [default: 1, with text that the model writes 0.5]
+    /// takes less than half as long, 1 in full [default: 1, with less than 98,304 tokens of which the model writes some 0.5]
     #[arg(long, value_name = "ALPHA")]
     pub gptaq_alpha: Option<f64>,
     /// How far the matrices whose outputs are added to the residual stream make good that it has drifted from the float
-    /// model's, beyond their own inputs: 0 not at all. Needs --gptaq-alpha [default: 0.5, without --gptaq-alpha and with text
-    /// that the model writes 0]
+    /// model's, beyond their own inputs: 0 not at all. Needs --gptaq-alpha [default: 0.5, without --gptaq-alpha and
+    /// with less than 98,304 tokens of which the model writes some 0]
     #[arg(long, value_name = "ALPHA")]
     pub stream_alpha: Option<f64>,
-    /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase) [default: 5, with text that the model
-    /// writes 1]
+    /// Sweeps of coordinate descent over scales and codes after GPTQ (QuantEase) [default: 5, with less than 98,304 tokens of
+    /// which the model writes some 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=100), value_name = "SWEEPS")]
     pub refine: Option<u32>,
     /// Columns between two updates of the rest; changes speed only
@@ -203,6 +203,16 @@ pub enum Weighting {
     Plain,
 }
 
+/// Windows and their tokens, where the user does not say.
+const WINDOWS: (usize, usize) = (128, 2048);
+
+/// The same, where the model writes some of them itself.
+const OWN_WINDOWS: (usize, usize) = (64, 512);
+
+/// Tokens of text, some of it the model's own, from which on matrices are fitted to it about as closely as to other text: with so
+/// many that is better by 0.9 in perplexity, with a third as many no better (README, "Quantize").
+const MUCH_TEXT: usize = 192 * 512;
+
 /// Flags that contradict each other.
 pub struct Contradiction(pub String);
 
@@ -218,6 +228,8 @@ impl Fit {
     const REAL_TEXT: Fit = Fit { damp_percent: 0.01, gptaq_alpha: 1.0, stream_alpha: 0.5, refine: 5 };
     /// What a model writes is not what it will read: less closely is better.
     const OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 0.5, stream_alpha: 0.0, refine: 1 };
+    /// Unless there is much of it.
+    const MUCH_OWN_TEXT: Fit = Fit { damp_percent: 0.05, gptaq_alpha: 1.0, stream_alpha: 0.5, refine: 5 };
 }
 
 impl Args {
@@ -225,6 +237,23 @@ impl Args {
     pub fn is_on_own_text(&self) -> bool {
         let is_own = |name: &String| Source::parse(name).is_ok_and(|source| source.place == Place::Myself);
         self.calib.iter().any(is_own)
+    }
+
+    /// Windows and the tokens of each, which fit into the model's `context`.
+    pub fn windows(&self, context: usize) -> (usize, usize) {
+        let (samples, seq_len) = if self.is_on_own_text() { OWN_WINDOWS } else { WINDOWS };
+        let samples = self.samples.map_or(samples, |samples| samples as usize);
+        (samples, self.seq_len.map_or(seq_len.min(context), |len| len as usize))
+    }
+
+    /// How closely matrices are fitted to it, where the user does not say.
+    fn fit(&self) -> Fit {
+        let (samples, seq_len) = self.windows(usize::MAX);
+        match self.is_on_own_text() {
+            false => Fit::REAL_TEXT,
+            true if samples * seq_len < MUCH_TEXT => Fit::OWN_TEXT,
+            true => Fit::MUCH_OWN_TEXT,
+        }
     }
 
     /// As the library takes them.
@@ -247,7 +276,7 @@ impl Args {
                 Grid::of_format(format).expect("a format with codes")
             }
         };
-        let fit = if self.is_on_own_text() { Fit::OWN_TEXT } else { Fit::REAL_TEXT };
+        let fit = self.fit();
         let damp_percent = self.damp_percent.unwrap_or(fit.damp_percent);
         let gptaq_alpha = self.gptaq_alpha.unwrap_or(fit.gptaq_alpha);
         if !(0.0..=1.0).contains(&damp_percent) {
@@ -317,5 +346,33 @@ impl Args {
             activation_memory,
             ..Settings::new(matrix)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the matrices are fitted with where only this is said.
+    fn check(flags: &str, [gptaq_alpha, stream_alpha, damp_percent]: [f64; 3], refine: usize) {
+        let args = Args::parse_from(format!("gptq-quant model -o out {flags}").split_whitespace());
+        let Ok(settings) = args.settings() else { panic!("{flags}: a contradiction") };
+        let found = settings.matrix;
+        assert_eq!(
+            [found.gptaq_alpha, found.stream_alpha, found.damp_percent],
+            [gptaq_alpha, stream_alpha, damp_percent]
+        );
+        assert_eq!(found.refine, refine, "{flags}");
+    }
+
+    #[test]
+    fn a_model_is_fitted_less_closely_to_a_little_text_of_its_own() {
+        check("", [0.5, 0.0, 0.05], 1);
+        check("--samples 256", [1.0, 0.5, 0.05], 5);
+        check("--samples 48 --seq-len 2048", [1.0, 0.5, 0.05], 5);
+        check("--calib a.txt --calib self --samples 191", [0.5, 0.0, 0.05], 1);
+        check("--calib a.txt", [1.0, 0.5, 0.01], 5);
+        check("--calib a.txt --samples 2", [1.0, 0.5, 0.01], 5);
+        check("--samples 256 --gptaq-alpha 0", [0.0, 0.0, 0.05], 5);
     }
 }

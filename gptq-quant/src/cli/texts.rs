@@ -19,13 +19,8 @@ use serde_json::{Value, json};
 
 use super::{Args, Bars, device::Device};
 
-/// Windows, where the user does not say.
-const SAMPLES: usize = 128;
+/// Tokens of a window that is measured on.
 const SEQ_LEN: usize = 2048;
-
-/// The same, where the model writes some of them itself.
-const SELF_SAMPLES: usize = 64;
-const SELF_SEQ_LEN: usize = 512;
 
 /// What is calibrated on.
 pub struct Texts {
@@ -63,9 +58,7 @@ impl<'a> Sources<'a> {
         let sources = args.calib.iter().map(|name| Source::parse(name)).collect::<Result<Vec<_>, _>>()?;
         let config = model_format::DecoderConfig::from_hf(checkpoint.config_json())?;
         let context = config.max_position_embeddings;
-        let (samples, seq_len) = if args.is_on_own_text() { (SELF_SAMPLES, SELF_SEQ_LEN) } else { (SAMPLES, SEQ_LEN) };
-        let seq_len = args.seq_len.map_or(seq_len.min(context), |len| len as usize);
-        let samples = args.samples.map_or(samples, |samples| samples as usize);
+        let (samples, seq_len) = args.windows(context);
         let weights: Vec<_> = sources.iter().map(|source| source.weight).collect();
         let shares = shares(samples, &weights);
 
