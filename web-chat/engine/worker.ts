@@ -211,7 +211,7 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
   const subgroups =
     wantsSubgroups && adapter.features.has('subgroups') && navigator.gpu.wgslLanguageFeatures.has('subgroup_id');
   askForSubgroups(subgroups);
-  const device = await WebGpu.open(subgroups);
+  const device = await WebGpu.open(subgroups, true);
   const { vendor, architecture, description } = adapter.info;
   const info: DeviceInfo = {
     vendor, architecture, description,

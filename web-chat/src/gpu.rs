@@ -14,9 +14,10 @@ pub struct WebGpu {
 
 #[wasm_bindgen]
 impl WebGpu {
-    /// Opens the device. `subgroups`: the caller sees to it that the browser's device is asked for them.
-    pub async fn open(subgroups: bool) -> JsResult<WebGpu> {
-        let options = OpenOptions { subgroups, ..OpenOptions::default() };
+    /// Opens the device. `subgroups`: the caller sees to it that the browser's device is asked for them. `software_kernels`:
+    /// whether a software device gets those that are made for such; without, it has a GPU's.
+    pub async fn open(subgroups: bool, software_kernels: bool) -> JsResult<WebGpu> {
+        let options = OpenOptions { subgroups, software_kernels, ..OpenOptions::default() };
         let gpu = Gpu::open(&Selection::Auto, options).await.map_err(js_error)?;
         Ok(WebGpu { gpu })
     }

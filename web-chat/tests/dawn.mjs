@@ -25,7 +25,7 @@ export async function inDawn(folder) {
   prototype.requestDevice = function (descriptor = {}) {
     return request.call(this, { ...descriptor, requiredFeatures: [...(descriptor.requiredFeatures ?? []), ...(subgroups ? ['subgroups'] : [])] });
   };
-  const device = await WebGpu.open(subgroups);
+  const device = await WebGpu.open(subgroups, true);
   const files = {
     size: async (name) => (await stat(join(folder, name)).catch(() => undefined))?.size,
     async read(name, start, end) {
