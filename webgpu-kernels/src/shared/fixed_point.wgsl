@@ -1,5 +1,6 @@
 // Eight floats as 16-bit integers times a unit, each in two planes of signed bytes, 256 * high + low: what
-// `dot4I8Packed` multiplies with bytes. An error is at most half a unit, 2^-16 of the largest value.
+// `dot4I8Packed` multiplies with bytes. An error is at most half a unit, 2^-16 of the largest value. An infinity stays one; a
+// value that is no number may become one.
 
 // Largest integer: its high byte is at most 127 once its low byte is signed.
 const FULL: f32 = 32512.0;
