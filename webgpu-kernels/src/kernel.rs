@@ -303,7 +303,7 @@ pub struct Case {
     pub label: String,
     /// How the kernel is built for it.
     pub variant: Variant,
-    /// Floating-point operations, a multiplication and an addition counted as two: [`product`], for they are many.
+    /// Floating-point operations, a multiplication and an addition counted as two: more than a browser's `usize` holds.
     pub flops: u64,
     /// Bytes that must be read or written at least once.
     pub bytes: u64,
