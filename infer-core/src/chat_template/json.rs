@@ -4,6 +4,8 @@ use minijinja::value::{Kwargs, Value as JinjaValue};
 use minijinja::{Error, ErrorKind};
 use serde_json::Value;
 
+use super::python::either;
+
 type Result<T> = std::result::Result<T, Error>;
 
 /// Spaces that a level may be indented by.
@@ -17,19 +19,15 @@ pub fn tojson(
     separators: Option<JinjaValue>,
     options: Kwargs,
 ) -> Result<String> {
-    let given = |value: Option<JinjaValue>, name: &str| match value {
-        Some(value) => Ok(Some(value)),
-        None => options.get::<Option<JinjaValue>>(name),
-    };
-    let is_ascii = given(ensure_ascii, "ensure_ascii")?.is_some_and(|value| value.is_true());
-    let indent = match given(indent, "indent")?.filter(|indent| !indent.is_none()) {
+    let is_ascii = either(ensure_ascii, &options, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let indent = match either(indent, &options, "indent")?.filter(|indent| !indent.is_none()) {
         None => None,
         Some(indent) => Some(match indent.as_str() {
             Some(text) => text.to_string(),
             None => " ".repeat(usize::try_from(indent)?.min(MOST_INDENT)),
         }),
     };
-    let separators = match given(separators, "separators")?.filter(|separators| !separators.is_none()) {
+    let separators = match either(separators, &options, "separators")?.filter(|separators| !separators.is_none()) {
         Some(separators) => {
             let texts: Vec<String> = separators.try_iter()?.map(|text| text.to_string()).collect();
             let two = <[String; 2]>::try_from(texts).ok();
@@ -65,15 +63,14 @@ impl Writer {
             },
             Value::String(text) => self.text(text),
             Value::Array(items) => {
-                let items = items.iter();
-                self.within(['[', ']'], level, items.len(), items, |writer, item, level| writer.value(item, level));
+                self.within(['[', ']'], level, items.iter(), |writer, item, level| writer.value(item, level));
             }
             Value::Object(entries) => {
                 let mut entries: Vec<_> = entries.iter().collect();
                 if self.sorts {
                     entries.sort_by_key(|(key, _)| *key);
                 }
-                self.within(['{', '}'], level, entries.len(), entries.into_iter(), |writer, (key, value), level| {
+                self.within(['{', '}'], level, entries.into_iter(), |writer, (key, value), level| {
                     writer.text(key);
                     writer.out.push_str(&writer.separators[1].clone());
                     writer.value(value, level);
@@ -86,10 +83,10 @@ impl Writer {
         &mut self,
         [open, close]: [char; 2],
         level: usize,
-        count: usize,
-        items: impl Iterator<Item = T>,
+        items: impl ExactSizeIterator<Item = T>,
         write: impl Fn(&mut Writer, T, usize),
     ) {
+        let is_empty = items.len() == 0;
         self.out.push(open);
         for (i, item) in items.enumerate() {
             if i > 0 {
@@ -98,7 +95,7 @@ impl Writer {
             self.line(level + 1);
             write(self, item, level + 1);
         }
-        if count > 0 {
+        if !is_empty {
             self.line(level);
         }
         self.out.push(close);

@@ -110,7 +110,7 @@ fn indent(
 }
 
 /// An argument that may be given by its name.
-fn either<'a, T>(given: Option<T>, options: &'a Kwargs, name: &'a str) -> Result<Option<T>>
+pub(super) fn either<'a, T>(given: Option<T>, options: &'a Kwargs, name: &'a str) -> Result<Option<T>>
 where
     Option<T>: ArgType<'a, Output = Option<T>>,
 {

@@ -110,17 +110,15 @@ impl Ops for CandleOps {
         {
             return Ok(CandleMatrix::Integer(matrix));
         }
-        let shape = weight.shape();
-        if self.rounds_floats
-            && let [rows, cols] = shape[..]
-        {
-            let values = weight.into_f32();
-            return Ok(match Interleaved::rounded(rows, cols, &values) {
-                Some(matrix) => CandleMatrix::Integer(matrix),
-                None => CandleMatrix::Float(Tensor::from_vec(values, shape, &Device::Cpu)?),
-            });
-        }
-        Ok(CandleMatrix::Float(Tensor::from_vec(weight.into_f32(), shape, &Device::Cpu)?))
+        let (shape, values) = (weight.shape(), weight.into_f32());
+        let rounded = match shape[..] {
+            [rows, cols] if self.rounds_floats => Interleaved::rounded(rows, cols, &values),
+            _ => None,
+        };
+        Ok(match rounded {
+            Some(matrix) => CandleMatrix::Integer(matrix),
+            None => CandleMatrix::Float(Tensor::from_vec(values, shape, &Device::Cpu)?),
+        })
     }
 
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Tensor> {
