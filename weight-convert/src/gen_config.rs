@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use model_format::{
-    ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Error as FormatError, QuantFormat,
+    ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Error as FormatError, PythonJson, QuantFormat,
     arch::Context,
     checkpoint::companion_files,
     conv_template::{check_fits, infer},
@@ -17,7 +17,6 @@ use crate::{
     FileReport, Result,
     model_config::ModelConfig,
     output::{Written, commit, stage},
-    python_json::to_python_json,
     tokenizer_info::{TOKENIZER_FILES, active_vocab_size, check_added_tokens, tokenizer_info},
 };
 
@@ -220,7 +219,7 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
             notes.push(format!("`{name}` has no effect: a `{}` model has none to choose", decoder.model_type));
         }
     }
-    let text = to_python_json(&value, 2);
+    let text = PythonJson::indented(2).write(&value);
     // The Jinja template is not MLC's, but our engine prefers it.
     let copied = tokenizer_files.iter().chain(&["chat_template.jinja"]);
     let mut files: Vec<_> = copied

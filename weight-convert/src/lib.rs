@@ -33,7 +33,6 @@ mod model_config;
 mod output;
 mod plan;
 mod progress;
-mod python_json;
 mod shards;
 mod tokenizer_info;
 mod verify;

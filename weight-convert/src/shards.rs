@@ -1,13 +1,13 @@
 //! Shards: which tensor goes into which file, and the files and their index being written.
 
 use model_format::{
-    Dtype, TensorCache,
+    Dtype, PythonJson, TensorCache,
     quant::StoredTensor,
     staging::{Finished, StagedFile, Staging},
 };
 use serde_json::{Value, json};
 
-use crate::{Result, python_json::to_python_json};
+use crate::Result;
 
 /// MLC's size of a shard, which one holds only where a single tensor is as large or larger.
 pub const SHARD_SIZE: usize = 32 << 20;
@@ -129,7 +129,7 @@ impl Shards {
             },
             "records": shards.collect::<Vec<_>>(),
         });
-        to_python_json(&index, 4)
+        PythonJson::indented(4).write(&index)
     }
 }
 
