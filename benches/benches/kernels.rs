@@ -5,7 +5,7 @@
 //! device's cache, so that weights come from memory as they do in a model; what is written is the same for all of them,
 //! so that each dispatch waits for the one before, as it does there too.
 //!
-//! `--choices gemv` or `attention` times every way of dividing the work of a decoded token's shapes, the best first.
+//! `--choices gemv`, `gemv_chain` or `attention` times every way of dividing the work of a decoded token's shapes, the best first.
 
 use std::time::Instant;
 
@@ -18,6 +18,7 @@ use webgpu_kernels::{
     attention::{self, DecodeShape},
     case_check::check,
     gemv::{self, GemvKind, GemvShape},
+    gemv_chain::{self, ChainShape},
     gpu::{Buffer, DeviceType, OpenOptions, PassTimer, Recorder, Selection},
     kernel::{CaseBuffer, Purpose},
 };
@@ -207,6 +208,12 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
             |choice| (format!("{choice:?}"), gemv::kernel_of(kind), gemv::choice_case(gpu.caps(), &shape, choice));
         let cases = gemv::choices(gpu.caps(), &shape).into_iter().map(case).collect();
         shapes.push((format!("gemv {kind:?} {rows} x {cols}"), cases));
+    }
+    for (hidden, qkv) in [(3072, 5120), (2048, 3072)] {
+        let shape = ChainShape { hidden, attended: hidden, inner: 8192, qkv };
+        let cases = gemv_chain::choice_cases(gpu.caps(), shape).into_iter();
+        let cases = cases.map(|(choice, case)| (format!("{choice:?}"), &gemv_chain::ROPE_KERNEL, case));
+        shapes.push((format!("gemv_chain {hidden}"), cases.collect()));
     }
     for (heads, kv_heads, head_dim) in [(24, 8, 128), (32, 8, 64)] {
         for keys in [64, 128, 256, 512, 1024, 2048, 8192] {

@@ -31,6 +31,7 @@ pub mod embedding;
 pub mod error;
 pub mod gemm;
 pub mod gemv;
+pub mod gemv_chain;
 pub mod glu;
 pub mod gptq;
 pub mod gpu;
@@ -64,6 +65,8 @@ pub const KERNELS: &[&Kernel] = &[
     &gemv::ADD_KERNEL,
     &gemv::SCALED_KERNEL,
     &gemv::ROPE_KERNEL,
+    &gemv_chain::KERNEL,
+    &gemv_chain::ROPE_KERNEL,
     &gemm::KERNEL,
     &gemm::JOIN_KERNEL,
     &gemm::COOPERATIVE_KERNEL,

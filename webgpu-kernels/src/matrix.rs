@@ -278,6 +278,11 @@ pub struct Factor {
 }
 
 impl Factor {
+    /// With `parts` of the sum of squares.
+    pub(crate) fn new(squares: Buffer<f32>, parts: usize, eps: f32) -> Factor {
+        Factor { squares, parts, eps }
+    }
+
     /// The factor, from its squares and the number of columns of the row.
     pub fn of(&self, squares: &[f32], cols: usize) -> f32 {
         1.0 / (squares.iter().take(self.parts).sum::<f32>() / cols as f32 + self.eps).sqrt()

@@ -61,11 +61,13 @@ impl std::fmt::Display for Switch {
 /// Flags of variants that compute the same without.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 11] = [
+const SUBSTITUTED: [&str; 13] = [
     "attention_teams",
     "gemv_add",
     "gemv_scaled",
     "gemv_rope",
+    "gemv_chain",
+    "gemv_chain_rope",
     "gemm_lane_rows",
     Cooperative::NAME,
     Narrow::NAME,

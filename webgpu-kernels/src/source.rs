@@ -4,7 +4,7 @@
 //! - `#import NAME`: a file of `shared/`, or `unpack`, the layout of the variant's weights. Once per shader.
 //! - `#ifdef FLAG`, `#ifndef FLAG`, `#else`, `#endif`.
 //! - `#for v in A..B` ... `#endfor`: the lines between, once per value, with `$v` replaced by it. `v` is one letter; `A`
-//!   and `B` are numbers or constants. Unrolled here so that every driver keeps small arrays in registers and no loop
+//!   and `B` are numbers or constants. In directives between them `$v` is replaced too. Unrolled here so that every driver keeps small arrays in registers and no loop
 //!   counter is checked in the innermost loop.
 //!
 //! Constants come first in the result as `const NAME: u32 = ...;`, after what the flag `COOPERATIVE` enables. [`crate::Kernel::source`] calls this.
@@ -56,7 +56,7 @@ impl Expansion<'_> {
     fn lines(&mut self, lines: &[&str], loops: &HashMap<char, u32>, out: &mut String) {
         let mut at = 0;
         while at < lines.len() {
-            let line = lines[at].trim();
+            let line = &with_values(lines[at].trim(), loops);
             if let Some(name) = line.strip_prefix("#import ") {
                 self.import(name.trim(), out);
             } else if line.starts_with("#ifdef ") || line.starts_with("#ifndef ") {
@@ -78,7 +78,8 @@ impl Expansion<'_> {
                 continue;
             } else {
                 assert!(!line.starts_with('#'), "{}: unknown directive: {line}", self.kernel);
-                push_line(lines[at], loops, out);
+                out.push_str(&with_values(lines[at], loops));
+                out.push('\n');
             }
             at += 1;
         }
@@ -156,7 +157,9 @@ impl Expansion<'_> {
     }
 }
 
-fn push_line(line: &str, loops: &HashMap<char, u32>, out: &mut String) {
+/// The line with `$v` replaced by the value of each loop.
+fn with_values(line: &str, loops: &HashMap<char, u32>) -> String {
+    let mut out = String::with_capacity(line.len());
     let mut letters = line.chars().peekable();
     while let Some(letter) = letters.next() {
         match letters.peek().and_then(|name| loops.get(name)) {
@@ -167,7 +170,7 @@ fn push_line(line: &str, loops: &HashMap<char, u32>, out: &mut String) {
             _ => out.push(letter),
         }
     }
-    out.push('\n');
+    out
 }
 
 #[cfg(test)]
@@ -190,6 +193,13 @@ mod tests {
         let text = "#for r in 0..ROWS\n#for i in 1..3\nlet a$r_$i = $ru;\n#endfor\n#endfor";
         let expected = "const ROWS: u32 = 2u;\nlet a0_1 = 0u;\nlet a0_2 = 0u;\nlet a1_1 = 1u;\nlet a1_2 = 1u;\n";
         assert_eq!(expanded(text, &variant), expected);
+    }
+
+    #[test]
+    fn loops_reach_into_directives() {
+        let variant = Variant::new().constant_is("ROWS0", 1).constant_is("ROWS1", 2).flag("ADD1");
+        let text = "#for t in 0..2\n#for r in 0..ROWS$t\n#ifdef ADD$t\n$t$r\n#endif\n#endfor\n#endfor";
+        assert!(expanded(text, &variant).ends_with(";\n10\n11\n"));
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 mod choice;
 mod fused;
-mod reference;
+pub(crate) mod reference;
 mod rope;
 
 use crate::{
@@ -26,7 +26,7 @@ use choice::choice_of;
 pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
-pub(crate) use rope::case_of as turned_case_of;
+pub(crate) use rope::{case_of as turned_case_of, heads_of};
 pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
 
 /// Most rows of `x`.

@@ -158,6 +158,15 @@ fn variant(caps: &Caps, shape: &GemvShape, choice: GemvChoice, parts: usize, dty
     dtype.flag(choice.variant(caps, shape, parts))
 }
 
+/// Query heads, key heads and their width, of a case with so many rows.
+pub(crate) fn heads_of(rows: usize) -> [usize; 3] {
+    let suits = |dim: &usize| rows.is_multiple_of(*dim) && rows / dim >= 3;
+    let head_dim = [128, 64, 32, 16, 8].into_iter().find(suits).unwrap_or(rows / 3);
+    let all = rows / head_dim;
+    let kv_heads = (all / 5).max(1);
+    [all - 2 * kv_heads, kv_heads, head_dim]
+}
+
 /// Shape of a case.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
@@ -172,11 +181,8 @@ pub(super) struct Shape {
 impl Shape {
     /// Heads that make so many rows: three query heads to a key head, or as many as come out.
     pub(super) fn of(rows: usize, cols: usize, format: WeightFormat) -> Shape {
-        let suits = |dim: &usize| rows.is_multiple_of(*dim) && rows / dim >= 3;
-        let head_dim = [128, 64, 32, 16, 8].into_iter().find(suits).unwrap_or(rows / 3);
-        let all = rows / head_dim;
-        let kv_heads = (all / 5).max(1);
-        Shape { format, heads: all - 2 * kv_heads, kv_heads, head_dim, cols, position: 5 }
+        let [heads, kv_heads, head_dim] = heads_of(rows);
+        Shape { format, heads, kv_heads, head_dim, cols, position: 5 }
     }
 
     fn rows(&self) -> usize {

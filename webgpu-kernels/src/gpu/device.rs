@@ -9,7 +9,7 @@ use std::sync::{
 use super::{
     adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
     pace::Pace,
-    pipeline::Pipelines,
+    pipeline::{MAX_BINDINGS, Pipelines},
     pool::Pool,
 };
 use crate::{
@@ -111,6 +111,9 @@ impl Gpu {
             // tested on such devices, use it.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
+        if summary.caps.subgroups.and_then(SubgroupSizes::fixed).is_none() || options.default_limits {
+            summary.caps.chain_looks = 0;
+        }
         summary.caps.timestamps &= options.timestamps;
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
@@ -123,6 +126,9 @@ impl Gpu {
         let mut limits = required_limits(&adapter.limits(), options.default_limits);
         if summary.caps.cooperative_matrix {
             limits.max_compute_workgroup_storage_size = COOPERATIVE_BYTES;
+        }
+        if summary.caps.chain_looks > 0 {
+            limits.max_storage_buffers_per_shader_stage = MAX_BINDINGS as u32;
         }
         summary.caps.max_binding = limits.max_storage_buffer_binding_size;
         summary.caps.max_buffer = limits.max_buffer_size;
@@ -331,6 +337,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     let features = adapter.features();
     let limits = adapter.limits();
+    let chain_looks = chain_looks(&info, &limits);
     let subgroups = (features.contains(wgpu::Features::SUBGROUP) || cfg!(target_arch = "wasm32"))
         .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
     AdapterSummary {
@@ -350,10 +357,27 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             f16: features.contains(wgpu::Features::SHADER_F16),
             cooperative_matrix: has_cooperative_matrix(adapter),
             subgroups,
+            chain_looks,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
         },
+    }
+}
+
+/// [`Caps::chain_looks`]. Workgroups are known to begin in the order of their numbers on these vendors' hardware and on Mesa's
+/// software device, and wgpu's barriers of storage are the whole device's in SPIR-V.
+fn chain_looks(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> u32 {
+    const AMD: u32 = 0x1002;
+    const NVIDIA: u32 = 0x10de;
+    const MESA: u32 = 0x1_0005;
+    let has_room = limits.max_storage_buffers_per_shader_stage >= MAX_BINDINGS as u32;
+    match info.vendor {
+        _ if info.backend != wgpu::Backend::Vulkan || !has_room => 0,
+        // A look takes most of a microsecond.
+        AMD | NVIDIA => 1 << 20,
+        MESA => Caps::SOFTWARE_LOOKS,
+        _ => 0,
     }
 }
 

@@ -14,8 +14,8 @@ use crate::{Error, Kernel, Variant, kernel::Access};
 /// Runs a job on a thread of the caller's, at once or later.
 pub type Spawn = fn(Box<dyn FnOnce() + Send>);
 
-/// Most storage buffers of a kernel: WebGPU's default limit.
-pub(crate) const MAX_BINDINGS: usize = 8;
+/// Most storage buffers of a kernel. WebGPU's default limit is 8, and what needs more is for devices that chain.
+pub(crate) const MAX_BINDINGS: usize = 22;
 
 #[derive(Default)]
 pub(crate) struct Pipelines {

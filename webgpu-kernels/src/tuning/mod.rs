@@ -15,7 +15,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::{
-    Case, Gpu, Kernel, WeightFormat, attention, gemm, gemv,
+    Case, Gpu, Kernel, WeightFormat, attention, gemm, gemv, gemv_chain,
     gpu::{AdapterSummary, Caps},
     selftest::Switch,
 };
@@ -29,6 +29,7 @@ pub const TUNABLES: &[&Tunable] = &[
     &gemv::ADD_TUNABLE,
     &gemv::SCALED_TUNABLE,
     &gemv::ROPE_TUNABLE,
+    &gemv_chain::TUNABLE,
     &gemm::TUNABLE,
     &gemm::SPLITS_TUNABLE,
     &gemm::COOPERATIVE_TUNABLE,

@@ -1,7 +1,7 @@
 // Group quantization, the WGSL half: see mod.rs beside this file.
 // BITS, GROUP_SIZE, MAX_INT and the bindings `q_weight: array<Words>` ([rows, blocks], a block being a group of four
 // words, half or a quarter of one) and `q_scale: array<u32>` ([rows, groups] f16, two per word) come from the kernel that imports
-// this.
+// this; with OWN_LOADS it reads them itself.
 
 const CODES_PER_WORD: u32 = 32u / BITS;
 const CODE_MASK: u32 = (1u << BITS) - 1u;
@@ -24,6 +24,7 @@ const BLOCKS_PER_GROUP: u32 = 1u;
 // Consecutive weights of one row.
 struct Block { words: Words, scale: f32 }
 
+#ifndef OWN_LOADS
 // Block `b` of row `row`, where a row has `blocks` of them.
 fn load_block(row: u32, b: u32, blocks: u32) -> Block {
     let i = row * blocks + b;
@@ -34,6 +35,7 @@ fn group_scale(group: u32) -> f32 {
     let pair = unpack2x16float(q_scale[group >> 1u]);
     return select(pair.x, pair.y, (group & 1u) == 1u);
 }
+#endif
 
 // A dot product of block and x is block_scale(block) * sum over i of dot(raw4(block, i), spread(x4)): what can be done
 // once per block, or once per x for many rows, is not done per weight.
@@ -71,14 +73,19 @@ fn block4(block: Block, i: u32) -> vec4<f32> {
 // Weights 8 * i .. 8 * i + 8 without their scale, MAX_INT too much, as bytes: the even ones, the odd ones.
 fn code_bytes(block: Block, i: u32) -> vec2<u32> {
 #ifdef QUARTERS
-    let word = block.words;
+    return bytes_of(block.words);
 #else
-    let word = block.words[i];
+    return bytes_of(block.words[i]);
 #endif
+}
+
+// The same of a word.
+fn bytes_of(word: u32) -> vec2<u32> {
     return vec2<u32>(word, word >> 4u) & vec2<u32>(0x0f0f0f0fu);
 }
 #endif
 
+#ifndef OWN_LOADS
 // PART_QUADS quads of weights, as they are fetched from memory.
 struct Part { word: u32, scale: f32 }
 
@@ -96,6 +103,7 @@ fn load_part(row: u32, b: u32, part: u32, blocks: u32) -> Part {
 fn part4(part: Part, i: u32) -> vec4<f32> {
     return of_nibbles(part.word >> (16u * i)) * (SPREAD * part.scale);
 }
+#endif
 #else
 fn spread(x: vec4<f32>) -> vec4<f32> {
     return x;

@@ -1,0 +1,437 @@
+//! The end of a decoder's layer, and the beginning of the next, for one row in one dispatch: [`GemvChain`].
+//!
+//! A dispatch that waits for the one before costs microseconds in which the memory does nothing. Here workgroups wait for those
+//! of the stage before, once their first weights are on their way, on devices where they may ([`Caps::chain_looks`]). How much
+//! is done by how many is a [`ChainChoice`]; the kernels of [`crate::gemv`], one dispatch each, are the reference, and stand in
+//! where there is no choice.
+
+mod cases;
+
+use crate::{
+    Case, Factor, Kernel, KvCache, KvDtype, Variant, WeightFormat,
+    gemv::GemvRope,
+    gpu::{Binding, Buffer, Caps, Gpu, Recorder, SubgroupSizes},
+    kernel::{Access, Params, params},
+    matrix::Slice,
+    tuning::{Choice, Problem, Trial, Tunable},
+};
+
+/// The matrices and norms of a chain: of attention's output, of gate and up, of down, all of one width.
+pub struct GemvChain<'a> {
+    /// `[hidden, heads * head_dim]`.
+    pub out: &'a Slice,
+    /// Of the sum after `out`: `[hidden]`.
+    pub out_norm: &'a Buffer<f32>,
+    /// `[2 * inner, hidden]`.
+    pub gate_up: &'a Slice,
+    /// `[hidden, inner]`.
+    pub down: &'a Slice,
+    /// Of the sum after `down`: `[hidden]`.
+    pub down_norm: &'a Buffer<f32>,
+    /// Added to mean squares before their roots.
+    pub eps: f32,
+}
+
+/// What the next layer begins with: see [`GemvRope`].
+pub struct Turned<'a> {
+    /// `[(heads + 2 * kv_heads) * head_dim, hidden]`.
+    pub qkv: &'a Slice,
+    /// `[positions, head_dim / 2, 2]`.
+    pub rope: &'a Buffer<f32>,
+    /// Query heads.
+    pub heads: usize,
+    /// Tokens that the cache holds already.
+    pub position: usize,
+    /// Queries: `[heads * head_dim]`.
+    pub q: &'a Buffer<f32>,
+    /// Where keys and values go.
+    pub cache: &'a KvCache,
+}
+
+/// How work is divided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChainChoice {
+    /// Lanes of a workgroup.
+    pub workgroup: u32,
+    /// Outputs that a workgroup has at a time where a lane has one half group of each, 4 or 8.
+    pub rows: u32,
+    /// Workgroups of a stage at most.
+    pub groups: u32,
+}
+
+/// Extents of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChainShape {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Inputs of attention's output.
+    pub attended: usize,
+    /// Inputs of down.
+    pub inner: usize,
+    /// Rows of queries, keys and values together, or zero.
+    pub qkv: usize,
+}
+
+params! {
+    struct ChainParams {
+        rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
+        rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
+        rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
+        eps: f32,
+    }
+}
+
+params! {
+    struct TurnedParams {
+        rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
+        rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
+        rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
+        rows3: u32, blocks3: u32, groups3: u32, passes3: u32,
+        eps: f32,
+        heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
+    }
+}
+
+use Access::{Read, ReadWrite};
+
+/// The kernel's record, of a chain that ends with down.
+pub static KERNEL: Kernel = Kernel {
+    name: "gemv_chain",
+    wgsl: include_str!("gemv_chain.wgsl"),
+    bindings: &[
+        Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
+        ReadWrite, ReadWrite, ReadWrite,
+    ],
+    params: ChainParams::LAYOUT,
+    cases: |caps, set| cases::cases(caps, set, false),
+};
+
+/// The kernel's record, of a chain that ends with the next layer's queries, keys and values.
+pub static ROPE_KERNEL: Kernel = Kernel {
+    name: "gemv_chain_rope",
+    wgsl: KERNEL.wgsl,
+    bindings: &[
+        Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
+        ReadWrite, ReadWrite, ReadWrite, Read, ReadWrite, ReadWrite, ReadWrite,
+    ],
+    params: TurnedParams::LAYOUT,
+    cases: |caps, set| cases::cases(caps, set, true),
+};
+
+/// The choice of both kernels.
+pub static TUNABLE: Tunable = Tunable {
+    name: "gemv_chain",
+    kernel: &ROPE_KERNEL,
+    extents: &["hidden", "attended", "inner", "qkv"],
+    numbers: &["workgroup", "rows", "groups"],
+    candidates,
+    trial,
+};
+
+/// Most stages, each with so many words in the buffer of arrivals.
+const STAGES: usize = 4;
+
+/// What stages of [`GemvChain`] write besides `sum`, and hold for one another.
+pub struct Links {
+    /// `sum * norm` after `out`: `[hidden]`.
+    normed: Buffer<f32>,
+    normed_squares: Buffer<f32>,
+    /// What down takes in: `[inner]`.
+    activated: Buffer<f32>,
+    /// `sum * norm` after `down`: `[hidden]`.
+    pub y: Buffer<f32>,
+    y_squares: Buffer<f32>,
+}
+
+impl ChainShape {
+    /// Inputs and rows of each stage.
+    fn stages(&self) -> Vec<(usize, usize)> {
+        let ChainShape { hidden, attended, inner, qkv } = *self;
+        let mut stages = vec![(hidden, attended), (2 * inner, hidden), (hidden, inner)];
+        stages.extend((qkv > 0).then_some((qkv, hidden)));
+        stages
+    }
+
+    fn of(problem: &Problem) -> ChainShape {
+        let [hidden, attended, inner, qkv] = problem.sizes();
+        ChainShape { hidden, attended, inner, qkv }
+    }
+}
+
+impl ChainChoice {
+    fn of(Choice([workgroup, rows, groups, _]): Choice) -> Option<ChainChoice> {
+        (workgroup > 0).then_some(ChainChoice { workgroup, rows, groups })
+    }
+
+    fn numbers(self) -> Choice {
+        Choice([self.workgroup, self.rows, self.groups, 0])
+    }
+
+    /// Half groups of a row that a lane has.
+    fn steps(&self, cols: usize) -> u32 {
+        (cols / HALF).div_ceil(self.workgroup as usize) as u32
+    }
+
+    /// Outputs of a workgroup at a time: fewer where a lane has more of each, for registers hold no more.
+    fn rows_at_once(&self, cols: usize) -> u32 {
+        if self.steps(cols) > 1 { 4 } else { self.rows }
+    }
+
+    /// Workgroups of a stage, and how often each takes rows.
+    fn groups_and_passes(&self, rows: usize, cols: usize) -> (u32, u32) {
+        let all = (rows as u32).div_ceil(self.rows_at_once(cols));
+        let passes = all.div_ceil(self.groups);
+        (all.div_ceil(passes), passes)
+    }
+
+    fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
+        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).filter(|_| caps.chain_looks > 0);
+        let has_lanes = lanes.is_some_and(|lanes| {
+            self.workgroup.is_multiple_of(lanes) && self.rows <= lanes && self.workgroup / lanes <= MOST_PARTS
+        });
+        // Scales are read as pairs, and pairs do not straddle rows.
+        has_lanes && shape.stages().iter().all(|&(_, cols)| cols.is_multiple_of(64) && self.steps(cols) <= MOST_STEPS)
+    }
+
+    /// The variant for stages with so many inputs.
+    fn variant(&self, caps: &Caps, cols: &[usize]) -> Variant {
+        let stages = cols.len();
+        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).expect("a chain suits the device");
+        let mut variant = Variant::new()
+            .weights_in_parts(FORMAT, 2)
+            .constant_is("WORKGROUP", self.workgroup)
+            .constant_is("STAGES", stages as u32)
+            .constant_is("MOST_LOOKS", caps.chain_looks)
+            .constant_is("PARTS", self.workgroup / lanes)
+            .constant_is("LANE_BITS", lanes.ilog2())
+            .flag("INTEGER")
+            .flag("OWN_LOADS")
+            .flag_if("SOFTWARE", caps.chain_looks == Caps::SOFTWARE_LOOKS)
+            .flag_if("ROPE", stages == STAGES)
+            .subgroups(caps);
+        for (stage, &cols) in cols.iter().enumerate() {
+            let (steps, rows) = (self.steps(cols), self.rows_at_once(cols));
+            let names = &NAMES[stage];
+            variant = variant
+                .constant_is(names.steps, steps)
+                .constant_is(names.rows, rows)
+                .flag_if(names.exact, cols / HALF == (steps * self.workgroup) as usize)
+                .flag_if(names.eight, rows == 8)
+                .flag(names.kind)
+                .flag_if(names.last, stage + 1 == stages);
+            if let Some(after) = names.after {
+                variant = variant.flag(after);
+            }
+        }
+        variant
+    }
+}
+
+/// What a chain is for.
+const FORMAT: WeightFormat = WeightFormat::Group { bits: 4, group_size: 32 };
+/// Weights that a lane loads at once.
+const HALF: usize = 16;
+const MOST_STEPS: u32 = 4;
+/// Subgroups of a workgroup at most.
+const MOST_PARTS: u32 = 64;
+
+/// What the shader calls things of a stage.
+struct Names {
+    steps: &'static str,
+    rows: &'static str,
+    exact: &'static str,
+    eight: &'static str,
+    kind: &'static str,
+    last: &'static str,
+    after: Option<&'static str>,
+}
+
+const NAMES: [Names; STAGES] = [
+    Names { steps: "STEPS0", rows: "ROWS0", exact: "EXACT0", eight: "EIGHT0", kind: "ADD0", last: "LAST0", after: None },
+    Names {
+        steps: "STEPS1",
+        rows: "ROWS1",
+        exact: "EXACT1",
+        eight: "EIGHT1",
+        kind: "SWIGLU1",
+        last: "LAST1",
+        after: Some("AFTER01"),
+    },
+    Names {
+        steps: "STEPS2",
+        rows: "ROWS2",
+        exact: "EXACT2",
+        eight: "EIGHT2",
+        kind: "ADD2",
+        last: "LAST2",
+        after: Some("AFTER12"),
+    },
+    Names {
+        steps: "STEPS3",
+        rows: "ROWS3",
+        exact: "EXACT3",
+        eight: "EIGHT3",
+        kind: "ROPE3",
+        last: "LAST3",
+        after: Some("AFTER23"),
+    },
+];
+
+/// The choices that are worth a try, without that of doing without.
+fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
+    let mut all = Vec::new();
+    for workgroup in [192, 128, 256, 96] {
+        for (rows, groups) in [(8, 528), (8, 396), (8, 264), (8, 1056), (4, 1056), (4, 528), (8, 4096)] {
+            all.push(ChainChoice { workgroup, rows, groups });
+        }
+    }
+    all.retain(|choice| choice.suits(caps, shape));
+    all
+}
+
+fn candidates(caps: &Caps, problem: &Problem) -> Vec<Choice> {
+    let chains = chains(caps, &ChainShape::of(problem)).into_iter().map(ChainChoice::numbers);
+    std::iter::once(Choice([0; 4])).chain(chains).collect()
+}
+
+fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
+    let shape = ChainShape::of(problem);
+    let choice = ChainChoice::of(choice);
+    Trial {
+        case: cases::case(caps, &shape, choice, KvDtype::F16),
+        lens: cases::lens(caps, &shape),
+        rotated: 0..8,
+        check: cases::small_case(caps, &shape, choice, KvDtype::F16),
+    }
+}
+
+impl GemvChain<'_> {
+    /// How it is done on a device: `None` where single dispatches are to be taken.
+    pub fn choice(&self, gpu: &Gpu, qkv: Option<&Slice>) -> Option<ChainChoice> {
+        let shape = self.shape(qkv)?;
+        let kernel = if qkv.is_some() { &ROPE_KERNEL } else { &KERNEL };
+        if gpu.caps().chain_looks == 0 || gpu.is_off(kernel.name) {
+            return None;
+        }
+        ChainChoice::of(gpu.choice(Problem::new(
+            &TUNABLE,
+            Some(FORMAT),
+            [shape.hidden, shape.attended, shape.inner, shape.qkv],
+        )))
+    }
+
+    /// The shape, of matrices that a chain is for.
+    fn shape(&self, qkv: Option<&Slice>) -> Option<ChainShape> {
+        let all = [Some(self.out), Some(self.gate_up), Some(self.down), qkv];
+        let is_one = all.iter().flatten().all(|slice| slice.format == FORMAT);
+        let shape = ChainShape {
+            hidden: self.out.rows,
+            attended: self.out.cols,
+            inner: self.down.cols,
+            qkv: qkv.map_or(0, |slice| slice.rows),
+        };
+        let fits = self.gate_up.cols == shape.hidden
+            && self.gate_up.rows == 2 * shape.inner
+            && self.down.rows == shape.hidden
+            && qkv.is_none_or(|slice| slice.cols == shape.hidden);
+        assert!(fits || !is_one, "gemv_chain: shapes");
+        is_one.then_some(shape)
+    }
+
+    /// `x`: `[heads * head_dim]`, attention's output. `sum`: `[hidden]`, the residual stream. `arrived`: [`GemvChain::ARRIVED`]
+    /// words, zero before and after. With `turned`, the next layer's queries, keys and values besides.
+    ///
+    /// Returns the last sum times its norm, `[hidden]`, and the factor that is still missing.
+    pub fn record(
+        &self,
+        recorder: &mut Recorder,
+        choice: ChainChoice,
+        x: &Buffer<f32>,
+        sum: &Buffer<f32>,
+        arrived: &Buffer<u32>,
+        turned: Option<&Turned<'_>>,
+    ) -> (Buffer<f32>, Factor) {
+        let shape = self.shape(turned.map(|turned| turned.qkv)).expect("a chain suits the matrices");
+        let parts = |rows: usize, cols: usize| choice.groups_and_passes(rows, cols).0 as usize;
+        let parts = [parts(shape.hidden, shape.attended), parts(shape.hidden, shape.inner)];
+        let links = Links {
+            normed: recorder.temporary(shape.hidden),
+            normed_squares: recorder.temporary(parts[0].next_multiple_of(4)),
+            activated: recorder.temporary(shape.inner),
+            y: recorder.temporary(shape.hidden),
+            y_squares: recorder.temporary(parts[1].next_multiple_of(4)),
+        };
+        self.record_links(recorder, choice, [x, sum], arrived, &links, turned);
+        let factor = Factor::new(links.y_squares, parts[1], self.eps);
+        (links.y, factor)
+    }
+
+    /// Words of `arrived`.
+    pub const ARRIVED: usize = STAGES;
+
+    fn record_links(
+        &self,
+        recorder: &mut Recorder,
+        choice: ChainChoice,
+        [x, sum]: [&Buffer<f32>; 2],
+        arrived: &Buffer<u32>,
+        links: &Links,
+        turned: Option<&Turned<'_>>,
+    ) {
+        let caps = *recorder.gpu().caps();
+        let last = turned.map_or(self.down, |turned| turned.qkv);
+        let matrices = [self.out, self.gate_up, self.down, last];
+        let stage = |i: usize| {
+            let Slice { rows, cols, .. } = *matrices[i];
+            let (groups, passes) = choice.groups_and_passes(rows, cols);
+            [rows as u32, (cols / HALF) as u32, groups, passes]
+        };
+        let [[rows0, blocks0, groups0, passes0], [rows1, blocks1, groups1, passes1], [rows2, blocks2, groups2, passes2]] =
+            [stage(0), stage(1), stage(2)];
+        let eps = self.eps;
+        let mut buffers: Vec<Binding<'_>> = Vec::with_capacity(22);
+        for slice in matrices {
+            buffers.extend([(&slice.q_weight).into(), (&slice.q_scale).into()]);
+        }
+        buffers.extend([x, self.out_norm, self.down_norm, sum].map(Binding::from));
+        let Links { normed, normed_squares, activated, y, y_squares } = links;
+        buffers.extend([normed, normed_squares, activated, y, y_squares].map(Binding::from));
+        buffers.push(arrived.into());
+        let stages = if turned.is_some() { STAGES } else { STAGES - 1 };
+        let variant = choice.variant(&caps, &matrices[..stages].iter().map(|slice| slice.cols).collect::<Vec<_>>());
+        let groups = (groups0 + groups1 + groups2) as usize;
+        let bytes = |slice: &Slice| slice.format.matrix_bytes(slice.rows, slice.cols);
+        let bytes_of = |count: usize| matrices[..count].iter().map(|slice| bytes(slice)).sum::<u64>();
+        let Some(turned) = turned else {
+            let params = ChainParams {
+                rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2, eps,
+            };
+            recorder.expect_bytes(bytes_of(stages));
+            return recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups);
+        };
+        let Turned { rope, heads, position, q, cache, .. } = turned;
+        let KvCache { kv_heads, capacity, head_dim, dtype, .. } = **cache;
+        assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
+        assert!(*position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
+        let [rows3, blocks3, groups3, passes3] = stage(3);
+        let params = TurnedParams {
+            rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2,
+            rows3, blocks3, groups3, passes3, eps,
+            heads: *heads as u32,
+            kv_heads: kv_heads as u32,
+            head_dim: head_dim as u32,
+            position: *position as u32,
+            capacity: capacity as u32,
+            kv_row: dtype.row_words(head_dim) as u32,
+        };
+        buffers.extend([(*rope).into(), (*q).into(), (&cache.k).into(), (&cache.v).into()]);
+        recorder.expect_bytes(bytes_of(stages));
+        recorder.dispatch(&ROPE_KERNEL, &dtype.flag(variant), &params, &buffers, groups + groups3 as usize);
+    }
+}
+
+/// Choices of a shape as cases, for whoever times them; that of single dispatches has no choice.
+pub fn choice_cases(caps: &Caps, shape: ChainShape) -> Vec<(Option<ChainChoice>, Case)> {
+    let all = std::iter::once(None).chain(chains(caps, &shape).into_iter().map(Some));
+    all.map(|choice| (choice, cases::case(caps, &shape, choice, KvDtype::F16))).collect()
+}
