@@ -16,8 +16,8 @@ use webgpu_kernels::{
 fn variants(kernel: &Kernel) -> Vec<Variant> {
     let subgroups = |min, max| Caps { subgroups: Some(SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
     let software = Caps { is_software: true, ..subgroups(8, 8) };
-    let chains = Caps { chain_looks: 9, ..subgroups(8, 8) };
-    let cooperative = Caps { chain_looks: 9, f16: true, cooperative_matrix: true, ..subgroups(32, 32) };
+    let chains = Caps { max_bindings: 32, ..subgroups(8, 8) };
+    let cooperative = Caps { max_bindings: 32, f16: true, cooperative_matrix: true, ..subgroups(32, 32) };
     let devices = [
         Caps::WEBGPU_DEFAULTS,
         subgroups(4, 4),

@@ -8,7 +8,8 @@
 //
 // The first workgroups do stage 0, the next stage 1, and so on. One of a later stage asks for its first weights, and waits for
 // all of the stage before: they have smaller numbers, so they are done or at work, and it cannot wait for what
-// waits for it. Meanwhile the memory is busy with weights, which between dispatches it is not.
+// waits for it. Meanwhile the memory is busy with weights, which between dispatches it is not. Where a workgroup may not wait,
+// each stage is a dispatch from `first_group` on, and has arrived before the next.
 //
 // What one stage leaves for the next lies in the order in which its lanes read it: value 16 * b + i at i * blocks + b.
 //
@@ -24,7 +25,7 @@ struct Params {
 #for t in 0..STAGES
     rows$t: u32, blocks$t: u32, groups$t: u32, passes$t: u32,
 #endfor
-    eps: f32,
+    eps: f32, first_group: u32,
 #ifdef ROPE
     heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
 #endif
@@ -63,18 +64,14 @@ const MAX_F16: f32 = 65504.0;
 const MOST_ROWS: u32 = 8u;
 var<workgroup> parts: array<f32, 2u * PARTS * MOST_ROWS>;                     // [parity of the pass, PARTS, MOST_ROWS]
 
-// Waits until `count` workgroups of a stage have arrived; what they wrote is seen from here on. After MOST_LOOKS something is
-// wrong, and so is the result.
+// Times to look whether a stage has arrived, each most of a microsecond: then something is wrong, and so is the result.
+const MOST_LOOKS: u32 = 1u << 20u;
+
+// Waits until `count` workgroups of a stage have arrived; what they wrote is seen from here on.
 fn wait_for(stage: u32, count: u32, lane: u32) {
     if (lane == 0u) {
         for (var look = 0u; look < MOST_LOOKS; look++) {
-#ifdef SOFTWARE
-            // Its compiler takes what is loaded in a loop to be the same each time.
-            let now = atomicAdd(&arrived[stage], 0u);
-#else
-            let now = atomicLoad(&arrived[stage]);
-#endif
-            if (now == count) {
+            if (atomicLoad(&arrived[stage]) == count) {
                 break;
             }
         }
@@ -332,7 +329,7 @@ fn stage$t(group: u32, invocation: Invocation) {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(workgroups: Workgroups, invocation: Invocation) {
-    var group = workgroup_index(workgroups);
+    var group = params.first_group + workgroup_index(workgroups);
 #for t in 0..STAGES
     if (group < params.groups$t) {
         stage$t(group, invocation);

@@ -1,7 +1,7 @@
 //! The end of a decoder's layer, and the beginning of the next, for one row in one dispatch: [`GemvChain`].
 //!
 //! A dispatch that waits for the one before costs microseconds in which the memory does nothing. Here workgroups wait for those
-//! of the stage before, once their first weights are on their way, on devices where they may ([`Caps::chain_looks`]). How much
+//! of the stage before, once their first weights are on their way, on devices where they may ([`Caps::in_order`]). How much
 //! is done by how many is a [`ChainChoice`]; the kernels of [`crate::gemv`], one dispatch each, are the reference, and stand in
 //! where there is no choice.
 
@@ -77,7 +77,7 @@ params! {
         rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
-        eps: f32,
+        eps: f32, first_group: u32,
     }
 }
 
@@ -87,7 +87,7 @@ params! {
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
         rows3: u32, blocks3: u32, groups3: u32, passes3: u32,
-        eps: f32,
+        eps: f32, first_group: u32,
         heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
     }
 }
@@ -185,7 +185,7 @@ impl ChainChoice {
     }
 
     fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
-        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).filter(|_| caps.chain_looks > 0);
+        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).filter(|_| caps.max_bindings as usize >= ROPE_KERNEL.bindings.len());
         let has_lanes = lanes.is_some_and(|lanes| {
             self.workgroup.is_multiple_of(lanes) && self.rows <= lanes && self.workgroup / lanes <= MOST_PARTS
         });
@@ -201,12 +201,10 @@ impl ChainChoice {
             .weights_in_parts(FORMAT, 2)
             .constant_is("WORKGROUP", self.workgroup)
             .constant_is("STAGES", stages as u32)
-            .constant_is("MOST_LOOKS", caps.chain_looks)
             .constant_is("PARTS", self.workgroup / lanes)
             .constant_is("LANE_BITS", lanes.ilog2())
             .flag("INTEGER")
             .flag("OWN_LOADS")
-            .flag_if("SOFTWARE", caps.chain_looks == Caps::SOFTWARE_LOOKS)
             .flag_if("ROPE", stages == STAGES)
             .subgroups(caps);
         for (stage, &cols) in cols.iter().enumerate() {
@@ -291,6 +289,7 @@ fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
 
 fn candidates(caps: &Caps, problem: &Problem) -> Vec<Choice> {
     let chains = chains(caps, &ChainShape::of(problem)).into_iter().map(ChainChoice::numbers);
+    let chains = chains.filter(|_| caps.in_order);
     std::iter::once(Choice([0; 4])).chain(chains).collect()
 }
 
@@ -310,7 +309,7 @@ impl GemvChain<'_> {
     pub fn choice(&self, gpu: &Gpu, qkv: Option<&Slice>) -> Option<ChainChoice> {
         let shape = self.shape(qkv)?;
         let kernel = if qkv.is_some() { &ROPE_KERNEL } else { &KERNEL };
-        if gpu.caps().chain_looks == 0 || gpu.is_off(kernel.name) {
+        if !gpu.caps().in_order || gpu.is_off(kernel.name) {
             return None;
         }
         ChainChoice::of(gpu.choice(Problem::new(
@@ -388,7 +387,6 @@ impl GemvChain<'_> {
         };
         let [[rows0, blocks0, groups0, passes0], [rows1, blocks1, groups1, passes1], [rows2, blocks2, groups2, passes2]] =
             [stage(0), stage(1), stage(2)];
-        let eps = self.eps;
         let mut buffers: Vec<Binding<'_>> = Vec::with_capacity(22);
         for slice in matrices {
             buffers.extend([(&slice.q_weight).into(), (&slice.q_scale).into()]);
@@ -399,34 +397,47 @@ impl GemvChain<'_> {
         buffers.push(arrived.into());
         let stages = if turned.is_some() { STAGES } else { STAGES - 1 };
         let variant = choice.variant(&caps, &matrices[..stages].iter().map(|slice| slice.cols).collect::<Vec<_>>());
-        let groups = (groups0 + groups1 + groups2) as usize;
         let bytes = |slice: &Slice| slice.format.matrix_bytes(slice.rows, slice.cols);
-        let bytes_of = |count: usize| matrices[..count].iter().map(|slice| bytes(slice)).sum::<u64>();
+        let groups3 = if turned.is_some() { stage(3)[2] } else { 0 };
+        let all = [groups0, groups1, groups2, groups3];
+        // First workgroup, workgroups and bytes of each dispatch.
+        let dispatches: Vec<(u32, u32, u64)> = if caps.in_order {
+            vec![(0, all.iter().sum(), matrices[..stages].iter().map(|slice| bytes(slice)).sum())]
+        } else {
+            (0..stages).map(|i| (all[..i].iter().sum(), all[i], bytes(matrices[i]))).collect()
+        };
+        let eps = self.eps;
         let Some(turned) = turned else {
-            let params = ChainParams {
-                rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2, eps,
-            };
-            recorder.expect_bytes(bytes_of(stages));
-            return recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups);
+            for (first_group, groups, bytes) in dispatches {
+                let params = ChainParams {
+                    rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2,
+                    eps, first_group,
+                };
+                recorder.expect_bytes(bytes);
+                recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups as usize);
+            }
+            return;
         };
         let Turned { rope, heads, position, q, cache, .. } = turned;
         let KvCache { kv_heads, capacity, head_dim, dtype, .. } = **cache;
         assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
         assert!(*position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
         let [rows3, blocks3, groups3, passes3] = stage(3);
-        let params = TurnedParams {
-            rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2,
-            rows3, blocks3, groups3, passes3, eps,
-            heads: *heads as u32,
-            kv_heads: kv_heads as u32,
-            head_dim: head_dim as u32,
-            position: *position as u32,
-            capacity: capacity as u32,
-            kv_row: dtype.row_words(head_dim) as u32,
-        };
         buffers.extend([(*rope).into(), (*q).into(), (&cache.k).into(), (&cache.v).into()]);
-        recorder.expect_bytes(bytes_of(stages));
-        recorder.dispatch(&ROPE_KERNEL, &dtype.flag(variant), &params, &buffers, groups + groups3 as usize);
+        for (first_group, groups, bytes) in dispatches {
+            let params = TurnedParams {
+                rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2,
+                rows3, blocks3, groups3, passes3, eps, first_group,
+                heads: *heads as u32,
+                kv_heads: kv_heads as u32,
+                head_dim: head_dim as u32,
+                position: *position as u32,
+                capacity: capacity as u32,
+                kv_row: dtype.row_words(head_dim) as u32,
+            };
+            recorder.expect_bytes(bytes);
+            recorder.dispatch(&ROPE_KERNEL, &dtype.flag(variant.clone()), &params, &buffers, groups as usize);
+        }
     }
 }
 

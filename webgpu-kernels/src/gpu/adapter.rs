@@ -57,10 +57,11 @@ pub struct Caps {
     pub cooperative_matrix: bool,
     /// Sizes of subgroups, if shaders may use them.
     pub subgroups: Option<SubgroupSizes>,
-    /// How often a workgroup that waits for those with smaller numbers looks, before it takes something to be wrong: some tenths of
-    /// a second. Zero where it may not wait: WebGPU promises neither that workgroups begin in the order of their numbers nor
-    /// that what they wrote can be made visible to the whole device.
-    pub chain_looks: u32,
+    /// Storage buffers of a kernel.
+    pub max_bindings: u32,
+    /// Whether a workgroup may wait for those with smaller numbers: they begin in the order of their numbers, and what they
+    /// wrote can be made visible to the whole device. WebGPU promises neither.
+    pub in_order: bool,
     /// Whether the device measures time.
     pub timestamps: bool,
     /// Largest buffer that a kernel sees, in bytes.
@@ -70,17 +71,14 @@ pub struct Caps {
 }
 
 impl Caps {
-    /// [`Caps::chain_looks`] of a software device, where a look takes nanoseconds, and who is waited for may have to wait for a
-    /// processor.
-    pub const SOFTWARE_LOOKS: u32 = 1 << 30;
-
     /// What every WebGPU device has.
     pub const WEBGPU_DEFAULTS: Caps = Caps {
         is_software: false,
         f16: false,
         cooperative_matrix: false,
         subgroups: None,
-        chain_looks: 0,
+        max_bindings: 8,
+        in_order: false,
         timestamps: false,
         max_binding: 128 << 20,
         max_buffer: 256 << 20,

@@ -111,9 +111,6 @@ impl Gpu {
             // tested on such devices, use it.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
-        if summary.caps.subgroups.and_then(SubgroupSizes::fixed).is_none() || options.default_limits {
-            summary.caps.chain_looks = 0;
-        }
         summary.caps.timestamps &= options.timestamps;
         if summary.caps.timestamps {
             features |= wgpu::Features::TIMESTAMP_QUERY;
@@ -127,9 +124,8 @@ impl Gpu {
         if summary.caps.cooperative_matrix {
             limits.max_compute_workgroup_storage_size = COOPERATIVE_BYTES;
         }
-        if summary.caps.chain_looks > 0 {
-            limits.max_storage_buffers_per_shader_stage = MAX_BINDINGS as u32;
-        }
+        summary.caps.max_bindings = limits.max_storage_buffers_per_shader_stage;
+        summary.caps.in_order &= !options.default_limits;
         summary.caps.max_binding = limits.max_storage_buffer_binding_size;
         summary.caps.max_buffer = limits.max_buffer_size;
 
@@ -337,7 +333,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     let features = adapter.features();
     let limits = adapter.limits();
-    let chain_looks = chain_looks(&info, &limits);
+    let in_order = is_in_order(&info);
     let subgroups = (features.contains(wgpu::Features::SUBGROUP) || cfg!(target_arch = "wasm32"))
         .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
     AdapterSummary {
@@ -357,7 +353,8 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
             f16: features.contains(wgpu::Features::SHADER_F16),
             cooperative_matrix: has_cooperative_matrix(adapter),
             subgroups,
-            chain_looks,
+            max_bindings: limits.max_storage_buffers_per_shader_stage,
+            in_order,
             timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
             max_binding: limits.max_storage_buffer_binding_size,
             max_buffer: limits.max_buffer_size,
@@ -365,20 +362,12 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// [`Caps::chain_looks`]. Workgroups are known to begin in the order of their numbers on these vendors' hardware and on Mesa's
-/// software device, and wgpu's barriers of storage are the whole device's in SPIR-V.
-fn chain_looks(info: &wgpu::AdapterInfo, limits: &wgpu::Limits) -> u32 {
+/// Whether workgroups are known to begin in the order of their numbers, as on these vendors' hardware; wgpu's barriers of
+/// storage are the whole device's in SPIR-V.
+fn is_in_order(info: &wgpu::AdapterInfo) -> bool {
     const AMD: u32 = 0x1002;
     const NVIDIA: u32 = 0x10de;
-    const MESA: u32 = 0x1_0005;
-    let has_room = limits.max_storage_buffers_per_shader_stage >= MAX_BINDINGS as u32;
-    match info.vendor {
-        _ if info.backend != wgpu::Backend::Vulkan || !has_room => 0,
-        // A look takes most of a microsecond.
-        AMD | NVIDIA => 1 << 20,
-        MESA => Caps::SOFTWARE_LOOKS,
-        _ => 0,
-    }
+    info.backend == wgpu::Backend::Vulkan && [AMD, NVIDIA].contains(&info.vendor)
 }
 
 /// Whether there are products of 16 x 16 x 16 in f16 with sums in f32, and the workgroup memory that goes with them.
@@ -411,8 +400,8 @@ fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
 }
 
-/// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment unless those are unwanted. No kernel
-/// needs more than the defaults in anything else.
+/// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment, and as many storage buffers as any kernel
+/// takes, unless those are unwanted. No kernel needs more than the defaults in anything else.
 fn required_limits(adapter: &wgpu::Limits, default_limits: bool) -> wgpu::Limits {
     let defaults = wgpu::Limits::default();
     if default_limits {
@@ -422,6 +411,7 @@ fn required_limits(adapter: &wgpu::Limits, default_limits: bool) -> wgpu::Limits
         max_buffer_size: adapter.max_buffer_size,
         max_storage_buffer_binding_size: adapter.max_storage_buffer_binding_size,
         min_uniform_buffer_offset_alignment: adapter.min_uniform_buffer_offset_alignment,
+        max_storage_buffers_per_shader_stage: adapter.max_storage_buffers_per_shader_stage.min(MAX_BINDINGS as u32),
         ..defaults
     }
 }

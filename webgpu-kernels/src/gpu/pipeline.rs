@@ -14,7 +14,7 @@ use crate::{Error, Kernel, Variant, kernel::Access};
 /// Runs a job on a thread of the caller's, at once or later.
 pub type Spawn = fn(Box<dyn FnOnce() + Send>);
 
-/// Most storage buffers of a kernel. WebGPU's default limit is 8, and what needs more is for devices that chain.
+/// Most storage buffers of a kernel. WebGPU's default limit is 8; what needs more is for devices that have more.
 pub(crate) const MAX_BINDINGS: usize = 22;
 
 #[derive(Default)]
