@@ -212,7 +212,10 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
     for (hidden, qkv) in [(3072, 5120), (2048, 3072)] {
         let shape = ChainShape { hidden, attended: hidden, inner: 8192, qkv };
         let cases = gemv_chain::choice_cases(gpu.caps(), shape).into_iter();
-        let cases = cases.map(|(choice, case)| (format!("{choice:?}"), &gemv_chain::ROPE_KERNEL, case));
+        let cases = cases.map(|(choice, case)| {
+            let kernel = if choice.is_some() { &gemv_chain::ROPE_KERNEL } else { &gemv::ADD_KERNEL };
+            (format!("{choice:?}"), kernel, case)
+        });
         shapes.push((format!("gemv_chain {hidden}"), cases.collect()));
     }
     for (heads, kv_heads, head_dim) in [(24, 8, 128), (32, 8, 64)] {

@@ -26,8 +26,8 @@ use choice::choice_of;
 pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
-pub(crate) use rope::{case_of as turned_case_of, heads_of};
 pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
+pub(crate) use rope::{case_of as turned_case_of, heads_of};
 
 /// Most rows of `x`.
 pub const MAX_BATCH: usize = 8;
@@ -226,6 +226,12 @@ pub(crate) fn cases_of(caps: &Caps, format: WeightFormat, cols: usize) -> Vec<(&
         cases.push((kernel_of(kind), choice_case(caps, &shape, choice_of(caps, &shape))));
     }
     cases
+}
+
+/// The variant of [`GemvAdd`] where nothing is known of the device.
+pub(crate) fn usual_variant(caps: &Caps, rows: usize, cols: usize) -> crate::Variant {
+    let shape = GemvShape { format: four_bits(), rows, cols, batch: 1, kind: GemvKind::Add };
+    choice_of(caps, &shape).variant(caps, &shape, 0)
 }
 
 /// The kernel of a kind.

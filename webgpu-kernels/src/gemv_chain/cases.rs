@@ -1,18 +1,19 @@
 //! Cases of the chain: what single dispatches compute one after the other.
 
+use std::{cell::RefCell, collections::HashMap};
+
 use half::f16;
 use model_format::decoder_config::Activation;
 
-use super::{ChainChoice, ChainShape, FORMAT, GemvChain, Links, Turned, chains};
+use super::{ChainChoice, ChainShape, End, FORMAT, GemvChain, MISSING, Turned, chains};
 use crate::{
-    Case, CaseSet, KvCache, KvDtype, Variant,
+    Case, CaseSet, KvCache, KvDtype,
     cases::{self, Random, random_matrix},
     gemv::{self, GemvAdd, GemvRope, GemvScaled, heads_of, reference},
     glu::glu,
     gpu::{Buffer, Caps, Recorder},
     kernel::{CaseBuffer, Purpose},
     kv::padded,
-    matrix::Slice,
     rope::{RopeShape, rope},
 };
 
@@ -49,16 +50,20 @@ impl Sizes {
         self.rows.get(3).map(|rows| heads_of(*rows))
     }
 
-    /// Words of every buffer.
+    /// Words of every buffer: those of a chain, and for single dispatches what is between them.
     fn lens(&self, dtype: KvDtype) -> Vec<usize> {
         let (hidden, inner) = (self.hidden(), self.inner());
         let last = self.rows.len() - 1;
         let matrix = |i: usize| gemv::matrix_lens(FORMAT, self.rows[i.min(last)], self.cols[i.min(last)]);
         let mut lens = [0, 1, 2, 3].map(matrix).concat();
-        lens.extend([self.cols[0], hidden, hidden, hidden, hidden, hidden, inner, hidden, hidden, GemvChain::ARRIVED]);
-        if let Some([heads, kv_heads, head_dim]) = self.heads() {
-            let cache = kv_heads * CAPACITY * dtype.row_words(head_dim);
-            lens.extend([CAPACITY * head_dim, heads * head_dim, cache, cache]);
+        let links = 2 * hidden + inner;
+        lens.extend([self.cols[0], hidden, hidden, hidden, links, links]);
+        match self.heads() {
+            Some([heads, kv_heads, head_dim]) => {
+                let cache = kv_heads * CAPACITY * dtype.row_words(head_dim);
+                lens.extend([CAPACITY * head_dim, heads * head_dim, cache, cache]);
+            }
+            None => lens.extend([hidden, hidden]),
         }
         lens
     }
@@ -82,14 +87,17 @@ pub(super) fn small_case(caps: &Caps, shape: &ChainShape, choice: Option<ChainCh
 }
 
 pub(super) fn cases(caps: &Caps, set: CaseSet, turned: bool) -> Vec<Case> {
-    let shape = |hidden, attended, inner, qkv| ChainShape { hidden, attended, inner, qkv: if turned { qkv } else { 0 } };
+    let shape =
+        |hidden, attended, inner, qkv| ChainShape { hidden, attended, inner, qkv: if turned { qkv } else { 0 } };
     let shapes = match set {
         CaseSet::Test => vec![shape(576, 576, 1536, 960), shape(2048, 2048, 8192, 3072), shape(128, 64, 320, 192)],
         CaseSet::Bench => vec![shape(3072, 3072, 8192, 5120), shape(2048, 2048, 8192, 3072)],
     };
     let mut all = Vec::new();
     for (i, shape) in shapes.iter().enumerate() {
-        for choice in chains(caps, shape) {
+        // Of the tests, some of each width of workgroup and number of rows.
+        let step = if set == CaseSet::Test { 9 } else { 1 };
+        for choice in chains(caps, shape).into_iter().step_by(step) {
             match set {
                 CaseSet::Bench => all.push(case(caps, shape, Some(choice), KvDtype::F16)),
                 CaseSet::Test => {
@@ -110,12 +118,17 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     let lens = sizes.lens(dtype);
     let weights: usize = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| rows * cols).sum();
     let bytes: u64 = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| FORMAT.matrix_bytes(*rows, *cols)).sum();
-    let variant = choice.map_or(Variant::new(), |choice| {
-        let variant = choice.variant(caps, &sizes.cols);
-        if heads.is_some() { dtype.flag(variant) } else { variant }
-    });
+    let variant = match choice {
+        Some(choice) if heads.is_some() => dtype.flag(choice.variant(caps, &sizes.cols)),
+        Some(choice) => choice.variant(caps, &sizes.cols),
+        // Of the first of several.
+        None => gemv::usual_variant(caps, sizes.rows[0], sizes.cols[0]),
+    };
     let words = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("/");
     let groups = choice.map_or("apart".into(), |choice| format!("{} groups", choice.groups));
+    // Sets of links take turns, or a second run would find what the first one left. A small one finds it, for no stage leaves all.
+    let is_whole = sizes.rows[0] == sizes.cols[1];
+    let turns = RefCell::new(HashMap::new());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
         label: format!("{} x {}, {groups}", words(&sizes.rows), words(&sizes.cols)),
@@ -125,7 +138,12 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         // What is behind a sum with an error has it again; and a cache is rounded.
         tolerance: 1e-6,
         buffers: Box::new(move || buffers(&made, &lens, dtype)),
-        record: Box::new(move |recorder, b| record(&recorded, choice, dtype, recorder, b)),
+        record: Box::new(move |recorder, b| {
+            let mut turns = turns.borrow_mut();
+            let turn = turns.entry(b[12].id()).or_insert(false);
+            *turn ^= is_whole;
+            record(&recorded, choice, dtype, recorder, b, *turn);
+        }),
         reference: Box::new(move |b| reference_of(&expected, dtype, b)),
     }
 }
@@ -138,47 +156,55 @@ fn buffers(sizes: &Sizes, lens: &[usize], dtype: KvDtype) -> Vec<CaseBuffer> {
         all.extend(random_matrix(FORMAT, sizes.rows[i], sizes.cols[i], i as u64 + 1));
     }
     all.extend([8, 9, 10].map(|i| CaseBuffer::input(&random.values(lens[i]))));
-    let sum = CaseBuffer::in_out(&random.values(lens[11]));
-    // What small stages leave as it was is what the next one takes in.
-    let mut link = |i: usize| CaseBuffer::input(&random.values(lens[i]));
-    let (normed, activated, y) = (link(12), link(14), link(15));
-    let y = if last == 3 { y } else { CaseBuffer { purpose: Purpose::F32, ..y } };
-    let scratch = CaseBuffer::scratch;
-    all.extend([sum, normed, scratch(lens[13]), activated, y, scratch(lens[16]), scratch(lens[17])]);
-    if let Some([_, _, head_dim]) = sizes.heads() {
-        let cache = |len| CaseBuffer { words: vec![0; len], purpose: Purpose::Kv(dtype, head_dim) };
-        all.extend([
-            CaseBuffer::input(&random.values(lens[18])),
-            CaseBuffer::output(lens[19]),
-            cache(lens[20]),
-            cache(lens[21]),
-        ]);
+    all.push(CaseBuffer::in_out(&random.values(lens[11])));
+    // What no row of a small stage leaves is there already.
+    let mut links: Vec<u32> = random.values(lens[12]).into_iter().map(f32::to_bits).collect();
+    let begins = [0, sizes.hidden(), sizes.hidden() + sizes.inner()];
+    for (i, (begin, left)) in begins.into_iter().zip([sizes.rows[0], sizes.rows[1] / 2, sizes.rows[2]]).enumerate() {
+        let cols = sizes.cols.get(i + 1).copied().unwrap_or(sizes.hidden());
+        (0..left).for_each(|n| links[begin + place(n, cols)] = MISSING);
+    }
+    all.extend([CaseBuffer::words(links.clone()), CaseBuffer::words(links)]);
+    match sizes.heads() {
+        Some([_, _, head_dim]) => {
+            let cache = |len| CaseBuffer { words: vec![0; len], purpose: Purpose::Kv(dtype, head_dim) };
+            all.extend([
+                CaseBuffer::input(&random.values(lens[14])),
+                CaseBuffer::output(lens[15]),
+                cache(lens[16]),
+                cache(lens[17]),
+            ]);
+        }
+        None => all.extend([CaseBuffer::in_out(&random.values(lens[14])), CaseBuffer::scratch(lens[15])]),
     }
     all
 }
 
-fn record(sizes: &Sizes, choice: Option<ChainChoice>, dtype: KvDtype, recorder: &mut Recorder, b: &[Buffer<u32>]) {
+fn record(
+    sizes: &Sizes,
+    choice: Option<ChainChoice>,
+    dtype: KvDtype,
+    recorder: &mut Recorder,
+    b: &[Buffer<u32>],
+    turn: bool,
+) {
     let last = sizes.rows.len() - 1;
-    let slices: Vec<Slice> = [0, 1, 2, 3]
-        .map(|i| {
-            let at = i.min(last);
-            cases::slice(FORMAT, sizes.rows[at], sizes.cols[at], &b[2 * i], &b[2 * i + 1])
-        })
-        .into();
-    let of = |i: usize| b[i].cast::<f32>();
-    let [x, norm0, norm2, sum] = [8, 9, 10, 11].map(of);
-    let links = Links { normed: of(12), normed_squares: of(13), activated: of(14), y: of(15), y_squares: of(16) };
-    let turned = sizes.heads().map(|[heads, kv_heads, head_dim]| {
-        let cache =
-            KvCache { k: b[20].clone(), v: b[21].clone(), kv_heads, capacity: CAPACITY, head_dim, dtype };
-        (heads, of(18), of(19), cache)
+    let slices = [0, 1, 2, 3].map(|i: usize| {
+        let at = i.min(last);
+        cases::slice(FORMAT, sizes.rows[at], sizes.cols[at], &b[2 * i], &b[2 * i + 1])
     });
-    let turned = turned.as_ref().map(|(heads, rope, q, cache)| Turned {
+    let of = |i: usize| b[i].cast::<f32>();
+    let [x, norm0, norm2, sum, first, second] = [8, 9, 10, 11, 14, 15].map(of);
+    let cache = sizes.heads().map(|[heads, kv_heads, head_dim]| {
+        let cache = KvCache { k: b[16].clone(), v: b[17].clone(), kv_heads, capacity: CAPACITY, head_dim, dtype };
+        (heads, cache)
+    });
+    let turned = cache.as_ref().map(|(heads, cache)| Turned {
         qkv: &slices[3],
-        rope,
+        rope: &first,
         heads: *heads,
         position: POSITION,
-        q,
+        q: &second,
         cache,
     });
     let chain = GemvChain {
@@ -189,61 +215,90 @@ fn record(sizes: &Sizes, choice: Option<ChainChoice>, dtype: KvDtype, recorder: 
         down_norm: &norm2,
         eps: EPS,
     };
+    let end = match &turned {
+        Some(turned) => End::Turned(turned),
+        None => End::Normed { y: &first, squares: &second },
+    };
     match choice {
-        Some(choice) => chain.record_links(recorder, choice, [&x, &sum], &b[17], &links, turned.as_ref()),
-        None => apart(recorder, &chain, [&x, &sum], &links, turned.as_ref()),
+        Some(choice) => chain.record_to(recorder, choice, [&x, &sum], if turn { [&b[13], &b[12]] } else { [&b[12], &b[13]] }, end),
+        None => apart(recorder, &chain, [&x, &sum], &b[13], end),
     }
 }
 
-/// The same, one dispatch for each product.
+/// The same at full size, one dispatch for each product. `between`: room for what they leave for one another.
 fn apart(
     recorder: &mut Recorder,
     chain: &GemvChain<'_>,
     [x, sum]: [&Buffer<f32>; 2],
-    links: &Links,
-    turned: Option<&Turned<'_>>,
+    between: &Buffer<u32>,
+    end: End<'_>,
 ) {
+    let (hidden, inner) = (chain.down.rows, chain.down.cols);
+    let between = between.cast::<f32>();
+    let (normed, activated, left) =
+        (between.slice(0, hidden), between.slice(hidden, inner), between.slice(hidden + inner, hidden));
+    let squares = recorder.temporary(hidden);
     let add = |recorder: &mut Recorder, w, x, norm, y, squares| {
         let add = GemvAdd::of(recorder.gpu(), w);
         add.record(recorder, w, x, norm, sum, y, squares);
         add.parts(recorder.gpu().caps(), w.rows)
     };
-    let parts = add(recorder, chain.out, x, chain.out_norm, &links.normed, &links.normed_squares);
-    let gate_up = GemvScaled { parts, eps: chain.eps, swiglu: true };
-    gate_up.record(recorder, chain.gate_up, &links.normed, &links.normed_squares, &links.activated);
-    let parts = add(recorder, chain.down, &links.activated, chain.down_norm, &links.y, &links.y_squares);
-    if let Some(Turned { qkv, rope, heads, position, q, cache }) = turned {
-        let turn = GemvRope { parts, eps: chain.eps, heads: *heads, position: *position };
-        turn.record(recorder, qkv, &links.y, &links.y_squares, rope, q, cache);
+    let parts = add(recorder, chain.out, x, chain.out_norm, &normed, &squares);
+    GemvScaled { parts, eps: chain.eps, swiglu: true }.record(recorder, chain.gate_up, &normed, &squares, &activated);
+    match end {
+        End::Normed { y, squares } => {
+            add(recorder, chain.down, &activated, chain.down_norm, y, squares);
+        }
+        End::Turned(Turned { qkv, rope, heads, position, q, cache }) => {
+            let parts = add(recorder, chain.down, &activated, chain.down_norm, &left, &squares);
+            let turn = GemvRope { parts, eps: chain.eps, heads: *heads, position: *position };
+            turn.record(recorder, qkv, &left, &squares, rope, q, cache);
+        }
     }
 }
 
 fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>> {
     let w = |i: usize| cases::values(FORMAT, sizes.rows[i], sizes.cols[i], &b[2 * i].words, &b[2 * i + 1].words);
-    let turned = sizes.heads();
-    let mut sum = b[11].values().to_vec();
-    let (mut normed, mut activated) = (in_order(b[12].values()), in_order(b[14].values()));
-    let mut y = if turned.is_some() { in_order(b[15].values()) } else { b[15].values().to_vec() };
-    // The sum's rows, of which the sum of squares is known.
-    let add = |i: usize, x: &[f32], norm: &[f32], sum: &mut [f32], y: &mut [f32]| -> f32 {
-        let rows = sizes.rows[i];
-        reference::gemv_add(&w(i), &x[..sizes.cols[i]], &norm[..rows], &mut sum[..rows], &mut y[..rows]);
-        sum[..rows].iter().map(|v| v * v).sum()
+    let (hidden, inner) = (sizes.hidden(), sizes.inner());
+    let product = |i: usize, x: &[f32]| {
+        let mut y = vec![0.0; sizes.rows[i]];
+        reference::gemv(&w(i), x, sizes.cols[i], &mut y);
+        y
     };
-    let square = add(0, b[8].values(), b[9].values(), &mut sum, &mut normed);
-    let mut gate_up = vec![0.0; sizes.rows[1]];
-    reference::gemv_scaled(&w(1), &normed[..sizes.cols[1]], &[square], EPS, &mut gate_up);
-    let inner = sizes.rows[1] / 2;
-    glu(&gate_up, Activation::Silu, inner, &mut activated[..inner]);
-    let square = add(2, &activated, b[10].values(), &mut sum, &mut y);
-    let Some([heads, kv_heads, head_dim]) = turned else { return vec![sum, y] };
-    let mut qkv = vec![0.0; sizes.rows[3]];
-    reference::gemv_scaled(&w(3), &y[..sizes.cols[3]], &[square], EPS, &mut qkv);
+    // Of stage i, what rows of the stage before do not leave.
+    let link = |i: usize, begin: usize| -> Vec<f32> {
+        let cols = sizes.cols[i];
+        (0..cols).map(|n| b[12].values()[begin + place(n, cols)]).collect()
+    };
+    let normed = |i: usize, u: &[f32], norm: &[f32]| {
+        let square: f32 = u.iter().map(|v| v * v).sum();
+        let x: Vec<f32> = u.iter().zip(norm).map(|(u, norm)| u * norm).collect();
+        let mut y = vec![0.0; sizes.rows[i]];
+        reference::gemv_scaled(&w(i), &x, &[square], EPS, &mut y);
+        y
+    };
+    let mut sum = b[11].values().to_vec();
+    let mut u = link(1, 0);
+    let delta = product(0, b[8].values());
+    (0..sizes.rows[0]).for_each(|n| u[n] = sum[n] + delta[n]);
+    let gate_up = normed(1, &u, b[9].values());
+    let mut v = link(2, hidden);
+    let half = sizes.rows[1] / 2;
+    glu(&gate_up, Activation::Silu, half, &mut v[..half]);
+    let delta = product(2, &v);
+    (0..sizes.rows[2]).for_each(|n| sum[n] = u[n] + delta[n]);
+    let Some([heads, kv_heads, head_dim]) = sizes.heads() else {
+        let mut y = b[14].values().to_vec();
+        (0..sizes.rows[2]).for_each(|n| y[n] = sum[n] * b[10].values()[n]);
+        return vec![sum, y];
+    };
+    let mut u = link(3, hidden + inner);
+    u[..sizes.rows[2]].copy_from_slice(&sum[..sizes.rows[2]]);
+    let qkv = normed(3, &u, b[10].values());
     let len = kv_heads * CAPACITY * padded(head_dim);
     let (mut q, mut k, mut v) = (vec![0.0; heads * head_dim], vec![0.0; len], vec![0.0; len]);
-    let shape =
-        RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len: POSITION, capacity: CAPACITY };
-    rope(shape, &qkv, b[18].values(), &mut q, &mut k, &mut v);
+    let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len: POSITION, capacity: CAPACITY };
+    rope(shape, &qkv, b[14].values(), &mut q, &mut k, &mut v);
     if dtype == KvDtype::F16 {
         let largest = f16::MAX.to_f32();
         k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
@@ -251,8 +306,7 @@ fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>
     vec![sum, q, k, v]
 }
 
-/// What lies in the order in which lanes read it, in its own.
-fn in_order(values: &[f32]) -> Vec<f32> {
-    let blocks = values.len() / 16;
-    (0..values.len()).map(|n| values[n % 16 * blocks + n / 16]).collect()
+/// Where value n of so many lies among links.
+fn place(n: usize, cols: usize) -> usize {
+    n % 16 * (cols / 16) + n / 16
 }

@@ -1,20 +1,22 @@
 // The end of a decoder's layer for one row, products that each need the whole of the one before, in one dispatch:
-//   0  sum[n] += sum over k of x[k] * w0[n, k], y0 = sum * norm0
-//   1  y1[i] = silu(v[i]) * v[rows / 2 + i], where v[n] = sum over k of normed(y0)[k] * w1[n, k]
-//   2  sum[n] += sum over k of y1[k] * w2[n, k], y2 = sum * norm2
+//   0  u[n] = sum[n] + sum over k of x[k] * w0[n, k]
+//   1  v[i] = silu(g[i]) * g[rows / 2 + i], where g[n] = sum over k of normed(u * norm0)[k] * w1[n, k]
+//   2  sum[n] = u[n] + sum over k of v[k] * w2[n, k]
 // and with ROPE, what the next layer begins with:
-//   3  rows of queries, keys and values, sum over k of normed(y2)[k] * w3[n, k], as in gemv.wgsl
-// normed(y) is y / sqrt(mean of sum^2 + eps); squares hold what the mean is of, in parts, one of each workgroup.
+//   3  rows of queries, keys and values, sum over k of normed(sum * norm2)[k] * w3[n, k], as in gemv.wgsl
+// or else y = sum * norm2, and squares, whose total is that of sum^2. normed(a * norm) is a * norm / sqrt(mean of a^2 + eps).
 //
-// The first workgroups do stage 0, the next stage 1, and so on. One of a later stage asks for its first weights, and waits for
-// all of the stage before: they have smaller numbers, so they are done or at work, and it cannot wait for what
-// waits for it. Meanwhile the memory is busy with weights, which between dispatches it is not. Where a workgroup may not wait,
-// each stage is a dispatch from `first_group` on, and has arrived before the next.
+// The first workgroups do stage 0, the next stage 1, and so on. One of a later stage asks for its first weights, and then
+// waits for what the stage before leaves in `links`: who writes that has a smaller number, so it is done or at work, and cannot wait
+// for what waits for it. Meanwhile the memory is busy with weights, which between dispatches it is not. Where a workgroup may not
+// wait, each stage is a dispatch from `first_group` on, and finds all that it needs.
 //
-// What one stage leaves for the next lies in the order in which its lanes read it: value 16 * b + i at i * blocks + b.
+// A word of `links` is a value, or MISSING, so that it is its own sign of being there: no other order between memory operations is
+// needed. It lies where neighbouring lanes read neighbours: value 16 * b + i at i * blocks + b. Each dispatch
+// makes the words of the one before MISSING again: there are two sets, which take turns.
 //
-// A workgroup of PARTS subgroups has ROWS outputs at a time, for `passes` times; a lane takes STEPS half groups of each, and asks for the
-// next as soon as it is done with one. x is made fixed-point once, see fixed_point.wgsl.
+// A workgroup of PARTS subgroups has ROWS outputs at a time, for `passes` times; a lane takes STEPS half groups of each, and asks for
+// the next as soon as it is done with one. What a stage takes in is made fixed-point once, see fixed_point.wgsl.
 #import invocation
 #import unpack
 #import fixed_point
@@ -25,7 +27,7 @@ struct Params {
 #for t in 0..STAGES
     rows$t: u32, blocks$t: u32, groups$t: u32, passes$t: u32,
 #endfor
-    eps: f32, first_group: u32,
+    eps: f32, first_group: u32, link_words: u32,
 #ifdef ROPE
     heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
 #endif
@@ -41,98 +43,59 @@ struct Params {
 @group(0) @binding(7) var<storage, read> q_weight3: array<Words>;             // [rows3, blocks3]; without ROPE, anything
 @group(0) @binding(8) var<storage, read> q_scale3: array<u32>;                // [rows3, blocks3 / 2]; the same
 @group(0) @binding(9) var<storage, read> x: array<vec4<f32>>;                 // [4 * blocks0]
-@group(0) @binding(10) var<storage, read> norm0: array<f32>;                  // [rows0]
-@group(0) @binding(11) var<storage, read> norm2: array<f32>;                  // [rows2]
-@group(0) @binding(12) var<storage, read_write> sum: array<f32>;              // [rows0]
-@group(0) @binding(13) var<storage, read_write> y0: array<f32>;               // [16, blocks1]
-@group(0) @binding(14) var<storage, read_write> squares0: array<f32>;         // [groups0]
-@group(0) @binding(15) var<storage, read_write> y1: array<f32>;               // [16, blocks2]
-@group(0) @binding(16) var<storage, read_write> y2: array<f32>;               // [rows2]; with ROPE [16, blocks3]
-@group(0) @binding(17) var<storage, read_write> squares2: array<f32>;         // [groups2]
-@group(0) @binding(18) var<storage, read_write> arrived: array<atomic<u32>>;  // [STAGES], zero before and after
+@group(0) @binding(10) var<storage, read> norm0: array<vec4<f32>>;            // [4 * blocks1]
+@group(0) @binding(11) var<storage, read> norm2: array<vec4<f32>>;            // [rows2 / 4]
+@group(0) @binding(12) var<storage, read_write> sum: array<f32>;              // [rows2]
+@group(0) @binding(13) var<storage, read_write> links: array<atomic<u32>>;    // u, v, and with ROPE sum: [link_words]
+@group(0) @binding(14) var<storage, read_write> stale: array<atomic<u32>>;    // the other set: [link_words]
 #ifdef ROPE
-@group(0) @binding(19) var<storage, read> rope: array<vec2<f32>>;             // [positions, head_dim / 2]
-@group(0) @binding(20) var<storage, read_write> q: array<f32>;                // [heads * head_dim]
-@group(0) @binding(21) var<storage, read_write> k_cache: array<u32>;          // [kv_heads, capacity, kv_row], see kv.wgsl
-@group(0) @binding(22) var<storage, read_write> v_cache: array<u32>;          // [kv_heads, capacity, kv_row], see kv.wgsl
+@group(0) @binding(15) var<storage, read> rope: array<vec2<f32>>;             // [positions, head_dim / 2]
+@group(0) @binding(16) var<storage, read_write> q: array<f32>;                // [heads * head_dim]
+@group(0) @binding(17) var<storage, read_write> k_cache: array<u32>;          // [kv_heads, capacity, kv_row], see kv.wgsl
+@group(0) @binding(18) var<storage, read_write> v_cache: array<u32>;          // [kv_heads, capacity, kv_row], see kv.wgsl
+#else
+@group(0) @binding(15) var<storage, read_write> y: array<f32>;                // [rows2]
+@group(0) @binding(16) var<storage, read_write> squares: array<f32>;          // [groups2]
 #endif
 
 #ifdef KV_F16
 const MAX_F16: f32 = 65504.0;
 #endif
 
-const MOST_ROWS: u32 = 8u;
-var<workgroup> parts: array<f32, 2u * PARTS * MOST_ROWS>;                     // [parity of the pass, PARTS, MOST_ROWS]
+// Outputs, and a sum of squares.
+const COLUMNS: u32 = 9u;
+var<workgroup> parts: array<f32, 2u * PARTS * COLUMNS>;                       // [parity of the pass, PARTS, COLUMNS]
 
-// Times to look whether a stage has arrived, each most of a microsecond: then something is wrong, and so is the result.
+// A number that is none of those that arithmetic gives.
+const MISSING: u32 = 0xffffffffu;
+// Times to look for a value, each most of a microsecond: then something is wrong, and so is the result.
 const MOST_LOOKS: u32 = 1u << 20u;
 
-// Waits until `count` workgroups of a stage have arrived; what they wrote is seen from here on.
-fn wait_for(stage: u32, count: u32, lane: u32) {
-    if (lane == 0u) {
-        for (var look = 0u; look < MOST_LOOKS; look++) {
-            if (atomicLoad(&arrived[stage]) == count) {
-                break;
-            }
-        }
-    }
-    storageBarrier();
+fn leave(at: u32, value: f32) {
+    atomicStore(&links[at], min(bitcast<u32>(value), MISSING - 1u));
 }
 
-// Quad i of block b of what a stage takes in.
-fn input0(b: u32, i: u32) -> vec4<f32> {
-    return x[4u * b + i];
+// Where in `links` stages find value 0 of what they take in.
+fn input1() -> u32 {
+    return 0u;
 }
 
-fn input1(b: u32, i: u32) -> vec4<f32> {
-    let at = 4u * i * params.blocks1 + b;
-    return vec4<f32>(y0[at], y0[at + params.blocks1], y0[at + 2u * params.blocks1], y0[at + 3u * params.blocks1]);
-}
-
-fn input2(b: u32, i: u32) -> vec4<f32> {
-    let at = 4u * i * params.blocks2 + b;
-    return vec4<f32>(y1[at], y1[at + params.blocks2], y1[at + 2u * params.blocks2], y1[at + 3u * params.blocks2]);
-}
-
-// The sum of squares that a stage's input is normed by, in every lane.
-fn square1(invocation: Invocation) -> f32 {
-    var square = 0.0;
-    for (var i = invocation.subgroup_lane; i < params.groups0; i += SUBGROUP_MIN_SIZE) {
-        square += squares0[i];
-    }
-    return subgroupAdd(square);
+fn input2() -> u32 {
+    return 16u * params.blocks1;
 }
 
 #ifdef ROPE
-fn input3(b: u32, i: u32) -> vec4<f32> {
-    let at = 4u * i * params.blocks3 + b;
-    return vec4<f32>(y2[at], y2[at + params.blocks3], y2[at + 2u * params.blocks3], y2[at + 3u * params.blocks3]);
-}
-
-fn square3(invocation: Invocation) -> f32 {
-    var square = 0.0;
-    for (var i = invocation.subgroup_lane; i < params.groups2; i += SUBGROUP_MIN_SIZE) {
-        square += squares2[i];
-    }
-    return subgroupAdd(square);
+fn input3() -> u32 {
+    return 16u * (params.blocks1 + params.blocks2);
 }
 #endif
 
-// Where a stage leaves value n of its output.
-fn place0(n: u32) -> u32 {
-    return n % 16u * params.blocks1 + n / 16u;
+fn norm_of1(quad: u32) -> vec4<f32> {
+    return norm0[quad];
 }
 
-fn place1(n: u32) -> u32 {
-    return n % 16u * params.blocks2 + n / 16u;
-}
-
-fn place2(n: u32) -> u32 {
-#ifdef ROPE
-    return n % 16u * params.blocks3 + n / 16u;
-#else
-    return n;
-#endif
+fn norm_of3(quad: u32) -> vec4<f32> {
+    return norm2[quad];
 }
 
 #for t in 0..STAGES
@@ -174,22 +137,65 @@ fn stage$t(group: u32, invocation: Invocation) {
     var scales$s_$r = q_scale$t[(first$r + b$s) >> 2u];
 #endfor
 #endfor
-#ifdef AFTER0$t
-    wait_for(0u, params.groups0, lane);
+#ifdef FIRST$t
+    for (var i = group * WORKGROUP + lane; i < params.link_words; i += params.groups$t * WORKGROUP) {
+        atomicStore(&stale[i], MISSING);
+    }
+#for s in 0..STEPS$t
+#for i in 0..4
+    var quad$s_$i = x[4u * b$s + $iu];
+#endfor
+#endfor
+#else
+#ifdef NORMED$t
+#for s in 0..STEPS$t
+#for i in 0..4
+    let norm$s_$i = norm_of$t(4u * b$s + $iu);
+#endfor
+#endfor
 #endif
-#ifdef AFTER1$t
-    wait_for(1u, params.groups1, lane);
+    // One word in sixteen is looked at until it is there, and then most others are.
+    let input = input$t() + 15u * params.blocks$t + b0;
+    for (var look = 0u; look < MOST_LOOKS; look++) {
+        if (atomicLoad(&links[input]) != MISSING) {
+            break;
+        }
+    }
+#for s in 0..STEPS$t
+#for i in 0..4
+    var quad$s_$i = vec4<f32>(0.0);
+#endfor
+    for (var look = 0u; look < MOST_LOOKS; look++) {
+        var most = 0u;
+#for i in 0..4
+        {
+            let found = input$t() + 4u * $iu * params.blocks$t + b$s;
+            let bits = vec4<u32>(
+                atomicLoad(&links[found]),
+                atomicLoad(&links[found + params.blocks$t]),
+                atomicLoad(&links[found + 2u * params.blocks$t]),
+                atomicLoad(&links[found + 3u * params.blocks$t]),
+            );
+            most = max(most, max(max(bits.x, bits.y), max(bits.z, bits.w)));
+            quad$s_$i = bitcast<vec4<f32>>(bits);
+        }
+#endfor
+        if (most != MISSING) {
+            break;
+        }
+    }
+#endfor
 #endif
-#ifdef AFTER2$t
-    wait_for(2u, params.groups2, lane);
-#endif
+    var square = 0.0;
 #for s in 0..STEPS$t
     var most$s = vec4<f32>(0.0);
 #for i in 0..4
-#ifdef EXACT$t
-    let quad$s_$i = input$t(b$s, $iu);
-#else
-    let quad$s_$i = select(vec4<f32>(0.0), input$t(b$s, $iu), block$s == b$s);
+#ifndef EXACT$t
+    quad$s_$i = select(vec4<f32>(0.0), quad$s_$i, block$s == b$s);
+#endif
+#ifdef NORMED$t
+    square += dot(quad$s_$i, quad$s_$i);
+    quad$s_$i *= norm$s_$i;
 #endif
     most$s = max(most$s, abs(quad$s_$i));
 #endfor
@@ -199,18 +205,20 @@ fn stage$t(group: u32, invocation: Invocation) {
     // What the codes have too much is taken off before.
     let start$s = vec2<i32>(FLOAT_BITS) - i32(MAX_INT) * (plane_sums(left$s) + plane_sums(right$s));
 #endfor
-#ifdef ADD$t
-    var square = 0.0;
-#else
-    let factor = inverseSqrt(square$t(invocation) / f32(16u * params.blocks$t) + params.eps);
+#ifdef NORMED$t
+    square = subgroupAdd(square);
 #endif
 
     for (; at < end; at++) {
 #ifdef ADD$t
         let n = at * ROWS$t + lane;
         let n_known = min(at * ROWS$t + min(lane, ROWS$t - 1u), params.rows$t - 1u);
-        let sum_before = sum[n_known];
-        let norm_here = norm$t[n_known];
+#ifdef FIRST$t
+        let before = sum[n_known];
+#else
+        // It was left by a stage before the one that was waited for.
+        let before = bitcast<f32>(atomicLoad(&links[input1() + n_known % 16u * params.blocks1 + n_known / 16u]));
+#endif
 #endif
 #for r in 0..ROWS$t
         var sum$r = 0.0;
@@ -243,24 +251,41 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endif
         let output = invocation.subgroup_lane % ROWS$t;
         // Those of the pass before may still be read.
-        let side = at % 2u * (PARTS * MOST_ROWS);
+        let side = at % 2u * (PARTS * COLUMNS);
         if (invocation.subgroup_lane < ROWS$t) {
-            parts[side + invocation.subgroup * MOST_ROWS + output] = total;
+            parts[side + invocation.subgroup * COLUMNS + output] = total;
         }
+#ifdef NORMED$t
+        if (invocation.subgroup_lane == 0u) {
+            parts[side + invocation.subgroup * COLUMNS + COLUMNS - 1u] = square;
+        }
+#endif
         workgroupBarrier();
         total = 0.0;
 #for i in 0..PARTS
-        total += parts[side + $iu * MOST_ROWS + output];
+        total += parts[side + $iu * COLUMNS + output];
 #endfor
 #ifdef ADD$t
         if (lane < ROWS$t && n < params.rows$t) {
-            let value = sum_before + total;
+            let value = before + total;
+#ifdef FIRST$t
+            leave(input1() + n % 16u * params.blocks1 + n / 16u, value);
+#else
             sum[n] = value;
-            y$t[place$t(n)] = value * norm_here;
+#ifdef ROPE
+            leave(input3() + n % 16u * params.blocks3 + n / 16u, value);
+#else
+            y[n] = value * norm2[n / 4u][n % 4u];
             square += value * value;
+#endif
+#endif
         }
 #else
-        total *= factor;
+        var all_squares = 0.0;
+#for i in 0..PARTS
+        all_squares += parts[side + $iu * COLUMNS + COLUMNS - 1u];
+#endfor
+        total *= inverseSqrt(all_squares / f32(16u * params.blocks$t) + params.eps);
         let other = subgroupShuffleXor(total, 1u);
         let pair = at * (ROWS$t / 2u) + lane / 2u;
         let is_known = lane < ROWS$t && pair < params.rows$t / 2u;
@@ -300,29 +325,18 @@ fn stage$t(group: u32, invocation: Invocation) {
         }
 #else
         if (is_known && lane % 2u == 0u) {
-            y$t[place$t(pair)] = activation(total) * other;
+            leave(input2() + pair % 16u * params.blocks2 + pair / 16u, activation(total) * other);
         }
 #endif
 #endif
     }
+#ifdef LAST$t
 #ifdef ADD$t
     square = subgroupAdd(square);
     if (lane == 0u) {
-        squares$t[group] = square;
+        squares[group] = square;
     }
 #endif
-#ifdef LAST$t
-    // All of the stages before have arrived, and nobody looks any more once all of this one do.
-    if (lane == 0u && atomicAdd(&arrived[$tu], 1u) + 1u == params.groups$t) {
-#for i in 0..STAGES
-        atomicStore(&arrived[$iu], 0u);
-#endfor
-    }
-#else
-    storageBarrier();
-    if (lane == 0u) {
-        atomicAdd(&arrived[$tu], 1u);
-    }
 #endif
 }
 #endfor

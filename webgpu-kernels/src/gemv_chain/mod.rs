@@ -8,7 +8,7 @@
 mod cases;
 
 use crate::{
-    Case, Factor, Kernel, KvCache, KvDtype, Variant, WeightFormat,
+    Case, Factor, Kernel, KvCache, KvDtype, Result, Variant, WeightFormat,
     gemv::GemvRope,
     gpu::{Binding, Buffer, Caps, Gpu, Recorder, SubgroupSizes},
     kernel::{Access, Params, params},
@@ -77,7 +77,7 @@ params! {
         rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
-        eps: f32, first_group: u32,
+        eps: f32, first_group: u32, link_words: u32,
     }
 }
 
@@ -87,7 +87,7 @@ params! {
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
         rows3: u32, blocks3: u32, groups3: u32, passes3: u32,
-        eps: f32, first_group: u32,
+        eps: f32, first_group: u32, link_words: u32,
         heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
     }
 }
@@ -100,7 +100,7 @@ pub static KERNEL: Kernel = Kernel {
     wgsl: include_str!("gemv_chain.wgsl"),
     bindings: &[
         Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
-        ReadWrite, ReadWrite, ReadWrite,
+        ReadWrite,
     ],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, false),
@@ -111,8 +111,8 @@ pub static ROPE_KERNEL: Kernel = Kernel {
     name: "gemv_chain_rope",
     wgsl: KERNEL.wgsl,
     bindings: &[
-        Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
-        ReadWrite, ReadWrite, ReadWrite, Read, ReadWrite, ReadWrite, ReadWrite,
+        Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, Read,
+        ReadWrite, ReadWrite, ReadWrite,
     ],
     params: TurnedParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, true),
@@ -128,19 +128,40 @@ pub static TUNABLE: Tunable = Tunable {
     trial,
 };
 
-/// Most stages, each with so many words in the buffer of arrivals.
 const STAGES: usize = 4;
 
-/// What stages of [`GemvChain`] write besides `sum`, and hold for one another.
+/// What stages leave for one another on a device, in two sets that take turns: see the shader. For one width at a time.
 pub struct Links {
-    /// `sum * norm` after `out`: `[hidden]`.
-    normed: Buffer<f32>,
-    normed_squares: Buffer<f32>,
-    /// What down takes in: `[inner]`.
-    activated: Buffer<f32>,
-    /// `sum * norm` after `down`: `[hidden]`.
-    pub y: Buffer<f32>,
-    y_squares: Buffer<f32>,
+    sets: [Buffer<u32>; 2],
+    turn: usize,
+}
+
+/// What a word is that was not left yet.
+const MISSING: u32 = u32::MAX;
+
+impl Links {
+    /// For chains of a shape. Errors: out of memory.
+    pub fn new(gpu: &Gpu, shape: &ChainShape) -> Result<Links> {
+        let words = vec![MISSING; shape.link_words()];
+        Ok(Links { sets: [gpu.upload(&words)?, gpu.upload(&words)?], turn: 0 })
+    }
+
+    /// The same without memory, for a recorder that plans.
+    pub fn hollow(recorder: &Recorder, shape: &ChainShape) -> Option<Links> {
+        let hollow = recorder.hollow(shape.link_words())?;
+        Some(Links { sets: [hollow.clone(), hollow], turn: 0 })
+    }
+
+    /// Whether they have room for a shape.
+    pub fn fit(&self, shape: &ChainShape) -> bool {
+        self.sets[0].len() == shape.link_words()
+    }
+
+    /// The set for the next dispatch, and the one that it makes ready for the one after.
+    fn next(&mut self) -> [&Buffer<u32>; 2] {
+        self.turn ^= 1;
+        [&self.sets[self.turn], &self.sets[self.turn ^ 1]]
+    }
 }
 
 impl ChainShape {
@@ -150,6 +171,11 @@ impl ChainShape {
         let mut stages = vec![(hidden, attended), (2 * inner, hidden), (hidden, inner)];
         stages.extend((qkv > 0).then_some((qkv, hidden)));
         stages
+    }
+
+    /// Words of a set of links.
+    fn link_words(&self) -> usize {
+        2 * self.hidden + self.inner
     }
 
     fn of(problem: &Problem) -> ChainShape {
@@ -185,7 +211,10 @@ impl ChainChoice {
     }
 
     fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
-        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).filter(|_| caps.max_bindings as usize >= ROPE_KERNEL.bindings.len());
+        let lanes = caps
+            .subgroups
+            .and_then(SubgroupSizes::fixed)
+            .filter(|_| caps.max_bindings as usize >= ROPE_KERNEL.bindings.len());
         let has_lanes = lanes.is_some_and(|lanes| {
             self.workgroup.is_multiple_of(lanes) && self.rows <= lanes && self.workgroup / lanes <= MOST_PARTS
         });
@@ -215,11 +244,8 @@ impl ChainChoice {
                 .constant_is(names.rows, rows)
                 .flag_if(names.exact, cols / HALF == (steps * self.workgroup) as usize)
                 .flag_if(names.eight, rows == 8)
-                .flag(names.kind)
                 .flag_if(names.last, stage + 1 == stages);
-            if let Some(after) = names.after {
-                variant = variant.flag(after);
-            }
+            variant = names.flags.iter().fold(variant, |variant, flag| variant.flag(flag));
         }
         variant
     }
@@ -239,39 +265,28 @@ struct Names {
     rows: &'static str,
     exact: &'static str,
     eight: &'static str,
-    kind: &'static str,
     last: &'static str,
-    after: Option<&'static str>,
+    flags: &'static [&'static str],
 }
 
 const NAMES: [Names; STAGES] = [
-    Names { steps: "STEPS0", rows: "ROWS0", exact: "EXACT0", eight: "EIGHT0", kind: "ADD0", last: "LAST0", after: None },
     Names {
-        steps: "STEPS1",
-        rows: "ROWS1",
-        exact: "EXACT1",
-        eight: "EIGHT1",
-        kind: "SWIGLU1",
-        last: "LAST1",
-        after: Some("AFTER01"),
+        steps: "STEPS0",
+        rows: "ROWS0",
+        exact: "EXACT0",
+        eight: "EIGHT0",
+        last: "LAST0",
+        flags: &["ADD0", "FIRST0"],
     },
-    Names {
-        steps: "STEPS2",
-        rows: "ROWS2",
-        exact: "EXACT2",
-        eight: "EIGHT2",
-        kind: "ADD2",
-        last: "LAST2",
-        after: Some("AFTER12"),
-    },
+    Names { steps: "STEPS1", rows: "ROWS1", exact: "EXACT1", eight: "EIGHT1", last: "LAST1", flags: &["NORMED1"] },
+    Names { steps: "STEPS2", rows: "ROWS2", exact: "EXACT2", eight: "EIGHT2", last: "LAST2", flags: &["ADD2"] },
     Names {
         steps: "STEPS3",
         rows: "ROWS3",
         exact: "EXACT3",
         eight: "EIGHT3",
-        kind: "ROPE3",
         last: "LAST3",
-        after: Some("AFTER23"),
+        flags: &["NORMED3", "ROPE3"],
     },
 ];
 
@@ -304,6 +319,16 @@ fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
     }
 }
 
+/// How a chain ends.
+enum End<'a> {
+    /// With the stream times its norm, and parts of its sum of squares.
+    Normed {
+        y: &'a Buffer<f32>,
+        squares: &'a Buffer<f32>,
+    },
+    Turned(&'a Turned<'a>),
+}
+
 impl GemvChain<'_> {
     /// How it is done on a device: `None` where single dispatches are to be taken.
     pub fn choice(&self, gpu: &Gpu, qkv: Option<&Slice>) -> Option<ChainChoice> {
@@ -320,7 +345,7 @@ impl GemvChain<'_> {
     }
 
     /// The shape, of matrices that a chain is for.
-    fn shape(&self, qkv: Option<&Slice>) -> Option<ChainShape> {
+    pub fn shape(&self, qkv: Option<&Slice>) -> Option<ChainShape> {
         let all = [Some(self.out), Some(self.gate_up), Some(self.down), qkv];
         let is_one = all.iter().flatten().all(|slice| slice.format == FORMAT);
         let shape = ChainShape {
@@ -337,97 +362,131 @@ impl GemvChain<'_> {
         is_one.then_some(shape)
     }
 
-    /// `x`: `[heads * head_dim]`, attention's output. `sum`: `[hidden]`, the residual stream. `arrived`: [`GemvChain::ARRIVED`]
-    /// words, zero before and after. With `turned`, the next layer's queries, keys and values besides.
+    /// The end of a layer. `x`: `[heads * head_dim]`, attention's output. `sum`: `[hidden]`, the residual stream.
     ///
-    /// Returns the last sum times its norm, `[hidden]`, and the factor that is still missing.
+    /// Returns the sum times its norm, `[hidden]`, and the factor that is still missing.
     pub fn record(
         &self,
         recorder: &mut Recorder,
         choice: ChainChoice,
         x: &Buffer<f32>,
         sum: &Buffer<f32>,
-        arrived: &Buffer<u32>,
-        turned: Option<&Turned<'_>>,
+        links: &mut Links,
     ) -> (Buffer<f32>, Factor) {
-        let shape = self.shape(turned.map(|turned| turned.qkv)).expect("a chain suits the matrices");
-        let parts = |rows: usize, cols: usize| choice.groups_and_passes(rows, cols).0 as usize;
-        let parts = [parts(shape.hidden, shape.attended), parts(shape.hidden, shape.inner)];
-        let links = Links {
-            normed: recorder.temporary(shape.hidden),
-            normed_squares: recorder.temporary(parts[0].next_multiple_of(4)),
-            activated: recorder.temporary(shape.inner),
-            y: recorder.temporary(shape.hidden),
-            y_squares: recorder.temporary(parts[1].next_multiple_of(4)),
-        };
-        self.record_links(recorder, choice, [x, sum], arrived, &links, turned);
-        let factor = Factor::new(links.y_squares, parts[1], self.eps);
-        (links.y, factor)
+        let parts = choice.groups_and_passes(self.down.rows, self.down.cols).0 as usize;
+        let (y, squares) = (recorder.temporary(self.down.rows), recorder.temporary(parts.next_multiple_of(4)));
+        self.record_to(recorder, choice, [x, sum], links.next(), End::Normed { y: &y, squares: &squares });
+        (y, Factor::new(squares, parts, self.eps))
     }
 
-    /// Words of `arrived`.
-    pub const ARRIVED: usize = STAGES;
+    /// The same, and the next layer's queries, keys and values.
+    pub fn record_turned(
+        &self,
+        recorder: &mut Recorder,
+        choice: ChainChoice,
+        x: &Buffer<f32>,
+        sum: &Buffer<f32>,
+        links: &mut Links,
+        turned: &Turned<'_>,
+    ) {
+        self.record_to(recorder, choice, [x, sum], links.next(), End::Turned(turned));
+    }
 
-    fn record_links(
+    fn record_to(
         &self,
         recorder: &mut Recorder,
         choice: ChainChoice,
         [x, sum]: [&Buffer<f32>; 2],
-        arrived: &Buffer<u32>,
-        links: &Links,
-        turned: Option<&Turned<'_>>,
+        [links, stale]: [&Buffer<u32>; 2],
+        end: End<'_>,
     ) {
         let caps = *recorder.gpu().caps();
-        let last = turned.map_or(self.down, |turned| turned.qkv);
+        let (last, stages) = match &end {
+            End::Normed { .. } => (self.down, STAGES - 1),
+            End::Turned(turned) => (turned.qkv, STAGES),
+        };
         let matrices = [self.out, self.gate_up, self.down, last];
         let stage = |i: usize| {
             let Slice { rows, cols, .. } = *matrices[i];
             let (groups, passes) = choice.groups_and_passes(rows, cols);
             [rows as u32, (cols / HALF) as u32, groups, passes]
         };
-        let [[rows0, blocks0, groups0, passes0], [rows1, blocks1, groups1, passes1], [rows2, blocks2, groups2, passes2]] =
-            [stage(0), stage(1), stage(2)];
-        let mut buffers: Vec<Binding<'_>> = Vec::with_capacity(22);
+        let [
+            [rows0, blocks0, groups0, passes0],
+            [rows1, blocks1, groups1, passes1],
+            [rows2, blocks2, groups2, passes2],
+        ] = [stage(0), stage(1), stage(2)];
+        let mut buffers: Vec<Binding<'_>> = Vec::with_capacity(ROPE_KERNEL.bindings.len());
         for slice in matrices {
             buffers.extend([(&slice.q_weight).into(), (&slice.q_scale).into()]);
         }
         buffers.extend([x, self.out_norm, self.down_norm, sum].map(Binding::from));
-        let Links { normed, normed_squares, activated, y, y_squares } = links;
-        buffers.extend([normed, normed_squares, activated, y, y_squares].map(Binding::from));
-        buffers.push(arrived.into());
-        let stages = if turned.is_some() { STAGES } else { STAGES - 1 };
+        buffers.extend([links, stale].map(Binding::from));
         let variant = choice.variant(&caps, &matrices[..stages].iter().map(|slice| slice.cols).collect::<Vec<_>>());
         let bytes = |slice: &Slice| slice.format.matrix_bytes(slice.rows, slice.cols);
-        let groups3 = if turned.is_some() { stage(3)[2] } else { 0 };
+        let [rows3, blocks3, groups3, passes3] = stage(3);
         let all = [groups0, groups1, groups2, groups3];
         // First workgroup, workgroups and bytes of each dispatch.
         let dispatches: Vec<(u32, u32, u64)> = if caps.in_order {
-            vec![(0, all.iter().sum(), matrices[..stages].iter().map(|slice| bytes(slice)).sum())]
+            vec![(0, all[..stages].iter().sum(), matrices[..stages].iter().map(|slice| bytes(slice)).sum())]
         } else {
             (0..stages).map(|i| (all[..i].iter().sum(), all[i], bytes(matrices[i]))).collect()
         };
-        let eps = self.eps;
-        let Some(turned) = turned else {
-            for (first_group, groups, bytes) in dispatches {
-                let params = ChainParams {
-                    rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2,
-                    eps, first_group,
-                };
-                recorder.expect_bytes(bytes);
-                recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups as usize);
+        let (eps, link_words) = (self.eps, (2 * self.gate_up.cols + self.down.cols) as u32);
+        let turned = match end {
+            End::Turned(turned) => turned,
+            End::Normed { y, squares } => {
+                buffers.extend([y, squares].map(Binding::from));
+                for (first_group, groups, bytes) in dispatches {
+                    let params = ChainParams {
+                        rows0,
+                        blocks0,
+                        groups0,
+                        passes0,
+                        rows1,
+                        blocks1,
+                        groups1,
+                        passes1,
+                        rows2,
+                        blocks2,
+                        groups2,
+                        passes2,
+                        eps,
+                        first_group,
+                        link_words,
+                    };
+                    recorder.expect_bytes(bytes);
+                    recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups as usize);
+                }
+                return;
             }
-            return;
         };
         let Turned { rope, heads, position, q, cache, .. } = turned;
         let KvCache { kv_heads, capacity, head_dim, dtype, .. } = **cache;
         assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
         assert!(*position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
-        let [rows3, blocks3, groups3, passes3] = stage(3);
         buffers.extend([(*rope).into(), (*q).into(), (&cache.k).into(), (&cache.v).into()]);
         for (first_group, groups, bytes) in dispatches {
             let params = TurnedParams {
-                rows0, blocks0, groups0, passes0, rows1, blocks1, groups1, passes1, rows2, blocks2, groups2, passes2,
-                rows3, blocks3, groups3, passes3, eps, first_group,
+                rows0,
+                blocks0,
+                groups0,
+                passes0,
+                rows1,
+                blocks1,
+                groups1,
+                passes1,
+                rows2,
+                blocks2,
+                groups2,
+                passes2,
+                rows3,
+                blocks3,
+                groups3,
+                passes3,
+                eps,
+                first_group,
+                link_words,
                 heads: *heads as u32,
                 kv_heads: kv_heads as u32,
                 head_dim: head_dim as u32,
