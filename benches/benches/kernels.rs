@@ -233,7 +233,7 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
 }
 
 /// Choices of a shape that are printed.
-const PRINTED: usize = 12;
+const PRINTED: usize = 24;
 
 fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

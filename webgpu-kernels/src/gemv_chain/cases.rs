@@ -220,23 +220,17 @@ fn record(
         None => End::Normed { y: &first, squares: &second },
     };
     match choice {
-        Some(choice) => chain.record_to(recorder, choice, [&x, &sum], if turn { [&b[13], &b[12]] } else { [&b[12], &b[13]] }, end),
-        None => apart(recorder, &chain, [&x, &sum], &b[13], end),
+        Some(choice) => {
+            chain.record_to(recorder, choice, [&x, &sum], if turn { [&b[13], &b[12]] } else { [&b[12], &b[13]] }, end)
+        }
+        None => apart(recorder, &chain, [&x, &sum], end),
     }
 }
 
-/// The same at full size, one dispatch for each product. `between`: room for what they leave for one another.
-fn apart(
-    recorder: &mut Recorder,
-    chain: &GemvChain<'_>,
-    [x, sum]: [&Buffer<f32>; 2],
-    between: &Buffer<u32>,
-    end: End<'_>,
-) {
+/// The same at full size, one dispatch for each product.
+fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>; 2], end: End<'_>) {
     let (hidden, inner) = (chain.down.rows, chain.down.cols);
-    let between = between.cast::<f32>();
-    let (normed, activated, left) =
-        (between.slice(0, hidden), between.slice(hidden, inner), between.slice(hidden + inner, hidden));
+    let [normed, activated, left] = [hidden, inner, hidden].map(|len| recorder.temporary(len));
     let squares = recorder.temporary(hidden);
     let add = |recorder: &mut Recorder, w, x, norm, y, squares| {
         let add = GemvAdd::of(recorder.gpu(), w);

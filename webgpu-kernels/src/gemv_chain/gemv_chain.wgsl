@@ -220,6 +220,25 @@ fn stage$t(group: u32, invocation: Invocation) {
         let before = bitcast<f32>(atomicLoad(&links[input1() + n_known % 16u * params.blocks1 + n_known / 16u]));
 #endif
 #endif
+#ifdef AHEAD
+#for r in 0..ROWS$t
+#for s in 0..STEPS$t
+        var next_codes$s_$r = codes$s_$r;
+        var next_scales$s_$r = scales$s_$r;
+#endfor
+#endfor
+        if (at + 1u < end) {
+#for r in 0..ROWS$t
+            {
+                let first = row$t(at + 1u, $ru) * params.blocks$t;
+#for s in 0..STEPS$t
+                next_codes$s_$r = q_weight$t[first + b$s];
+                next_scales$s_$r = q_scale$t[(first + b$s) >> 2u];
+#endfor
+            }
+#endfor
+        }
+#endif
 #for r in 0..ROWS$t
         var sum$r = 0.0;
 #for s in 0..STEPS$t
@@ -231,6 +250,7 @@ fn stage$t(group: u32, invocation: Invocation) {
         }
 #endfor
 #endfor
+#ifndef AHEAD
         if (at + 1u < end) {
 #for r in 0..ROWS$t
             {
@@ -242,6 +262,14 @@ fn stage$t(group: u32, invocation: Invocation) {
             }
 #endfor
         }
+#else
+#for r in 0..ROWS$t
+#for s in 0..STEPS$t
+        codes$s_$r = next_codes$s_$r;
+        scales$s_$r = next_scales$s_$r;
+#endfor
+#endfor
+#endif
 #ifdef EIGHT$t
         var total = eight_sums(
             vec4<f32>(sum0, sum1, sum2, sum3), vec4<f32>(sum4, sum5, sum6, sum7), invocation.subgroup_lane,

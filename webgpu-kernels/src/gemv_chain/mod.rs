@@ -57,6 +57,8 @@ pub struct ChainChoice {
     pub rows: u32,
     /// Workgroups of a stage at most.
     pub groups: u32,
+    /// Whether the next weights are asked for before those at hand are multiplied.
+    pub ahead: bool,
 }
 
 /// Extents of a chain.
@@ -123,7 +125,7 @@ pub static TUNABLE: Tunable = Tunable {
     name: "gemv_chain",
     kernel: &ROPE_KERNEL,
     extents: &["hidden", "attended", "inner", "qkv"],
-    numbers: &["workgroup", "rows", "groups"],
+    numbers: &["workgroup", "rows", "groups", "ahead"],
     candidates,
     trial,
 };
@@ -185,12 +187,12 @@ impl ChainShape {
 }
 
 impl ChainChoice {
-    fn of(Choice([workgroup, rows, groups, _]): Choice) -> Option<ChainChoice> {
-        (workgroup > 0).then_some(ChainChoice { workgroup, rows, groups })
+    fn of(Choice([workgroup, rows, groups, ahead]): Choice) -> Option<ChainChoice> {
+        (workgroup > 0).then_some(ChainChoice { workgroup, rows, groups, ahead: ahead == 1 })
     }
 
     fn numbers(self) -> Choice {
-        Choice([self.workgroup, self.rows, self.groups, 0])
+        Choice([self.workgroup, self.rows, self.groups, u32::from(self.ahead)])
     }
 
     /// Half groups of a row that a lane has.
@@ -234,6 +236,7 @@ impl ChainChoice {
             .constant_is("LANE_BITS", lanes.ilog2())
             .flag("INTEGER")
             .flag("OWN_LOADS")
+            .flag_if("AHEAD", self.ahead)
             .flag_if("ROPE", stages == STAGES)
             .subgroups(caps);
         for (stage, &cols) in cols.iter().enumerate() {
@@ -294,8 +297,12 @@ const NAMES: [Names; STAGES] = [
 fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
     let mut all = Vec::new();
     for workgroup in [192, 128, 256, 96] {
-        for (rows, groups) in [(8, 528), (8, 396), (8, 264), (8, 1056), (4, 1056), (4, 528), (8, 4096)] {
-            all.push(ChainChoice { workgroup, rows, groups });
+        for ahead in [false, true] {
+            for (rows, groups) in
+                [(8, 264), (8, 132), (8, 198), (8, 230), (8, 300), (8, 396), (8, 528), (4, 264), (4, 528)]
+            {
+                all.push(ChainChoice { workgroup, rows, groups, ahead });
+            }
         }
     }
     all.retain(|choice| choice.suits(caps, shape));
