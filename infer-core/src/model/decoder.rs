@@ -14,7 +14,7 @@ use model_format::{
 use super::session::PREFILL_CHUNK;
 use crate::{
     KvCache, Result,
-    ops::{AttentionShape, Choose, Ops, Span},
+    ops::{AttentionShape, Choose, LayerEnd, NextLayer, Ops, Span},
 };
 
 /// Fewest rows of a part of a longer text.
@@ -148,17 +148,22 @@ impl<O: Ops> Decoder<O> {
         rope: &RopeTable<O>,
         caches: &mut [(usize, &mut KvCache<O>)],
     ) -> O::Tensor {
-        let eps = self.config.rms_norm_eps as f32;
-        let mut norms = self.layers.iter().map(|layer| &layer.input_norm).chain([&self.final_norm]);
-        let mut normed = ops.rms_norm(&x, norms.next().expect("the final norm"), eps);
-        for ((i, layer), next) in self.layers.iter().enumerate().zip(norms) {
-            let mut spans: Vec<_> = caches.iter_mut().map(|(rows, cache)| cache.span(i, *rows)).collect();
-            let activated = layer.activated(ops, &mut x, &normed, rope, &mut spans);
-            let norm = layer.down_norm.as_ref();
-            normed = block_end(ops, &mut x, &activated, &layer.down, (None, norm), next, eps);
+        let first = self.layers.first().expect("a decoder has layers");
+        let normed = ops.rms_norm(&x, &first.input_norm, first.eps);
+        let mut y = first.attended(ops, &normed, rope, &mut spans_of(caches, 0));
+        for (i, layer) in self.layers.iter().enumerate() {
+            let next = self.layers.get(i + 1);
+            let next_norm = next.map_or(&self.final_norm, |next| &next.input_norm);
+            let mut spans = if next.is_some() { spans_of(caches, i + 1) } else { Vec::new() };
+            y = layer.finish(ops, &mut x, &y, next_norm, next.map(|next| (next, rope, &mut spans[..])));
         }
-        normed
+        y
     }
+}
+
+/// Rows, and room in layer `i`'s cache, of each sequence.
+fn spans_of<'c, O: Ops>(caches: &'c mut [(usize, &mut KvCache<O>)], i: usize) -> Vec<Span<'c, O::Kv>> {
+    caches.iter_mut().map(|(rows, cache)| cache.span(i, *rows)).collect()
 }
 
 /// `most` of `left` rows, or as many as are multiplied by a matrix of so many values without keeping the device busy for
@@ -221,7 +226,8 @@ impl<O: Ops> Layer<O> {
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
         let normed = ops.rms_norm(x, &self.input_norm, self.eps);
-        let activated = self.activated(ops, x, &normed, rope, spans);
+        let y = self.attended(ops, &normed, rope, spans);
+        let activated = self.activated(ops, x, &y);
         let down = ops.linear(&activated, &self.down);
         match &self.down_norm {
             Some(norm) => ops.rms_norm(&down, norm, self.eps),
@@ -229,32 +235,81 @@ impl<O: Ops> Layer<O> {
         }
     }
 
-    /// The layer up to what its last matrix takes in; `normed` is the input norm of `x`.
-    fn activated(
+    /// Attention's output; `normed` is the input norm of the stream.
+    fn attended(
         &self,
         ops: &mut O,
-        x: &mut O::Tensor,
         normed: &O::Tensor,
         rope: &RopeTable<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
         let rope = rope.of(self.attention);
-        let attended = if self.qkv_bias.is_none() && self.head_norms.is_none() {
-            ops.linear_attention(normed, &self.qkv, rope, self.attention, spans)
-        } else {
-            let mut qkv = ops.linear(normed, &self.qkv);
-            if let Some(bias) = &self.qkv_bias {
-                ops.add_bias(&mut qkv, bias);
-            }
-            if let Some([query, key]) = &self.head_norms {
-                ops.norm_heads(&mut qkv, query, key, self.attention, self.eps);
-            }
-            ops.attention(&qkv, rope, self.attention, spans)
-        };
+        if self.begins_plainly() {
+            return ops.linear_attention(normed, &self.qkv, rope, self.attention, spans);
+        }
+        let mut qkv = ops.linear(normed, &self.qkv);
+        if let Some(bias) = &self.qkv_bias {
+            ops.add_bias(&mut qkv, bias);
+        }
+        if let Some([query, key]) = &self.head_norms {
+            ops.norm_heads(&mut qkv, query, key, self.attention, self.eps);
+        }
+        ops.attention(&qkv, rope, self.attention, spans)
+    }
+
+    /// From attention's output to what the last matrix takes in.
+    fn activated(&self, ops: &mut O, x: &mut O::Tensor, y: &O::Tensor) -> O::Tensor {
         let extras = (self.attention_out_bias.as_ref(), self.attention_out_norm.as_ref());
         let next = &self.post_attention_norm;
-        let normed = block_end(ops, x, &attended, &self.attention_out, extras, next, self.eps);
+        let normed = block_end(ops, x, y, &self.attention_out, extras, next, self.eps);
         ops.linear_glu(&normed, &self.gate_up, self.activation)
+    }
+
+    /// From attention's output `y` to that of the `next` layer, or without one to the stream's norm.
+    fn finish(
+        &self,
+        ops: &mut O,
+        x: &mut O::Tensor,
+        y: &O::Tensor,
+        next_norm: &O::Tensor,
+        next: Option<(&Layer<O>, &RopeTable<O>, &mut [Span<'_, O::Kv>])>,
+    ) -> O::Tensor {
+        let ends_plainly =
+            self.attention_out_bias.is_none() && self.attention_out_norm.is_none() && self.down_norm.is_none();
+        if ends_plainly {
+            let end = LayerEnd {
+                out: &self.attention_out,
+                out_norm: &self.post_attention_norm,
+                gate_up: &self.gate_up,
+                activation: self.activation,
+                down: &self.down,
+                next_norm,
+                eps: self.eps,
+            };
+            return match next {
+                Some((next, rope, spans)) if next.begins_plainly() => {
+                    let rope = rope.of(next.attention);
+                    let next = NextLayer { qkv: &next.qkv, rope, shape: next.attention, spans };
+                    ops.finish_layer(x, y, end, Some(next))
+                }
+                Some((next, rope, spans)) => {
+                    let normed = ops.finish_layer(x, y, end, None);
+                    next.attended(ops, &normed, rope, spans)
+                }
+                None => ops.finish_layer(x, y, end, None),
+            };
+        }
+        let activated = self.activated(ops, x, y);
+        let normed = block_end(ops, x, &activated, &self.down, (None, self.down_norm.as_ref()), next_norm, self.eps);
+        match next {
+            Some((next, rope, spans)) => next.attended(ops, &normed, rope, spans),
+            None => normed,
+        }
+    }
+
+    /// Whether queries and keys have neither biases nor norms.
+    fn begins_plainly(&self) -> bool {
+        self.qkv_bias.is_none() && self.head_norms.is_none()
     }
 }
 

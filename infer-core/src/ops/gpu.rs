@@ -12,6 +12,7 @@ use webgpu_kernels::{
     attention::Attention,
     cross_entropy::CrossEntropy,
     gemm::Cooperative,
+    gemv_chain::{GemvChain, Links, Turned},
     glu::Glu,
     gpu::{Buffer, Readback, Recorder},
     gram::Gram,
@@ -24,7 +25,9 @@ use webgpu_kernels::{
     soft_cap::SoftCap,
 };
 
-use super::{AttentionShape, Choose, KvShape, Ops, Past, Rows, Rules, Span, TokenWeights};
+use super::{
+    AttentionShape, Choose, KvShape, LayerEnd, NextLayer, Ops, Past, Rows, Rules, Span, TokenWeights, finish_layer,
+};
 use crate::Result;
 
 pub use webgpu_kernels::{
@@ -43,6 +46,8 @@ pub struct GpuOps {
     kv_dtype: KvDtype,
     ahead: usize,
     kinds: Vec<(WeightFormat, usize)>,
+    /// Of what is chained.
+    links: Option<Links>,
 }
 
 /// A matrix on its way to the device, from its first row on.
@@ -97,7 +102,7 @@ impl GpuOps {
     pub fn new(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
         // A software device has no time to give away.
         let ahead = if gpu.caps().is_software { 0 } else { AHEAD };
-        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new() }
+        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new(), links: None }
     }
 
     /// Operations that are not run and take no memory, to know beforehand which there will be.
@@ -463,6 +468,76 @@ impl Ops for GpuOps {
                 self.glu(&gate_up, activation)
             }
         }
+    }
+
+    fn finish_layer(
+        &mut self,
+        x: &mut GpuTensor,
+        y: &GpuTensor,
+        end: LayerEnd<'_, GpuOps>,
+        mut next: Option<NextLayer<'_, '_, GpuOps>>,
+    ) -> GpuTensor {
+        match self.chained(x, y, &end, next.as_mut()) {
+            Some(tensor) => tensor,
+            None => finish_layer(self, x, y, end, next),
+        }
+    }
+}
+
+impl GpuOps {
+    /// The chain of a layer's end, where it is one row's and this device chains.
+    fn chained(
+        &mut self,
+        x: &GpuTensor,
+        y: &GpuTensor,
+        end: &LayerEnd<'_, GpuOps>,
+        next: Option<&mut NextLayer<'_, '_, GpuOps>>,
+    ) -> Option<GpuTensor> {
+        let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
+        let is_whole = [out, gate_up, down].iter().all(|matrix| matrix.fuses(&self.gpu));
+        if x.rows > 1 || *activation != Activation::Silu || !is_whole {
+            return None;
+        }
+        let chain = GemvChain {
+            out: &out.slices[0],
+            out_norm: &out_norm.values,
+            gate_up: &gate_up.slices[0],
+            down: &down.slices[0],
+            down_norm: &next_norm.values,
+            eps: *eps,
+        };
+        let next = match next {
+            Some(next) => {
+                let AttentionShape { head_dim, rotary_dim, .. } = next.shape;
+                let [span] = &*next.spans else { return None };
+                if !next.qkv.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype) {
+                    return None;
+                }
+                Some(next)
+            }
+            None => None,
+        };
+        let qkv = next.as_ref().map(|next| &next.qkv.slices[0]);
+        let shape = chain.shape(qkv)?;
+        let choice = chain.choice(&self.gpu, &shape)?;
+        if !self.links.as_ref().is_some_and(|links| links.suit(&self.recorder, &shape)) {
+            self.links = Some(Links::new(&self.recorder, &shape).ok()?);
+        }
+        let (x, y) = (x.settled(), y.settled());
+        let Some(NextLayer { qkv, rope, shape, spans: [span] }) = next else {
+            let links = self.links.as_mut().expect("made above");
+            let (values, factor) = chain.record(&mut self.recorder, choice, y, x, links);
+            return Some(GpuTensor { rows: 1, cols: down.rows, values, factor: Some(factor) });
+        };
+        let AttentionShape { heads, head_dim, scale, soft_cap, window, .. } = *shape;
+        let (q, attended) = (self.temporary(1, heads * head_dim), self.temporary(1, heads * head_dim));
+        let (position, cache) = (span.past_len, &*span.kv);
+        let turned = Turned { qkv: &qkv.slices[0], rope: &rope.values, heads, position, q: &q.values, cache };
+        let links = self.links.as_mut().expect("made above");
+        chain.record_turned(&mut self.recorder, choice, y, x, links, &turned);
+        let attention = Attention { first_row: 0, rows: 1, heads, past_len: position, scale, soft_cap, window };
+        attention.record(&mut self.recorder, &q.values, cache, &attended.values);
+        Some(attended)
     }
 }
 

@@ -166,6 +166,66 @@ pub trait Ops {
         let gate_up = self.linear(x, gate_up);
         self.glu(&gate_up, activation)
     }
+
+    /// What comes after attention in a layer that has no biases and no norms besides, `y` being attention's output, and with
+    /// `next` the next layer's attention. Returns that one's output, or the norm of the residual stream `x`.
+    fn finish_layer(
+        &mut self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        end: LayerEnd<'_, Self>,
+        next: Option<NextLayer<'_, '_, Self>>,
+    ) -> Self::Tensor {
+        finish_layer(self, x, y, end, next)
+    }
+}
+
+/// The matrices and norms after a layer's attention.
+pub struct LayerEnd<'a, O: Ops + ?Sized> {
+    /// Of attention's output.
+    pub out: &'a O::Matrix,
+    /// Of the stream after it.
+    pub out_norm: &'a O::Tensor,
+    /// Of a gate and what it gates.
+    pub gate_up: &'a O::Matrix,
+    /// Of the gate.
+    pub activation: Activation,
+    /// Back to the stream.
+    pub down: &'a O::Matrix,
+    /// Of the stream after it: the next layer's first, or the final one.
+    pub next_norm: &'a O::Tensor,
+    /// Added to mean squares.
+    pub eps: f32,
+}
+
+/// What the next layer begins with: see [`Ops::linear_attention`].
+pub struct NextLayer<'a, 's, O: Ops + ?Sized> {
+    /// The joined matrix of queries, keys and values.
+    pub qkv: &'a O::Matrix,
+    /// The rotary table.
+    pub rope: &'a O::Tensor,
+    /// The attention.
+    pub shape: AttentionShape,
+    /// The texts.
+    pub spans: &'a mut [Span<'s, O::Kv>],
+}
+
+/// [`Ops::finish_layer`], one operation after the other.
+pub(crate) fn finish_layer<O: Ops + ?Sized>(
+    ops: &mut O,
+    x: &mut O::Tensor,
+    y: &O::Tensor,
+    end: LayerEnd<'_, O>,
+    next: Option<NextLayer<'_, '_, O>>,
+) -> O::Tensor {
+    let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
+    let normed = ops.linear_add_rms_norm(x, y, out, out_norm, eps);
+    let activated = ops.linear_glu(&normed, gate_up, activation);
+    let normed = ops.linear_add_rms_norm(x, &activated, down, next_norm, eps);
+    match next {
+        Some(NextLayer { qkv, rope, shape, spans }) => ops.linear_attention(&normed, qkv, rope, shape, spans),
+        None => normed,
+    }
 }
 
 /// A weight matrix whose rows are read when they are wanted.

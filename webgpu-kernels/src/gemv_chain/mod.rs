@@ -136,6 +136,8 @@ const STAGES: usize = 4;
 pub struct Links {
     sets: [Buffer<u32>; 2],
     turn: usize,
+    /// [`Recorder::forgotten`] when they were made: what was forgotten does not make its set ready.
+    forgotten: u64,
 }
 
 /// What a word is that was not left yet.
@@ -143,20 +145,20 @@ const MISSING: u32 = u32::MAX;
 
 impl Links {
     /// For chains of a shape. Errors: out of memory.
-    pub fn new(gpu: &Gpu, shape: &ChainShape) -> Result<Links> {
-        let words = vec![MISSING; shape.link_words()];
-        Ok(Links { sets: [gpu.upload(&words)?, gpu.upload(&words)?], turn: 0 })
+    pub fn new(recorder: &Recorder, shape: &ChainShape) -> Result<Links> {
+        let sets = match recorder.hollow(shape.link_words()) {
+            Some(hollow) => [hollow.clone(), hollow],
+            None => {
+                let words = vec![MISSING; shape.link_words()];
+                [recorder.gpu().upload(&words)?, recorder.gpu().upload(&words)?]
+            }
+        };
+        Ok(Links { sets, turn: 0, forgotten: recorder.forgotten() })
     }
 
-    /// The same without memory, for a recorder that plans.
-    pub fn hollow(recorder: &Recorder, shape: &ChainShape) -> Option<Links> {
-        let hollow = recorder.hollow(shape.link_words())?;
-        Some(Links { sets: [hollow.clone(), hollow], turn: 0 })
-    }
-
-    /// Whether they have room for a shape.
-    pub fn fit(&self, shape: &ChainShape) -> bool {
-        self.sets[0].len() == shape.link_words()
+    /// Whether they are for a shape, and as the next dispatch expects them.
+    pub fn suit(&self, recorder: &Recorder, shape: &ChainShape) -> bool {
+        self.sets[0].len() == shape.link_words() && self.forgotten == recorder.forgotten()
     }
 
     /// The set for the next dispatch, and the one that it makes ready for the one after.
@@ -293,19 +295,19 @@ const NAMES: [Names; STAGES] = [
     },
 ];
 
-/// The choices that are worth a try, without that of doing without.
+/// The choices that are worth a try, without that of doing without: a lane for each half group of the widths that there are, and
+/// workgroups for few processors and for many.
 fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
+    let whole = (shape.hidden / HALF) as u32;
     let mut all = Vec::new();
-    for workgroup in [192, 128, 256, 96] {
-        for ahead in [false, true] {
-            for (rows, groups) in
-                [(8, 264), (8, 132), (8, 198), (8, 230), (8, 300), (8, 396), (8, 528), (4, 264), (4, 528)]
-            {
-                all.push(ChainChoice { workgroup, rows, groups, ahead });
-            }
+    for workgroup in [whole, 128, 256].into_iter().filter(|lanes| (64..=256).contains(lanes)) {
+        for groups in [264, 300, 396, 128, 64, 32] {
+            all.push(ChainChoice { workgroup, rows: 8, groups, ahead: true });
         }
+        all.push(ChainChoice { workgroup, rows: 4, groups: 528, ahead: false });
     }
-    all.retain(|choice| choice.suits(caps, shape));
+    let mut seen = std::collections::HashSet::new();
+    all.retain(|choice| choice.suits(caps, shape) && seen.insert(*choice));
     all
 }
 
@@ -338,17 +340,13 @@ enum End<'a> {
 
 impl GemvChain<'_> {
     /// How it is done on a device: `None` where single dispatches are to be taken.
-    pub fn choice(&self, gpu: &Gpu, qkv: Option<&Slice>) -> Option<ChainChoice> {
-        let shape = self.shape(qkv)?;
-        let kernel = if qkv.is_some() { &ROPE_KERNEL } else { &KERNEL };
+    pub fn choice(&self, gpu: &Gpu, shape: &ChainShape) -> Option<ChainChoice> {
+        let kernel = if shape.qkv > 0 { &ROPE_KERNEL } else { &KERNEL };
         if !gpu.caps().in_order || gpu.is_off(kernel.name) {
             return None;
         }
-        ChainChoice::of(gpu.choice(Problem::new(
-            &TUNABLE,
-            Some(FORMAT),
-            [shape.hidden, shape.attended, shape.inner, shape.qkv],
-        )))
+        let extents = [shape.hidden, shape.attended, shape.inner, shape.qkv];
+        ChainChoice::of(gpu.choice(Problem::new(&TUNABLE, Some(FORMAT), extents)))
     }
 
     /// The shape, of matrices that a chain is for.

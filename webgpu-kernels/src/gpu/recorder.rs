@@ -66,6 +66,7 @@ pub struct Recorder {
     pub(crate) profile: Option<Profile>,
     /// Bytes of the next dispatch, where they are not those of its buffers.
     bytes: Option<u64>,
+    forgotten: u64,
 }
 
 struct Dispatch {
@@ -89,6 +90,7 @@ impl Recorder {
             hollow: None,
             profile: None,
             bytes: None,
+            forgotten: 0,
         }
     }
 
@@ -298,8 +300,14 @@ impl Recorder {
         index
     }
 
+    /// How often something went wrong, so that what was recorded was forgotten.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
     /// Forgets what was recorded.
     fn forget(&mut self) {
+        self.forgotten += 1;
         if let Some(profile) = &mut self.profile {
             profile.recorded.clear();
         }
