@@ -147,16 +147,21 @@ async fn check_states<O: Ops>(ops: &mut O, arch: &str, max_nmse: f64) {
 
 /// Token by token gives after every token what the text so far gives in one piece.
 async fn check_steps<O: Ops>(ops: &mut O, arch: &str) {
+    check_steps_of(ops, arch, false, 1e-9).await;
+}
+
+/// The same of the model in float or in q4f16_1.
+async fn check_steps_of<O: Ops>(ops: &mut O, arch: &str, quantized: bool, most: f64) {
     let golden = open(arch);
     let ids = golden.tensors("logits.safetensors").ids("ids_0");
-    let decoder = float_decoder(ops, &golden).await;
+    let decoder = if quantized { mlc_decoder(ops, &golden).await } else { float_decoder(ops, &golden).await };
     let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
     for (i, &token) in ids.iter().enumerate() {
         let whole = logits(ops, &decoder, &ids[..=i]).await;
         let step = decoder.forward(ops, &mut [Sequence { tokens: &[token], cache: &mut cache }]);
         let step = ops.read(&step).await.unwrap();
         let error = nmse(&step, &whole[whole.len() - step.len()..]);
-        assert!(error < 1e-9, "{arch}: step {i}, nmse {error}");
+        assert!(error < most, "{arch}: step {i}, nmse {error}");
     }
 }
 
@@ -240,7 +245,10 @@ mod cpu {
 
 mod gpu {
     use super::*;
-    use infer_core::{Gpu, KvDtype, OpenOptions, ops::gpu::GpuOps};
+    use infer_core::{
+        Gpu, KvDtype, OpenOptions,
+        ops::gpu::{ChainChoice, GpuOps},
+    };
 
     /// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
     fn profiles() -> Vec<(&'static str, Gpu)> {
@@ -364,6 +372,21 @@ mod gpu {
             for ahead in [1, 2, 5] {
                 assert_eq!(infer_core::block_on(conversation(&gpu, ahead)), expected, "{profile}, {ahead} ahead");
             }
+        }
+    }
+
+    /// Ends of layers in one dispatch, or on devices where workgroups may not wait for one another in a few of one kernel.
+    #[test]
+    fn chained_layers_equal_many_rows() {
+        // Of the profiles, that of real GPUs.
+        let Some((profile, gpu)) = profiles().into_iter().nth(1) else { return };
+        // Few workgroups, so that each takes rows several times.
+        let chain = ChainChoice { workgroup: 64, rows: 8, groups: 3, ahead: true };
+        for arch in ["llama", "qwen2"] {
+            let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32).with_chain(chain);
+            infer_core::block_on(check_steps_of(&mut ops, arch, true, 1e-6));
+            let chains = gpu.caps().max_bindings > 8 && gpu.caps().subgroups.is_some();
+            assert_eq!(ops.has_chained(), chains, "{profile}: {arch}");
         }
     }
 }

@@ -32,6 +32,7 @@ use crate::Result;
 
 pub use webgpu_kernels::{
     Matrix,
+    gemv_chain::ChainChoice,
     gptq::{BLOCK, Problem, Solution, Solver},
     gram::GramSums,
 };
@@ -48,6 +49,8 @@ pub struct GpuOps {
     kinds: Vec<(WeightFormat, usize)>,
     /// Of what is chained.
     links: Option<Links>,
+    /// How ends of layers are chained, where that is not the device's choice.
+    chain: Option<ChainChoice>,
 }
 
 /// A matrix on its way to the device, from its first row on.
@@ -102,7 +105,7 @@ impl GpuOps {
     pub fn new(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
         // A software device has no time to give away.
         let ahead = if gpu.caps().is_software { 0 } else { AHEAD };
-        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new(), links: None }
+        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new(), links: None, chain: None }
     }
 
     /// Operations that are not run and take no memory, to know beforehand which there will be.
@@ -125,6 +128,16 @@ impl GpuOps {
     /// The same, running so many tokens ahead.
     pub fn with_ahead(self, ahead: usize) -> GpuOps {
         GpuOps { ahead, ..self }
+    }
+
+    /// The same, with the ends of layers chained in this way where that is possible, whatever is chosen for the device.
+    pub fn with_chain(self, chain: ChainChoice) -> GpuOps {
+        GpuOps { chain: Some(chain), ..self }
+    }
+
+    /// Whether the end of a layer was chained.
+    pub fn has_chained(&self) -> bool {
+        self.links.is_some()
     }
 
     /// The device.
@@ -519,7 +532,8 @@ impl GpuOps {
         };
         let qkv = next.as_ref().map(|next| &next.qkv.slices[0]);
         let shape = chain.shape(qkv)?;
-        let choice = chain.choice(&self.gpu, &shape)?;
+        let given = self.chain.filter(|choice| choice.suits(self.gpu.caps(), &shape));
+        let choice = given.or_else(|| chain.choice(&self.gpu, &shape))?;
         if !self.links.as_ref().is_some_and(|links| links.suit(&self.recorder, &shape)) {
             self.links = Some(Links::new(&self.recorder, &shape).ok()?);
         }

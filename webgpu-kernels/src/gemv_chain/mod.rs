@@ -214,7 +214,8 @@ impl ChainChoice {
         (all.div_ceil(passes), passes)
     }
 
-    fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
+    /// Whether the device and the shape allow it.
+    pub fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
         let lanes = caps
             .subgroups
             .and_then(SubgroupSizes::fixed)
