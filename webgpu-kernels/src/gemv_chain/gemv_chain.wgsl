@@ -24,13 +24,11 @@
 #import activation
 
 struct Params {
-#for t in 0..STAGES
+#for t in 0..4
     rows$t: u32, blocks$t: u32, groups$t: u32, passes$t: u32,
 #endfor
     eps: f32, first_group: u32, link_words: u32,
-#ifdef ROPE
     heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
-#endif
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -84,11 +82,9 @@ fn input2() -> u32 {
     return 16u * params.blocks1;
 }
 
-#ifdef ROPE
 fn input3() -> u32 {
     return 16u * (params.blocks1 + params.blocks2);
 }
-#endif
 
 fn norm_of1(quad: u32) -> vec4<f32> {
     return norm0[quad];

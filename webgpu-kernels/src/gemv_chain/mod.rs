@@ -75,16 +75,8 @@ pub struct ChainShape {
 }
 
 params! {
+    // Without queries, keys and values, zeros from `rows3` and from `heads` on.
     struct ChainParams {
-        rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
-        rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
-        rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
-        eps: f32, first_group: u32, link_words: u32,
-    }
-}
-
-params! {
-    struct TurnedParams {
         rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
@@ -116,7 +108,7 @@ pub static ROPE_KERNEL: Kernel = Kernel {
         Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, Read,
         ReadWrite, ReadWrite, ReadWrite,
     ],
-    params: TurnedParams::LAYOUT,
+    params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, true),
 };
 
@@ -407,102 +399,78 @@ impl GemvChain<'_> {
         end: End<'_>,
     ) {
         let caps = *recorder.gpu().caps();
-        let (last, stages) = match &end {
-            End::Normed { .. } => (self.down, STAGES - 1),
-            End::Turned(turned) => (turned.qkv, STAGES),
+        let mut matrices = vec![self.out, self.gate_up, self.down];
+        matrices.extend(match &end {
+            End::Turned(turned) => Some(turned.qkv),
+            End::Normed { .. } => None,
+        });
+        let cols: Vec<usize> = matrices.iter().map(|slice| slice.cols).collect();
+        let mut params = ChainParams {
+            eps: self.eps,
+            link_words: (2 * self.gate_up.cols + self.down.cols) as u32,
+            ..bytemuck::Zeroable::zeroed()
         };
-        let matrices = [self.out, self.gate_up, self.down, last];
-        let stage = |i: usize| {
-            let Slice { rows, cols, .. } = *matrices[i];
-            let (groups, passes) = choice.groups_and_passes(rows, cols);
-            [rows as u32, (cols / HALF) as u32, groups, passes]
-        };
-        let [
-            [rows0, blocks0, groups0, passes0],
-            [rows1, blocks1, groups1, passes1],
-            [rows2, blocks2, groups2, passes2],
-        ] = [stage(0), stage(1), stage(2)];
+        let mut groups = Vec::new();
+        for (i, Slice { rows, cols, .. }) in matrices.iter().enumerate() {
+            let (count, passes) = choice.groups_and_passes(*rows, *cols);
+            params.set_stage(i, [*rows as u32, (cols / HALF) as u32, count, passes]);
+            groups.push(count);
+        }
         let mut buffers: Vec<Binding<'_>> = Vec::with_capacity(ROPE_KERNEL.bindings.len());
-        for slice in matrices {
+        for i in 0..STAGES {
+            // Where there is no last stage, any matrix stands there.
+            let slice = matrices[i.min(matrices.len() - 1)];
             buffers.extend([(&slice.q_weight).into(), (&slice.q_scale).into()]);
         }
         buffers.extend([x, self.out_norm, self.down_norm, sum].map(Binding::from));
         buffers.extend([links, stale].map(Binding::from));
-        let variant = choice.variant(&caps, &matrices[..stages].iter().map(|slice| slice.cols).collect::<Vec<_>>());
-        let bytes = |slice: &Slice| slice.format.matrix_bytes(slice.rows, slice.cols);
-        let [rows3, blocks3, groups3, passes3] = stage(3);
-        let all = [groups0, groups1, groups2, groups3];
-        // First workgroup, workgroups and bytes of each dispatch.
-        let dispatches: Vec<(u32, u32, u64)> = if caps.in_order {
-            vec![(0, all[..stages].iter().sum(), matrices[..stages].iter().map(|slice| bytes(slice)).sum())]
-        } else {
-            (0..stages).map(|i| (all[..i].iter().sum(), all[i], bytes(matrices[i]))).collect()
-        };
-        let (eps, link_words) = (self.eps, (2 * self.gate_up.cols + self.down.cols) as u32);
-        let turned = match end {
-            End::Turned(turned) => turned,
+        let variant = choice.variant(&caps, &cols);
+        let (kernel, variant) = match end {
             End::Normed { y, squares } => {
                 buffers.extend([y, squares].map(Binding::from));
-                for (first_group, groups, bytes) in dispatches {
-                    let params = ChainParams {
-                        rows0,
-                        blocks0,
-                        groups0,
-                        passes0,
-                        rows1,
-                        blocks1,
-                        groups1,
-                        passes1,
-                        rows2,
-                        blocks2,
-                        groups2,
-                        passes2,
-                        eps,
-                        first_group,
-                        link_words,
-                    };
-                    recorder.expect_bytes(bytes);
-                    recorder.dispatch(&KERNEL, &variant, &params, &buffers, groups as usize);
-                }
-                return;
+                (&KERNEL, variant)
+            }
+            End::Turned(Turned { rope, heads, position, q, cache, .. }) => {
+                let KvCache { kv_heads, capacity, head_dim, dtype, .. } = **cache;
+                assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
+                assert!(*position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
+                params = ChainParams {
+                    heads: *heads as u32,
+                    kv_heads: kv_heads as u32,
+                    head_dim: head_dim as u32,
+                    position: *position as u32,
+                    capacity: capacity as u32,
+                    kv_row: dtype.row_words(head_dim) as u32,
+                    ..params
+                };
+                buffers.extend([(*rope).into(), (*q).into(), (&cache.k).into(), (&cache.v).into()]);
+                (&ROPE_KERNEL, dtype.flag(variant))
             }
         };
-        let Turned { rope, heads, position, q, cache, .. } = turned;
-        let KvCache { kv_heads, capacity, head_dim, dtype, .. } = **cache;
-        assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
-        assert!(*position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
-        buffers.extend([(*rope).into(), (*q).into(), (&cache.k).into(), (&cache.v).into()]);
-        for (first_group, groups, bytes) in dispatches {
-            let params = TurnedParams {
-                rows0,
-                blocks0,
-                groups0,
-                passes0,
-                rows1,
-                blocks1,
-                groups1,
-                passes1,
-                rows2,
-                blocks2,
-                groups2,
-                passes2,
-                rows3,
-                blocks3,
-                groups3,
-                passes3,
-                eps,
-                first_group,
-                link_words,
-                heads: *heads as u32,
-                kv_heads: kv_heads as u32,
-                head_dim: head_dim as u32,
-                position: *position as u32,
-                capacity: capacity as u32,
-                kv_row: dtype.row_words(head_dim) as u32,
-            };
+        let bytes = |slices: &[&Slice]| slices.iter().map(|w| w.format.matrix_bytes(w.rows, w.cols)).sum::<u64>();
+        let mut dispatch = |first_group: u32, groups: u32, bytes: u64| {
             recorder.expect_bytes(bytes);
-            recorder.dispatch(&ROPE_KERNEL, &dtype.flag(variant.clone()), &params, &buffers, groups as usize);
+            recorder.dispatch(kernel, &variant, &ChainParams { first_group, ..params }, &buffers, groups as usize);
+        };
+        if caps.in_order {
+            dispatch(0, groups.iter().sum(), bytes(&matrices));
+        } else {
+            for (i, &count) in groups.iter().enumerate() {
+                dispatch(groups[..i].iter().sum(), count, bytes(&matrices[i..=i]));
+            }
         }
+    }
+}
+
+impl ChainParams {
+    fn set_stage(&mut self, stage: usize, [rows, blocks, groups, passes]: [u32; 4]) {
+        let [to_rows, to_blocks, to_groups, to_passes] = match stage {
+            0 => [&mut self.rows0, &mut self.blocks0, &mut self.groups0, &mut self.passes0],
+            1 => [&mut self.rows1, &mut self.blocks1, &mut self.groups1, &mut self.passes1],
+            2 => [&mut self.rows2, &mut self.blocks2, &mut self.groups2, &mut self.passes2],
+            _ => [&mut self.rows3, &mut self.blocks3, &mut self.groups3, &mut self.passes3],
+        };
+        (*to_rows, *to_blocks, *to_groups, *to_passes) = (rows, blocks, groups, passes);
     }
 }
 
