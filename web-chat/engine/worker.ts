@@ -5,6 +5,7 @@ import init, { ChatEngine, WebGpu } from '../wasm/web_chat.js';
 import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
+import { Pipelines } from './pipelines';
 import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Plan, Reply, Request, WorkerEvent } from './protocol';
 import { KeptModel, LocalFiles, keptIds, readNotes, removeModel, writeNotes } from './storage';
 
@@ -210,8 +211,9 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
   // The text of the kernels that use them needs both.
   const subgroups =
     wantsSubgroups && adapter.features.has('subgroups') && navigator.gpu.wgslLanguageFeatures.has('subgroup_id');
-  askForSubgroups(subgroups);
-  const device = await WebGpu.open(subgroups, true);
+  const pipelines = new Pipelines();
+  takeOver(subgroups, pipelines);
+  const device = await WebGpu.open(subgroups, true, pipelines);
   const { vendor, architecture, description } = adapter.info;
   const info: DeviceInfo = {
     vendor, architecture, description,
@@ -225,12 +227,14 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
 
 const requestDevice = globalThis.GPUAdapter?.prototype.requestDevice;
 
-/** The Rust side has no word for subgroups in a browser: they are asked for on its behalf. */
-function askForSubgroups(wanted: boolean): void {
+/** The Rust side has no word for subgroups in a browser, nor for pipelines made side by side: both are done on its behalf. */
+function takeOver(subgroups: boolean, pipelines: Pipelines): void {
   if (!requestDevice) return;
-  GPUAdapter.prototype.requestDevice = function (descriptor?: GPUDeviceDescriptor) {
-    const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(wanted ? ['subgroups' as const] : [])];
-    return requestDevice.call(this, { ...descriptor, requiredFeatures });
+  GPUAdapter.prototype.requestDevice = async function (descriptor?: GPUDeviceDescriptor) {
+    const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(subgroups ? ['subgroups' as const] : [])];
+    const device = await requestDevice.call(this, { ...descriptor, requiredFeatures });
+    pipelines.of(device);
+    return device;
   };
 }
 
