@@ -108,8 +108,9 @@ fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// What is kept of earlier turns changes nothing: 200 edits, each answered with and without it.
-fn check_edits(device: impl Fn() -> Option<Device>) {
+/// What is kept of earlier turns changes nothing: 200 edits, each answered with and without it. A device of which `fewest` are
+/// equal may decide the rest by rounding.
+fn check_edits(fewest: usize, device: impl Fn() -> Option<Device>) {
     let folder = model();
     let (Some(warm), Some(cold)) = (device(), device()) else { return };
     let [mut warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
@@ -134,17 +135,20 @@ fn check_edits(device: impl Fn() -> Option<Device>) {
         }
         edit(&mut messages, &expected.0, &mut rng);
     }
-    assert!(kept >= 150 && equal >= 198, "{kept} of 200 went on from the cache, {equal} were equal");
+    println!("{kept} of 200 went on from the cache, {equal} were equal");
+    assert!(kept >= 150 && equal >= fewest, "{kept} of 200 went on from the cache, {equal} were equal");
 }
 
 #[test]
 fn edits_on_the_cpu_are_answered_as_if_new() {
-    check_edits(|| Some(cpu()));
+    check_edits(200, || Some(cpu()));
 }
 
 #[test]
 fn edits_on_a_gpu_are_answered_as_if_new() {
-    check_edits(|| Some(Device::Gpu(gpu()?, KvDtype::F32)));
+    let Some(first) = gpu() else { return };
+    let fewest = if first.caps().is_software { 200 } else { 198 };
+    check_edits(fewest, || Some(Device::Gpu(gpu()?, KvDtype::F32)));
 }
 
 #[test]

@@ -64,6 +64,34 @@ test('an adapter without f16 and without subgroups answers the same', options, a
   });
 });
 
+/** Counts how a worker's pipelines are made. */
+const COUNTED = `
+  globalThis.made = { sideBySide: 0, oneByOne: 0 };
+  const { createComputePipelineAsync: later, createComputePipeline: now } = GPUDevice.prototype;
+  GPUDevice.prototype.createComputePipelineAsync = async function (descriptor) {
+    made.sideBySide += 1;
+    if (globalThis.refusesLater) throw new GPUPipelineError('refused', { reason: 'internal' });
+    return later.call(this, descriptor);
+  };
+  GPUDevice.prototype.createComputePipeline = function (descriptor) { made.oneByOne += 1; return now.call(this, descriptor); };`;
+
+for (const [name, code, expected] of [
+  ['pipelines are made side by side', '', ({ sideBySide, oneByOne }) => sideBySide > 10 && oneByOne < sideBySide / 2],
+  ['pipelines that cannot be made so are made one by one', 'globalThis.refusesLater = true;', ({ oneByOne }) => oneByOne > 10],
+]) {
+  test(name, options, async () => {
+    await patched(code + COUNTED, async (page) => {
+      await choose(page, server, 'tiny');
+      await loaded(page);
+      await ask(page, 'Hello');
+      const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 8);
+      assert.equal((await conversations(page))[0].messages.at(-1).content, text);
+      const made = await page.workers()[0].evaluate(() => globalThis.made);
+      assert.ok(expected(made), JSON.stringify(made));
+    });
+  });
+}
+
 test('not enough memory on the GPU', options, async () => {
   // As a browser says it: the buffer is there, the error comes afterwards.
   const full = `
