@@ -53,7 +53,11 @@ fn cpu() -> Device {
 
 /// The machine's first adapter, opened anew. Without one: skipped, with the reason.
 fn gpu() -> Option<Gpu> {
-    match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
+    gpu_as(OpenOptions::default())
+}
+
+fn gpu_as(options: OpenOptions) -> Option<Gpu> {
+    match block_on(Gpu::open(&Default::default(), options)) {
         Ok(gpu) => Some(gpu),
         Err(error) => {
             assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
@@ -200,11 +204,20 @@ fn a_lost_device_is_replaced_and_the_answer_goes_on() {
 
 #[test]
 fn what_does_not_fit_fails_cleanly_and_less_fits() {
+    check_full(OpenOptions::default());
+}
+
+#[test]
+fn what_does_not_fit_fails_cleanly_with_the_kernels_of_real_gpus() {
+    check_full(OpenOptions { software_kernels: false, ..OpenOptions::default() });
+}
+
+fn check_full(options: OpenOptions) {
     let folder = model();
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = gpu_as(options) else { return };
     let device = || Device::Gpu(gpu.clone(), KvDtype::F32);
-    // Kernels are checked, and scratch is there.
-    drop(load(folder.path(), device(), 64).unwrap());
+    // Kernels are checked and tuned, and scratch for that is there.
+    drop(load(folder.path(), device(), 1000).unwrap());
     let before = gpu.bytes_in_use();
     let model = load(folder.path(), device(), 1000).unwrap();
     let whole = gpu.bytes_in_use() - before;

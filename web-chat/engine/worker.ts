@@ -6,6 +6,7 @@ import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
 import { Pipelines } from './pipelines';
+import { hurryReads } from './reads';
 import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Plan, Reply, Request, WorkerEvent } from './protocol';
 import { KeptModel, LocalFiles, keptIds, readNotes, removeModel, writeNotes } from './storage';
 
@@ -234,6 +235,7 @@ function takeOver(subgroups: boolean, pipelines: Pipelines): void {
     const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(subgroups ? ['subgroups' as const] : [])];
     const device = await requestDevice.call(this, { ...descriptor, requiredFeatures });
     pipelines.of(device);
+    hurryReads(device);
     return device;
   };
 }
