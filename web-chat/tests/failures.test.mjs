@@ -92,6 +92,39 @@ for (const [name, code, expected] of [
   });
 }
 
+test('a browser that looks for reads by its clock is made to look', options, async () => {
+  // Firefox: it looks when something is submitted, too.
+  const clocked = `
+    Object.defineProperty(WorkerNavigator.prototype, 'userAgent', { value: 'Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0' });
+    globalThis.looks = 0;
+    const submit = GPUQueue.prototype.submit;
+    const { mapAsync } = GPUBuffer.prototype;
+    let wake = [];
+    GPUQueue.prototype.submit = function (commands) {
+      submit.call(this, commands);
+      if (commands.length > 0) return;
+      looks += 1;
+      wake.splice(0).forEach((resolve) => resolve());
+    };
+    GPUBuffer.prototype.mapAsync = async function (...range) {
+      await mapAsync.apply(this, range);
+      await new Promise((resolve) => wake.push(resolve));
+    };`;
+  await patched(clocked, async (page) => {
+    await choose(page, server, 'tiny');
+    await loaded(page);
+    await ask(page, 'Hello');
+    const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 8);
+    assert.equal((await conversations(page))[0].messages.at(-1).content, text);
+    const before = await page.workers()[0].evaluate(() => globalThis.looks);
+    assert.ok(before >= 8, `${before} looks`);
+    // Nothing is read: nothing is looked for.
+    await new Promise((resolve) => { setTimeout(resolve, 300); });
+    const after = await page.workers()[0].evaluate(() => globalThis.looks);
+    assert.ok(after <= before + 1, `${after - before} looks when nothing is read`);
+  });
+});
+
 test('not enough memory on the GPU', options, async () => {
   // As a browser says it: the buffer is there, the error comes afterwards.
   const full = `
