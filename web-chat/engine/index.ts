@@ -43,6 +43,8 @@ export interface EngineOptions extends LoadOptions {
   onProgress?: (report: ProgressReport) => void;
   /** The name that WebLLM's users know. */
   initProgressCallback?: (report: ProgressReport) => void;
+  /** The GPU was lost in an answer, which goes on when the model is loaded again. */
+  onDeviceLost?: (message: string) => void;
   /** An app's own list of models, as WebLLM's users have it: their names stand for its addresses. */
   appConfig?: AppConfig;
 }
@@ -287,6 +289,7 @@ export class Engine {
     this.message = '';
     try {
       this.lastReport = await this.client.watch((event) => {
+        if (event.type === 'lost') this.source?.options.onDeviceLost?.(event.message);
         if (event.type !== 'text') return;
         this.message += event.text;
         onText(event);

@@ -21,9 +21,11 @@ const LIMITS = [
 ] as const;
 
 const wasm = init();
+/** How often the GPU may be lost in an answer that goes on. */
+const MOST_LOSSES = 3;
 interface OpenGpu { device: WebGpu; info: DeviceInfo }
 let gpu: OpenGpu | undefined;
-let engine: { chat: ChatEngine; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
+let engine: { chat: ChatEngine; files: KeptModel | LocalFiles; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
 let transfer: AbortController | undefined;
 let isStopped = false;
 /** Work on the engine, one after the other. */
@@ -112,7 +114,7 @@ const methods: Implementation = {
         chat = await loadOnto(await openGpu(false));
       }
       const { bytesPerToken, cacheBytesPerToken } = plan;
-      engine = { chat, id: model.id, bytesPerToken, cacheBytesPerToken };
+      engine = { chat, files, id: model.id, bytesPerToken, cacheBytesPerToken };
       return (await loadedInfo())!;
     });
   },
@@ -129,23 +131,35 @@ const methods: Implementation = {
     isStopped = false;
     return inTurn(async () => {
       if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
-      try {
-        const onText = (text: string, tokens: Uint32Array, logprobs: string | null) => {
-          emit({ type: 'text', text, tokens: tokens.length, logprobs: logprobs ? JSON.parse(logprobs) : [] });
-          return !isStopped;
-        };
-        const { chat } = engine;
-        const settings = JSON.stringify(sampling);
-        const answering = typeof input === 'string'
-          ? chat.complete(input, settings, onText) : chat.answer(JSON.stringify(input), settings, onText);
-        return JSON.parse(await answering);
-      } catch (thrown) {
-        const error = EngineError.from(thrown);
-        if (error.kind === 'DeviceLost') {
-          unloadNow();
-          closeGpu();
+      const onText = (text: string, tokens: Uint32Array, logprobs: string | null) => {
+        emit({ type: 'text', text, tokens: tokens.length, logprobs: logprobs ? JSON.parse(logprobs) : [] });
+        return !isStopped;
+      };
+      const { chat, files } = engine;
+      const settings = JSON.stringify(sampling);
+      let answering = typeof input === 'string'
+        ? chat.complete(input, settings, onText) : chat.answer(JSON.stringify(input), settings, onText);
+      let lost: EngineError | undefined;
+      for (let losses = 0; ; losses++) {
+        try {
+          return JSON.parse(await answering);
+        } catch (thrown) {
+          const error = EngineError.from(thrown);
+          const isLost = error.kind === 'DeviceLost';
+          if (isLost && losses < MOST_LOSSES && !isStopped) {
+            lost ??= error;
+            closeGpu();
+            emit({ type: 'lost', message: error.message });
+            answering = openGpu().then(({ device }) => chat.resume(device, files, () => {}, onText));
+            continue;
+          }
+          if (isLost || lost) {
+            unloadNow();
+            closeGpu();
+          }
+          // What went wrong first says more than what went wrong after it.
+          throw lost ?? error;
         }
-        throw error;
       }
     });
   },
