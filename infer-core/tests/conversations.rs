@@ -81,17 +81,6 @@ fn answer(engine: &mut Engine, messages: &[Message], params: &SamplingParams) ->
     (text, generation.tokens().to_vec(), generation.finish_reason().unwrap())
 }
 
-/// By how much the best token is above the second after each token of an answer.
-fn margins(engine: &mut Engine, messages: &[Message], params: &SamplingParams) -> Vec<f32> {
-    engine.reset();
-    let mut generation = engine.chat(messages, SamplingParams { logprobs: Some(2), ..params.clone() }).unwrap();
-    let mut margins = Vec::new();
-    while let Some(chunk) = block_on(generation.next()).unwrap() {
-        margins.extend(chunk.logprobs.iter().map(|token| token.top[0].1 - token.top[1].1));
-    }
-    margins
-}
-
 /// Changes a conversation as people do: goes on, goes back, says something else, begins anew.
 fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
     let words = ["one", "two three", "four\n", "five, six and seven", "<|eot_id|>", "é🙂"];
@@ -112,15 +101,14 @@ fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// What is kept of earlier turns changes nothing: 200 edits, each answered with and without it. A device of which `fewest` are
-/// equal may decide the rest by rounding.
-fn check_edits(fewest: usize, device: impl Fn() -> Option<Device>) {
+/// What is kept of earlier turns changes nothing: 200 edits, each answered with and without it.
+fn check_edits(device: impl Fn() -> Option<Device>) {
     let folder = model();
     let (Some(warm), Some(cold)) = (device(), device()) else { return };
     let [mut warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut messages = vec![Message::user("one")];
-    let (mut kept, mut equal) = (0, 0);
+    let mut kept = 0;
     for script in 0..200 {
         let params = greedy(rng.random_range(1..8));
         cold.reset();
@@ -129,30 +117,20 @@ fn check_edits(fewest: usize, device: impl Fn() -> Option<Device>) {
         while block_on(generation.next()).unwrap().is_some() {}
         let found = generation.tokens().to_vec();
         kept += usize::from(generation.stats().cached_tokens > 0);
-        if found == expected.1 {
-            equal += 1;
-        } else {
-            // Two tokens as good as equally likely, which rounding may decide either way.
-            let at = found.iter().zip(&expected.1).take_while(|(a, b)| a == b).count();
-            let margin = margins(&mut cold, &messages, &params)[at];
-            assert!(margin < 1e-4, "script {script}: {found:?}, expected {:?}, margin {margin}", expected.1);
-        }
+        assert_eq!(found, expected.1, "script {script}");
         edit(&mut messages, &expected.0, &mut rng);
     }
-    println!("{kept} of 200 went on from the cache, {equal} were equal");
-    assert!(kept >= 150 && equal >= fewest, "{kept} of 200 went on from the cache, {equal} were equal");
+    assert!(kept >= 150, "{kept} of 200 went on from the cache");
 }
 
 #[test]
 fn edits_on_the_cpu_are_answered_as_if_new() {
-    check_edits(200, || Some(cpu()));
+    check_edits(|| Some(cpu()));
 }
 
 #[test]
 fn edits_on_a_gpu_are_answered_as_if_new() {
-    let Some(first) = gpu() else { return };
-    let fewest = if first.caps().is_software { 200 } else { 198 };
-    check_edits(fewest, || Some(Device::Gpu(gpu()?, KvDtype::F32)));
+    check_edits(|| Some(Device::Gpu(gpu()?, KvDtype::F32)));
 }
 
 #[test]
@@ -216,8 +194,11 @@ fn check_full(options: OpenOptions) {
     let folder = model();
     let Some(gpu) = gpu_as(options) else { return };
     let device = || Device::Gpu(gpu.clone(), KvDtype::F32);
-    // Kernels are checked and tuned, and scratch for that is there.
+    // Kernels are checked and tuned; the scratch of that goes when there is no room.
     drop(load(folder.path(), device(), 1000).unwrap());
+    gpu.limit_memory(Some(0));
+    drop(load(folder.path(), device(), 1000).map(|_| ()).unwrap_err());
+    gpu.limit_memory(None);
     let before = gpu.bytes_in_use();
     let model = load(folder.path(), device(), 1000).unwrap();
     let whole = gpu.bytes_in_use() - before;
