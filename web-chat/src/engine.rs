@@ -6,8 +6,8 @@ use std::{
 };
 
 use infer_core::{
-    Device, Engine, Error, Generation, GpuError, Kept, KvDtype, LoadOptions, LoadedModel, Message, Progress, SamplingParams,
-    Stats, Suspended, TokenLogprobs, Tokenizer, Tuning, chat_template::Role,
+    Device, Engine, Error, Generation, GpuError, Kept, KvDtype, LoadOptions, LoadedModel, Message, Progress,
+    SamplingParams, Stats, Suspended, TokenLogprobs, Tokenizer, Tuning, chat_template::Role,
 };
 use js_sys::Function;
 use serde::Deserialize;
