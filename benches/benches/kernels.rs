@@ -194,6 +194,7 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
         (GemvKind::Add, 3072, 8192),
         (GemvKind::Rope, 5120, 3072),
         (GemvKind::Scaled, 5120, 3072),
+        (GemvKind::Plain, 5120, 3072),
         (GemvKind::Add, 3072, 3072),
         (GemvKind::Scaled, 43_520, 3072),
         (GemvKind::Swiglu, 16_384, 2048),
@@ -233,7 +234,7 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
 }
 
 /// Choices of a shape that are printed.
-const PRINTED: usize = 24;
+const PRINTED: usize = 12;
 
 fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

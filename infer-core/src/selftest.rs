@@ -29,6 +29,7 @@ pub struct Checked {
 /// Switches off what is wrong, as was found out before or is found out now.
 pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, kept: Option<&dyn Kept>) -> Result<Checked> {
     let start = Instant::now();
+    gpu.prepared().await;
     let key = format!("{:016x}", selftest::key(gpu, workload));
     let mut known = kept.map(|kept| read_json(kept, FILE)).unwrap_or_default();
     if let Some(switches) = known.get(&key).and_then(switches) {

@@ -3,7 +3,7 @@
 
 import { WorkerClient } from './client';
 import { EngineError } from './errors';
-import { localRef, modelRef, type ModelRef } from './model';
+import { localRef, modelRef, recordRef, type AppConfig, type ModelRecord, type ModelRef } from './model';
 import {
   chatForm, readMessages, readSampling, textForm, usage,
   type ChatCompletion, type ChatCompletionChunk, type ChatCompletionRequest, type Completion, type CompletionRequest, type Form,
@@ -15,7 +15,8 @@ import type {
 } from './protocol';
 
 export { EngineError, type ErrorKind } from './errors';
-export { localRef, modelRef, type ModelRef } from './model';
+export { MODELS, memoryNeeded, prebuiltAppConfig, type Listed } from './catalogue';
+export { localRef, modelRef, type AppConfig, type ModelRecord, type ModelRef } from './model';
 export type {
   ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Completion, CompletionRequest, CompletionUsage, FinishReason,
   GenerationSettings, Logprobs, RequestMessage,
@@ -42,6 +43,10 @@ export interface EngineOptions extends LoadOptions {
   onProgress?: (report: ProgressReport) => void;
   /** The name that WebLLM's users know. */
   initProgressCallback?: (report: ProgressReport) => void;
+  /** The GPU was lost in an answer, which goes on when the model is loaded again. */
+  onDeviceLost?: (message: string) => void;
+  /** An app's own list of models, as WebLLM's users have it: their names stand for its addresses. */
+  appConfig?: AppConfig;
 }
 
 /** What WebLLM's users load a model with: room for so many tokens, and settings for requests that have none of their own. */
@@ -67,15 +72,23 @@ export async function createEngine(model: ModelSource, options: EngineOptions = 
 /** {@link createEngine} by WebLLM's name. */
 export const CreateMLCEngine = createEngine;
 
+/** The same for an app that has a worker for WebLLM's engine. This one has its own, and the app's is ended. */
+export async function CreateWebWorkerMLCEngine(
+  worker: Worker, model: ModelSource, options: EngineOptions = {}, chatOptions: ChatOptions = {},
+): Promise<Engine> {
+  worker.terminate();
+  return createEngine(model, options, chatOptions);
+}
+
 /** Whether all of a model is kept in this browser. */
-export async function hasModelInCache(model: ModelSource): Promise<boolean> {
-  const { id } = refOf(model);
+export async function hasModelInCache(model: ModelSource, appConfig?: AppConfig): Promise<boolean> {
+  const { id } = refOf(model, appConfig);
   return withEngine(async ({ models }) => (await models.kept()).some((kept) => kept.id === id && kept.isWhole));
 }
 
 /** Removes what is kept of a model. */
-export async function deleteModelAllInfoInCache(model: ModelSource): Promise<void> {
-  await withEngine(({ models }) => models.remove(model));
+export async function deleteModelAllInfoInCache(model: ModelSource, appConfig?: AppConfig): Promise<void> {
+  await withEngine(({ models }) => models.remove(refOf(model, appConfig)));
 }
 
 /** {@link deleteModelAllInfoInCache}: there is nothing that is kept apart from the model. */
@@ -129,7 +142,9 @@ export class Engine {
 
   /** Loads a model in place of the one that is there; downloads it first unless it is kept already. */
   async reload(model: ModelSource, options: EngineOptions & ChatOptions = {}): Promise<LoadedInfo> {
-    this.source = { model: refOf(model), options: { ...this.options, ...options } };
+    const { appConfig } = { ...this.options, ...options };
+    const overrides = recordOf(model, appConfig)?.overrides as ChatOptions | undefined;
+    this.source = { model: refOf(model, appConfig), options: { ...this.options, ...overrides, ...options } };
     this.isLoaded = false;
     return this.load();
   }
@@ -274,6 +289,7 @@ export class Engine {
     this.message = '';
     try {
       this.lastReport = await this.client.watch((event) => {
+        if (event.type === 'lost') this.source?.options.onDeviceLost?.(event.message);
         if (event.type !== 'text') return;
         this.message += event.text;
         onText(event);
@@ -300,7 +316,13 @@ interface Create<Request, Whole, Piece> {
   (request: Request): Promise<Whole | AsyncIterable<Piece>>;
 }
 
-function refOf(model: ModelSource): ModelRef {
+function recordOf(model: ModelSource, appConfig: AppConfig | undefined): ModelRecord | undefined {
+  return appConfig?.model_list.find((record) => record.model_id === model);
+}
+
+function refOf(model: ModelSource, appConfig?: AppConfig): ModelRef {
+  const record = recordOf(model, appConfig);
+  if (record) return recordRef(record);
   if (typeof model === 'string') return modelRef(model);
   return Array.isArray(model) ? localRef(model) : model;
 }

@@ -11,7 +11,24 @@ export interface ModelRef {
   files?: File[];
 }
 
-const HUB = 'https://huggingface.co';
+export const HUB = 'https://huggingface.co';
+
+/** A model of an app's own list, in WebLLM's form. What else such a record has, this engine has no use for. */
+export interface ModelRecord {
+  /** The address of a repository, or of a folder that is laid out as one. */
+  model: string;
+  /** The name that the app uses. */
+  model_id: string;
+  overrides?: { context_window_size?: number; [setting: string]: unknown };
+  vram_required_MB?: number;
+  [other: string]: unknown;
+}
+
+/** An app's own list. */
+export interface AppConfig {
+  model_list: ModelRecord[];
+  [other: string]: unknown;
+}
 
 /** Who owns a repository that is named without its owner, as WebLLM's lists name them. */
 const OWNER = 'mlc-ai';
@@ -42,6 +59,13 @@ export function modelRef(name: string): ModelRef {
   const page = /^\/([\w.-]+\/[\w.-]+)(?:\/tree\/([\w./-]+))?$/.exec(url.pathname);
   if (url.origin === HUB && page) return modelRef(page[2] ? `${page[1]}@${page[2]}` : page[1]!);
   return { id: url.href, base: `${url.href}/` };
+}
+
+/** Where a record's files are, by WebLLM's rule: in the revision that the address has, else in `resolve/main`. */
+export function recordRef({ model }: ModelRecord): ModelRef {
+  const address = model.trim().replace(/\/+$/, '');
+  const hasRevision = /\/resolve\/./.test(address) || address.startsWith(`${HUB}/`);
+  return modelRef(hasRevision ? address : `${address}/resolve/main`);
 }
 
 /** The model in a folder of files, by the folder's name where the files do not tell it. */

@@ -148,7 +148,13 @@ export interface TextEvent {
   logprobs: TokenLogprob[];
 }
 
-export type WorkerEvent = TransferEvent | TextEvent;
+/** The GPU was lost; the model is loaded again, and the answer goes on. */
+export interface LostEvent {
+  type: 'lost';
+  message: string;
+}
+
+export type WorkerEvent = TransferEvent | TextEvent | LostEvent;
 
 export interface Request {
   id: number;

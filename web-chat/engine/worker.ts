@@ -5,6 +5,8 @@ import init, { ChatEngine, WebGpu } from '../wasm/web_chat.js';
 import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
+import { Pipelines } from './pipelines';
+import { hurryReads } from './reads';
 import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Plan, Reply, Request, WorkerEvent } from './protocol';
 import { KeptModel, LocalFiles, keptIds, readNotes, removeModel, writeNotes } from './storage';
 
@@ -19,9 +21,11 @@ const LIMITS = [
 ] as const;
 
 const wasm = init();
+/** How often the GPU may be lost in an answer that goes on. */
+const MOST_LOSSES = 3;
 interface OpenGpu { device: WebGpu; info: DeviceInfo }
 let gpu: OpenGpu | undefined;
-let engine: { chat: ChatEngine; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
+let engine: { chat: ChatEngine; files: KeptModel | LocalFiles; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
 let transfer: AbortController | undefined;
 let isStopped = false;
 /** Work on the engine, one after the other. */
@@ -110,7 +114,7 @@ const methods: Implementation = {
         chat = await loadOnto(await openGpu(false));
       }
       const { bytesPerToken, cacheBytesPerToken } = plan;
-      engine = { chat, id: model.id, bytesPerToken, cacheBytesPerToken };
+      engine = { chat, files, id: model.id, bytesPerToken, cacheBytesPerToken };
       return (await loadedInfo())!;
     });
   },
@@ -127,23 +131,35 @@ const methods: Implementation = {
     isStopped = false;
     return inTurn(async () => {
       if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
-      try {
-        const onText = (text: string, tokens: Uint32Array, logprobs: string | null) => {
-          emit({ type: 'text', text, tokens: tokens.length, logprobs: logprobs ? JSON.parse(logprobs) : [] });
-          return !isStopped;
-        };
-        const { chat } = engine;
-        const settings = JSON.stringify(sampling);
-        const answering = typeof input === 'string'
-          ? chat.complete(input, settings, onText) : chat.answer(JSON.stringify(input), settings, onText);
-        return JSON.parse(await answering);
-      } catch (thrown) {
-        const error = EngineError.from(thrown);
-        if (error.kind === 'DeviceLost') {
-          unloadNow();
-          closeGpu();
+      const onText = (text: string, tokens: Uint32Array, logprobs: string | null) => {
+        emit({ type: 'text', text, tokens: tokens.length, logprobs: logprobs ? JSON.parse(logprobs) : [] });
+        return !isStopped;
+      };
+      const { chat, files } = engine;
+      const settings = JSON.stringify(sampling);
+      let answering = typeof input === 'string'
+        ? chat.complete(input, settings, onText) : chat.answer(JSON.stringify(input), settings, onText);
+      let lost: EngineError | undefined;
+      for (let losses = 0; ; losses++) {
+        try {
+          return JSON.parse(await answering);
+        } catch (thrown) {
+          const error = EngineError.from(thrown);
+          const isLost = error.kind === 'DeviceLost';
+          if (isLost && losses < MOST_LOSSES && !isStopped) {
+            lost ??= error;
+            closeGpu();
+            emit({ type: 'lost', message: error.message });
+            answering = openGpu().then(({ device }) => chat.resume(device, files, () => {}, onText));
+            continue;
+          }
+          if (isLost || lost) {
+            unloadNow();
+            closeGpu();
+          }
+          // What went wrong first says more than what went wrong after it.
+          throw lost ?? error;
         }
-        throw error;
       }
     });
   },
@@ -210,8 +226,9 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
   // The text of the kernels that use them needs both.
   const subgroups =
     wantsSubgroups && adapter.features.has('subgroups') && navigator.gpu.wgslLanguageFeatures.has('subgroup_id');
-  askForSubgroups(subgroups);
-  const device = await WebGpu.open(subgroups, true);
+  const pipelines = new Pipelines();
+  takeOver(subgroups, pipelines);
+  const device = await WebGpu.open(subgroups, true, pipelines);
   const { vendor, architecture, description } = adapter.info;
   const info: DeviceInfo = {
     vendor, architecture, description,
@@ -225,12 +242,15 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
 
 const requestDevice = globalThis.GPUAdapter?.prototype.requestDevice;
 
-/** The Rust side has no word for subgroups in a browser: they are asked for on its behalf. */
-function askForSubgroups(wanted: boolean): void {
+/** The Rust side has no word for subgroups in a browser, nor for pipelines made side by side: both are done on its behalf. */
+function takeOver(subgroups: boolean, pipelines: Pipelines): void {
   if (!requestDevice) return;
-  GPUAdapter.prototype.requestDevice = function (descriptor?: GPUDeviceDescriptor) {
-    const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(wanted ? ['subgroups' as const] : [])];
-    return requestDevice.call(this, { ...descriptor, requiredFeatures });
+  GPUAdapter.prototype.requestDevice = async function (descriptor?: GPUDeviceDescriptor) {
+    const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(subgroups ? ['subgroups' as const] : [])];
+    const device = await requestDevice.call(this, { ...descriptor, requiredFeatures });
+    pipelines.of(device);
+    hurryReads(device);
+    return device;
   };
 }
 

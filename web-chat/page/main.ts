@@ -6,7 +6,7 @@ import { DevicePanel } from './device';
 import { byId, h } from './dom';
 import { all, newConversation, remove } from './history';
 import { ModelPanel, nameOf } from './models';
-import { failure } from './notices';
+import { failure, notice } from './notices';
 import { SettingsForm } from './settings';
 
 // Scripts come from where the page comes from, and from nowhere else.
@@ -17,7 +17,9 @@ import { SettingsForm } from './settings';
   },
 });
 
-const engine = new Engine();
+const engine = new Engine({
+  onDeviceLost: (message) => notice('chat', 'The GPU was lost', `${message}. The model is loaded again, and the answer goes on.`),
+});
 const settings = new SettingsForm();
 const device = new DevicePanel(engine);
 const chat = new ChatPanel(engine, settings, (usage) => {

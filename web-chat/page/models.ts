@@ -1,24 +1,10 @@
 // The list of models: what can be had, what is kept, downloading, loading, deleting.
 
-import { EngineError, localRef, modelRef, type Engine, type KeptInfo, type LoadedInfo, type ModelRef, type ProgressReport } from '../engine';
+import { EngineError, MODELS, localRef, memoryNeeded, modelRef, type Engine, type KeptInfo, type Listed, type LoadedInfo, type ModelRef, type ProgressReport } from '../engine';
 import { byId, h } from './dom';
 import { bytes, duration } from './format';
-import catalogue from './models.json';
 import { dismiss, failure, notice } from './notices';
 
-interface Listed {
-  id: string;
-  name: string;
-  family: string;
-  licence: string;
-  bytes: number;
-  cacheBytesPerToken: number;
-  context: number;
-  ours?: boolean;
-}
-
-/** Activations, and what the browser itself needs. */
-const SCRATCH = 150e6;
 /** Where the smallest model that did not fit this device is noted. */
 const TOO_LARGE = 'too-large';
 const LOCK = 'loaded-model';
@@ -85,7 +71,7 @@ export class ModelPanel {
     const kept = this.kept.map((model) => this.keptCard(model));
     byId('kept').replaceChildren(...(kept.length ? kept : [h('li', {}, 'Nothing yet.')]));
     const ids = new Set(this.kept.filter((model) => model.isWhole).map((model) => model.id));
-    const listed = (catalogue as Listed[]).filter((model) => !ids.has(model.id));
+    const listed = MODELS.filter((model) => !ids.has(model.id));
     byId('catalogue').replaceChildren(...listed.map((model) => this.listedCard(model)));
   }
 
@@ -103,7 +89,7 @@ export class ModelPanel {
   }
 
   private listedCard(model: Listed): HTMLLIElement {
-    const memory = model.bytes + model.cacheBytesPerToken * Math.min(model.context, this.context() ?? model.context) + SCRATCH;
+    const memory = memoryNeeded(model, this.context());
     return h('li', { 'data-model': model.id },
       h('strong', {}, model.name, ...(model.ours ? [' ', h('span', { class: 'badge' }, 'ours')] : [])),
       h('span', { class: 'hint' }, `${bytes(model.bytes)} to download, ${bytes(memory)} of GPU memory (${fits(memory)}). Licence: ${model.licence}.`),
@@ -207,7 +193,7 @@ export class ModelPanel {
 
 /** What a model is called: as the list has it, else the last part of its address. */
 export function nameOf(id: string): string {
-  return (catalogue as Listed[]).find((model) => model.id === id)?.name ?? decodeURIComponent(id.replace(/^local:/, '').split('/').at(-1) || id);
+  return MODELS.find((model) => model.id === id)?.name ?? decodeURIComponent(id.replace(/^local:/, '').split('/').at(-1) || id);
 }
 
 /** Sizes in which GPUs come, in GB. */

@@ -6,8 +6,8 @@ use std::{
 };
 
 use infer_core::{
-    Device, Engine, Generation, Kept, KvDtype, LoadOptions, Message, Progress, SamplingParams, Stats, TokenLogprobs,
-    Tokenizer, Tuning, chat_template::Role,
+    Device, Engine, Error, Generation, GpuError, Kept, KvDtype, LoadOptions, LoadedModel, Message, Progress,
+    SamplingParams, Stats, Suspended, TokenLogprobs, Tokenizer, Tuning, chat_template::Role,
 };
 use js_sys::Function;
 use serde::Deserialize;
@@ -27,6 +27,8 @@ pub struct ChatEngine {
     kept: Arc<KeptByPage>,
     weight_bytes: u64,
     loaded_bytes: u64,
+    /// The answer whose device was lost.
+    suspended: Option<Suspended>,
 }
 
 #[derive(Deserialize, Default)]
@@ -99,15 +101,33 @@ impl ChatEngine {
         let device = Device::Gpu(gpu.clone(), KvDtype::default());
         let mut meter = Meter { progress, total: 0 };
         let kept = Arc::new(KeptByPage(Mutex::new(kept)));
-        // The clock of a browser is too coarse to tune by.
-        let tuning = Tuning::Presets;
-        let options = LoadOptions { context, kept: Some(kept.clone()), tuning, ..Default::default() };
-        let loaded = Engine::load_mlc(&files, device, &options, &mut meter).await;
+        let loaded = Engine::load_mlc(&files, device, &load_options(context, &kept), &mut meter).await;
         let mut engine = loaded.map_err(js_error)?;
         let loaded_bytes = gpu.bytes_in_use();
         // A browser reports what did not fit with the first read; kernels are compiled on the way.
         engine.warm_up().await.map_err(js_error)?;
-        Ok(ChatEngine { engine, gpu, kept, weight_bytes: meter.total, loaded_bytes })
+        Ok(ChatEngine { engine, gpu, kept, weight_bytes: meter.total, loaded_bytes, suspended: None })
+    }
+
+    /// Goes on with the answer whose device was lost: loads the model again, on another, and tells `on_text` what comes after
+    /// that which it was told. `progress` as of [`ChatEngine::load`], the rest as of [`ChatEngine::answer`].
+    pub async fn resume(
+        &mut self,
+        gpu: &WebGpu,
+        files: JsFiles,
+        progress: Function,
+        on_text: &Function,
+    ) -> JsResult<String> {
+        let gpu = gpu.gpu.clone();
+        let device = Device::Gpu(gpu.clone(), KvDtype::default());
+        let options = load_options(Some(self.engine.context()), &self.kept);
+        let loaded = LoadedModel::load_mlc(&files, device, &options, &mut Meter { progress, total: 0 }).await;
+        let model = loaded.map_err(js_error)?;
+        self.loaded_bytes = gpu.bytes_in_use();
+        self.gpu = gpu;
+        let suspended = self.suspended.take().ok_or_else(|| js_sys::Error::new("no answer was broken off"))?;
+        let tokenizer = self.engine.tokenizer().clone();
+        deliver(self.engine.resume(model, suspended), &mut self.suspended, &tokenizer, on_text).await
     }
 
     /// What was found out about the adapter's kernels, for the next [`ChatEngine::load`], as JSON.
@@ -150,14 +170,14 @@ impl ChatEngine {
         let messages: Vec<Message> = messages.into_iter().map(MessageJson::into_message).collect();
         let params = self.params(params)?;
         let tokenizer = self.engine.tokenizer().clone();
-        deliver(self.engine.chat(&messages, params).map_err(js_error)?, &tokenizer, on_text).await
+        deliver(self.engine.chat(&messages, params).map_err(js_error)?, &mut self.suspended, &tokenizer, on_text).await
     }
 
     /// Continues a plain text, without the model's chat template; otherwise as [`ChatEngine::answer`].
     pub async fn complete(&mut self, text: &str, params: &str, on_text: &Function) -> JsResult<String> {
         let params = self.params(params)?;
         let tokenizer = self.engine.tokenizer().clone();
-        deliver(self.engine.complete(text, params).map_err(js_error)?, &tokenizer, on_text).await
+        deliver(self.engine.complete(text, params).map_err(js_error)?, &mut self.suspended, &tokenizer, on_text).await
     }
 
     /// Forgets the conversation's cache.
@@ -183,10 +203,30 @@ impl MessageJson {
     }
 }
 
-/// Pulls an answer to its end, or until `on_text` has enough.
-async fn deliver(mut generation: Generation<'_>, tokenizer: &Tokenizer, on_text: &Function) -> JsResult<String> {
+fn load_options(context: Option<usize>, kept: &Arc<KeptByPage>) -> LoadOptions {
+    // The clock of a browser is too coarse to tune by.
+    LoadOptions { context, kept: Some(kept.clone()), tuning: Tuning::Presets, ..Default::default() }
+}
+
+/// Pulls an answer to its end, or until `on_text` has enough. Where its device is lost it is left in `suspended`.
+async fn deliver(
+    mut generation: Generation<'_>,
+    suspended: &mut Option<Suspended>,
+    tokenizer: &Tokenizer,
+    on_text: &Function,
+) -> JsResult<String> {
     let mut is_stopped = false;
-    while let Some(chunk) = generation.next().await.map_err(js_error)? {
+    loop {
+        let chunk = match generation.next().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => {
+                if matches!(error, Error::Gpu(GpuError::DeviceLost { .. })) {
+                    *suspended = Some(generation.suspend());
+                }
+                return Err(js_error(error));
+            }
+        };
         let tokens = js_sys::Uint32Array::from(&chunk.tokens[..]);
         let logprobs = match &chunk.logprobs[..] {
             [] => JsValue::NULL,

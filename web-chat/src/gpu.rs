@@ -1,8 +1,12 @@
 //! [`WebGpu`]: the browser's device, open.
 
+use std::rc::Rc;
+
 use infer_core::{Gpu, OpenOptions, Selection};
+use js_sys::Promise;
 use serde_json::json;
 use wasm_bindgen::prelude::wasm_bindgen;
+use wasm_bindgen_futures::JsFuture;
 
 use crate::error::{JsResult, js_error};
 
@@ -13,12 +17,29 @@ pub struct WebGpu {
 }
 
 #[wasm_bindgen]
+extern "C" {
+    /// What makes pipelines side by side: `engine/pipelines.ts`.
+    pub type Pipelines;
+    /// Calls `ask`, which asks the device for pipelines, and promises that they are made.
+    #[wasm_bindgen(method)]
+    fn gather(this: &Pipelines, ask: &mut dyn FnMut()) -> Promise;
+}
+
+#[wasm_bindgen]
 impl WebGpu {
     /// Opens the device. `subgroups`: the caller sees to it that the browser's device is asked for them. `software_kernels`:
-    /// whether a software device gets those that are made for such; without, it has a GPU's.
-    pub async fn open(subgroups: bool, software_kernels: bool) -> JsResult<WebGpu> {
+    /// whether a software device gets those that are made for such; without, it has a GPU's. `pipelines`: who makes them side
+    /// by side; without, they are made one after the other.
+    pub async fn open(subgroups: bool, software_kernels: bool, pipelines: Option<Pipelines>) -> JsResult<WebGpu> {
         let options = OpenOptions { subgroups, software_kernels, ..OpenOptions::default() };
         let gpu = Gpu::open(&Selection::Auto, options).await.map_err(js_error)?;
+        if let Some(pipelines) = pipelines {
+            gpu.gather_with(Rc::new(move |ask| {
+                let made = JsFuture::from(pipelines.gather(&mut || ask()));
+                // What could not be made is told of when it is wanted.
+                Box::pin(async move { drop(made.await) })
+            }));
+        }
         Ok(WebGpu { gpu })
     }
 

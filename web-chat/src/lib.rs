@@ -5,7 +5,7 @@
 //! beside this folder. On any other target than wasm the crate is empty.
 //!
 //! ```js
-//! const gpu = await WebGpu.open(false);
+//! const gpu = await WebGpu.open(false, true);
 //! const engine = await ChatEngine.load(gpu, files, "{}", (done, total) => {});
 //! await engine.answer('[{"role":"user","content":"Hi"}]', "{}", (text) => { console.log(text); return true; });
 //! ```
@@ -21,5 +21,5 @@ mod plan;
 
 pub use engine::ChatEngine;
 pub use files::JsFiles;
-pub use gpu::WebGpu;
+pub use gpu::{Pipelines, WebGpu};
 pub use plan::{Checksum, plan};

@@ -4,6 +4,7 @@
 import { open, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 
+const PIPELINES = new URL('../engine/pipelines.ts', import.meta.url);
 const WASM = new URL('../wasm/', import.meta.url);
 const DAWN = new URL('../../webgpu-kernels/tests/dawn/node_modules/webgpu/index.js', import.meta.url);
 
@@ -22,10 +23,14 @@ export async function inDawn(folder) {
   const subgroups = adapter.features.has('subgroups') && gpu.wgslLanguageFeatures.has('subgroup_id');
   const prototype = Object.getPrototypeOf(adapter);
   const request = prototype.requestDevice;
-  prototype.requestDevice = function (descriptor = {}) {
-    return request.call(this, { ...descriptor, requiredFeatures: [...(descriptor.requiredFeatures ?? []), ...(subgroups ? ['subgroups'] : [])] });
+  const pipelines = await sideBySide();
+  prototype.requestDevice = async function (descriptor = {}) {
+    const requiredFeatures = [...(descriptor.requiredFeatures ?? []), ...(subgroups ? ['subgroups'] : [])];
+    const device = await request.call(this, { ...descriptor, requiredFeatures });
+    pipelines.of(device);
+    return device;
   };
-  const device = await WebGpu.open(subgroups, true);
+  const device = await WebGpu.open(subgroups, true, pipelines);
   const files = {
     size: async (name) => (await stat(join(folder, name)).catch(() => undefined))?.size,
     async read(name, start, end) {
@@ -55,4 +60,12 @@ export async function inDawn(folder) {
     },
     close: async () => engine.free(),
   };
+}
+
+/** The engine's own, which is TypeScript. */
+async function sideBySide() {
+  const { transformWithOxc } = await import('vite');
+  const { code } = await transformWithOxc(await readFile(PIPELINES, 'utf8'), 'pipelines.ts');
+  const { Pipelines } = await import(`data:text/javascript,${encodeURIComponent(code)}`);
+  return new Pipelines();
 }

@@ -64,6 +64,67 @@ test('an adapter without f16 and without subgroups answers the same', options, a
   });
 });
 
+/** Counts how a worker's pipelines are made. */
+const COUNTED = `
+  globalThis.made = { sideBySide: 0, oneByOne: 0 };
+  const { createComputePipelineAsync: later, createComputePipeline: now } = GPUDevice.prototype;
+  GPUDevice.prototype.createComputePipelineAsync = async function (descriptor) {
+    made.sideBySide += 1;
+    if (globalThis.refusesLater) throw new GPUPipelineError('refused', { reason: 'internal' });
+    return later.call(this, descriptor);
+  };
+  GPUDevice.prototype.createComputePipeline = function (descriptor) { made.oneByOne += 1; return now.call(this, descriptor); };`;
+
+for (const [name, code, expected] of [
+  ['pipelines are made side by side', '', ({ sideBySide, oneByOne }) => sideBySide > 10 && oneByOne < sideBySide / 2],
+  ['pipelines that cannot be made so are made one by one', 'globalThis.refusesLater = true;', ({ oneByOne }) => oneByOne > 10],
+]) {
+  test(name, options, async () => {
+    await patched(code + COUNTED, async (page) => {
+      await choose(page, server, 'tiny');
+      await loaded(page);
+      await ask(page, 'Hello');
+      const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 8);
+      assert.equal((await conversations(page))[0].messages.at(-1).content, text);
+      const made = await page.workers()[0].evaluate(() => globalThis.made);
+      assert.ok(expected(made), JSON.stringify(made));
+    });
+  });
+}
+
+test('a browser that looks for reads by its clock is made to look', options, async () => {
+  // Firefox: it looks when something is submitted, too.
+  const clocked = `
+    Object.defineProperty(WorkerNavigator.prototype, 'userAgent', { value: 'Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0' });
+    globalThis.looks = 0;
+    const submit = GPUQueue.prototype.submit;
+    const { mapAsync } = GPUBuffer.prototype;
+    let wake = [];
+    GPUQueue.prototype.submit = function (commands) {
+      submit.call(this, commands);
+      if (commands.length > 0) return;
+      looks += 1;
+      wake.splice(0).forEach((resolve) => resolve());
+    };
+    GPUBuffer.prototype.mapAsync = async function (...range) {
+      await mapAsync.apply(this, range);
+      await new Promise((resolve) => wake.push(resolve));
+    };`;
+  await patched(clocked, async (page) => {
+    await choose(page, server, 'tiny');
+    await loaded(page);
+    await ask(page, 'Hello');
+    const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 8);
+    assert.equal((await conversations(page))[0].messages.at(-1).content, text);
+    const before = await page.workers()[0].evaluate(() => globalThis.looks);
+    assert.ok(before >= 8, `${before} looks`);
+    // Nothing is read: nothing is looked for.
+    await new Promise((resolve) => { setTimeout(resolve, 300); });
+    const after = await page.workers()[0].evaluate(() => globalThis.looks);
+    assert.ok(after <= before + 1, `${after - before} looks when nothing is read`);
+  });
+});
+
 test('not enough memory on the GPU', options, async () => {
   // As a browser says it: the buffer is there, the error comes afterwards.
   const full = `
@@ -112,19 +173,28 @@ test('a fault of the engine itself', options, async () => {
   });
 });
 
-test('the GPU is lost, and the answer begins anew', options, async () => {
-  await inBrowser(server, { settings: { temperature: 0, max_tokens: 200 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
-    await choose(page, server, 'tiny');
-    await loaded(page);
-    await page.getByLabel('Message', { exact: true }).fill('Hello');
-    await page.keyboard.press('Enter');
-    await until(page, () => document.querySelector('article.assistant .body')?.textContent.length > 10);
-    // Ends the process that drives it.
-    const devtools = await context.newCDPSession(page);
-    await devtools.send('Browser.crashGpuProcess');
-    assert.match(await noticeText(page, 'chat'), /The GPU was lost[\s\S]*loaded again/);
-    await page.locator('#messages .stats').waitFor();
-    const expected = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 200);
-    assert.equal((await conversations(page))[0].messages.at(-1).content, expected.text);
+for (const [kind, sampling] of [['greedy', { temperature: 0 }], ['random', { temperature: 1 }]]) {
+  test(`the GPU is lost, and the ${kind} answer goes on`, options, async () => {
+    await inBrowser(server, { settings: { ...sampling, max_tokens: 200 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
+      await choose(page, server, 'tiny');
+      await loaded(page);
+      await page.getByLabel('Message', { exact: true }).fill('Hello');
+      await page.keyboard.press('Enter');
+      const body = page.locator('article.assistant .body');
+      await until(page, () => document.querySelector('article.assistant .body')?.textContent.length > 10);
+      const before = await body.textContent();
+      // Ends the process that drives it.
+      const devtools = await context.newCDPSession(page);
+      await devtools.send('Browser.crashGpuProcess');
+      assert.match(await noticeText(page, 'chat'), /The GPU was lost[\s\S]*loaded again, and the answer goes on/);
+      await page.locator('#messages .stats').waitFor();
+      const { content } = (await conversations(page))[0].messages.at(-1);
+      const letters = (text) => text.replace(/[^\p{L}]+/gu, '');
+      // As it was drawn: without what Markdown takes.
+      assert.ok(letters(await body.textContent()).startsWith(letters(before).slice(0, 8)), `${before} / ${content}`);
+      if (kind === 'greedy') assert.equal(content, (await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 200)).text);
+      // The device is there for the next one.
+      await ask(page, 'And?');
+    });
   });
-});
+}

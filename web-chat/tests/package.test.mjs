@@ -21,7 +21,7 @@ before(async () => {
   app = await mkdtemp(join(tmpdir(), 'web-chat-app-'));
   await mkdir(join(app, 'empty'));
   await writeFile(join(app, 'empty', 'index.html'), '<!doctype html><title>an app</title>');
-  server = await serve({ '/': `${app}/`, '/web-chat/': PACKAGE, '/models/': `${MODELS}/` });
+  server = await serve({ '/': `${app}/`, '/web-chat/': PACKAGE, '/models/': `${MODELS}/`, '/hub/tiny/resolve/main/': `${MODELS}/tiny/` });
   browser = await launch();
 });
 after(async () => {
@@ -200,4 +200,33 @@ test('what apps for WebLLM use besides', options, async () => {
   assert.deepEqual(seen.refusals, Array(5).fill('BadParameter'));
   assert.deepEqual([seen.before, seen.after], [true, false]);
   assert.equal(seen.named, 'https://huggingface.co/mlc-ai/SmolLM2-360M-Instruct-q4f16_1-MLC/resolve/main/');
+});
+
+test('an app’s own list of models, and its worker', options, async () => {
+  const page = await browser.context.newPage();
+  await page.goto(`${server.origin}/empty/`);
+  const seen = await page.evaluate(async (origin) => {
+    const { CreateWebWorkerMLCEngine, hasModelInCache, prebuiltAppConfig } = await import('/web-chat/index.js');
+    const record = { model_id: 'mine', model: `${origin}/hub/tiny`, model_lib: 'none.wasm', overrides: { context_window_size: 320 } };
+    const appConfig = { model_list: [...prebuiltAppConfig.model_list, record] };
+    const worker = new Worker(URL.createObjectURL(new Blob(['setInterval(() => postMessage(0), 5)'])));
+    let ticks = 0;
+    worker.onmessage = () => { ticks += 1; };
+    const engine = await CreateWebWorkerMLCEngine(worker, 'mine', { appConfig }, { temperature: 0, max_tokens: 12 });
+    const { context } = await engine.loaded();
+    const { choices: [{ message }] } = await engine.chat.completions.create({ messages: [{ role: 'user', content: 'Hello' }] });
+    await engine.reload('/models/tiny', { context_window_size: 256 });
+    const other = (await engine.loaded()).context;
+    await engine.unload();
+    const ended = ticks;
+    await new Promise((resolve) => { setTimeout(resolve, 100); });
+    const kept = await hasModelInCache('mine', appConfig);
+    return { context, message, other, kept, ticks: ticks - ended, list: prebuiltAppConfig.model_list };
+  }, server.origin);
+  assert.equal(seen.context, 320);
+  assert.equal(seen.message.content, (await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 12)).text);
+  assert.deepEqual([seen.other, seen.kept, seen.ticks], [256, true, 0]);
+  for (const { model, model_id: id, vram_required_MB: megabytes } of seen.list) {
+    assert.ok(model.endsWith(`/${id}`) && megabytes > 200 && megabytes < 10e3, `${model} ${megabytes}`);
+  }
 });

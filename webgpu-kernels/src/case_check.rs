@@ -21,7 +21,7 @@ pub async fn check(gpu: &Gpu, case: &Case) -> Result<Outcome> {
 }
 
 /// Runs many cases, the next ones on their way while the device compiles and the host computes what is expected of the
-/// first. Their pipelines are made on other threads where the device has such.
+/// first. Their pipelines are made on other threads where the device has such, or by the browser side by side.
 ///
 /// Errors as [`check`].
 pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
@@ -42,6 +42,7 @@ pub async fn check_each(gpu: &Gpu, cases: &[&Case], done: &mut dyn FnMut(usize))
     };
     let mut next = chunks.next().map(given);
     while let Some(chunk) = next {
+        gpu.prepared().await;
         next = chunks.next().map(given);
         let first = outcomes.len();
         let running: Vec<_> =

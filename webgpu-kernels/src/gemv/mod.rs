@@ -220,7 +220,8 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
 /// Small cases of a model's matrices with so many inputs, of this folder's kernels.
 pub(crate) fn cases_of(caps: &Caps, format: WeightFormat, cols: usize) -> Vec<(&'static Kernel, Case)> {
     let of = |kind, batch| GemvShape { format, rows: 10, cols, batch, kind };
-    let mut cases = vec![(&KERNEL, case(caps, format, 3, 10, cols))];
+    // Short prompts, and guesses at what follows.
+    let mut cases: Vec<_> = (2..=MAX_BATCH).map(|batch| (&KERNEL, case(caps, format, batch, 10, cols))).collect();
     for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu] {
         let shape = of(kind, 1);
         cases.push((kernel_of(kind), choice_case(caps, &shape, choice_of(caps, &shape))));

@@ -14,8 +14,15 @@ use crate::{Error, Kernel, Variant, kernel::Access};
 /// Runs a job on a thread of the caller's, at once or later.
 pub type Spawn = fn(Box<dyn FnOnce() + Send>);
 
+/// Runs what asks for pipelines; its future is done when whoever asks for them again has them at once.
+#[cfg(target_arch = "wasm32")]
+pub type Gather = std::rc::Rc<dyn Fn(&mut dyn FnMut()) -> Coming>;
+/// The future of that.
+#[cfg(target_arch = "wasm32")]
+pub type Coming = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
 /// Most storage buffers of a kernel. WebGPU's default limit is 8; what needs more is for devices that have more.
-pub(crate) const MAX_BINDINGS: usize = 22;
+pub(crate) const MAX_BINDINGS: usize = 18;
 
 #[derive(Default)]
 pub(crate) struct Pipelines {
@@ -26,6 +33,11 @@ pub(crate) struct Pipelines {
     helpers: Option<(Spawn, usize)>,
     /// What the driver keeps.
     kept: Option<wgpu::PipelineCache>,
+    /// In a browser, who makes many side by side, and what is being made.
+    #[cfg(target_arch = "wasm32")]
+    gather: Option<Gather>,
+    #[cfg(target_arch = "wasm32")]
+    coming: Vec<Coming>,
 }
 
 /// Where a pipeline is, or will be when who began to make it is done.
@@ -195,11 +207,11 @@ impl Gpu {
         lock(&self.shared.pipelines).helpers = Some((spawn, threads));
     }
 
-    /// Begins to make pipelines that will be wanted, where there are threads for it. Does not wait.
-    #[cfg(not(target_arch = "wasm32"))]
-    pub fn prepare(&self, wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>) {
-        use std::sync::atomic::{AtomicUsize, Ordering};
-        let Some((spawn, threads)) = lock(&self.shared.pipelines).helpers else { return };
+    /// Those that are not made yet, each once, as they are allowed.
+    fn not_made(
+        &self,
+        wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>,
+    ) -> Vec<(&'static Kernel, Variant)> {
         let mut left: Vec<(&'static Kernel, Variant)> = Vec::new();
         for (kernel, variant) in wanted {
             let variant = self.allowed(kernel.name, &variant).into_owned();
@@ -208,6 +220,15 @@ impl Gpu {
                 left.push((kernel, variant));
             }
         }
+        left
+    }
+
+    /// Begins to make pipelines that will be wanted, where there are threads for it. Does not wait.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub fn prepare(&self, wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>) {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let Some((spawn, threads)) = lock(&self.shared.pipelines).helpers else { return };
+        let left = self.not_made(wanted);
         let (left, next) = (Arc::new(left), Arc::new(AtomicUsize::new(0)));
         for _ in 0..threads.min(left.len()) {
             // Who gives the device up does not wait for what it no longer wants.
@@ -228,9 +249,36 @@ impl Gpu {
         }
     }
 
-    /// A browser compiles when it is asked to, on threads of its own.
+    /// Lets pipelines that [`Gpu::prepare`] begins be made by the browser side by side, of which wgpu knows nothing.
     #[cfg(target_arch = "wasm32")]
-    pub fn prepare(&self, _: impl IntoIterator<Item = (&'static Kernel, Variant)>) {}
+    pub fn gather_with(&self, gather: Gather) {
+        lock(&self.shared.pipelines).gather = Some(gather);
+    }
+
+    /// Begins to make pipelines that will be wanted. Does not wait.
+    #[cfg(target_arch = "wasm32")]
+    pub fn prepare(&self, wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>) {
+        let Some(gather) = lock(&self.shared.pipelines).gather.clone() else { return };
+        let left = self.not_made(wanted);
+        let coming = gather(&mut || {
+            for (kernel, variant) in &left {
+                // What comes of it is nothing yet; who wants it asks again.
+                self.shared.create_pipeline(kernel, variant);
+            }
+        });
+        lock(&self.shared.pipelines).coming.push(coming);
+    }
+
+    /// Waits until the browser has made what [`Gpu::prepare`] began. Threads are waited for by who wants what they make.
+    pub async fn prepared(&self) {
+        #[cfg(target_arch = "wasm32")]
+        {
+            let coming = std::mem::take(&mut lock(&self.shared.pipelines).coming);
+            for made in coming {
+                made.await;
+            }
+        }
+    }
 
     /// The name under which to keep [`Gpu::pipeline_data`]: that of the device, where its driver gives such.
     pub fn pipeline_key(&self) -> Option<&str> {

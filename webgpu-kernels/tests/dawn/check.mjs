@@ -15,10 +15,10 @@ export function fitting({ device, adapter }, { shaders, cases, subgroups }) {
     return cases.filter(({ dispatches }) => isLike || !dispatches.some(({ shader }) => shaders[shader].wgsl.startsWith('enable subgroups')));
 }
 
-/** At most so many cases of a kernel, as far apart as can be; all of them without a number. */
-export function some(cases, most = Infinity) {
+/** Of kernels that `most` names no more cases than it says, as far apart as can be. */
+export function some(cases, most) {
     const kernels = Map.groupBy(cases, ({ name }) => name.split(' ')[0]);
-    return [...kernels.values()].flatMap((all) => all.filter((_, i) => i % Math.ceil(all.length / most || 1) === 0));
+    return [...kernels].flatMap(([name, all]) => all.filter((_, i) => i % Math.ceil(all.length / (most[name] ?? Infinity) || 1) === 0));
 }
 
 /** What the compiler refuses: the language may demand more than what is run needs. */
@@ -33,16 +33,28 @@ export async function refused({ device }, { shaders }) {
     return failures;
 }
 
-/** A device with its pipelines, each made once. */
+/** A device with its pipelines, each made once: promises of them. */
 export async function open(gpu) {
     const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' });
     const features = ['subgroups', 'shader-f16'].filter((name) => adapter.features.has(name));
     return { adapter, device: await adapter.requestDevice({ requiredFeatures: features }), pipelines: new Map() };
 }
 
-async function pipeline({ device, pipelines }, { shaders }, index) {
-    if (pipelines.has(index)) return pipelines.get(index);
-    const { wgsl, bindings, params } = shaders[index];
+/** Begins to make what a case is run with. A software GPU takes a second for one, and several side by side. */
+export function prepare(opened, exported, { dispatches }) {
+    for (const { shader } of dispatches) {
+        // The case tells what is wrong.
+        pipeline(opened, exported, shader).catch(() => undefined);
+    }
+}
+
+function pipeline(opened, exported, index) {
+    const { pipelines } = opened;
+    if (!pipelines.has(index)) pipelines.set(index, makePipeline(opened, exported.shaders[index]));
+    return pipelines.get(index);
+}
+
+async function makePipeline({ device }, { wgsl, bindings, params }) {
     const uniform = { type: 'uniform', minBindingSize: params };
     const entries = [uniform, ...bindings.map((type) => ({ type }))].map((buffer, binding) => ({
         binding, visibility: GPUShaderStage.COMPUTE, buffer,
@@ -55,8 +67,7 @@ async function pipeline({ device, pipelines }, { shaders }, index) {
         layout: device.createPipelineLayout({ bindGroupLayouts: [layout] }),
         compute: { module, entryPoint: 'main' },
     });
-    pipelines.set(index, { layout, made });
-    return pipelines.get(index);
+    return { layout, made };
 }
 
 function half(bits) {
