@@ -15,7 +15,7 @@ use infer_core::{
 use model_format::{Checkpoint, DecoderConfig};
 use rayon::prelude::*;
 
-use crate::{Error, Progress, Result, Store};
+use crate::{Error, HeadInputs, Progress, Result, Store, TokenWeight};
 
 /// Most windows that are written at the same time: more make a step slower than they save steps.
 const BATCH: usize = 64;
@@ -34,6 +34,8 @@ pub struct SelfText {
     pub seed: u64,
     /// 1 for the model's own distribution; less for what is likelier.
     pub temperature: f32,
+    /// How much each token counts in the products of the head's inputs, where these are wanted.
+    pub head: Option<TokenWeight>,
 }
 
 /// Lets the model of `checkpoint` write calibration text. What `store` has of it already is not written again.
@@ -67,20 +69,23 @@ pub async fn write_windows<O: Ops>(
             };
             writers.push(Writer {
                 tokens: tokens.clone(),
+                head_inputs: Vec::new(),
                 cache: KvCache::new(&mut ops, &config, text.seq_len)?,
                 sampler: Sampler::new(&params, &[])?,
             });
         }
         while writers.iter().any(|writer| writer.tokens.len() < text.seq_len) {
-            step(&mut ops, &decoder, &mut writers, text.seq_len).await?;
+            step(&mut ops, &decoder, &mut writers, text).await?;
             let written: usize = writers.iter().map(|writer| writer.tokens.len()).sum();
             progress.wrote(windows.len() * text.seq_len + written, text.samples * text.seq_len);
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
         }
-        let written: Vec<_> = writers.into_iter().map(|writer| writer.tokens).collect();
-        store.add_text(&written)?;
+        let (written, inputs): (Vec<_>, Vec<_>) =
+            writers.into_iter().map(|writer| (writer.tokens, writer.head_inputs)).unzip();
+        let head = text.head.map(|weight| HeadInputs::of(&inputs, config.hidden_size, weight));
+        store.add_text(&written, head.as_ref())?;
         windows.extend(written);
     }
     Ok(TokenWindows::from_windows(&windows))
@@ -89,18 +94,38 @@ pub async fn write_windows<O: Ops>(
 /// One window being written.
 struct Writer<O: Ops> {
     tokens: Vec<u32>,
+    /// The head's inputs `[tokens, hidden_size]` so far, where they are wanted.
+    head_inputs: Vec<f32>,
     cache: KvCache<O>,
     sampler: Sampler,
 }
 
 /// One token more for each window that is not full.
-async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], seq_len: usize) -> Result<()> {
-    let mut open: Vec<_> = writers.iter_mut().filter(|writer| writer.tokens.len() < seq_len).collect();
+async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText) -> Result<()> {
+    let mut open: Vec<_> = writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len).collect();
     let mut batch: Vec<_> = open
         .iter_mut()
         .map(|writer| Sequence { tokens: &writer.tokens[writer.cache.len()..], cache: &mut writer.cache })
         .collect();
-    let logits = decoder.forward(ops, &mut batch);
+    let hidden = decoder.hidden(ops, &mut batch);
+    let rows: Vec<usize> = batch.iter().map(|sequence| sequence.tokens.len()).collect();
+    let last: Vec<usize> = rows.iter().scan(0, |end, rows| Some((*end += rows, *end - 1).1)).collect();
+    let logits = if rows.iter().all(|&rows| rows == 1) {
+        decoder.head(ops, &hidden)
+    } else {
+        let last = ops.select_rows(&hidden, &last);
+        decoder.head(ops, &last)
+    };
+    if text.head.is_some() {
+        let hidden_size = decoder.config().hidden_size;
+        let hidden = ops.read(&hidden).await?;
+        let mut left = &hidden[..];
+        for (writer, rows) in open.iter_mut().zip(rows) {
+            let inputs;
+            (inputs, left) = left.split_at(rows * hidden_size);
+            writer.head_inputs.extend_from_slice(inputs);
+        }
+    }
     let mut logits = ops.read(&logits).await?;
     // The caches need not be sent between threads.
     let mut choices: Vec<_> = open.into_iter().map(|writer| (&mut writer.tokens, &mut writer.sampler)).collect();
