@@ -2,8 +2,9 @@
 //!
 //! Half of the windows are what the model makes of a conversation: its template up to the place where the user would
 //! speak, and from there everything is the model's own, the user's part too. The other half begins with some token of
-//! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn at
-//! temperature 1: what matters is the distribution that the model has, not its best text.
+//! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn from all that the
+//! model has, at a temperature of 1 or somewhat above: what matters is how varied its text is, not how good. A share of the windows
+//! is no text at all, but tokens at random: inputs that the model's own text never has.
 
 use calib_data::TokenWindows;
 use infer_core::{
@@ -23,6 +24,9 @@ const BATCH: usize = 64;
 /// Bytes that the keys and values of these may take.
 const CACHE_MEMORY: usize = 768 << 20;
 
+/// Most rows of a step, where it has more than one window.
+const ROWS: usize = 2048;
+
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SelfText {
@@ -34,6 +38,8 @@ pub struct SelfText {
     pub seed: u64,
     /// 1 for the model's own distribution; less for what is likelier.
     pub temperature: f32,
+    /// The share of windows that hold tokens of the vocabulary at random instead.
+    pub random: f64,
     /// How much each token counts in the products of the head's inputs, where these are wanted.
     pub head: Option<TokenWeight>,
 }
@@ -102,7 +108,16 @@ struct Writer<O: Ops> {
 
 /// One token more for each window that is not full.
 async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText) -> Result<()> {
-    let mut open: Vec<_> = writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len).collect();
+    let mut rows = 0;
+    let mut open = Vec::with_capacity(writers.len());
+    for writer in writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len) {
+        let new = writer.tokens.len() - writer.cache.len();
+        // A long beginning waits for a step that has room for it.
+        if rows == 0 || rows + new <= ROWS {
+            rows += new;
+            open.push(writer);
+        }
+    }
     let mut batch: Vec<_> = open
         .iter_mut()
         .map(|writer| Sequence { tokens: &writer.tokens[writer.cache.len()..], cache: &mut writer.cache })
@@ -154,9 +169,16 @@ fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfTex
     if words.is_empty() {
         return Err(Error::MissingFile { location: checkpoint.location(), file: "token that is text" });
     }
+    let random_before = |i: usize| (i as f64 * text.random) as usize;
+    let word = |n: u64| words[(n % words.len() as u64) as usize];
     let beginnings = (0..text.samples).map(|i| match &conversation {
+        // The model adds the last of its tokens, so that it is run like the others.
+        _ if random_before(i + 1) > random_before(i) => {
+            let own = seed(text.seed, i);
+            (1..text.seq_len.max(2)).map(|t| word(seed(own, t))).collect()
+        }
         Some(conversation) if i % 2 == 0 && conversation.len() < text.seq_len => conversation.clone(),
-        _ => vec![words[(seed(text.seed, i) % words.len() as u64) as usize]],
+        _ => vec![word(seed(text.seed, i))],
     });
     Ok(beginnings.collect())
 }

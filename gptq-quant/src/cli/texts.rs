@@ -97,7 +97,7 @@ impl<'a> Sources<'a> {
         let parts = parts.map(|((source, share), part)| {
             json!({ "source": source.name, "windows": share, "content": part.as_ref().map(sum_of_windows) })
         });
-        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed, "temperature": self.args.self_temperature })
+        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed, "temperature": self.args.self_temperature, "random": self.args.self_random })
     }
 
     /// Lets the model write its part, as far as `store` does not have it.
@@ -111,8 +111,9 @@ impl<'a> Sources<'a> {
     ) -> Result<Texts> {
         for i in 0..self.sources.len() {
             if is_own(&self.sources[i]) && self.shares[i] > 0 {
-                let Args { seed, self_temperature: temperature, .. } = *self.args;
-                let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature, head: None };
+                let Args { seed, self_temperature: temperature, self_random: random, .. } = *self.args;
+                let text =
+                    SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature, random, head: None };
                 // A GPU that the CPU plays writes more slowly than the CPU itself.
                 let windows = match device {
                     Device::Gpu(gpu) if !device.is_software() => {
