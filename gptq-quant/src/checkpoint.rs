@@ -20,7 +20,7 @@ use model_format::{
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::{Error, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params};
+use crate::{Error, HeadInputs, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -235,6 +235,21 @@ impl<'a> CheckpointWriter<'a> {
         Ok(parts)
     }
 
+    /// Calibration text that the model has written, file by file, with what went into the head.
+    fn texts(&self) -> Result<Vec<(Vec<Vec<u32>>, Option<HeadInputs>)>> {
+        let staging = self.staging.as_ref().expect("open until finished");
+        let read = |file: &Finished| {
+            let path = staging.temporary(&file.name);
+            let bytes = fs::read(&path).map_err(|source| model_format::Error::Io { action: "read", path, source })?;
+            let number = |i: usize| file.note[i].as_u64().unwrap_or(0) as usize;
+            let (count, seq_len) = (number(0), number(1).max(1));
+            let (tokens, head) = bytes.split_at_checked(4 * count * seq_len).unwrap_or_default();
+            let tokens: Vec<u32> = tokens.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word)).collect();
+            Ok((tokens.chunks_exact(seq_len).map(<[u32]>::to_vec).collect(), HeadInputs::from_bytes(count, head)))
+        };
+        self.finished.iter().filter(|file| file.name.starts_with(TEXT)).map(read).collect()
+    }
+
     /// A file that is complete, with what is to be known of it.
     fn add_part<'b>(&mut self, name: String, pieces: impl Iterator<Item = &'b [u8]>, note: Value) -> Result<()> {
         let staging = self.staging.as_mut().expect("open until finished");
@@ -308,24 +323,19 @@ impl Store for CheckpointWriter<'_> {
     }
 
     fn text(&mut self) -> Result<Vec<Vec<u32>>> {
-        let staging = self.staging.as_ref().expect("open until finished");
-        let mut windows = Vec::new();
-        for file in self.finished.iter().filter(|file| file.name.starts_with(TEXT)) {
-            let path = staging.temporary(&file.name);
-            let bytes = fs::read(&path).map_err(|source| model_format::Error::Io { action: "read", path, source })?;
-            let (words, _) = bytes.as_chunks::<4>();
-            let tokens: Vec<u32> = words.iter().map(|word| u32::from_le_bytes(*word)).collect();
-            let seq_len = file.note.as_u64().unwrap_or(0).max(1) as usize;
-            windows.extend(tokens.chunks_exact(seq_len).map(<[u32]>::to_vec));
-        }
-        Ok(windows)
+        Ok(self.texts()?.into_iter().flat_map(|(windows, _)| windows).collect())
     }
 
-    fn add_text(&mut self, windows: &[Vec<u32>]) -> Result<()> {
+    fn head_inputs(&mut self) -> Result<Vec<HeadInputs>> {
+        Ok(self.texts()?.into_iter().filter_map(|(_, head)| head).collect())
+    }
+
+    fn add_text(&mut self, windows: &[Vec<u32>], head: Option<&HeadInputs>) -> Result<()> {
         let texts = self.finished.iter().filter(|file| file.name.starts_with(TEXT)).count();
-        let words: Vec<[u8; 4]> = windows.iter().flatten().map(|token| token.to_le_bytes()).collect();
-        let note = windows.first().map_or(0, Vec::len).into();
-        self.add_part(format!("{TEXT}{texts}{PART}"), words.iter().map(|word| &word[..]), note)
+        let tokens: Vec<u8> = windows.iter().flatten().flat_map(|token| token.to_le_bytes()).collect();
+        let head = head.map(HeadInputs::to_bytes).unwrap_or_default();
+        let note = [windows.len(), windows.first().map_or(0, Vec::len)];
+        self.add_part(format!("{TEXT}{texts}{PART}"), [&tokens[..], &head].into_iter(), json!(note))
     }
 }
 

@@ -33,19 +33,28 @@ pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Op
     let mut inverse = Mat::zeros(n, n);
     invert_lower_triangular(inverse.as_mut(), factor.as_ref(), par);
 
-    // Some rows at a time, so that what is read of a column is not one number.
-    const ROWS: usize = 32;
-    let mut upper = Array2::zeros((n, n));
-    upper.axis_chunks_iter_mut(Axis(0), ROWS).into_par_iter().enumerate().for_each(|(chunk, mut rows)| {
-        let first = chunk * ROWS;
-        for j in first..n {
-            (first..(first + rows.nrows()).min(j + 1))
-                .for_each(|i| rows[(i - first, j)] = inverse[(n - 1 - i, n - 1 - j)]);
-        }
-    });
+    let upper = by_rows(n, n, |i, j| if i <= j { inverse[(n - 1 - i, n - 1 - j)] } else { 0.0 });
     // A factor may pass with pivots so small that its inverse is useless.
     let rows = upper.axis_iter(Axis(0)).into_par_iter();
     rows.all(|row| row.iter().all(|v| v.is_finite())).then_some(upper)
+}
+
+/// An array whose values come from one that lies in columns, filled by all threads.
+pub(crate) fn by_rows<T: Clone + Default + Send + Sync>(
+    rows: usize,
+    cols: usize,
+    value: impl Fn(usize, usize) -> T + Sync,
+) -> Array2<T> {
+    // Some rows at a time, so that what is read of a column is not one number.
+    const ROWS: usize = 32;
+    let mut array = Array2::from_elem((rows, cols), T::default());
+    array.axis_chunks_iter_mut(Axis(0), ROWS).into_par_iter().enumerate().for_each(|(chunk, mut rows)| {
+        for j in 0..cols {
+            let column = rows.column_mut(j);
+            column.into_iter().enumerate().for_each(|(i, entry)| *entry = value(chunk * ROWS + i, j));
+        }
+    });
+    array
 }
 
 /// A square matrix, its columns filled by all threads.

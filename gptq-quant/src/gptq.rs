@@ -10,7 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use faer::{Accum, Mat, MatRef, Par, linalg::matmul::matmul};
+use faer::{
+    Accum, Mat, MatRef, Par,
+    linalg::matmul::{
+        matmul,
+        triangular::{self, BlockStructure},
+    },
+};
 use half::f16;
 use model_format::gptq::GptqMatrix;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, linalg::general_mat_mul, s};
@@ -18,7 +24,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cholesky::{DEGREE, inverse_factor},
+    cholesky::{DEGREE, by_rows, inverse_factor, square},
     grid::{Grid, GroupParams, ScaleRounding, ScaleSearch},
     refine::refine,
     report::matrix::relative_errors,
@@ -330,15 +336,20 @@ impl<'a> Prepared<'a> {
 
 /// `alpha * triu(D U^T, 1) U` with D the drift in the order `perm` and U the `factor` (GPTAQ's equation for P).
 fn correction(drift: MatRef<'_, f64>, perm: &[usize], factor: &Array2<f64>, alpha: f64) -> Array2<f64> {
-    let n = perm.len();
-    let drift = Mat::from_fn(n, n, |i, j| drift[(perm[i], perm[j])]);
-    let factor = Mat::from_fn(n, n, |i, j| factor[(i, j)]);
+    use BlockStructure::{Rectangular, StrictTriangularUpper, TriangularLower, TriangularUpper};
+    let (n, par) = (perm.len(), Par::rayon(DEGREE));
+    let drift = square(n, |i, j| drift[(perm[i], perm[j])]);
+    // Its memory as columns is its transpose.
+    let transposed = MatRef::from_column_major_slice(factor.as_slice().expect("rows are contiguous"), n, n);
+    let factor = transposed.transpose();
+    // Only what lies above the diagonal is computed, and no zeros are multiplied.
     let mut product = Mat::zeros(n, n);
-    matmul(product.as_mut(), Accum::Replace, drift.as_ref(), factor.transpose(), alpha, Par::rayon(DEGREE));
-    (0..n).for_each(|j| (j..n).for_each(|i| product[(i, j)] = 0.0));
+    let (drift, upper, lower) = (drift.as_ref(), TriangularUpper, TriangularLower);
+    let (product_of, replace) = (StrictTriangularUpper, Accum::Replace);
+    triangular::matmul(product.as_mut(), product_of, replace, drift, Rectangular, transposed, lower, alpha, par);
     let mut correction = Mat::zeros(n, n);
-    matmul(correction.as_mut(), Accum::Replace, product.as_ref(), factor.as_ref(), 1.0, Par::rayon(DEGREE));
-    Array2::from_shape_fn((n, n), |at| correction[at])
+    triangular::matmul(correction.as_mut(), product_of, replace, product.as_ref(), product_of, factor, upper, 1.0, par);
+    by_rows(n, n, |i, j| correction[(i, j)])
 }
 
 /// `alpha * R H^-1` `[rows, cols]`, with R the drift of the residual stream and `U^T U = H^-1` of the `factor` U: by how much

@@ -15,6 +15,9 @@ const CHUNK: usize = 512;
 /// Columns that one task computes. Only those at or below the diagonal are.
 const BLOCK: usize = 128;
 
+/// Rows that are worth a thread's while, where little is done with each.
+const ROWS: usize = 64;
+
 /// How much each calibration token counts.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TokenWeight {
@@ -103,14 +106,11 @@ impl HostSums {
         let mut sums = self.streams.take().expect("HostSums::add_streams: expected");
         let rows = sums.blocks[0].nrows();
         assert_eq!((stream.len(), float.len()), (x.len() / cols * rows, stream.len()), "HostSums::add_streams: rows");
-        for (c, chunk) in x.chunks(CHUNK * cols).enumerate() {
-            let factors = self.factors(sums.tokens + c * CHUNK, chunk);
-            let weighted = multiplied(chunk.to_vec(), &factors);
-            let part = c * CHUNK * rows..c * CHUNK * rows + chunk.len() / cols * rows;
-            let drift =
-                std::iter::zip(&float[part.clone()], &stream[part]).map(|(float, stream)| float - stream).collect();
-            add_left(&mut sums.blocks, &multiplied(drift, &factors), rows, &weighted, cols);
-        }
+        let factors = self.factors(sums.tokens, x);
+        let weighted = Chunks { values: &multiplied(x, &factors), cols };
+        let drift = Chunks { values: &multiplied_difference(float, stream, &factors), cols: rows };
+        let blocks = sums.blocks.par_iter_mut().enumerate();
+        blocks.for_each(|(b, sum)| add_chunks(sum.as_mut(), [drift, weighted], [0, b * BLOCK]));
         sums.tokens += x.len() / cols;
         self.streams = Some(sums);
     }
@@ -123,18 +123,17 @@ impl HostSums {
         let cols = self.cols;
         assert!(x.len().is_multiple_of(cols), "HostSums::add: {} values in rows of {cols}", x.len());
         assert_eq!(float.is_some(), !self.drift.is_empty(), "HostSums::add: float inputs where drift is summed");
-        let first_token = self.tokens;
+        let factors = self.factors(self.tokens, x);
         self.tokens += x.len() / cols;
-        for (c, chunk) in x.chunks(CHUNK * cols).enumerate() {
-            let factors = self.factors(first_token + c * CHUNK, chunk);
-            let weighted = multiplied(chunk.to_vec(), &factors);
-            self.add_products(&weighted);
-            if let Some(float) = float {
-                let float = &float[c * CHUNK * cols..][..chunk.len()];
-                let drift = float.iter().zip(chunk).map(|(float, x)| float - x).collect();
-                add_left(&mut self.drift, &multiplied(drift, &factors), cols, &weighted, cols);
-            }
-        }
+        let weighted = Chunks { values: &multiplied(x, &factors), cols };
+        let drift = float.map(|float| multiplied_difference(float, x, &factors));
+        let drift = Chunks { values: drift.as_deref().unwrap_or(&[]), cols };
+        // One task per block of either sum, each sequential: the sums do not depend on the number of threads. All of them at
+        // once, so that threads wait for each other once.
+        let products = self.blocks.par_iter_mut().enumerate().map(|(b, sum)| (sum, weighted, [b * BLOCK; 2]));
+        let drifts = self.drift.par_iter_mut().enumerate().map(|(b, sum)| (sum, drift, [0, b * BLOCK]));
+        let all = drifts.chain(products).with_max_len(1);
+        all.for_each(|(sum, left, starts)| add_chunks(sum.as_mut(), [left, weighted], starts));
     }
 
     /// The root of what each token counts.
@@ -144,19 +143,7 @@ impl HostSums {
             let factor = if equal_norm { root_mean_square_inverse(row) } else { 1.0 };
             if (first_token + t).is_multiple_of(window) { factor * first.sqrt() } else { factor }
         };
-        x.par_chunks_exact(self.cols).enumerate().map(factor).collect()
-    }
-
-    /// One task per block, each sequential: the sums do not depend on the number of threads.
-    fn add_products(&mut self, x: &[f32]) {
-        let cols = self.cols;
-        // Row-major [tokens, cols] is column-major [cols, tokens].
-        let x_t = MatRef::from_column_major_slice(x, cols, x.len() / cols);
-        self.blocks.par_iter_mut().enumerate().for_each(|(b, sum)| {
-            let (start, rows) = (b * BLOCK, sum.nrows());
-            let right = x_t.subrows(start, sum.ncols()).transpose();
-            add_product(sum.as_mut(), x_t.subrows(start, rows), right);
-        });
+        x.par_chunks_exact(self.cols).enumerate().with_min_len(ROWS).map(factor).collect()
     }
 
     /// What they come to.
@@ -180,31 +167,49 @@ fn whole_blocks(rows: usize, cols: usize) -> Vec<Mat<f64>> {
     (0..cols).step_by(BLOCK).map(|start| Mat::zeros(rows, BLOCK.min(cols - start))).collect()
 }
 
-/// `sums += left^T x`, in blocks of [`BLOCK`] columns `[rows, width]`, of rows `left` `[tokens, rows]` and `x` `[tokens, cols]`.
-fn add_left(sums: &mut [Mat<f64>], left: &[f32], rows: usize, x: &[f32], cols: usize) {
-    let x_t = MatRef::from_column_major_slice(x, cols, x.len() / cols);
-    let left_t = MatRef::from_column_major_slice(left, rows, left.len() / rows);
-    sums.par_iter_mut().enumerate().for_each(|(b, sum)| {
-        let right = x_t.subrows(b * BLOCK, sum.ncols()).transpose();
-        add_product(sum.as_mut(), left_t, right);
-    });
+/// Rows of `cols` values each, [`CHUNK`] at a time.
+#[derive(Clone, Copy)]
+struct Chunks<'a> {
+    values: &'a [f32],
+    cols: usize,
 }
 
 /// Rows, each times its factor.
-fn multiplied(mut rows: Vec<f32>, factors: &[f32]) -> Vec<f32> {
+fn multiplied(rows: &[f32], factors: &[f32]) -> Vec<f32> {
     let cols = rows.len() / factors.len();
-    rows.par_chunks_exact_mut(cols).zip(factors).for_each(|(row, factor)| row.iter_mut().for_each(|v| *v *= factor));
-    rows
+    let mut products = vec![0.0; rows.len()];
+    let rows = products.par_chunks_exact_mut(cols).zip(rows.par_chunks_exact(cols)).zip(factors).with_min_len(ROWS);
+    rows.for_each(|((products, row), factor)| products.iter_mut().zip(row).for_each(|(p, v)| *p = v * factor));
+    products
 }
 
-/// `sum += left * right`, the product in f32, on one thread.
-fn add_product(sum: MatMut<'_, f64>, left: MatRef<'_, f32>, right: MatRef<'_, f32>) {
+/// Rows of `a - b`, each times its factor.
+fn multiplied_difference(a: &[f32], b: &[f32], factors: &[f32]) -> Vec<f32> {
+    let cols = a.len() / factors.len();
+    let mut products = vec![0.0; a.len()];
+    let rows = a.par_chunks_exact(cols).zip(b.par_chunks_exact(cols)).zip(factors);
+    products.par_chunks_exact_mut(cols).zip(rows).with_min_len(ROWS).for_each(|(products, ((a, b), factor))| {
+        products.iter_mut().zip(a.iter().zip(b)).for_each(|(p, (a, b))| *p = (a - b) * factor);
+    });
+    products
+}
+
+/// `sum += left^T right` of the columns from `starts` on, on one thread: products in f32 over [`CHUNK`] tokens.
+fn add_chunks(mut sum: MatMut<'_, f64>, [left, right]: [Chunks<'_>; 2], starts: [usize; 2]) {
     let (rows, width) = (sum.nrows(), sum.ncols());
     let mut product = vec![0f32; rows * width];
-    matmul(MatMut::from_column_major_slice_mut(&mut product, rows, width), Accum::Replace, left, right, 1.0, Par::Seq);
-    for (column, product) in sum.col_iter_mut().zip(product.chunks_exact(rows)) {
-        let column = column.try_as_col_major_mut().expect("sums are column-major").as_slice_mut();
-        column.iter_mut().zip(product).for_each(|(sum, &product)| *sum += f64::from(product));
+    let chunks = left.values.chunks(CHUNK * left.cols).zip(right.values.chunks(CHUNK * right.cols));
+    for (left_values, right_values) in chunks {
+        // Row-major [tokens, cols] is column-major [cols, tokens].
+        let transposed = |values, cols| MatRef::from_column_major_slice(values, cols, values.len() / cols);
+        let left = transposed(left_values, left.cols).subrows(starts[0], rows);
+        let right = transposed(right_values, right.cols).subrows(starts[1], width).transpose();
+        let output = MatMut::from_column_major_slice_mut(&mut product, rows, width);
+        matmul(output, Accum::Replace, left, right, 1.0, Par::Seq);
+        for (column, product) in sum.as_mut().col_iter_mut().zip(product.chunks_exact(rows)) {
+            let column = column.try_as_col_major_mut().expect("sums are column-major").as_slice_mut();
+            column.iter_mut().zip(product).for_each(|(sum, &product)| *sum += f64::from(product));
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::{
-    Error, Hessian, MatrixReport, Result, Settings, Store,
+    Error, HeadInputs, Hessian, MatrixReport, Result, Settings, Store,
     calibrate::Calibrate,
     checkpoint::unquantized_config,
     estimate::{Estimate, Memory, Timings, memory},
@@ -84,8 +84,10 @@ pub async fn quantize_layers<O: Calibrate>(
     let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
 
     settings.check(checkpoint, &config)?;
-    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress).await?;
-    let table = walk.ends(store, param).await?;
+    // Where the model wrote all of the text, what goes into its head is known.
+    let seen = HeadInputs::joined(&store.head_inputs()?, windows.len(), config.hidden_size);
+    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress, seen.is_some()).await?;
+    let table = walk.ends(store, param, seen).await?;
     walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
@@ -191,6 +193,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         windows: &'a TokenWindows,
         settings: &'a Settings,
         progress: &'a mut dyn Progress,
+        knows_head_inputs: bool,
     ) -> Result<Walk<'a, O>> {
         let seq_len = windows.seq_len();
         let mut tokens = windows.iter().flatten();
@@ -225,7 +228,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             vectors: Vec::new(),
         };
         let speeds = Speeds::measure(&mut walk).await?;
-        walk.work = Work::new(config, seq_len, windows.len(), settings, speeds)?;
+        walk.work = Work::new(config, seq_len, windows.len(), settings, speeds, knows_head_inputs)?;
         let time = Duration::from_secs_f64(walk.work.total);
         walk.progress.estimated(&Estimate { time, host_memory: host, device_memory: device });
         Ok(walk)
@@ -249,7 +252,13 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// The embedding table and the head, where they are to be quantized: the values of the table.
-    async fn ends<'p>(&mut self, store: &mut dyn Store, param: impl Fn(Role) -> &'p Param) -> Result<Option<Vec<f32>>> {
+    /// `seen`: the Hessian of the head's inputs, if it is known.
+    async fn ends<'p>(
+        &mut self,
+        store: &mut dyn Store,
+        param: impl Fn(Role) -> &'p Param,
+        mut seen: Option<Hessian>,
+    ) -> Result<Option<Vec<f32>>> {
         if !(self.settings.quantize_ends || self.settings.lm_head) {
             return Ok(None);
         }
@@ -266,7 +275,13 @@ impl<'a, O: Calibrate> Walk<'a, O> {
                 continue;
             }
             if i == 0 {
-                hessian = Some(self.observe_head().await?);
+                hessian = Some(match seen.take() {
+                    Some(seen) => {
+                        let resident = self.ops.inner().place(&seen)?;
+                        (seen, resident)
+                    }
+                    None => self.observe_head().await?,
+                });
             }
             let hessian = match hessian.take() {
                 Some(hessian) => hessian,

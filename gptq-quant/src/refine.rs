@@ -11,6 +11,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, linalg::ge
 use rayon::prelude::*;
 
 use crate::{
+    cholesky::by_rows,
     gptq::{Options, Quantized, ROWS},
     grid::GroupParams,
 };
@@ -26,12 +27,11 @@ pub(crate) fn refine(
     options: &Options,
 ) {
     let cols = weights.ncols();
-    // Symmetric, so that columns are rows. Rounding errors of f32 in what is left to gain matter as little as that.
-    let hessian =
-        Array2::from_shape_fn((cols, cols), |(i, j)| (hessian[(j, i)] + if i == j { damp } else { 0.0 }) as f32);
+    // Rounding errors of f32 in what is left to gain matter as little as that.
+    let hessian = by_rows(cols, cols, |i, j| (hessian[(i, j)] + if i == j { damp } else { 0.0 }) as f32);
     let drift = drift
         .filter(|_| options.gptaq_alpha != 0.0)
-        .map(|drift| Array2::from_shape_fn((cols, cols), |at| (drift[at] * options.gptaq_alpha) as f32));
+        .map(|drift| by_rows(cols, cols, |i, j| (drift[(i, j)] * options.gptaq_alpha) as f32));
     let mut groups = vec![Vec::new(); quantized.scales.ncols()];
     quantized.g_idx.iter().enumerate().for_each(|(k, &group)| groups[group as usize].push(k));
     let groups: Vec<Group<'_>> = groups

@@ -2,8 +2,9 @@
 //!
 //! Half of the windows are what the model makes of a conversation: its template up to the place where the user would
 //! speak, and from there everything is the model's own, the user's part too. The other half begins with some token of
-//! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn at
-//! temperature 1: what matters is the distribution that the model has, not its best text.
+//! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn from all that the
+//! model has, at a temperature of 1 or somewhat above: what matters is how varied its text is, not how good. A share of the windows
+//! is no text at all, but tokens at random: inputs that the model's own text never has.
 
 use calib_data::TokenWindows;
 use infer_core::{
@@ -15,13 +16,16 @@ use infer_core::{
 use model_format::{Checkpoint, DecoderConfig};
 use rayon::prelude::*;
 
-use crate::{Error, Progress, Result, Store};
+use crate::{Error, HeadInputs, Progress, Result, Store, TokenWeight};
 
 /// Most windows that are written at the same time: more make a step slower than they save steps.
 const BATCH: usize = 64;
 
 /// Bytes that the keys and values of these may take.
 const CACHE_MEMORY: usize = 768 << 20;
+
+/// Most rows of a step, where it has more than one window.
+const ROWS: usize = 2048;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,6 +38,10 @@ pub struct SelfText {
     pub seed: u64,
     /// 1 for the model's own distribution; less for what is likelier.
     pub temperature: f32,
+    /// The share of windows that hold tokens of the vocabulary at random instead.
+    pub random: f64,
+    /// How much each token counts in the products of the head's inputs, where these are wanted.
+    pub head: Option<TokenWeight>,
 }
 
 /// Lets the model of `checkpoint` write calibration text. What `store` has of it already is not written again.
@@ -67,20 +75,23 @@ pub async fn write_windows<O: Ops>(
             };
             writers.push(Writer {
                 tokens: tokens.clone(),
+                head_inputs: Vec::new(),
                 cache: KvCache::new(&mut ops, &config, text.seq_len)?,
                 sampler: Sampler::new(&params, &[])?,
             });
         }
         while writers.iter().any(|writer| writer.tokens.len() < text.seq_len) {
-            step(&mut ops, &decoder, &mut writers, text.seq_len).await?;
+            step(&mut ops, &decoder, &mut writers, text).await?;
             let written: usize = writers.iter().map(|writer| writer.tokens.len()).sum();
             progress.wrote(windows.len() * text.seq_len + written, text.samples * text.seq_len);
             if progress.is_cancelled() {
                 return Err(Error::Cancelled);
             }
         }
-        let written: Vec<_> = writers.into_iter().map(|writer| writer.tokens).collect();
-        store.add_text(&written)?;
+        let (written, inputs): (Vec<_>, Vec<_>) =
+            writers.into_iter().map(|writer| (writer.tokens, writer.head_inputs)).unzip();
+        let head = text.head.map(|weight| HeadInputs::of(&inputs, config.hidden_size, weight));
+        store.add_text(&written, head.as_ref())?;
         windows.extend(written);
     }
     Ok(TokenWindows::from_windows(&windows))
@@ -89,18 +100,47 @@ pub async fn write_windows<O: Ops>(
 /// One window being written.
 struct Writer<O: Ops> {
     tokens: Vec<u32>,
+    /// The head's inputs `[tokens, hidden_size]` so far, where they are wanted.
+    head_inputs: Vec<f32>,
     cache: KvCache<O>,
     sampler: Sampler,
 }
 
 /// One token more for each window that is not full.
-async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], seq_len: usize) -> Result<()> {
-    let mut open: Vec<_> = writers.iter_mut().filter(|writer| writer.tokens.len() < seq_len).collect();
+async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText) -> Result<()> {
+    let mut rows = 0;
+    let mut open = Vec::with_capacity(writers.len());
+    for writer in writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len) {
+        let new = writer.tokens.len() - writer.cache.len();
+        // A long beginning waits for a step that has room for it.
+        if rows == 0 || rows + new <= ROWS {
+            rows += new;
+            open.push(writer);
+        }
+    }
     let mut batch: Vec<_> = open
         .iter_mut()
         .map(|writer| Sequence { tokens: &writer.tokens[writer.cache.len()..], cache: &mut writer.cache })
         .collect();
-    let logits = decoder.forward(ops, &mut batch);
+    let hidden = decoder.hidden(ops, &mut batch);
+    let rows: Vec<usize> = batch.iter().map(|sequence| sequence.tokens.len()).collect();
+    let last: Vec<usize> = rows.iter().scan(0, |end, rows| Some((*end += rows, *end - 1).1)).collect();
+    let logits = if rows.iter().all(|&rows| rows == 1) {
+        decoder.head(ops, &hidden)
+    } else {
+        let last = ops.select_rows(&hidden, &last);
+        decoder.head(ops, &last)
+    };
+    if text.head.is_some() {
+        let hidden_size = decoder.config().hidden_size;
+        let hidden = ops.read(&hidden).await?;
+        let mut left = &hidden[..];
+        for (writer, rows) in open.iter_mut().zip(rows) {
+            let inputs;
+            (inputs, left) = left.split_at(rows * hidden_size);
+            writer.head_inputs.extend_from_slice(inputs);
+        }
+    }
     let mut logits = ops.read(&logits).await?;
     // The caches need not be sent between threads.
     let mut choices: Vec<_> = open.into_iter().map(|writer| (&mut writer.tokens, &mut writer.sampler)).collect();
@@ -129,9 +169,16 @@ fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfTex
     if words.is_empty() {
         return Err(Error::MissingFile { location: checkpoint.location(), file: "token that is text" });
     }
+    let random_before = |i: usize| (i as f64 * text.random) as usize;
+    let word = |n: u64| words[(n % words.len() as u64) as usize];
     let beginnings = (0..text.samples).map(|i| match &conversation {
+        // The model adds the last of its tokens, so that it is run like the others.
+        _ if random_before(i + 1) > random_before(i) => {
+            let own = seed(text.seed, i);
+            (1..text.seq_len.max(2)).map(|t| word(seed(own, t))).collect()
+        }
         Some(conversation) if i % 2 == 0 && conversation.len() < text.seq_len => conversation.clone(),
-        _ => vec![words[(seed(text.seed, i) % words.len() as u64) as usize]],
+        _ => vec![word(seed(text.seed, i))],
     });
     Ok(beginnings.collect())
 }

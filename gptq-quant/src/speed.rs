@@ -23,8 +23,11 @@ struct Pieces {
 impl Pieces {
     const ON_HOST: Pieces = Pieces { warm_up: Duration::ZERO, solved_cols: 1024, solved_rows: 64 };
     /// A device has more to do at a time before it is busy.
-    const ON_DEVICE: Pieces = Pieces { warm_up: Duration::from_millis(500), solved_cols: 3072, solved_rows: 2048 };
+    const ON_DEVICE: Pieces = Pieces { warm_up: Duration::from_millis(500), solved_cols: 3072, solved_rows: 1024 };
 }
+
+/// How many times the rows the second matrix has that is solved for a trial.
+const MORE_ROWS: usize = 4;
 
 /// What there is to do takes so long.
 #[derive(Debug, Clone, Copy, Default)]
@@ -39,6 +42,8 @@ pub(crate) struct Speeds {
     pub(crate) factors: f64,
     /// The same in solving a matrix, of half of its rows times the square of its inputs.
     pub(crate) solve: f64,
+    /// Seconds that solving takes however few rows there are, for each number of a Hessian.
+    pub(crate) hessian: f64,
 }
 
 impl Speeds {
@@ -47,9 +52,24 @@ impl Speeds {
         let pieces = if O::ON_HOST { Pieces::ON_HOST } else { Pieces::ON_DEVICE };
         let (forward, weights) = forward(walk, &pieces).await?;
         let gram = gram(walk).await?;
-        let shape = [pieces.solved_rows, walk.config.hidden_size.min(pieces.solved_cols)];
-        let (factors, solve) = solve(walk.ops.inner(), shape, walk.settings).await?;
-        Ok(Speeds { forward, weights, gram, factors, solve })
+        // Enough rows for every thread.
+        let rows = (crate::gptq::ROWS * rayon::current_num_threads()).max(pieces.solved_rows);
+        let shape = [rows, walk.config.hidden_size.min(pieces.solved_cols)];
+        let [rows, cols] = shape.map(|len| len as f64);
+        let (factoring, few) = solve(walk.ops.inner(), shape, walk.settings).await?;
+        let (_, many) = solve(walk.ops.inner(), [MORE_ROWS * shape[0], shape[1]], walk.settings).await?;
+        // What a matrix takes grows with its rows, but not from nothing.
+        let each_row = (many - few) / ((MORE_ROWS - 1) as f64 * rows);
+        let each_row = if each_row > 0.0 { each_row } else { many / (MORE_ROWS as f64 * rows) };
+        let fixed = (few - rows * each_row).max(0.0);
+        Ok(Speeds {
+            forward,
+            weights,
+            gram,
+            factors: cols * cols * cols / 3.0 / factoring,
+            solve: cols * cols / 2.0 / each_row,
+            hessian: fixed / (cols * cols),
+        })
     }
 }
 
@@ -110,10 +130,8 @@ async fn gram<O: Calibrate>(walk: &mut Walk<'_, O>) -> Result<f64> {
     Ok((rows * cols * cols) as f64 / 2.0 / seconds)
 }
 
-/// Multiplications per second of a factor, and of codes and scales.
+/// Seconds of a factor, and of codes and scales.
 async fn solve<O: Calibrate>(ops: &mut O, [rows, cols]: [usize; 2], settings: &Settings) -> Result<(f64, f64)> {
-    // Enough rows for every thread.
-    let rows = (crate::gptq::ROWS * rayon::current_num_threads()).max(rows);
     let weights = Array2::from_shape_fn((rows, cols), |(n, k)| ((n * 7919 + k * 104_729) % 1009) as f32 / 1009.0 - 0.5);
     let products = square(cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
     let drift = (settings.matrix.gptaq_alpha != 0.0).then(|| square(cols, |i, j| products[(i, j)] * 0.01));
@@ -126,6 +144,5 @@ async fn solve<O: Calibrate>(ops: &mut O, [rows, cols]: [usize; 2], settings: &S
         least_factoring = least_factoring.min(factoring.as_secs_f64());
         least = least.min((begun.elapsed() - factoring).as_secs_f64());
     }
-    let (rows, cols) = (rows as f64, cols as f64);
-    Ok((cols * cols * cols / 3.0 / least_factoring, rows * cols * cols / 2.0 / least))
+    Ok((least_factoring, least))
 }

@@ -2,7 +2,7 @@
 
 use model_format::Param;
 
-use crate::{MatrixReport, Quantized, Result};
+use crate::{HeadInputs, MatrixReport, Quantized, Result};
 
 /// Where results go. [`CheckpointWriter`](crate::CheckpointWriter) is one that outlives the process; a closure takes
 /// matrices and has none.
@@ -21,9 +21,14 @@ pub trait Store {
         Ok(Vec::new())
     }
 
+    /// What went into the head while they were written, if that was seen.
+    fn head_inputs(&mut self) -> Result<Vec<HeadInputs>> {
+        Ok(Vec::new())
+    }
+
     /// Takes more of them.
-    fn add_text(&mut self, windows: &[Vec<u32>]) -> Result<()> {
-        let _ = windows;
+    fn add_text(&mut self, windows: &[Vec<u32>], head: Option<&HeadInputs>) -> Result<()> {
+        let _ = (windows, head);
         Ok(())
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct Work {
     inner: f64,
     seq_len: f64,
     streams: f64,
+    /// Whether the float model is run to its end first.
+    runs_to_head: bool,
 }
 
 impl Work {
@@ -33,6 +35,7 @@ impl Work {
         windows: usize,
         settings: &Settings,
         speeds: Speeds,
+        knows_head_inputs: bool,
     ) -> Result<Work> {
         let mut work = Work {
             speeds,
@@ -45,6 +48,7 @@ impl Work {
             qkv: config.qkv_size() as f64,
             inner: config.intermediate_size as f64,
             seq_len: seq_len as f64,
+            runs_to_head: false,
             streams: if settings.matrix.gptaq_alpha == 0.0 { 1.0 } else { 2.0 },
         };
         let [qkv, attention_out, gate_up, down] = matrix_roles(0).map(Some);
@@ -54,13 +58,14 @@ impl Work {
         let solve: f64 = chosen.iter().map(|(param, _)| work.solve_time(param.shape[0], param.shape[1])).sum();
         work.layers = config.num_hidden_layers as f64;
         let has_ends = settings.quantize_ends || settings.lm_head;
-        work.total = work.layers * forward + solve + if has_ends { work.ends_time() } else { 0.0 };
+        work.runs_to_head = has_ends && !knows_head_inputs;
+        work.total = work.layers * forward + solve + work.ends_time();
         Ok(work)
     }
 
-    /// The float model to its end, for the inputs of the head.
+    /// The float model to its end, for the inputs of the head, unless they are known.
     pub(crate) fn ends_time(&self) -> f64 {
-        self.layers * self.pass_time(WHOLE_LAYER)
+        if self.runs_to_head { self.layers * self.pass_time(WHOLE_LAYER) } else { 0.0 }
     }
 
     /// The forward passes, half of X^T X, and with a second stream the whole product of its difference with X.
@@ -85,6 +90,7 @@ impl Work {
 
     pub(crate) fn solve_time(&self, rows: usize, cols: usize) -> f64 {
         let (rows, cols) = (rows as f64, cols as f64);
-        cols * cols * cols / 3.0 / self.speeds.factors + rows * cols * cols / 2.0 / self.speeds.solve
+        let each = cols * cols * cols / 3.0 / self.speeds.factors + cols * cols * self.speeds.hessian;
+        each + rows * cols * cols / 2.0 / self.speeds.solve
     }
 }

@@ -6,7 +6,8 @@ mod common;
 use std::path::Path;
 
 use gptq_quant::{
-    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Quantized, SelfText, Settings, Store,
+    CheckpointWriter, Error, Grid, HeadInputs, MatrixReport, Options, Progress, Quantized, SelfText, Settings, Store,
+    TokenWeight,
     gptq::{Method, round_to_nearest},
     quantize_layers, write_windows,
 };
@@ -14,7 +15,7 @@ use infer_core::{
     Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Ops, ops::candle::CandleOps,
 };
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, QuantFormat, Role, SafetensorsCheckpoint, checkpoint::read_param,
+    Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, SafetensorsCheckpoint, checkpoint::read_param,
     gptq::GptqConfig, gptq::GptqMatrix, params, params::joined_params, quant::group_quant::Scales,
 };
 use ndarray::ArrayView2;
@@ -293,7 +294,7 @@ fn a_seed_decides_what_the_model_writes() {
     let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let write = |seed| {
         let mut none = |_: &_, _: &_| Ok(());
-        let text = SelfText { samples: 5, seq_len: 24, seed, temperature: 1.0 };
+        let text = SelfText { samples: 5, seq_len: 24, seed, temperature: 1.0, random: 0.0, head: None };
         block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut none)).unwrap()
     };
     let first = write(1);
@@ -302,6 +303,50 @@ fn a_seed_decides_what_the_model_writes() {
     assert_ne!(first, write(2));
     let distinct: std::collections::HashSet<&[u32]> = first.iter().collect();
     assert_eq!(distinct.len(), 5, "no two windows are the same");
+}
+
+/// Keeps what is told of the head's inputs.
+struct Seen(Vec<HeadInputs>);
+
+impl Store for Seen {
+    fn add(&mut self, _: &Param, _: &Quantized, _: &MatrixReport) -> Result<(), Error> {
+        panic!("nothing is solved");
+    }
+
+    fn add_text(&mut self, _: &[Vec<u32>], head: Option<&HeadInputs>) -> Result<(), Error> {
+        self.0.extend(head.cloned());
+        Ok(())
+    }
+}
+
+/// What is seen while a text is written, token after token, is what the model has for the text that then is there.
+#[test]
+fn a_writer_sees_the_inputs_of_the_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
+    let (mut seen, weight) = (Seen(Vec::new()), TokenWeight { equal_norm: false, first_token: 0.2 });
+    // A fifth of them at random.
+    let text = SelfText { samples: 70, seq_len: 24, seed: 3, temperature: 1.0, random: 0.2, head: Some(weight) };
+    let written = block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut seen)).unwrap();
+    assert_eq!(seen.0.len(), 2, "batches of 64");
+
+    let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
+    let mut ops = CandleOps::default();
+    let parts = load_checkpoint(&mut ops, &config, &checkpoint, None, &mut ()).unwrap();
+    let decoder = Decoder::new(&mut ops, &config, parts, 24).unwrap();
+    let inputs: Vec<Vec<f32>> = written
+        .iter()
+        .map(|window| {
+            let (_, tokens) = window.split_last().unwrap();
+            let mut cache = KvCache::new(&mut ops, &config, 24).unwrap();
+            let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
+            block_on(ops.read(&hidden)).unwrap()
+        })
+        .collect();
+    let expected = HeadInputs::joined(&[HeadInputs::of(&inputs, config.hidden_size, weight)], 70, config.hidden_size);
+    let found = HeadInputs::joined(&seen.0, 70, config.hidden_size).unwrap().products;
+    let expected = expected.unwrap().products;
+    assert!((&found - &expected).norm_l2() < 1e-5 * expected.norm_l2());
 }
 
 /// The table goes through the checkpoint's f16 into the format's codes and comes out as it went in.

@@ -55,8 +55,8 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 
     let mut quantize = program("gptq-quant");
     quantize.args([MODEL, "--grid", "q4f16_1", "--calib", "self", "-o", gptq]);
-    // Two cores need half as long for GPTQ without what follows drift and without sweeps.
-    quantize.args(["--gptaq-alpha", "0", "--refine", "0", "--damp-percent", "0.01"]);
+    // Two cores need half as long for GPTQ without what follows drift and without sweeps, and a third for so much text.
+    quantize.args(["--samples", "64", "--gptaq-alpha", "0", "--refine", "0", "--damp-percent", "0.01"]);
     once(&mut steps, "quantize", &mut quantize, &root.join(gptq))?;
 
     let mut convert = program("weight-convert");

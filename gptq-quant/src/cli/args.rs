@@ -121,7 +121,7 @@ pub struct Args {
     /// Windows of 2048 tokens of that text, from its beginning on
     #[arg(long, default_value_t = 16, requires = "eval", value_parser = clap::value_parser!(u32).range(1..=1 << 20), value_name = "N")]
     pub eval_windows: u32,
-    /// Windows of calibration text in all [default: 128; 64 with `self`]
+    /// Windows of calibration text in all [default: 128; 192 with `self`]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub samples: Option<u32>,
     /// Tokens per window [default: 2048, or the model's context; 512 with `self`]
@@ -131,8 +131,11 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// The temperature at which the model writes: below 1 it keeps to what is likelier
-    #[arg(long, default_value_t = 1.0, value_name = "T")]
+    #[arg(long, default_value_t = 1.2, value_name = "T")]
     pub self_temperature: f32,
+    /// The share of the windows of `self` that hold tokens of the vocabulary at random
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub self_random: f64,
     /// Where the calibration text is run: auto (a GPU, else the CPU), cpu, or the number or name of a GPU
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -207,7 +210,7 @@ pub enum Weighting {
 const WINDOWS: (usize, usize) = (128, 2048);
 
 /// The same, where the model writes some of them itself.
-const OWN_WINDOWS: (usize, usize) = (64, 512);
+const OWN_WINDOWS: (usize, usize) = (192, 512);
 
 /// Tokens of text, some of it the model's own, from which on matrices are fitted to it about as closely as to other text: with so
 /// many that is better by 0.9 in perplexity, with a third as many no better (README, "Quantize").
@@ -323,6 +326,9 @@ impl Args {
         if !(0.0..=2.0).contains(&self.self_temperature) {
             return Err(Contradiction("--self-temperature must be between 0 and 2".into()));
         }
+        if !(0.0..=1.0).contains(&self.self_random) {
+            return Err(Contradiction("--self-random must be between 0 and 1".into()));
+        }
         if self.device_memory.is_some_and(|gib| !(0.0..=1e6).contains(&gib)) {
             return Err(Contradiction("--device-memory must be between 0 and 1000000".into()));
         }
@@ -367,7 +373,8 @@ mod tests {
 
     #[test]
     fn a_model_is_fitted_less_closely_to_a_little_text_of_its_own() {
-        check("", [0.5, 0.0, 0.05], 1);
+        check("", [1.0, 0.5, 0.05], 5);
+        check("--samples 64", [0.5, 0.0, 0.05], 1);
         check("--samples 256", [1.0, 0.5, 0.05], 5);
         check("--samples 48 --seq-len 2048", [1.0, 0.5, 0.05], 5);
         check("--calib a.txt --calib self --samples 191", [0.5, 0.0, 0.05], 1);

@@ -145,7 +145,7 @@ fn quantize(
     mut writer: CheckpointWriter<'_>,
     bars: &mut Bars,
 ) -> Result<()> {
-    let texts = sources.complete(checkpoint, device, &mut writer, bars)?;
+    let texts = sources.complete(checkpoint, settings, device, &mut writer, bars)?;
     let windows = &texts.calibration;
     if texts.sources.len() > 1 {
         let parts = texts.sources.iter().map(|(name, windows)| format!("{windows} of `{name}`"));

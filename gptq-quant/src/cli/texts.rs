@@ -7,7 +7,7 @@ use calib_data::{
     ChatMessage, Choice, DataSet, Documents, Place, RUN, Records, Source, TEXT_LIMIT, TextRuns, TokenWindows,
     perplexity, read_documents, shares,
 };
-use gptq_quant::{SelfText, Store, run::sum_of_windows, write_windows};
+use gptq_quant::{SelfText, Settings, Store, run::sum_of_windows, write_windows};
 use infer_core::{
     ChatTemplate, KvDtype, Message, Tokenizer, block_on,
     chat_template::{Role, Segment},
@@ -97,28 +97,36 @@ impl<'a> Sources<'a> {
         let parts = parts.map(|((source, share), part)| {
             json!({ "source": source.name, "windows": share, "content": part.as_ref().map(sum_of_windows) })
         });
-        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed, "temperature": self.args.self_temperature })
+        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed, "temperature": self.args.self_temperature, "random": self.args.self_random })
     }
 
     /// Lets the model write its part, as far as `store` does not have it.
     pub fn complete(
         mut self,
         checkpoint: &dyn Checkpoint,
+        settings: &Settings,
         device: &Device,
         store: &mut dyn Store,
         bars: &mut Bars,
     ) -> Result<Texts> {
         for i in 0..self.sources.len() {
             if is_own(&self.sources[i]) && self.shares[i] > 0 {
-                let Args { seed, self_temperature: temperature, .. } = *self.args;
-                let text = SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature };
+                let Args { seed, self_temperature: temperature, self_random: random, .. } = *self.args;
+                let text =
+                    SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature, random, head: None };
                 // A GPU that the CPU plays writes more slowly than the CPU itself.
                 let windows = match device {
                     Device::Gpu(gpu) if !device.is_software() => {
                         let ops = GpuOps::new(gpu.clone(), KvDtype::F32);
                         block_on(write_windows(ops, checkpoint, text, bars, store))?
                     }
-                    _ => block_on(write_windows(CandleOps::rounded(), checkpoint, text, bars, store))?,
+                    _ => {
+                        // A GPU soon has what goes into the head; here that is a seventh of the work.
+                        let is_all = self.shares[i] == self.shares.iter().sum::<usize>();
+                        let is_wanted = is_all && (settings.quantize_ends || settings.lm_head);
+                        let text = SelfText { head: is_wanted.then_some(settings.token_weight), ..text };
+                        block_on(write_windows(CandleOps::rounded(), checkpoint, text, bars, store))?
+                    }
                 };
                 bars.clear();
                 self.take(i, windows)?;

@@ -15,9 +15,9 @@ use webgpu_kernels::KvDtype;
 pub use super::candle_kv::CandleKv;
 use super::{
     AttentionShape, Choose, KvShape, Ops, Past, Rules, Span,
-    candle_exp::{silu_gate, softmax},
     candle_integer::{multiply, parts},
     candle_kv::{attend_rows, first_key},
+    candle_wide::{rms_norm, silu_gate, softmax},
 };
 use crate::Result;
 
@@ -147,7 +147,8 @@ impl Ops for CandleOps {
     }
 
     fn rms_norm(&mut self, x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
-        ours(weight.flatten_all().and_then(|weight| candle_nn::ops::rms_norm(x, &weight, eps)), "rms_norm")
+        let normed = with_values(weight, |weight| with_values(x, |x| normed(x, weight, eps)));
+        ours(Tensor::from_vec(normed, x.shape(), &Device::Cpu), "rms_norm")
     }
 
     fn linear(&mut self, x: &Tensor, matrix: &CandleMatrix) -> Tensor {
@@ -175,13 +176,17 @@ impl Ops for CandleOps {
             let output = with_values(qkv, |qkv| with_values(rope, |rope| attend_rows(qkv, rope, shape, spans)));
             return ours(Tensor::from_vec(output, (rows, shape.heads * shape.head_dim), &Device::Cpu), "attention");
         }
-        let mut first = 0;
-        let mut outputs = Vec::with_capacity(spans.len());
-        for span in spans.iter_mut() {
-            let rows = ours(qkv.narrow(0, first, span.rows), "attention rows");
-            outputs.push(ours(attend(&rows, rope, shape, span), "attention"));
-            first += span.rows;
-        }
+        let firsts = spans.iter().scan(0, |end, span| Some(std::mem::replace(end, *end + span.rows)));
+        let firsts: Vec<usize> = firsts.collect();
+        // Much of it is moving numbers about, which is done for several texts at a time.
+        let outputs: Vec<Tensor> = spans
+            .par_iter_mut()
+            .zip(firsts)
+            .map(|(span, first)| {
+                let rows = ours(qkv.narrow(0, first, span.rows), "attention rows");
+                ours(attend(&rows, rope, shape, span), "attention")
+            })
+            .collect();
         ours(Tensor::cat(&outputs, 0), "attention")
     }
 
@@ -271,13 +276,13 @@ fn norm_heads(
 ) -> candle_core::Result<Tensor> {
     let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
     let rows = qkv.dim(0)?;
-    let normed = |first: usize, count: usize, weight: &Tensor| {
+    let normed_heads = |first: usize, count: usize, weight: &Tensor| {
         let part = qkv.narrow(1, first * head_dim, count * head_dim)?.contiguous()?;
-        let normed = candle_nn::ops::rms_norm(&part.reshape((rows * count, head_dim))?, &weight.flatten_all()?, eps)?;
-        normed.reshape((rows, count * head_dim))
+        let normed = with_values(weight, |weight| with_values(&part, |part| normed(part, weight, eps)));
+        Tensor::from_vec(normed, (rows, count * head_dim), &Device::Cpu)
     };
     let values = qkv.narrow(1, (heads + kv_heads) * head_dim, kv_heads * head_dim)?;
-    Tensor::cat(&[normed(0, heads, query)?, normed(heads, kv_heads, key)?, values], 1)?.contiguous()
+    Tensor::cat(&[normed_heads(0, heads, query)?, normed_heads(heads, kv_heads, key)?, values], 1)?.contiguous()
 }
 
 /// Attention of one sequence's rows `[rows, q | k | v]`; returns `[rows, heads * head_dim]`.
@@ -363,6 +368,20 @@ impl InplaceOp1 for CausalSoftmax {
         });
         Ok(())
     }
+}
+
+/// Each row divided by its root mean square, times `weight`.
+fn normed(rows: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut output = vec![0.0; rows.len()];
+    let parts = parts(rows.len());
+    if parts == 1 {
+        rms_norm(rows, weight, eps, &mut output);
+    } else {
+        let each = (rows.len() / weight.len()).div_ceil(4 * parts) * weight.len();
+        let outputs = output.par_chunks_mut(each).zip(rows.par_chunks(each));
+        outputs.for_each(|(output, rows)| rms_norm(rows, weight, eps, output));
+    }
+    output
 }
 
 /// `silu(gate) * up` of rows `[gate | up]` of `2 * inner` numbers.

@@ -11,12 +11,9 @@ use webgpu_kernels::KvDtype;
 
 use super::{
     AttentionShape, KvShape, Span,
-    candle_exp::softmax,
     candle_integer::{in_parts, parts},
+    candle_wide::attend,
 };
-
-/// Columns of values that are summed together.
-const COLUMNS: usize = 16;
 
 /// Values that share a scale in eight bits.
 const GROUP: usize = 32;
@@ -177,13 +174,13 @@ pub(super) fn attend_rows(
     let seen = caches.iter().map(|(_, position)| position + 1 - first_key(*position, window));
     let each = all.div_ceil(parts(2 * seen.sum::<usize>() * heads * head_dim));
     let outputs = in_parts(all.div_ceil(each), |part| {
-        let mut outputs = Vec::new();
+        let (mut outputs, mut weights) = (Vec::new(), Vec::new());
         for i in part * each..((part + 1) * each).min(all) {
             let (span, kv_head) = (i / kv_heads, i % kv_heads);
             let (kv, position) = caches[span];
             let (keys, values) = kv.head(kv_head, first_key(position, window)..position + 1);
             let queries = &rows[span * width + kv_head * group * head_dim..][..group * head_dim];
-            let mut weights = vec![0.0; keys.len() / head_dim];
+            weights.resize(keys.len() / head_dim, 0.0);
             let first = outputs.len();
             outputs.resize(first + group * head_dim, 0.0);
             for (query, output) in queries.chunks_exact(head_dim).zip(outputs[first..].chunks_exact_mut(head_dim)) {
@@ -202,49 +199,6 @@ fn rotate(x: &mut [f32], table: &[f32]) {
         let (cos, sin) = (angle[0], angle[1]);
         (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
     }
-}
-
-/// `softmax(scale * K q) V`, the scores capped, with `weights` as scratch of one number per key.
-fn attend(query: &[f32], keys: &[f32], values: &[f32], shape: AttentionShape, weights: &mut [f32], output: &mut [f32]) {
-    let AttentionShape { head_dim, scale, soft_cap, .. } = shape;
-    for (weight, key) in weights.iter_mut().zip(keys.chunks_exact(head_dim)) {
-        *weight = scale * dot(query, key);
-    }
-    if let Some(cap) = soft_cap {
-        weights.iter_mut().for_each(|score| *score = cap * (*score / cap).tanh());
-    }
-    softmax(weights);
-    // So many columns at a time stay in registers over all keys.
-    for (i, output) in output.chunks_mut(COLUMNS).enumerate() {
-        match output.as_mut_array::<COLUMNS>() {
-            Some(output) => {
-                let mut sums = [0.0; COLUMNS];
-                for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-                    let value = &value[i * COLUMNS..][..COLUMNS];
-                    sums.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
-                }
-                *output = sums;
-            }
-            None => {
-                for (weight, value) in weights.iter().zip(values.chunks_exact(head_dim)) {
-                    output.iter_mut().zip(&value[i * COLUMNS..]).for_each(|(o, v)| *o += weight * v);
-                }
-            }
-        }
-    }
-}
-
-/// Eight sums, so that the compiler may use vectors.
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0.0; 8];
-    let (mut a8, mut b8) = (a.chunks_exact(8), b.chunks_exact(8));
-    for (a, b) in a8.by_ref().zip(b8.by_ref()) {
-        for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
-        }
-    }
-    let rest: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
-    sums.iter().sum::<f32>() + rest
 }
 
 #[cfg(test)]

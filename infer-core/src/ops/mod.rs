@@ -7,11 +7,11 @@
 #[cfg(feature = "native")]
 pub mod candle;
 #[cfg(feature = "native")]
-mod candle_exp;
-#[cfg(feature = "native")]
 mod candle_integer;
 #[cfg(feature = "native")]
 mod candle_kv;
+#[cfg(feature = "native")]
+mod candle_wide;
 pub mod gpu;
 
 use std::ops::Range;
