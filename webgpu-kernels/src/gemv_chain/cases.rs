@@ -225,7 +225,8 @@ fn record(
     };
     match choice {
         Some(choice) => {
-            chain.record_to(recorder, choice, [&x, &sum], if turn { [&b[13], &b[12]] } else { [&b[12], &b[13]] }, end)
+            let sets = if turn { [&b[13], &b[12]] } else { [&b[12], &b[13]] };
+            chain.record_to(recorder, choice, [&x, &sum], sets, end);
         }
         None => apart(recorder, &chain, [&x, &sum], end),
     }

@@ -64,8 +64,6 @@ const MAX_F16: f32 = 65504.0;
 const COLUMNS: u32 = 9u;
 var<workgroup> parts: array<f32, 2u * PARTS * COLUMNS>;                       // [parity of the pass, PARTS, COLUMNS]
 
-// A number that is none of those that arithmetic gives.
-const MISSING: u32 = 0xffffffffu;
 // Times to look for a value, each most of a microsecond: then something is wrong, and so is the result.
 const MOST_LOOKS: u32 = 1u << 20u;
 

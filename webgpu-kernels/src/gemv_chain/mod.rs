@@ -132,7 +132,7 @@ pub struct Links {
     forgotten: u64,
 }
 
-/// What a word is that was not left yet.
+/// What a word is that was not left yet: a number that is none of those that arithmetic gives.
 const MISSING: u32 = u32::MAX;
 
 impl Links {
@@ -229,6 +229,7 @@ impl ChainChoice {
             .constant_is("STAGES", stages as u32)
             .constant_is("PARTS", self.workgroup / lanes)
             .constant_is("LANE_BITS", lanes.ilog2())
+            .constant_is("MISSING", MISSING)
             .flag("INTEGER")
             .flag("OWN_LOADS")
             .flag_if("AHEAD", self.ahead)
