@@ -14,7 +14,7 @@ import { serve } from './server.mjs';
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const CASES = process.env.WEB_TEST_CASES;
 /** How many of a kernel's variants are run: of this one a software GPU takes seconds to make each. `all` are for the patient. */
-const MOST = process.env.WEB_TEST_VARIANTS === 'all' ? '' : '?attention_tile=10';
+const MOST = process.env.WEB_TEST_VARIANTS === 'all' ? '' : '?attention_tile=4';
 
 test('every kernel gives what its reference gives', { timeout: 15 * PATIENCE, skip: CASES ? false : 'no cases' }, async (t) => {
   const server = await serve({ '/': join(ROOT, 'webgpu-kernels/tests/dawn/'), '/cases/': join(ROOT, CASES, '/') });
