@@ -210,8 +210,12 @@ fn stage$t(group: u32, invocation: Invocation) {
 #ifdef FIRST$t
         let before = sum[n_known];
 #else
-        // It was left by a stage before the one that was waited for.
-        let before = bitcast<f32>(atomicLoad(&links[input1() + n_known % 16u * params.blocks1 + n_known / 16u]));
+        // It was left before what was waited for, by a stage before that one; whether it is seen is not promised.
+        var bits = MISSING;
+        for (var look = 0u; look < MOST_LOOKS && bits == MISSING; look++) {
+            bits = atomicLoad(&links[input1() + n_known % 16u * params.blocks1 + n_known / 16u]);
+        }
+        let before = bitcast<f32>(bits);
 #endif
 #endif
 #ifdef AHEAD

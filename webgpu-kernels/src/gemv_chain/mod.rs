@@ -11,7 +11,10 @@ use crate::{
     Case, Factor, Kernel, KvCache, KvDtype, Result, Variant, WeightFormat,
     gemv::GemvRope,
     gpu::{Binding, Buffer, Caps, Gpu, Recorder, SubgroupSizes},
-    kernel::{Access, Params, params},
+    kernel::{
+        Access::{Read, ReadWrite},
+        Params, params,
+    },
     matrix::Slice,
     tuning::{Choice, Problem, Trial, Tunable},
 };
@@ -85,8 +88,6 @@ params! {
         heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
     }
 }
-
-use Access::{Read, ReadWrite};
 
 /// The kernel's record, of a chain that ends with down.
 pub static KERNEL: Kernel = Kernel {
