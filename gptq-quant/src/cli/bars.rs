@@ -135,7 +135,7 @@ impl Bars {
         let (layer, layers) = (self.layer + 1, self.matrices.len());
         let errors = std::mem::take(&mut self.errors).join(", ");
         self.said();
-        self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed}, {left} left"));
+        self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed} gone, {left} left"));
     }
 
     /// What the stage took so far, and what is left of it at this pace.
