@@ -13,8 +13,8 @@ import { serve } from './server.mjs';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const CASES = process.env.WEB_TEST_CASES;
-/** How many of a kernel's variants are run: of this one a software GPU takes seconds to make each. `all` are for the patient. */
-const MOST = process.env.WEB_TEST_VARIANTS === 'all' ? '' : '?attention_tile=4';
+/** How many of a kernel's variants are run; of one of them a software GPU takes seconds to make each. `all` are for the patient. */
+const MOST = process.env.WEB_TEST_VARIANTS === 'all' ? '' : '?each=12&attention_tile=4';
 
 test('every kernel gives what its reference gives', { timeout: 15 * PATIENCE, skip: CASES ? false : 'no cases' }, async (t) => {
   const server = await serve({ '/': join(ROOT, 'webgpu-kernels/tests/dawn/'), '/cases/': join(ROOT, CASES, '/') });
@@ -28,7 +28,7 @@ test('every kernel gives what its reference gives', { timeout: 15 * PATIENCE, sk
     t.diagnostic(`${adapter?.architecture}: ${shaders} shaders, ${run} of ${cases} cases in ${seconds} s; ${others} are for other devices`);
     assert.equal(error, undefined);
     assert.deepEqual(failures, []);
-    assert.ok(run === cases && shaders >= 500 && run >= 450, `${run} of ${cases} cases were run, ${shaders} shaders compiled`);
+    assert.ok(run === cases && shaders >= 500 && run >= 120, `${run} of ${cases} cases were run, ${shaders} shaders compiled`);
   } finally {
     await close();
     server.close();

@@ -15,10 +15,10 @@ export function fitting({ device, adapter }, { shaders, cases, subgroups }) {
     return cases.filter(({ dispatches }) => isLike || !dispatches.some(({ shader }) => shaders[shader].wgsl.startsWith('enable subgroups')));
 }
 
-/** Of kernels that `most` names no more cases than it says, as far apart as can be. */
+/** Of each kernel no more cases than `most` says of it, or of `each`; as far apart as can be. */
 export function some(cases, most) {
     const kernels = Map.groupBy(cases, ({ name }) => name.split(' ')[0]);
-    return [...kernels].flatMap(([name, all]) => all.filter((_, i) => i % Math.ceil(all.length / (most[name] ?? Infinity) || 1) === 0));
+    return [...kernels].flatMap(([name, all]) => all.filter((_, i) => i % Math.ceil(all.length / (most[name] ?? most.each ?? Infinity) || 1) === 0));
 }
 
 /** What the compiler refuses: the language may demand more than what is run needs. */
