@@ -22,6 +22,7 @@ const SHARED: &[(&str, &str)] = &[
     ("kv", include_str!("shared/kv.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("soft_cap", include_str!("shared/soft_cap.wgsl")),
+    ("store_kv", include_str!("shared/store_kv.wgsl")),
     ("subgroup_sums", include_str!("shared/subgroup_sums.wgsl")),
 ];
 

@@ -53,12 +53,11 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
 #endif
 #import load_x
+#ifdef ROPE
+#import store_kv
+#endif
 #ifdef SWIGLU
 #import activation
-#endif
-
-#ifdef KV_F16
-const MAX_F16: f32 = 65504.0;
 #endif
 
 #ifdef TEAMS
@@ -473,23 +472,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         } else {
             let kv_head = head - params.heads - select(params.kv_heads, 0u, is_turned);
             let to = (kv_head * params.capacity + params.position) * params.kv_row;
-#ifdef KV_F16
-            // Two neighbours are a word. Beyond the largest f16 WGSL promises nothing.
-            let word = pack2x16float(clamp(vec2<f32>(value, next), vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
-            if (lane / 2u % 2u == 0u) {
-                if (is_turned) {
-                    k_cache[to + at / 2u] = word;
-                } else {
-                    v_cache[to + at / 2u] = word;
-                }
-            }
-#else
-            if (is_turned) {
-                k_cache[to + at] = bitcast<u32>(value);
-            } else {
-                v_cache[to + at] = bitcast<u32>(value);
-            }
-#endif
+            store_kv(is_turned, to, at, value, next, lane / 2u % 2u == 0u);
         }
     }
 #else

@@ -70,7 +70,7 @@ impl Sizes {
 }
 
 /// Words of the buffers of a case.
-pub(super) fn lens(_: &Caps, shape: &ChainShape) -> Vec<usize> {
+pub(super) fn lens(shape: &ChainShape) -> Vec<usize> {
     Sizes::of(shape).lens(KvDtype::F16)
 }
 
@@ -85,8 +85,8 @@ pub(super) fn small_case(caps: &Caps, shape: &ChainShape, choice: Option<ChainCh
         let qkv = if shape.qkv > 0 { 96 } else { 0 };
         return case(caps, &ChainShape { hidden: 64, attended: 64, inner: 64, qkv }, None, dtype);
     }
-    let Sizes { rows, cols } = Sizes::of(shape);
-    let rows = rows.iter().zip(FEW_ROWS).map(|(_, few)| few).collect();
+    let Sizes { cols, .. } = Sizes::of(shape);
+    let rows = FEW_ROWS[..cols.len()].to_vec();
     sized_case(caps, Sizes { rows, cols }, choice, dtype)
 }
 

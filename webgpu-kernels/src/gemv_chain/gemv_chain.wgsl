@@ -56,8 +56,8 @@ struct Params {
 @group(0) @binding(16) var<storage, read_write> squares: array<f32>;          // [groups2]
 #endif
 
-#ifdef KV_F16
-const MAX_F16: f32 = 65504.0;
+#ifdef ROPE
+#import store_kv
 #endif
 
 // Outputs, and a sum of squares.
@@ -330,23 +330,7 @@ fn stage$t(group: u32, invocation: Invocation) {
             } else {
                 let kv_head = head - params.heads - select(params.kv_heads, 0u, is_turned);
                 let to = (kv_head * params.capacity + params.position) * params.kv_row;
-#ifdef KV_F16
-                // Two neighbours are a word. Beyond the largest f16 WGSL promises nothing.
-                let word = pack2x16float(clamp(vec2<f32>(value, next), vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
-                if (lane / 2u % 2u == 0u) {
-                    if (is_turned) {
-                        k_cache[to + element / 2u] = word;
-                    } else {
-                        v_cache[to + element / 2u] = word;
-                    }
-                }
-#else
-                if (is_turned) {
-                    k_cache[to + element] = bitcast<u32>(value);
-                } else {
-                    v_cache[to + element] = bitcast<u32>(value);
-                }
-#endif
+                store_kv(is_turned, to, element, value, next, lane / 2u % 2u == 0u);
             }
         }
 #else

@@ -317,7 +317,7 @@ fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
     let choice = ChainChoice::of(choice);
     Trial {
         case: cases::case(caps, &shape, choice, KvDtype::F16),
-        lens: cases::lens(caps, &shape),
+        lens: cases::lens(&shape),
         rotated: 0..8,
         check: cases::small_case(caps, &shape, choice, KvDtype::F16),
     }

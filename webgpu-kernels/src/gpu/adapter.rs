@@ -59,8 +59,8 @@ pub struct Caps {
     pub subgroups: Option<SubgroupSizes>,
     /// Storage buffers of a kernel.
     pub max_bindings: u32,
-    /// Whether a workgroup may wait for those with smaller numbers: they begin in the order of their numbers, and what they
-    /// wrote can be made visible to the whole device. WebGPU promises neither.
+    /// Whether a workgroup may wait for those with smaller numbers: they begin in the order of their numbers, which WebGPU does
+    /// not promise.
     pub in_order: bool,
     /// Whether the device measures time.
     pub timestamps: bool,

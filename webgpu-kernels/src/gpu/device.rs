@@ -362,8 +362,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// Whether workgroups are known to begin in the order of their numbers, as on these vendors' hardware; wgpu's barriers of
-/// storage are the whole device's in SPIR-V.
+/// Whether workgroups are known to begin in the order of their numbers, as on these vendors' hardware.
 fn is_in_order(info: &wgpu::AdapterInfo) -> bool {
     const AMD: u32 = 0x1002;
     const NVIDIA: u32 = 0x10de;
