@@ -18,7 +18,7 @@ use webgpu_kernels::{
     attention::{self, DecodeShape},
     case_check::check,
     gemv::{self, GemvKind, GemvShape},
-    gemv_chain::{self, ChainShape},
+    gemv_chain::{self, ChainShape, EndShape, Heads},
     gpu::{Buffer, DeviceType, OpenOptions, PassTimer, Recorder, Selection},
     kernel::{CaseBuffer, Purpose},
 };
@@ -210,14 +210,17 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
         let cases = gemv::choices(gpu.caps(), &shape).into_iter().map(case).collect();
         shapes.push((format!("gemv {kind:?} {rows} x {cols}"), cases));
     }
-    for (hidden, qkv) in [(3072, 5120), (2048, 3072)] {
-        let shape = ChainShape { hidden, attended: hidden, inner: 8192, qkv };
-        let cases = gemv_chain::choice_cases(gpu.caps(), shape).into_iter();
-        let cases = cases.map(|(choice, case)| {
-            let kernel = if choice.is_some() { &gemv_chain::ROPE_KERNEL } else { &gemv::ADD_KERNEL };
-            (format!("{choice:?}"), kernel, case)
-        });
-        shapes.push((format!("gemv_chain {hidden}"), cases.collect()));
+    for (hidden, heads, head_dim) in [(3072, 24, 128), (2048, 32, 64)] {
+        let end = Some(EndShape { attended: hidden, inner: 8192 });
+        let shape = ChainShape { hidden, end, heads: Some(Heads { heads, kv_heads: 8, head_dim }) };
+        for position in [64, 2048] {
+            let cases = gemv_chain::choice_cases(gpu.caps(), &shape, position).into_iter();
+            let cases = cases.map(|(choice, case)| {
+                let kernel = if choice.is_some() { &gemv_chain::ATTENTION_KERNEL } else { &gemv::ADD_KERNEL };
+                (format!("{choice:?}"), kernel, case)
+            });
+            shapes.push((format!("gemv_chain {hidden} after {position}"), cases.collect()));
+        }
     }
     for (heads, kv_heads, head_dim) in [(24, 8, 128), (32, 8, 64)] {
         for keys in [64, 128, 256, 512, 1024, 2048, 8192] {

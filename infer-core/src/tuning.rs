@@ -206,7 +206,7 @@ mod tests {
         };
         let (Some(gpu), Some(next)) = (open(), open()) else { return };
         let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
-        let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0] };
+        let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0, 0] };
         let folder = tempfile::tempdir().unwrap();
         let kept = &*crate::KeptFolder::at(folder.path());
         let run = |gpu: &Gpu, tuning, told: &mut Told| {

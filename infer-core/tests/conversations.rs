@@ -105,10 +105,16 @@ fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
 fn check_edits(device: impl Fn() -> Option<Device>) {
     let folder = model();
     let (Some(warm), Some(cold)) = (device(), device()) else { return };
+    // A real GPU computes one row by other kernels than many, which round otherwise, so what was said may be remembered in other
+    // last digits than what is read: two tokens that are as likely as each other may change places.
+    let most_ties = match &warm {
+        Device::Gpu(gpu, _) if !gpu.caps().is_software => 2,
+        _ => 0,
+    };
     let [mut warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut messages = vec![Message::user("one")];
-    let mut kept = 0;
+    let (mut kept, mut ties) = (0, 0);
     for script in 0..200 {
         let params = greedy(rng.random_range(1..8));
         cold.reset();
@@ -117,10 +123,28 @@ fn check_edits(device: impl Fn() -> Option<Device>) {
         while block_on(generation.next()).unwrap().is_some() {}
         let found = generation.tokens().to_vec();
         kept += usize::from(generation.stats().cached_tokens > 0);
-        assert_eq!(found, expected.1, "script {script}");
+        if found != expected.1 {
+            ties += 1;
+            let place = found.iter().zip(&expected.1).take_while(|(found, expected)| found == expected).count();
+            cold.reset();
+            let gap = gap(&mut cold, &messages, place, found[place]);
+            println!("script {script}: {found:?} for {:?}, {gap} less likely at {place}", expected.1);
+            assert!(gap < 1e-2 && ties <= most_ties, "script {script}");
+        }
         edit(&mut messages, &expected.0, &mut rng);
     }
     assert!(kept >= 150, "{kept} of 200 went on from the cache");
+}
+
+/// How much less likely a token is at some place of the greedy answer than the likeliest, in logarithms.
+fn gap(engine: &mut Engine, messages: &[Message], place: usize, token: u32) -> f32 {
+    let mut generation = engine.chat(messages, SamplingParams { logprobs: Some(20), ..greedy(place + 1) }).unwrap();
+    let mut all = Vec::new();
+    while let Some(chunk) = block_on(generation.next()).unwrap() {
+        all.extend(chunk.logprobs);
+    }
+    let top = &all[place].top;
+    top.iter().find(|(id, _)| *id == token).map_or(f32::INFINITY, |(_, logprob)| top[0].1 - logprob)
 }
 
 #[test]

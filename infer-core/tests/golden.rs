@@ -381,7 +381,7 @@ mod gpu {
         // Of the profiles, that of real GPUs.
         let Some((profile, gpu)) = profiles().into_iter().nth(1) else { return };
         // Few workgroups, so that each takes rows several times.
-        let chain = ChainChoice { workgroup: 64, rows: 8, groups: 3, ahead: true };
+        let chain = ChainChoice { workgroup: 64, rows: 8, groups: 3, range: 4 };
         for arch in ["llama", "qwen2"] {
             let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32).with_chain(chain);
             infer_core::block_on(check_steps_of(&mut ops, arch, true, 1e-6));

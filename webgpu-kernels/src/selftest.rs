@@ -15,7 +15,7 @@ use crate::{
     case_check::{Outcome, check_all, check_each},
     gemm::{Cooperative, LaneRows, Narrow},
     gemv,
-    tuning::{PRESETS_FLAG, check_of},
+    tuning::{PRESETS_FLAG, checks_of},
 };
 
 /// What a model asks of the kernels, as far as their variants depend on it.
@@ -61,13 +61,14 @@ impl std::fmt::Display for Switch {
 /// Flags of variants that compute the same without.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
 /// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 13] = [
+const SUBSTITUTED: [&str; 14] = [
     "attention_teams",
     "gemv_add",
     "gemv_scaled",
     "gemv_rope",
     "gemv_chain",
-    "gemv_chain_rope",
+    "gemv_chain_attention",
+    "gemv_chain_start",
     "gemm_lane_rows",
     Cooperative::NAME,
     Narrow::NAME,
@@ -130,9 +131,9 @@ async fn run_with(
     let mut passed: Vec<(&'static str, Variant)> = Vec::new();
     loop {
         let mut left: Vec<Left> = Vec::new();
-        let of_presets = gpu.presets().into_iter().map(|(problem, choice)| {
-            let (kernel, case) = check_of(gpu.caps(), &problem, choice);
-            (kernel, case, Some(problem.name))
+        let of_presets = gpu.presets().into_iter().flat_map(|(problem, choice)| {
+            let (kernel, cases) = checks_of(gpu.caps(), &problem, choice);
+            cases.into_iter().map(move |case| (kernel, case, Some(problem.name)))
         });
         for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_presets) {
             let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());

@@ -24,6 +24,7 @@ const SHARED: &[(&str, &str)] = &[
     ("soft_cap", include_str!("shared/soft_cap.wgsl")),
     ("store_kv", include_str!("shared/store_kv.wgsl")),
     ("subgroup_sums", include_str!("shared/subgroup_sums.wgsl")),
+    ("team_attention", include_str!("shared/team_attention.wgsl")),
 ];
 
 /// The WGSL of `text` in `variant`. Panics on a malformed directive, with the kernel's name.

@@ -149,8 +149,7 @@ impl<O: Ops> Decoder<O> {
         caches: &mut [(usize, &mut KvCache<O>)],
     ) -> O::Tensor {
         let first = self.layers.first().expect("a decoder has layers");
-        let normed = ops.rms_norm(&x, &first.input_norm, first.eps);
-        let mut y = first.attended(ops, &normed, rope, &mut spans_of(caches, 0));
+        let mut y = first.begin(ops, &x, rope, &mut spans_of(caches, 0));
         for (i, layer) in self.layers.iter().enumerate() {
             let next = self.layers.get(i + 1);
             let next_norm = next.map_or(&self.final_norm, |next| &next.input_norm);
@@ -225,14 +224,24 @@ impl<O: Ops> Layer<O> {
         rope: &RopeTable<O>,
         spans: &mut [Span<'_, O::Kv>],
     ) -> O::Tensor {
-        let normed = ops.rms_norm(x, &self.input_norm, self.eps);
-        let y = self.attended(ops, &normed, rope, spans);
+        let y = self.begin(ops, x, rope, spans);
         let activated = self.activated(ops, x, &y);
         let down = ops.linear(&activated, &self.down);
         match &self.down_norm {
             Some(norm) => ops.rms_norm(&down, norm, self.eps),
             None => down,
         }
+    }
+
+    /// From the residual stream to attention's output.
+    fn begin(&self, ops: &mut O, x: &O::Tensor, rope: &RopeTable<O>, spans: &mut [Span<'_, O::Kv>]) -> O::Tensor {
+        if self.begins_plainly() {
+            let rope = rope.of(self.attention);
+            let layer = NextLayer { qkv: &self.qkv, rope, shape: self.attention, spans };
+            return ops.begin_layer(x, &self.input_norm, self.eps, layer);
+        }
+        let normed = ops.rms_norm(x, &self.input_norm, self.eps);
+        self.attended(ops, &normed, rope, spans)
     }
 
     /// Attention's output; `normed` is the input norm of the stream.

@@ -167,6 +167,17 @@ pub trait Ops {
         self.glu(&gate_up, activation)
     }
 
+    /// What a layer begins with that has no biases and no norms besides: the norm of the residual stream `x`, and attention.
+    fn begin_layer(
+        &mut self,
+        x: &Self::Tensor,
+        norm: &Self::Tensor,
+        eps: f32,
+        layer: NextLayer<'_, '_, Self>,
+    ) -> Self::Tensor {
+        begin_layer(self, x, norm, eps, layer)
+    }
+
     /// What comes after attention in a layer that has no biases and no norms besides, `y` being attention's output, and with
     /// `next` the next layer's attention. Returns that one's output, or the norm of the residual stream `x`.
     fn finish_layer(
@@ -208,6 +219,18 @@ pub struct NextLayer<'a, 's, O: Ops + ?Sized> {
     pub shape: AttentionShape,
     /// The texts.
     pub spans: &'a mut [Span<'s, O::Kv>],
+}
+
+/// [`Ops::begin_layer`], one operation after the other.
+pub(crate) fn begin_layer<O: Ops + ?Sized>(
+    ops: &mut O,
+    x: &O::Tensor,
+    norm: &O::Tensor,
+    eps: f32,
+    NextLayer { qkv, rope, shape, spans }: NextLayer<'_, '_, O>,
+) -> O::Tensor {
+    let normed = ops.rms_norm(x, norm, eps);
+    ops.linear_attention(&normed, qkv, rope, shape, spans)
 }
 
 /// [`Ops::finish_layer`], one operation after the other.

@@ -21,6 +21,7 @@ pub(crate) use cases::cases_of;
 pub use cases::{HeadShape, choice_cases};
 use cases::{Shape, choice_case, decode_cases, reduce_cases, teams_cases, tile_case, tile_cases};
 pub use reference::{Shape as AttentionShape, attention, join_splits};
+pub(crate) use teams::UNSPLIT_KEYS;
 pub use teams::{DecodeChoice, DecodeShape, Teams, choices};
 
 /// Causal attention of some rows of one sequence.
@@ -97,15 +98,15 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
 /// `attention_teams` is built; `attention_decode` where those numbers are zero.
 pub static DECODE_TUNABLE: Tunable = Tunable {
     name: "attention_decode",
-    kernel: &DECODE_KERNEL,
+    kernel: |_| &DECODE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim"],
     numbers: &["groups", "workgroup", "heads", "keys"],
     candidates: |caps, problem| {
-        let [heads, kv_heads, head_dim, _] = problem.sizes();
+        let [heads, kv_heads, head_dim, ..] = problem.sizes();
         teams::candidates(caps, heads / kv_heads, head_dim)
     },
     trial: |caps, problem, choice| {
-        let [heads, kv_heads, head_dim, _] = problem.sizes();
+        let [heads, kv_heads, head_dim, ..] = problem.sizes();
         let case = |shape: Shape| {
             let choice = shape.attention().decode_shape(shape.cache_shape(KvDtype::F16)).choice(choice);
             choice_case(caps, shape, choice, KvDtype::F16)
@@ -116,7 +117,7 @@ pub static DECODE_TUNABLE: Tunable = Tunable {
             case: case(shape),
             lens: shape.lens(KvDtype::F16),
             rotated: 1..3,
-            check: case(Shape::new(1, 500, heads / kv_heads, 1, head_dim)),
+            checks: vec![case(Shape::new(1, 500, heads / kv_heads, 1, head_dim))],
         }
     },
 };
@@ -124,23 +125,23 @@ pub static DECODE_TUNABLE: Tunable = Tunable {
 /// The choice of the tile kernel's slots, for about so many rows. It does not change the order in which anything is added.
 pub static TILE_TUNABLE: Tunable = Tunable {
     name: "attention_tile",
-    kernel: &TILE_KERNEL,
+    kernel: |_| &TILE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim", "rows"],
     numbers: &["quads"],
     candidates: |_, problem| {
-        let [heads, kv_heads, head_dim, rows] = problem.sizes();
+        let [heads, kv_heads, head_dim, rows, _] = problem.sizes();
         let own = Shape::new(rows, 0, heads, kv_heads, head_dim).attention().own_quads(kv_heads, head_dim);
         let others = tile_choices(head_dim).filter(|quads| *quads != own);
         std::iter::once(own).chain(others).map(|quads| Choice([quads as u32, 0, 0, 0])).collect()
     },
     trial: |_, problem, choice| {
-        let ([heads, kv_heads, head_dim, rows], quads) = (problem.sizes(), choice.0[0] as usize);
+        let ([heads, kv_heads, head_dim, rows, _], quads) = (problem.sizes(), choice.0[0] as usize);
         let shape = Shape::new(rows, 0, heads, kv_heads, head_dim);
         Trial {
             case: tile_case(shape, quads, KvDtype::F16),
             lens: shape.lens(KvDtype::F16),
             rotated: 1..3,
-            check: tile_case(Shape::new(9, 40, heads / kv_heads, 1, head_dim), quads, KvDtype::F16),
+            checks: vec![tile_case(Shape::new(9, 40, heads / kv_heads, 1, head_dim), quads, KvDtype::F16)],
         }
     },
 };

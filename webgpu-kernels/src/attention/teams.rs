@@ -1,6 +1,6 @@
 //! How a row's attention is divided on the device: [`DecodeChoice`], and [`choices`], all that fit.
 
-use crate::{KvDtype, Variant, gpu::Caps, kv::padded, tuning::Choice};
+use crate::{KvDtype, Variant, gpu::Caps, tuning::Choice};
 
 use super::{DECODE_KEYS, ENOUGH_GROUPS, MAX_SPLITS, workgroup_heads};
 
@@ -44,7 +44,7 @@ pub struct DecodeShape {
 /// Values of a workgroup's parts, in workgroup memory, that every device has room for.
 const MOST_PARTS: u32 = 3584;
 /// Keys up to which nothing is divided: joining is a dispatch of its own. Heads are, then, as measured on an H200.
-const UNSPLIT_KEYS: usize = 256;
+pub(crate) const UNSPLIT_KEYS: usize = 256;
 /// Fewest keys of a range, of a longer context, and splits that are enough until their ranges are of [`LONG_RANGE`].
 const FEWEST_KEYS: usize = 64;
 const FEW_SPLITS: usize = 16;
@@ -52,34 +52,40 @@ const LONG_RANGE: usize = 256;
 
 impl Teams {
     /// Whether the device and the heads allow it.
-    pub(super) fn suits(&self, caps: &Caps, group: usize, head_dim: usize) -> bool {
+    pub(crate) fn suits(&self, caps: &Caps, group: usize, head_dim: usize) -> bool {
         let Some(lanes) = caps.subgroups.and_then(|sizes| sizes.fixed()) else { return false };
-        let eights = (head_dim / 8) as u32;
         head_dim.is_multiple_of(8)
-            && eights.is_power_of_two()
             && lanes.is_power_of_two()
-            && eights <= lanes
+            && team(head_dim) <= lanes
             && self.workgroup.is_multiple_of(lanes)
             && group.is_multiple_of(self.heads as usize)
             && self.workgroup / lanes * self.heads * head_dim as u32 <= MOST_PARTS
     }
 
     /// Teams of a workgroup.
-    fn count(&self, head_dim: usize) -> usize {
-        self.workgroup as usize / (padded(head_dim) / 8)
+    pub(crate) fn count(&self, head_dim: usize) -> usize {
+        (self.workgroup / team(head_dim)) as usize
     }
 
     /// The part of the variant that is the choice's.
     pub(super) fn variant(&self, variant: Variant, caps: &Caps, head_dim: usize) -> Variant {
+        self.lanes(variant.constant_is("WORKGROUP", self.workgroup).subgroups(caps), caps, head_dim)
+    }
+
+    /// The part of it that shared/team_attention.wgsl asks for, beside the workgroup.
+    pub(crate) fn lanes(&self, variant: Variant, caps: &Caps, head_dim: usize) -> Variant {
         let lanes = caps.subgroups.map_or(1, |sizes| sizes.min);
         variant
-            .constant_is("WORKGROUP", self.workgroup)
             .constant_is("HEADS", self.heads)
             .constant_is("KEYS", self.keys)
-            .constant_is("TEAM_BITS", (head_dim as u32 / 8).ilog2())
+            .constant_is("TEAM_BITS", team(head_dim).ilog2())
             .constant_is("SUBGROUP_BITS", lanes.ilog2())
-            .subgroups(caps)
     }
+}
+
+/// Lanes of a team, one for each eight dims of a head or more.
+fn team(head_dim: usize) -> u32 {
+    (head_dim as u32).div_ceil(8).next_power_of_two()
 }
 
 impl DecodeShape {

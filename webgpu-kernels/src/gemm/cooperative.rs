@@ -54,24 +54,24 @@ pub static NARROW_KERNEL: Kernel = Kernel {
 /// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.
 pub static TUNABLE: Tunable = Tunable {
     name: Cooperative::NAME,
-    kernel: &KERNEL,
+    kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
     numbers: &["warps_m", "warps_n", "frags_m", "frags_n"],
     candidates: |_, problem| {
-        let [rows, _, m, _] = problem.sizes();
+        let [rows, _, m, ..] = problem.sizes();
         let own = own_tile(m, rows);
         // A tile for many more rows has most of its subgroups idle.
         let others = TILES.into_iter().map(|(_, tile)| tile).filter(|tile| *tile != own && tile.m() <= 2 * m);
         std::iter::once(own).chain(others).map(Tile::choice).collect()
     },
     trial: |caps, problem, choice| {
-        let ([rows, cols, m, _], format) = (problem.sizes(), matrix_format(problem));
+        let ([rows, cols, m, ..], format) = (problem.sizes(), matrix_format(problem));
         let tile = chosen_tile(choice);
         Trial {
             case: case(*caps, tile, format, m, rows, cols),
             lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
             rotated: 0..2,
-            check: case(*caps, tile, format, 33, 67, cols.min(768)),
+            checks: vec![case(*caps, tile, format, 33, 67, cols.min(768))],
         }
     },
 };

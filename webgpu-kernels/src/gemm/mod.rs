@@ -80,11 +80,11 @@ pub static JOIN_KERNEL: Kernel = Kernel {
 /// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemm",
-    kernel: &KERNEL,
+    kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
     numbers: &["lane_m"],
     candidates: |_, problem| {
-        let ([_, _, m, _], format) = (problem.sizes(), matrix_format(problem));
+        let ([_, _, m, ..], format) = (problem.sizes(), matrix_format(problem));
         let own = own_tile(m, format);
         // A tile for many more rows has most of its lanes idle.
         let suits = |tile: &Tile| tile.fits(format) && *tile != own && tile.m() < 2 * m;
@@ -92,7 +92,7 @@ pub static TUNABLE: Tunable = Tunable {
         std::iter::once(own).chain(others).map(|tile| Choice([tile.outputs.0 as u32, 0, 0, 0])).collect()
     },
     trial: |_, problem, choice| {
-        let [rows, cols, m, _] = problem.sizes();
+        let [rows, cols, m, ..] = problem.sizes();
         let splits = own_splits(matrix_format(problem), rows, cols);
         plan_trial(problem, Plan { tile: chosen_tile(choice), splits }, m)
     },
@@ -102,7 +102,7 @@ pub static TUNABLE: Tunable = Tunable {
 /// of `x`: so the same sums come out however many are run at a time.
 pub static SPLITS_TUNABLE: Tunable = Tunable {
     name: "gemm_splits",
-    kernel: &KERNEL,
+    kernel: |_| &KERNEL,
     extents: &["rows", "cols"],
     numbers: &["splits"],
     candidates: |_, problem| {
@@ -146,7 +146,7 @@ fn plan_trial(problem: &Problem, plan: Plan, m: usize) -> Trial {
         case: case(plan, format, m, rows, cols),
         lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
         rotated: 0..2,
-        check: case(plan, format, 9, 10, small.max(cols % 4)),
+        checks: vec![case(plan, format, 9, 10, small.max(cols % 4))],
     }
 }
 

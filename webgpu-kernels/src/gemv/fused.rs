@@ -72,7 +72,7 @@ pub static SCALED_KERNEL: Kernel = Kernel {
 /// The choice of [`GemvAdd`].
 pub static ADD_TUNABLE: Tunable = Tunable {
     name: "gemv_add",
-    kernel: &ADD_KERNEL,
+    kernel: |_| &ADD_KERNEL,
     extents: &["rows", "cols", "batch"],
     numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Add)),
@@ -86,7 +86,7 @@ pub static ADD_TUNABLE: Tunable = Tunable {
 /// The choice of [`GemvScaled`].
 pub static SCALED_TUNABLE: Tunable = Tunable {
     name: "gemv_scaled",
-    kernel: &SCALED_KERNEL,
+    kernel: |_| &SCALED_KERNEL,
     extents: &["rows", "cols", "swiglu"],
     numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, scaled_kind(problem.sizes()[2] == 1))),

@@ -26,8 +26,8 @@ use choice::choice_of;
 pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
+pub(crate) use rope::case_of as turned_case_of;
 pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
-pub(crate) use rope::{case_of as turned_case_of, heads_of};
 
 /// Most rows of `x`.
 pub const MAX_BATCH: usize = 8;
@@ -66,7 +66,7 @@ pub static KERNEL: Kernel = Kernel {
 /// The choice of this kernel.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemv",
-    kernel: &KERNEL,
+    kernel: |_| &KERNEL,
     extents: &["rows", "cols", "batch"],
     numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Plain)),
@@ -105,7 +105,7 @@ impl GemvChoice {
 
 /// What a problem of this folder is; its extents are rows, columns and, of some kinds, a third.
 fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
-    let [rows, cols, last, _] = problem.sizes();
+    let [rows, cols, last, ..] = problem.sizes();
     let batch = if kind == GemvKind::Plain { last } else { 1 };
     GemvShape { format: problem.format.expect("a matrix has a format"), rows, cols, batch, kind }
 }
@@ -123,7 +123,7 @@ fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &
         case: choice_case(caps, &shape, choice),
         lens: [&matrix_lens(shape.format, shape.rows, shape.cols)[..], lens].concat(),
         rotated: 0..2,
-        check: choice_case(caps, &GemvShape { rows, ..shape }, choice),
+        checks: vec![choice_case(caps, &GemvShape { rows, ..shape }, choice)],
     }
 }
 

@@ -62,7 +62,7 @@ pub static KERNEL: Kernel = Kernel {
 /// The choice of this kernel.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemv_rope",
-    kernel: &KERNEL,
+    kernel: |_| &KERNEL,
     extents: &["rows", "cols"],
     numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Rope)),
@@ -159,7 +159,7 @@ fn variant(caps: &Caps, shape: &GemvShape, choice: GemvChoice, parts: usize, dty
 }
 
 /// Query heads, key heads and their width, of a case with so many rows.
-pub(crate) fn heads_of(rows: usize) -> [usize; 3] {
+fn heads_of(rows: usize) -> [usize; 3] {
     let suits = |dim: &usize| rows.is_multiple_of(*dim) && rows / dim >= 3;
     let head_dim = [128, 64, 32, 16, 8].into_iter().find(suits).unwrap_or(rows / 3);
     let all = rows / head_dim;

@@ -5,112 +5,192 @@ use std::{cell::RefCell, collections::HashMap};
 use half::f16;
 use model_format::decoder_config::Activation;
 
-use super::{ChainChoice, ChainShape, End, FORMAT, GemvChain, MISSING, Turned, chains};
+use super::{
+    Attended, ChainChoice, ChainShape, End, EndShape, FORMAT, GemvChain, GemvStart, Heads, KERNEL, MOST_SPLITS,
+    START_KERNEL,
+    choice::chains,
+    links::{MISSING, Turn},
+};
 use crate::{
-    Case, CaseSet, KvCache, KvDtype,
-    cases::{self, Random, random_matrix},
-    gemv::{self, GemvAdd, GemvRope, GemvScaled, heads_of, reference},
+    Case, CaseSet, Kernel, KvCache, KvDtype,
+    attention::{Attention, AttentionShape, attention},
+    cases::{self, Random, cache_row, random_matrix},
+    gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled, reference},
     glu::glu,
     gpu::{Buffer, Caps, Recorder},
     kernel::{CaseBuffer, Purpose},
-    kv::padded,
-    rope::{RopeShape, rope},
+    rms_norm::RmsNorm,
+    rope::{Rope, RopeShape, rope},
 };
 
-/// What cases are made of: rows and inputs of each stage. A small one has fewer rows than the next stage has inputs, and the
-/// others as they come.
+/// What cases are made of: rows and inputs of each product, and attention. A small one has fewer rows than the next product has
+/// inputs, and the others as they come.
 #[derive(Clone, Debug)]
 struct Sizes {
     rows: Vec<usize>,
     cols: Vec<usize>,
+    shape: ChainShape,
+    position: usize,
+    window: Option<usize>,
 }
 
 const EPS: f32 = 1e-5;
-const POSITION: usize = 5;
-const CAPACITY: usize = POSITION + 3;
-/// Rows of small cases, of each stage.
-const FEW_ROWS: [usize; 4] = [44, 40, 28, 48];
+/// Rows of small cases, of each product but that for attention.
+const FEW_ROWS: [usize; 3] = [44, 40, 28];
+/// Tokens before, few, and of a conversation of some length.
+const FEW_BEFORE: usize = 100;
+const MANY_BEFORE: usize = 700;
+
+/// Places of the buffers of a case: the matrices, then these.
+struct Places {
+    x: usize,
+    links: usize,
+    /// What comes after both sets of links, and the matrix of attention.
+    rest: usize,
+}
 
 impl Sizes {
-    fn of(shape: &ChainShape) -> Sizes {
-        let (cols, rows) = shape.stages().into_iter().map(|(rows, cols)| (cols, rows)).unzip();
-        Sizes { rows, cols }
+    fn of(shape: &ChainShape, position: usize) -> Sizes {
+        let (rows, cols) = shape.products().into_iter().unzip();
+        Sizes { rows, cols, shape: *shape, position, window: None }
     }
 
-    fn hidden(&self) -> usize {
-        self.cols[1].max(self.rows[0]).max(self.rows[2])
+    /// With few rows, in the same variant.
+    fn small(shape: &ChainShape, position: usize) -> Sizes {
+        let Sizes { cols, .. } = Sizes::of(shape, position);
+        let heads = shape.heads.map(|heads| Heads { heads: heads.group(), kv_heads: 1, ..heads });
+        let few = shape.end.map(|_| FEW_ROWS).into_iter().flatten();
+        let rows = few.chain(heads.map(|heads| heads.rows())).collect();
+        Sizes { rows, cols, shape: ChainShape { heads, ..*shape }, position, window: None }
     }
 
-    fn inner(&self) -> usize {
-        self.cols[2].max(self.rows[1] / 2)
+    fn places(&self) -> Places {
+        match self.shape.end {
+            Some(_) => Places { x: 6, links: 10, rest: 12 },
+            None => Places { x: 2, links: 4, rest: 6 },
+        }
     }
 
-    /// Query heads, key heads and their width, where there are such.
-    fn heads(&self) -> Option<[usize; 3]> {
-        self.rows.get(3).map(|rows| heads_of(*rows))
+    fn capacity(&self) -> usize {
+        self.position + 3
     }
 
-    /// Words of every buffer: those of a chain, and for single dispatches what is between them.
+    /// Words of links.
+    fn links(&self) -> usize {
+        self.shape.link_words(MOST_SPLITS)
+    }
+
+    fn matrix(&self, i: usize) -> [usize; 2] {
+        gemv::matrix_lens(FORMAT, self.rows[i], self.cols[i])
+    }
+
+    /// Words of every buffer, in the order of the kernel's bindings.
     fn lens(&self, dtype: KvDtype) -> Vec<usize> {
-        let (hidden, inner) = (self.hidden(), self.inner());
-        let last = self.rows.len() - 1;
-        let matrix = |i: usize| gemv::matrix_lens(FORMAT, self.rows[i.min(last)], self.cols[i.min(last)]);
-        let mut lens = [0, 1, 2, 3].map(matrix).concat();
-        let links = 2 * hidden + inner;
-        lens.extend([self.cols[0], hidden, hidden, hidden, links, links]);
-        match self.heads() {
-            Some([heads, kv_heads, head_dim]) => {
-                let cache = kv_heads * CAPACITY * dtype.row_words(head_dim);
-                lens.extend([CAPACITY * head_dim, heads * head_dim, cache, cache]);
+        let ChainShape { hidden, end, heads } = self.shape;
+        let mut lens = Vec::new();
+        match end {
+            Some(end) => {
+                lens.extend((0..3).flat_map(|i| self.matrix(i)));
+                lens.extend([end.attended, hidden, hidden, hidden]);
+            }
+            None => {
+                lens.extend(self.matrix(0));
+                lens.extend([hidden, hidden]);
+            }
+        }
+        lens.extend([self.links(), self.links()]);
+        match heads {
+            Some(Heads { heads, kv_heads, head_dim }) => {
+                lens.extend(end.map(|_| self.matrix(3)).into_iter().flatten());
+                let cache = kv_heads * self.capacity() * dtype.row_words(head_dim);
+                lens.extend([self.capacity() * head_dim, heads * head_dim, cache, cache]);
             }
             None => lens.extend([hidden, hidden]),
         }
         lens
     }
+
+    /// Of a cache, random values, and where no key is, those that would be seen in any sum.
+    fn cache(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
+        let Some(Heads { kv_heads, head_dim, .. }) = self.shape.heads else { return Vec::new() };
+        let position = |position: usize| match dtype {
+            _ if position < self.position => cache_row(dtype, head_dim, true, random),
+            KvDtype::F16 => vec![0x63d0_63d0; dtype.row_words(head_dim)],
+            _ => vec![1000f32.to_bits(); dtype.row_words(head_dim)],
+        };
+        (0..kv_heads).flat_map(|_| 0..self.capacity()).flat_map(position).collect()
+    }
+
+    /// Such that the softmax is neither flat nor one key: queries and the token's own key are about ten times as large here as in models.
+    fn scale(&self) -> f32 {
+        self.shape.heads.map_or(0.0, |heads| 0.2 / heads.head_dim as f32)
+    }
 }
 
 /// Words of the buffers of a case.
 pub(super) fn lens(shape: &ChainShape) -> Vec<usize> {
-    Sizes::of(shape).lens(KvDtype::F16)
+    Sizes::of(shape, MANY_BEFORE).lens(KvDtype::F16)
 }
 
-/// A chain at its size.
-pub(super) fn case(caps: &Caps, shape: &ChainShape, choice: Option<ChainChoice>, dtype: KvDtype) -> Case {
-    sized_case(caps, Sizes::of(shape), choice, dtype)
+/// A chain at its size, in a conversation of some length.
+pub(super) fn case(caps: &Caps, shape: &ChainShape, choice: Option<ChainChoice>) -> Case {
+    case_after(caps, shape, MANY_BEFORE, choice)
 }
 
-/// One with few rows, in the same variant.
-pub(super) fn small_case(caps: &Caps, shape: &ChainShape, choice: Option<ChainChoice>, dtype: KvDtype) -> Case {
+/// The same after so many tokens.
+pub(super) fn case_after(caps: &Caps, shape: &ChainShape, position: usize, choice: Option<ChainChoice>) -> Case {
+    sized_case(caps, Sizes::of(shape, position), choice, KvDtype::F16)
+}
+
+/// Those with few rows, in the variants that a model runs.
+pub(super) fn checks(caps: &Caps, shape: &ChainShape, choice: Option<ChainChoice>) -> Vec<Case> {
     if choice.is_none() {
-        let qkv = if shape.qkv > 0 { 96 } else { 0 };
-        return case(caps, &ChainShape { hidden: 64, attended: 64, inner: 64, qkv }, None, dtype);
+        let heads = shape.heads.map(|_| Heads { heads: 4, kv_heads: 1, head_dim: 16 });
+        let end = shape.end.map(|_| EndShape { attended: 64, inner: 64 });
+        return vec![case(caps, &ChainShape { hidden: 64, end, heads }, None)];
     }
-    let Sizes { cols, .. } = Sizes::of(shape);
-    let rows = FEW_ROWS[..cols.len()].to_vec();
-    sized_case(caps, Sizes { rows, cols }, choice, dtype)
+    let positions = if shape.heads.is_some() { &[FEW_BEFORE, MANY_BEFORE][..] } else { &[0] };
+    let small = |position: &usize| sized_case(caps, Sizes::small(shape, *position), choice, KvDtype::F16);
+    positions.iter().map(small).collect()
 }
 
-pub(super) fn cases(caps: &Caps, set: CaseSet, turned: bool) -> Vec<Case> {
-    let shape =
-        |hidden, attended, inner, qkv| ChainShape { hidden, attended, inner, qkv: if turned { qkv } else { 0 } };
-    let shapes = match set {
-        CaseSet::Test => vec![shape(576, 576, 1536, 960), shape(2048, 2048, 8192, 3072), shape(128, 64, 320, 192)],
-        CaseSet::Bench => vec![shape(3072, 3072, 8192, 5120), shape(2048, 2048, 8192, 3072)],
+pub(super) fn cases(caps: &Caps, set: CaseSet, kernel: &Kernel) -> Vec<Case> {
+    let shape = |hidden, inner, heads, kv_heads, head_dim| {
+        let end = EndShape { attended: heads * head_dim, inner };
+        ChainShape {
+            hidden,
+            end: (kernel.name != START_KERNEL.name).then_some(end),
+            heads: (kernel.name != KERNEL.name).then_some(Heads { heads, kv_heads, head_dim }),
+        }
     };
+    let mut shapes = vec![shape(3072, 8192, 24, 8, 128), shape(2048, 8192, 32, 8, 64)];
+    if set == CaseSet::Test {
+        shapes.extend([shape(576, 1536, 9, 3, 64), shape(128, 320, 8, 2, 24)]);
+    }
     let mut all = Vec::new();
     for (i, shape) in shapes.iter().enumerate() {
         // Of the tests, some of each width of workgroup and number of rows.
         let step = if set == CaseSet::Test { 6 } else { 1 };
         for choice in chains(caps, shape).into_iter().step_by(step) {
-            match set {
-                CaseSet::Bench => all.push(case(caps, shape, Some(choice), KvDtype::F16)),
-                CaseSet::Test => {
-                    let dtype = if i == 0 { KvDtype::F32 } else { KvDtype::F16 };
-                    // So few workgroups that each takes rows several times, some of them beyond the last.
-                    for choice in [choice, ChainChoice { groups: 3, ..choice }] {
-                        all.push(small_case(caps, shape, Some(choice), dtype));
-                    }
-                }
+            if set == CaseSet::Bench {
+                all.push(case(caps, shape, Some(choice)));
+                continue;
+            }
+            let dtype = if i == 2 { KvDtype::F32 } else { KvDtype::F16 };
+            // So few workgroups that each takes rows several times, some of them beyond the last.
+            let few = ChainChoice { groups: 3, ..choice };
+            // A first token, few keys, ranges of keys.
+            let positions = if shape.heads.is_some() {
+                &[(0, few), (FEW_BEFORE, choice), (MANY_BEFORE, few)][..]
+            } else {
+                &[(0, few)]
+            };
+            for (position, choice) in positions {
+                all.push(sized_case(caps, Sizes::small(shape, *position), Some(*choice), dtype));
+            }
+            if shape.heads.is_some() {
+                let sizes = Sizes { window: Some(300), ..Sizes::small(shape, MANY_BEFORE) };
+                all.push(sized_case(caps, sizes, Some(choice), dtype));
             }
         }
     }
@@ -118,33 +198,37 @@ pub(super) fn cases(caps: &Caps, set: CaseSet, turned: bool) -> Vec<Case> {
 }
 
 fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvDtype) -> Case {
-    let heads = sizes.heads();
-    let lens = sizes.lens(dtype);
+    let heads = sizes.shape.heads;
     let weights: usize = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| rows * cols).sum();
-    let bytes: u64 = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| FORMAT.matrix_bytes(*rows, *cols)).sum();
+    let matrices: u64 = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| FORMAT.matrix_bytes(*rows, *cols)).sum();
+    let keys = sizes.position.min(sizes.window.unwrap_or(usize::MAX) - 1);
+    let cache = heads.map_or(0, |heads| KvCache::bytes(heads.kv_heads, keys + 1, heads.head_dim, dtype));
     let variant = match choice {
-        Some(choice) if heads.is_some() => dtype.flag(choice.variant(caps, &sizes.cols)),
-        Some(choice) => choice.variant(caps, &sizes.cols),
+        Some(choice) => choice.variant(caps, &sizes.shape, keys, dtype),
         // Of the first of several.
         None => gemv::usual_variant(caps, sizes.rows[0], sizes.cols[0]),
     };
     let words = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("/");
     let groups = choice.map_or("apart".into(), |choice| format!("{} groups", choice.groups));
+    let attention = heads.map_or(String::new(), |Heads { heads, kv_heads, head_dim }| {
+        let window = sizes.window.map_or(String::new(), |window| format!(", window of {window}"));
+        format!(", {heads}/{kv_heads} heads of {head_dim} after {}{window}", sizes.position)
+    });
     // Sets of links take turns, or a second run would find what the first one left. A small one finds it, for no stage leaves all.
-    let is_whole = sizes.rows[0] == sizes.cols[1];
+    let is_whole = sizes.shape.end.is_none() || sizes.rows[0] == sizes.cols[1];
     let turns = RefCell::new(HashMap::new());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
-        label: format!("{} x {}, {groups}", words(&sizes.rows), words(&sizes.cols)),
+        label: format!("{} x {}{attention}, {groups}", words(&sizes.rows), words(&sizes.cols)),
         variant,
         flops: 2 * weights as u64,
-        bytes,
+        bytes: matrices + cache,
         // What is behind a sum with an error has it again; and a cache is rounded.
         tolerance: 1e-6,
-        buffers: Box::new(move || buffers(&made, &lens, dtype)),
+        buffers: Box::new(move || buffers(&made, dtype)),
         record: Box::new(move |recorder, b| {
             let mut turns = turns.borrow_mut();
-            let turn = turns.entry(b[12].id()).or_insert(false);
+            let turn = turns.entry(b[recorded.places().links].id()).or_insert(false);
             *turn ^= is_whole;
             record(&recorded, choice, dtype, recorder, b, *turn);
         }),
@@ -152,34 +236,40 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     }
 }
 
-fn buffers(sizes: &Sizes, lens: &[usize], dtype: KvDtype) -> Vec<CaseBuffer> {
-    let mut random = Random::new(lens[8] as u64);
-    let last = sizes.rows.len() - 1;
+fn buffers(sizes: &Sizes, dtype: KvDtype) -> Vec<CaseBuffer> {
+    let ChainShape { hidden, end, heads } = sizes.shape;
+    let mut random = Random::new(hidden as u64);
+    let matrix = |i: usize| random_matrix(FORMAT, sizes.rows[i], sizes.cols[i], i as u64 + 1);
     let mut all: Vec<CaseBuffer> = Vec::new();
-    for i in [0, 1, 2, 3].map(|i: usize| i.min(last)) {
-        all.extend(random_matrix(FORMAT, sizes.rows[i], sizes.cols[i], i as u64 + 1));
-    }
-    all.extend([8, 9, 10].map(|i| CaseBuffer::input(&random.values(lens[i]))));
-    all.push(CaseBuffer::in_out(&random.values(lens[11])));
-    // What no row of a small stage leaves is there already.
-    let mut links: Vec<u32> = random.values(lens[12]).into_iter().map(f32::to_bits).collect();
-    let begins = [0, sizes.hidden(), sizes.hidden() + sizes.inner()];
-    for (i, (begin, left)) in begins.into_iter().zip([sizes.rows[0], sizes.rows[1] / 2, sizes.rows[2]]).enumerate() {
-        let cols = sizes.cols.get(i + 1).copied().unwrap_or(sizes.hidden());
-        (0..left).for_each(|n| links[begin + place(n, cols)] = MISSING);
+    // What no row of a small product leaves is there already; what is between queries and what they come to is left whole.
+    let mut links = vec![MISSING; sizes.links()];
+    match end {
+        Some(EndShape { attended, inner }) => {
+            all.extend((0..3).flat_map(matrix));
+            all.extend([attended, hidden, hidden].map(|len| CaseBuffer::input(&random.values(len))));
+            all.push(CaseBuffer::in_out(&random.values(hidden)));
+            let inputs: usize = sizes.cols[1..].iter().sum();
+            links.iter_mut().zip(random.values(inputs)).for_each(|(word, value)| *word = value.to_bits());
+            let left = [sizes.rows[0], sizes.rows[1] / 2, sizes.rows[2]];
+            for ((begin, left), cols) in [0, hidden, hidden + inner].into_iter().zip(left).zip(&sizes.cols[1..]) {
+                (0..left).for_each(|n| links[begin + place(n, *cols)] = MISSING);
+            }
+        }
+        None => {
+            all.extend(matrix(0));
+            all.extend([hidden, hidden].map(|len| CaseBuffer::input(&random.values(len))));
+        }
     }
     all.extend([CaseBuffer::words(links.clone()), CaseBuffer::words(links)]);
-    match sizes.heads() {
-        Some([_, _, head_dim]) => {
-            let cache = |len| CaseBuffer { words: vec![0; len], purpose: Purpose::Kv(dtype, head_dim) };
-            all.extend([
-                CaseBuffer::input(&random.values(lens[14])),
-                CaseBuffer::output(lens[15]),
-                cache(lens[16]),
-                cache(lens[17]),
-            ]);
+    match heads {
+        Some(Heads { heads, head_dim, .. }) => {
+            all.extend(end.map(|_| matrix(3)).into_iter().flatten());
+            let turns = random.values(sizes.capacity() * head_dim);
+            all.extend([CaseBuffer::input(&turns), CaseBuffer::output(heads * head_dim)]);
+            let purpose = Purpose::Kv(dtype, head_dim);
+            all.extend([(); 2].map(|()| CaseBuffer { words: sizes.cache(dtype, &mut random), purpose }));
         }
-        None => all.extend([CaseBuffer::in_out(&random.values(lens[14])), CaseBuffer::scratch(lens[15])]),
+        None => all.extend([CaseBuffer::in_out(&random.values(hidden)), CaseBuffer::scratch(hidden)]),
     }
     all
 }
@@ -192,25 +282,45 @@ fn record(
     b: &[Buffer<u32>],
     turn: bool,
 ) {
-    let last = sizes.rows.len() - 1;
-    let slices = [0, 1, 2, 3].map(|i: usize| {
-        let at = i.min(last);
-        cases::slice(FORMAT, sizes.rows[at], sizes.cols[at], &b[2 * i], &b[2 * i + 1])
-    });
+    let Places { x, links, rest } = sizes.places();
     let of = |i: usize| b[i].cast::<f32>();
-    let [x, norm0, norm2, sum, first, second] = [8, 9, 10, 11, 14, 15].map(of);
-    let cache = sizes.heads().map(|[heads, kv_heads, head_dim]| {
-        let cache = KvCache { k: b[16].clone(), v: b[17].clone(), kv_heads, capacity: CAPACITY, head_dim, dtype };
-        (heads, cache)
+    let slice = |i: usize, at: usize| cases::slice(FORMAT, sizes.rows[i], sizes.cols[i], &b[at], &b[at + 1]);
+    let slices: Vec<_> = (0..x / 2).map(|i| slice(i, 2 * i)).collect();
+    let [of_set, of_other] = if turn { [&b[links + 1], &b[links]] } else { [&b[links], &b[links + 1]] };
+    let turn = Turn { links: of_set, stale: of_other, stale_words: sizes.links() };
+    // Behind the matrix of attention where that is not the first.
+    let is_start = sizes.shape.end.is_none();
+    let (qkv, after) = match sizes.shape.heads {
+        Some(_) if is_start => (Some(slice(0, 0)), rest),
+        Some(_) => (Some(slice(3, rest)), rest + 2),
+        None => (None, rest),
+    };
+    let [first, second] = [after, after + 1].map(of);
+    let cache = sizes.shape.heads.map(|Heads { kv_heads, head_dim, .. }| {
+        let (k, v, capacity) = (b[after + 2].clone(), b[after + 3].clone(), sizes.capacity());
+        KvCache { k, v, kv_heads, capacity, head_dim, dtype }
     });
-    let turned = cache.as_ref().map(|(heads, cache)| Turned {
-        qkv: &slices[3],
+    let attended = qkv.as_ref().zip(cache.as_ref()).zip(sizes.shape.heads).map(|((qkv, cache), heads)| Attended {
+        qkv,
         rope: &first,
-        heads: *heads,
-        position: POSITION,
-        q: &second,
+        heads: heads.heads,
+        position: sizes.position,
         cache,
+        scale: sizes.scale(),
+        window: sizes.window,
+        y: &second,
     });
+    if is_start {
+        let (values, norm) = (of(x), of(x + 1));
+        let start = GemvStart { x: &values, norm: &norm, eps: EPS };
+        let next = attended.as_ref().expect("a chain has an end");
+        match choice {
+            Some(choice) => start.record_to(recorder, choice, turn, next),
+            None => start_apart(recorder, &start, next),
+        }
+        return;
+    }
+    let [values, norm0, norm2, sum] = [x, x + 1, x + 2, x + 3].map(of);
     let chain = GemvChain {
         out: &slices[0],
         out_norm: &norm0,
@@ -219,16 +329,13 @@ fn record(
         down_norm: &norm2,
         eps: EPS,
     };
-    let end = match &turned {
-        Some(turned) => End::Turned(turned),
+    let end = match &attended {
+        Some(attended) => End::Attended(attended),
         None => End::Normed { y: &first, squares: &second },
     };
     match choice {
-        Some(choice) => {
-            let sets = if turn { [&b[13], &b[12]] } else { [&b[12], &b[13]] };
-            chain.record_to(recorder, choice, [&x, &sum], sets, end);
-        }
-        None => apart(recorder, &chain, [&x, &sum], end),
+        Some(choice) => chain.record_to(recorder, choice, [&values, &sum], turn, end),
+        None => apart(recorder, &chain, [&values, &sum], end),
     }
 }
 
@@ -248,61 +355,104 @@ fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>
         End::Normed { y, squares } => {
             add(recorder, chain.down, &activated, chain.down_norm, y, squares);
         }
-        End::Turned(Turned { qkv, rope, heads, position, q, cache }) => {
+        End::Attended(next) => {
             let parts = add(recorder, chain.down, &activated, chain.down_norm, &left, &squares);
-            let turn = GemvRope { parts, eps: chain.eps, heads: *heads, position: *position };
-            turn.record(recorder, qkv, &left, &squares, rope, q, cache);
+            let turn = GemvRope { parts, eps: chain.eps, heads: next.heads, position: next.position };
+            let q = recorder.temporary(next.heads * next.cache.head_dim);
+            turn.record(recorder, next.qkv, &left, &squares, next.rope, &q, next.cache);
+            attend(recorder, next, &q);
         }
     }
 }
 
+/// Of the first layer's beginning.
+fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &Attended<'_>) {
+    let Attended { qkv, rope, heads, position, cache, .. } = *next;
+    let rotary_dim = cache.head_dim;
+    let [normed, products, q] = [qkv.cols, qkv.rows, heads * rotary_dim].map(|len| recorder.temporary(len));
+    RmsNorm { rows: 1, cols: qkv.cols, eps: start.eps }.record(recorder, start.x, start.norm, &normed);
+    Gemv { batch: 1, y_stride: qkv.rows }.record(recorder, qkv, &normed, &products);
+    let rotated = Rope { first_row: 0, rows: 1, heads, rotary_dim, past_len: position };
+    rotated.record(recorder, &products, rope, &q, cache);
+    attend(recorder, next, &q);
+}
+
+fn attend(recorder: &mut Recorder, next: &Attended<'_>, q: &Buffer<f32>) {
+    let Attended { heads, position, scale, window, cache, y, .. } = *next;
+    let attention = Attention { first_row: 0, rows: 1, heads, past_len: position, scale, soft_cap: None, window };
+    attention.record(recorder, q, cache, y);
+}
+
 fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>> {
-    let w = |i: usize| cases::values(FORMAT, sizes.rows[i], sizes.cols[i], &b[2 * i].words, &b[2 * i + 1].words);
-    let (hidden, inner) = (sizes.hidden(), sizes.inner());
-    let product = |i: usize, x: &[f32]| {
-        let mut y = vec![0.0; sizes.rows[i]];
-        reference::gemv(&w(i), x, sizes.cols[i], &mut y);
-        y
-    };
-    // Of stage i, what rows of the stage before do not leave.
-    let link = |i: usize, begin: usize| -> Vec<f32> {
-        let cols = sizes.cols[i];
-        (0..cols).map(|n| b[12].values()[begin + place(n, cols)]).collect()
-    };
-    let normed = |i: usize, u: &[f32], norm: &[f32]| {
+    let Places { x, links, rest } = sizes.places();
+    let normed = |i: usize, at: usize, u: &[f32], norm: &[f32]| {
         let square: f32 = u.iter().map(|v| v * v).sum();
         let x: Vec<f32> = u.iter().zip(norm).map(|(u, norm)| u * norm).collect();
         let mut y = vec![0.0; sizes.rows[i]];
-        reference::gemv_scaled(&w(i), &x, &[square], EPS, &mut y);
+        reference::gemv_scaled(&weights(sizes, b, i, at), &x, &[square], EPS, &mut y);
         y
     };
-    let mut sum = b[11].values().to_vec();
+    let Some(EndShape { inner, .. }) = sizes.shape.end else {
+        let qkv = normed(0, 0, b[x].values(), b[x + 1].values());
+        return attention_of(sizes, dtype, &qkv, &b[rest..]);
+    };
+    let hidden = sizes.shape.hidden;
+    let product = |i: usize, x: &[f32]| {
+        let mut y = vec![0.0; sizes.rows[i]];
+        reference::gemv(&weights(sizes, b, i, 2 * i), x, sizes.cols[i], &mut y);
+        y
+    };
+    // Of product i, what rows of the one before do not leave.
+    let link = |i: usize, begin: usize| -> Vec<f32> {
+        let cols = sizes.cols[i];
+        (0..cols).map(|n| b[links].values()[begin + place(n, cols)]).collect()
+    };
+    let [norm0, norm2] = [x + 1, x + 2].map(|i: usize| b[i].values());
+    let mut sum = b[x + 3].values().to_vec();
     let mut u = link(1, 0);
-    let delta = product(0, b[8].values());
+    let delta = product(0, b[x].values());
     (0..sizes.rows[0]).for_each(|n| u[n] = sum[n] + delta[n]);
-    let gate_up = normed(1, &u, b[9].values());
+    let gate_up = normed(1, 2, &u, norm0);
     let mut v = link(2, hidden);
     let half = sizes.rows[1] / 2;
     glu(&gate_up, Activation::Silu, half, &mut v[..half]);
     let delta = product(2, &v);
     (0..sizes.rows[2]).for_each(|n| sum[n] = u[n] + delta[n]);
-    let Some([heads, kv_heads, head_dim]) = sizes.heads() else {
-        let mut y = b[14].values().to_vec();
-        (0..sizes.rows[2]).for_each(|n| y[n] = sum[n] * b[10].values()[n]);
+    if sizes.shape.heads.is_none() {
+        let mut y = b[rest].values().to_vec();
+        (0..sizes.rows[2]).for_each(|n| y[n] = sum[n] * norm2[n]);
         return vec![sum, y];
-    };
+    }
     let mut u = link(3, hidden + inner);
     u[..sizes.rows[2]].copy_from_slice(&sum[..sizes.rows[2]]);
-    let qkv = normed(3, &u, b[10].values());
-    let len = kv_heads * CAPACITY * padded(head_dim);
-    let (mut q, mut k, mut v) = (vec![0.0; heads * head_dim], vec![0.0; len], vec![0.0; len]);
-    let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len: POSITION, capacity: CAPACITY };
-    rope(shape, &qkv, b[14].values(), &mut q, &mut k, &mut v);
+    let qkv = normed(3, rest, &u, norm2);
+    std::iter::once(sum).chain(attention_of(sizes, dtype, &qkv, &b[rest + 2..])).collect()
+}
+
+/// Of product i, whose matrix begins at a buffer.
+fn weights(sizes: &Sizes, b: &[CaseBuffer], i: usize, at: usize) -> Vec<f32> {
+    cases::values(FORMAT, sizes.rows[i], sizes.cols[i], &b[at].words, &b[at + 1].words)
+}
+
+/// What attention comes to, and the cache. `b`: the rotary table and what comes after it.
+fn attention_of(sizes: &Sizes, dtype: KvDtype, qkv: &[f32], b: &[CaseBuffer]) -> Vec<Vec<f32>> {
+    let Heads { heads, kv_heads, head_dim } = sizes.shape.heads.expect("a chain that ends with attention");
+    let [mut k, mut v] = [2, 3].map(|i: usize| dtype.values(head_dim, &b[i].words));
+    let [mut q, mut y] = [(); 2].map(|()| vec![0.0; heads * head_dim]);
+    let Sizes { position: past_len, window, .. } = *sizes;
+    let capacity = sizes.capacity();
+    let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len, capacity };
+    rope(shape, qkv, b[0].values(), &mut q, &mut k, &mut v);
     if dtype == KvDtype::F16 {
+        // What is stored is what is seen.
         let largest = f16::MAX.to_f32();
-        k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
+        let stored = |value: &mut f32| *value = f16::from_f32(value.clamp(-largest, largest)).to_f32();
+        k.iter_mut().chain(&mut v).for_each(stored);
     }
-    vec![sum, q, k, v]
+    let shape =
+        AttentionShape { heads, kv_heads, head_dim, past_len, capacity, scale: sizes.scale(), soft_cap: None, window };
+    attention(shape, &q, &k, &v, &mut y);
+    vec![y, k, v]
 }
 
 /// Where value n of so many lies among links.

@@ -2,9 +2,12 @@
 //   0  u[n] = sum[n] + sum over k of x[k] * w0[n, k]
 //   1  v[i] = silu(g[i]) * g[rows / 2 + i], where g[n] = sum over k of normed(u * norm0)[k] * w1[n, k]
 //   2  sum[n] = u[n] + sum over k of v[k] * w2[n, k]
-// and with ROPE, what the next layer begins with:
-//   3  rows of queries, keys and values, sum over k of normed(sum * norm2)[k] * w3[n, k], as in gemv.wgsl
+// and with ATTENTION, what the next layer begins with:
+//   3  queries, keys and values, sum over k of normed(sum * norm2)[k] * w3[n, k], the former two rotated
+//   4  what the queries find, among the keys of the cache and this one, which joins them; with several ranges of keys, parts of it
+//   5  and with these, what they come to
 // or else y = sum * norm2, and squares, whose total is that of sum^2. normed(a * norm) is a * norm / sqrt(mean of a^2 + eps).
+// START has stages 3 to 5 alone, with x for sum: the beginning of the first layer.
 //
 // The first workgroups do stage 0, the next stage 1, and so on. One of a later stage asks for its first weights, and then
 // waits for what the stage before leaves in `links`: who writes that has a smaller number, so it is done or at work, and cannot wait
@@ -12,52 +15,65 @@
 // wait, each stage is a dispatch from `first_group` on, and finds all that it needs.
 //
 // A word of `links` is a value, or MISSING, so that it is its own sign of being there: no other order between memory operations is
-// needed. It lies where neighbouring lanes read neighbours: value 16 * b + i at i * blocks + b. Each dispatch
+// needed. It lies where neighbouring lanes read neighbours: what a product takes in, value 16 * b + i at i * blocks + b. Each dispatch
 // makes the words of the one before MISSING again: there are two sets, which take turns.
 //
 // A workgroup of PARTS subgroups has ROWS outputs at a time, for `passes` times; a lane takes STEPS half groups of each, and asks for
-// the next as soon as it is done with one. What a stage takes in is made fixed-point once, see fixed_point.wgsl.
+// the next before it multiplies those at hand. What a stage takes in is made fixed-point once, see fixed_point.wgsl.
 #import invocation
 #import unpack
 #import fixed_point
 #import subgroup_sums
 #import activation
+#ifdef ATTENTION
+#import team_attention
+#endif
 
 struct Params {
 #for t in 0..4
     rows$t: u32, blocks$t: u32, groups$t: u32, passes$t: u32,
 #endfor
-    eps: f32, first_group: u32, link_words: u32,
-    heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
+    eps: f32, first_group: u32, stale_words: u32,
+    heads: u32, kv_heads: u32, position: u32, capacity: u32,
+    begin: u32, splits: u32, split_keys: u32, groups4: u32, groups5: u32, scale: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
+#ifdef START
+@group(0) @binding(1) var<storage, read> q_weight3: array<Words>;             // [rows3, blocks3], see unpack
+@group(0) @binding(2) var<storage, read> q_scale3: array<u32>;                // [rows3, blocks3 / 2], two f16 to a word
+@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;                 // [4 * blocks3]
+@group(0) @binding(4) var<storage, read> norm2: array<vec4<f32>>;             // [4 * blocks3]
+@group(0) @binding(5) var<storage, read_write> links: array<atomic<u32>>;     // what stages leave, see `input1` and so on
+@group(0) @binding(6) var<storage, read_write> stale: array<atomic<u32>>;     // the other set: [stale_words or more]
+@group(0) @binding(7) var<storage, read> rope: array<vec2<f32>>;              // [positions, HEAD_DIM / 2]
+@group(0) @binding(8) var<storage, read_write> attended: array<vec4<f32>>;    // [heads, HEAD_DIM / 4]
+@group(0) @binding(9) var<storage, read_write> k_cache: array<Stored8>;       // [kv_heads, capacity] rows, see kv.wgsl
+@group(0) @binding(10) var<storage, read_write> v_cache: array<Stored8>;      // [kv_heads, capacity] rows
+#else
 @group(0) @binding(1) var<storage, read> q_weight0: array<Words>;             // [rows0, blocks0], see unpack
 @group(0) @binding(2) var<storage, read> q_scale0: array<u32>;                // [rows0, blocks0 / 2], two f16 to a word
 @group(0) @binding(3) var<storage, read> q_weight1: array<Words>;             // [rows1, blocks1]
 @group(0) @binding(4) var<storage, read> q_scale1: array<u32>;                // [rows1, blocks1 / 2]
 @group(0) @binding(5) var<storage, read> q_weight2: array<Words>;             // [rows2, blocks2]
 @group(0) @binding(6) var<storage, read> q_scale2: array<u32>;                // [rows2, blocks2 / 2]
-@group(0) @binding(7) var<storage, read> q_weight3: array<Words>;             // [rows3, blocks3]; without ROPE, anything
-@group(0) @binding(8) var<storage, read> q_scale3: array<u32>;                // [rows3, blocks3 / 2]; the same
-@group(0) @binding(9) var<storage, read> x: array<vec4<f32>>;                 // [4 * blocks0]
-@group(0) @binding(10) var<storage, read> norm0: array<vec4<f32>>;            // [4 * blocks1]
-@group(0) @binding(11) var<storage, read> norm2: array<vec4<f32>>;            // [rows2 / 4]
-@group(0) @binding(12) var<storage, read_write> sum: array<f32>;              // [rows2]
-@group(0) @binding(13) var<storage, read_write> links: array<atomic<u32>>;    // u, v, and with ROPE sum: [link_words]
-@group(0) @binding(14) var<storage, read_write> stale: array<atomic<u32>>;    // the other set: [link_words]
-#ifdef ROPE
-@group(0) @binding(15) var<storage, read> rope: array<vec2<f32>>;             // [positions, head_dim / 2]
-@group(0) @binding(16) var<storage, read_write> q: array<f32>;                // [heads * head_dim]
-@group(0) @binding(17) var<storage, read_write> k_cache: array<u32>;          // [kv_heads, capacity, kv_row], see kv.wgsl
-@group(0) @binding(18) var<storage, read_write> v_cache: array<u32>;          // [kv_heads, capacity, kv_row], see kv.wgsl
+@group(0) @binding(7) var<storage, read> x: array<vec4<f32>>;                 // [4 * blocks0]
+@group(0) @binding(8) var<storage, read> norm0: array<vec4<f32>>;             // [4 * blocks1]
+@group(0) @binding(9) var<storage, read> norm2: array<vec4<f32>>;             // [rows2 / 4]
+@group(0) @binding(10) var<storage, read_write> sum: array<f32>;              // [rows2]
+@group(0) @binding(11) var<storage, read_write> links: array<atomic<u32>>;    // as above
+@group(0) @binding(12) var<storage, read_write> stale: array<atomic<u32>>;
+#ifdef ATTENTION
+@group(0) @binding(13) var<storage, read> q_weight3: array<Words>;            // as above
+@group(0) @binding(14) var<storage, read> q_scale3: array<u32>;
+@group(0) @binding(15) var<storage, read> rope: array<vec2<f32>>;
+@group(0) @binding(16) var<storage, read_write> attended: array<vec4<f32>>;
+@group(0) @binding(17) var<storage, read_write> k_cache: array<Stored8>;
+@group(0) @binding(18) var<storage, read_write> v_cache: array<Stored8>;
 #else
-@group(0) @binding(15) var<storage, read_write> y: array<f32>;                // [rows2]
-@group(0) @binding(16) var<storage, read_write> squares: array<f32>;          // [groups2]
+@group(0) @binding(13) var<storage, read_write> y: array<f32>;                // [rows2]
+@group(0) @binding(14) var<storage, read_write> squares: array<f32>;          // [groups2]
 #endif
-
-#ifdef ROPE
-#import store_kv
 #endif
 
 // Outputs, and a sum of squares.
@@ -84,15 +100,31 @@ fn input3() -> u32 {
     return 16u * (params.blocks1 + params.blocks2);
 }
 
+// Queries, keys and values, heads of each: dim 8 * e + i at i * EIGHTS + e.
+fn input4() -> u32 {
+#ifdef START
+    return 0u;
+#else
+    return 16u * (params.blocks1 + params.blocks2 + params.blocks3);
+#endif
+}
+
+// Of each range, heads; and behind them of each range m of each head; and l. See `Found`.
+fn input5() -> u32 {
+    return input4() + params.rows3;
+}
+
+#ifndef START
 fn norm_of1(quad: u32) -> vec4<f32> {
     return norm0[quad];
 }
+#endif
 
 fn norm_of3(quad: u32) -> vec4<f32> {
     return norm2[quad];
 }
 
-#for t in 0..STAGES
+#for t in FIRST..STAGES
 // Row r of rows `at` of stage $t. Rows beyond the last are computed like it and not written.
 fn row$t(at: u32, r: u32) -> u32 {
 #ifdef ADD$t
@@ -101,8 +133,8 @@ fn row$t(at: u32, r: u32) -> u32 {
     let inner = params.rows$t / 2u;
     let pair = min(at * (ROWS$t / 2u) + r / 2u, inner - 1u);
 #ifdef ROPE$t
-    let reach = params.head_dim / 2u;
-    return pair / reach * params.head_dim + pair % reach + r % 2u * reach;
+    let reach = HEAD_DIM / 2u;
+    return pair / reach * HEAD_DIM + pair % reach + r % 2u * reach;
 #else
     return pair + r % 2u * inner;
 #endif
@@ -132,15 +164,10 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 #endfor
 #ifdef FIRST$t
-    for (var i = group * WORKGROUP + lane; i < params.link_words; i += params.groups$t * WORKGROUP) {
+    for (var i = group * WORKGROUP + lane; i < params.stale_words; i += params.groups$t * WORKGROUP) {
         atomicStore(&stale[i], MISSING);
     }
-#for s in 0..STEPS$t
-#for i in 0..4
-    var quad$s_$i = x[4u * b$s + $iu];
-#endfor
-#endfor
-#else
+#endif
 #ifdef NORMED$t
 #for s in 0..STEPS$t
 #for i in 0..4
@@ -148,6 +175,13 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 #endfor
 #endif
+#ifdef FIRST$t
+#for s in 0..STEPS$t
+#for i in 0..4
+    var quad$s_$i = x[4u * b$s + $iu];
+#endfor
+#endfor
+#else
     // One word in sixteen is looked at until it is there, and then most others are.
     let input = input$t() + 15u * params.blocks$t + b0;
     for (var look = 0u; look < MOST_LOOKS; look++) {
@@ -218,7 +252,6 @@ fn stage$t(group: u32, invocation: Invocation) {
         let before = bitcast<f32>(bits);
 #endif
 #endif
-#ifdef AHEAD
 #for r in 0..ROWS$t
 #for s in 0..STEPS$t
         var next_codes$s_$r = codes$s_$r;
@@ -236,7 +269,6 @@ fn stage$t(group: u32, invocation: Invocation) {
             }
 #endfor
         }
-#endif
 #for r in 0..ROWS$t
         var sum$r = 0.0;
 #for s in 0..STEPS$t
@@ -248,26 +280,12 @@ fn stage$t(group: u32, invocation: Invocation) {
         }
 #endfor
 #endfor
-#ifndef AHEAD
-        if (at + 1u < end) {
-#for r in 0..ROWS$t
-            {
-                let first = row$t(at + 1u, $ru) * params.blocks$t;
-#for s in 0..STEPS$t
-                codes$s_$r = q_weight$t[first + b$s];
-                scales$s_$r = q_scale$t[(first + b$s) >> 2u];
-#endfor
-            }
-#endfor
-        }
-#else
 #for r in 0..ROWS$t
 #for s in 0..STEPS$t
         codes$s_$r = next_codes$s_$r;
         scales$s_$r = next_scales$s_$r;
 #endfor
 #endfor
-#endif
 #ifdef EIGHT$t
         var total = eight_sums(
             vec4<f32>(sum0, sum1, sum2, sum3), vec4<f32>(sum4, sum5, sum6, sum7), invocation.subgroup_lane,
@@ -298,7 +316,7 @@ fn stage$t(group: u32, invocation: Invocation) {
             leave(input1() + n % 16u * params.blocks1 + n / 16u, value);
 #else
             sum[n] = value;
-#ifdef ROPE
+#ifdef ATTENTION
             leave(input3() + n % 16u * params.blocks3 + n / 16u, value);
 #else
             y[n] = value * norm2[n / 4u][n % 4u];
@@ -316,22 +334,15 @@ fn stage$t(group: u32, invocation: Invocation) {
         let pair = at * (ROWS$t / 2u) + lane / 2u;
         let is_known = lane < ROWS$t && pair < params.rows$t / 2u;
 #ifdef ROPE$t
-        let reach = params.head_dim / 2u;
+        let reach = HEAD_DIM / 2u;
         let head = pair / reach;
         let is_high = lane % 2u == 1u;
         let is_turned = head < params.heads + params.kv_heads;
         let turn = rope[params.position * reach + pair % reach];
         let value = select(total, total * turn.x + select(-other, other, is_high) * turn.y, is_turned);
-        let next = subgroupShuffleXor(value, 2u);
         if (is_known) {
-            let element = pair % reach + select(0u, reach, is_high);
-            if (head < params.heads) {
-                q[head * params.head_dim + element] = value;
-            } else {
-                let kv_head = head - params.heads - select(params.kv_heads, 0u, is_turned);
-                let to = (kv_head * params.capacity + params.position) * params.kv_row;
-                store_kv(is_turned, to, element, value, next, lane / 2u % 2u == 0u);
-            }
+            let dim = pair % reach + select(0u, reach, is_high);
+            leave(input4() + head * HEAD_DIM + dim % 8u * EIGHTS + dim / 8u, value);
         }
 #else
         if (is_known && lane % 2u == 0u) {
@@ -351,14 +362,206 @@ fn stage$t(group: u32, invocation: Invocation) {
 }
 #endfor
 
+#ifdef ATTENTION
+// Stage 4, workgroup `group` of it: HEADS heads that share a key head, and one of `splits` ranges of keys from begin on.
+fn attention_stage(group: u32, invocation: Invocation) {
+    let place = place_of(invocation);
+    let split = group % params.splits;
+    let first_head = group / params.splits * HEADS;
+    let kv_head = first_head / GROUP;
+    let cache = kv_head * params.capacity;
+    let start = params.begin + split * params.split_keys;
+    let end = min(start + params.split_keys, params.position);
+    let keys = fetch_keys(cache, start, end, place);
+    let values = fetch_values(cache, start, end, place);
+
+    let own_key = input4() + (params.heads + kv_head) * HEAD_DIM + place.eight;
+    let own_value = own_key + params.kv_heads * HEAD_DIM;
+    for (var look = 0u; look < MOST_LOOKS; look++) {
+        if (atomicLoad(&links[own_value + 7u * EIGHTS]) != MISSING) {
+            break;
+        }
+    }
+    var queries: Queries;
+    var k: Eight;
+    var v: Eight;
+    for (var look = 0u; look < MOST_LOOKS; look++) {
+        var most = 0u;
+#for h in 0..HEADS
+        {
+            let found = eight_of(input4() + (first_head + $hu) * HEAD_DIM + place.eight);
+            most = max(most, found.most);
+            queries.q$h = found.eight;
+        }
+#endfor
+        let found_key = eight_of(own_key);
+        let found_value = eight_of(own_value);
+        k = found_key.eight;
+        v = found_value.eight;
+        if (max(most, max(found_key.most, found_value.most)) != MISSING) {
+            break;
+        }
+    }
+    let scale = select(0.0, params.scale, place.is_inside);
+#for h in 0..HEADS
+    queries.q$h = Eight(queries.q$h.a * scale, queries.q$h.b * scale);
+#endfor
+
+    // This token's own key is the last range's; what was stored of it is what counts.
+    let stored_key = to_stored(k);
+    let stored_value = to_stored(v);
+    k = to_eight(stored_key, place.eight);
+    v = to_eight(stored_value, place.eight);
+    let is_last = split + 1u == params.splits;
+    if (is_last && first_head % GROUP == 0u && place.team == 0u && place.is_inside) {
+        k_cache[(cache + params.position) * EIGHTS + place.eight] = stored_key;
+        v_cache[(cache + params.position) * EIGHTS + place.eight] = stored_value;
+    }
+    let has_own = is_last && place.team == 0u;
+    var found = nothing();
+#for h in 0..HEADS
+    {
+        let score = score_of(queries.q$h, k, 0.0);
+        if (has_own) {
+            found.m$h = score;
+            found.l$h = 1.0;
+            found.y$h = v;
+        }
+    }
+#endfor
+    found = attend(found, queries, keys, values, cache, start, end, 0.0, place);
+    join_teams(found, invocation, place);
+
+    for (var i = place.lane; i < HEADS * HEAD_QUADS; i += WORKGROUP) {
+        let quad = i % HEAD_QUADS;
+        let head = first_head + i / HEAD_QUADS;
+        let all = of_teams(i / HEAD_QUADS, quad);
+        if (params.splits == 1u) {
+            attended[head * HEAD_QUADS + quad] = all.y / all.l;
+        } else {
+            let heads = params.splits * params.heads;
+            let at = split * params.heads + head;
+            leave(input5() + at * HEAD_DIM + 4u * quad, all.y.x);
+            leave(input5() + at * HEAD_DIM + 4u * quad + 1u, all.y.y);
+            leave(input5() + at * HEAD_DIM + 4u * quad + 2u, all.y.z);
+            leave(input5() + at * HEAD_DIM + 4u * quad + 3u, all.y.w);
+            if (quad == 0u) {
+                leave(input5() + heads * HEAD_DIM + at, all.m);
+                leave(input5() + heads * (HEAD_DIM + 1u) + at, all.l);
+            }
+        }
+    }
+}
+
+// A lane's eight of a head among `links`, and the largest of its words: MISSING where one is.
+struct FoundEight { eight: Eight, most: u32 }
+
+fn eight_of(at: u32) -> FoundEight {
+    let a = vec4<u32>(
+        atomicLoad(&links[at]),
+        atomicLoad(&links[at + EIGHTS]),
+        atomicLoad(&links[at + 2u * EIGHTS]),
+        atomicLoad(&links[at + 3u * EIGHTS]),
+    );
+    let b = vec4<u32>(
+        atomicLoad(&links[at + 4u * EIGHTS]),
+        atomicLoad(&links[at + 5u * EIGHTS]),
+        atomicLoad(&links[at + 6u * EIGHTS]),
+        atomicLoad(&links[at + 7u * EIGHTS]),
+    );
+    let most = max(a, b);
+    return FoundEight(Eight(bitcast<vec4<f32>>(a), bitcast<vec4<f32>>(b)), max(max(most.x, most.y), max(most.z, most.w)));
+}
+
+// Stage 5: JOINERS lanes for four dims of a head, each four ranges at a time.
+const JOINERS: u32 = 1u << JOIN_BITS;
+
+fn join_stage(group: u32, invocation: Invocation) {
+    let lane = invocation.subgroup * SUBGROUP_MIN_SIZE + invocation.subgroup_lane;
+    let quad = (group * WORKGROUP + lane) / JOINERS;
+    let head = min(quad / HEAD_QUADS, params.heads - 1u);
+    let heads = params.splits * params.heads;
+    let sums_of = input5() + heads * (HEAD_DIM + 1u);
+    for (var look = 0u; look < MOST_LOOKS; look++) {
+        if (atomicLoad(&links[sums_of + min(lane % JOINERS, params.splits - 1u) * params.heads + head]) != MISSING) {
+            break;
+        }
+    }
+    var m = LOWEST;
+    var l = 0.0;
+    var y = vec4<f32>(0.0);
+    for (var first = lane % JOINERS; first < params.splits; first += 4u * JOINERS) {
+#for s in 0..4
+        // A range beyond the last is the last with weight zero.
+        let is$s = first + $su * JOINERS < params.splits;
+        let at$s = min(first + $su * JOINERS, params.splits - 1u) * params.heads + head;
+        let to$s = input5() + at$s * HEAD_DIM + 4u * (quad % HEAD_QUADS);
+        var bits$s: vec4<u32>;
+        var m$s: u32;
+        var l$s: u32;
+#endfor
+        for (var look = 0u; look < MOST_LOOKS; look++) {
+            var most = 0u;
+#for s in 0..4
+            bits$s = vec4<u32>(
+                atomicLoad(&links[to$s]),
+                atomicLoad(&links[to$s + 1u]),
+                atomicLoad(&links[to$s + 2u]),
+                atomicLoad(&links[to$s + 3u]),
+            );
+            m$s = atomicLoad(&links[sums_of - heads + at$s]);
+            l$s = atomicLoad(&links[sums_of + at$s]);
+            most = max(most, max(max(m$s, l$s), max(max(bits$s.x, bits$s.y), max(bits$s.z, bits$s.w))));
+#endfor
+            if (most != MISSING) {
+                break;
+            }
+        }
+        let before = m;
+#for s in 0..4
+        m = max(m, bitcast<f32>(m$s));
+#endfor
+        let correction = exp(before - m);
+        l *= correction;
+        y *= correction;
+#for s in 0..4
+        let weight$s = select(0.0, exp(bitcast<f32>(m$s) - m), is$s);
+        l += weight$s * bitcast<f32>(l$s);
+        y += weight$s * bitcast<vec4<f32>>(bits$s);
+#endfor
+    }
+    var most = m;
+#for b in 0..JOIN_BITS
+    most = max(most, subgroupShuffleXor(most, 1u << $bu));
+#endfor
+    let correction = exp(m - most);
+    l *= correction;
+    y *= correction;
+#for b in 0..JOIN_BITS
+    l += subgroupShuffleXor(l, 1u << $bu);
+    y += subgroupShuffleXor(y, 1u << $bu);
+#endfor
+    if (lane % JOINERS == 0u && quad < params.heads * HEAD_QUADS) {
+        attended[quad] = y / l;
+    }
+}
+#endif
+
 @compute @workgroup_size(WORKGROUP)
 fn main(workgroups: Workgroups, invocation: Invocation) {
     var group = params.first_group + workgroup_index(workgroups);
-#for t in 0..STAGES
+#for t in FIRST..STAGES
     if (group < params.groups$t) {
         stage$t(group, invocation);
         return;
     }
     group -= params.groups$t;
 #endfor
+#ifdef ATTENTION
+    if (group < params.groups4) {
+        attention_stage(group, invocation);
+        return;
+    }
+    join_stage(group - params.groups4, invocation);
+#endif
 }

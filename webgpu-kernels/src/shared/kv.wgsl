@@ -1,7 +1,7 @@
 // The key and value cache, [kv_heads, capacity] rows: heads are padded with zeros to a multiple of eight, EIGHTS of them.
 // Values are f16 in pairs (KV_F16), codes of eight bits with a scale for each KV_GROUP of them behind the row's codes
 // (KV_Q8), or f32; all are read and written as whole words, the same on every device. Who imports this declares k_cache
-// and v_cache as array<Stored8>.
+// and v_cache as array<Stored8>. `eight` counts from the beginning of the row; `fetch` leaves what it finds as it is stored.
 
 // Eight neighbouring values.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
@@ -16,44 +16,71 @@ fn signed_bytes(word: u32) -> vec4<f32> {
     return vec4<f32>((vec4<i32>(bitcast<i32>(word)) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 
-// `scales`: the pair that has the scale of `eight`.
-fn to_eight(codes: Stored8, scales: vec2<u32>, eight: u32) -> Eight {
-    let scale = bitcast<f32>(select(scales.x, scales.y, eight * 8u / KV_GROUP % 2u == 1u));
-    return Eight(scale * signed_bytes(codes.x), scale * signed_bytes(codes.y));
+// With the pair that has the scale.
+struct Fetched8 { codes: Stored8, scales: Stored8 }
+
+fn to_eight(fetched: Fetched8, eight: u32) -> Eight {
+    let scale = bitcast<f32>(select(fetched.scales.x, fetched.scales.y, eight * 8u / KV_GROUP % 2u == 1u));
+    return Eight(scale * signed_bytes(fetched.codes.x), scale * signed_bytes(fetched.codes.y));
 }
 
-fn load_key(row: u32, eight: u32) -> Eight {
+fn fetch_key(row: u32, eight: u32) -> Fetched8 {
     let at = row * ROW;
-    return to_eight(k_cache[at + eight], k_cache[at + EIGHTS + eight * 4u / KV_GROUP], eight);
+    return Fetched8(k_cache[at + eight], k_cache[at + EIGHTS + eight * 4u / KV_GROUP]);
 }
 
-fn load_value(row: u32, eight: u32) -> Eight {
+fn fetch_value(row: u32, eight: u32) -> Fetched8 {
     let at = row * ROW;
-    return to_eight(v_cache[at + eight], v_cache[at + EIGHTS + eight * 4u / KV_GROUP], eight);
+    return Fetched8(v_cache[at + eight], v_cache[at + EIGHTS + eight * 4u / KV_GROUP]);
 }
 #else
 #ifdef KV_F16
 alias Stored8 = vec4<u32>;
 
-fn to_eight(words: Stored8) -> Eight {
+fn to_eight(words: Stored8, eight: u32) -> Eight {
     return Eight(
         vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
         vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
     );
 }
+
+// Beyond the largest f16 WGSL promises nothing.
+const MAX_F16: f32 = 65504.0;
+
+fn to_pair(values: vec2<f32>) -> u32 {
+    return pack2x16float(clamp(values, vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
+}
+
+fn to_stored(values: Eight) -> Stored8 {
+    return vec4<u32>(to_pair(values.a.xy), to_pair(values.a.zw), to_pair(values.b.xy), to_pair(values.b.zw));
+}
 #else
 struct Stored8 { a: vec4<f32>, b: vec4<f32> }
 
-fn to_eight(values: Stored8) -> Eight {
+fn to_eight(values: Stored8, eight: u32) -> Eight {
     return Eight(values.a, values.b);
+}
+
+fn to_stored(values: Eight) -> Stored8 {
+    return Stored8(values.a, values.b);
+}
+#endif
+
+alias Fetched8 = Stored8;
+
+fn fetch_key(row: u32, eight: u32) -> Fetched8 {
+    return k_cache[row * EIGHTS + eight];
+}
+
+fn fetch_value(row: u32, eight: u32) -> Fetched8 {
+    return v_cache[row * EIGHTS + eight];
 }
 #endif
 
 fn load_key(row: u32, eight: u32) -> Eight {
-    return to_eight(k_cache[row * EIGHTS + eight]);
+    return to_eight(fetch_key(row, eight), eight);
 }
 
 fn load_value(row: u32, eight: u32) -> Eight {
-    return to_eight(v_cache[row * EIGHTS + eight]);
+    return to_eight(fetch_value(row, eight), eight);
 }
-#endif

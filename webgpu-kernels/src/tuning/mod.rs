@@ -40,15 +40,17 @@ pub const TUNABLES: &[&Tunable] = &[
 /// A flag that stands for the presets of a kernel, to switch them off by.
 pub(crate) const PRESETS_FLAG: &str = "PRESETS";
 
-/// The most extents of a problem, and numbers of a choice.
-const MOST: usize = 4;
+/// The most extents of a problem.
+const MOST_EXTENTS: usize = 5;
+/// The most numbers of a choice.
+const MOST_NUMBERS: usize = 4;
 
 /// A kernel that can do a problem in several ways.
 pub struct Tunable {
     /// Its name, for tables and files.
     pub name: &'static str,
     /// The kernel that is dispatched.
-    pub kernel: &'static Kernel,
+    pub kernel: fn(&Problem) -> &'static Kernel,
     /// Names of a problem's extents.
     pub extents: &'static [&'static str],
     /// Names of a choice's numbers.
@@ -67,12 +69,12 @@ pub struct Problem {
     /// How the weights are stored, where there are such.
     pub format: Option<WeightFormat>,
     /// As [`Tunable::extents`] names them, then zeros.
-    pub extents: [u32; MOST],
+    pub extents: [u32; MOST_EXTENTS],
 }
 
 /// One way to do it: numbers, as [`Tunable::numbers`] names them, then zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Choice(pub [u32; MOST]);
+pub struct Choice(pub [u32; MOST_NUMBERS]);
 
 /// A problem done in one way, to be timed and to be checked.
 pub struct Trial {
@@ -82,8 +84,9 @@ pub struct Trial {
     pub lens: Vec<usize>,
     /// The buffers that in a model come from memory, and not from a cache: each run is given other ones.
     pub rotated: Range<usize>,
-    /// A small one that is done by the same variant, to be held against its reference.
-    pub check: Case,
+    /// Small ones that are done by the same variant, or where it depends on more than the problem by each, to be held against their
+    /// references.
+    pub checks: Vec<Case>,
 }
 
 impl Tunable {
@@ -100,13 +103,13 @@ impl Problem {
         extents: [usize; N],
     ) -> Problem {
         debug_assert_eq!(tunable.extents.len(), N, "{}: extents", tunable.name);
-        let mut all = [0; MOST];
+        let mut all = [0; MOST_EXTENTS];
         all.iter_mut().zip(extents).for_each(|(to, extent)| *to = extent as u32);
         Problem { name: tunable.name, format, extents: all }
     }
 
     /// The extents as sizes.
-    pub(crate) fn sizes(&self) -> [usize; MOST] {
+    pub(crate) fn sizes(&self) -> [usize; MOST_EXTENTS] {
         self.extents.map(|extent| extent as usize)
     }
 
@@ -223,10 +226,10 @@ impl Gpu {
     }
 }
 
-/// The check of a choice, with the kernel's record.
-pub(crate) fn check_of(caps: &Caps, problem: &Problem, choice: Choice) -> (&'static Kernel, Case) {
+/// The checks of a choice, with the kernel's record.
+pub(crate) fn checks_of(caps: &Caps, problem: &Problem, choice: Choice) -> (&'static Kernel, Vec<Case>) {
     let tunable = Tunable::by_name(problem.name);
-    (tunable.kernel, (tunable.trial)(caps, problem, choice).check)
+    ((tunable.kernel)(problem), (tunable.trial)(caps, problem, choice).checks)
 }
 
 #[cfg(test)]
@@ -239,6 +242,7 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), TUNABLES.len());
-        assert!(TUNABLES.iter().all(|tunable| tunable.extents.len() <= MOST && tunable.numbers.len() <= MOST));
+        assert!(TUNABLES.iter().all(|tunable| tunable.extents.len() <= MOST_EXTENTS));
+        assert!(TUNABLES.iter().all(|tunable| tunable.numbers.len() <= MOST_NUMBERS));
     }
 }

@@ -11,7 +11,7 @@ use web_time::Instant;
 use super::{Choice, Problem, Trial, Tunable};
 use crate::{
     Error, Result,
-    case_check::check_all,
+    case_check::{Outcome, check_all},
     gpu::{Around, Buffer, Gpu, Recorder},
 };
 
@@ -210,12 +210,13 @@ impl<'a> Bench<'a> {
         let tunable = Tunable::by_name(problem.name);
         let trials: Vec<Trial> =
             measured.candidates.iter().map(|(choice, _)| (tunable.trial)(self.gpu.caps(), problem, *choice)).collect();
-        let checks: Vec<_> = trials.iter().map(|trial| &trial.check).collect();
-        let outcomes = check_all(self.gpu, &checks).await?;
+        let checks: Vec<_> = trials.iter().flat_map(|trial| &trial.checks).collect();
+        let mut outcomes = check_all(self.gpu, &checks).await?.into_iter();
         self.gpu.shared.forgive();
         let mut runners = Vec::new();
-        for (place, (trial, outcome)) in trials.into_iter().zip(outcomes).enumerate() {
-            if let Err(reason) = outcome {
+        for (place, trial) in trials.into_iter().enumerate() {
+            let of_trial: Vec<Outcome> = outcomes.by_ref().take(trial.checks.len()).collect();
+            if let Err(reason) = of_trial.into_iter().collect::<Result<Vec<_>, _>>() {
                 measured.wrong.push((measured.candidates[place].0, reason));
                 if place == 0 {
                     return Ok(None);

@@ -1,10 +1,7 @@
-//! Ends of layers in one dispatch, where a device does so: see `webgpu_kernels::gemv_chain`.
+//! Ends of layers in one dispatch, and their beginnings, where a device does so: see `webgpu_kernels::gemv_chain`.
 
 use model_format::decoder_config::Activation;
-use webgpu_kernels::{
-    attention::Attention,
-    gemv_chain::{GemvChain, Links, Turned},
-};
+use webgpu_kernels::gemv_chain::{Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
 use crate::ops::{AttentionShape, LayerEnd, NextLayer};
@@ -16,7 +13,7 @@ impl GpuOps {
         x: &GpuTensor,
         y: &GpuTensor,
         end: &LayerEnd<'_, GpuOps>,
-        next: Option<&mut NextLayer<'_, '_, GpuOps>>,
+        next: Option<&NextLayer<'_, '_, GpuOps>>,
     ) -> Option<GpuTensor> {
         let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
         let is_whole = [out, gate_up, down].iter().all(|matrix| matrix.fuses(&self.gpu));
@@ -33,36 +30,86 @@ impl GpuOps {
         };
         let next = match next {
             Some(next) => {
-                let AttentionShape { head_dim, rotary_dim, .. } = next.shape;
-                let [span] = &*next.spans else { return None };
-                if !next.qkv.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype) {
-                    return None;
-                }
+                self.attends_in_chain(next).then_some(())?;
                 Some(next)
             }
             None => None,
         };
-        let qkv = next.as_ref().map(|next| &next.qkv.slices[0]);
-        let shape = chain.shape(qkv)?;
-        let given = self.chain.filter(|choice| choice.suits(self.gpu.caps(), &shape));
-        let choice = given.or_else(|| chain.choice(&self.gpu, &shape))?;
-        if !self.links.as_ref().is_some_and(|links| links.suit(&self.recorder, &shape)) {
-            self.links = Some(Links::new(&self.recorder, &shape).ok()?);
-        }
+        let shape = chain.shape(next.as_ref().map(|next| (&next.qkv.slices[0], heads_of(next))))?;
+        let (choice, mut links) = self.chain_of(&shape)?;
         let (x, y) = (x.settled(), y.settled());
-        let Some(NextLayer { qkv, rope, shape, spans: [span] }) = next else {
-            let links = self.links.as_mut().expect("made above");
-            let (values, factor) = chain.record(&mut self.recorder, choice, y, x, links);
-            return Some(GpuTensor { rows: 1, cols: down.rows, values, factor: Some(factor) });
+        let tensor = match next {
+            None => {
+                let (values, factor) = chain.record(&mut self.recorder, choice, y, x, &mut links);
+                GpuTensor { rows: 1, cols: down.rows, values, factor: Some(factor) }
+            }
+            Some(next) => {
+                let attended = self.temporary(1, next.shape.heads * next.shape.head_dim);
+                let next = attended_of(next, &attended);
+                chain.record_attended(&mut self.recorder, choice, y, x, &mut links, &next);
+                attended
+            }
         };
-        let AttentionShape { heads, head_dim, scale, soft_cap, window, .. } = *shape;
-        let (q, attended) = (self.temporary(1, heads * head_dim), self.temporary(1, heads * head_dim));
-        let (position, cache) = (span.past_len, &*span.kv);
-        let turned = Turned { qkv: &qkv.slices[0], rope: &rope.values, heads, position, q: &q.values, cache };
-        let links = self.links.as_mut().expect("made above");
-        chain.record_turned(&mut self.recorder, choice, y, x, links, &turned);
-        let attention = Attention { first_row: 0, rows: 1, heads, past_len: position, scale, soft_cap, window };
-        attention.record(&mut self.recorder, &q.values, cache, &attended.values);
+        self.links = Some(links);
+        Some(tensor)
+    }
+
+    /// The chain of the first layer's beginning, where it is one row's and this device chains.
+    pub(super) fn chained_start(
+        &mut self,
+        x: &GpuTensor,
+        norm: &GpuTensor,
+        eps: f32,
+        layer: &NextLayer<'_, '_, GpuOps>,
+    ) -> Option<GpuTensor> {
+        if x.rows > 1 || !layer.qkv.fuses(&self.gpu) || !self.attends_in_chain(layer) {
+            return None;
+        }
+        let shape = GemvStart::shape(&layer.qkv.slices[0], heads_of(layer))?;
+        let (choice, mut links) = self.chain_of(&shape)?;
+        let attended = self.temporary(1, layer.shape.heads * layer.shape.head_dim);
+        let start = GemvStart { x: x.settled(), norm: &norm.values, eps };
+        start.record(&mut self.recorder, choice, &mut links, &attended_of(layer, &attended));
+        self.links = Some(links);
         Some(attended)
+    }
+
+    /// Whether a layer's queries, keys and values, and its attention, are such as a chain does.
+    fn attends_in_chain(&self, NextLayer { qkv, shape, spans, .. }: &NextLayer<'_, '_, GpuOps>) -> bool {
+        let AttentionShape { head_dim, rotary_dim, soft_cap, .. } = *shape;
+        let [span] = &**spans else { return false };
+        soft_cap.is_none() && qkv.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
+    }
+
+    /// How chains of a shape are done, and the links for them, which are to be given back.
+    fn chain_of(&mut self, shape: &ChainShape) -> Option<(ChainChoice, Links)> {
+        let given = self.chain.filter(|choice| choice.suits(self.gpu.caps(), shape));
+        let choice = given.or_else(|| shape.choice(&self.gpu))?;
+        let links = match self.links.take().filter(|links| links.suit(&self.recorder, shape)) {
+            Some(links) => links,
+            None => Links::new(&self.recorder, shape).ok()?,
+        };
+        Some((choice, links))
+    }
+}
+
+fn heads_of(layer: &NextLayer<'_, '_, GpuOps>) -> Heads {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = layer.shape;
+    Heads { heads, kv_heads, head_dim }
+}
+
+/// The attention of a layer, and where what it finds goes.
+fn attended_of<'a>(layer: &'a NextLayer<'_, '_, GpuOps>, y: &'a GpuTensor) -> Attended<'a> {
+    let NextLayer { qkv, rope, shape, spans } = layer;
+    let AttentionShape { heads, scale, window, .. } = *shape;
+    Attended {
+        qkv: &qkv.slices[0],
+        rope: &rope.values,
+        heads,
+        position: spans[0].past_len,
+        cache: &*spans[0].kv,
+        scale,
+        window,
+        y: &y.values,
     }
 }

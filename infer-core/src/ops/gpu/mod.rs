@@ -28,7 +28,8 @@ use webgpu_kernels::{
 };
 
 use super::{
-    AttentionShape, Choose, KvShape, LayerEnd, NextLayer, Ops, Past, Rows, Rules, Span, TokenWeights, finish_layer,
+    AttentionShape, Choose, KvShape, LayerEnd, NextLayer, Ops, Past, Rows, Rules, Span, TokenWeights, begin_layer,
+    finish_layer,
 };
 use crate::Result;
 
@@ -485,14 +486,27 @@ impl Ops for GpuOps {
         }
     }
 
+    fn begin_layer(
+        &mut self,
+        x: &GpuTensor,
+        norm: &GpuTensor,
+        eps: f32,
+        layer: NextLayer<'_, '_, GpuOps>,
+    ) -> GpuTensor {
+        match self.chained_start(x, norm, eps, &layer) {
+            Some(tensor) => tensor,
+            None => begin_layer(self, x, norm, eps, layer),
+        }
+    }
+
     fn finish_layer(
         &mut self,
         x: &mut GpuTensor,
         y: &GpuTensor,
         end: LayerEnd<'_, GpuOps>,
-        mut next: Option<NextLayer<'_, '_, GpuOps>>,
+        next: Option<NextLayer<'_, '_, GpuOps>>,
     ) -> GpuTensor {
-        match self.chained(x, y, &end, next.as_mut()) {
+        match self.chained(x, y, &end, next.as_ref()) {
             Some(tensor) => tensor,
             None => finish_layer(self, x, y, end, next),
         }

@@ -1,0 +1,206 @@
+// Attention of one row and of HEADS heads that share a key head, by a workgroup of subgroups of one size. TEAM neighbouring
+// lanes are a team: each has eight dims of a key and of its value, and the team's scores are sums by shuffles. A team takes
+// KEYS keys at a time, all of them on their way before the first is used, and has a softmax of its own, which is online.
+// What the teams found is joined once, behind the only barrier.
+#import invocation
+#import kv
+#ifdef SOFT_CAP
+#import soft_cap
+#endif
+
+const LOWEST: f32 = -3.0e38;
+const HEAD_QUADS: u32 = HEAD_DIM / 4u;
+const TEAM: u32 = 1u << TEAM_BITS;
+const TEAMS: u32 = WORKGROUP / TEAM;
+const SUBGROUPS: u32 = WORKGROUP / SUBGROUP_MIN_SIZE;
+
+// What each subgroup found.
+var<workgroup> y_parts: array<vec4<f32>, SUBGROUPS * HEADS * HEAD_QUADS>;  // [SUBGROUPS, HEADS, HEAD_QUADS]
+var<workgroup> largest: array<f32, SUBGROUPS * HEADS>;                     // [SUBGROUPS, HEADS]
+var<workgroup> sums: array<f32, SUBGROUPS * HEADS>;                        // [SUBGROUPS, HEADS]
+
+// Where a lane stands: the eight of a row that it has, and whether it has one; a lane of a team beyond the row has the last, of zeros.
+struct Place { lane: u32, team: u32, eight: u32, is_inside: bool }
+
+fn place_of(invocation: Invocation) -> Place {
+    let lane = invocation.subgroup * SUBGROUP_MIN_SIZE + invocation.subgroup_lane;
+    return Place(lane, lane / TEAM, min(lane % TEAM, EIGHTS - 1u), lane % TEAM < EIGHTS);
+}
+
+// Of each head, a lane's eight of the query, times the scale.
+struct Queries {
+#for h in 0..HEADS
+    q$h: Eight,
+#endfor
+}
+
+// What a team takes at a time, a lane's eight of each key, or of each value.
+struct Fetched {
+#for j in 0..KEYS
+    of$j: Fetched8,
+#endfor
+}
+
+// Of each head and key, in each lane of the team.
+struct Scores {
+#for h in 0..HEADS
+#for j in 0..KEYS
+    of$h_$j: f32,
+#endfor
+#endfor
+}
+
+// What a team found, of each head: the largest score m, l, the sum of exp(score - m), and y, that of exp(score - m) * value.
+struct Found {
+#for h in 0..HEADS
+    m$h: f32,
+    l$h: f32,
+    y$h: Eight,
+#endfor
+}
+
+fn nothing() -> Found {
+    return Found(
+#for h in 0..HEADS
+        LOWEST, 0.0, Eight(vec4<f32>(0.0), vec4<f32>(0.0)),
+#endfor
+    );
+}
+
+fn score_of(q: Eight, k: Eight, cap: f32) -> f32 {
+    var score = dot(q.a, k.a) + dot(q.b, k.b);
+#for b in 0..TEAM_BITS
+    score += subgroupShuffleXor(score, 1u << $bu);
+#endfor
+#ifdef SOFT_CAP
+    return soft_cap(vec4<f32>(score), cap).x;
+#else
+    return score;
+#endif
+}
+
+// The keys of a team from first on, of rows that begin at `cache`; and the values. A key beyond the last is the last.
+fn fetch_keys(cache: u32, first: u32, end: u32, place: Place) -> Fetched {
+    let last = max(end, 1u) - 1u;
+    return Fetched(
+#for j in 0..KEYS
+        fetch_key(cache + min(first + $ju * TEAMS + place.team, last), place.eight),
+#endfor
+    );
+}
+
+fn fetch_values(cache: u32, first: u32, end: u32, place: Place) -> Fetched {
+    let last = max(end, 1u) - 1u;
+    return Fetched(
+#for j in 0..KEYS
+        fetch_value(cache + min(first + $ju * TEAMS + place.team, last), place.eight),
+#endfor
+    );
+}
+
+fn scores_of(queries: Queries, keys: Fetched, cap: f32, place: Place) -> Scores {
+    var scores: Scores;
+#for j in 0..KEYS
+    {
+        let k = to_eight(keys.of$j, place.eight);
+#for h in 0..HEADS
+        scores.of$h_$j = score_of(queries.q$h, k, cap);
+#endfor
+    }
+#endfor
+    return scores;
+}
+
+// With so many keys more; those from end on have weight zero.
+fn weigh(before: Found, scores: Scores, values: Fetched, first: u32, end: u32, place: Place) -> Found {
+    var found = before;
+#for j in 0..KEYS
+    let is$j = first + $ju * TEAMS + place.team < end;
+#endfor
+#for h in 0..HEADS
+#for j in 0..KEYS
+    found.m$h = select(found.m$h, max(found.m$h, scores.of$h_$j), is$j);
+#endfor
+    let correction$h = exp(before.m$h - found.m$h);
+    found.l$h *= correction$h;
+    found.y$h.a *= correction$h;
+    found.y$h.b *= correction$h;
+#endfor
+#for j in 0..KEYS
+    {
+        let v = to_eight(values.of$j, place.eight);
+#for h in 0..HEADS
+        let p$h = select(0.0, exp(scores.of$h_$j - found.m$h), is$j);
+        found.l$h += p$h;
+        found.y$h.a += p$h * v.a;
+        found.y$h.b += p$h * v.b;
+#endfor
+    }
+#endfor
+    return found;
+}
+
+// From first on to the end. The next keys are on their way once these have scores, and the next values once these are weighed.
+fn attend(
+    before: Found, queries: Queries, first_keys: Fetched, first_values: Fetched, cache: u32, start: u32, end: u32, cap: f32,
+    place: Place,
+) -> Found {
+    var found = before;
+    var keys = first_keys;
+    var values = first_values;
+    for (var first = start; first < end; first += KEYS * TEAMS) {
+        let scores = scores_of(queries, keys, cap, place);
+        keys = fetch_keys(cache, first + KEYS * TEAMS, end, place);
+        found = weigh(found, scores, values, first, end, place);
+        values = fetch_values(cache, first + KEYS * TEAMS, end, place);
+    }
+    return found;
+}
+
+// Leaves what the teams found for `of_teams`.
+fn join_teams(found: Found, invocation: Invocation, place: Place) {
+#for h in 0..HEADS
+    {
+        // Over the teams of a subgroup.
+        var most = found.m$h;
+#for b in TEAM_BITS..SUBGROUP_BITS
+        most = max(most, subgroupShuffleXor(most, 1u << $bu));
+#endfor
+        let correction = exp(found.m$h - most);
+        var l = found.l$h * correction;
+        var a = found.y$h.a * correction;
+        var b = found.y$h.b * correction;
+#for b in TEAM_BITS..SUBGROUP_BITS
+        l += subgroupShuffleXor(l, 1u << $bu);
+        a += subgroupShuffleXor(a, 1u << $bu);
+        b += subgroupShuffleXor(b, 1u << $bu);
+#endfor
+        let part = invocation.subgroup * HEADS + $hu;
+        if (invocation.subgroup_lane < TEAM && place.is_inside) {
+            y_parts[part * HEAD_QUADS + 2u * place.eight] = a;
+            y_parts[part * HEAD_QUADS + 2u * place.eight + 1u] = b;
+        }
+        if (invocation.subgroup_lane == 0u) {
+            largest[part] = most;
+            sums[part] = l;
+        }
+    }
+#endfor
+    workgroupBarrier();
+}
+
+// As in Found: of all teams, and four dims.
+struct Joined { m: f32, l: f32, y: vec4<f32> }
+
+fn of_teams(head: u32, quad: u32) -> Joined {
+    var all = Joined(LOWEST, 0.0, vec4<f32>(0.0));
+    for (var p = 0u; p < SUBGROUPS; p++) {
+        all.m = max(all.m, largest[p * HEADS + head]);
+    }
+    for (var p = 0u; p < SUBGROUPS; p++) {
+        let factor = exp(largest[p * HEADS + head] - all.m);
+        all.l += factor * sums[p * HEADS + head];
+        all.y += factor * y_parts[(p * HEADS + head) * HEAD_QUADS + quad];
+    }
+    return all;
+}
