@@ -1,6 +1,6 @@
 //! Cases of the chain: what single dispatches compute one after the other.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{collections::HashMap, sync::Mutex};
 
 use half::f16;
 use model_format::decoder_config::Activation;
@@ -11,7 +11,7 @@ use crate::{
     cases::{self, Random, random_matrix},
     gemv::{self, GemvAdd, GemvRope, GemvScaled, heads_of, reference},
     glu::glu,
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Recorder, lock},
     kernel::{CaseBuffer, Purpose},
     kv::padded,
     rope::{RopeShape, rope},
@@ -132,7 +132,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     let groups = choice.map_or("apart".into(), |choice| format!("{} groups", choice.groups));
     // Sets of links take turns, or a second run would find what the first one left. A small one finds it, for no stage leaves all.
     let is_whole = sizes.rows[0] == sizes.cols[1];
-    let turns = RefCell::new(HashMap::new());
+    let turns = Mutex::new(HashMap::new());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
         label: format!("{} x {}, {groups}", words(&sizes.rows), words(&sizes.cols)),
@@ -143,7 +143,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         tolerance: 1e-6,
         buffers: Box::new(move || buffers(&made, &lens, dtype)),
         record: Box::new(move |recorder, b| {
-            let mut turns = turns.borrow_mut();
+            let mut turns = lock(&turns);
             let turn = turns.entry(b[12].id()).or_insert(false);
             *turn ^= is_whole;
             record(&recorded, choice, dtype, recorder, b, *turn);

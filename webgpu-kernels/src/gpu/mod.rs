@@ -28,6 +28,7 @@ mod wait;
 pub use adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes};
 pub use buffer::{Buffer, Word};
 pub use device::Gpu;
+pub(crate) use device::lock;
 pub use pipeline::Spawn;
 pub use profile::{Around, Dispatched, Timed};
 pub use readback::Readback;
