@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     Case, Error, Kernel, Result, Variant,
+    case_queue::CaseQueue,
     gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
@@ -30,10 +31,9 @@ pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
     check_each(gpu, cases, &mut |_| {}).await
 }
 
-/// The same, a software adapter's on as many of its devices as there are threads for: [`crate::case_queue`].
+/// The same, a software adapter's on as many of its devices as there are threads for.
 pub async fn check_divided(gpu: &Gpu, cases: &[Arc<Case>], done: &mut dyn FnMut(usize)) -> Result<Vec<Outcome>> {
-    #[cfg(not(target_arch = "wasm32"))]
-    if let Some(queue) = crate::case_queue::CaseQueue::begin(gpu, cases) {
+    if let Some(queue) = CaseQueue::begin(gpu, cases) {
         return queue.finish(gpu, done).await;
     }
     check_each(gpu, &cases.iter().map(|case| &**case).collect::<Vec<_>>(), done).await

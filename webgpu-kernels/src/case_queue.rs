@@ -1,7 +1,5 @@
 //! [`CaseQueue`]: cases divided among several devices of one software adapter. [`crate::case_check::check_divided`] makes it.
-//!
-//! A software driver compiles a kernel when it is first run, on the one thread that does a device's work, and nearly all that
-//! a small case takes is that. Each device has such a thread; what one has compiled, the others find in the driver's cache.
+//! Nearly all that a small case takes there is the compiling of its kernels, which a device does one after the other.
 
 use std::{
     future::poll_fn,
@@ -15,11 +13,11 @@ use std::{
 use crate::{
     Case, Gpu, Result,
     case_check::{Outcome, check},
-    gpu::{block_on, lock},
+    gpu::lock,
 };
 
 /// Most devices besides the one that the cases are for.
-const MOST_HELPERS: usize = 7;
+const MOST_OTHERS: usize = 7;
 /// Cases for each device that make it worth opening.
 const WORTH_OPENING: usize = 4;
 
@@ -34,7 +32,7 @@ pub(crate) struct CaseQueue {
 struct Found {
     outcomes: Vec<Option<Outcome>>,
     /// Devices at work, besides the one that waits for them.
-    helpers: usize,
+    others: usize,
     waker: Option<Waker>,
 }
 
@@ -42,18 +40,16 @@ impl CaseQueue {
     /// Begins to work on other devices, as many as there are threads for. `None`: the device is none of software, or there
     /// are none.
     pub fn begin(gpu: &Gpu, cases: &[Arc<Case>]) -> Option<Arc<CaseQueue>> {
-        let (spawn, threads) = gpu.helpers().filter(|_| gpu.caps().is_software)?;
-        let helpers = threads.min(cases.len() / WORTH_OPENING).saturating_sub(1).min(MOST_HELPERS);
-        if helpers == 0 {
+        let others = gpu.room_beside().min(cases.len() / WORTH_OPENING).min(MOST_OTHERS);
+        if others == 0 {
             return None;
         }
-        let found = Found { outcomes: vec![None; cases.len()], helpers, waker: None };
+        let found = Found { outcomes: vec![None; cases.len()], others, waker: None };
         let left = AtomicUsize::new(cases.len());
         let queue = Arc::new(CaseQueue { cases: cases.to_vec(), left, found: Mutex::new(found) });
-        for helper in (0..helpers).map(|_| Helper(Arc::downgrade(&queue))) {
-            let gpu = gpu.clone();
-            // Whose device does not open leaves the cases to the others.
-            spawn(Box::new(move || drop(helper.run(&gpu))));
+        for beside in (0..others).map(|_| Beside(Arc::downgrade(&queue))) {
+            // What fails for another reason than the kernel is left to the device that the cases are for.
+            gpu.beside(Box::new(move |another| Box::pin(async move { drop(beside.run(&another).await) })));
         }
         Some(queue)
     }
@@ -64,7 +60,7 @@ impl CaseQueue {
             self.check(gpu, place).await?;
             done(lock(&self.found).outcomes.iter().flatten().count());
         }
-        self.wait_for_helpers().await;
+        self.wait_for_others().await;
         // What nobody could do for another reason than the kernel has its reason told here.
         let is_left = |place: &usize| lock(&self.found).outcomes[*place].is_none();
         for place in (0..self.cases.len()).filter(is_left) {
@@ -86,10 +82,10 @@ impl CaseQueue {
         Ok(())
     }
 
-    async fn wait_for_helpers(&self) {
+    async fn wait_for_others(&self) {
         poll_fn(|context| {
             let mut found = lock(&self.found);
-            if found.helpers == 0 {
+            if found.others == 0 {
                 return Poll::Ready(());
             }
             found.waker = Some(context.waker().clone());
@@ -100,24 +96,23 @@ impl CaseQueue {
 }
 
 /// A device that is at work, or will be, until this is dropped. Who gives the queue up does not wait for it.
-struct Helper(Weak<CaseQueue>);
+struct Beside(Weak<CaseQueue>);
 
-impl Helper {
-    fn run(&self, gpu: &Gpu) -> Result<()> {
-        let gpu = block_on(gpu.another())?;
+impl Beside {
+    async fn run(&self, gpu: &Gpu) -> Result<()> {
         while let Some(queue) = self.0.upgrade() {
             let Some(place) = queue.take() else { break };
-            block_on(queue.check(&gpu, place))?;
+            queue.check(gpu, place).await?;
         }
         Ok(())
     }
 }
 
-impl Drop for Helper {
+impl Drop for Beside {
     fn drop(&mut self) {
         let Some(queue) = self.0.upgrade() else { return };
         let mut found = lock(&queue.found);
-        found.helpers -= 1;
+        found.others -= 1;
         if let Some(waker) = found.waker.take() {
             waker.wake();
         }
@@ -130,7 +125,7 @@ mod tests {
     use crate::{
         KERNELS,
         case_check::check_divided,
-        gpu::{OpenOptions, Selection, Spawn},
+        gpu::{OpenOptions, Selection, Spawn, block_on},
         selftest::smallest_cases,
     };
 

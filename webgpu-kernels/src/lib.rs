@@ -24,7 +24,6 @@ pub mod add;
 pub mod argmax;
 pub mod attention;
 pub mod case_check;
-#[cfg(not(target_arch = "wasm32"))]
 mod case_queue;
 mod cases;
 pub mod copy;

@@ -38,8 +38,8 @@ pub(crate) struct Shared {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
     /// What the device was opened of, and how.
-    adapter: wgpu::Adapter,
-    options: OpenOptions,
+    #[cfg(not(target_arch = "wasm32"))]
+    opened: (wgpu::Adapter, OpenOptions),
     pub summary: AdapterSummary,
     pub limits: wgpu::Limits,
     pub uniforms: wgpu::Buffer,
@@ -171,8 +171,8 @@ impl Gpu {
             shared: Arc::new(Shared {
                 device,
                 queue,
-                adapter: adapter.clone(),
-                options,
+                #[cfg(not(target_arch = "wasm32"))]
+                opened: (adapter.clone(), options),
                 summary,
                 limits,
                 uniforms,
@@ -195,7 +195,7 @@ impl Gpu {
     /// Another device of the same adapter, opened like this one, with what was switched off and chosen here.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) async fn another(&self) -> Result<Gpu> {
-        let Shared { adapter, options, .. } = &*self.shared;
+        let (adapter, options) = &self.shared.opened;
         let gpu = Gpu::open_adapter(adapter, summary(adapter), *options).await?;
         *lock(&gpu.shared.switched_off) = self.switched_off();
         *gpu.tuning() = self.tuning().clone();

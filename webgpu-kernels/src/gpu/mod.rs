@@ -12,6 +12,7 @@
 )]
 
 mod adapter;
+mod beside;
 mod buffer;
 mod device;
 mod pace;
