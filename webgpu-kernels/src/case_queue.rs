@@ -125,20 +125,13 @@ mod tests {
     use crate::{
         KERNELS,
         case_check::check_divided,
-        gpu::{OpenOptions, Selection, Spawn, block_on},
+        gpu::{OpenOptions, Spawn, block_on, for_test},
         selftest::smallest_cases,
     };
 
     /// Outcomes of small cases, one of which expects something else, on a device with threads.
     fn outcomes(spawn: Spawn) -> Option<Vec<Outcome>> {
-        let gpu = match block_on(Gpu::open(&Selection::Auto, OpenOptions::default())) {
-            Ok(gpu) => gpu,
-            Err(error) => {
-                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                eprintln!("skipped: {error}");
-                return None;
-            }
-        };
+        let gpu = for_test(OpenOptions::default())?;
         gpu.compile_on(spawn, 3);
         // Kernels that a software driver compiles in no time.
         let small = ["add", "copy", "glu", "soft_cap", "select_rows", "argmax", "argmax_join", "rms_norm"];

@@ -303,7 +303,7 @@ pub fn unchecked<'a>(gpu: &Gpu, workload: &'a Workload) -> Vec<&'a (&'static str
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
     use super::*;
-    use crate::gpu::{OpenOptions, Selection, block_on};
+    use crate::gpu::{OpenOptions, block_on, for_test};
 
     fn workload() -> Workload {
         let q4 = WeightFormat::Group { bits: 4, group_size: 32 };
@@ -322,15 +322,7 @@ mod tests {
 
     /// The first adapter as each profile has it. Without one: skipped, with the reason.
     fn devices() -> Vec<Gpu> {
-        let open = |(_, options)| match block_on(Gpu::open(&Selection::Auto, options)) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                eprintln!("skipped: {error}");
-                None
-            }
-        };
-        OpenOptions::PROFILES.into_iter().filter_map(open).collect()
+        OpenOptions::PROFILES.into_iter().filter_map(|(_, options)| for_test(options)).collect()
     }
 
     #[test]

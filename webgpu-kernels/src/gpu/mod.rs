@@ -38,3 +38,16 @@ pub use timing::PassTimer;
 pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]
 pub use wait::block_on;
+
+/// The machine's first device, for tests. Without one: skipped, with the reason.
+#[cfg(all(test, not(target_arch = "wasm32")))]
+pub(crate) fn for_test(options: OpenOptions) -> Option<Gpu> {
+    match block_on(Gpu::open(&Selection::Auto, options)) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
