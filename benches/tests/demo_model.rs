@@ -3,11 +3,13 @@
 //! Needs the demo model in the cache: `cargo xtask test` fetches it first. Where it is not there the tests say so and
 //! pass, unless `REQUIRE_DEMO_MODEL=1`.
 
+#[path = "../../infer-core/tests/common/mod.rs"]
+mod common;
+
 use std::{path::Path, sync::OnceLock};
 
 use infer_core::{
-    Decoder, Device, DeviceType, Engine, Gpu, KvCache, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams,
-    Selection, block_on,
+    Decoder, Device, DeviceType, Engine, KvCache, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams, block_on,
     model::{Sequence, load_checkpoint},
     ops::{Ops, candle::CandleOps, gpu::GpuOps},
 };
@@ -115,21 +117,9 @@ fn cpu_answers_equal_transformers() {
     check_chats(Device::Cpu(Default::default()), usize::MAX);
 }
 
-/// The machine's first adapter; without one the tests are skipped with the reason.
-fn gpu() -> Option<Gpu> {
-    match block_on(Gpu::open(&Selection::Auto, OpenOptions::default())) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
-
 #[test]
 fn gpu_logits_are_near_the_cpus() {
-    let (Some(checkpoint), Some(gpu)) = (demo_model(), gpu()) else { return };
+    let (Some(checkpoint), Some(gpu)) = (demo_model(), common::gpu(OpenOptions::default())) else { return };
     let mut cpu = CandleOps::default();
     let reference = load(&mut cpu, checkpoint);
     let bytes = golden("logits_f32.safetensors");
@@ -151,7 +141,7 @@ fn gpu_logits_are_near_the_cpus() {
 
 #[test]
 fn gpu_answers_equal_transformers() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = common::gpu(OpenOptions::default()) else { return };
     // A software device answers the first question only: it is slow.
     let chats = if gpu.summary().device_type == DeviceType::Cpu { 1 } else { usize::MAX };
     check_chats(Device::Gpu(gpu, KvDtype::F32), chats);

@@ -1,14 +1,20 @@
 //! The program from outside: usage, exit codes and messages that need no model.
 
-use std::process::Output;
+use std::{path::PathBuf, process::Output};
 
 use assert_cmd::Command;
 
-/// Runs `chat-cli` in a folder of its own, which also stands for the user's home, without network.
+/// Runs `chat-cli` in a folder of its own, which also stands for the user's home, without network. What a driver keeps of
+/// kernels is where it always is: a software driver takes a minute to make them all, and other tests need them too.
 fn chat_cli(arguments: &[&str]) -> Output {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let of_user = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::cargo_bin("chat-cli").unwrap();
     command.current_dir(home.path()).env_clear().env("HOME", home.path()).env("HF_HUB_OFFLINE", "1");
+    if let Some(cache) = folder("MESA_SHADER_CACHE_DIR").or_else(of_user) {
+        command.env("MESA_SHADER_CACHE_DIR", cache);
+    }
     command.args(arguments).output().unwrap()
 }
 

@@ -57,3 +57,16 @@ impl Device {
         }
     }
 }
+
+/// The machine's first GPU, for tests. Without one: skipped, with the reason.
+#[cfg(all(test, feature = "native"))]
+pub(crate) fn gpu_for_test(options: webgpu_kernels::gpu::OpenOptions) -> Option<Gpu> {
+    match crate::block_on(Gpu::open(&Default::default(), options)) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}

@@ -14,7 +14,7 @@ use crate::{
     kept::{Kept, KeptPipelines},
     memory::Holding,
     model::{Session, load_checkpoint, load_mlc, load_random},
-    ops::{Choose, gpu::GpuOps},
+    ops::gpu::GpuOps,
     perplexity::ROWS,
     plan::Plan,
     sampler::Sampler,
@@ -78,6 +78,25 @@ macro_rules! on_session {
     };
 }
 
+/// A session on a device, of the parts that `$load` brings there by `$ops`.
+macro_rules! session_on {
+    ($device:expr, $config:expr, $context:expr, $ops:ident => $load:expr) => {
+        match $device {
+            #[cfg(feature = "native")]
+            Device::Cpu(cpu) => {
+                let mut $ops = CandleOps::new(cpu);
+                let parts = $load?;
+                OnDevice::Cpu(Session::new($ops, $config, parts, $context)?)
+            }
+            Device::Gpu(gpu, kv) => {
+                let mut $ops = GpuOps::new(gpu, kv);
+                let parts = $load?;
+                OnDevice::Gpu(Session::new($ops, $config, parts, $context)?)
+            }
+        }
+    };
+}
+
 impl LoadedModel {
     /// Loads an MLC folder.
     pub async fn load_mlc(
@@ -86,35 +105,16 @@ impl LoadedModel {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<LoadedModel> {
-        async fn session<O: Choose>(
-            mut ops: O,
-            config: &DecoderConfig,
-            format: &'static QuantFormat,
-            files: &impl ModelFiles,
-            context: usize,
-            progress: &mut dyn Progress,
-        ) -> Result<Session<O>> {
-            let parts = load_mlc(&mut ops, config, format, files, progress).await?;
-            Session::new(ops, config, parts, context)
-        }
         let chat_config = ChatConfig::read(files).await?;
         let config = DecoderConfig::from_mlc(&chat_config)?;
         let format = QuantFormat::by_name(&chat_config.quantization)?;
         let default = mlc_context(&chat_config, &config);
         let holding = Holding::of_mlc(&config, format, device.codes(), device.kv_dtype());
         let need = holding.fit(&config, options.context, default, options.memory.or(device.memory()))?;
-        let context = need.context;
         progress.planned(&need);
         let prepared = Prepared::new(&device, &config, &need, options, Holding::stored_mlc(format))?;
-        let session = match device {
-            #[cfg(feature = "native")]
-            Device::Cpu(cpu) => {
-                OnDevice::Cpu(session(CandleOps::new(cpu), &config, format, files, context, progress).await?)
-            }
-            Device::Gpu(gpu, kv) => {
-                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, format, files, context, progress).await?)
-            }
-        };
+        let session = session_on!(device, &config, need.context, ops =>
+            load_mlc(&mut ops, &config, format, files, progress).await);
         let found = prepared.finish(options, progress).await?;
         Ok(LoadedModel { session, config, need, found })
     }
@@ -126,17 +126,6 @@ impl LoadedModel {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<LoadedModel> {
-        fn session<O: Choose>(
-            mut ops: O,
-            config: &DecoderConfig,
-            checkpoint: &dyn Checkpoint,
-            format: &'static QuantFormat,
-            context: usize,
-            progress: &mut dyn Progress,
-        ) -> Result<Session<O>> {
-            let parts = load_checkpoint(&mut ops, config, checkpoint, Some(format), progress)?;
-            Session::new(ops, config, parts, context)
-        }
         let config = DecoderConfig::from_hf(checkpoint.config_json())?;
         // Four-bit matrices of a GPTQ checkpoint stay in four bits.
         let format = QuantFormat::by_name("q4f16_1").expect("a known format");
@@ -144,19 +133,11 @@ impl LoadedModel {
         let trained = config.max_position_embeddings;
         let wanted = options.context.map(|context| context.min(trained));
         let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), options.memory.or(device.memory()))?;
-        let context = need.context;
         progress.planned(&need);
         let stored = Holding::stored_checkpoint(checkpoint, format)?;
         let prepared = Prepared::new(&device, &config, &need, options, stored)?;
-        let session = match device {
-            #[cfg(feature = "native")]
-            Device::Cpu(cpu) => {
-                OnDevice::Cpu(session(CandleOps::new(cpu), &config, checkpoint, format, context, progress)?)
-            }
-            Device::Gpu(gpu, kv) => {
-                OnDevice::Gpu(session(GpuOps::new(gpu, kv), &config, checkpoint, format, context, progress)?)
-            }
-        };
+        let session = session_on!(device, &config, need.context, ops =>
+            load_checkpoint(&mut ops, &config, checkpoint, Some(format), progress));
         let found = prepared.finish(options, progress).await?;
         Ok(LoadedModel { session, config, need, found })
     }
@@ -169,27 +150,13 @@ impl LoadedModel {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<LoadedModel> {
-        fn session<O: Choose>(
-            mut ops: O,
-            config: &DecoderConfig,
-            format: &'static QuantFormat,
-            context: usize,
-            progress: &mut dyn Progress,
-        ) -> Result<Session<O>> {
-            let parts = load_random(&mut ops, config, format, 0, progress)?;
-            Session::new(ops, config, parts, context)
-        }
         let holding = Holding::of_mlc(config, format, device.codes(), device.kv_dtype());
         let default = DEFAULT_CONTEXT.min(config.max_position_embeddings);
         let need = holding.fit(config, options.context, default, options.memory.or(device.memory()))?;
-        let context = need.context;
         progress.planned(&need);
         let prepared = Prepared::new(&device, config, &need, options, Holding::stored_mlc(format))?;
-        let session = match device {
-            #[cfg(feature = "native")]
-            Device::Cpu(cpu) => OnDevice::Cpu(session(CandleOps::new(cpu), config, format, context, progress)?),
-            Device::Gpu(gpu, kv) => OnDevice::Gpu(session(GpuOps::new(gpu, kv), config, format, context, progress)?),
-        };
+        let session = session_on!(device, config, need.context, ops =>
+            load_random(&mut ops, config, format, 0, progress));
         let found = prepared.finish(options, progress).await?;
         Ok(LoadedModel { session, config: config.clone(), need, found })
     }

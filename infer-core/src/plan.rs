@@ -128,27 +128,17 @@ mod tests {
     use std::path::Path;
 
     use model_format::{ChatConfig, QuantFormat};
-    use webgpu_kernels::{
-        gpu::{OpenOptions, Selection},
-        selftest,
-    };
+    use webgpu_kernels::{gpu::OpenOptions, selftest};
 
     use super::*;
-    use crate::memory::Holding;
+    use crate::{device::gpu_for_test, memory::Holding};
 
     /// What a model is run with is checked before: each of its variants has a case, and other numbers of rows have no others.
     #[test]
     fn every_variant_that_is_run_has_a_case() {
         let mut count = 0;
         for (profile, options) in OpenOptions::PROFILES {
-            let gpu = match crate::block_on(Gpu::open(&Selection::Auto, options)) {
-                Ok(gpu) => gpu,
-                Err(error) => {
-                    assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                    eprintln!("skipped: {error}");
-                    return;
-                }
-            };
+            let Some(gpu) = gpu_for_test(options) else { return };
             let arch = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/arch");
             for folder in std::fs::read_dir(arch).unwrap() {
                 let file = folder.unwrap().path().join("q4f16_1/mlc-chat-config.json");

@@ -63,23 +63,14 @@ fn switches(entry: &Value) -> Option<Vec<Switch>> {
 
 #[cfg(all(test, feature = "native"))]
 mod tests {
-    use webgpu_kernels::{
-        KvDtype, WeightFormat,
-        gpu::{OpenOptions, Selection},
-    };
+    use webgpu_kernels::{KvDtype, WeightFormat, gpu::OpenOptions};
 
     use super::*;
+    use crate::device::gpu_for_test;
 
     #[test]
     fn results_are_kept_and_taken_up() {
-        let open = || match crate::block_on(Gpu::open(&Selection::Auto, OpenOptions::default())) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                eprintln!("skipped: {error}");
-                None
-            }
-        };
+        let open = || gpu_for_test(OpenOptions::default());
         let (Some(gpu), Some(next)) = (open(), open()) else { return };
         let workload = Workload {
             matrices: vec![(WeightFormat::F16, 64)],

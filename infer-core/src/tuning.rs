@@ -174,12 +174,10 @@ fn recalled(gpu: &Gpu, problem: &Problem, entry: &Value) -> Option<Choice> {
 
 #[cfg(all(test, feature = "native"))]
 mod tests {
-    use webgpu_kernels::{
-        gpu::{OpenOptions, Selection},
-        tuning::TUNABLES,
-    };
+    use webgpu_kernels::{gpu::OpenOptions, tuning::TUNABLES};
 
     use super::*;
+    use crate::device::gpu_for_test;
 
     /// Counts how often it was told of something that was tuned.
     #[derive(Default)]
@@ -196,14 +194,7 @@ mod tests {
     #[test]
     fn choices_are_kept_and_taken_up_and_none_that_is_not_ours() {
         let options = OpenOptions { software_kernels: false, cooperative_matrix: false, ..OpenOptions::default() };
-        let open = || match crate::block_on(Gpu::open(&Selection::Auto, options)) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                eprintln!("skipped: {error}");
-                None
-            }
-        };
+        let open = || gpu_for_test(options);
         let (Some(gpu), Some(next)) = (open(), open()) else { return };
         let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
         let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0, 0] };

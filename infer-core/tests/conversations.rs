@@ -51,20 +51,9 @@ fn cpu() -> Device {
     Device::Cpu(Default::default())
 }
 
-/// The machine's first adapter, opened anew. Without one: skipped, with the reason.
+/// With all that the device has.
 fn gpu() -> Option<Gpu> {
-    gpu_as(OpenOptions::default())
-}
-
-fn gpu_as(options: OpenOptions) -> Option<Gpu> {
-    match block_on(Gpu::open(&Default::default(), options)) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
+    common::gpu(OpenOptions::default())
 }
 
 fn greedy(max_tokens: usize) -> SamplingParams {
@@ -216,7 +205,7 @@ fn what_does_not_fit_fails_cleanly_with_the_kernels_of_real_gpus() {
 
 fn check_full(options: OpenOptions) {
     let folder = model();
-    let Some(gpu) = gpu_as(options) else { return };
+    let Some(gpu) = common::gpu(options) else { return };
     let device = || Device::Gpu(gpu.clone(), KvDtype::F32);
     // Kernels are checked and tuned; the scratch of that goes when there is no room.
     drop(load(folder.path(), device(), 1000).unwrap());

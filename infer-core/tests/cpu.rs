@@ -4,7 +4,7 @@ mod common;
 
 use common::{Golden, nmse};
 use infer_core::{
-    Gpu, KvDtype, OpenOptions, block_on,
+    KvDtype, OpenOptions, block_on,
     model::{Parts, Session, load_checkpoint, load_mlc},
     ops::{
         Choose,
@@ -85,14 +85,7 @@ fn caches_in_fewer_bits_are_near_the_reference() {
 
 #[test]
 fn caches_round_as_those_of_a_gpu() {
-    let gpu = match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
-        Ok(gpu) => gpu,
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            return;
-        }
-    };
+    let Some(gpu) = common::gpu(OpenOptions::default()) else { return };
     for arch in ["llama", "qwen3", "gemma2"] {
         let reference = logits(CandleOps::default(), arch);
         let on_gpu = logits(GpuOps::new(gpu.clone(), KvDtype::Q8), arch);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Golden, nmse};
+use common::{Golden, nmse, profiles};
 use infer_core::{
     Decoder, KvCache,
     model::{
@@ -246,24 +246,9 @@ mod cpu {
 mod gpu {
     use super::*;
     use infer_core::{
-        Gpu, KvDtype, OpenOptions,
+        Gpu, KvDtype,
         ops::gpu::{ChainChoice, GpuOps},
     };
-
-    /// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
-    fn profiles() -> Vec<(&'static str, Gpu)> {
-        let mut open = Vec::new();
-        for (name, options) in OpenOptions::PROFILES {
-            match infer_core::block_on(Gpu::open(&Default::default(), options)) {
-                Ok(gpu) => open.push((name, gpu)),
-                Err(error) => {
-                    assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                    eprintln!("skipped: {error}");
-                }
-            }
-        }
-        open
-    }
 
     /// Runs a check on every architecture, with caches in f32.
     fn on_all(check: impl AsyncFn(&mut GpuOps, &str)) {

@@ -11,21 +11,9 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use common::Golden;
+use common::{Golden, gpu};
 use infer_core::{Device, Error, Gpu, KvDtype, LoadOptions, LoadedModel, Need, OpenOptions, Progress, block_on};
 use model_format::{DirFiles, ModelFiles, SafetensorsCheckpoint};
-
-/// The machine's first adapter. Without one: skipped, with the reason.
-fn gpu() -> Option<Gpu> {
-    match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
-        Ok(gpu) => Some(gpu),
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
-}
 
 /// A folder that says whether a shard was read.
 struct Watched {
@@ -97,7 +85,7 @@ fn what_is_planned_with_a_cache_in_eight_bits_is_what_is_taken() {
 }
 
 fn check_plan(kv: KvDtype) {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = gpu(OpenOptions::default()) else { return };
     let before = gpu.bytes_in_use();
     let (mut model, need) =
         load_with(&gpu, kv, &Watched::new(), &LoadOptions { context: Some(1000), ..Default::default() }).unwrap();
@@ -113,7 +101,7 @@ fn check_plan(kv: KvDtype) {
 
 #[test]
 fn a_context_that_fits_is_chosen_or_the_refusal_names_one() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = gpu(OpenOptions::default()) else { return };
     let watched = Watched::new();
     let (_, whole) = load(&gpu, &watched, &LoadOptions::default()).unwrap();
     let bytes = whole.total() - whole.cache / 4;
@@ -186,7 +174,7 @@ fn large_checkpoint(folder: &Path) {
 #[test]
 #[cfg(target_os = "linux")]
 fn loading_takes_little_beside_the_device_and_the_map() {
-    let Some(gpu) = gpu() else { return };
+    let Some(gpu) = gpu(OpenOptions::default()) else { return };
     let folder = tempfile::tempdir().unwrap();
     large_checkpoint(folder.path());
     let checkpoint = SafetensorsCheckpoint::open(folder.path()).unwrap();

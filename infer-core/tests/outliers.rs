@@ -4,9 +4,9 @@
 
 mod common;
 
-use common::{Golden, nmse};
+use common::{Golden, nmse, profiles};
 use infer_core::{
-    Decoder, Gpu, KvCache, KvDtype, OpenOptions, block_on,
+    Decoder, KvCache, KvDtype, block_on,
     model::{Parts, Sequence},
     ops::{Ops, candle::CandleOps, gpu::GpuOps},
 };
@@ -126,19 +126,6 @@ fn check(found: &[Vec<f32>; 2], expected: &[f32], limit: f64, what: &str) {
         println!("{what}: nmse {error:e}");
         assert!(error <= limit, "{what}: nmse {error:e}");
     }
-}
-
-/// The machine's first adapter, with what each profile allows. Without one: skipped, with the reason.
-fn profiles() -> Vec<(&'static str, Gpu)> {
-    let open = |(name, options)| match block_on(Gpu::open(&Default::default(), options)) {
-        Ok(gpu) => Some((name, gpu)),
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    };
-    OpenOptions::PROFILES.into_iter().filter_map(open).collect()
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Tokens drawn on the device against those that the sampler draws from the same logits and random numbers, and against
 //! the distribution.
 
+mod common;
+
 use infer_core::{
-    Gpu, KvDtype, OpenOptions, SamplingParams, block_on,
+    KvDtype, OpenOptions, SamplingParams, block_on,
     ops::{Choose, Ops, gpu::GpuOps},
     sampler::Sampler,
 };
@@ -10,16 +12,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use webgpu_kernels::sample::is_clear;
 
-/// The machine's first adapter. Without one: skipped, with the reason.
 fn ops(options: OpenOptions) -> Option<GpuOps> {
-    match block_on(Gpu::open(&Default::default(), options)) {
-        Ok(gpu) => Some(GpuOps::new(gpu, KvDtype::F16).with_ahead(1)),
-        Err(error) => {
-            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-            eprintln!("skipped: {error}");
-            None
-        }
-    }
+    Some(GpuOps::new(common::gpu(options)?, KvDtype::F16).with_ahead(1))
 }
 
 fn params(change: impl Fn(&mut SamplingParams)) -> SamplingParams {

@@ -49,15 +49,18 @@ fn small() -> Vec<u8> {
 fn gguf_headers() {
     let good = small();
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("m.gguf");
-    std::fs::write(&path, &good).unwrap();
-    assert!(!GgufCheckpoint::open(&path).unwrap().tensors().is_empty());
-    mutation::check(&[good], |bytes| {
-        std::fs::write(&path, bytes).unwrap();
-        if let Ok(checkpoint) = GgufCheckpoint::open(&path) {
-            for info in checkpoint.tensors() {
-                if let Ok(tensor) = checkpoint.tensor(&info.name) {
-                    assert_eq!(tensor.bytes.len(), info.elements() * info.dtype.size());
+    let place = |thread| folder.path().join(format!("{thread}.gguf"));
+    std::fs::write(place(0), &good).unwrap();
+    assert!(!GgufCheckpoint::open(&place(0)).unwrap().tensors().is_empty());
+    mutation::check_on_threads(&[good], |thread| {
+        let path = place(thread);
+        move |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            if let Ok(checkpoint) = GgufCheckpoint::open(&path) {
+                for info in checkpoint.tensors() {
+                    if let Ok(tensor) = checkpoint.tensor(&info.name) {
+                        assert_eq!(tensor.bytes.len(), info.elements() * info.dtype.size());
+                    }
                 }
             }
         }

@@ -1,7 +1,10 @@
 //! [`check`]: a case of a kernel on a device against its reference. The tests run it, and [`crate::selftest`].
 
+use std::sync::Arc;
+
 use crate::{
     Case, Error, Kernel, Result, Variant,
+    case_queue::CaseQueue,
     gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
@@ -26,6 +29,14 @@ pub async fn check(gpu: &Gpu, case: &Case) -> Result<Outcome> {
 /// Errors as [`check`].
 pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
     check_each(gpu, cases, &mut |_| {}).await
+}
+
+/// The same, a software adapter's on as many of its devices as there are threads for.
+pub async fn check_divided(gpu: &Gpu, cases: &[Arc<Case>], done: &mut dyn FnMut(usize)) -> Result<Vec<Outcome>> {
+    if let Some(queue) = CaseQueue::begin(gpu, cases) {
+        return queue.finish(gpu, done).await;
+    }
+    check_each(gpu, &cases.iter().map(|case| &**case).collect::<Vec<_>>(), done).await
 }
 
 /// Cases whose pipelines are made at a time, ahead of those that are run.

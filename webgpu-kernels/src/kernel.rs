@@ -310,11 +310,11 @@ pub struct Case {
     /// Largest normalised mean squared error.
     pub tolerance: f64,
     /// The buffers, in the order that `record` and `reference` expect.
-    pub buffers: Box<dyn Fn() -> Vec<CaseBuffer>>,
+    pub buffers: Box<dyn Fn() -> Vec<CaseBuffer> + Send + Sync>,
     /// Records the kernel once.
-    pub record: Box<dyn Fn(&mut Recorder, &[Buffer<u32>])>,
+    pub record: Box<dyn Fn(&mut Recorder, &[Buffer<u32>]) + Send + Sync>,
     /// Expected values of each output, from the inputs.
-    pub reference: Box<dyn Fn(&[CaseBuffer]) -> Vec<Vec<f32>>>,
+    pub reference: Box<dyn Fn(&[CaseBuffer]) -> Vec<Vec<f32>> + Send + Sync>,
 }
 
 /// A buffer of a [`Case`].

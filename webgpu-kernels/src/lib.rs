@@ -24,6 +24,7 @@ pub mod add;
 pub mod argmax;
 pub mod attention;
 pub mod case_check;
+mod case_queue;
 mod cases;
 pub mod copy;
 pub mod cross_entropy;

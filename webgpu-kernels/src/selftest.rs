@@ -5,14 +5,17 @@
 //! instead. The cases are those of the tests, the smallest of each variant, and for kernels whose variants depend on a
 //! model's widths small ones of these widths.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use model_format::decoder_config::Activation;
 
 use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
     attention::{self, HeadShape},
-    case_check::{Outcome, check_all, check_each},
+    case_check::{Outcome, check_divided},
     gemm::{Cooperative, LaneRows, Narrow},
     gemv,
     tuning::{PRESETS_FLAG, checks_of},
@@ -118,7 +121,7 @@ pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Switch>, usize)>
     let mut count = 0;
     let switches = run_with(gpu, workload, async |cases| {
         count += cases.len();
-        check_all(gpu, cases).await
+        check_divided(gpu, cases, &mut |_| {}).await
     });
     Ok((switches.await?, count))
 }
@@ -126,7 +129,7 @@ pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Switch>, usize)>
 async fn run_with(
     gpu: &Gpu,
     workload: &Workload,
-    mut check: impl AsyncFnMut(&[&Case]) -> Result<Vec<Outcome>>,
+    mut check: impl AsyncFnMut(&[Arc<Case>]) -> Result<Vec<Outcome>>,
 ) -> Result<Vec<Switch>> {
     let mut passed: Vec<(&'static str, Variant)> = Vec::new();
     loop {
@@ -138,10 +141,10 @@ async fn run_with(
         for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_presets) {
             let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());
             if !passed.contains(&key) && !left.iter().any(|other| other.key == key) {
-                left.push(Left { key, case, choice });
+                left.push(Left { key, case: Arc::new(case), choice });
             }
         }
-        let outcomes = check(&left.iter().map(|left| &left.case).collect::<Vec<_>>()).await?;
+        let outcomes = check(&left.iter().map(|left| left.case.clone()).collect::<Vec<_>>()).await?;
         gpu.shared.forgive();
         let mut is_all_right = true;
         for (Left { key: (kernel, variant), choice, .. }, outcome) in left.into_iter().zip(outcomes) {
@@ -176,19 +179,21 @@ async fn run_with(
 struct Left {
     /// Kernel and variant.
     key: (&'static str, Variant),
-    case: Case,
+    case: Arc<Case>,
     /// The name of a choice that it is the check of.
     choice: Option<&'static str>,
 }
 
 /// Every variant of every kernel in its smallest test case; nothing is switched off. For who wants to know all.
 pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
-    let all: Vec<_> =
-        KERNELS.iter().flat_map(|kernel| smallest_cases(gpu, kernel).map(move |case| (kernel, case))).collect();
-    let cases: Vec<&Case> = all.iter().map(|(_, case)| case).collect();
-    let outcomes = check_each(gpu, &cases, &mut |count| done(count, cases.len())).await?;
+    let all: Vec<_> = KERNELS
+        .iter()
+        .flat_map(|kernel| smallest_cases(gpu, kernel).map(move |case| (kernel, Arc::new(case))))
+        .collect();
+    let cases: Vec<Arc<Case>> = all.iter().map(|(_, case)| case.clone()).collect();
+    let outcomes = check_divided(gpu, &cases, &mut |count| done(count, all.len())).await?;
     gpu.shared.forgive();
-    let line = |((kernel, case), outcome): (&(&&Kernel, Case), Outcome)| Line {
+    let line = |((kernel, case), outcome): (&(&&Kernel, Arc<Case>), Outcome)| Line {
         kernel: kernel.name,
         variant: case.variant.clone(),
         label: case.label.clone(),
@@ -299,7 +304,7 @@ pub fn unchecked<'a>(gpu: &Gpu, workload: &'a Workload) -> Vec<&'a (&'static str
 #[cfg(all(test, not(target_arch = "wasm32")))]
 mod tests {
     use super::*;
-    use crate::gpu::{OpenOptions, Selection, block_on};
+    use crate::gpu::{OpenOptions, block_on, for_test};
 
     fn workload() -> Workload {
         let q4 = WeightFormat::Group { bits: 4, group_size: 32 };
@@ -318,15 +323,7 @@ mod tests {
 
     /// The first adapter as each profile has it. Without one: skipped, with the reason.
     fn devices() -> Vec<Gpu> {
-        let open = |(_, options)| match block_on(Gpu::open(&Selection::Auto, options)) {
-            Ok(gpu) => Some(gpu),
-            Err(error) => {
-                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                eprintln!("skipped: {error}");
-                None
-            }
-        };
-        OpenOptions::PROFILES.into_iter().filter_map(open).collect()
+        OpenOptions::PROFILES.into_iter().filter_map(|(_, options)| for_test(options)).collect()
     }
 
     #[test]
@@ -344,7 +341,7 @@ mod tests {
             found.expect("one of the cases").0.name
         };
         block_on(run_with(gpu, &workload(), async |cases| {
-            let mut outcomes = check_all(gpu, cases).await?;
+            let mut outcomes = check_divided(gpu, cases, &mut |_| {}).await?;
             for (case, outcome) in cases.iter().zip(&mut outcomes) {
                 let kernel = kernel_of(case);
                 if is_wrong(kernel, &gpu.allowed(kernel, &case.variant)) {

@@ -1,9 +1,10 @@
-//! Reading golden data.
+//! Golden data, the GPU, and how far numbers are apart. Tests of `benches` use it too.
 
 #![allow(dead_code, reason = "each test file uses its part of this one")]
 
 use std::path::{Path, PathBuf};
 
+use infer_core::{Gpu, OpenOptions, block_on};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -49,6 +50,23 @@ impl Tensors {
     pub fn ids(&self, name: &str) -> Vec<u32> {
         self.words(name).into_iter().map(u32::from_le_bytes).collect()
     }
+}
+
+/// The machine's first adapter, opened anew. Without one: skipped, with the reason.
+pub fn gpu(options: OpenOptions) -> Option<Gpu> {
+    match block_on(Gpu::open(&Default::default(), options)) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}
+
+/// The same, with what each profile allows.
+pub fn profiles() -> Vec<(&'static str, Gpu)> {
+    OpenOptions::PROFILES.into_iter().filter_map(|(name, options)| Some((name, gpu(options)?))).collect()
 }
 
 pub fn ids(value: &Value) -> Vec<u32> {

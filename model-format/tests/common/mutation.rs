@@ -51,17 +51,38 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Gives spoilt copies of `good` files to `read`. It may take them or refuse them, but neither panic nor take much memory.
-#[allow(dead_code, reason = "each of the tests that share this file calls one of the two")]
+#[allow(dead_code, reason = "each of the tests that share this file calls one of these")]
 pub fn check(good: &[Vec<u8>], read: impl FnMut(&[u8])) {
     check_slice(SLICE, good, read);
 }
 
 /// The same with another slice, for a reader that takes long.
-pub fn check_slice(slice: u64, good: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
+#[allow(dead_code, reason = "as above")]
+pub fn check_slice(slice: u64, good: &[Vec<u8>], read: impl FnMut(&[u8])) {
+    check_share(slice, good, 0, 1, read);
+}
+
+/// The same as [`check`] on two threads, each with a reader of its own and every other copy.
+#[allow(dead_code, reason = "as above")]
+pub fn check_on_threads<R: FnMut(&[u8])>(good: &[Vec<u8>], reader: impl Fn(u64) -> R + Sync) {
+    const THREADS: u64 = 2;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let reader = &reader;
+            scope.spawn(move || check_share(SLICE, good, thread, THREADS, reader(thread)));
+        }
+    });
+}
+
+/// Every `of`th copy of a slice, from number `share` on.
+fn check_share(slice: u64, good: &[Vec<u8>], share: u64, of: u64, mut read: impl FnMut(&[u8])) {
     let copies = std::env::var("MUTATIONS").map_or(slice, |count| count.parse().expect("MUTATIONS is a number"));
     let mut random = Random(0x5eed);
     for copy in 0..copies {
         let input = spoilt(&good[random.below(good.len())], &mut random);
+        if copy % of != share {
+            continue;
+        }
         let before = HELD.get();
         PEAK.set(before);
         let lived = catch_unwind(AssertUnwindSafe(|| read(&input))).is_ok();

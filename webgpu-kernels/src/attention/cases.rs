@@ -1,5 +1,7 @@
 //! The cases of attention: shapes that reach every corner, those of a model's heads, and every choice for whoever times them.
 
+use std::sync::Arc;
+
 use super::{
     Attention, CacheShape, DECODE_KERNEL, DecodeChoice, DecodeShape, REDUCE_KERNEL, Reduce, TEAMS_KERNEL, TILE_KERNEL,
     Teams, choices, reduce_variant,
@@ -75,7 +77,7 @@ impl Shape {
         self,
         dtype: KvDtype,
         variant: Variant,
-        record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + 'static,
+        record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + Send + Sync + 'static,
     ) -> Case {
         let Shape { rows, past_len, heads, kv_heads, head_dim, soft_cap, window, has_outliers } = self;
         // A row sees the keys up to itself.
@@ -160,8 +162,8 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
     let tiles = tile_choices(heads.head_dim).map(|quads| (&TILE_KERNEL, tile_case(shape(9, 40), quads, dtype)));
     let mut cases: Vec<(&'static Kernel, Case)> = tiles.collect();
     cases.extend([
-        (&DECODE_KERNEL, decode_case(caps, shape(1, 100), 1, dtype)),
-        (&DECODE_KERNEL, decode_case(caps, shape(1, 200), 2, dtype)),
+        // One variant, with its keys undivided and divided.
+        (&DECODE_KERNEL, both(decode_case(caps, shape(1, 100), 1, dtype), decode_case(caps, shape(1, 200), 2, dtype))),
         (&REDUCE_KERNEL, reduce_case(1, heads.group, 2, heads.head_dim)),
     ]);
     for (splits, past_len) in [(1, 100), (2, 700)] {
@@ -174,6 +176,28 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         }
     }
     cases
+}
+
+/// Two cases of one variant as one.
+fn both(one: Case, other: Case) -> Case {
+    let (one, other) = (Arc::new(one), Arc::new(other));
+    let count = (one.buffers)().len();
+    let (made, recorded) = ((one.clone(), other.clone()), (one.clone(), other.clone()));
+    Case {
+        label: format!("{}; {}", one.label, other.label),
+        variant: one.variant.clone(),
+        flops: one.flops + other.flops,
+        bytes: one.bytes + other.bytes,
+        tolerance: one.tolerance.min(other.tolerance),
+        buffers: Box::new(move || [(made.0.buffers)(), (made.1.buffers)()].into_iter().flatten().collect()),
+        record: Box::new(move |recorder, b| {
+            (recorded.0.record)(recorder, &b[..count]);
+            (recorded.1.record)(recorder, &b[count..]);
+        }),
+        reference: Box::new(move |b| {
+            [(one.reference)(&b[..count]), (other.reference)(&b[count..])].into_iter().flatten().collect()
+        }),
+    }
 }
 
 /// Every shape with a cache of each kind, but for a few of the kinds: a software driver takes seconds for a variant.

@@ -3,7 +3,8 @@
 //
 // A workgroup takes one row, HEADS heads that share a key head, and one of `splits` ranges of keys from begin on. Scores: a lane per
 // key. Values: a lane per eight dims and one of KEY_GROUPS keys at a time. Softmax is online over tiles of WORKGROUP
-// keys. With SPLIT_K the workgroup leaves sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
+// keys. Where there are several ranges the workgroup leaves sum, m (the largest score) and l (the sum of exp(score - m)) for
+// reduce.wgsl: no variant of its own, as the end alone differs and a software driver takes half a second for one.
 #import invocation
 #import kv
 #ifdef SOFT_CAP
@@ -19,8 +20,8 @@ struct Params {
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, heads, HEAD_DIM / 4]
 @group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
 @group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], with SPLIT_K
-                                                                       // [rows, heads, splits, HEAD_DIM + 2]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], of several
+                                                                       // ranges [rows, heads, splits, HEAD_DIM + 2]
 const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
 const KEY_GROUPS: u32 = WORKGROUP / EIGHTS;
@@ -163,25 +164,30 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         workgroupBarrier();
     }
 
-#for h in 0..HEADS
-    if (key_group < KEY_GROUPS) {
-        y_parts[2u * lane] = y$h_0;
-        y_parts[2u * lane + 1u] = y$h_1;
-    }
-    workgroupBarrier();
-    {
-        let head = first_head + $hu;
-#ifdef SPLIT_K
-        let to = ((row * params.heads + head) * params.splits + split) * (HEAD_DIM + 2u);
-        let factor = 1.0;
-        if (lane == 0u) {
-            y[to + HEAD_DIM] = largest[$h];
-            y[to + HEAD_DIM + 1u] = sums[$h];
+    // One head at a time: the parts of all need the room of one, and a software driver compiles this once.
+    for (var h = 0u; h < HEADS; h++) {
+        if (key_group < KEY_GROUPS) {
+            var a = y0_0;
+            var b = y0_1;
+#for h in 1..HEADS
+            a = select(a, y$h_0, h == $hu);
+            b = select(b, y$h_1, h == $hu);
+#endfor
+            y_parts[2u * lane] = a;
+            y_parts[2u * lane + 1u] = b;
         }
-#else
-        let to = ((params.first_row + row) * params.heads + head) * HEAD_DIM;
-        let factor = 1.0 / sums[$h];
-#endif
+        workgroupBarrier();
+        let head = first_head + h;
+        var to = ((params.first_row + row) * params.heads + head) * HEAD_DIM;
+        var factor = 1.0 / sums[h];
+        if (params.splits > 1u) {
+            to = ((row * params.heads + head) * params.splits + split) * (HEAD_DIM + 2u);
+            factor = 1.0;
+            if (lane == 0u) {
+                y[to + HEAD_DIM] = largest[h];
+                y[to + HEAD_DIM + 1u] = sums[h];
+            }
+        }
         for (var d = lane; d < HEAD_DIM; d += WORKGROUP) {
             var total = 0.0;
             for (var g = 0u; g < KEY_GROUPS; g++) {
@@ -189,7 +195,6 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
             }
             y[to + d] = total * factor;
         }
+        workgroupBarrier();
     }
-    workgroupBarrier();
-#endfor
 }

@@ -3,8 +3,8 @@
 //! capped, and rows may see a window of the keys; keys before the window of the first row are not visited.
 //!
 //! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are of one size
-//! and `attention_decode` elsewhere; and, where the context is long, either of these with `split_k`, several workgroups
-//! sharing the keys of a row, and `attention_reduce` to join what they found.
+//! and `attention_decode` elsewhere; and, where the context is long, several workgroups of either of these share the keys of a
+//! row, and `attention_reduce` joins what they found.
 
 mod cases;
 mod reference;
@@ -314,9 +314,9 @@ impl Attention {
     }
 
     fn decode_variant(&self, caps: &Caps, cache: CacheShape, choice: DecodeChoice) -> Variant {
-        let variant = self.variant(cache).flag_if("SPLIT_K", choice.splits > 1);
+        let variant = self.variant(cache);
         if let Some(teams) = choice.teams {
-            return teams.variant(variant, caps, cache.head_dim);
+            return teams.variant(variant.flag_if("SPLIT_K", choice.splits > 1), caps, cache.head_dim);
         }
         let eights = padded(cache.head_dim) / 8;
         // Loads of a software device do not overlap, and its compiler takes long for long functions.

@@ -389,7 +389,7 @@ pub(crate) fn case_with(
     m: usize,
     rows: usize,
     cols: usize,
-    record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + 'static,
+    record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + Send + Sync + 'static,
 ) -> Case {
     let has_outliers = (m + rows).is_multiple_of(2) && cols > 4;
     Case {

@@ -1,6 +1,6 @@
 //! Cases of the chain: what single dispatches compute one after the other.
 
-use std::{cell::RefCell, collections::HashMap};
+use std::{collections::HashMap, sync::Mutex};
 
 use half::f16;
 use model_format::decoder_config::Activation;
@@ -17,7 +17,7 @@ use crate::{
     cases::{self, Random, cache_row, random_matrix},
     gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled, reference},
     glu::glu,
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, Recorder, lock},
     kernel::{CaseBuffer, Purpose},
     rms_norm::RmsNorm,
     rope::{Rope, RopeShape, rope},
@@ -216,7 +216,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     });
     // Sets of links take turns, or a second run would find what the first one left. A small one finds it, for no stage leaves all.
     let is_whole = sizes.shape.end.is_none() || sizes.rows[0] == sizes.cols[1];
-    let turns = RefCell::new(HashMap::new());
+    let turns = Mutex::new(HashMap::new());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
         label: format!("{} x {}{attention}, {groups}", words(&sizes.rows), words(&sizes.cols)),
@@ -227,7 +227,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         tolerance: 1e-6,
         buffers: Box::new(move || buffers(&made, dtype)),
         record: Box::new(move |recorder, b| {
-            let mut turns = turns.borrow_mut();
+            let mut turns = lock(&turns);
             let turn = turns.entry(b[recorded.places().links].id()).or_insert(false);
             *turn ^= is_whole;
             record(&recorded, choice, dtype, recorder, b, *turn);

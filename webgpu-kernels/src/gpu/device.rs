@@ -37,6 +37,9 @@ pub struct Gpu {
 pub(crate) struct Shared {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
+    /// What the device was opened of, and how.
+    #[cfg(not(target_arch = "wasm32"))]
+    opened: (wgpu::Adapter, OpenOptions),
     pub summary: AdapterSummary,
     pub limits: wgpu::Limits,
     pub uniforms: wgpu::Buffer,
@@ -168,6 +171,8 @@ impl Gpu {
             shared: Arc::new(Shared {
                 device,
                 queue,
+                #[cfg(not(target_arch = "wasm32"))]
+                opened: (adapter.clone(), options),
                 summary,
                 limits,
                 uniforms,
@@ -185,6 +190,16 @@ impl Gpu {
                 error,
             }),
         })
+    }
+
+    /// Another device of the same adapter, opened like this one, with what was switched off and chosen here.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) async fn another(&self) -> Result<Gpu> {
+        let (adapter, options) = &self.shared.opened;
+        let gpu = Gpu::open_adapter(adapter, summary(adapter), *options).await?;
+        *lock(&gpu.shared.switched_off) = self.switched_off();
+        *gpu.tuning() = self.tuning().clone();
+        Ok(gpu)
     }
 
     /// The device and its driver.

@@ -12,6 +12,7 @@
 )]
 
 mod adapter;
+mod beside;
 mod buffer;
 mod device;
 mod pace;
@@ -28,6 +29,7 @@ mod wait;
 pub use adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes};
 pub use buffer::{Buffer, Word};
 pub use device::Gpu;
+pub(crate) use device::lock;
 pub use pipeline::Spawn;
 pub use profile::{Around, Dispatched, Timed};
 pub use readback::Readback;
@@ -36,3 +38,16 @@ pub use timing::PassTimer;
 pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]
 pub use wait::block_on;
+
+/// The machine's first device, for tests. Without one: skipped, with the reason.
+#[cfg(all(test, not(target_arch = "wasm32")))]
+pub(crate) fn for_test(options: OpenOptions) -> Option<Gpu> {
+    match block_on(Gpu::open(&Selection::Auto, options)) {
+        Ok(gpu) => Some(gpu),
+        Err(error) => {
+            assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
+}

@@ -207,6 +207,12 @@ impl Gpu {
         lock(&self.shared.pipelines).helpers = Some((spawn, threads));
     }
 
+    /// Who runs jobs on threads of the caller's, and how many threads there are.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn helpers(&self) -> Option<(Spawn, usize)> {
+        lock(&self.shared.pipelines).helpers
+    }
+
     /// Those that are not made yet, each once, as they are allowed.
     fn not_made(
         &self,

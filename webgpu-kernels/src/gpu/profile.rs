@@ -198,18 +198,12 @@ mod tests {
     use super::*;
     use crate::{
         copy::Copy,
-        gpu::{OpenOptions, Selection, block_on},
+        gpu::{OpenOptions, block_on, for_test},
     };
 
     #[test]
     fn what_is_timed_is_what_was_recorded() {
-        let gpu = match block_on(Gpu::open(&Selection::Auto, OpenOptions::default())) {
-            Ok(gpu) => gpu,
-            Err(error) => {
-                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                return eprintln!("skipped: {error}");
-            }
-        };
+        let Some(gpu) = for_test(OpenOptions::default()) else { return };
         let (len, mut recorder) = (1 << 16, Recorder::new(&gpu));
         let values: Vec<u32> = (0..len as u32).collect();
         let source = gpu.upload(&values).unwrap();

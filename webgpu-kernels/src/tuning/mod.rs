@@ -146,7 +146,7 @@ fn listed(names: &[&str], values: &[u32]) -> String {
 }
 
 /// What is chosen on a device.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(crate) struct Table {
     chosen: HashMap<Problem, Choice>,
     rules: Vec<Rule>,

@@ -11,7 +11,7 @@ static FILE: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_str(include_str!("presets.json")).expect("a file of ours"));
 
 /// What to choose for some problems of a kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Rule {
     name: &'static str,
     /// Extent by its place, with least and most.

@@ -271,7 +271,7 @@ mod tests {
     use crate::{
         cases::four_bits,
         gemm, gemv,
-        gpu::{OpenOptions, Selection, block_on},
+        gpu::{OpenOptions, block_on, for_test},
     };
 
     /// A small problem of each of three kernels.
@@ -285,13 +285,7 @@ mod tests {
     fn the_fastest_is_chosen_and_stays() {
         // One with subgroups, and one without.
         for (name, options) in [OpenOptions::PROFILES[1], OpenOptions::PROFILES[3]] {
-            let gpu = match block_on(Gpu::open(&Selection::Auto, options)) {
-                Ok(gpu) => gpu,
-                Err(error) => {
-                    assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
-                    return eprintln!("skipped: {error}");
-                }
-            };
+            let Some(gpu) = for_test(options) else { return };
             let mut steps = Vec::new();
             let problems = problems();
             let measured =
