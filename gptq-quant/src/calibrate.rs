@@ -52,6 +52,11 @@ pub trait Calibrate: Ops {
         false
     }
 
+    /// Whether it works on what it was given while the host does something else.
+    fn works_beside_host(&self) -> bool {
+        false
+    }
+
     /// Tokens to run at a time, if windows are shorter, in activations of at most `cols`.
     fn batch_tokens(&self, cols: usize) -> usize;
 
@@ -180,6 +185,10 @@ impl Calibrate for GpuOps {
 
     fn multiplies_f16(&self) -> bool {
         self.has_matrix_units()
+    }
+
+    fn works_beside_host(&self) -> bool {
+        !self.gpu().caps().is_software
     }
 
     fn batch_tokens(&self, cols: usize) -> usize {

@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use half::f16;
@@ -20,7 +21,9 @@ use model_format::{
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use crate::{Error, HeadInputs, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params};
+use crate::{
+    Error, HeadInputs, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params, store::Writing,
+};
 
 const WEIGHTS: &str = "model.safetensors";
 
@@ -54,6 +57,8 @@ pub struct CheckpointWriter<'a> {
     parts: HashMap<String, Vec<Announced>>,
     /// What is there, in the order in which it came: by parameter's name, and text.
     finished: Vec<Finished>,
+    /// What another thread has brought to the disk, and no journal tells of yet.
+    prepared: Arc<Mutex<Vec<Finished>>>,
     /// Files that go with the checkpoint.
     attached: Vec<(&'static str, Vec<u8>)>,
 }
@@ -115,6 +120,7 @@ impl<'a> CheckpointWriter<'a> {
             kept,
             parts,
             finished: Vec::new(),
+            prepared: Arc::default(),
             attached: Vec::new(),
         };
         writer.check_space()?;
@@ -257,8 +263,12 @@ impl<'a> CheckpointWriter<'a> {
         for piece in pieces {
             file.write(piece)?;
         }
-        let finished = Finished { note, ..file.finish()? };
-        staging.finished(&finished)?;
+        self.note(Finished { note, ..file.finish()? })
+    }
+
+    /// Tells the journal of a file.
+    fn note(&mut self, finished: Finished) -> Result<()> {
+        self.staging.as_mut().expect("open until finished").finished(&finished)?;
         self.finished.push(finished);
         Ok(())
     }
@@ -299,27 +309,34 @@ impl Store for CheckpointWriter<'_> {
         Ok(Some(read_param(&part, param)?))
     }
 
+    fn has(&self, param: &Param) -> bool {
+        self.finished(&param.name).is_some()
+    }
+
+    fn prepare(&mut self, param: &Param, quantized: &Arc<Quantized>) -> Result<Option<Writing>> {
+        let mut file = self.staging.as_mut().expect("open until finished").create(&part_of(&param.name))?;
+        let (param, quantized, config) = (param.clone(), Arc::clone(quantized), self.config.clone());
+        let (announced, prepared) = (self.parts[&param.name].clone(), Arc::clone(&self.prepared));
+        Ok(Some(Box::new(move || {
+            for (_, tensor) in pack(&param, &quantized, &config, &announced)? {
+                file.write(&tensor.bytes)?;
+            }
+            prepared.lock().unwrap_or_else(PoisonError::into_inner).push(file.finish()?);
+            Ok(())
+        })))
+    }
+
     fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<()> {
-        let mut tensors = Vec::new();
-        let in_codes = param.role.is_layer_matrix() || (param.role == Role::LmHead && self.config.lm_head);
-        if in_codes {
-            let mut starts = vec![0; param.sources.len()];
-            (1..starts.len()).for_each(|i| starts[i] = starts[i - 1] + param.sources[i - 1].rows);
-            let parts = param.sources.par_iter().zip(starts).map(|(part, start)| {
-                let matrix = quantized.rows_to_checkpoint(start, part.rows);
-                Ok(matrix.to_tensors(&self.config.of_module(part.module())?, part.module()))
-            });
-            tensors.extend(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten());
-        } else {
-            let values = quantized.dequantize().into_raw_vec_and_offset().0;
-            let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
-            tensors.push((part.name.clone(), to_f16(&part.name, param.shape.clone(), &values)?));
+        let (name, note) = (part_of(&param.name), serde_json::to_value(report).expect("a report serializes"));
+        let prepared = {
+            let mut files = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+            files.iter().position(|file| file.name == name).map(|at| files.swap_remove(at))
+        };
+        if let Some(file) = prepared {
+            return self.note(Finished { note, ..file });
         }
-        let announced = &self.parts[&param.name];
-        let written = tensors.iter().map(|(name, tensor)| (name, tensor.dtype, &tensor.shape));
-        assert!(announced.iter().map(|(name, dtype, shape)| (name, *dtype, shape)).eq(written), "{announced:?}");
-        let note = serde_json::to_value(report).expect("a report serializes");
-        self.add_part(format!("{}{PART}", param.name), tensors.iter().map(|(_, tensor)| &tensor.bytes[..]), note)
+        let tensors = pack(param, quantized, &self.config, &self.parts[&param.name])?;
+        self.add_part(name, tensors.iter().map(|(_, tensor)| &tensor.bytes[..]), note)
     }
 
     fn text(&mut self) -> Result<Vec<Vec<u32>>> {
@@ -351,9 +368,41 @@ impl Drop for CheckpointWriter<'_> {
 /// How names of files of calibration text begin; no parameter is called so.
 const TEXT: &str = "calibration-text-";
 
+/// The file of a parameter.
+fn part_of(param: &str) -> String {
+    format!("{param}{PART}")
+}
+
 /// The parameter that a file is of.
 fn param_of(name: &str) -> &str {
     name.strip_suffix(PART).unwrap_or(name)
+}
+
+/// What a checkpoint holds of a matrix: the tensors that were announced of it.
+fn pack(
+    param: &Param,
+    quantized: &Quantized,
+    config: &GptqConfig,
+    announced: &[Announced],
+) -> Result<Vec<(String, HostTensor<'static>)>> {
+    let mut tensors = Vec::new();
+    let in_codes = param.role.is_layer_matrix() || (param.role == Role::LmHead && config.lm_head);
+    if in_codes {
+        let mut starts = vec![0; param.sources.len()];
+        (1..starts.len()).for_each(|i| starts[i] = starts[i - 1] + param.sources[i - 1].rows);
+        let parts = param.sources.par_iter().zip(starts).map(|(part, start)| {
+            let matrix = quantized.rows_to_checkpoint(start, part.rows);
+            Ok(matrix.to_tensors(&config.of_module(part.module())?, part.module()))
+        });
+        tensors.extend(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten());
+    } else {
+        let values = quantized.dequantize().into_raw_vec_and_offset().0;
+        let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
+        tensors.push((part.name.clone(), to_f16(&part.name, param.shape.clone(), &values)?));
+    }
+    let written = tensors.iter().map(|(name, tensor)| (name, tensor.dtype, &tensor.shape));
+    assert!(announced.iter().map(|(name, dtype, shape)| (name, *dtype, shape)).eq(written), "{announced:?}");
+    Ok(tensors)
 }
 
 /// The tensors of one parameter of a checkpoint that is not whole yet.

@@ -29,7 +29,7 @@ pub struct Timings {
     pub factoring: Duration,
     /// Codes and scales.
     pub quantization: Duration,
-    /// What is told of each matrix, and the journal.
+    /// Waiting for what is told of each matrix, and for the journal: most of that is done beside the rest.
     pub report: Duration,
 }
 

@@ -24,9 +24,11 @@
 pub mod calibrate;
 pub mod checkpoint;
 pub mod cholesky;
+mod ends;
 mod error;
 mod estimate;
 pub mod evaluate;
+mod finishing;
 pub mod gptq;
 mod grid;
 mod head_inputs;

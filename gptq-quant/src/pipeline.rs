@@ -5,7 +5,10 @@
 //! in host memory; of the weights only those of one part of a layer are loaded at a time. Within a layer the order is that of the data: q, k and v (which share their inputs), then o, then
 //! gate and up, then down, each with inputs from the quantized matrices before it.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use calib_data::TokenWindows;
 use half::f16;
@@ -28,11 +31,13 @@ use crate::{
     calibrate::Calibrate,
     checkpoint::unquantized_config,
     estimate::{Estimate, Memory, Timings, memory},
+    finishing::Finishing,
     gptq::Quantized,
     observe::{ObserveOps, Pass},
+    report::matrix::Sample,
     speed::Speeds,
-    streams::{Held, Kept, LayerMatrix, Stream, input_cols},
-    work::Work,
+    streams::{Kept, LayerMatrix, Stream, input_cols, kept_bytes},
+    work::{Step, Steps, Work, foreseen},
 };
 
 /// A layer of the float model, from its beginning to its end.
@@ -42,8 +47,8 @@ pub(crate) const WHOLE_LAYER: Pass = Pass { start: None, stop: None };
 pub trait Progress {
     /// The model wrote `done` of `total` tokens of calibration text.
     fn wrote(&mut self, done: usize, total: usize);
-    /// `fraction` of the whole work is done; `module` is being worked on.
-    fn advanced(&mut self, layer: usize, module: &str, fraction: f64);
+    /// `fraction` of the whole work is done, and the rest will take `left`; `module` is being worked on.
+    fn advanced(&mut self, layer: usize, module: &str, fraction: f64, left: Duration);
     /// What all of it will take.
     fn estimated(&mut self, estimate: &Estimate) {
         let _ = estimate;
@@ -63,7 +68,7 @@ pub trait Progress {
 /// Says nothing.
 impl Progress for () {
     fn wrote(&mut self, _done: usize, _total: usize) {}
-    fn advanced(&mut self, _layer: usize, _module: &str, _fraction: f64) {}
+    fn advanced(&mut self, _layer: usize, _module: &str, _fraction: f64, _left: Duration) {}
     fn quantized(&mut self, _report: &MatrixReport) {}
 }
 
@@ -80,20 +85,29 @@ pub async fn quantize_layers<O: Calibrate>(
     store: &mut dyn Store,
 ) -> Result<Timings> {
     let config = unquantized_config(checkpoint)?;
-    let list = joined_params(&config);
-    let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
-
     settings.check(checkpoint, &config)?;
     // Where the model wrote all of the text, what goes into its head is known.
     let seen = HeadInputs::joined(&store.head_inputs()?, windows.len(), config.hidden_size);
-    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress, seen.is_some()).await?;
+    let mut walk = Walk::new(ops, checkpoint, &config, windows, settings, progress)?;
+    walk.estimate(store, seen.is_some()).await?;
+    let done = all_layers(&mut walk, store, seen).await;
+    // Whatever came after it, a matrix that was solved is not lost.
+    done.and(walk.settle(store))?;
+    Ok(walk.timings)
+}
+
+/// Everything, but that the last matrix is still to be waited for.
+async fn all_layers<O: Calibrate>(walk: &mut Walk<'_, O>, store: &mut dyn Store, seen: Option<Hessian>) -> Result<()> {
+    let config = walk.config;
+    let list = joined_params(config);
+    let param = |role: Role| list.iter().find(|p| p.role == role).expect("the list has every role");
     let table = walk.ends(store, param, seen).await?;
     walk.begin(table).await?;
     for layer in 0..config.num_hidden_layers {
         let [qkv, attention_out, gate_up, down] = matrix_roles(layer);
         let is_last = layer + 1 == config.num_hidden_layers;
         walk.enter(layer)?;
-        if !settings.true_sequential {
+        if !walk.settings.true_sequential {
             walk.layer_at_once(store, matrix_roles(layer).map(param), is_last).await?;
             continue;
         }
@@ -122,7 +136,7 @@ pub async fn quantize_layers<O: Calibrate>(
             }
         }
     }
-    Ok(walk.timings)
+    Ok(())
 }
 
 /// Reads every parameter once: shapes, and that all values are finite. Long work begins with weights that are whole. The
@@ -180,20 +194,25 @@ pub(crate) struct Walk<'a, O: Calibrate> {
     pub(crate) vectors: Vec<(Role, Weight)>,
     pub(crate) work: Work,
     pub(crate) timings: Timings,
+    /// When the last step was done.
+    since: Instant,
+    pub(crate) is_on_way_to_head: bool,
+    /// A matrix that is solved and not in the store yet.
+    finishing: Option<Finishing>,
+    memory: Memory,
     /// Is there when everything before it is.
     pub(crate) mark: O::Tensor,
 }
 
 impl<'a, O: Calibrate> Walk<'a, O> {
     /// Before the first layer, without activations yet.
-    async fn new(
+    fn new(
         mut ops: O,
         checkpoint: &'a dyn Checkpoint,
         config: &'a DecoderConfig,
         windows: &'a TokenWindows,
         settings: &'a Settings,
         progress: &'a mut dyn Progress,
-        knows_head_inputs: bool,
     ) -> Result<Walk<'a, O>> {
         let seq_len = windows.seq_len();
         let mut tokens = windows.iter().flatten();
@@ -205,10 +224,10 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let batch = (ops.batch_tokens(widest) / seq_len).clamp(1, windows.len());
         let tokens = windows.len() * seq_len;
         let of_device = ops.device_memory();
-        let Memory { host, device, room } = memory(config, tokens, batch * seq_len, settings, O::ON_HOST, of_device)?;
+        let memory = memory(config, tokens, batch * seq_len, settings, O::ON_HOST, of_device)?;
         let mark = ops.upload(1, 1, &[0.0])?;
         let mut ops = ObserveOps::new(ops);
-        let mut walk = Walk {
+        Ok(Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
             kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
             ops,
@@ -222,16 +241,33 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             timings: Timings::default(),
             mark,
             streams: Vec::new(),
-            room,
-            all_room: room,
+            room: memory.room,
+            all_room: memory.room,
             layer: 0,
             vectors: Vec::new(),
-        };
-        let speeds = Speeds::measure(&mut walk).await?;
-        walk.work = Work::new(config, seq_len, windows.len(), settings, speeds, knows_head_inputs)?;
-        let time = Duration::from_secs_f64(walk.work.total);
-        walk.progress.estimated(&Estimate { time, host_memory: host, device_memory: device });
-        Ok(walk)
+            since: Instant::now(),
+            is_on_way_to_head: false,
+            finishing: None,
+            memory,
+        })
+    }
+
+    /// Tells what there is to do, and what it will take.
+    async fn estimate(&mut self, store: &dyn Store, knows_head_inputs: bool) -> Result<()> {
+        let (config, tokens) = (self.config, self.tokens());
+        let streams = if self.settings.matrix.gptaq_alpha == 0.0 { 1 } else { 2 };
+        let residual = streams * tokens * config.hidden_size * size_of::<f32>();
+        let inputs = streams * kept_bytes(config, Some(Role::Down(0)), tokens);
+        let keeps_inputs = inputs <= self.all_room.saturating_sub(residual);
+        let adds_late = !O::ON_HOST && streams > 1 && keeps_inputs;
+        let speeds = Speeds::measure(self, streams, adds_late).await?;
+        let is_done = |param: &Param| store.has(param);
+        let steps = Steps::new(config, self.settings, knows_head_inputs, keeps_inputs, is_done)?;
+        self.work = Work::new(&steps, foreseen(config, self.seq_len, self.windows.len(), streams, &speeds));
+        let Memory { host, device, .. } = self.memory;
+        self.progress.estimated(&Estimate { time: self.work.left(), host_memory: host, device_memory: device });
+        self.since = Instant::now();
+        Ok(())
     }
 
     /// Goes to the first layer: with the quantized table if there is one, and where drift is to be corrected, with the
@@ -248,85 +284,9 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             let stream = self.embed(self.read(Role::Embedding)?).await?;
             self.streams.push(stream);
         }
+        // None of the steps, and done once.
+        self.since = Instant::now();
         Ok(())
-    }
-
-    /// The embedding table and the head, where they are to be quantized: the values of the table.
-    /// `seen`: the Hessian of the head's inputs, if it is known.
-    async fn ends<'p>(
-        &mut self,
-        store: &mut dyn Store,
-        param: impl Fn(Role) -> &'p Param,
-        mut seen: Option<Hessian>,
-    ) -> Result<Option<Vec<f32>>> {
-        if !(self.settings.quantize_ends || self.settings.lm_head) {
-            return Ok(None);
-        }
-        let roles =
-            if self.config.tie_word_embeddings { vec![Role::Embedding] } else { vec![Role::LmHead, Role::Embedding] };
-        // A table that is also the head is wanted for its outputs; one that is not, for its rows.
-        let mut hessian = None;
-        let mut values = None;
-        for (i, role) in roles.into_iter().enumerate() {
-            let param = param(role);
-            values = store.values(param)?;
-            if values.is_some() || self.settings.options(param)?.is_none() {
-                self.work.done += if i == 0 { self.work.ends_time() } else { 0.0 };
-                continue;
-            }
-            if i == 0 {
-                hessian = Some(match seen.take() {
-                    Some(seen) => {
-                        let resident = self.ops.inner().place(&seen)?;
-                        (seen, resident)
-                    }
-                    None => self.observe_head().await?,
-                });
-            }
-            let hessian = match hessian.take() {
-                Some(hessian) => hessian,
-                None => {
-                    let hessian = Hessian::empty(self.config.hidden_size);
-                    let resident = self.ops.inner().place(&hessian)?;
-                    (hessian, resident)
-                }
-            };
-            let (quantized, _) = self.solve(store, param, hessian).await?;
-            values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
-        }
-        Ok(values)
-    }
-
-    /// Runs the float model to its end: the Hessian of the head's inputs.
-    ///
-    /// Eight bits are enough for it: nothing is compared with these inputs.
-    async fn observe_head(&mut self) -> Result<(Hessian, O::Resident)> {
-        let exact = self.ops.inner().rounded().map(|rounded| std::mem::replace(self.ops.inner(), rounded));
-        let stream = self.embed(self.read(Role::Embedding)?).await?;
-        self.streams.push(stream);
-        for layer in 0..self.config.num_hidden_layers {
-            self.enter(layer)?;
-            let matrices =
-                matrix_roles(layer).map(|role| self.float_matrix(role)).into_iter().collect::<Result<_>>()?;
-            self.run(matrices, WHOLE_LAYER, Kept::Neither, None).await?;
-        }
-        let hidden_size = self.config.hidden_size;
-        let norm = self.read(Role::FinalNorm)?;
-        let norm = self.ops.upload(1, hidden_size, &norm)?;
-        let weights = self.token_weights();
-        let mut sums = self.ops.inner().new_sums(hidden_size, weights, false)?;
-        for held in std::mem::take(&mut self.streams[0].hidden) {
-            let x = match held {
-                Held::Device(x) => x,
-                Held::Host(values) => self.ops.upload(values.len() / hidden_size, hidden_size, &values)?,
-            };
-            let normed = self.ops.rms_norm(&x, &norm, self.config.rms_norm_eps as f32).known();
-            self.ops.inner().add(&mut sums, &normed, None).await?;
-        }
-        if let Some(exact) = exact {
-            *self.ops.inner() = exact;
-        }
-        Ok(self.ops.inner().finish(sums, &[]).await?)
     }
 
     pub(crate) fn tokens(&self) -> usize {
@@ -361,7 +321,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// A matrix as the float model has it, in the place of the quantized one.
-    fn float_matrix(&self, role: Role) -> Result<LayerMatrix> {
+    pub(crate) fn float_matrix(&self, role: Role) -> Result<LayerMatrix> {
         Ok(LayerMatrix { role, weight: self.weight(role)?, float: None })
     }
 
@@ -393,19 +353,17 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let mut float = None;
         let data = if is_solved {
             let hessian = self.observe(matrices, pass, kept).await?;
-            let (quantized, values) = self.solve(store, param, hessian).await?;
+            let place = matrix_roles(self.layer).iter().position(|&role| role == param.role);
+            let step = Step::Matrix(place.expect("a matrix of this layer"));
+            let (quantized, values) = self.solve(store, param, hessian, step).await?;
             float = Some(values).filter(|_| self.streams.len() > 1);
             quantized.dequantize().into_raw_vec_and_offset().0
         } else {
-            match kept {
-                Kept::Neither => self.work.done += self.work.pass_time(pass),
-                Kept::Beginning | Kept::End => self.run(matrices, pass, kept, None).await?,
+            if kept != Kept::Neither {
+                self.run(matrices, pass, kept, None).await?;
             }
             match known {
-                Some(values) => {
-                    self.work.done += self.work.solve_time(param.shape[0], param.shape[1]);
-                    values
-                }
+                Some(values) => values,
                 // As the checkpoint will hold it.
                 None => self.read(param.role)?.into_iter().map(|v| f16::from_f32(v).to_f32()).collect(),
             }
@@ -432,12 +390,15 @@ impl<'a, O: Calibrate> Walk<'a, O> {
     }
 
     /// Quantizes one matrix. Without a token in its Hessian it is rounded to nearest. With the values that it had.
-    async fn solve(
+    pub(crate) async fn solve(
         &mut self,
         store: &mut dyn Store,
         param: &Param,
         (hessian, resident): (Hessian, O::Resident),
-    ) -> Result<(Quantized, Vec<f32>)> {
+        step: Step,
+    ) -> Result<(Arc<Quantized>, Vec<f32>)> {
+        // The one before is safe before this one could be lost, and all of the host is for this one.
+        self.settle(store)?;
         let options = self.settings.options(param)?.expect("a matrix that is to be quantized");
         let begun = Instant::now();
         let (rows, cols) = (param.shape[0], param.shape[1]);
@@ -450,20 +411,34 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let mut factoring = Duration::ZERO;
         let ops = self.ops.inner();
         let quantized = ops.solve(weights, &hessian, &resident, &options, &mut factoring).await?;
-        let solved = begun.elapsed();
-        let report = MatrixReport::new(param, weights, &quantized, &hessian.products, &options);
-        let report = MatrixReport { elapsed: solved, ..report };
-        store.add(param, &quantized, &report)?;
+        let (solved, quantized, sample) = (begun.elapsed(), Arc::new(quantized), Sample::of(weights));
+        let writing = store.prepare(param, &quantized)?;
+        let codes = Arc::clone(&quantized);
+        self.finishing = Some(Finishing::begin(param, codes, sample, hessian.products, options, solved, writing));
         self.timings.factoring += factoring;
         self.timings.quantization += solved - factoring;
-        self.timings.report += begun.elapsed() - solved;
-        self.progress.quantized(&report);
-        self.work.done += self.work.solve_time(rows, cols);
+        self.step_done(step);
         Ok((quantized, values))
     }
 
-    pub(crate) fn advance(&mut self, pass: Pass, share: f64) -> Result<()> {
-        self.work.done += share * self.work.pass_time(pass);
+    /// Sees to it that the matrix which was solved last is in the store.
+    pub(crate) fn settle(&mut self, store: &mut dyn Store) -> Result<()> {
+        let Some(finishing) = self.finishing.take() else { return Ok(()) };
+        let begun = Instant::now();
+        let report = finishing.end(store)?;
+        self.timings.report += begun.elapsed();
+        self.progress.quantized(&report);
+        Ok(())
+    }
+
+    /// Notes that a step is done, which took all the time since the last one was.
+    pub(crate) fn step_done(&mut self, step: Step) {
+        self.work.finish(step, self.since.elapsed());
+        self.since = Instant::now();
+    }
+
+    /// Tells how far it is, on a pass.
+    pub(crate) fn tell(&mut self, pass: Pass) -> Result<()> {
         let [qkv, attention_out, gate_up, _] = matrix_roles(self.layer);
         let module = match pass.stop {
             Some(role) if role == qkv => "qkv",
@@ -472,7 +447,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             _ if pass == WHOLE_LAYER => "head",
             _ => "down",
         };
-        self.progress.advanced(self.layer, module, (self.work.done / self.work.total).min(1.0));
+        self.progress.advanced(self.layer, module, self.work.fraction(), self.work.left());
         if self.progress.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     calibrate::{Calibrate, Pair},
     observe::{Activation, ObserveOps, Pass, PlacedMatrix},
     pipeline::{Walk, matrix_roles},
+    work::Step,
 };
 
 /// Whether the inputs of a matrix are kept between two passes.
@@ -96,13 +97,18 @@ impl<O: Calibrate> Walk<'_, O> {
     /// Whether the outputs of a matrix are to make good how the residual stream that they are added to has drifted. They are
     /// not where a norm comes between.
     pub(crate) fn compares_streams(&self, role: Role) -> bool {
+        self.streams.len() > 1 && self.could_compare_streams(role)
+    }
+
+    /// The same, if the float model is run beside the other.
+    pub(crate) fn could_compare_streams(&self, role: Role) -> bool {
         let norm = match role {
             Role::AttentionOut(layer) => Role::AttentionOutNorm(layer),
             Role::Down(layer) => Role::DownNorm(layer),
             _ => return false,
         };
         let has_norm = joined_params(self.config).iter().any(|param| param.role == norm);
-        self.settings.matrix.stream_alpha != 0.0 && self.streams.len() > 1 && !has_norm
+        self.settings.matrix.stream_alpha != 0.0 && !has_norm
     }
 
     /// The inputs that are kept, all on the device.
@@ -131,6 +137,7 @@ impl<O: Calibrate> Walk<'_, O> {
         let is_trial = !self.settings.true_sequential && pass.stop.is_some();
         let is_changed = !is_trial && (pass.start.is_some() || pass.stop.is_none());
         let compares_streams = sums.is_some() && pass.stop.is_some_and(|role| self.compares_streams(role));
+        let step = if self.is_on_way_to_head { Step::ToHead } else { Step::of(pass, self.layer, sums.is_some()) };
         let mut forward_share = 1.0;
         for batch in 0..self.streams[0].hidden.len() {
             let first = batch * self.kv.len();
@@ -207,7 +214,8 @@ impl<O: Calibrate> Walk<'_, O> {
             }
             // So that no more than this is under way.
             self.ops.inner().read(&self.mark).await?;
-            self.advance(pass, rows as f64 / self.tokens() as f64)?;
+            self.work.advance(step, rows as f64 / self.tokens() as f64);
+            self.tell(pass)?;
         }
         if kept == Kept::Beginning {
             self.streams.iter_mut().for_each(|stream| stream.kept.clear());
@@ -215,6 +223,7 @@ impl<O: Calibrate> Walk<'_, O> {
         let forward = begun.elapsed().mul_f64(forward_share);
         self.timings.forward += forward;
         self.timings.hessian += begun.elapsed() - forward;
+        self.step_done(step);
         Ok(())
     }
 
@@ -284,6 +293,6 @@ pub(crate) fn input_cols(config: &DecoderConfig, role: Role) -> usize {
 }
 
 /// Bytes of the inputs of a matrix.
-fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
+pub(crate) fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
     rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
 }

@@ -3,18 +3,21 @@
 mod common;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::{Arc, Mutex},
+    thread::ThreadId,
     time::{Duration, Instant},
 };
 
 use calib_data::TokenWindows;
 use gptq_quant::{
-    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Run, Settings, check_weights, quantize_layers,
-    run::sum_of_windows,
+    CheckpointWriter, Error, Grid, MatrixReport, Options, Progress, Quantized, Run, Settings, Store, check_weights,
+    quantize_layers, run::sum_of_windows, store::Writing,
 };
 use infer_core::{block_on, ops::candle::CandleOps};
+use model_format::Param;
 
 use common::{tiny, tiny_folder};
 
@@ -55,7 +58,7 @@ impl StopAt {
 impl Progress for StopAt {
     fn wrote(&mut self, _done: usize, _total: usize) {}
 
-    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64) {
+    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64, _left: Duration) {
         self.reached = fraction;
     }
 
@@ -122,6 +125,52 @@ fn stopped_at_every_fiftieth_part_it_loses_one_matrix_at_most() {
         quantize(&once, &settings(), &mut StopAt::new(2.0)).unwrap();
         assert_eq!(differing(&contents(&once), &expected), "", "{part}");
     }
+}
+
+/// A checkpoint being written, and what it was asked for: `+` and a matrix that is to be packed and written, `=` and one that the
+/// journal has.
+struct Watched<'a> {
+    writer: CheckpointWriter<'a>,
+    asked: Vec<String>,
+    /// Threads that packed.
+    threads: Arc<Mutex<HashSet<ThreadId>>>,
+}
+
+impl Store for Watched<'_> {
+    fn prepare(&mut self, param: &Param, quantized: &Arc<Quantized>) -> Result<Option<Writing>, Error> {
+        self.asked.push(format!("+{}", param.name));
+        let write = self.writer.prepare(param, quantized)?.expect("a file to write");
+        let threads = Arc::clone(&self.threads);
+        Ok(Some(Box::new(move || {
+            threads.lock().unwrap().insert(std::thread::current().id());
+            write()
+        })))
+    }
+
+    fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<(), Error> {
+        self.writer.add(param, quantized, report)?;
+        self.asked.push(format!("={}", param.name));
+        Ok(())
+    }
+}
+
+/// Matrices are packed and written beside the rest, but the journal has one before the next is there.
+#[test]
+fn there_is_never_more_than_one_matrix_to_lose() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = tiny("llama");
+    let windows = TokenWindows::from_windows(&[(0..24).map(|i| i * 17 % 512).collect()]);
+    let writer = CheckpointWriter::create(&checkpoint, folder.path(), &settings()).unwrap();
+    let mut store = Watched { writer, asked: Vec::new(), threads: Arc::default() };
+    let ops = CandleOps::default();
+    block_on(quantize_layers(ops, &checkpoint, &windows, &settings(), &mut (), &mut store)).unwrap();
+    assert_eq!(store.asked.len(), 2 * 9);
+    for pair in store.asked.chunks(2) {
+        assert_eq!(pair[0].replacen('+', "=", 1), pair[1], "{:?}", store.asked);
+    }
+    let threads = store.threads.lock().unwrap();
+    assert!(!threads.is_empty() && !threads.contains(&std::thread::current().id()));
+    store.writer.finish().unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use gptq_quant::{
     CheckpointWriter, Error, Grid, HeadInputs, MatrixReport, Options, Progress, Quantized, SelfText, Settings, Store,
@@ -56,7 +56,7 @@ struct Reports {
 impl Progress for Reports {
     fn wrote(&mut self, _done: usize, _total: usize) {}
 
-    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64) {
+    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64, _left: Duration) {
         self.fractions.push(fraction);
     }
 
@@ -83,7 +83,7 @@ fn report() -> MatrixReport {
         loss: None,
         method: Method::RoundToNearest,
         scales: [1.0; 2],
-        elapsed: std::time::Duration::ZERO,
+        elapsed: Duration::ZERO,
     }
 }
 

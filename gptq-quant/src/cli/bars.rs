@@ -7,7 +7,7 @@ use std::{
 };
 
 use gptq_quant::{MatrixReport, Settings, gptq::Method, quantized_params};
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use model_format::DecoderConfig;
 
 use super::Stop;
@@ -32,9 +32,10 @@ pub struct Bars {
     /// Of the layer that is being quantized.
     layer: usize,
     errors: Vec<String>,
-    fraction: f64,
-    /// What was done before the first report: by a run that was interrupted.
-    first_fraction: f64,
+    /// Tokens of calibration text that were there when it was first told how many are.
+    written_before: usize,
+    /// What is left of the work.
+    left: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,8 +57,8 @@ impl Bars {
             damp_percent: 0.0,
             layer: 0,
             errors: Vec::new(),
-            fraction: 0.0,
-            first_fraction: 0.0,
+            written_before: 0,
+            left: Duration::ZERO,
         }
     }
 
@@ -130,48 +131,56 @@ impl Bars {
 
     /// Prints the line of a layer.
     fn layer_done(&mut self) {
-        let (elapsed, left) = self.times();
-        let (elapsed, left) = (HumanDuration(elapsed), HumanDuration(left));
+        let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
+        let (elapsed, left) = (roughly(elapsed), roughly(self.left));
         let (layer, layers) = (self.layer + 1, self.matrices.len());
         let errors = std::mem::take(&mut self.errors).join(", ");
         self.said();
         self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed} gone, {left} left"));
     }
+}
 
-    /// What the stage took so far, and what is left of it at this pace.
-    fn times(&self) -> (Duration, Duration) {
-        let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
-        let done = self.fraction - self.first_fraction;
-        let left = if done > 0.0 { elapsed.as_secs_f64() * (1.0 - self.fraction) / done } else { 0.0 };
-        (Duration::from_secs(elapsed.as_secs()), Duration::from_secs(left as u64))
+/// A time in as many words as it is known to.
+fn roughly(time: Duration) -> String {
+    let seconds = time.as_secs_f64().round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..600 => format!("{} min {} s", seconds / 60, seconds % 60 / 10 * 10),
+        600..3600 => format!("{} min", (seconds + 30) / 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
 }
 
 impl gptq_quant::Progress for Bars {
     fn wrote(&mut self, done: usize, total: usize) {
+        if self.stage.is_none_or(|(stage, ..)| stage != Stage::Writing) {
+            self.written_before = done;
+        }
         self.enter(Stage::Writing, total as u64, "{bar:30} {pos}/{len} tokens {eta:>4}  writing calibration text");
         self.bar.set_position(done as u64);
         if self.is_line_due() || (!self.terminal && done == total) {
+            let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
+            // What a run before has written was there at once.
+            let (new, left) = (done.saturating_sub(self.written_before), total - done);
+            let left = roughly(elapsed.mul_f64(left as f64 / new.max(1) as f64));
             self.said();
-            eprintln!("wrote {done} of {total} tokens of calibration text");
+            eprintln!("wrote {done} of {total} tokens of calibration text, {left} left");
         }
     }
 
-    fn advanced(&mut self, layer: usize, module: &str, fraction: f64) {
+    fn advanced(&mut self, layer: usize, module: &str, fraction: f64, left: Duration) {
         self.enter(Stage::Quantizing, STEPS, "{bar:30} {percent:>3} % {wide_msg}");
-        if self.fraction == 0.0 {
-            self.first_fraction = fraction;
-        }
-        self.fraction = fraction;
+        self.left = left;
         if self.is_line_due() {
             self.said();
-            eprintln!("{:.0} %: layer {} of {}, {module}", fraction * 100.0, layer + 1, self.matrices.len());
+            let (percent, layers, left) = (fraction * 100.0, self.matrices.len(), roughly(left));
+            eprintln!("{percent:.0} %: layer {} of {layers}, {module}, {left} left", layer + 1);
         }
         self.bar.set_position((fraction * STEPS as f64) as u64);
-        let (_, left) = self.times();
+        let left = roughly(left);
         let last = self.errors.last().map_or(String::new(), |error| format!(", {error}"));
         let layers = self.matrices.len();
-        self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {} left", layer + 1, HumanDuration(left)));
+        self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {left} left", layer + 1));
     }
 
     fn estimated(&mut self, estimate: &gptq_quant::Estimate) {
@@ -179,8 +188,8 @@ impl gptq_quant::Progress for Bars {
             0 => String::new(),
             bytes => format!(" and {:.1} GiB of the device's", super::gib(bytes)),
         };
-        let (time, host) = (HumanDuration(estimate.time), super::gib(estimate.host_memory));
-        self.line(&format!("this will take about {time:#}, {host:.1} GiB of memory{device}"));
+        let (time, host) = (roughly(estimate.time), super::gib(estimate.host_memory));
+        self.line(&format!("this will take about {time}, {host:.1} GiB of memory{device}"));
     }
 
     fn quantized(&mut self, report: &MatrixReport) {

@@ -51,21 +51,21 @@ pub struct MatrixReport {
 }
 
 impl MatrixReport {
-    /// Of `param` with these `weights` `[rows, cols]`, quantized with `options` for inputs behind `hessian`. How long that
-    /// took is to be set.
+    /// Of `param`, quantized with `options` for inputs behind `hessian`; `sample` is of its weights. How long that took is to be
+    /// set.
     pub fn new(
         param: &Param,
-        weights: ArrayView2<'_, f32>,
+        sample: &Sample,
         quantized: &Quantized,
         hessian: &Mat<f64>,
         options: &Options,
     ) -> MatrixReport {
-        let [relative_error, nearest_error] = errors(weights, quantized, hessian, options);
+        let [relative_error, nearest_error] = errors(sample, quantized, hessian, options);
         let sizes = || quantized.scales.iter().map(|scale| scale.abs());
         MatrixReport {
             layer: param.role.layer(),
             module: param.name.strip_suffix(".weight").unwrap_or(&param.name).to_owned(),
-            shape: [weights.nrows(), weights.ncols()],
+            shape: [quantized.codes.nrows(), quantized.codes.ncols()],
             bits: quantized.grid.bits,
             group_size: quantized.grid.group_size,
             sym: quantized.grid.sym,
@@ -86,14 +86,27 @@ impl MatrixReport {
     }
 }
 
+/// The rows of a matrix that errors are taken on.
+pub struct Sample {
+    rows: Vec<usize>,
+    /// `[rows.len(), cols]`.
+    weights: Array2<f32>,
+}
+
+impl Sample {
+    /// Of `weights` `[rows, cols]`.
+    pub fn of(weights: ArrayView2<'_, f32>) -> Sample {
+        let count = weights.nrows();
+        let rows: Vec<usize> = (0..count).step_by(count.div_ceil(SAMPLED_ROWS).max(1)).collect();
+        Sample { weights: weights.select(Axis(0), &rows), rows }
+    }
+}
+
 /// Errors of the outputs as a share of their square: of these codes, and of round-to-nearest on the same grid.
-fn errors(weights: ArrayView2<'_, f32>, quantized: &Quantized, hessian: &Mat<f64>, options: &Options) -> [f64; 2] {
-    let count = weights.nrows();
-    let rows: Vec<usize> = (0..count).step_by(count.div_ceil(SAMPLED_ROWS).max(1)).collect();
-    let weights = weights.select(Axis(0), &rows);
-    let values = quantized.rows(&rows);
-    let nearest = round_to_nearest(weights.view(), None, options).dequantize();
-    relative_errors(weights.view(), [&values, &nearest], hessian)
+fn errors(sample: &Sample, quantized: &Quantized, hessian: &Mat<f64>, options: &Options) -> [f64; 2] {
+    let values = quantized.rows(&sample.rows);
+    let nearest = round_to_nearest(sample.weights.view(), None, options).dequantize();
+    relative_errors(sample.weights.view(), [&values, &nearest], hessian)
 }
 
 /// `tr(D H D^T) / tr(W H W^T)` of the error D that each of `values` `[rows, cols]` is from `weights`. Zero where the
