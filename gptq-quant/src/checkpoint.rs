@@ -396,9 +396,8 @@ fn pack(
         });
         tensors.extend(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten());
     } else {
-        let values = quantized.dequantize().into_raw_vec_and_offset().0;
         let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
-        tensors.push((part.name.clone(), to_f16(&part.name, param.shape.clone(), &values)?));
+        tensors.push((part.name.clone(), values_in_f16(&part.name, quantized)?));
     }
     let written = tensors.iter().map(|(name, tensor)| (name, tensor.dtype, &tensor.shape));
     assert!(announced.iter().map(|(name, dtype, shape)| (name, *dtype, shape)).eq(written), "{announced:?}");
@@ -490,6 +489,18 @@ fn to_f16(name: &str, shape: Vec<usize>, values: &[f32]) -> Result<HostTensor<'s
         bytes.extend(rounded.to_le_bytes());
     }
     Ok(HostTensor { dtype: Dtype::F16, shape, bytes: bytes.into() })
+}
+
+/// The values of a matrix. It may be large, so that they are not there in f32 too.
+fn values_in_f16(name: &str, quantized: &Quantized) -> Result<HostTensor<'static>> {
+    let (rows, cols) = quantized.codes.dim();
+    let mut bytes = vec![0; 2 * rows * cols];
+    bytes.par_chunks_mut((2 * cols).max(1)).enumerate().try_for_each(|(row, bytes)| {
+        let values = to_f16(name, vec![cols], &quantized.row(row))?;
+        bytes.copy_from_slice(&values.bytes);
+        Ok::<_, Error>(())
+    })?;
+    Ok(HostTensor { dtype: Dtype::F16, shape: vec![rows, cols], bytes: bytes.into() })
 }
 
 fn to_json(value: &Value) -> Vec<u8> {

@@ -47,8 +47,6 @@ impl<O: Calibrate> Walk<'_, O> {
                 }
             };
             let (quantized, _) = self.solve(store, param, hessian, Step::Table).await?;
-            // Such a table is large: it is not to be in memory longer than it must.
-            self.settle(store)?;
             values = Some(quantized.dequantize().into_raw_vec_and_offset().0);
         }
         Ok(values)

@@ -134,6 +134,11 @@ impl Quantized {
         values
     }
 
+    /// The values of a row.
+    pub(crate) fn row(&self, row: usize) -> Vec<f32> {
+        (0..self.codes.ncols()).map(|col| self.value((row, col))).collect()
+    }
+
     /// The values of some rows.
     pub(crate) fn rows(&self, rows: &[usize]) -> Array2<f32> {
         Array2::from_shape_fn((rows.len(), self.codes.ncols()), |(row, col)| self.value((rows[row], col)))

@@ -6,6 +6,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+#[global_allocator]
+static MEMORY: cli::LargePages = cli::LargePages;
+
 fn main() -> ExitCode {
     let stop = cli::stop_on_ctrl_c();
     match cli::run(&cli::Args::parse(), &stop) {

@@ -3,6 +3,9 @@
 
 use std::{
     borrow::Cow,
+    future::{Future, poll_fn},
+    pin::pin,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -68,32 +71,54 @@ pub(crate) async fn solve(
     let (mut scales, mut zeros) = (Vec::with_capacity(rows * groups), Vec::with_capacity(rows * groups));
     let mut loss = 0.0;
     let each = (PIECE_BYTES / (4 * cols)).max(1);
-    for start in (0..rows).step_by(each) {
+    let piece_at = |start: usize| {
         let piece = weights.slice_move(s![start..rows.min(start + each), ..]);
-        let mut piece = match piece.to_slice() {
+        match piece.to_slice() {
             Some(values) if !dead.contains(&true) => Cow::Borrowed(values),
             _ => piece.indexed_iter().map(|((_, col), &w)| if dead[col] { 0.0 } else { w }).collect(),
-        };
-        if shifted.is_some() {
-            let shifts = ops.shifts(&solver, start, piece.len() / cols).await?;
-            piece.to_mut().iter_mut().zip(shifts).for_each(|(weight, shift)| *weight += shift);
         }
-        let grid: Vec<f32> = piece
-            .par_chunks(cols)
-            .flat_map_iter(|row| {
-                let row: Vec<f64> = row.iter().map(|&w| f64::from(w)).collect();
-                let importance = &importance;
-                (0..groups).flat_map(move |group| {
-                    let range = group * group_len..(group + 1) * group_len;
-                    let params = find_params(options, &row[range.clone()], &importance[range]);
-                    [params.scale as f32, params.zero as f32]
-                })
+    };
+    let search = |piece: &[f32]| -> Vec<f32> {
+        let of_row = |row: &[f32]| {
+            let row: Vec<f64> = row.iter().map(|&w| f64::from(w)).collect();
+            let importance = &importance;
+            (0..groups).flat_map(move |group| {
+                let range = group * group_len..(group + 1) * group_len;
+                let params = find_params(options, &row[range.clone()], &importance[range]);
+                [params.scale as f32, params.zero as f32]
             })
-            .collect();
-        let solution = ops.solve_rows(&solver, &piece, &grid).await?;
-        codes.extend(solution.codes.iter().map(|&code| code as u8));
-        scales.extend(solution.grid.iter().step_by(2));
-        zeros.extend(solution.grid.iter().skip(1).step_by(2).map(|&zero| zero as u8));
+        };
+        piece.par_chunks(cols).flat_map_iter(of_row).collect()
+    };
+    let mut next = None;
+    for start in (0..rows).step_by(each) {
+        let (piece, grid) = match next.take() {
+            Some(known) => known,
+            None => {
+                let mut piece = piece_at(start);
+                if shifted.is_some() {
+                    let shifts = ops.shifts(&solver, start, piece.len() / cols).await?;
+                    piece.to_mut().par_iter_mut().zip(shifts).for_each(|(weight, shift)| *weight += shift);
+                }
+                let grid = search(&piece);
+                (piece, grid)
+            }
+        };
+        let mut solving = pin!(ops.solve_rows(&solver, &piece, &grid));
+        // The device begins, and meanwhile the scales of the piece after this one are searched.
+        let begun = poll_fn(|context| Poll::Ready(solving.as_mut().poll(context))).await;
+        if shifted.is_none() && start + each < rows {
+            let piece = piece_at(start + each);
+            let grid = search(&piece);
+            next = Some((piece, grid));
+        }
+        let solution = match begun {
+            Poll::Ready(solution) => solution,
+            Poll::Pending => solving.await,
+        }?;
+        codes.par_extend(solution.codes.par_iter().map(|&code| code as u8));
+        scales.par_extend(solution.grid.par_iter().step_by(2));
+        zeros.par_extend(solution.grid.par_iter().skip(1).step_by(2).map(|&zero| zero as u8));
         loss += solution.losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
     }
     let array = |len: usize, values: Vec<u8>| Array2::from_shape_vec((rows, len), values).expect("all rows");

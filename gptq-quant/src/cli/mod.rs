@@ -3,6 +3,7 @@
 mod args;
 mod bars;
 mod device;
+mod large_pages;
 mod report;
 mod texts;
 
@@ -27,6 +28,7 @@ use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_c
 pub use args::Args;
 use bars::Bars;
 use device::{Device, with_ops};
+pub use large_pages::LargePages;
 use texts::Sources;
 
 /// The format of `--to-mlc`.

@@ -85,6 +85,8 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("memmap2", Owner::Only(&["model-format"])),
     ("safetensors", Owner::Only(&["model-format"])),
     ("fs4", Owner::Only(&["gptq-quant"])),
+    // Advice to the kernel about memory.
+    ("libc", Owner::Only(&["gptq-quant"])),
     ("md-5", Owner::Only(&["model-format"])),
     ("fancy-regex", Owner::Only(&["model-format"])),
     ("hf-hub", Owner::Only(&["model-hub"])),
