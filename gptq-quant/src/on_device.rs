@@ -40,6 +40,19 @@ pub(crate) async fn solve(
     options: &Options,
     factoring: &mut Duration,
 ) -> Result<Quantized> {
+    solve_in_pieces(ops, weights, products, resident, options, factoring, PIECE_BYTES).await
+}
+
+/// The same, so many bytes of rows at a time.
+async fn solve_in_pieces(
+    ops: &mut GpuOps,
+    weights: ArrayView2<'_, f32>,
+    products: &Mat<f64>,
+    resident: &GpuHessian,
+    options: &Options,
+    factoring: &mut Duration,
+    piece_bytes: usize,
+) -> Result<Quantized> {
     let begun = Instant::now();
     let (rows, cols) = weights.dim();
     let prepared = match Prepared::new(weights, products, options) {
@@ -70,7 +83,7 @@ pub(crate) async fn solve(
     let mut codes = Vec::with_capacity(rows * cols);
     let (mut scales, mut zeros) = (Vec::with_capacity(rows * groups), Vec::with_capacity(rows * groups));
     let mut loss = 0.0;
-    let each = (PIECE_BYTES / (4 * cols)).max(1);
+    let each = (piece_bytes / (4 * cols)).max(1);
     let piece_at = |start: usize| {
         let piece = weights.slice_move(s![start..rows.min(start + each), ..]);
         match piece.to_slice() {
@@ -133,4 +146,52 @@ pub(crate) async fn solve(
     };
     quantized.round_scales(options);
     Ok(quantized)
+}
+
+#[cfg(test)]
+mod tests {
+    use infer_core::{Gpu, KvDtype, OpenOptions, block_on};
+
+    use super::*;
+    use crate::{Calibrate, Grid, Hessian, cholesky::square};
+
+    /// Rows have nothing to do with each other, so that it does not matter which of them are solved together.
+    #[test]
+    fn pieces_are_what_they_are_in_the_whole() {
+        let gpu = match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
+            Ok(gpu) => gpu,
+            Err(error) => {
+                assert!(std::env::var_os("REQUIRE_GPU").is_none(), "no GPU: {error}");
+                return eprintln!("skipped: {error}");
+            }
+        };
+        let (rows, cols) = (200, 96);
+        let weights =
+            Array2::from_shape_fn((rows, cols), |(n, k)| ((n * 7919 + k * 104_729) % 1009) as f32 / 504.0 - 1.0);
+        let products = square(cols, |i, j| if i == j { 2.0 } else { 1.0 / (1.0 + i.abs_diff(j) as f64) });
+        let shift = Mat::from_fn(rows, cols, |i, j| ((i * 3 + j) % 7) as f64 * 0.01);
+        let options = Options { refine: 2, ..Options::new(Grid { bits: 4, group_size: Some(32), sym: true }) };
+        let mut ops = GpuOps::new(gpu, KvDtype::F32);
+        for stream_alpha in [0.0, 0.5] {
+            let options = Options { stream_alpha, ..options };
+            let mut solve = |piece_rows: usize| {
+                // A solver damps the Hessian where it lies.
+                let hessian = Hessian { products: products.clone(), drift: None, stream_drift: Some(shift.clone()) };
+                let resident = ops.place(&hessian).unwrap();
+                let (mut time, bytes) = (Duration::ZERO, piece_rows * cols * 4);
+                let weights = weights.view();
+                let of_pieces = solve_in_pieces(&mut ops, weights, &products, &resident, &options, &mut time, bytes);
+                block_on(of_pieces).unwrap()
+            };
+            let whole = solve(rows);
+            for piece_rows in [64, 100, 1] {
+                let pieces = solve(piece_rows);
+                // Sums may be taken in another order where there are fewer rows.
+                let differing = pieces.codes.iter().zip(&whole.codes).filter(|(a, b)| a != b).count();
+                assert!(differing * 500 < rows * cols, "{differing} codes differ in pieces of {piece_rows}");
+                assert!((pieces.loss / whole.loss - 1.0).abs() < 1e-2, "{} and {}", pieces.loss, whole.loss);
+                assert_eq!(pieces.scales.dim(), whole.scales.dim());
+            }
+        }
+    }
 }

@@ -24,7 +24,7 @@ struct Pieces {
 impl Pieces {
     const ON_HOST: Pieces = Pieces { warm_up: Duration::ZERO, solved_rows: 64 };
     /// A device has more to do at a time before it is busy.
-    const ON_DEVICE: Pieces = Pieces { warm_up: Duration::from_millis(500), solved_rows: 1024 };
+    const ON_DEVICE: Pieces = Pieces { warm_up: Duration::from_millis(500), solved_rows: 2048 };
     const ON_SOFTWARE: Pieces = Pieces { warm_up: Duration::ZERO, solved_rows: 128 };
 }
 
@@ -175,11 +175,11 @@ async fn forward<O: Calibrate>(walk: &mut Walk<'_, O>, pieces: &Pieces) -> Resul
         Ok(begun.elapsed())
     };
     // The first time is for compiling, and for memory that is new.
-    let begun = Instant::now();
     let first = run(1).await?;
     if first < LONG {
         run(batch).await?;
     }
+    let begun = Instant::now();
     while begun.elapsed() < pieces.warm_up {
         run(batch).await?;
     }

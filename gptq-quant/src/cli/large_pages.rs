@@ -59,8 +59,6 @@ fn advise(_memory: *mut u8, _len: usize) {}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
-    use super::*;
-
     /// The flags of the mapping that an address lies in, by the kernel's account.
     fn flags(address: usize) -> String {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
