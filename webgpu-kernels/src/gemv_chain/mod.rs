@@ -1,7 +1,7 @@
 //! The end of a decoder's layer, and the beginning of the next up to its attention, for one row in one dispatch: [`GemvChain`].
 //!
 //! A dispatch that waits for the one before costs microseconds in which the memory does nothing. Here workgroups wait for those
-//! of the stage before, once their first weights are on their way, on devices where they may ([`Caps::in_order`](crate::Caps)).
+//! of the stage before, once their first weights are on their way, on devices where they may ([`Caps::in_order`](crate::gpu::Caps::in_order)).
 //! How much is done by how many is a [`ChainChoice`]; the kernels of [`crate::gemv`] and [`crate::attention`], one dispatch each,
 //! are the reference, and stand in where there is no choice.
 
@@ -87,7 +87,7 @@ params! {
 /// The kernel's record, of a chain that ends with down.
 pub static KERNEL: Kernel = Kernel {
     name: "gemv_chain",
-    wgsl: include_str!("gemv_chain.wgsl"),
+    wgsl: concat!(include_str!("gemv_chain.wgsl"), include_str!("attention.wgsl")),
     bindings: &[
         Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
     ],
