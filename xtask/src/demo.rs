@@ -57,11 +57,11 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     quantize.args([MODEL, "--grid", "q4f16_1", "--calib", "self", "-o", gptq]);
     // Two cores need half as long for GPTQ without what follows drift and without sweeps, and a third for so much text.
     quantize.args(["--samples", "64", "--gptaq-alpha", "0", "--refine", "0", "--damp-percent", "0.01"]);
-    once(&mut steps, "quantize", &mut quantize, &root.join(gptq))?;
+    let quantized = once(&mut steps, "quantize", "", &mut quantize, &root.join(gptq))?;
 
     let mut convert = program("weight-convert");
     convert.args(["convert", gptq, "--quantization", "q4f16_1", "-o", mlc]);
-    once(&mut steps, "convert", &mut convert, &root.join(mlc))?;
+    once(&mut steps, "convert", &quantized, &mut convert, &root.join(mlc))?;
     let weights = Weights::read(&root.join(mlc))?;
     let verified = steps.capture("verify", program("weight-convert").args(["verify", gptq, mlc]))?;
 
@@ -103,18 +103,21 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command that writes a folder, unless the same command has written it before.
-fn once(steps: &mut Steps, title: &str, command: &mut Command, output: &Path) -> Result<()> {
+/// Runs a command that writes a folder, unless the same command has written it before, of what the same commands `before` it
+/// wrote. Returns all of them.
+fn once(steps: &mut Steps, title: &str, before: &str, command: &mut Command, output: &Path) -> Result<String> {
     let stamp = PathBuf::from(format!("{}.command", output.display()));
+    let commands = format!("{before}{}\n", shown(command));
     if output.exists() {
-        if fs::read_to_string(&stamp).is_ok_and(|before| before == shown(command)) {
+        if fs::read_to_string(&stamp).is_ok_and(|written| written == commands) {
             eprintln!("\n== {title}: done before, in `{}` (`--fresh` does it again)", output.display());
-            return Ok(());
+            return Ok(commands);
         }
         fs::remove_dir_all(output).with_context(|| format!("cannot remove `{}`", output.display()))?;
     }
     steps.run(title, command)?;
-    fs::write(&stamp, shown(command)).with_context(|| format!("cannot write `{}`", stamp.display()))
+    fs::write(&stamp, &commands).with_context(|| format!("cannot write `{}`", stamp.display()))?;
+    Ok(commands)
 }
 
 fn perplexity(steps: &mut Steps, title: &str, command: &mut Command) -> Result<f64> {
