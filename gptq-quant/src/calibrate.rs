@@ -268,7 +268,9 @@ impl Calibrate for GpuOps {
         factoring: &mut Duration,
     ) -> crate::Result<Quantized> {
         if on_device::suits(weights.ncols(), options) {
-            return on_device::solve(self, weights, &hessian.products, resident, options, factoring).await;
+            let products = &hessian.products;
+            let piece = on_device::PIECE_BYTES;
+            return on_device::solve(self, weights, products, resident, options, factoring, piece).await;
         }
         let drifts = [resident.drift(self).await?, resident.stream_drift(self).await?];
         let drifts = drifts.each_ref().map(Option::as_ref);

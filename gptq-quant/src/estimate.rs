@@ -46,6 +46,8 @@ pub(crate) struct Memory {
     pub(crate) device: u64,
     /// For activations between two passes, on the device.
     pub(crate) room: usize,
+    /// Whether there is room for the inputs of down too, beside the residual streams.
+    pub(crate) keeps_inputs: bool,
 }
 
 /// Bytes for activations on a device that does not say what it has.
@@ -60,7 +62,7 @@ pub(crate) fn memory(
     on_host: bool,
     of_device: Option<u64>,
 ) -> Result<Memory> {
-    let streams = if settings.matrix.gptaq_alpha == 0.0 { 1 } else { 2 };
+    let streams = settings.streams() as u64;
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
     let floats = size_of::<f32>() as u64;
     let weights = (config.qkv_size() as u64 + 3 * inner + hidden) * hidden * floats;
@@ -77,7 +79,8 @@ pub(crate) fn memory(
 
     let residual = tokens as u64 * hidden * floats * streams;
     let inputs = tokens as u64 * inner * floats * streams;
-    let kept = if residual + inputs <= room as u64 { residual + inputs } else { residual };
+    let keeps_inputs = residual + inputs <= room as u64;
+    let kept = if keeps_inputs { residual + inputs } else { residual };
     let mut solving = 0;
     for (param, _) in quantized_params(config, settings)? {
         let (rows, cols) = (param.shape[0] as u64, param.shape[1] as u64);
@@ -88,5 +91,5 @@ pub(crate) fn memory(
         solving = solving.max(bytes + layer_only * streams);
     }
     let device = if on_host { 0 } else { kept.min(room as u64) + fixed };
-    Ok(Memory { host: solving, device, room })
+    Ok(Memory { host: solving, device, room, keeps_inputs })
 }

@@ -31,20 +31,8 @@ pub(crate) fn suits(cols: usize, options: &Options) -> bool {
     whole && group_len <= 256 && options.static_groups && !options.gptq_py
 }
 
-/// Solves a matrix.
+/// Solves a matrix, so many bytes of rows at a time.
 pub(crate) async fn solve(
-    ops: &mut GpuOps,
-    weights: ArrayView2<'_, f32>,
-    products: &Mat<f64>,
-    resident: &GpuHessian,
-    options: &Options,
-    factoring: &mut Duration,
-) -> Result<Quantized> {
-    solve_in_pieces(ops, weights, products, resident, options, factoring, PIECE_BYTES).await
-}
-
-/// The same, so many bytes of rows at a time.
-async fn solve_in_pieces(
     ops: &mut GpuOps,
     weights: ArrayView2<'_, f32>,
     products: &Mat<f64>,
@@ -174,18 +162,18 @@ mod tests {
         let mut ops = GpuOps::new(gpu, KvDtype::F32);
         for stream_alpha in [0.0, 0.5] {
             let options = Options { stream_alpha, ..options };
-            let mut solve = |piece_rows: usize| {
+            let mut in_pieces = |piece_rows: usize| {
                 // A solver damps the Hessian where it lies.
                 let hessian = Hessian { products: products.clone(), drift: None, stream_drift: Some(shift.clone()) };
                 let resident = ops.place(&hessian).unwrap();
                 let (mut time, bytes) = (Duration::ZERO, piece_rows * cols * 4);
                 let weights = weights.view();
-                let of_pieces = solve_in_pieces(&mut ops, weights, &products, &resident, &options, &mut time, bytes);
+                let of_pieces = solve(&mut ops, weights, &products, &resident, &options, &mut time, bytes);
                 block_on(of_pieces).unwrap()
             };
-            let whole = solve(rows);
+            let whole = in_pieces(rows);
             for piece_rows in [64, 100, 1] {
-                let pieces = solve(piece_rows);
+                let pieces = in_pieces(piece_rows);
                 // Sums may be taken in another order where there are fewer rows.
                 let differing = pieces.codes.iter().zip(&whole.codes).filter(|(a, b)| a != b).count();
                 assert!(differing * 500 < rows * cols, "{differing} codes differ in pieces of {piece_rows}");

@@ -36,7 +36,7 @@ use crate::{
     observe::{ObserveOps, Pass},
     report::matrix::Sample,
     speed::Speeds,
-    streams::{Kept, LayerMatrix, Stream, input_cols, kept_bytes},
+    streams::{Kept, LayerMatrix, Stream, input_cols},
     work::{Step, Steps, Work, foreseen},
 };
 
@@ -187,8 +187,6 @@ pub(crate) struct Walk<'a, O: Calibrate> {
     pub(crate) streams: Vec<Stream<O>>,
     /// Bytes of activations that there is still room for on the device.
     pub(crate) room: usize,
-    /// And how many there were.
-    pub(crate) all_room: usize,
     pub(crate) layer: usize,
     /// Norms and biases of the layer.
     pub(crate) vectors: Vec<(Role, Weight)>,
@@ -199,7 +197,7 @@ pub(crate) struct Walk<'a, O: Calibrate> {
     pub(crate) is_on_way_to_head: bool,
     /// A matrix that is solved and not in the store yet.
     finishing: Option<Finishing>,
-    memory: Memory,
+    pub(crate) memory: Memory,
     /// Is there when everything before it is.
     pub(crate) mark: O::Tensor,
 }
@@ -242,7 +240,6 @@ impl<'a, O: Calibrate> Walk<'a, O> {
             mark,
             streams: Vec::new(),
             room: memory.room,
-            all_room: memory.room,
             layer: 0,
             vectors: Vec::new(),
             since: Instant::now(),
@@ -254,17 +251,14 @@ impl<'a, O: Calibrate> Walk<'a, O> {
 
     /// Tells what there is to do, and what it will take.
     async fn estimate(&mut self, store: &dyn Store, knows_head_inputs: bool) -> Result<()> {
-        let (config, tokens) = (self.config, self.tokens());
-        let streams = if self.settings.matrix.gptaq_alpha == 0.0 { 1 } else { 2 };
-        let residual = streams * tokens * config.hidden_size * size_of::<f32>();
-        let inputs = streams * kept_bytes(config, Some(Role::Down(0)), tokens);
-        let keeps_inputs = inputs <= self.all_room.saturating_sub(residual);
+        let config = self.config;
+        let streams = self.settings.streams();
+        let Memory { host, device, keeps_inputs, .. } = self.memory;
         let adds_late = !O::ON_HOST && streams > 1 && keeps_inputs;
         let speeds = Speeds::measure(self, streams, adds_late).await?;
         let is_done = |param: &Param| store.has(param);
         let steps = Steps::new(config, self.settings, knows_head_inputs, keeps_inputs, is_done)?;
         self.work = Work::new(&steps, foreseen(config, self.seq_len, self.windows.len(), streams, &speeds));
-        let Memory { host, device, .. } = self.memory;
         self.progress.estimated(&Estimate { time: self.work.left(), host_memory: host, device_memory: device });
         self.since = Instant::now();
         Ok(())
@@ -280,7 +274,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         self.drop_streams();
         let stream = self.embed(table).await?;
         self.streams.push(stream);
-        if self.settings.matrix.gptaq_alpha != 0.0 {
+        if self.settings.streams() > 1 {
             let stream = self.embed(self.read(Role::Embedding)?).await?;
             self.streams.push(stream);
         }

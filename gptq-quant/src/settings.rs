@@ -85,6 +85,11 @@ impl Settings {
         })
     }
 
+    /// Models that the text is run through: the one that is quantized so far, and where drift is corrected the float model too.
+    pub(crate) fn streams(&self) -> usize {
+        if self.matrix.gptaq_alpha == 0.0 { 1 } else { 2 }
+    }
+
     /// Refuses what cannot be done to this model: a head that is not there, rules that are about nothing.
     pub fn check(&self, checkpoint: &dyn Checkpoint, config: &DecoderConfig) -> Result<()> {
         if self.lm_head && config.tie_word_embeddings {

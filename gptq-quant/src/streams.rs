@@ -61,7 +61,7 @@ pub(crate) struct LayerMatrix {
 impl<O: Calibrate> Walk<'_, O> {
     pub(crate) fn drop_streams(&mut self) {
         self.streams.clear();
-        self.room = self.all_room;
+        self.room = self.memory.room;
     }
 
     /// The windows as rows of `table`.
@@ -293,6 +293,6 @@ pub(crate) fn input_cols(config: &DecoderConfig, role: Role) -> usize {
 }
 
 /// Bytes of the inputs of a matrix.
-pub(crate) fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
+fn kept_bytes(config: &DecoderConfig, role: Option<Role>, rows: usize) -> usize {
     rows * input_cols(config, role.expect("inputs of a matrix are kept")) * size_of::<f32>()
 }
