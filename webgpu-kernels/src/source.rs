@@ -16,13 +16,13 @@ use crate::Variant;
 /// The importable files of `shared/`.
 const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("shared/activation.wgsl")),
+    ("f16_pair", include_str!("shared/f16_pair.wgsl")),
     ("fixed_point", include_str!("shared/fixed_point.wgsl")),
     ("invocation", include_str!("shared/invocation.wgsl")),
     ("load_x", include_str!("shared/load_x.wgsl")),
     ("kv", include_str!("shared/kv.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("soft_cap", include_str!("shared/soft_cap.wgsl")),
-    ("store_kv", include_str!("shared/store_kv.wgsl")),
     ("subgroup_sums", include_str!("shared/subgroup_sums.wgsl")),
     ("team_attention", include_str!("shared/team_attention.wgsl")),
 ];

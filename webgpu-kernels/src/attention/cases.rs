@@ -181,7 +181,6 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
 /// Two cases of one variant as one.
 fn both(one: Case, other: Case) -> Case {
     let (one, other) = (Arc::new(one), Arc::new(other));
-    let count = (one.buffers)().len();
     let (made, recorded) = ((one.clone(), other.clone()), (one.clone(), other.clone()));
     Case {
         label: format!("{}; {}", one.label, other.label),
@@ -191,11 +190,13 @@ fn both(one: Case, other: Case) -> Case {
         tolerance: one.tolerance.min(other.tolerance),
         buffers: Box::new(move || [(made.0.buffers)(), (made.1.buffers)()].into_iter().flatten().collect()),
         record: Box::new(move |recorder, b| {
-            (recorded.0.record)(recorder, &b[..count]);
-            (recorded.1.record)(recorder, &b[count..]);
+            let (first, second) = b.split_at(b.len() / 2);
+            (recorded.0.record)(recorder, first);
+            (recorded.1.record)(recorder, second);
         }),
         reference: Box::new(move |b| {
-            [(one.reference)(&b[..count]), (other.reference)(&b[count..])].into_iter().flatten().collect()
+            let (first, second) = b.split_at(b.len() / 2);
+            [(one.reference)(first), (other.reference)(second)].into_iter().flatten().collect()
         }),
     }
 }

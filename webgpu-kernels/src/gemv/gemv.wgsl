@@ -53,8 +53,8 @@ struct Params {
 @group(0) @binding(8) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
 #endif
 #import load_x
-#ifdef ROPE
-#import store_kv
+#ifdef KV_F16
+#import f16_pair
 #endif
 #ifdef SWIGLU
 #import activation
@@ -472,7 +472,21 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         } else {
             let kv_head = head - params.heads - select(params.kv_heads, 0u, is_turned);
             let to = (kv_head * params.capacity + params.position) * params.kv_row;
-            store_kv(is_turned, to, at, value, next, lane / 2u % 2u == 0u);
+#ifdef KV_F16
+            // Two neighbours are a word, which the first of them stores.
+            let word = to_pair(vec2<f32>(value, next));
+            let word_at = to + at / 2u;
+            let is_first = lane / 2u % 2u == 0u;
+#else
+            let word = bitcast<u32>(value);
+            let word_at = to + at;
+            let is_first = true;
+#endif
+            if (is_first && is_turned) {
+                k_cache[word_at] = word;
+            } else if (is_first) {
+                v_cache[word_at] = word;
+            }
         }
     }
 #else

@@ -90,44 +90,21 @@ struct Names {
     flags: &'static [&'static str],
 }
 
-const NAMES: [Names; PRODUCTS] = [
-    Names {
-        steps: "STEPS0",
-        rows: "ROWS0",
-        exact: "EXACT0",
-        eight: "EIGHT0",
-        first: "FIRST0",
-        last: "LAST0",
-        flags: &["ADD0"],
-    },
-    Names {
-        steps: "STEPS1",
-        rows: "ROWS1",
-        exact: "EXACT1",
-        eight: "EIGHT1",
-        first: "FIRST1",
-        last: "LAST1",
-        flags: &["NORMED1"],
-    },
-    Names {
-        steps: "STEPS2",
-        rows: "ROWS2",
-        exact: "EXACT2",
-        eight: "EIGHT2",
-        first: "FIRST2",
-        last: "LAST2",
-        flags: &["ADD2"],
-    },
-    Names {
-        steps: "STEPS3",
-        rows: "ROWS3",
-        exact: "EXACT3",
-        eight: "EIGHT3",
-        first: "FIRST3",
-        last: "LAST3",
-        flags: &["NORMED3", "ROPE3"],
-    },
-];
+macro_rules! names {
+    ($place:literal, $($flag:literal),*) => {
+        Names {
+            steps: concat!("STEPS", $place),
+            rows: concat!("ROWS", $place),
+            exact: concat!("EXACT", $place),
+            eight: concat!("EIGHT", $place),
+            first: concat!("FIRST", $place),
+            last: concat!("LAST", $place),
+            flags: &[$(concat!($flag, $place)),*],
+        }
+    };
+}
+
+const NAMES: [Names; PRODUCTS] = [names!(0, "ADD"), names!(1, "NORMED"), names!(2, "ADD"), names!(3, "NORMED", "ROPE")];
 
 impl Heads {
     /// Query heads of a key head.

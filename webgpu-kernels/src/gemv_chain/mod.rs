@@ -130,10 +130,15 @@ impl GemvChain<'_> {
     /// The shape, with what the next layer begins with, where the matrices are such as a chain is for.
     pub fn shape(&self, next: Option<(&Slice, Heads)>) -> Option<ChainShape> {
         let (qkv, heads) = next.unzip();
-        let end = EndShape { attended: self.out.cols, inner: self.down.cols };
-        let shape = ChainShape { hidden: self.out.rows, end: Some(end), heads };
+        let shape = self.extents(heads);
         let all = [Some(self.out), Some(self.gate_up), Some(self.down), qkv];
         fits(&shape, all.into_iter().flatten()).then_some(shape)
+    }
+
+    /// The shape by inputs: cases have fewer rows than a chain that is whole.
+    fn extents(&self, heads: Option<Heads>) -> ChainShape {
+        let end = EndShape { attended: self.out.cols, inner: self.down.cols };
+        ChainShape { hidden: self.gate_up.cols, end: Some(end), heads }
     }
 
     /// The end of a layer. `x`: `[heads * head_dim]`, attention's output. `sum`: `[hidden]`, the residual stream.
@@ -149,8 +154,7 @@ impl GemvChain<'_> {
     ) -> (Buffer<f32>, Factor) {
         let parts = choice.groups_and_passes(self.down.rows, self.down.cols).0 as usize;
         let (y, squares) = (recorder.temporary(self.down.rows), recorder.temporary(parts.next_multiple_of(4)));
-        let shape = self.shape(None).expect("a chain suits the matrices");
-        let turn = links.next(shape.link_words(0));
+        let turn = links.next(self.extents(None).link_words(0));
         self.record_to(recorder, choice, [x, sum], turn, End::Normed { y: &y, squares: &squares });
         (y, Factor::new(squares, parts, self.eps))
     }
@@ -165,8 +169,8 @@ impl GemvChain<'_> {
         links: &mut Links,
         next: &Attended<'_>,
     ) {
-        let shape = self.shape(Some((next.qkv, next.heads()))).expect("a chain suits the matrices");
-        let turn = links.next(shape.link_words(choice.splits(next.keys()).0));
+        let words = self.extents(Some(next.heads())).link_words(choice.splits(next.keys()).0);
+        let turn = links.next(words);
         self.record_to(recorder, choice, [x, sum], turn, End::Attended(next));
     }
 
@@ -194,9 +198,7 @@ impl GemvChain<'_> {
                 Some(next)
             }
         };
-        // Cases have fewer rows than the shape says, so only the inputs are asked.
-        let end = EndShape { attended: self.out.cols, inner: self.down.cols };
-        let shape = ChainShape { hidden: self.gate_up.cols, end: Some(end), heads: next.map(Attended::heads) };
+        let shape = self.extents(next.map(Attended::heads));
         Dispatch { choice, shape, slices, eps: self.eps, next }.record(recorder, turn.stale_words, &buffers);
     }
 }
@@ -204,14 +206,18 @@ impl GemvChain<'_> {
 impl GemvStart<'_> {
     /// The shape, where the matrix is such as a chain is for.
     pub fn shape(qkv: &Slice, heads: Heads) -> Option<ChainShape> {
-        let shape = ChainShape { hidden: qkv.cols, end: None, heads: Some(heads) };
+        let shape = GemvStart::extents(qkv, heads);
         fits(&shape, [qkv].into_iter()).then_some(shape)
+    }
+
+    fn extents(qkv: &Slice, heads: Heads) -> ChainShape {
+        ChainShape { hidden: qkv.cols, end: None, heads: Some(heads) }
     }
 
     /// The beginning of the first layer.
     pub fn record(&self, recorder: &mut Recorder, choice: ChainChoice, links: &mut Links, next: &Attended<'_>) {
-        let shape = GemvStart::shape(next.qkv, next.heads()).expect("a chain suits the matrix");
-        let turn = links.next(shape.link_words(choice.splits(next.keys()).0));
+        let words = GemvStart::extents(next.qkv, next.heads()).link_words(choice.splits(next.keys()).0);
+        let turn = links.next(words);
         self.record_to(recorder, choice, turn, next);
     }
 
@@ -221,7 +227,7 @@ impl GemvStart<'_> {
         buffers.extend([self.x, self.norm].map(Binding::from));
         buffers.extend([turn.links, turn.stale].map(Binding::from));
         buffers.extend(next.buffers());
-        let shape = ChainShape { hidden: next.qkv.cols, end: None, heads: Some(next.heads()) };
+        let shape = GemvStart::extents(next.qkv, next.heads());
         let dispatch = Dispatch { choice, shape, slices, eps: self.eps, next: Some(next) };
         dispatch.record(recorder, turn.stale_words, &buffers);
     }

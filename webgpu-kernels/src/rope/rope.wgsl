@@ -19,7 +19,7 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
 
 #ifdef KV_F16
-const MAX_F16: f32 = 65504.0;
+#import f16_pair
 #endif
 #ifdef KV_Q8
 // Lanes of a group, and the largest of each one's quad.
@@ -109,10 +109,8 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     }
 #else
 #ifdef KV_F16
-    // Beyond it WGSL promises nothing, and an infinite key would make every score NaN.
-    let kept = clamp(values, vec4<f32>(-MAX_F16), vec4<f32>(MAX_F16));
-    store(is_key, to + i / 2u, pack2x16float(kept.xy));
-    store(is_key, to + i / 2u + 1u, pack2x16float(kept.zw));
+    store(is_key, to + i / 2u, to_pair(values.xy));
+    store(is_key, to + i / 2u + 1u, to_pair(values.zw));
 #else
     let words = bitcast<vec4<u32>>(values);
     store(is_key, to + i, words.x);

@@ -35,6 +35,8 @@ fn fetch_value(row: u32, eight: u32) -> Fetched8 {
 }
 #else
 #ifdef KV_F16
+#import f16_pair
+
 alias Stored8 = vec4<u32>;
 
 fn to_eight(words: Stored8, eight: u32) -> Eight {
@@ -42,13 +44,6 @@ fn to_eight(words: Stored8, eight: u32) -> Eight {
         vec4<f32>(unpack2x16float(words.x), unpack2x16float(words.y)),
         vec4<f32>(unpack2x16float(words.z), unpack2x16float(words.w)),
     );
-}
-
-// Beyond the largest f16 WGSL promises nothing.
-const MAX_F16: f32 = 65504.0;
-
-fn to_pair(values: vec2<f32>) -> u32 {
-    return pack2x16float(clamp(values, vec2<f32>(-MAX_F16), vec2<f32>(MAX_F16)));
 }
 
 fn to_stored(values: Eight) -> Stored8 {

@@ -79,21 +79,23 @@ fn score_of(q: Eight, k: Eight, cap: f32) -> f32 {
 #endif
 }
 
-// The keys of a team from first on, of rows that begin at `cache`; and the values. A key beyond the last is the last.
+// The row of a team's key `j` from first on, of rows that begin at `cache`. A key beyond the last is the last.
+fn row_of(cache: u32, first: u32, j: u32, end: u32, place: Place) -> u32 {
+    return cache + min(first + j * TEAMS + place.team, max(end, 1u) - 1u);
+}
+
 fn fetch_keys(cache: u32, first: u32, end: u32, place: Place) -> Fetched {
-    let last = max(end, 1u) - 1u;
     return Fetched(
 #for j in 0..KEYS
-        fetch_key(cache + min(first + $ju * TEAMS + place.team, last), place.eight),
+        fetch_key(row_of(cache, first, $ju, end, place), place.eight),
 #endfor
     );
 }
 
 fn fetch_values(cache: u32, first: u32, end: u32, place: Place) -> Fetched {
-    let last = max(end, 1u) - 1u;
     return Fetched(
 #for j in 0..KEYS
-        fetch_value(cache + min(first + $ju * TEAMS + place.team, last), place.eight),
+        fetch_value(row_of(cache, first, $ju, end, place), place.eight),
 #endfor
     );
 }

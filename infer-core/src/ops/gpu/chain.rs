@@ -17,7 +17,8 @@ impl GpuOps {
     ) -> Option<GpuTensor> {
         let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
         let is_whole = [out, gate_up, down].iter().all(|matrix| matrix.fuses(&self.gpu));
-        if x.rows > 1 || *activation != Activation::Silu || !is_whole {
+        let attends = next.is_none_or(|next| self.attends_in_chain(next));
+        if x.rows > 1 || *activation != Activation::Silu || !is_whole || !attends {
             return None;
         }
         let chain = GemvChain {
@@ -28,14 +29,7 @@ impl GpuOps {
             down_norm: &next_norm.values,
             eps: *eps,
         };
-        let next = match next {
-            Some(next) => {
-                self.attends_in_chain(next).then_some(())?;
-                Some(next)
-            }
-            None => None,
-        };
-        let shape = chain.shape(next.as_ref().map(|next| (&next.qkv.slices[0], heads_of(next))))?;
+        let shape = chain.shape(next.map(|next| (&next.qkv.slices[0], heads_of(next))))?;
         let (choice, mut links) = self.chain_of(&shape)?;
         let (x, y) = (x.settled(), y.settled());
         let tensor = match next {
