@@ -9,7 +9,7 @@ use crate::{
     Case, CaseSet, Kernel, KvDtype, Variant, WeightFormat,
     cases::{Random, four_bits, with_outliers},
     gemv::matrix_lens,
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, FEWEST_ROWS, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     matrix::Slice,
     tuning::{Choice, Problem, Trial, Tunable},
@@ -103,7 +103,7 @@ const TILES: [(RangeInclusive<usize>, Tile); 3] = [
     (0..=usize::MAX, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
 ];
 /// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
-const MIN_ROWS: usize = 16;
+const MIN_ROWS: usize = FEWEST_ROWS;
 /// Edge of a matrix.
 const EDGE: usize = 16;
 /// Workgroups that keep a large device busy.
