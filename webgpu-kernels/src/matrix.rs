@@ -185,7 +185,11 @@ impl Matrix {
         let largest = self.slices.iter().map(|slice| slice.rows).max().unwrap_or(0);
         // A binding begins at a multiple of so many elements.
         let step = if (self.rows | self.cols).is_multiple_of(4) { SLICE_ALIGN / 4 } else { SLICE_ALIGN };
-        for range in recorder.row_ranges(m, product(&[2, largest, self.cols]), step) {
+        let ranges = recorder.row_ranges(m, product(&[2, largest, self.cols]), step);
+        if ranges.len() == 1 {
+            return self.linear_rows(recorder, x, m, y);
+        }
+        for range in ranges {
             let rows = range.len();
             let x = x.slice(range.start * self.cols, rows * self.cols);
             let y = y.slice(range.start * self.rows, rows * self.rows);
