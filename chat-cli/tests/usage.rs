@@ -108,6 +108,15 @@ fn what_is_not_there_is_an_error_with_a_hint() {
     check_failure(&["selftest", "--device", "cpu"], "no kernels");
 }
 
+/// The environment is empty: a driver that looks for a display finds none, and would say so.
+#[test]
+fn no_window_system_is_asked_for() {
+    let output = chat_cli(&["devices"]);
+    assert_eq!(output.status.code(), Some(0));
+    let errors = text(&output.stderr).to_lowercase();
+    assert!(["xdg_", "wayland", "xcb", "display"].iter().all(|word| !errors.contains(word)), "{errors}");
+}
+
 #[test]
 fn devices_are_listed_for_people_and_for_programs() {
     let output = chat_cli(&["devices"]);

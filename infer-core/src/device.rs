@@ -2,6 +2,8 @@
 
 use webgpu_kernels::{Gpu, KvDtype};
 
+use crate::memory::Room;
+
 #[cfg(feature = "native")]
 use crate::ops::candle::{CpuOptions, CpuWeights};
 
@@ -48,14 +50,25 @@ impl Device {
         }
     }
 
-    /// Bytes of memory that a model may take where the caller does not say, if that is known.
-    pub(crate) fn memory(&self) -> Option<u64> {
-        match self {
+    /// The memory that a model may take, where the caller does not say how many bytes, if that is known.
+    pub(crate) fn room(&self, allowed: Option<u64>) -> Option<Room> {
+        let (free, total) = match self {
             #[cfg(feature = "native")]
-            Device::Cpu(_) => None,
-            Device::Gpu(gpu, _) => gpu.summary().memory.map(|memory| memory / 10 * 9),
+            Device::Cpu(_) => (None, None),
+            Device::Gpu(gpu, _) => (free_memory(gpu), gpu.summary().memory),
+        };
+        match allowed {
+            Some(bytes) => Some(Room { bytes, total: None }),
+            None => free.map(|bytes| Room { bytes, total }),
         }
     }
+}
+
+/// What is free on a GPU, less what the driver takes for pipelines and the like. Where the driver does not tell, most of what this
+/// program does not hold.
+fn free_memory(gpu: &Gpu) -> Option<u64> {
+    let told = gpu.free_memory().map(|free| free - free / 50);
+    told.or_else(|| Some((gpu.summary().memory? / 10 * 9).saturating_sub(gpu.bytes_in_use())))
 }
 
 /// The machine's first GPU, for tests. Without one: skipped, with the reason.

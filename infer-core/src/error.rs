@@ -1,6 +1,6 @@
 //! What can go wrong while a model is loaded or run, each with what to do about it.
 
-use crate::memory::{Need, size};
+use crate::memory::{Need, Room};
 
 /// The result of loading or running a model.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -47,15 +47,12 @@ pub enum Error {
         context: usize,
     },
     /// The model and its cache are larger than the device's memory.
-    #[error(
-        "the model needs {need} of memory, and there are {} for it",
-        size(*budget)
-    )]
+    #[error("the model needs {need} of memory, and there are {room} free for it")]
     DoesNotFit {
         /// What it needs.
         need: Need,
-        /// Bytes that it may take.
-        budget: u64,
+        /// What it may take.
+        room: Room,
         /// The longest context that fits.
         longest: Option<usize>,
     },

@@ -21,6 +21,35 @@
 //! # Ok::<(), infer_core::Error>(())
 //! ```
 
+//!
+//! `block_on` waits in the calling thread. Under tokio, or any other executor, on a GPU, a [`Driver`] waits in a thread that the
+//! program gives it, and wakes the futures. One is enough for all sessions of a [`Gpu`], which may be on many threads:
+//!
+//! ```no_run
+//! # use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams, block_on};
+//! # use model_format::DirFiles;
+//! let gpu = block_on(Gpu::open(&Default::default(), OpenOptions::default()))?;
+//! let driver = gpu.driver();
+//! // It ends with the last clone of `gpu`.
+//! std::thread::spawn(move || driver.run());
+//! let files = DirFiles::new("SmolLM2-135M-Instruct-q4f16_1");
+//! let device = Device::Gpu(gpu, KvDtype::F16);
+//! let mut engine = block_on(Engine::load_mlc(&files, device, &LoadOptions::default(), &mut ()))?;
+//! let answer = async move {
+//!     let mut answer = engine.chat(&[Message::user("What is the capital of France?")], SamplingParams::greedy())?;
+//!     while let Some(chunk) = answer.next().await? {
+//!         print!("{}", chunk.text);
+//!     }
+//!     Ok::<(), infer_core::Error>(())
+//! };
+//! // For instance `tokio::spawn(answer)`.
+//! fn spawn(_: impl Future + Send + 'static) {}
+//! spawn(answer);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A program with a loop of its own calls [`Gpu::poll`] in it instead, before it polls the futures.
+
 #![deny(missing_docs)]
 
 pub mod chat_template;
@@ -55,7 +84,7 @@ pub use kept::{Kept, KeptFolder};
 pub use kv_cache::KvCache;
 pub use loaded_model::{LoadOptions, LoadedModel};
 pub use logprobs::{MOST_LOGPROBS, TokenLogprobs};
-pub use memory::Need;
+pub use memory::{Need, Room};
 pub use model::Decoder;
 pub use profile::{KernelTime, StepProfile};
 pub use progress::Progress;
@@ -68,6 +97,10 @@ pub use webgpu_kernels::{
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection, Spawn},
     selftest::{Line as KernelCheck, run_all as check_kernels},
 };
+
+/// Lets executors other than [`block_on`] run this crate's futures on a GPU: see [`Gpu::driver`].
+#[cfg(feature = "native")]
+pub use webgpu_kernels::gpu::Driver;
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
 #[cfg(feature = "native")]

@@ -110,7 +110,7 @@ impl LoadedModel {
         let format = QuantFormat::by_name(&chat_config.quantization)?;
         let default = mlc_context(&chat_config, &config);
         let holding = Holding::of_mlc(&config, format, device.codes(), device.kv_dtype());
-        let need = holding.fit(&config, options.context, default, options.memory.or(device.memory()))?;
+        let need = holding.fit(&config, options.context, default, device.room(options.memory))?;
         progress.planned(&need);
         let prepared = Prepared::new(&device, &config, &need, options, Holding::stored_mlc(format))?;
         let session = session_on!(device, &config, need.context, ops =>
@@ -132,7 +132,7 @@ impl LoadedModel {
         let holding = Holding::of_checkpoint(&config, checkpoint, format, device.codes(), device.kv_dtype())?;
         let trained = config.max_position_embeddings;
         let wanted = options.context.map(|context| context.min(trained));
-        let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), options.memory.or(device.memory()))?;
+        let need = holding.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), device.room(options.memory))?;
         progress.planned(&need);
         let stored = Holding::stored_checkpoint(checkpoint, format)?;
         let prepared = Prepared::new(&device, &config, &need, options, stored)?;
@@ -152,7 +152,7 @@ impl LoadedModel {
     ) -> Result<LoadedModel> {
         let holding = Holding::of_mlc(config, format, device.codes(), device.kv_dtype());
         let default = DEFAULT_CONTEXT.min(config.max_position_embeddings);
-        let need = holding.fit(config, options.context, default, options.memory.or(device.memory()))?;
+        let need = holding.fit(config, options.context, default, device.room(options.memory))?;
         progress.planned(&need);
         let prepared = Prepared::new(&device, config, &need, options, Holding::stored_mlc(format))?;
         let session = session_on!(device, config, need.context, ops =>

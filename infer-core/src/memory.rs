@@ -47,6 +47,22 @@ impl std::fmt::Display for Need {
     }
 }
 
+/// The memory that there is for a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that it may take.
+    pub bytes: u64,
+    /// Of so many bytes that the device has, where that is known and nobody set a limit.
+    pub total: Option<u64>,
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", size(self.bytes))?;
+        self.total.map_or(Ok(()), |total| write!(f, " of the device's {}", size(total)))
+    }
+}
+
 /// Bytes, as people say them.
 pub(crate) fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
@@ -121,7 +137,7 @@ impl Holding {
         }
     }
 
-    /// A context that fits `budget` bytes: the wanted one, or where none is, the longest up to `default`.
+    /// A context that fits `room`: the wanted one, or where none is, the longest up to `default`.
     ///
     /// Errors: [`Error::DoesNotFit`].
     pub fn fit(
@@ -129,23 +145,23 @@ impl Holding {
         config: &DecoderConfig,
         wanted: Option<usize>,
         default: usize,
-        budget: Option<u64>,
+        room: Option<Room>,
     ) -> Result<Need> {
         let most = wanted.unwrap_or(default);
         let need = self.need(config, most);
-        let Some(budget) = budget else { return Ok(need) };
-        if need.total() <= budget {
+        let Some(room) = room else { return Ok(need) };
+        if need.total() <= room.bytes {
             return Ok(need);
         }
         // The need grows with the context.
         let (mut fits, mut fails) = (0, most);
         while fits + 1 < fails {
             let middle = fits + (fails - fits) / 2;
-            if self.need(config, middle).total() <= budget { fits = middle } else { fails = middle }
+            if self.need(config, middle).total() <= room.bytes { fits = middle } else { fails = middle }
         }
         match wanted {
             None if fits >= SHORTEST.min(default) => Ok(self.need(config, fits)),
-            _ => Err(Error::DoesNotFit { need, budget, longest: (fits >= SHORTEST).then_some(fits) }),
+            _ => Err(Error::DoesNotFit { need, room, longest: (fits >= SHORTEST).then_some(fits) }),
         }
     }
 }
@@ -258,7 +274,9 @@ mod tests {
     #[test]
     fn a_context_that_fits_is_chosen() {
         let (config, holding) = (config(), holding());
-        let fit = |wanted, gib: f64| holding.fit(&config, wanted, 4096, Some((gib * f64::from(1 << 30)) as u64));
+        let total = Some(16 << 30);
+        let room = |gib: f64| Room { bytes: (gib * f64::from(1 << 30)) as u64, total };
+        let fit = |wanted, gib: f64| holding.fit(&config, wanted, 4096, Some(room(gib)));
         assert_eq!(holding.fit(&config, None, 4096, None).unwrap().context, 4096);
         assert_eq!(fit(None, 8.0).unwrap().context, 4096);
         let less = fit(None, 2.1).unwrap();
@@ -271,7 +289,7 @@ mod tests {
         let error = fit(None, 1.0).unwrap_err();
         assert!(matches!(error, Error::DoesNotFit { longest: None, .. }));
         let (message, hint) = (error.to_string(), error.hint().unwrap());
-        assert!(message.contains("1.68 GiB") && message.contains("1.00 GiB"), "{message}");
+        assert!(message.contains("1.68 GiB") && message.contains("1.00 GiB of the device's 16.00 GiB"), "{message}");
         assert!(hint.contains("CPU"), "{hint}");
     }
 }

@@ -35,7 +35,8 @@ impl Links {
             Some(hollow) => [hollow.clone(), hollow],
             None => {
                 let words = vec![MISSING; most];
-                [recorder.gpu().upload(&words)?, recorder.gpu().upload(&words)?]
+                let set = || recorder.with_room(|gpu| gpu.upload(&words));
+                [set()?, set()?]
             }
         };
         Ok(Links { sets, turn: 0, used: 0, forgotten: recorder.forgotten() })

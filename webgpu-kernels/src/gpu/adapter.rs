@@ -13,7 +13,8 @@ pub struct AdapterSummary {
     pub device_type: DeviceType,
     /// Driver and version, as far as known.
     pub driver: String,
-    /// Bytes of memory that it has of its own, or its part of the processor's, where the driver tells.
+    /// Bytes of memory that it may use, free or not: of its own, and the processor's where it shares that. `None` where the
+    /// driver does not tell. [`crate::Gpu::free_memory`] tells what is free.
     pub memory: Option<u64>,
     /// What it can do.
     pub caps: Caps,

@@ -2,12 +2,12 @@
 
 use std::{
     marker::PhantomData,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
 };
 
 use super::{
     device::{Gpu, Shared, lock},
-    pool::size_class,
+    pool::{Pool, size_class},
 };
 use crate::{Error, Result};
 
@@ -32,15 +32,16 @@ pub struct Buffer<T> {
 pub(crate) struct RawBuffer {
     pub id: u64,
     pub buffer: wgpu::Buffer,
-    is_temporary: bool,
+    /// Where it goes back to, a temporary.
+    pool: Option<Arc<Mutex<Pool>>>,
     shared: Arc<Shared>,
 }
 
 impl Drop for RawBuffer {
     fn drop(&mut self) {
         let size = self.buffer.size();
-        if self.is_temporary {
-            lock(&self.shared.pool).give_back(self.id, size, self.buffer.clone());
+        if let Some(pool) = &self.pool {
+            lock(pool).give_back(self.id, size, self.buffer.clone());
         } else {
             self.shared.in_use.fetch_sub(size, Ordering::Relaxed);
             lock(&self.shared.dead).push(self.id);
@@ -100,7 +101,7 @@ impl Gpu {
     pub fn zeroed<T: Word>(&self, len: usize) -> Result<Buffer<T>> {
         let bytes = byte_size(len).max(16);
         let buffer = self.allocate(bytes)?;
-        Ok(self.wrap(buffer, len, false, None))
+        Ok(self.wrap(buffer, len, None, None))
     }
 
     /// A copy of `values`. Copies start in the background; nothing waits.
@@ -136,16 +137,17 @@ impl Gpu {
         }
     }
 
-    /// A temporary of `len` elements with any content. `for_host`: it will be written with [`Gpu::write`].
-    pub(crate) fn temporary<T: Word>(&self, len: usize, for_host: bool) -> Result<Buffer<T>> {
+    /// A temporary of `len` elements with any content, of a recorder's pool. `for_host`: it will be written with
+    /// [`Gpu::write`].
+    pub(crate) fn temporary<T: Word>(&self, pool: &Arc<Mutex<Pool>>, len: usize, for_host: bool) -> Result<Buffer<T>> {
         let bytes = byte_size(len);
         let limit = self.caps().max_binding.min(self.caps().max_buffer);
         // Rounding up must not be what makes it too large.
         let size = if size_class(bytes) <= limit { size_class(bytes) } else { bytes };
-        let found = lock(&self.shared.pool).take(size, for_host);
+        let found = lock(pool).take(size, for_host);
         Ok(match found {
-            Some((id, buffer)) => self.wrap(buffer, len, true, Some(id)),
-            None => self.wrap(self.allocate(size)?, len, true, None),
+            Some((id, buffer)) => self.wrap(buffer, len, Some(pool), Some(id)),
+            None => self.wrap(with_room(pool, || self.allocate(size))?, len, Some(pool), None),
         })
     }
 
@@ -155,12 +157,18 @@ impl Gpu {
         let usage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
         let description = wgpu::BufferDescriptor { label: None, size: 256, usage, mapped_at_creation: false };
         self.shared.in_use.fetch_add(256, Ordering::Relaxed);
-        self.wrap(self.shared.device.create_buffer(&description), 64, false, None)
+        self.wrap(self.shared.device.create_buffer(&description), 64, None, None)
     }
 
-    fn wrap<T: Word>(&self, buffer: wgpu::Buffer, len: usize, is_temporary: bool, id: Option<u64>) -> Buffer<T> {
+    fn wrap<T: Word>(
+        &self,
+        buffer: wgpu::Buffer,
+        len: usize,
+        pool: Option<&Arc<Mutex<Pool>>>,
+        id: Option<u64>,
+    ) -> Buffer<T> {
         let id = id.unwrap_or_else(|| self.shared.next_id());
-        let raw = RawBuffer { id, buffer, is_temporary, shared: self.shared.clone() };
+        let raw = RawBuffer { id, buffer, pool: pool.cloned(), shared: self.shared.clone() };
         Buffer { raw: Arc::new(raw), start: 0, len, element: PhantomData }
     }
 
@@ -169,11 +177,7 @@ impl Gpu {
         if bytes > limit {
             return Err(Error::BufferTooLarge { bytes, limit });
         }
-        self.shared.create_storage(bytes).or_else(|error| {
-            // Temporaries that nobody holds have other sizes than what is wanted now.
-            let is_less = matches!(error, Error::OutOfMemory { .. }) && self.shared.empty_pool();
-            if is_less { self.shared.create_storage(bytes) } else { Err(error) }
-        })
+        self.shared.create_storage(bytes)
     }
 }
 
@@ -189,17 +193,6 @@ impl Shared {
         Ok(buffer)
     }
 
-    /// Frees the temporaries that nobody holds, when the device is done with them; whether there were any.
-    fn empty_pool(&self) -> bool {
-        let freed = lock(&self.pool).empty();
-        for (id, size) in &freed {
-            self.in_use.fetch_sub(*size, Ordering::Relaxed);
-            lock(&self.dead).push(*id);
-        }
-        self.forget_dead();
-        !freed.is_empty()
-    }
-
     /// A buffer, or the error where the device tells at once, as native ones do. A browser tells later, and the error
     /// waits for the next read.
     pub fn create_buffer(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
@@ -212,6 +205,15 @@ impl Shared {
             return Err(Error::OutOfMemory { bytes: size, in_use: self.in_use.load(Ordering::Relaxed) });
         }
         Ok(buffer)
+    }
+}
+
+/// Makes something, and where there is no memory for it once more without the temporaries of a recorder that nobody holds: they
+/// have other sizes. Those of other recorders stay, which are to notice nothing.
+pub(super) fn with_room<T>(pool: &Mutex<Pool>, make: impl Fn() -> Result<T>) -> Result<T> {
+    match make() {
+        Err(Error::OutOfMemory { .. }) if lock(pool).empty() => make(),
+        made => made,
     }
 }
 

@@ -8,9 +8,11 @@ use std::sync::{
 
 use super::{
     adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
+    errors::Errors,
+    instance, memory,
     pace::Pace,
     pipeline::{MAX_BINDINGS, Pipelines},
-    pool::Pool,
+    pool::Staging,
 };
 use crate::{
     Error, Result, Variant,
@@ -42,8 +44,14 @@ pub(crate) struct Shared {
     opened: (wgpu::Adapter, OpenOptions),
     pub summary: AdapterSummary,
     pub limits: wgpu::Limits,
-    pub uniforms: wgpu::Buffer,
-    pub pool: Mutex<Pool>,
+    pub staging: Mutex<Staging>,
+    /// Held while parameters are written and the commands that read them are submitted.
+    pub submitting: Mutex<()>,
+    /// Submissions so far.
+    pub submissions: AtomicU64,
+    /// What futures wait for.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub waiting: Arc<super::wait::Waiting>,
     pub pipelines: Mutex<Pipelines>,
     /// Names the device for what its driver keeps of pipelines, where it gives that.
     pub pipeline_key: Option<String>,
@@ -61,7 +69,15 @@ pub(crate) struct Shared {
     /// Bytes written since the last submission.
     pub staged: AtomicU64,
     next_id: AtomicU64,
-    error: Arc<Mutex<Option<Error>>>,
+    /// Those that concern all recorders, or that the device tells of nobody in particular.
+    errors: Errors,
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.waiting.close();
+    }
 }
 
 /// A lock that a panic elsewhere does not close: the data is only ever replaced whole.
@@ -144,28 +160,18 @@ impl Gpu {
             .await
             .map_err(|e| Error::OpenDevice { adapter: summary.name.clone(), reason: e.to_string() })?;
 
-        let error = Arc::new(Mutex::new(None));
-        let first = error.clone();
-        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| {
-            lock(&first).get_or_insert(match e {
-                wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes: 0, in_use: 0 },
-                other => Error::Refused { reason: other.to_string() },
-            });
-        }));
-        let first = error.clone();
+        // What a recorder causes is told to it natively; in a browser, where errors come late, to who reads next.
+        let errors = Errors::default();
+        let first = errors.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| first.fail(told_by_device(error))));
+        let first = errors.clone();
         device.set_device_lost_callback(move |reason, message| {
             if reason != wgpu::DeviceLostReason::Destroyed {
                 // What led to the loss was reported first and says more.
-                lock(&first).get_or_insert(Error::DeviceLost { reason: message });
+                first.fail(Error::DeviceLost { reason: message });
             }
         });
 
-        let uniforms = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("params"),
-            size: UNIFORM_BYTES,
-            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
         let (tuning, pace) = (Mutex::new(Table::new(&summary)), Mutex::new(Pace::new(summary.device_type)));
         Ok(Gpu {
             shared: Arc::new(Shared {
@@ -175,8 +181,11 @@ impl Gpu {
                 opened: (adapter.clone(), options),
                 summary,
                 limits,
-                uniforms,
-                pool: Mutex::default(),
+                staging: Mutex::default(),
+                submitting: Mutex::default(),
+                submissions: AtomicU64::new(0),
+                #[cfg(not(target_arch = "wasm32"))]
+                waiting: Arc::default(),
                 pipelines: Mutex::default(),
                 pipeline_key,
                 pace,
@@ -187,7 +196,7 @@ impl Gpu {
                 most_bytes: AtomicU64::new(u64::MAX),
                 staged: AtomicU64::new(0),
                 next_id: AtomicU64::new(1),
-                error,
+                errors,
             }),
         })
     }
@@ -210,6 +219,14 @@ impl Gpu {
     /// What the device can do, less what [`OpenOptions`] left out.
     pub fn caps(&self) -> &Caps {
         &self.shared.summary.caps
+    }
+
+    /// Bytes of the device's memory that are free now, where its driver tells.
+    pub fn free_memory(&self) -> Option<u64> {
+        #[cfg(not(target_arch = "wasm32"))]
+        return memory::free(&self.shared.opened.0);
+        #[cfg(target_arch = "wasm32")]
+        None
     }
 
     /// Bytes of device memory that this program holds.
@@ -289,9 +306,10 @@ impl Gpu {
         self.shared.device.destroy();
     }
 
-    /// The first error that no call has returned, if there is one. It stays, but where something did not fit.
+    /// The first error of the device that no call has returned, such as its loss. Errors that a recorder caused are told to
+    /// those who read by it.
     pub fn error(&self) -> Option<Error> {
-        self.shared.error()
+        self.shared.errors.first()
     }
 }
 
@@ -300,30 +318,22 @@ impl Shared {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    pub fn error(&self) -> Option<Error> {
-        lock(&self.error).clone()
-    }
-
-    /// The error for a call to return. What did not fit is told once: something smaller may fit then.
-    pub fn told_error(&self) -> Option<Error> {
-        let mut error = lock(&self.error);
-        match *error {
-            Some(Error::OutOfMemory { .. } | Error::BufferTooLarge { .. }) => error.take(),
-            _ => error.clone(),
+    /// The error for a call of a recorder to return: its own, or the device's. A lost device explains all others.
+    pub fn told_error(&self, of_recorder: &Errors) -> Option<Error> {
+        match self.errors.first() {
+            Some(lost @ Error::DeviceLost { .. }) => Some(lost),
+            _ => of_recorder.told().or_else(|| self.errors.told()),
         }
     }
 
-    /// Keeps the first error, for the next read.
+    /// Keeps the first error of the device.
     pub fn fail(&self, error: Error) {
-        lock(&self.error).get_or_insert(error);
+        self.errors.fail(error);
     }
 
-    /// Forgets a call that was refused, where that says something about a kernel and not about the program.
+    /// Forgets a call that the device refused.
     pub fn forgive(&self) {
-        let mut error = lock(&self.error);
-        if matches!(*error, Some(Error::Refused { .. })) {
-            *error = None;
-        }
+        self.errors.forgive();
     }
 
     /// Starts copies that were asked for and frees the memory of those that are done, so that loading a model does not
@@ -336,24 +346,30 @@ impl Shared {
     }
 }
 
+/// An error that the device tells of.
+pub(crate) fn told_by_device(error: wgpu::Error) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes: 0, in_use: 0 },
+        other => Error::Refused { reason: other.to_string() },
+    }
+}
+
 async fn enumerate() -> Vec<(wgpu::Adapter, AdapterSummary)> {
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Backends::PRIMARY,
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    });
-    #[cfg(not(target_arch = "wasm32"))]
-    let adapters = instance.enumerate_adapters(wgpu::Backends::PRIMARY).await;
-    // A browser shows one adapter, and a laptop's is the saving one unless it is asked otherwise.
-    #[cfg(target_arch = "wasm32")]
-    let adapters = {
-        let power_preference = wgpu::PowerPreference::HighPerformance;
-        let wanted = wgpu::RequestAdapterOptions { power_preference, ..Default::default() };
-        instance.request_adapter(&wanted).await.ok()
-    };
+    let adapters = instance::adapters().await;
     let mut list: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter), adapter)).collect();
     // Stable: drivers of one kind stay in their order, which is the system's preference.
     list.sort_by_key(|(summary, _)| summary.device_type);
     list.into_iter().map(|(summary, adapter)| (adapter, summary)).collect()
+}
+
+pub(super) fn device_type(of: wgpu::DeviceType) -> DeviceType {
+    match of {
+        wgpu::DeviceType::DiscreteGpu => DeviceType::Discrete,
+        wgpu::DeviceType::IntegratedGpu => DeviceType::Integrated,
+        wgpu::DeviceType::VirtualGpu => DeviceType::Virtual,
+        wgpu::DeviceType::Cpu => DeviceType::Cpu,
+        wgpu::DeviceType::Other => DeviceType::Other,
+    }
 }
 
 fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
@@ -366,14 +382,8 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     AdapterSummary {
         name: info.name,
         backend: info.backend.to_string(),
-        device_type: match info.device_type {
-            wgpu::DeviceType::DiscreteGpu => DeviceType::Discrete,
-            wgpu::DeviceType::IntegratedGpu => DeviceType::Integrated,
-            wgpu::DeviceType::VirtualGpu => DeviceType::Virtual,
-            wgpu::DeviceType::Cpu => DeviceType::Cpu,
-            wgpu::DeviceType::Other => DeviceType::Other,
-        },
-        memory: memory(adapter),
+        device_type: device_type(info.device_type),
+        memory: memory::total(adapter),
         driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
         caps: Caps {
             is_software: info.device_type == wgpu::DeviceType::Cpu,
@@ -405,25 +415,6 @@ fn has_cooperative_matrix(adapter: &wgpu::Adapter) -> bool {
     adapter.features().contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
         && adapter.limits().max_compute_workgroup_storage_size >= COOPERATIVE_BYTES
         && adapter.cooperative_matrix_properties().iter().any(is_known)
-}
-
-/// The size of the largest heap of memory that is the device's own, which wgpu does not tell.
-#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
-fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
-    // SAFETY: the adapter is asked a question and neither kept nor destroyed.
-    let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
-    let instance = vulkan.shared_instance().raw_instance();
-    // SAFETY: the physical device is this instance's.
-    let properties = unsafe { instance.get_physical_device_memory_properties(vulkan.raw_physical_device()) };
-    // Bit 0 of a heap's flags says that it is the device's own.
-    let own = properties.memory_heaps_as_slice().iter().filter(|heap| heap.flags.as_raw() & 1 != 0);
-    own.map(|heap| heap.size).max()
-}
-
-/// Neither browsers nor Metal's part of wgpu tell.
-#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
-fn memory(_: &wgpu::Adapter) -> Option<u64> {
-    None
 }
 
 /// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment, and as many storage buffers as any kernel

@@ -15,6 +15,9 @@ mod adapter;
 mod beside;
 mod buffer;
 mod device;
+mod errors;
+mod instance;
+mod memory;
 mod pace;
 mod pipeline;
 mod pool;
@@ -38,7 +41,7 @@ pub use recorder::{Binding, FEWEST_ROWS, Recorder};
 pub use timing::PassTimer;
 pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]
-pub use wait::block_on;
+pub use wait::{Driver, block_on};
 
 /// The machine's first device, for tests. Without one: skipped, with the reason.
 #[cfg(all(test, not(target_arch = "wasm32")))]

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::device::{Gpu, Shared, lock};
-use crate::{Error, Kernel, Variant, kernel::Access};
+use crate::{Kernel, Variant, kernel::Access};
 
 /// Runs a job on a thread of the caller's, at once or later.
 pub type Spawn = fn(Box<dyn FnOnce() + Send>);
@@ -55,25 +55,22 @@ pub(crate) struct Pipeline {
     pub layout: Arc<Layout>,
     pub pipeline: wgpu::ComputePipeline,
     /// Why there is none.
-    refused: Option<String>,
+    pub refused: Option<String>,
 }
 
-/// Layout, then id and offset of each buffer.
+/// Layout, the buffer of parameters, then id and offset of each other buffer.
 #[derive(PartialEq, Eq, Hash)]
 struct BindGroupKey {
     layout: u64,
+    uniforms: u64,
     buffers: [(u64, u64); MAX_BINDINGS],
 }
 
 impl Shared {
-    /// The pipeline of a kernel in a variant, compiled at its first use.
+    /// The pipeline of a kernel in a variant, compiled at its first use. One that was refused says why.
     pub fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Arc<Pipeline> {
         let place = self.place(kernel, variant);
-        let made = place.get_or_init(|| Arc::new(self.create_pipeline(kernel, variant)));
-        if let Some(reason) = &made.refused {
-            self.fail(Error::Refused { reason: reason.clone() });
-        }
-        made.clone()
+        place.get_or_init(|| Arc::new(self.create_pipeline(kernel, variant))).clone()
     }
 
     fn place(&self, kernel: &'static Kernel, variant: &Variant) -> Place {
@@ -149,9 +146,15 @@ impl Shared {
         Layout { id: self.next_id(), bind_group, pipeline, params_size }
     }
 
-    /// The bind group of these buffers, each given as id, first byte and memory. A buffer is bound to its end.
-    pub fn bind_group(&self, layout: &Layout, buffers: &[(u64, u64, &wgpu::Buffer)]) -> wgpu::BindGroup {
-        let mut key = BindGroupKey { layout: layout.id, buffers: [(0, 0); MAX_BINDINGS] };
+    /// The bind group of a recorder's parameters and these buffers, each given as id, first byte and memory. A buffer is
+    /// bound to its end.
+    pub fn bind_group(
+        &self,
+        layout: &Layout,
+        uniforms: (u64, &wgpu::Buffer),
+        buffers: &[(u64, u64, &wgpu::Buffer)],
+    ) -> wgpu::BindGroup {
+        let mut key = BindGroupKey { layout: layout.id, uniforms: uniforms.0, buffers: [(0, 0); MAX_BINDINGS] };
         for (slot, (id, offset, _)) in key.buffers.iter_mut().zip(buffers) {
             *slot = (*id, *offset);
         }
@@ -159,8 +162,7 @@ impl Shared {
         if let Some(found) = pipelines.bind_groups.get(&key) {
             return found.clone();
         }
-        let params =
-            wgpu::BufferBinding { buffer: &self.uniforms, offset: 0, size: NonZeroU64::new(layout.params_size) };
+        let params = wgpu::BufferBinding { buffer: uniforms.1, offset: 0, size: NonZeroU64::new(layout.params_size) };
         let mut entries = vec![wgpu::BindGroupEntry { binding: 0, resource: wgpu::BindingResource::Buffer(params) }];
         for (i, (_, offset, buffer)) in buffers.iter().enumerate() {
             let binding = wgpu::BufferBinding { buffer, offset: *offset, size: None };
@@ -181,7 +183,10 @@ impl Shared {
         let dead = std::mem::take(&mut *lock(&self.dead));
         if !dead.is_empty() {
             let dead: std::collections::HashSet<u64> = dead.into_iter().collect();
-            lock(&self.pipelines).bind_groups.retain(|key, _| !key.buffers.iter().any(|(id, _)| dead.contains(id)));
+            let is_dead = |key: &BindGroupKey| {
+                dead.contains(&key.uniforms) || key.buffers.iter().any(|(id, _)| dead.contains(id))
+            };
+            lock(&self.pipelines).bind_groups.retain(|key, _| !is_dead(key));
         }
     }
 
@@ -248,7 +253,7 @@ impl Gpu {
         }
     }
 
-    /// Makes them now, in as far as they are not made.
+    /// Makes them now, in as far as they are not made. One that is refused is an error where it is used.
     pub fn compile(&self, wanted: &[(&'static Kernel, Variant)]) {
         for (kernel, variant) in wanted {
             self.shared.pipeline(kernel, &self.allowed(kernel.name, variant));

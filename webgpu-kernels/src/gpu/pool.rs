@@ -1,17 +1,23 @@
 //! Temporaries that are used again: a dropped one goes back and serves the next request of its size.
 //!
-//! The choice is deterministic, lowest id first, so that recording the same operations again, as every decode step
-//! does, meets the same buffers and finds every bind group made.
+//! Each recorder has a [`Pool`] of its own. A temporary may be dropped while the commands that use it are recorded and not
+//! submitted; commands of the same recorder come after these, commands of another one might not. The choice is deterministic,
+//! lowest id first, so that recording the same operations again, as every decode step does, meets the same buffers and finds
+//! every bind group made.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, atomic::Ordering},
+};
 
-/// Buffers that nobody holds, by size and then by id.
-#[derive(Default)]
+use super::device::{Shared, lock};
+
+/// Buffers of a recorder that nobody holds, by size and then by id.
 pub(crate) struct Pool {
     free: HashMap<u64, BTreeMap<u64, Free>>,
-    staging: HashMap<u64, Vec<wgpu::Buffer>>,
-    /// Counts submissions.
-    pub submission: u64,
+    /// Counts the recorder's submissions.
+    submission: u64,
+    shared: Arc<Shared>,
 }
 
 struct Free {
@@ -21,6 +27,10 @@ struct Free {
 }
 
 impl Pool {
+    pub fn new(shared: Arc<Shared>) -> Pool {
+        Pool { free: HashMap::new(), submission: 0, shared }
+    }
+
     /// A free buffer of `size` bytes. `for_host`: it will be written by the host ahead of the commands that are being
     /// recorded, so none of those may use it.
     pub fn take(&mut self, size: u64, for_host: bool) -> Option<(u64, wgpu::Buffer)> {
@@ -35,18 +45,43 @@ impl Pool {
         self.free.entry(size).or_default().insert(id, Free { buffer, last_used });
     }
 
-    /// Lets go of every free buffer; returns their ids and sizes.
-    pub fn empty(&mut self) -> Vec<(u64, u64)> {
-        let free = std::mem::take(&mut self.free);
-        free.into_iter().flat_map(|(size, buffers)| buffers.into_keys().map(move |id| (id, size))).collect()
+    /// What was recorded is on its way to the device.
+    pub fn submitted(&mut self) {
+        self.submission += 1;
     }
 
-    pub fn take_staging(&mut self, size: u64) -> Option<wgpu::Buffer> {
-        self.staging.get_mut(&size)?.pop()
+    /// Lets go of every free buffer, when the device is done with them; whether there were any.
+    pub fn empty(&mut self) -> bool {
+        let mut were_any = false;
+        for (size, buffers) in std::mem::take(&mut self.free) {
+            were_any |= !buffers.is_empty();
+            self.shared.in_use.fetch_sub(size * buffers.len() as u64, Ordering::Relaxed);
+            lock(&self.shared.dead).extend(buffers.into_keys());
+        }
+        if were_any {
+            self.shared.forget_dead();
+        }
+        were_any
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.empty();
+    }
+}
+
+/// Buffers that results are read through, by size. One comes back after its values were read, so any recorder may have it.
+#[derive(Default)]
+pub(crate) struct Staging(HashMap<u64, Vec<wgpu::Buffer>>);
+
+impl Staging {
+    pub fn take(&mut self, size: u64) -> Option<wgpu::Buffer> {
+        self.0.get_mut(&size)?.pop()
     }
 
-    pub fn give_back_staging(&mut self, size: u64, buffer: wgpu::Buffer) {
-        self.staging.entry(size).or_default().push(buffer);
+    pub fn give_back(&mut self, size: u64, buffer: wgpu::Buffer) {
+        self.0.entry(size).or_default().push(buffer);
     }
 }
 

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
     task::{Context, Poll, Waker},
 };
 
@@ -13,11 +13,13 @@ use web_time::Instant;
 use super::{
     buffer::{Buffer, Word},
     device::{Gpu, lock},
+    errors::Errors,
     pool::size_class,
 };
 use crate::{Error, Result};
 
-/// Values on their way to the host. In a browser the event loop completes it, natively [`super::block_on`] does.
+/// Values on their way to the host. In a browser the event loop completes it, natively [`super::block_on`] or a
+/// [`super::Driver`].
 pub struct Readback<T> {
     gpu: Gpu,
     /// Taken when the values were read.
@@ -25,8 +27,10 @@ pub struct Readback<T> {
     size: u64,
     len: usize,
     submission: Option<wgpu::SubmissionIndex>,
-    /// Submissions there had been when it was begun.
+    /// Submissions to the device there had been when it was begun.
     count: u64,
+    /// Those of the recorder that reads.
+    errors: Errors,
     progress: Arc<Mutex<Progress>>,
     element: PhantomData<T>,
 }
@@ -38,9 +42,9 @@ struct Progress {
 }
 
 impl<T: Word> Readback<T> {
-    pub(crate) fn new(gpu: &Gpu, len: usize) -> Result<Readback<T>> {
+    pub(crate) fn new(gpu: &Gpu, errors: &Errors, len: usize) -> Result<Readback<T>> {
         let size = size_class(4 * len as u64);
-        let pooled = lock(&gpu.shared.pool).take_staging(size);
+        let pooled = lock(&gpu.shared.staging).take(size);
         let staging = match pooled {
             Some(staging) => staging,
             None => gpu.shared.create_buffer(size, wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST)?,
@@ -52,6 +56,7 @@ impl<T: Word> Readback<T> {
             len,
             submission: None,
             count: 0,
+            errors: errors.clone(),
             progress: Arc::default(),
             element: PhantomData,
         })
@@ -87,17 +92,18 @@ impl<T: Word + Unpin> Future for Readback<T> {
             let mut progress = lock(&this.progress);
             match progress.outcome {
                 None => {
-                    if let Some(error) = this.gpu.shared.told_error() {
+                    if let Some(error) = this.gpu.shared.told_error(&this.errors) {
                         return Poll::Ready(Err(error));
                     }
                     progress.waker = Some(context.waker().clone());
+                    drop(progress);
                     #[cfg(not(target_arch = "wasm32"))]
-                    super::wait::expect(&this.gpu.shared.device, this.submission.clone());
+                    super::wait::expect(&this.gpu.shared, this.submission.clone(), context.waker());
                     return Poll::Pending;
                 }
                 Some(Err(wgpu::BufferAsyncError)) => {
                     let lost = Error::DeviceLost { reason: "a result could not be read back".into() };
-                    return Poll::Ready(Err(this.gpu.shared.told_error().unwrap_or(lost)));
+                    return Poll::Ready(Err(this.gpu.shared.told_error(&this.errors).unwrap_or(lost)));
                 }
                 Some(Ok(())) => {}
             }
@@ -109,18 +115,17 @@ impl<T: Word + Unpin> Future for Readback<T> {
                 values.truncate(this.len);
                 values
             }
-            Err(e) => return Poll::Ready(Err(Error::Refused { reason: e.to_string() })),
+            Err(e) => {
+                let refused = Error::Refused { reason: e.to_string() };
+                return Poll::Ready(Err(this.gpu.shared.told_error(&this.errors).unwrap_or(refused)));
+            }
         };
         staging.unmap();
-        let is_last = {
-            let mut pool = lock(&this.gpu.shared.pool);
-            pool.give_back_staging(this.size, staging);
-            pool.submission == this.count
-        };
-        if is_last {
+        lock(&this.gpu.shared.staging).give_back(this.size, staging);
+        if this.gpu.shared.submissions.load(Ordering::Relaxed) == this.count {
             lock(&this.gpu.shared.pace).finished(Instant::now());
         }
         // Values that were computed after an error mean nothing.
-        Poll::Ready(this.gpu.shared.told_error().map_or(Ok(values), Err))
+        Poll::Ready(this.gpu.shared.told_error(&this.errors).map_or(Ok(values), Err))
     }
 }

@@ -1,23 +1,29 @@
 //! [`Recorder`]: dispatches, collected and submitted in one compute pass.
 //!
 //! Kernels' `record` functions call [`Recorder::dispatch`]. Parameters of all dispatches of a submission lie in one
-//! uniform buffer, written once. Nothing waits until a [`Readback`] is awaited.
+//! uniform buffer of the recorder, written once, with the submission. Nothing waits until a [`Readback`] is awaited.
 
-use std::{collections::HashMap, ops::Range};
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::{Arc, Mutex, atomic::Ordering},
+};
 
 use web_time::Instant;
 
 use super::{
-    buffer::{Buffer, Word},
-    device::{Gpu, UNIFORM_BYTES, lock},
+    buffer::{Buffer, Word, with_room},
+    device::{Gpu, Shared, UNIFORM_BYTES, lock},
+    errors::Errors,
     pipeline::MAX_BINDINGS,
+    pool::Pool,
     profile::{Around, Dispatched, Profile},
     readback::Readback,
     timing::PassTimer,
     trace::{Traced, TracedBinding},
 };
 use crate::{
-    Kernel, Result, Variant,
+    Error, Kernel, Result, Variant,
     kernel::{Params, product},
 };
 
@@ -53,9 +59,14 @@ impl<'a, T: Word> From<&'a Buffer<T>> for Binding<'a> {
     }
 }
 
-/// Collects dispatches and submits them.
+/// Collects dispatches and submits them. Any number of recorders of one device may be at work, also on several threads: each
+/// has parameters, temporaries and errors of its own.
 pub struct Recorder {
     gpu: Gpu,
+    /// Made for the first dispatch.
+    uniforms: Option<Uniforms>,
+    pool: Arc<Mutex<Pool>>,
+    errors: Errors,
     dispatches: Vec<Dispatch>,
     params: Vec<u8>,
     offsets: HashMap<Vec<u8>, u32>,
@@ -73,6 +84,27 @@ pub struct Recorder {
     forgotten: u64,
 }
 
+/// The buffer of a recorder's parameters.
+struct Uniforms {
+    id: u64,
+    buffer: wgpu::Buffer,
+    shared: Arc<Shared>,
+}
+
+impl Uniforms {
+    fn new(shared: &Arc<Shared>) -> Result<Uniforms> {
+        use wgpu::BufferUsages as Usage;
+        let buffer = shared.create_buffer(UNIFORM_BYTES, Usage::UNIFORM | Usage::COPY_DST)?;
+        Ok(Uniforms { id: shared.next_id(), buffer, shared: shared.clone() })
+    }
+}
+
+impl Drop for Uniforms {
+    fn drop(&mut self) {
+        lock(&self.shared.dead).push(self.id);
+    }
+}
+
 struct Dispatch {
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
@@ -85,6 +117,9 @@ impl Recorder {
     pub fn new(gpu: &Gpu) -> Recorder {
         Recorder {
             gpu: gpu.clone(),
+            uniforms: None,
+            pool: Arc::new(Mutex::new(Pool::new(gpu.shared.clone()))),
+            errors: Errors::default(),
             dispatches: Vec::new(),
             params: Vec::new(),
             offsets: HashMap::new(),
@@ -130,7 +165,7 @@ impl Recorder {
     pub fn temporary<T: Word>(&mut self, len: usize) -> Buffer<T> {
         match self.hollow(len) {
             Some(hollow) => hollow,
-            None => self.gpu.temporary(len, false).unwrap_or_else(|error| self.stand_in(error)),
+            None => self.gpu.temporary(&self.pool, len, false).unwrap_or_else(|error| self.stand_in(error)),
         }
     }
 
@@ -139,7 +174,7 @@ impl Recorder {
         if let Some(hollow) = self.hollow(values.len()) {
             return hollow;
         }
-        match self.gpu.temporary(values.len(), true) {
+        match self.gpu.temporary(&self.pool, values.len(), true) {
             Ok(buffer) => {
                 self.gpu.write(&buffer, values);
                 buffer
@@ -148,8 +183,13 @@ impl Recorder {
         }
     }
 
-    fn stand_in<T: Word>(&mut self, error: crate::Error) -> Buffer<T> {
-        self.gpu.shared.fail(error);
+    /// Makes something that takes memory for good. Where there is none, the temporaries that nobody holds make room for it.
+    pub fn with_room<T>(&self, make: impl Fn(&Gpu) -> Result<T>) -> Result<T> {
+        with_room(&self.pool, || make(&self.gpu))
+    }
+
+    fn stand_in<T: Word>(&mut self, error: Error) -> Buffer<T> {
+        self.errors.fail(error);
         self.gpu.stand_in()
     }
 
@@ -170,7 +210,8 @@ impl Recorder {
     /// The kernels for so many rows compute each one alike, however many there are.
     pub(crate) fn row_ranges(&self, rows: usize, work: u64, step: usize) -> Vec<Range<usize>> {
         let most = usize::try_from(self.gpu.work_at_once() / work.max(1)).unwrap_or(usize::MAX);
-        if rows <= most || self.trace.is_some() || self.most_dispatches() != MAX_DISPATCHES {
+        // After an error nothing is computed, and small buffers stand in.
+        if rows <= most || self.trace.is_some() || self.most_dispatches() != MAX_DISPATCHES || self.has_failed() {
             return std::iter::once(0..rows).collect();
         }
         let part = (most / step * step).max(FEWEST_ROWS.next_multiple_of(step));
@@ -203,7 +244,7 @@ impl Recorder {
         assert_eq!(buffers.len(), kernel.bindings.len(), "{}: number of buffers", kernel.name);
         assert_eq!(size_of::<P>(), kernel.params.size, "{}: size of the parameters", kernel.name);
         let bytes = self.bytes.take();
-        if groups == 0 || self.gpu.error().is_some() {
+        if groups == 0 || self.has_failed() {
             return;
         }
         let groups = u32::try_from(groups).unwrap_or_else(|_| panic!("{}: {groups} workgroups", kernel.name));
@@ -226,18 +267,34 @@ impl Recorder {
             self.submit();
         }
 
-        let pipeline = self.gpu.shared.pipeline(kernel, &self.gpu.allowed(kernel.name, variant));
-        let mut bound: [(u64, u64, &wgpu::Buffer); MAX_BINDINGS] = [(0, 0, &self.gpu.shared.uniforms); MAX_BINDINGS];
+        let shared = &self.gpu.shared;
+        let pipeline = shared.pipeline(kernel, &self.gpu.allowed(kernel.name, variant));
+        if let Some(reason) = &pipeline.refused {
+            return self.errors.fail(Error::Refused { reason: reason.clone() });
+        }
+        let uniforms = match &mut self.uniforms {
+            Some(uniforms) => uniforms,
+            none => match Uniforms::new(shared) {
+                Ok(uniforms) => none.insert(uniforms),
+                Err(error) => return self.errors.fail(error),
+            },
+        };
+        let mut bound: [(u64, u64, &wgpu::Buffer); MAX_BINDINGS] = [(0, 0, &uniforms.buffer); MAX_BINDINGS];
         for (slot, binding) in bound.iter_mut().zip(buffers) {
             *slot = (binding.id, binding.offset, binding.buffer);
         }
-        let bind_group = self.gpu.shared.bind_group(&pipeline.layout, &bound[..buffers.len()]);
+        let bind_group = shared.bind_group(&pipeline.layout, (uniforms.id, &uniforms.buffer), &bound[..buffers.len()]);
         if let Some(profile) = &mut self.profile {
             let bytes = bytes.unwrap_or_else(|| buffers.iter().map(|binding| binding.bytes).sum());
             profile.recorded.push(Dispatched::new(kernel, variant, bytemuck::bytes_of(params), bytes));
         }
         let params = self.place_params(bytemuck::bytes_of(params), step);
         self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
+    }
+
+    /// Whether an error waits for the next read.
+    fn has_failed(&self) -> bool {
+        self.errors.first().is_some() || self.gpu.error().is_some()
     }
 
     /// How many dispatches a submission has at most. Kernel by kernel they are timed together.
@@ -274,20 +331,21 @@ impl Recorder {
         self
     }
 
+    /// The submission, and how many there have been to the device.
     fn submit_with(
         &mut self,
         after: impl FnOnce(&mut wgpu::CommandEncoder),
         timer: Option<&PassTimer>,
-    ) -> wgpu::SubmissionIndex {
+    ) -> (wgpu::SubmissionIndex, u64) {
         let shared = &self.gpu.shared;
-        if !self.params.is_empty() {
-            self.params.resize(self.params.len().next_multiple_of(4), 0);
-            shared.queue.write_buffer(&shared.uniforms, 0, &self.params);
-        }
+        // What this causes is this recorder's. Scopes are of this thread.
+        #[cfg(not(target_arch = "wasm32"))]
+        let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation]
+            .map(|filter| shared.device.push_error_scope(filter));
         let mut encoder = shared.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
         let stamps = match &mut self.profile {
             Some(profile) if !self.dispatches.is_empty() => {
-                profile.stamps(&self.gpu).map_err(|error| shared.fail(error)).ok()
+                profile.stamps(&self.gpu).map_err(|error| self.errors.fail(error)).ok()
             }
             _ => None,
         };
@@ -316,13 +374,27 @@ impl Recorder {
             profile.submitted(stamps);
         }
         after(&mut encoder);
-        let index = shared.queue.submit([encoder.finish()]);
+        let commands = encoder.finish();
+        let (index, count) = {
+            let _submitting = lock(&shared.submitting);
+            if let Some(uniforms) = self.uniforms.as_ref().filter(|_| !self.params.is_empty()) {
+                self.params.resize(self.params.len().next_multiple_of(4), 0);
+                shared.queue.write_buffer(&uniforms.buffer, 0, &self.params);
+            }
+            (shared.queue.submit([commands]), shared.submissions.fetch_add(1, Ordering::Relaxed) + 1)
+        };
+        #[cfg(not(target_arch = "wasm32"))]
+        for scope in scopes.into_iter().rev() {
+            if let Some(error) = super::pipeline::ready(scope.pop()).flatten() {
+                self.errors.fail(super::device::told_by_device(error));
+            }
+        }
         self.params.clear();
         self.offsets.clear();
         lock(&shared.pace).submitted(std::mem::take(&mut self.work), Instant::now());
-        lock(&shared.pool).submission += 1;
+        lock(&self.pool).submitted();
         shared.forget_dead();
-        index
+        (index, count)
     }
 
     /// How often something went wrong, so that what was recorded was forgotten.
@@ -344,13 +416,13 @@ impl Recorder {
 
     /// Submits, and copies `buffer` to the host. Await the result for its values.
     pub fn read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Readback<T>> {
-        if let Some(error) = self.gpu.shared.told_error() {
+        if let Some(error) = self.gpu.shared.told_error(&self.errors) {
             self.forget();
             return Err(error);
         }
-        let mut readback = Readback::new(&self.gpu, buffer.len())?;
-        let index = self.submit_with(|encoder| readback.copy_from(encoder, buffer), None);
-        readback.begin(index, lock(&self.gpu.shared.pool).submission);
+        let mut readback = Readback::new(&self.gpu, &self.errors, buffer.len())?;
+        let (index, count) = self.submit_with(|encoder| readback.copy_from(encoder, buffer), None);
+        readback.begin(index, count);
         Ok(readback)
     }
 

@@ -104,6 +104,10 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("minijinja-contrib", Owner::Only(&["infer-core"])),
     ("wgpu", Owner::Only(&["webgpu-kernels"])),
     ("naga", Owner::Only(&["webgpu-kernels"])),
+    // Vulkan's memory budget, which wgpu does not tell; wgpu brings it along.
+    ("ash", Owner::Only(&["webgpu-kernels"])),
+    // A foreign executor, for tests.
+    ("tokio", Owner::Tests),
     ("pollster", Owner::Only(&["webgpu-kernels"])),
     // The standard library's clock, and the browser's own there.
     ("web-time", Owner::Only(&["webgpu-kernels", "infer-core"])),

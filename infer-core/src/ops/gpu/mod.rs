@@ -68,12 +68,12 @@ impl Filling {
         Filling { rows, done: 0, matrix: None }
     }
 
-    fn add(&mut self, gpu: &Gpu, part: &Weight) -> Result<()> {
+    fn add(&mut self, recorder: &Recorder, part: &Weight) -> Result<()> {
         let matrix = match &self.matrix {
             Some(matrix) => matrix,
-            None => self.matrix.insert(Matrix::with_room(gpu, part, self.rows)?),
+            None => self.matrix.insert(recorder.with_room(|gpu| Matrix::with_room(gpu, part, self.rows))?),
         };
-        matrix.write_rows(gpu, self.done, part);
+        matrix.write_rows(recorder.gpu(), self.done, part);
         self.done += part.shape()[0];
         Ok(())
     }
@@ -155,7 +155,7 @@ impl GpuOps {
 
     /// Sums `[rows, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
     pub fn new_gram(&mut self, rows: usize, cols: usize) -> Result<GramSums> {
-        Ok(GramSums::new(&self.gpu, rows, cols)?)
+        Ok(self.recorder.with_room(|gpu| GramSums::new(gpu, rows, cols))?)
     }
 
     /// Adds products of the inputs of a matrix, `[tokens, cols]`, whole windows: `sums += X^T W X`; or of what the float model
@@ -238,7 +238,7 @@ impl Ops for GpuOps {
     type Kv = KvCache;
 
     fn upload_matrix(&mut self, _role: Role, weight: Weight) -> Result<Matrix> {
-        let matrix = Matrix::upload(&self.gpu, &weight)?;
+        let matrix = self.recorder.with_room(|gpu| Matrix::upload(gpu, &weight))?;
         Ok(self.loaded(matrix))
     }
 
@@ -250,7 +250,7 @@ impl Ops for GpuOps {
     ) -> Result<Matrix> {
         let mut filling = Filling::new(rows);
         for part in parts {
-            filling.add(&self.gpu, &part?)?;
+            filling.add(&self.recorder, &part?)?;
         }
         Ok(self.loaded(filling.finish()))
     }
@@ -258,7 +258,7 @@ impl Ops for GpuOps {
     async fn upload_rows(&mut self, _role: Role, source: &mut impl Rows) -> Result<Matrix> {
         let ([rows, cols], step) = (source.shape(), source.rows_at_once());
         if let Some(format) = source.stored_format() {
-            let matrix = Matrix::of_format(&self.gpu, format, rows, cols)?;
+            let matrix = self.recorder.with_room(|gpu| Matrix::of_format(gpu, format, rows, cols))?;
             for first in (0..rows).step_by(step) {
                 let [codes, scales] = source.stored(first..rows.min(first + step)).await?;
                 matrix.write_stored(&self.gpu, first, &codes, &scales);
@@ -267,7 +267,7 @@ impl Ops for GpuOps {
         }
         let mut filling = Filling::new(rows);
         for first in (0..rows).step_by(step) {
-            filling.add(&self.gpu, &source.read(first..rows.min(first + step)).await?)?;
+            filling.add(&self.recorder, &source.read(first..rows.min(first + step)).await?)?;
         }
         Ok(self.loaded(filling.finish()))
     }
@@ -276,7 +276,7 @@ impl Ops for GpuOps {
         assert_eq!(values.len(), rows * cols, "upload: values of {rows} x {cols}");
         let values = match self.recorder.hollow(values.len()) {
             Some(hollow) => hollow,
-            None => self.gpu.upload(values)?,
+            None => self.recorder.with_room(|gpu| gpu.upload(values))?,
         };
         Ok(GpuTensor { rows, cols, values, factor: None })
     }
@@ -286,7 +286,7 @@ impl Ops for GpuOps {
         if self.recorder.hollow::<u32>(0).is_some() {
             return Ok(KvCache::hollow(&self.recorder, kv_heads, capacity, head_dim, self.kv_dtype));
         }
-        Ok(KvCache::new(&self.gpu, kv_heads, capacity, head_dim, self.kv_dtype)?)
+        Ok(self.recorder.with_room(|gpu| KvCache::new(gpu, kv_heads, capacity, head_dim, self.kv_dtype))?)
     }
 
     async fn read(&mut self, x: &GpuTensor) -> Result<Vec<f32>> {
@@ -544,7 +544,7 @@ impl Choose for GpuOps {
         if self.ahead == 0 || cols > Sample::MOST_COLS || is_off {
             return Ok(None);
         }
-        Ok(Some(Sample::new(&self.gpu, rules, cols, history)?))
+        Ok(Some(self.recorder.with_room(|gpu| Sample::new(gpu, rules, cols, history))?))
     }
 
     fn draw(&mut self, logits: &GpuTensor, with: &Sample, random: f64) -> Result<GpuToken> {
