@@ -24,6 +24,7 @@ fn variants(kernel: &Kernel) -> Vec<Variant> {
         subgroups(32, 32),
         subgroups(64, 64),
         subgroups(8, 128),
+        subgroups(32, 64),
         software,
         chains,
         cooperative,

@@ -2,7 +2,7 @@
 //! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already. Scores may be
 //! capped, and rows may see a window of the keys; keys before the window of the first row are not visited.
 //!
-//! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are of one size
+//! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are large enough
 //! and `attention_decode` elsewhere; and, where the context is long, several workgroups of either of these share the keys of a
 //! row, and `attention_reduce` joins what they found.
 
@@ -76,7 +76,7 @@ pub static DECODE_KERNEL: Kernel = Kernel {
     cases: decode_cases,
 };
 
-/// The record of the kernel for few rows where subgroups are of one size.
+/// The record of the kernel for few rows where subgroups are large enough.
 pub static TEAMS_KERNEL: Kernel = Kernel {
     name: "attention_teams",
     wgsl: include_str!("teams.wgsl"),

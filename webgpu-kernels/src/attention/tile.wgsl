@@ -48,7 +48,10 @@ fn slot_head(i: u32, kv_head: u32) -> u32 {
 }
 
 @compute @workgroup_size(128)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;

@@ -248,7 +248,6 @@ impl ChainChoice {
             .constant_is("FIRST", first as u32)
             .constant_is("STAGES", stages as u32)
             .constant_is("PARTS", self.workgroup / lanes)
-            .constant_is("LANE_BITS", lanes.ilog2())
             .constant_is("MISSING", MISSING)
             .flag("INTEGER")
             .flag("OWN_LOADS")
@@ -263,7 +262,7 @@ impl ChainChoice {
                 .constant_is("EIGHTS", heads.head_dim as u32 / 8)
                 .constant_is("GROUP", heads.group() as u32)
                 .constant_is("JOIN_BITS", join_bits(caps));
-            variant = teams.lanes(variant, caps, heads.head_dim);
+            variant = teams.lanes(variant, heads.head_dim);
         }
         for (stage, (_, cols)) in (first..).zip(products) {
             let (steps, rows) = (self.steps(cols), self.rows_at_once(cols));

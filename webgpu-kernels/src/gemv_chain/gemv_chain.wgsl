@@ -364,7 +364,10 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     var group = params.first_group + workgroup_index(workgroups);
 #for t in FIRST..STAGES
     if (group < params.groups$t) {

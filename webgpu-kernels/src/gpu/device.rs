@@ -8,9 +8,11 @@ use std::sync::{
 
 use super::{
     adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
+    known::{self, Identity},
     pace::Pace,
     pipeline::{MAX_BINDINGS, Pipelines},
     pool::Pool,
+    probe,
 };
 use crate::{
     Error, Result, Variant,
@@ -101,6 +103,10 @@ impl Gpu {
         if !options.subgroups {
             summary.caps.subgroups = None;
         }
+        if options.halved_subgroups {
+            summary.caps.subgroups = summary.caps.subgroups.map(SubgroupSizes::halved);
+            summary.caps.usual_lanes = None;
+        }
         // To a browser, wgpu has no word for them: who opens the device there asks the browser itself.
         if summary.caps.subgroups.is_some() && !cfg!(target_arch = "wasm32") {
             features |= wgpu::Features::SUBGROUP;
@@ -167,7 +173,7 @@ impl Gpu {
             mapped_at_creation: false,
         });
         let tuning = Mutex::new(Table::new(&summary));
-        Ok(Gpu {
+        let gpu = Gpu {
             shared: Arc::new(Shared {
                 device,
                 queue,
@@ -189,7 +195,25 @@ impl Gpu {
                 next_id: AtomicU64::new(1),
                 error,
             }),
-        })
+        };
+        Ok(gpu.with_usual_lanes().await)
+    }
+
+    /// With subgroups of one size, where that is [`Caps::usual_lanes`] and the device confirms it.
+    async fn with_usual_lanes(mut self) -> Gpu {
+        let caps = *self.caps();
+        let (Some(lanes), true) = (caps.usual_lanes, caps.confirmed() != caps) else { return self };
+        match probe::has_lanes(&self, lanes).await {
+            Ok(true) => {
+                let shared = Arc::get_mut(&mut self.shared).expect("nobody else has the device yet");
+                shared.summary.caps = caps.confirmed();
+                shared.tuning = Mutex::new(Table::new(&shared.summary));
+            }
+            Ok(false) => {}
+            // A device that is lost says so at the next read; one that refuses the probe does without.
+            Err(_) => self.shared.forgive(),
+        }
+        self
     }
 
     /// Another device of the same adapter, opened like this one, with what was switched off and chosen here.
@@ -351,6 +375,20 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let in_order = is_in_order(&info);
     let subgroups = (features.contains(wgpu::Features::SUBGROUP) || cfg!(target_arch = "wasm32"))
         .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
+    let mut caps = Caps {
+        is_software: info.device_type == wgpu::DeviceType::Cpu,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative_matrix: has_cooperative_matrix(adapter),
+        subgroups,
+        in_order,
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        max_bindings: limits.max_storage_buffers_per_shader_stage,
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_buffer: limits.max_buffer_size,
+        ..Caps::WEBGPU_DEFAULTS
+    };
+    let identity = Identity { backend: info.backend, vendor: info.vendor, driver: &info.driver, name: &info.name };
+    known::add_facts(&identity, &mut caps);
     AdapterSummary {
         name: info.name,
         backend: info.backend.to_string(),
@@ -363,17 +401,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
         },
         memory: memory(adapter),
         driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
-        caps: Caps {
-            is_software: info.device_type == wgpu::DeviceType::Cpu,
-            f16: features.contains(wgpu::Features::SHADER_F16),
-            cooperative_matrix: has_cooperative_matrix(adapter),
-            subgroups,
-            max_bindings: limits.max_storage_buffers_per_shader_stage,
-            in_order,
-            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            max_binding: limits.max_storage_buffer_binding_size,
-            max_buffer: limits.max_buffer_size,
-        },
+        caps,
     }
 }
 
