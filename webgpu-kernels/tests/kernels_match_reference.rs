@@ -63,7 +63,7 @@ fn check_profile(index: usize) {
     let size = std::env::var("SUBGROUP_SIZE").ok();
     if let (Some(size), Some(sizes)) = (size.clone(), gpu.caps().subgroups) {
         let size: u32 = size.parse().expect("SUBGROUP_SIZE is a number");
-        let least = if options.halved_subgroups { size / 2 } else { size };
+        let least = if options.narrow { size / 2 } else { size };
         assert_eq!((sizes.min, sizes.max), (least, size), "the subgroups that are to be tested");
     }
     println!("{name}");

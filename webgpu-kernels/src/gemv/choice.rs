@@ -111,7 +111,7 @@ impl GemvChoice {
         // Each output of a team, and the sum of squares, has a lane that adds up.
         let sums_fit = self.teams || self.rows * shape.batch as u32 + 1 < self.workgroup;
         let shared = !self.shared || shape.batch == 1 && shape.cols <= SHARED_COLS;
-        let integer = !self.integer || shape.batch == 1 && shape.has_nibbles() && !self.shared;
+        let integer = !self.integer || caps.packed_dot && shape.batch == 1 && shape.has_nibbles() && !self.shared;
         teams_fit && rows && sums_fit && shared && integer
     }
 

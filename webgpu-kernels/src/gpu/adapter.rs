@@ -62,11 +62,11 @@ pub struct Caps {
     pub usual_lanes: Option<u32>,
     /// Whether `dot4I8Packed` compiles.
     pub packed_dot: bool,
-    /// Whether lanes have registers for few values only: Intel's compilers store the rest in memory.
-    pub few_registers: bool,
+    /// Values of 32 bits that a lane has registers for, where compilers have been seen to store the rest in memory.
+    pub registers: Option<u32>,
     /// Whether the driver compiles `gemv_chain`.
     pub chains: bool,
-    /// Whether lanes have registers for chains of workgroups of fewer than 256 lanes.
+    /// Whether lanes have registers for chains in workgroups of no more than 128 lanes.
     pub narrow_chains: bool,
     /// Storage buffers of a kernel.
     pub max_bindings: u32,
@@ -90,7 +90,7 @@ impl Caps {
         subgroups: None,
         usual_lanes: None,
         packed_dot: true,
-        few_registers: false,
+        registers: None,
         chains: true,
         narrow_chains: true,
         max_bindings: 8,
@@ -185,8 +185,9 @@ pub struct OpenOptions {
     pub cooperative_matrix: bool,
     /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
     pub subgroups: bool,
-    /// For tests: take subgroups for ones that may have half as many lanes as they have.
-    pub halved_subgroups: bool,
+    /// For tests: take the device for one like Intel's, whose subgroups may have half as many lanes as they have, and whose
+    /// lanes have few registers.
+    pub narrow: bool,
     /// Measure time where the device can.
     pub timestamps: bool,
     /// Ask for no more than WebGPU's default limits.
@@ -201,7 +202,7 @@ impl Default for OpenOptions {
             f16: true,
             cooperative_matrix: true,
             subgroups: true,
-            halved_subgroups: false,
+            narrow: false,
             timestamps: true,
             default_limits: false,
             software_kernels: true,
@@ -215,7 +216,7 @@ impl OpenOptions {
         f16: false,
         cooperative_matrix: false,
         subgroups: false,
-        halved_subgroups: false,
+        narrow: false,
         timestamps: false,
         default_limits: true,
         software_kernels: true,
@@ -227,7 +228,7 @@ impl OpenOptions {
             f16: true,
             cooperative_matrix: true,
             subgroups: true,
-            halved_subgroups: false,
+            narrow: false,
             timestamps: true,
             default_limits: false,
             software_kernels: true,
@@ -238,7 +239,7 @@ impl OpenOptions {
             ("no software device", no_software),
             ("f16 without subgroups", OpenOptions { subgroups: false, ..everything }),
             ("WebGPU's defaults", OpenOptions::WEBGPU_DEFAULTS),
-            ("subgroups of several sizes", OpenOptions { halved_subgroups: true, ..no_software }),
+            ("subgroups of several sizes, and few registers", OpenOptions { narrow: true, ..no_software }),
         ]
     };
 }

@@ -103,9 +103,10 @@ impl Gpu {
         if !options.subgroups {
             summary.caps.subgroups = None;
         }
-        if options.halved_subgroups {
+        if options.narrow {
             summary.caps.subgroups = summary.caps.subgroups.map(SubgroupSizes::halved);
             summary.caps.usual_lanes = None;
+            summary.caps.registers = Some(known::INTEL_REGISTERS);
         }
         // To a browser, wgpu has no word for them: who opens the device there asks the browser itself.
         if summary.caps.subgroups.is_some() && !cfg!(target_arch = "wasm32") {
@@ -455,5 +456,33 @@ fn required_limits(adapter: &wgpu::Limits, default_limits: bool) -> wgpu::Limits
         min_uniform_buffer_offset_alignment: adapter.min_uniform_buffer_offset_alignment,
         max_storage_buffers_per_shader_stage: adapter.max_storage_buffers_per_shader_stage.min(MAX_BINDINGS as u32),
         ..defaults
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::{block_on, for_test};
+
+    /// Opens the first device as if its driver reported subgroups from half of their size on, of which it is known to take so many.
+    fn open_with_usual_lanes(gpu: &Gpu, lanes: u32) -> Gpu {
+        let (adapter, options) = &gpu.shared.opened;
+        let mut summary = summary(adapter);
+        summary.caps.subgroups = summary.caps.subgroups.map(SubgroupSizes::halved);
+        summary.caps.usual_lanes = Some(lanes);
+        block_on(Gpu::open_adapter(adapter, summary, *options)).unwrap()
+    }
+
+    #[test]
+    fn the_usual_size_of_subgroups_counts_where_the_device_confirms_it() {
+        let Some(gpu) = for_test(OpenOptions::default()) else { return };
+        let Some(lanes) = gpu.caps().subgroups.and_then(SubgroupSizes::fixed) else { return };
+        let reported = SubgroupSizes { min: lanes, max: lanes }.halved();
+        let confirmed = open_with_usual_lanes(&gpu, lanes);
+        assert_eq!(confirmed.caps().subgroups, gpu.caps().subgroups);
+        // What it is not is not believed.
+        for wrong in [lanes / 2, 2 * lanes] {
+            assert_eq!(open_with_usual_lanes(&gpu, wrong).caps().subgroups, Some(reported), "{wrong}");
+        }
     }
 }

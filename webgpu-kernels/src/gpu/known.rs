@@ -31,8 +31,8 @@ enum Fact {
     Lanes(u32),
     /// So has every subgroup of a workgroup that has as many, as far as seen: [`Caps::usual_lanes`].
     UsualLanes(u32),
-    /// [`Caps::few_registers`].
-    FewRegisters,
+    /// [`Caps::registers`].
+    Registers(u32),
     /// [`Caps::packed_dot`] is false.
     NoPackedDot,
     /// [`Caps::chains`] is false.
@@ -42,8 +42,10 @@ enum Fact {
 }
 
 const ANY: Known =
-    Known { backend: None, vendor: None, driver: None, names: &[], except: &[], fact: Fact::FewRegisters };
+    Known { backend: None, vendor: None, driver: None, names: &[], except: &[], fact: Fact::Registers(0) };
 const INTEL: u32 = 0x8086;
+/// 128 registers of eight lanes, in subgroups of eight.
+pub(super) const INTEL_REGISTERS: u32 = 128;
 /// AMD's RDNA1, as RADV names it.
 const RDNA1: &[&str] = &["NAVI10", "NAVI12", "NAVI14"];
 /// AMD's GCN5, as RADV names it.
@@ -58,7 +60,9 @@ const KNOWN: &[Known] = &[
     Known { driver: Some("radv"), except: RDNA1, fact: Fact::UsualLanes(64), ..ANY },
     Known { driver: Some("radv"), names: RDNA1, fact: Fact::NoChains, ..ANY },
     Known { driver: Some("radv"), names: VEGA, fact: Fact::NoNarrowChains, ..ANY },
-    Known { vendor: Some(INTEL), fact: Fact::FewRegisters, ..ANY },
+    // RDNA has 256, of which Mesa 26.1 leaves some unused.
+    Known { driver: Some("radv"), fact: Fact::Registers(255), ..ANY },
+    Known { vendor: Some(INTEL), fact: Fact::Registers(INTEL_REGISTERS), ..ANY },
     // naga 30 writes `dot4add_i8packed(a, b, 0)`, whose zero DXC takes for one of 64 bits.
     Known { backend: Some(wgpu::Backend::Dx12), fact: Fact::NoPackedDot, ..ANY },
 ];
@@ -83,7 +87,7 @@ pub(super) fn add_facts(device: &Identity<'_>, caps: &mut Caps) {
                 let is_possible = |sizes: SubgroupSizes| (sizes.min..=sizes.max).contains(&lanes);
                 caps.usual_lanes = caps.subgroups.is_some_and(is_possible).then_some(lanes);
             }
-            Fact::FewRegisters => caps.few_registers = true,
+            Fact::Registers(count) => caps.registers = Some(count),
             Fact::NoPackedDot => caps.packed_dot = false,
             Fact::NoChains => caps.chains = false,
             Fact::NoNarrowChains => caps.narrow_chains = false,
@@ -108,7 +112,8 @@ mod tests {
         let range = |min, max| Some(SubgroupSizes { min, max });
         let phoenix = caps(Vulkan, amd, "radv", "AMD Radeon 780M Graphics (RADV PHOENIX)", (32, 64));
         assert_eq!((phoenix.subgroups, phoenix.usual_lanes), (range(32, 64), Some(64)));
-        assert!(phoenix.chains && phoenix.narrow_chains && phoenix.packed_dot && !phoenix.few_registers);
+        assert!(phoenix.chains && phoenix.narrow_chains && phoenix.packed_dot);
+        assert_eq!(phoenix.registers, Some(255));
         assert_eq!(phoenix.confirmed().subgroups, range(64, 64));
         // The proprietary driver chooses otherwise.
         assert_eq!(caps(Vulkan, amd, "AMD proprietary driver", "AMD Radeon 780M", (32, 64)).usual_lanes, None);
@@ -120,7 +125,7 @@ mod tests {
         assert_eq!(caps(Metal, 0, "", "Apple M2", (4, 64)).subgroups, range(32, 32));
         assert_eq!(caps(Metal, amd, "", "AMD Radeon Pro 5500M", (4, 64)).subgroups, range(4, 64));
         let intel = caps(Vulkan, 0x8086, "Intel open-source Mesa driver", "Intel(R) Iris(R) Xe Graphics", (8, 32));
-        assert!(intel.few_registers && intel.usual_lanes.is_none());
+        assert_eq!((intel.registers, intel.usual_lanes), (Some(128), None));
         assert!(!caps(Dx12, nvidia, "", "NVIDIA GeForce RTX 3060", (32, 32)).packed_dot);
         assert!(caps(Vulkan, nvidia, "NVIDIA", "NVIDIA GeForce RTX 3060", (32, 32)).packed_dot);
     }
