@@ -146,9 +146,10 @@ impl<'a> Generation<'a> {
     fn go_on(&mut self) -> usize {
         let Generation { engine, state } = self;
         state.known.clear();
-        // The last token always runs: its logits are what the next is chosen by. The one before it too: kernels for one row may
-        // multiply in fixed point, and an answer is the same whether its prompt was in the cache or not.
-        let cached = engine.model.common_prefix(&state.text).min(state.text.len().saturating_sub(2));
+        // The last token always runs: its logits are what the next is chosen by. As many before it run again as make a part:
+        // kernels for fewer rows round differently, and an answer is the same whether its prompt was in the cache or not.
+        let fewest = engine.model.fewest_rows();
+        let cached = engine.model.common_prefix(&state.text).min(state.text.len().saturating_sub(fewest));
         engine.model.truncate(cached);
         state.next = state.text[cached..].to_vec();
         cached

@@ -298,6 +298,11 @@ impl LoadedModel {
         on_session!(&self.session, session => session.may_guess())
     }
 
+    /// Fewest tokens that are run at a time so that each comes out as in a longer part.
+    pub(crate) fn fewest_rows(&self) -> usize {
+        on_session!(&self.session, session => crate::ops::Ops::fewest_rows(session.ops()))
+    }
+
     pub(crate) fn common_prefix(&self, tokens: &[u32]) -> usize {
         on_session!(&self.session, session => session.cache().common_prefix(tokens))
     }

@@ -136,6 +136,68 @@ fn gap(engine: &mut Engine, messages: &[Message], place: usize, token: u32) -> f
     top.iter().find(|(id, _)| *id == token).map_or(f32::INFINITY, |(_, logprob)| top[0].1 - logprob)
 }
 
+/// The pieces of eight tokens after a text, each token with the logarithms of its probability and of the 20 likeliest, in
+/// their bits.
+fn bits(engine: &mut Engine, text: &str) -> Vec<(String, Vec<u32>)> {
+    let mut generation = engine.complete(text, SamplingParams { logprobs: Some(20), ..greedy(8) }).unwrap();
+    let mut pieces = Vec::new();
+    while let Some(chunk) = block_on(generation.next()).unwrap() {
+        let of_token = |token: &infer_core::TokenLogprobs| {
+            let top = token.top.iter().flat_map(|(id, logprob)| [*id, logprob.to_bits()]);
+            [token.id, token.logprob.to_bits()].into_iter().chain(top).collect::<Vec<u32>>()
+        };
+        pieces.push((chunk.text, chunk.logprobs.iter().flat_map(of_token).collect()));
+    }
+    pieces
+}
+
+/// With the kernels of real GPUs, whatever the device is, and with its own.
+fn both_kinds_of_kernels() -> impl Iterator<Item = Gpu> {
+    [false, true]
+        .into_iter()
+        .filter_map(|software_kernels| common::gpu(OpenOptions { software_kernels, ..OpenOptions::default() }))
+}
+
+/// Texts of some tokens, with which kernels for few rows begin, to some hundreds.
+fn texts() -> impl Iterator<Item = String> {
+    [1, 3, 8, 14, 17, 30, 40, 100].into_iter().map(|times| "five, six\n".repeat(times))
+}
+
+/// As many tokens run again as make a part. Kernels for one row or two round differently.
+#[test]
+fn a_cached_prompt_gives_the_bits_of_a_new_one() {
+    let folder = model();
+    for gpu in both_kinds_of_kernels() {
+        let mut engine = engine(folder.path(), Device::Gpu(gpu, KvDtype::F32), 900);
+        for text in texts() {
+            engine.reset();
+            let mut new = bits(&mut engine, &text);
+            // A part that is not the last gives an empty piece, and of a cached prompt there is one part.
+            new.retain(|(_, of_tokens)| !of_tokens.is_empty());
+            let cached = bits(&mut engine, &text);
+            assert!(cached == new, "{} tokens", engine.tokenizer().encode(&text).unwrap().len());
+        }
+    }
+}
+
+/// However fast the device was found to be, as on a machine where others use it too: the same parts, and the same bits.
+#[test]
+fn a_slow_device_gives_the_bits_of_a_fast_one() {
+    let folder = model();
+    for gpu in both_kinds_of_kernels() {
+        let mut engine = engine(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 900);
+        for text in texts() {
+            let answers = [1e-6, 1e3, 1.0, 1e7].map(|seconds| {
+                gpu.note_speed(1_000_000_000, std::time::Duration::from_secs_f64(seconds));
+                engine.reset();
+                bits(&mut engine, &text)
+            });
+            let tokens = engine.tokenizer().encode(&text).unwrap().len();
+            assert!(answers.iter().all(|answer| *answer == answers[0]), "{tokens} tokens");
+        }
+    }
+}
+
 #[test]
 fn edits_on_the_cpu_are_answered_as_if_new() {
     check_edits(|| Some(cpu()));

@@ -14,7 +14,8 @@ use crate::{
     embedding::Embedding,
     gemm::{Cooperative, Gemm, LaneRows, Narrow},
     gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled},
-    gpu::{Buffer, Recorder},
+    gpu::{Buffer, Recorder, SLICE_ALIGN},
+    kernel::product,
 };
 
 /// A weight matrix `[rows, cols]` on the device: `rows` outputs, `cols` inputs.
@@ -178,8 +179,21 @@ impl Matrix {
         }
     }
 
-    /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows].
+    /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows]. On a slow device in several dispatches,
+    /// which give the same bits as one.
     pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
+        let largest = self.slices.iter().map(|slice| slice.rows).max().unwrap_or(0);
+        // A binding begins at a multiple of so many elements.
+        let step = if (self.rows | self.cols).is_multiple_of(4) { SLICE_ALIGN / 4 } else { SLICE_ALIGN };
+        for range in recorder.row_ranges(m, product(&[2, largest, self.cols]), step) {
+            let rows = range.len();
+            let x = x.slice(range.start * self.cols, rows * self.cols);
+            let y = y.slice(range.start * self.rows, rows * self.rows);
+            self.linear_rows(recorder, &x, rows, &y);
+        }
+    }
+
+    fn linear_rows(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
         let suits_lane_rows = LaneRows::suits(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
         if Cooperative::suits(recorder.gpu().caps(), self.format, m)
             && ![Cooperative::NAME, Narrow::NAME].iter().any(|name| recorder.gpu().is_off(name))

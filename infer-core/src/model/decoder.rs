@@ -17,8 +17,7 @@ use crate::{
     ops::{AttentionShape, Choose, LayerEnd, NextLayer, Ops, Span},
 };
 
-/// Fewest rows of a part of a longer text.
-pub const FEWEST_ROWS: usize = 16;
+pub use webgpu_kernels::gpu::FEWEST_ROWS;
 
 /// A decoder-only transformer on a device.
 pub struct Decoder<O: Ops> {

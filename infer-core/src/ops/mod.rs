@@ -65,10 +65,17 @@ pub trait Ops {
     /// The values of `x`, row-major. With [`Choose::token`] the only operation that waits.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;
 
-    /// How many rows of `work` multiplications and additions each, in the largest operation, should be run at a time.
+    /// How many rows of `work` multiplications and additions each, in the largest operation, should be run at a time. The same
+    /// for a device and a program in every run, however busy the device is.
     fn rows_at_once(&self, work: u64) -> usize {
         let _ = work;
         usize::MAX
+    }
+
+    /// Fewest rows of a text that are run at a time so that each comes out as it does in any longer part, bit for bit. Kernels
+    /// for fewer rows may round differently.
+    fn fewest_rows(&self) -> usize {
+        2
     }
 
     /// The loss of each row of `logits`, `ln sum over c of exp(logits[r, c]) - logits[r, targets[r]]`. Waits.

@@ -13,7 +13,7 @@ mod teams;
 use crate::{
     Kernel, KvCache, KvDtype, Variant,
     gpu::{Buffer, Caps, Gpu, Recorder},
-    kernel::{Access, Params, params},
+    kernel::{Access, Params, params, product},
     kv::padded,
     tuning::{Choice, Problem, Trial, Tunable},
 };
@@ -171,11 +171,21 @@ const ENOUGH_TILES: usize = 64;
 const DECODE_ROWS: usize = 4;
 
 impl Attention {
-    /// `q`, `y`: [any, heads * head_dim].
+    /// `q`, `y`: [any, heads * head_dim]. On a slow device in several dispatches, which give the same bits as one.
     pub fn record(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>) {
         let end = self.past_len + self.rows;
         assert!(end <= cache.capacity, "attention: {end} tokens in a cache for {}", cache.capacity);
         assert!(self.heads.is_multiple_of(cache.kv_heads), "attention: {} over {}", self.heads, cache.kv_heads);
+        let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
+        let work = [4, keys, self.heads, cache.head_dim];
+        for range in recorder.row_ranges(self.rows, product(&work), 1) {
+            let (first_row, past_len) = (self.first_row + range.start, self.past_len + range.start);
+            let part = Attention { first_row, past_len, rows: range.len(), ..*self };
+            part.record_rows(recorder, q, cache, y);
+        }
+    }
+
+    fn record_rows(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>) {
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
         recorder.expect_work(&[4, self.rows, keys, self.heads, cache.head_dim]);
         if self.rows > DECODE_ROWS {

@@ -9,7 +9,7 @@ use crate::{
     Case, CaseSet, Kernel, KvDtype, Variant, WeightFormat,
     cases::{Random, four_bits, with_outliers},
     gemv::matrix_lens,
-    gpu::{Buffer, Caps, Recorder},
+    gpu::{Buffer, Caps, FEWEST_ROWS, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     matrix::Slice,
     tuning::{Choice, Problem, Trial, Tunable},
@@ -103,7 +103,7 @@ const TILES: [(RangeInclusive<usize>, Tile); 3] = [
     (0..=usize::MAX, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
 ];
 /// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
-const MIN_ROWS: usize = 16;
+const MIN_ROWS: usize = FEWEST_ROWS;
 /// Sizes of subgroups that tiles are made for, each the size of all: a workgroup of four is of 128 or 256 lanes, the most that
 /// WebGPU promises. A matrix lies in the lanes of a whole subgroup.
 const LANES: [u32; 2] = [32, 64];

@@ -16,6 +16,9 @@ pub trait Word: bytemuck::Pod {}
 impl Word for f32 {}
 impl Word for u32 {}
 
+/// Elements that a slice begins at a multiple of: 256 bytes, WebGPU's alignment of bindings.
+pub(crate) const SLICE_ALIGN: usize = 64;
+
 /// Memory on the device, `len` elements of `T`. Clones share it; the last one to go frees it, or gives it back to the
 /// pool when it is a temporary.
 pub struct Buffer<T> {
@@ -72,9 +75,9 @@ impl<T: Word> Buffer<T> {
         Buffer { raw: self.raw.clone(), start: self.start, len: self.len, element: PhantomData }
     }
 
-    /// `len` elements from `start`, which must be a multiple of 64 (256 bytes, WebGPU's alignment of bindings).
+    /// `len` elements from `start`, which must be a multiple of 64.
     pub fn slice(&self, start: usize, len: usize) -> Buffer<T> {
-        assert!(start.is_multiple_of(64), "slice: start must be a multiple of 64, got {start}");
+        assert!(start.is_multiple_of(SLICE_ALIGN), "slice: start must be a multiple of {SLICE_ALIGN}, got {start}");
         assert!(start + len <= self.len, "slice: {start} + {len} is beyond {}", self.len);
         Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
     }

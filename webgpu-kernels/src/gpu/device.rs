@@ -173,7 +173,7 @@ impl Gpu {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        let tuning = Mutex::new(Table::new(&summary));
+        let (tuning, pace) = (Mutex::new(Table::new(&summary)), Mutex::new(Pace::new(summary.device_type)));
         let gpu = Gpu {
             shared: Arc::new(Shared {
                 device,
@@ -186,7 +186,7 @@ impl Gpu {
                 pool: Mutex::default(),
                 pipelines: Mutex::default(),
                 pipeline_key,
-                pace: Mutex::default(),
+                pace,
                 dead: Mutex::default(),
                 switched_off: Mutex::default(),
                 tuning,
@@ -247,14 +247,26 @@ impl Gpu {
         self.caps().max_binding.min(self.caps().max_buffer).min(SLICE_BYTES)
     }
 
-    /// Multiplications and additions that one submission should have at most, by how fast the device has been so far.
-    pub fn work_at_once(&self) -> u64 {
+    /// Multiplications and additions that one submission should have at most, by the speed measured so far. It varies with
+    /// the load: let it decide only where commands are cut, never which kernel computes something.
+    pub(crate) fn work_at_once(&self) -> u64 {
         lock(&self.shared.pace).work_at_once()
     }
 
-    /// Sets that, instead of by what is measured.
+    /// Multiplications and additions that one operation over a part of a text should have at most, by the device's class. The
+    /// same in every run.
+    pub fn work_of_part(&self) -> u64 {
+        lock(&self.shared.pace).work_of_part()
+    }
+
+    /// Bounds both, in place of the measured speed and the class. For tests, and callers who know their device.
     pub fn limit_work(&self, limit: Option<u64>) {
         lock(&self.shared.pace).limit(limit);
+    }
+
+    /// Counts a caller's own measurement of the device's speed: so many multiplications and additions took so long.
+    pub fn note_speed(&self, work: u64, time: web_time::Duration) {
+        lock(&self.shared.pace).measured(work, time);
     }
 
     /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.

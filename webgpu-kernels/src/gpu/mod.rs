@@ -29,13 +29,14 @@ mod trace;
 mod wait;
 
 pub use adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes};
+pub(crate) use buffer::SLICE_ALIGN;
 pub use buffer::{Buffer, Word};
 pub use device::Gpu;
 pub(crate) use device::lock;
 pub use pipeline::Spawn;
 pub use profile::{Around, Dispatched, Timed};
 pub use readback::Readback;
-pub use recorder::{Binding, Recorder};
+pub use recorder::{Binding, FEWEST_ROWS, Recorder};
 pub use timing::PassTimer;
 pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]

@@ -1,7 +1,12 @@
-//! [`Pace`]: how fast the device works, measured, so that no submission takes long: drivers take a device that is busy for
-//! a second or two for one that hangs, and reset it.
+//! [`Pace`]: how fast the device works. The measured speed bounds submissions: a driver resets a device that one submission
+//! keeps busy for a second or two. The speed assumed for the device's class bounds the parts of a text.
+//!
+//! Measured speed follows the load of the machine. So it decides only where commands are cut into submissions and dispatches,
+//! never how many rows a part has or which kernel computes a row: the same text gives the same bits on a busy device.
 
 use web_time::{Duration, Instant};
+
+use super::adapter::DeviceType;
 
 /// What a submission should take.
 const WANTED: Duration = Duration::from_millis(100);
@@ -10,31 +15,61 @@ const UNKNOWN: f64 = 2e10;
 /// Less work than this says more of the trip than of the pace.
 const LEAST_WORK: u64 = 100_000_000;
 
+/// Multiplications and additions per second that are assumed of a device of a class, to divide texts by.
+fn assumed(device_type: DeviceType) -> f64 {
+    match device_type {
+        DeviceType::Discrete => 1e13,
+        DeviceType::Integrated => 1e12,
+        // What a browser shows is not known.
+        DeviceType::Virtual | DeviceType::Other => 2e11,
+        DeviceType::Cpu => UNKNOWN,
+    }
+}
+
 /// How fast the device works.
 pub(crate) struct Pace {
-    /// Multiplications and additions per second.
+    /// Multiplications and additions per second, measured.
     per_second: f64,
     is_measured: bool,
+    /// Multiplications and additions of a part of a text.
+    part: u64,
     /// What the caller wants at most at a time.
     limit: Option<u64>,
     /// When the device was last known to have nothing to do, and what it was given since.
     since: Option<(Instant, u64)>,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace { per_second: UNKNOWN, is_measured: false, limit: None, since: None }
-    }
-}
-
 impl Pace {
+    pub fn new(device_type: DeviceType) -> Pace {
+        let part = (assumed(device_type) * WANTED.as_secs_f64()) as u64;
+        Pace { per_second: UNKNOWN, is_measured: false, part, limit: None, since: None }
+    }
+
     /// Multiplications and additions that a submission may have.
     pub fn work_at_once(&self) -> u64 {
         self.limit.unwrap_or((self.per_second * WANTED.as_secs_f64()) as u64)
     }
 
+    /// Multiplications and additions that an operation over a part of a text may have. It does not follow what is measured.
+    pub fn work_of_part(&self) -> u64 {
+        self.limit.unwrap_or(self.part)
+    }
+
     pub fn limit(&mut self, limit: Option<u64>) {
         self.limit = limit;
+    }
+
+    /// So much work took so long.
+    pub fn measured(&mut self, work: u64, time: Duration) {
+        let seconds = time.as_secs_f64();
+        if work < LEAST_WORK || seconds <= 0.0 {
+            return;
+        }
+        let measured = work as f64 / seconds;
+        // A slower pace is believed at once, a faster one by and by.
+        let is_slower = measured < self.per_second;
+        self.per_second = if !self.is_measured || is_slower { measured } else { (self.per_second + measured) / 2.0 };
+        self.is_measured = true;
     }
 
     /// Work was handed to the device.
@@ -44,16 +79,9 @@ impl Pace {
 
     /// All of it is done.
     pub fn finished(&mut self, now: Instant) {
-        let Some((since, work)) = self.since.take() else { return };
-        let seconds = (now - since).as_secs_f64();
-        if work < LEAST_WORK || seconds <= 0.0 {
-            return;
+        if let Some((since, work)) = self.since.take() {
+            self.measured(work, now - since);
         }
-        let measured = work as f64 / seconds;
-        // A slower pace is believed at once, a faster one by and by.
-        let is_slower = measured < self.per_second;
-        self.per_second = if !self.is_measured || is_slower { measured } else { (self.per_second + measured) / 2.0 };
-        self.is_measured = true;
     }
 }
 
@@ -65,7 +93,7 @@ mod tests {
     fn submissions_are_as_large_as_a_tenth_of_a_second() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
-        let mut pace = Pace::default();
+        let mut pace = Pace::new(DeviceType::Discrete);
         let close = |pace: &Pace, expected: f64| {
             let found = pace.work_at_once() as f64;
             assert!((found / expected - 1.0).abs() < 1e-6, "{found}, expected {expected}");
@@ -88,7 +116,9 @@ mod tests {
         pace.submitted(1000, at(20_000));
         pace.finished(at(30_000));
         close(&pace, 5e7);
+        // None of that changes the parts of a text.
+        assert_eq!(pace.work_of_part(), 1_000_000_000_000);
         pace.limit(Some(7));
-        assert_eq!(pace.work_at_once(), 7);
+        assert_eq!((pace.work_at_once(), pace.work_of_part()), (7, 7));
     }
 }

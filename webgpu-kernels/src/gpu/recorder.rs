@@ -3,7 +3,7 @@
 //! Kernels' `record` functions call [`Recorder::dispatch`]. Parameters of all dispatches of a submission lie in one
 //! uniform buffer, written once. Nothing waits until a [`Readback`] is awaited.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use web_time::Instant;
 
@@ -28,6 +28,10 @@ const MAX_GROUPS: u32 = 65_535;
 /// submission takes so long that a driver's watchdog resets the device. A decoded token has fewer: a device that is done
 /// with half of one would wait for the other.
 const MAX_DISPATCHES: usize = 256;
+
+/// Rows from which on kernels compute a row by the same operations in the same order, however many there are. Those for
+/// fewer rows round differently.
+pub const FEWEST_ROWS: usize = 16;
 
 /// A buffer in a kernel's list of bindings.
 pub struct Binding<'a> {
@@ -158,6 +162,27 @@ impl Recorder {
             self.submit();
         }
         self.work += work;
+    }
+
+    /// Divides `rows` of `work` multiplications and additions each, so that no dispatch keeps the device busy for too long.
+    /// Each range has at least [`FEWEST_ROWS`] rows where there are as many, and begins at a multiple of `step`.
+    ///
+    /// The kernels for so many rows compute each one alike, however many there are.
+    pub(crate) fn row_ranges(&self, rows: usize, work: u64, step: usize) -> Vec<Range<usize>> {
+        let most = usize::try_from(self.gpu.work_at_once() / work.max(1)).unwrap_or(usize::MAX);
+        if rows <= most || self.trace.is_some() || self.most_dispatches() != MAX_DISPATCHES {
+            return std::iter::once(0..rows).collect();
+        }
+        let part = (most / step * step).max(FEWEST_ROWS.next_multiple_of(step));
+        let mut ranges = Vec::with_capacity(rows / part);
+        let mut begin = 0;
+        while begin < rows {
+            // Too few for a range of their own go with those before.
+            let end = if rows - begin < part + FEWEST_ROWS { rows } else { begin + part };
+            ranges.push(begin..end);
+            begin = end;
+        }
+        ranges
     }
 
     /// Says how many bytes the next dispatch reads or writes, where it does not go through the whole of its buffers.

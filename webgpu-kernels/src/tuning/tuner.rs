@@ -12,7 +12,7 @@ use super::{Choice, Problem, Trial, Tunable};
 use crate::{
     Error, Result,
     case_check::{Outcome, check_all},
-    gpu::{Around, Buffer, Gpu, Recorder},
+    gpu::{Around, Buffer, Gpu, Recorder, SLICE_ALIGN},
 };
 
 /// What was found out about a problem.
@@ -97,13 +97,10 @@ struct Runner {
     best: f64,
 }
 
-/// Elements that a binding's begin is a multiple of.
-const ALIGN: usize = 64;
-
 impl Runner {
     fn record(&mut self, recorder: &mut Recorder, area: &Buffer<u32>) {
         let Trial { case, lens, rotated, .. } = &self.trial;
-        let all: usize = lens[rotated.clone()].iter().map(|len| len.next_multiple_of(ALIGN)).sum();
+        let all: usize = lens[rotated.clone()].iter().map(|len| len.next_multiple_of(SLICE_ALIGN)).sum();
         if self.at + all > area.len() {
             self.at = 0;
         }
@@ -113,7 +110,7 @@ impl Runner {
                 Some(buffer) => buffer.clone(),
                 None => {
                     let slice = area.slice(self.at, len);
-                    self.at += len.next_multiple_of(ALIGN);
+                    self.at += len.next_multiple_of(SLICE_ALIGN);
                     slice
                 }
             });
@@ -223,13 +220,14 @@ impl<'a> Bench<'a> {
                 }
                 continue;
             }
-            let needed: usize = trial.lens[trial.rotated.clone()].iter().map(|len| len.next_multiple_of(ALIGN)).sum();
+            let needed: usize =
+                trial.lens[trial.rotated.clone()].iter().map(|len| len.next_multiple_of(SLICE_ALIGN)).sum();
             if needed > self.area.len() {
                 return Ok(None);
             }
             let buffer = |(i, &len): (usize, &usize)| match trial.rotated.contains(&i) {
                 true => Ok(None),
-                false => self.gpu.zeroed(len.max(ALIGN)).map(Some),
+                false => self.gpu.zeroed(len.max(SLICE_ALIGN)).map(Some),
             };
             let fixed = trial.lens.iter().enumerate().map(buffer).collect::<Result<_>>();
             match fixed {

@@ -16,7 +16,7 @@ use webgpu_kernels::{
     gemm::Cooperative,
     gemv_chain::Links,
     glu::Glu,
-    gpu::{Buffer, Readback, Recorder},
+    gpu::{Buffer, FEWEST_ROWS, Readback, Recorder},
     gram::Gram,
     kl_divergence::KlDivergence,
     norm_heads::NormHeads,
@@ -300,7 +300,11 @@ impl Ops for GpuOps {
 
     fn rows_at_once(&self, work: u64) -> usize {
         // More than fits a browser's `usize` is as good as no bound.
-        usize::try_from(self.gpu.work_at_once() / work.max(1)).unwrap_or(usize::MAX)
+        usize::try_from(self.gpu.work_of_part() / work.max(1)).unwrap_or(usize::MAX)
+    }
+
+    fn fewest_rows(&self) -> usize {
+        FEWEST_ROWS
     }
 
     async fn cross_entropy(&mut self, logits: &GpuTensor, targets: &[u32]) -> Result<Vec<f32>> {
