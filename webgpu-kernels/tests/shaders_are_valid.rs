@@ -84,9 +84,9 @@ fn every_variant_validates_and_agrees_with_its_wrapper() {
     }
 }
 
-/// By naga, for Direct3D's newest shader model that has all that is used. Two of its faults, which Microsoft's compiler refuses, must not
-/// be met: the subgroup's builtins in a struct have no semantics, and a product of packed bytes adds a zero of 64 bits. In a
-/// struct, too, the number of workgroups would be their id.
+/// HLSL as naga writes it for Microsoft's compiler. Two faults of naga 30 must not be met, which that compiler refuses: in a struct
+/// the subgroup's builtins have no semantics, and a product of packed bytes adds a zero of 64 bits. A third one would give wrong
+/// results: a struct has the id of a workgroup for the number of workgroups.
 #[test]
 fn direct3d_gets_arguments_with_semantics_and_no_packed_products() {
     let direct3d = |caps| Caps { packed_dot: false, ..caps };
@@ -101,7 +101,7 @@ fn direct3d_gets_arguments_with_semantics_and_no_packed_products() {
     ];
     let options = hlsl::Options {
         shader_model: hlsl::ShaderModel::V6_7,
-        special_constants_binding: Some(hlsl::BindTarget::default()),
+        special_constants_binding: Some(hlsl::BindTarget { space: 255, ..Default::default() }),
         ..Default::default()
     };
     let mut with_subgroups = 0;
@@ -141,7 +141,7 @@ fn check_semantics(place: &str, text: &str) {
     }
 }
 
-/// By naga, with subgroups and without; matrix units of 16 x 16, which Metal does not have, aside.
+/// MSL as naga writes it, of all variants but those of matrix units, which are of a size that Metal does not have.
 #[test]
 fn metal_gets_every_variant() {
     let options = msl::Options { lang_version: (2, 4), ..Default::default() };
