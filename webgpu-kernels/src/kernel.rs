@@ -120,10 +120,14 @@ impl Variant {
         self.flag_if("HALVES", parts == 2).flag_if("QUARTERS", parts == 4)
     }
 
-    /// The flag and the constants of subgroup operations, where the device has them.
+    /// The flags and the constants of subgroup operations, where the device has them: shared/invocation.wgsl.
     pub fn subgroups(self, caps: &Caps) -> Variant {
         match caps.subgroups {
-            Some(sizes) => self.flag("SUBGROUPS").constant_is("SUBGROUP_MIN_SIZE", sizes.min),
+            Some(sizes) => self
+                .flag("SUBGROUPS")
+                .flag_if("CLUSTERED", sizes.fixed().is_none())
+                .constant_is("SUBGROUP_MIN_SIZE", sizes.min)
+                .constant_is("LANE_BITS", sizes.min.ilog2()),
             None => self,
         }
     }

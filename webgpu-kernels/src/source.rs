@@ -16,8 +16,10 @@ use crate::Variant;
 /// The importable files of `shared/`.
 const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("shared/activation.wgsl")),
+    ("arguments", include_str!("shared/arguments.wgsl")),
     ("f16_pair", include_str!("shared/f16_pair.wgsl")),
     ("fixed_point", include_str!("shared/fixed_point.wgsl")),
+    ("from_arguments", include_str!("shared/from_arguments.wgsl")),
     ("invocation", include_str!("shared/invocation.wgsl")),
     ("load_x", include_str!("shared/load_x.wgsl")),
     ("kv", include_str!("shared/kv.wgsl")),

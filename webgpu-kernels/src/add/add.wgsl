@@ -8,7 +8,10 @@ struct Params { len: u32, cols: u32 }
 @group(0) @binding(2) var<storage, read> y: array<f32>;                // [cols]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.len) {
         x[i] += y[i % params.cols];

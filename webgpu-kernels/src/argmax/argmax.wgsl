@@ -18,7 +18,10 @@ var<workgroup> values: array<f32, WORKGROUP>;
 var<workgroup> columns: array<u32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
 #ifdef JOIN
     let row = group;

@@ -159,7 +159,7 @@ pub(crate) fn cases_of(caps: &Caps, heads: HeadShape, dtype: KvDtype) -> Vec<(&'
         window: heads.window.then_some(150),
         ..Shape::new(rows, past_len, heads.group, 1, heads.head_dim)
     };
-    let tiles = tile_choices(heads.head_dim).map(|quads| (&TILE_KERNEL, tile_case(shape(9, 40), quads, dtype)));
+    let tiles = tile_choices(caps, heads.head_dim).map(|slots| (&TILE_KERNEL, tile_case(shape(9, 40), slots, dtype)));
     let mut cases: Vec<(&'static Kernel, Case)> = tiles.collect();
     cases.extend([
         // One variant, with its keys undivided and divided.
@@ -210,7 +210,7 @@ fn caches<S: Copy>(shapes: &[S]) -> impl Iterator<Item = (S, KvDtype)> {
     shapes.iter().enumerate().flat_map(of)
 }
 
-pub(super) fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+pub(super) fn tile_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[Shape] = match set {
         CaseSet::Test => &[
             Shape::new(5, 0, 9, 3, 64),
@@ -244,13 +244,13 @@ pub(super) fn tile_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         ],
     };
     let all = caches(shapes);
-    all.flat_map(|(shape, dtype)| tile_choices(shape.head_dim).map(move |quads| tile_case(shape, quads, dtype)))
+    all.flat_map(|(shape, dtype)| tile_choices(caps, shape.head_dim).map(move |slots| tile_case(shape, slots, dtype)))
         .collect()
 }
 
-pub(super) fn tile_case(shape: Shape, quads: usize, dtype: KvDtype) -> Case {
-    let variant = shape.attention().tile_variant(shape.cache_shape(dtype), quads);
-    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y, quads))
+pub(super) fn tile_case(shape: Shape, slots: usize, dtype: KvDtype) -> Case {
+    let variant = shape.attention().tile_variant(shape.cache_shape(dtype), slots);
+    shape.case(dtype, variant, move |recorder, q, cache, y| shape.attention().record_tile(recorder, q, cache, y, slots))
 }
 
 pub(super) fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {

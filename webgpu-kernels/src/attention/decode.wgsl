@@ -38,7 +38,10 @@ var<workgroup> corrections: array<f32, HEADS>;
 var<workgroup> y_parts: array<vec4<f32>, KEY_GROUPS * EIGHTS * 2u>;    // [KEY_GROUPS, EIGHTS, 2]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;

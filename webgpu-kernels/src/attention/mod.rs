@@ -2,7 +2,7 @@
 //! head that serves `h`: causal attention over a cache that holds the keys and values of the rows already. Scores may be
 //! capped, and rows may see a window of the keys; keys before the window of the first row are not visited.
 //!
-//! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are of one size
+//! Kernels: `attention_tile` for many rows; for few, one row at a time, `attention_teams` where subgroups are large enough
 //! and `attention_decode` elsewhere; and, where the context is long, several workgroups of either of these share the keys of a
 //! row, and `attention_reduce` joins what they found.
 
@@ -76,7 +76,7 @@ pub static DECODE_KERNEL: Kernel = Kernel {
     cases: decode_cases,
 };
 
-/// The record of the kernel for few rows where subgroups are of one size.
+/// The record of the kernel for few rows where subgroups are large enough.
 pub static TEAMS_KERNEL: Kernel = Kernel {
     name: "attention_teams",
     wgsl: include_str!("teams.wgsl"),
@@ -127,21 +127,21 @@ pub static TILE_TUNABLE: Tunable = Tunable {
     name: "attention_tile",
     kernel: |_| &TILE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim", "rows"],
-    numbers: &["quads"],
-    candidates: |_, problem| {
+    numbers: &["slots"],
+    candidates: |caps, problem| {
         let [heads, kv_heads, head_dim, rows, _] = problem.sizes();
-        let own = Shape::new(rows, 0, heads, kv_heads, head_dim).attention().own_quads(kv_heads, head_dim);
-        let others = tile_choices(head_dim).filter(|quads| *quads != own);
-        std::iter::once(own).chain(others).map(|quads| Choice([quads as u32, 0, 0, 0])).collect()
+        let own = Shape::new(rows, 0, heads, kv_heads, head_dim).attention().own_slots(caps, kv_heads, head_dim);
+        let others = tile_choices(caps, head_dim).filter(|slots| *slots != own);
+        std::iter::once(own).chain(others).map(|slots| Choice([slots as u32, 0, 0, 0])).collect()
     },
     trial: |_, problem, choice| {
-        let ([heads, kv_heads, head_dim, rows, _], quads) = (problem.sizes(), choice.0[0] as usize);
+        let ([heads, kv_heads, head_dim, rows, _], slots) = (problem.sizes(), choice.0[0] as usize);
         let shape = Shape::new(rows, 0, heads, kv_heads, head_dim);
         Trial {
-            case: tile_case(shape, quads, KvDtype::F16),
+            case: tile_case(shape, slots, KvDtype::F16),
             lens: shape.lens(KvDtype::F16),
             rotated: 1..3,
-            checks: vec![tile_case(Shape::new(9, 40, heads / kv_heads, 1, head_dim), quads, KvDtype::F16)],
+            checks: vec![tile_case(Shape::new(9, 40, heads / kv_heads, 1, head_dim), slots, KvDtype::F16)],
         }
     },
 };
@@ -149,10 +149,11 @@ pub static TILE_TUNABLE: Tunable = Tunable {
 /// Numbers of rows that the tile kernel's slots are chosen for: each stands for those up to it, the last for more as well.
 const TILE_CLASSES: [usize; 4] = [16, 64, 128, 512];
 
-/// Slots (a row and a head) of a workgroup of the tile kernel, in quads of a lane: as many as registers have room for.
-const TILE_QUADS: [usize; 2] = [2, 1];
-const QUAD_SLOTS: usize = 32;
-/// Widest head of which a lane has two quads.
+/// Slots (a row and a head) of a lane of the tile kernel: as many as registers have room for, the preferred number first.
+const TILE_SLOTS: [usize; 3] = [8, 4, 2];
+/// Lanes of a workgroup that have slots of their own.
+const SLOT_LANES: usize = 8;
+/// Widest head of which a lane has eight slots.
 const MANY_SLOTS_DIM: usize = 128;
 /// Lanes, and keys per tile, of the decode kernel.
 const DECODE_KEYS: usize = 128;
@@ -188,16 +189,16 @@ impl Attention {
         let keys = self.window.unwrap_or(usize::MAX).min(self.past_len + self.rows);
         recorder.expect_work(&[4, self.rows, keys, self.heads, cache.head_dim]);
         if self.rows > DECODE_ROWS {
-            let quads = self.tile_quads(recorder.gpu(), cache);
-            self.record_tile(recorder, q, cache, y, quads);
+            let slots = self.tile_slots(recorder.gpu(), cache);
+            self.record_tile(recorder, q, cache, y, slots);
         } else {
             let choice = self.choice(recorder.gpu(), cache);
             self.record_decode(recorder, q, cache, y, choice);
         }
     }
 
-    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, quads: usize) {
-        let groups = self.tile_groups(cache.kv_heads, quads);
+    fn record_tile(&self, recorder: &mut Recorder, q: &Buffer<f32>, cache: &KvCache, y: &Buffer<f32>, slots: usize) {
+        let groups = self.tile_groups(cache.kv_heads, slots);
         let params = TileParams {
             rows: self.rows as u32,
             first_row: self.first_row as u32,
@@ -209,19 +210,19 @@ impl Attention {
             scale: self.scale,
             soft_cap: self.soft_cap.unwrap_or_default(),
         };
-        let variant = self.tile_variant(CacheShape::of(cache), quads);
+        let variant = self.tile_variant(CacheShape::of(cache), slots);
         let buffers = [q.into(), (&cache.k).into(), (&cache.v).into(), y.into()];
         recorder.expect_bytes(cache.bytes_of(self.past_len + self.rows - self.begin()));
         recorder.dispatch(&TILE_KERNEL, &variant, &params, &buffers, groups);
     }
 
     /// Workgroups of the tile kernel.
-    fn tile_groups(&self, kv_heads: usize, quads: usize) -> usize {
-        (self.rows * self.heads / kv_heads).div_ceil(QUAD_SLOTS * quads) * kv_heads
+    fn tile_groups(&self, kv_heads: usize, slots: usize) -> usize {
+        (self.rows * self.heads / kv_heads).div_ceil(SLOT_LANES * slots) * kv_heads
     }
 
-    /// Quads of slots of a lane.
-    fn tile_quads(&self, gpu: &Gpu, cache: &KvCache) -> usize {
+    /// Slots of a lane.
+    fn tile_slots(&self, gpu: &Gpu, cache: &KvCache) -> usize {
         let [.., last] = TILE_CLASSES;
         let class = TILE_CLASSES.into_iter().find(|most| self.rows <= *most).unwrap_or(last);
         let extents = [self.heads, cache.kv_heads, cache.head_dim, class];
@@ -229,9 +230,11 @@ impl Attention {
     }
 
     /// Where nothing is known of the device: fewer where there would be too few workgroups for a large one.
-    fn own_quads(&self, kv_heads: usize, head_dim: usize) -> usize {
-        let enough = |quads: &usize| self.tile_groups(kv_heads, *quads) >= ENOUGH_TILES;
-        tile_choices(head_dim).find(enough).unwrap_or(1)
+    fn own_slots(&self, caps: &Caps, kv_heads: usize, head_dim: usize) -> usize {
+        let enough = |slots: &usize| self.tile_groups(kv_heads, *slots) >= ENOUGH_TILES;
+        let mut choices = tile_choices(caps, head_dim);
+        let least = choices.clone().next_back().expect("the fewest slots fit everywhere");
+        choices.find(enough).unwrap_or(least)
     }
 
     /// The window, or one that nothing is beyond.
@@ -316,11 +319,12 @@ impl Attention {
         recorder.dispatch(kernel, &variant, &params, &buffers, groups);
     }
 
-    fn tile_variant(&self, cache: CacheShape, quads: usize) -> Variant {
+    fn tile_variant(&self, cache: CacheShape, slots: usize) -> Variant {
         self.variant(cache)
             .flag_if("WINDOW", self.window.is_some())
             .constant_is("CHUNKS", cache.head_dim.div_ceil(64) as u32)
-            .constant_is("QUADS_S", quads as u32)
+            .constant_is("SET", slots.min(4) as u32)
+            .constant_is("SETS", slots.div_ceil(4) as u32)
     }
 
     fn decode_variant(&self, caps: &Caps, cache: CacheShape, choice: DecodeChoice) -> Variant {
@@ -398,7 +402,20 @@ fn workgroup_heads(group: usize, head_dim: usize) -> usize {
     let fits = |heads: &usize| group.is_multiple_of(*heads) && heads * padded(head_dim) <= 1024;
     (1..=8).rev().find(fits).unwrap_or(1)
 }
-/// How many quads of slots a lane of the tile kernel may have.
-fn tile_choices(head_dim: usize) -> impl Iterator<Item = usize> {
-    TILE_QUADS.into_iter().filter(move |&quads| quads == 1 || head_dim <= MANY_SLOTS_DIM)
+
+/// How many slots a lane of the tile kernel may have. Two are for devices whose registers are known to be few.
+fn tile_choices(caps: &Caps, head_dim: usize) -> impl DoubleEndedIterator<Item = usize> + Clone {
+    let registers = caps.registers;
+    TILE_SLOTS.into_iter().filter(move |&slots| {
+        let fits = registers.is_none_or(|registers| tile_registers(slots, head_dim) <= registers || slots == 2);
+        let is_wanted = slots > 2 || registers.is_some();
+        fits && is_wanted && (slots <= 4 || head_dim <= MANY_SLOTS_DIM)
+    })
+}
+
+/// Registers that a lane of the tile kernel takes: sums, scores and limits of each slot, and what is loaded at a time; nearly as
+/// much again for addresses and for loads ahead, by what Mesa's compilers make of it.
+fn tile_registers(slots: usize, head_dim: usize) -> u32 {
+    let values = slots * (4 * head_dim.div_ceil(64) + 8) + 16;
+    (values * 9 / 5) as u32
 }

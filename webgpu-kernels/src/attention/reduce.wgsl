@@ -13,7 +13,10 @@ const LOWEST: f32 = -3.0e38;
 const STRIDE: u32 = HEAD_DIM + 2u;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;

@@ -53,9 +53,8 @@ const LONG_RANGE: usize = 256;
 impl Teams {
     /// Whether the device and the heads allow it.
     pub(crate) fn suits(&self, caps: &Caps, group: usize, head_dim: usize) -> bool {
-        let Some(lanes) = caps.subgroups.and_then(|sizes| sizes.fixed()) else { return false };
+        let Some(lanes) = caps.subgroups.map(|sizes| sizes.min) else { return false };
         head_dim.is_multiple_of(8)
-            && lanes.is_power_of_two()
             && team(head_dim) <= lanes
             && self.workgroup.is_multiple_of(lanes)
             && group.is_multiple_of(self.heads as usize)
@@ -69,17 +68,15 @@ impl Teams {
 
     /// The part of the variant that is the choice's.
     pub(super) fn variant(&self, variant: Variant, caps: &Caps, head_dim: usize) -> Variant {
-        self.lanes(variant.constant_is("WORKGROUP", self.workgroup).subgroups(caps), caps, head_dim)
+        self.lanes(variant.constant_is("WORKGROUP", self.workgroup).subgroups(caps), head_dim)
     }
 
-    /// The part of it that shared/team_attention.wgsl asks for, beside the workgroup.
-    pub(crate) fn lanes(&self, variant: Variant, caps: &Caps, head_dim: usize) -> Variant {
-        let lanes = caps.subgroups.map_or(1, |sizes| sizes.min);
+    /// The part of it that shared/team_attention.wgsl asks for, beside the workgroup and its subgroups.
+    pub(crate) fn lanes(&self, variant: Variant, head_dim: usize) -> Variant {
         variant
             .constant_is("HEADS", self.heads)
             .constant_is("KEYS", self.keys)
             .constant_is("TEAM_BITS", team(head_dim).ilog2())
-            .constant_is("SUBGROUP_BITS", lanes.ilog2())
     }
 }
 

@@ -1,5 +1,5 @@
-// The attention of decode.wgsl where there are subgroups of one size: nothing waits for other lanes until the end. A workgroup
-// takes one row, HEADS heads that share a key head, and one of `splits` ranges of keys from begin on, see team_attention.wgsl.
+// The attention of decode.wgsl where there are subgroups: nothing waits for other lanes until the end. A workgroup takes one
+// row, HEADS heads that share a key head, and one of `splits` ranges of keys from begin on, see team_attention.wgsl.
 // With SPLIT_K it leaves sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
 #import team_attention
 
@@ -15,7 +15,10 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], with SPLIT_K
                                                                        // [rows, heads, splits, HEAD_DIM + 2]
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;

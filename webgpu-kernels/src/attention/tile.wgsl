@@ -2,8 +2,8 @@
 // With WINDOW, each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
 // A workgroup of 8 x 16 lanes takes SLOTS slots, pairs of a row and one of the GROUP heads that share a key head, so that a
-// tile of 64 keys and values is loaded once for all of them. A lane has 4 * QUADS_S slots, eight apart: in scores with 4 keys,
-// in y with a quad of dims of each CHUNK of 64. Softmax is online: m is the largest score so far, the same in all lanes of
+// tile of 64 keys and values is loaded once for all of them. A lane has SETS sets of SET slots (up to four), eight apart: in
+// scores with 4 keys, in y with a quad of dims of each CHUNK of 64. Softmax is online: m is the largest score so far, the same in all lanes of
 // a slot; l, the sum of exp(score - m), is of the lane's own keys until the end.
 #import invocation
 #import kv
@@ -25,7 +25,7 @@ struct Params {
 // A score that counts for nothing.
 const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
-const SLOTS: u32 = 32u * QUADS_S;
+const SLOTS: u32 = 8u * SET * SETS;
 const KEYS: u32 = 64u;
 const LANES: u32 = 128u;
 // For scores, 16 dims of slots and keys at a time; for y, 64 dims of 32 keys.
@@ -48,7 +48,10 @@ fn slot_head(i: u32, kv_head: u32) -> u32 {
 }
 
 @compute @workgroup_size(128)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;
@@ -64,9 +67,9 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     let last_row = min(first_slot + SLOTS - 1u, slots - 1u) / GROUP;
     let keys = params.past_len + last_row + 1u;
     // Slots beyond the last are computed like it and not written.
-#for a in 0..QUADS_S
-#for i in 0..4
-    let slot$a_$i = min(first_slot + lane_s + 8u * (4u * $au + $iu), slots - 1u);
+#for a in 0..SETS
+#for i in 0..SET
+    let slot$a_$i = min(first_slot + lane_s + 8u * (SET * $au + $iu), slots - 1u);
     let limit$a_$i = params.past_len + slot$a_$i / GROUP;
 #for c in 0..CHUNKS
     var y$c_$a_$i = vec4<f32>(0.0);
@@ -85,8 +88,8 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endif
 
     for (var first_key = begin; first_key < keys; first_key += KEYS) {
-#for a in 0..QUADS_S
-#for i in 0..4
+#for a in 0..SETS
+#for i in 0..SET
         var s$a_$i = vec4<f32>(0.0);
 #endfor
 #endfor
@@ -116,10 +119,10 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #for j in 0..4
                 let k$j = left[place(SLOTS + $ju * 16u + lane_k, quad)];
 #endfor
-#for a in 0..QUADS_S
-#for i in 0..4
+#for a in 0..SETS
+#for i in 0..SET
                 {
-                    let a = left[place(lane_s + 8u * (4u * $au + $iu), quad)];
+                    let a = left[place(lane_s + 8u * (SET * $au + $iu), quad)];
 #for j in 0..4
                     s$a_$i[$j] += a.x * k$j.x;
                     s$a_$i[$j] += a.y * k$j.y;
@@ -134,9 +137,9 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         }
 
         let key = vec4<u32>(first_key + 4u * lane_k) + vec4<u32>(0u, 1u, 2u, 3u);
-#for a in 0..QUADS_S
+#for a in 0..SETS
         var new_m$a = m$a;
-#for i in 0..4
+#for i in 0..SET
         {
 #ifdef WINDOW
             let limit = vec4<u32>(limit$a_$i);
@@ -156,16 +159,16 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endfor
         workgroupBarrier();
         for (var other = 0u; other < 16u; other++) {
-#for a in 0..QUADS_S
+#for a in 0..SETS
             new_m$a = max(new_m$a, right[($au * 16u + other) * 8u + lane_s]);
 #endfor
         }
-#for a in 0..QUADS_S
+#for a in 0..SETS
         {
             let correction = exp(m$a - new_m$a);
             m$a = new_m$a;
             l$a *= correction;
-#for i in 0..4
+#for i in 0..SET
             // A slot that has seen no key yet: what does not count must not become one.
             s$a_$i = select(exp(s$a_$i - new_m$a[$i]), vec4<f32>(0.0), s$a_$i == vec4<f32>(LOWEST));
             l$a[$i] += dot(s$a_$i, vec4<f32>(1.0));
@@ -181,9 +184,9 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #for c in 0..CHUNKS
             workgroupBarrier();
             if ($cu == 0u && lane_k / 8u == $hu) {
-#for a in 0..QUADS_S
-#for i in 0..4
-                left[(lane_s + 8u * (4u * $au + $iu)) * 8u + lane_k % 8u] = s$a_$i;
+#for a in 0..SETS
+#for i in 0..SET
+                left[(lane_s + 8u * (SET * $au + $iu)) * 8u + lane_k % 8u] = s$a_$i;
 #endfor
 #endfor
             }
@@ -200,10 +203,10 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #for j in 0..4
                 let v$j = right[(4u * keys4 + $ju) * 16u + lane_k];
 #endfor
-#for a in 0..QUADS_S
-#for i in 0..4
+#for a in 0..SETS
+#for i in 0..SET
                 {
-                    let p = left[(lane_s + 8u * (4u * $au + $iu)) * 8u + keys4];
+                    let p = left[(lane_s + 8u * (SET * $au + $iu)) * 8u + keys4];
                     y$c_$a_$i += p.x * v0;
                     y$c_$a_$i += p.y * v1;
                     y$c_$a_$i += p.z * v2;
@@ -218,17 +221,17 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         workgroupBarrier();
     }
 
-#for a in 0..QUADS_S
+#for a in 0..SETS
     right[($au * 16u + lane_k) * 8u + lane_s] = l$a;
 #endfor
     workgroupBarrier();
-#for a in 0..QUADS_S
+#for a in 0..SETS
     var sum$a = vec4<f32>(0.0);
     for (var other = 0u; other < 16u; other++) {
         sum$a += right[($au * 16u + other) * 8u + lane_s];
     }
-#for i in 0..4
-    if (first_slot + lane_s + 8u * (4u * $au + $iu) < slots) {
+#for i in 0..SET
+    if (first_slot + lane_s + 8u * (SET * $au + $iu) < slots) {
         let at = slot_head(slot$a_$i, kv_head) * HEAD_QUADS;
 #for c in 0..CHUNKS
         if (16u * $cu + lane_k < HEAD_QUADS) {

@@ -13,7 +13,10 @@ var<workgroup> largest: array<f32, WORKGROUP>;
 var<workgroup> sums: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let row = workgroup_index(workgroups);
     if (row >= params.rows) {
         return;

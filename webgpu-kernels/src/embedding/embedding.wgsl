@@ -12,7 +12,10 @@ struct Params { tokens: u32, first_row: u32, rows: u32, cols: u32, blocks: u32, 
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [tokens, cols]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     let t = i / params.blocks;
     let b = i - t * params.blocks;

@@ -104,6 +104,9 @@ const TILES: [(RangeInclusive<usize>, Tile); 3] = [
 ];
 /// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
 const MIN_ROWS: usize = FEWEST_ROWS;
+/// Sizes of subgroups that tiles are made for, each the size of all: a workgroup of four is of 128 or 256 lanes, the most that
+/// WebGPU promises. A matrix lies in the lanes of a whole subgroup.
+const SUBGROUP_LANES: [u32; 2] = [32, 64];
 /// Edge of a matrix.
 const EDGE: usize = 16;
 /// Workgroups that keep a large device busy.
@@ -136,7 +139,8 @@ impl Cooperative {
 
     /// Whether the device has matrix units that the kernel knows.
     pub fn suits_device(caps: &Caps) -> bool {
-        caps.cooperative_matrix && caps.f16 && caps.subgroups.is_some_and(|sizes| sizes.fixed().is_some())
+        let lanes = caps.subgroups.and_then(|sizes| sizes.fixed());
+        caps.cooperative_matrix && caps.f16 && lanes.is_some_and(|lanes| SUBGROUP_LANES.contains(&lanes))
     }
 
     /// Whether this is the kernel for so many rows and such weights. f32 weights are for those who want f32.

@@ -33,12 +33,11 @@ var<workgroup> results: array<f32, WARPS_M * WARPS_N * 256u>;          // [subgr
 
 @compute @workgroup_size(WARPS_M * WARPS_N * SUBGROUP_MIN_SIZE)
 fn main(
-    @builtin(workgroup_id) id: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-    invocation: Invocation,
+#import arguments
 ) {
-    // Not from invocation.wgsl: naga takes no member of a struct for the same in all lanes, which matrices ask for.
-    let tile = id.y * count.x + id.x;
+#import from_arguments
+    // Not `workgroup_index`: naga takes no result of a function for the same in all lanes, which matrices ask for.
+    let tile = workgroup_id.y * workgroup_count.x + workgroup_id.x;
     if (tile >= params.tiles) {
         return;
     }

@@ -37,7 +37,10 @@ fn turn(row: u32) -> u32 {
 }
 
 @compute @workgroup_size(LANES_M * LANES_N)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     let split = group / params.tiles;
     if (split >= params.splits) {

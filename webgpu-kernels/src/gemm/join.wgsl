@@ -8,7 +8,10 @@ struct Params { m: u32, rows: u32, first_row: u32, y_stride: u32, splits: u32 }
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;          // [m, y_stride]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     let len = params.m * params.rows;
     if (i >= len) {

@@ -24,7 +24,10 @@ struct Params {
 const SHARE: u32 = (QUADS + SUBGROUP_MIN_SIZE - 1u) / SUBGROUP_MIN_SIZE;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.tiles) {
         return;

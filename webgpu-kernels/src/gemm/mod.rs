@@ -82,14 +82,14 @@ pub static TUNABLE: Tunable = Tunable {
     name: "gemm",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
-    numbers: &["lane_m"],
-    candidates: |_, problem| {
+    numbers: &["lane_m", "lane_n"],
+    candidates: |caps, problem| {
         let ([_, _, m, ..], format) = (problem.sizes(), matrix_format(problem));
-        let own = own_tile(m, format);
+        let own = own_tile(caps, m, format);
         // A tile for many more rows has most of its lanes idle.
-        let suits = |tile: &Tile| tile.fits(format) && *tile != own && tile.m() < 2 * m;
-        let others = TILES.into_iter().map(|(_, tile)| tile).filter(suits);
-        std::iter::once(own).chain(others).map(|tile| Choice([tile.outputs.0 as u32, 0, 0, 0])).collect()
+        let suits = |tile: &Tile| *tile != own && tile.m() < 2 * m;
+        let others = tiles(caps, format).map(|(_, tile)| tile).filter(suits);
+        std::iter::once(own).chain(others).map(Tile::choice).collect()
     },
     trial: |_, problem, choice| {
         let [rows, cols, m, ..] = problem.sizes();
@@ -112,8 +112,8 @@ pub static SPLITS_TUNABLE: Tunable = Tunable {
         let others = (1..=own).rev().filter(|splits| *splits != own && splits.is_power_of_two());
         std::iter::once(own).chain(others).map(|splits| Choice([splits as u32, 0, 0, 0])).collect()
     },
-    trial: |_, problem, choice| {
-        let tile = own_tile(TIMED_ROWS, matrix_format(problem));
+    trial: |caps, problem, choice| {
+        let tile = own_tile(caps, TIMED_ROWS, matrix_format(problem));
         plan_trial(problem, Plan { tile, splits: choice.0[0] as usize }, TIMED_ROWS)
     },
 };
@@ -133,7 +133,7 @@ fn matrix_format(problem: &Problem) -> WeightFormat {
 }
 
 fn chosen_tile(choice: Choice) -> Tile {
-    let is_chosen = |(_, tile): &&(usize, Tile)| tile.outputs.0 as u32 == choice.0[0];
+    let is_chosen = |(_, tile): &&(usize, Tile)| tile.choice() == choice;
     TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
 }
 
@@ -166,11 +166,14 @@ struct Plan {
 }
 
 /// The tiles, with the rows of `x` from which on each is taken. Larger ones were no faster on the devices measured.
-const TILES: [(usize, Tile); 3] = [
+const TILES: [(usize, Tile); 4] = [
     (33, Tile { lanes: (8, 8), outputs: (8, 8) }),
     (17, Tile { lanes: (8, 8), outputs: (4, 8) }),
     (0, Tile { lanes: (8, 8), outputs: (2, 8) }),
+    SMALL_TILE,
 ];
+/// For devices whose registers are known to be few.
+const SMALL_TILE: (usize, Tile) = (0, Tile { lanes: (8, 8), outputs: (4, 4) });
 /// A matrix of codes with fewer rows than this is multiplied in ranges of the inputs, which together have about as many.
 /// How many there are depends on the matrix alone: so the same sums come out however many rows of `x` are run at a time.
 const SPLIT_ROWS: usize = 12_288;
@@ -197,6 +200,17 @@ impl Tile {
         m.div_ceil(self.m()) * n.div_ceil(self.n())
     }
 
+    fn choice(self) -> Choice {
+        Choice([self.outputs.0 as u32, self.outputs.1 as u32, 0, 0])
+    }
+
+    /// Registers that a lane takes: sums, what meets them at a time, and what is fetched for the next step; half as much again
+    /// for addresses, by what Mesa's compilers make of it.
+    fn registers(&self) -> u32 {
+        let (m, n) = self.outputs;
+        (3 * (m * n + 4 * m + 4 + 2 * m + n) / 2) as u32
+    }
+
     /// Whether what workgroups share fits, in a format.
     fn fits(&self, format: WeightFormat) -> bool {
         4 * (self.m() + self.n()) * format.block_size() / STEPS as usize <= WORKGROUP_BYTES
@@ -218,10 +232,18 @@ pub fn scratch_cols(rows: usize, cols: usize) -> usize {
     SPLIT_ROWS.min(MAX_SPLITS * rows).max(cols)
 }
 
-/// The tile for so many rows of `x` where nothing is known of the device.
-fn own_tile(m: usize, format: WeightFormat) -> Tile {
-    let suits = |(from, tile): &&(usize, Tile)| m >= *from && tile.fits(format);
-    TILES.iter().find(suits).expect("the smallest tile fits every format").1
+/// The tiles for a format on a device.
+fn tiles(caps: &Caps, format: WeightFormat) -> impl Iterator<Item = (usize, Tile)> {
+    let registers = caps.registers;
+    TILES.into_iter().filter(move |entry| {
+        let fits = registers.map_or(*entry != SMALL_TILE, |registers| entry.1.registers() <= registers);
+        fits && entry.1.fits(format)
+    })
+}
+
+/// The tile for so many rows of `x` before anything is measured on the device.
+fn own_tile(caps: &Caps, m: usize, format: WeightFormat) -> Tile {
+    tiles(caps, format).find(|(from, _)| m >= *from).expect("the smallest tile fits every format").1
 }
 
 impl Plan {
@@ -305,9 +327,8 @@ fn variant(tile: Tile, format: WeightFormat, cols: usize) -> Variant {
         .flag_if("RAGGED", !cols.is_multiple_of(4))
 }
 
-fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
+fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let (q4, f16, f32) = (four_bits(), WeightFormat::F16, WeightFormat::F32);
-    let tiles = TILES.map(|(_, tile)| tile);
     match set {
         CaseSet::Test => {
             let shapes = [
@@ -321,10 +342,9 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
                 (2, 9, 32, 1),
             ];
             let formats = all_formats().into_iter();
-            let all = formats.flat_map(|format| tiles.into_iter().flat_map(move |t| shapes.map(|s| (format, t, s))));
-            let fitting = all.filter(|(format, tile, _)| tile.fits(*format));
-            fitting
-                .map(|(format, tile, (m, rows, cols, splits))| case(Plan { tile, splits }, format, m, rows, cols))
+            let all = formats
+                .flat_map(|format| tiles(caps, format).flat_map(move |(_, tile)| shapes.map(|s| (format, tile, s))));
+            all.map(|(format, tile, (m, rows, cols, splits))| case(Plan { tile, splits }, format, m, rows, cols))
                 .collect()
         }
         CaseSet::Bench => {
@@ -341,8 +361,9 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
                 (f16, 2048, 16_384, 3072),
                 (f32, 2048, 3072, 8192),
             ];
-            let plans = tiles.into_iter().flat_map(|tile| [1, 2, 4, 16].map(|splits| Plan { tile, splits }));
-            let all = plans.flat_map(|plan| shapes.iter().map(move |shape| (plan, *shape)));
+            let plans =
+                |format| tiles(caps, format).flat_map(|(_, tile)| [1, 2, 4, 16].map(|splits| Plan { tile, splits }));
+            let all = shapes.iter().flat_map(|shape| plans(shape.0).map(move |plan| (plan, *shape)));
             let all = all.filter(|(plan, (_, m, ..))| plan.splits == 1 || *m * plan.splits <= 2048);
             all.map(|(plan, (format, m, rows, cols))| case(plan, format, m, rows, cols)).collect()
         }

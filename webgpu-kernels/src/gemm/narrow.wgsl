@@ -17,7 +17,10 @@ struct Params { m: u32, cols: u32, quads: u32 }
 var<workgroup> largest: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let row = workgroup_index(workgroups);
     if (row >= params.m) {
         return;

@@ -40,7 +40,7 @@ pub struct GemvShape {
 pub struct GemvChoice {
     /// Lanes of a workgroup.
     pub workgroup: u32,
-    /// Whether each subgroup has outputs of its own; otherwise the workgroup has them together.
+    /// Whether each cluster of a subgroup has outputs of its own; otherwise the workgroup has them together.
     pub teams: bool,
     /// Outputs of a team. Even where outputs are pairs, a multiple of four where pairs are.
     pub rows: u32,
@@ -54,6 +54,9 @@ pub struct GemvChoice {
     pub integer: bool,
 }
 
+/// Clusters of a workgroup at most whose sums are exchanged one by one where subgroups may be larger: adding up the sums of
+/// whole subgroups takes less then.
+const MOST_CLUSTERS: u32 = 16;
 /// Longest row that workgroup memory has room for on every device.
 const SHARED_COLS: usize = 3584;
 
@@ -95,9 +98,8 @@ impl GemvChoice {
 
     /// Whether the device and the shape allow it.
     pub(super) fn suits(&self, caps: &Caps, shape: &GemvShape) -> bool {
-        let team_is_known = caps.subgroups.and_then(|sizes| sizes.fixed());
         let teams_fit = !self.teams
-            || team_is_known.is_some_and(|lanes| {
+            || caps.subgroups.is_some_and(|SubgroupSizes { min: lanes, .. }| {
                 // Sums of a team lie in its lanes.
                 self.workgroup.is_multiple_of(lanes) && self.rows * shape.batch as u32 <= lanes
             });
@@ -109,7 +111,7 @@ impl GemvChoice {
         // Each output of a team, and the sum of squares, has a lane that adds up.
         let sums_fit = self.teams || self.rows * shape.batch as u32 + 1 < self.workgroup;
         let shared = !self.shared || shape.batch == 1 && shape.cols <= SHARED_COLS;
-        let integer = !self.integer || shape.batch == 1 && shape.has_nibbles() && !self.shared;
+        let integer = !self.integer || caps.packed_dot && shape.batch == 1 && shape.has_nibbles() && !self.shared;
         teams_fit && rows && sums_fit && shared && integer
     }
 
@@ -141,17 +143,16 @@ impl GemvChoice {
             _ => variant.flag("SCALED").constant_is("SQUARES", parts.div_ceil(4).div_ceil(team) as u32),
         };
         // Sums are exchanged between lanes that are known to be there.
-        let is_full = |lanes: &u32| self.workgroup.is_multiple_of(*lanes) && self.rows <= *lanes;
-        let is_together = batch == 1 && matches!(self.rows, 4 | 8);
-        let lanes = caps.subgroups.and_then(SubgroupSizes::fixed).filter(|lanes| is_together && is_full(lanes));
-        let variant = match lanes {
-            Some(lanes) => variant
-                .flag("TOGETHER")
-                .flag("SIDE_BY_SIDE")
-                .flag_if("EIGHT", self.rows == 8)
-                .constant_is("LANE_BITS", lanes.ilog2()),
-            None => variant.flag_if("SIDE_BY_SIDE", self.teams),
+        let is_full = |sizes: SubgroupSizes| {
+            let clusters = self.workgroup / sizes.min;
+            let are_few = self.teams || sizes.fixed().is_some() || clusters <= MOST_CLUSTERS;
+            self.workgroup.is_multiple_of(sizes.min) && self.rows <= sizes.min && are_few
         };
+        let is_together = batch == 1 && matches!(self.rows, 4 | 8) && caps.subgroups.is_some_and(is_full);
+        let variant = variant
+            .flag_if("TOGETHER", is_together)
+            .flag_if("SIDE_BY_SIDE", is_together || self.teams)
+            .flag_if("EIGHT", is_together && self.rows == 8);
         let variant = if self.integer { variant.constant_is("X_WORDS", 4 / self.parts) } else { variant };
         if self.shared { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
     }

@@ -5,8 +5,9 @@
 // With ROPE, the rows are those of queries, keys and values, head by head: queries, turned, go to y, keys, turned, and
 // values to the cache at `position`.
 //
-// A team of TEAM lanes computes ROWS outputs n: a subgroup with TEAMS, which needs no barrier, or the workgroup. With
-// SIDE_BY_SIDE the lanes of a subgroup have them all in the end, with TOGETHER by exchanging several sums at once. A lane
+// A team of TEAM lanes computes ROWS outputs n: a cluster (invocation.wgsl) with TEAMS, which needs no barrier, or the
+// workgroup. With SIDE_BY_SIDE the lanes of a cluster have them all in the end, with TOGETHER by exchanging several sums at
+// once. A lane
 // takes whole blocks along k, STEPS of them at a time so that many loads are on their way (with ONCE that is all of them;
 // with EXACT no lane has fewer), and uses what it knows of x for all ROWS outputs. With SHARED_X all of x comes from
 // workgroup memory, in an order in which neighbouring lanes find neighbouring quads. With INTEGER a lane multiplies codes
@@ -16,7 +17,7 @@
 #ifdef INTEGER
 #import fixed_point
 #endif
-#ifdef TOGETHER
+#ifdef SIDE_BY_SIDE
 #import subgroup_sums
 #endif
 
@@ -132,7 +133,10 @@ fn x_of(m: u32, at: u32, i: u32) -> vec4<f32> {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
 #ifdef PAIRS
     const outputs = ROWS / 2u;
@@ -145,8 +149,8 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         return;
     }
 #ifdef TEAMS
-    let lane = invocation.subgroup_lane;
-    let first = (group * (WORKGROUP / TEAM) + invocation.subgroup) * outputs;
+    let lane = invocation.cluster_lane;
+    let first = (group * (WORKGROUP / TEAM) + invocation.cluster) * outputs;
 #else
     let lane = invocation.lane;
     let first = group * outputs;
@@ -291,20 +295,28 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     // Of all outputs at once: output `lane % ROWS` ends in a lane.
 #ifdef EIGHT
     var total = eight_sums(
-        vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), vec4<f32>(sum0_4, sum0_5, sum0_6, sum0_7), invocation.subgroup_lane,
+        vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), vec4<f32>(sum0_4, sum0_5, sum0_6, sum0_7), invocation.cluster_lane,
     );
 #else
-    var total = four_sums(vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), invocation.subgroup_lane);
+    var total = four_sums(vec4<f32>(sum0_0, sum0_1, sum0_2, sum0_3), invocation.cluster_lane);
 #endif
 #else
 #for m in 0..BATCH
 #for r in 0..ROWS
+#ifdef TEAMS
+    sum$m_$r = cluster_sum(sum$m_$r);
+#else
     sum$m_$r = subgroupAdd(sum$m_$r);
+#endif
 #endfor
 #endfor
 #endif
 #ifdef SCALED
+#ifdef SIDE_BY_SIDE
+    square = cluster_sum(square);
+#else
     square = subgroupAdd(square);
+#endif
 #endif
 #endif
 
@@ -323,18 +335,18 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
 #endif
 #else
 #ifdef TOGETHER
-    let output = invocation.subgroup_lane % ROWS;
-    if (invocation.subgroup_lane < ROWS) {
-        parts[invocation.subgroup * OUTPUTS + output] = total;
+    let output = invocation.cluster_lane % ROWS;
+    if (invocation.cluster_lane < ROWS) {
+        parts[invocation.cluster * OUTPUTS + output] = total;
     }
 #ifdef SCALED
-    if (invocation.subgroup_lane == 0u) {
-        parts[invocation.subgroup * OUTPUTS + ROWS] = square;
+    if (invocation.cluster_lane == 0u) {
+        parts[invocation.cluster * OUTPUTS + ROWS] = square;
     }
     square = 0.0;
 #endif
     workgroupBarrier();
-    // Each subgroup adds all up, so that lanes of one have the outputs side by side.
+    // Each cluster adds all up, so that lanes of one have the outputs side by side.
     total = 0.0;
     for (var i = 0u; i < PARTS; i++) {
         total += parts[i * OUTPUTS + output];
@@ -412,9 +424,9 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
         square = value * value;
     }
 #ifdef TEAMS
-    square = subgroupAdd(square);
+    square = cluster_sum(square);
     if (lane == 0u) {
-        team_squares[invocation.subgroup] = square;
+        team_squares[invocation.cluster] = square;
     }
     workgroupBarrier();
     if (invocation.lane == 0u) {
@@ -426,7 +438,7 @@ fn main(workgroups: Workgroups, invocation: Invocation) {
     }
 #else
 #ifdef TOGETHER
-    square = subgroupAdd(square);
+    square = cluster_sum(square);
     if (lane == 0u) {
         squares[group] = square;
     }

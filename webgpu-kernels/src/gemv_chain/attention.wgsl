@@ -116,7 +116,7 @@ fn eight_of(at: u32) -> FoundEight {
 const JOINERS: u32 = 1u << JOIN_BITS;
 
 fn join_stage(group: u32, invocation: Invocation) {
-    let lane = invocation.subgroup * SUBGROUP_MIN_SIZE + invocation.subgroup_lane;
+    let lane = invocation.lane;
     let quad = (group * WORKGROUP + lane) / JOINERS;
     let head = min(quad / HEAD_QUADS, params.heads - 1u);
     let heads = params.splits * params.heads;

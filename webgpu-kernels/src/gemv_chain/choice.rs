@@ -4,7 +4,7 @@ use super::{ATTENTION_KERNEL, KERNEL, START_KERNEL, cases, links::MISSING};
 use crate::{
     Case, Kernel, KvDtype, Variant, WeightFormat,
     attention::{Teams, UNSPLIT_KEYS},
-    gpu::{Caps, Gpu, SubgroupSizes},
+    gpu::{Caps, Gpu},
     tuning::{Choice, Problem, Trial, Tunable},
 };
 
@@ -71,8 +71,10 @@ pub(super) const MOST_SPLITS: usize = 32;
 /// Weights that a lane loads at once.
 pub(super) const HALF: usize = 16;
 const MOST_STEPS: u32 = 4;
-/// Subgroups of a workgroup at most.
+/// Clusters of a workgroup at most.
 const MOST_PARTS: u32 = 64;
+/// Lanes of a workgroup up to which each has so much of a wide product that some devices run out of registers.
+const NARROW: u32 = 128;
 /// Keys of a range, as measured on an H100.
 const RANGE: u32 = 96;
 /// Heads that a workgroup attends with at most, and keys that a team takes at a time. Few keys are not divided; heads are, then.
@@ -205,7 +207,9 @@ impl ChainChoice {
 
     /// Whether the device and the shape allow it.
     pub fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
-        let lanes = fixed_lanes(caps).filter(|_| caps.max_bindings as usize >= shape.kernel().bindings.len());
+        let is_compiled = caps.chains && caps.packed_dot && (caps.narrow_chains || self.workgroup > NARROW);
+        let is_possible = is_compiled && caps.max_bindings as usize >= shape.kernel().bindings.len();
+        let lanes = cluster(caps).filter(|_| is_possible);
         let has_lanes = lanes.is_some_and(|lanes| {
             self.workgroup.is_multiple_of(lanes) && self.rows <= lanes && self.workgroup / lanes <= MOST_PARTS
         });
@@ -239,7 +243,7 @@ impl ChainChoice {
 
     /// The variant for a shape; with attention to so many keys, stored so.
     pub(super) fn variant(&self, caps: &Caps, shape: &ChainShape, keys: usize, dtype: KvDtype) -> Variant {
-        let lanes = fixed_lanes(caps).expect("a chain suits the device");
+        let lanes = cluster(caps).expect("a chain suits the device");
         let (first, products) = (shape.first(), shape.products());
         let stages = first + products.len();
         let mut variant = Variant::new()
@@ -248,7 +252,6 @@ impl ChainChoice {
             .constant_is("FIRST", first as u32)
             .constant_is("STAGES", stages as u32)
             .constant_is("PARTS", self.workgroup / lanes)
-            .constant_is("LANE_BITS", lanes.ilog2())
             .constant_is("MISSING", MISSING)
             .flag("INTEGER")
             .flag("OWN_LOADS")
@@ -263,7 +266,7 @@ impl ChainChoice {
                 .constant_is("EIGHTS", heads.head_dim as u32 / 8)
                 .constant_is("GROUP", heads.group() as u32)
                 .constant_is("JOIN_BITS", join_bits(caps));
-            variant = teams.lanes(variant, caps, heads.head_dim);
+            variant = teams.lanes(variant, heads.head_dim);
         }
         for (stage, (_, cols)) in (first..).zip(products) {
             let (steps, rows) = (self.steps(cols), self.rows_at_once(cols));
@@ -281,14 +284,14 @@ impl ChainChoice {
     }
 }
 
-/// Lanes of a subgroup, where all have as many.
-fn fixed_lanes(caps: &Caps) -> Option<u32> {
-    caps.subgroups.and_then(SubgroupSizes::fixed)
+/// Lanes of a cluster: shared/invocation.wgsl.
+fn cluster(caps: &Caps) -> Option<u32> {
+    caps.subgroups.map(|sizes| sizes.min)
 }
 
 /// Of the lanes that join what was found for the same dims.
 fn join_bits(caps: &Caps) -> u32 {
-    fixed_lanes(caps).map_or(0, |lanes| lanes.ilog2().min(3))
+    cluster(caps).map_or(0, |lanes| lanes.ilog2().min(3))
 }
 
 /// The choices that are worth a try, without that of doing without: a lane for each half group of the widths that there are, and

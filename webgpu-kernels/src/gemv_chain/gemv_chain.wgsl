@@ -18,7 +18,7 @@
 // needed. It lies where neighbouring lanes read neighbours: what a product takes in, value 16 * b + i at i * blocks + b. Each dispatch
 // makes the words of the one before MISSING again: there are two sets, which take turns.
 //
-// The products are here, attention is in attention.wgsl. A workgroup of PARTS subgroups has ROWS outputs at a time, for `passes`
+// The products are here, attention is in attention.wgsl. A workgroup of PARTS clusters has ROWS outputs at a time, for `passes`
 // times; a lane takes STEPS half groups of each, and asks for the next before it multiplies those at hand. What a stage takes in is
 // made fixed-point once, see fixed_point.wgsl.
 #import invocation
@@ -235,7 +235,7 @@ fn stage$t(group: u32, invocation: Invocation) {
     let start$s = vec2<i32>(FLOAT_BITS) - i32(MAX_INT) * (plane_sums(left$s) + plane_sums(right$s));
 #endfor
 #ifdef NORMED$t
-    square = subgroupAdd(square);
+    square = cluster_sum(square);
 #endif
 
     for (; at < end; at++) {
@@ -289,20 +289,20 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 #ifdef EIGHT$t
         var total = eight_sums(
-            vec4<f32>(sum0, sum1, sum2, sum3), vec4<f32>(sum4, sum5, sum6, sum7), invocation.subgroup_lane,
+            vec4<f32>(sum0, sum1, sum2, sum3), vec4<f32>(sum4, sum5, sum6, sum7), invocation.cluster_lane,
         );
 #else
-        var total = four_sums(vec4<f32>(sum0, sum1, sum2, sum3), invocation.subgroup_lane);
+        var total = four_sums(vec4<f32>(sum0, sum1, sum2, sum3), invocation.cluster_lane);
 #endif
-        let output = invocation.subgroup_lane % ROWS$t;
+        let output = invocation.cluster_lane % ROWS$t;
         // Those of the pass before may still be read.
         let side = at % 2u * (PARTS * COLUMNS);
-        if (invocation.subgroup_lane < ROWS$t) {
-            parts[side + invocation.subgroup * COLUMNS + output] = total;
+        if (invocation.cluster_lane < ROWS$t) {
+            parts[side + invocation.cluster * COLUMNS + output] = total;
         }
 #ifdef NORMED$t
-        if (invocation.subgroup_lane == 0u) {
-            parts[side + invocation.subgroup * COLUMNS + COLUMNS - 1u] = square;
+        if (invocation.cluster_lane == 0u) {
+            parts[side + invocation.cluster * COLUMNS + COLUMNS - 1u] = square;
         }
 #endif
         workgroupBarrier();
@@ -354,7 +354,7 @@ fn stage$t(group: u32, invocation: Invocation) {
     }
 #ifdef LAST$t
 #ifdef ADD$t
-    square = subgroupAdd(square);
+    square = cluster_sum(square);
     if (lane == 0u) {
         squares[group] = square;
     }
@@ -364,7 +364,10 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     var group = params.first_group + workgroup_index(workgroups);
 #for t in FIRST..STAGES
     if (group < params.groups$t) {

@@ -12,7 +12,10 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;            // [rows, stride], cols of a row
 
 @compute @workgroup_size(256)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let at = workgroup_index(workgroups) * 256u + invocation.lane;
     if (at >= params.rows * params.cols) {
         return;

@@ -14,7 +14,10 @@ var<workgroup> hessian: array<f32, BLOCK * BLOCK>;
 var<workgroup> left: array<f32, BLOCK * LANES>;                                // [column, lane]
 
 @compute @workgroup_size(LANES)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let lane = invocation.lane;
     let square = params.group * params.len + params.offset;
     for (var i = lane; i < BLOCK * BLOCK; i += LANES) {

@@ -19,7 +19,10 @@ var<workgroup> factors: array<f32, BLOCK * BLOCK>;
 var<workgroup> values: array<f32, BLOCK * LANES>;                              // [column, lane]
 
 @compute @workgroup_size(LANES)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let lane = invocation.lane;
     for (var i = lane; i < BLOCK * BLOCK; i += LANES) {
         let k = i / BLOCK;

@@ -10,7 +10,10 @@ struct Params { len: u32, cols: u32, groups: u32, group_len: u32 }
 @group(0) @binding(4) var<storage, read_write> error: array<f32>;        // [rows, cols], len values
 
 @compute @workgroup_size(256)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let i = workgroup_index(workgroups) * 256u + invocation.lane;
     if (i < params.len) {
         let row = i / params.cols;

@@ -15,7 +15,10 @@ var<workgroup> tile_a: array<vec4<f32>, 32 * 8>;                         // [row
 var<workgroup> tile_b: array<vec4<f32>, 32 * 16>;                        // [k, column / 4]
 
 @compute @workgroup_size(8, 8)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.tiles) {
         return;

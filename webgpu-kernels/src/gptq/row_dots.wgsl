@@ -9,7 +9,10 @@ struct Params { rows: u32, cols: u32 }
 @group(0) @binding(3) var<storage, read_write> dots: array<f32>;         // [rows]
 
 @compute @workgroup_size(64)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let row = workgroup_index(workgroups) * 64u + invocation.lane;
     if (row >= params.rows) {
         return;

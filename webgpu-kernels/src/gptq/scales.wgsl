@@ -27,7 +27,10 @@ fn rounded(scale: f32) -> f32 {
 }
 
 @compute @workgroup_size(LANES)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let row = workgroup_index(workgroups) * LANES + invocation.lane;
     if (row >= params.rows) {
         return;

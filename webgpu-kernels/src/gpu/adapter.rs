@@ -58,6 +58,17 @@ pub struct Caps {
     pub cooperative_matrix: bool,
     /// Sizes of subgroups, if shaders may use them.
     pub subgroups: Option<SubgroupSizes>,
+    /// Lanes that the driver is known to give every subgroup of a workgroup that has as many, though it reports a range.
+    /// [`crate::Gpu::open`] asks the device: where it is so, `subgroups` has this one size.
+    pub usual_lanes: Option<u32>,
+    /// Whether `dot4I8Packed` compiles.
+    pub packed_dot: bool,
+    /// Values of 32 bits that a lane has registers for, where compilers have been seen to store the rest in memory.
+    pub registers: Option<u32>,
+    /// Whether the driver compiles `gemv_chain`.
+    pub chains: bool,
+    /// Whether lanes have registers for chains in workgroups of no more than 128 lanes.
+    pub narrow_chains: bool,
     /// Storage buffers of a kernel.
     pub max_bindings: u32,
     /// Whether a workgroup may wait for those with smaller numbers: they begin in the order of their numbers, which WebGPU does
@@ -78,12 +89,23 @@ impl Caps {
         f16: false,
         cooperative_matrix: false,
         subgroups: None,
+        usual_lanes: None,
+        packed_dot: true,
+        registers: None,
+        chains: true,
+        narrow_chains: true,
         max_bindings: 8,
         in_order: false,
         timestamps: false,
         max_binding: 128 << 20,
         max_buffer: 256 << 20,
     };
+
+    /// What the device can do once it has confirmed [`Caps::usual_lanes`], for planning without it.
+    pub fn confirmed(self) -> Caps {
+        let one = |lanes| SubgroupSizes { min: lanes, max: lanes };
+        Caps { subgroups: self.subgroups.map(|sizes| self.usual_lanes.map_or(sizes, one)), ..self }
+    }
 }
 
 /// Smallest and largest number of lanes in a subgroup.
@@ -96,7 +118,12 @@ pub struct SubgroupSizes {
 }
 
 impl SubgroupSizes {
-    /// The size of every subgroup, where they are of one size.
+    /// As if subgroups might be half as small, for tests: kernels must be right wherever subgroups are larger than they need.
+    pub(super) fn halved(self) -> SubgroupSizes {
+        SubgroupSizes { min: (self.min / 2).max(1), ..self }
+    }
+
+    /// The size of every subgroup, where they are of one size. Kernels that exchange values do with the smallest size.
     pub fn fixed(self) -> Option<u32> {
         (self.min == self.max).then_some(self.min)
     }
@@ -159,6 +186,9 @@ pub struct OpenOptions {
     pub cooperative_matrix: bool,
     /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
     pub subgroups: bool,
+    /// For tests: take the device for one like Intel's, whose subgroups may have half as many lanes as they have, and whose
+    /// lanes have few registers.
+    pub narrow: bool,
     /// Measure time where the device can.
     pub timestamps: bool,
     /// Ask for no more than WebGPU's default limits.
@@ -173,6 +203,7 @@ impl Default for OpenOptions {
             f16: true,
             cooperative_matrix: true,
             subgroups: true,
+            narrow: false,
             timestamps: true,
             default_limits: false,
             software_kernels: true,
@@ -186,26 +217,30 @@ impl OpenOptions {
         f16: false,
         cooperative_matrix: false,
         subgroups: false,
+        narrow: false,
         timestamps: false,
         default_limits: true,
         software_kernels: true,
     };
 
     /// The kinds of devices that tests open any device as, each with its name.
-    pub const PROFILES: [(&str, OpenOptions); 4] = {
+    pub const PROFILES: [(&str, OpenOptions); 5] = {
         let everything = OpenOptions {
             f16: true,
             cooperative_matrix: true,
             subgroups: true,
+            narrow: false,
             timestamps: true,
             default_limits: false,
             software_kernels: true,
         };
+        let no_software = OpenOptions { software_kernels: false, cooperative_matrix: false, ..everything };
         [
             ("everything", everything),
-            ("no software device", OpenOptions { software_kernels: false, cooperative_matrix: false, ..everything }),
+            ("no software device", no_software),
             ("f16 without subgroups", OpenOptions { subgroups: false, ..everything }),
             ("WebGPU's defaults", OpenOptions::WEBGPU_DEFAULTS),
+            ("subgroups of several sizes, and few registers", OpenOptions { narrow: true, ..no_software }),
         ]
     };
 }

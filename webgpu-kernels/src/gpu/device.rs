@@ -9,10 +9,13 @@ use std::sync::{
 use super::{
     adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes},
     errors::Errors,
-    instance, memory,
+    instance,
+    known::{self, Identity},
+    memory,
     pace::Pace,
     pipeline::{MAX_BINDINGS, Pipelines},
     pool::Staging,
+    probe,
 };
 use crate::{
     Error, Result, Variant,
@@ -117,6 +120,11 @@ impl Gpu {
         if !options.subgroups {
             summary.caps.subgroups = None;
         }
+        if options.narrow {
+            summary.caps.subgroups = summary.caps.subgroups.map(SubgroupSizes::halved);
+            summary.caps.usual_lanes = None;
+            summary.caps.registers = Some(known::INTEL_REGISTERS);
+        }
         // To a browser, wgpu has no word for them: who opens the device there asks the browser itself.
         if summary.caps.subgroups.is_some() && !cfg!(target_arch = "wasm32") {
             features |= wgpu::Features::SUBGROUP;
@@ -173,7 +181,7 @@ impl Gpu {
         });
 
         let (tuning, pace) = (Mutex::new(Table::new(&summary)), Mutex::new(Pace::new(summary.device_type)));
-        Ok(Gpu {
+        let gpu = Gpu {
             shared: Arc::new(Shared {
                 device,
                 queue,
@@ -198,7 +206,25 @@ impl Gpu {
                 next_id: AtomicU64::new(1),
                 errors,
             }),
-        })
+        };
+        Ok(gpu.with_usual_lanes().await)
+    }
+
+    /// With subgroups of one size, where that is [`Caps::usual_lanes`] and the device confirms it.
+    async fn with_usual_lanes(mut self) -> Gpu {
+        let caps = *self.caps();
+        let (Some(lanes), true) = (caps.usual_lanes, caps.confirmed() != caps) else { return self };
+        match probe::has_lanes(&self, lanes).await {
+            Ok(true) => {
+                let shared = Arc::get_mut(&mut self.shared).expect("nobody else has the device yet");
+                shared.summary.caps = caps.confirmed();
+                shared.tuning = Mutex::new(Table::new(&shared.summary));
+            }
+            Ok(false) => {}
+            // A device that is lost says so at the next read; one that refuses the probe does without.
+            Err(_) => self.shared.forgive(),
+        }
+        self
     }
 
     /// Another device of the same adapter, opened like this one, with what was switched off and chosen here.
@@ -379,23 +405,27 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let in_order = is_in_order(&info);
     let subgroups = (features.contains(wgpu::Features::SUBGROUP) || cfg!(target_arch = "wasm32"))
         .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
+    let mut caps = Caps {
+        is_software: info.device_type == wgpu::DeviceType::Cpu,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        cooperative_matrix: has_cooperative_matrix(adapter),
+        subgroups,
+        in_order,
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        max_bindings: limits.max_storage_buffers_per_shader_stage,
+        max_binding: limits.max_storage_buffer_binding_size,
+        max_buffer: limits.max_buffer_size,
+        ..Caps::WEBGPU_DEFAULTS
+    };
+    let identity = Identity { backend: info.backend, vendor: info.vendor, driver: &info.driver, name: &info.name };
+    known::add_facts(&identity, &mut caps);
     AdapterSummary {
         name: info.name,
         backend: info.backend.to_string(),
         device_type: device_type(info.device_type),
         memory: memory::total(adapter),
         driver: [info.driver, info.driver_info].into_iter().filter(|s| !s.is_empty()).collect::<Vec<_>>().join(" "),
-        caps: Caps {
-            is_software: info.device_type == wgpu::DeviceType::Cpu,
-            f16: features.contains(wgpu::Features::SHADER_F16),
-            cooperative_matrix: has_cooperative_matrix(adapter),
-            subgroups,
-            max_bindings: limits.max_storage_buffers_per_shader_stage,
-            in_order,
-            timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
-            max_binding: limits.max_storage_buffer_binding_size,
-            max_buffer: limits.max_buffer_size,
-        },
+        caps,
     }
 }
 
@@ -430,5 +460,33 @@ fn required_limits(adapter: &wgpu::Limits, default_limits: bool) -> wgpu::Limits
         min_uniform_buffer_offset_alignment: adapter.min_uniform_buffer_offset_alignment,
         max_storage_buffers_per_shader_stage: adapter.max_storage_buffers_per_shader_stage.min(MAX_BINDINGS as u32),
         ..defaults
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::{block_on, for_test};
+
+    /// Opens the first device as if its driver reported subgroups from half of their size on, of which it is known to take so many.
+    fn open_with_usual_lanes(gpu: &Gpu, lanes: u32) -> Gpu {
+        let (adapter, options) = &gpu.shared.opened;
+        let mut summary = summary(adapter);
+        summary.caps.subgroups = summary.caps.subgroups.map(SubgroupSizes::halved);
+        summary.caps.usual_lanes = Some(lanes);
+        block_on(Gpu::open_adapter(adapter, summary, *options)).unwrap()
+    }
+
+    #[test]
+    fn the_usual_size_of_subgroups_counts_where_the_device_confirms_it() {
+        let Some(gpu) = for_test(OpenOptions::default()) else { return };
+        let Some(lanes) = gpu.caps().subgroups.and_then(SubgroupSizes::fixed) else { return };
+        let reported = SubgroupSizes { min: lanes, max: lanes }.halved();
+        let confirmed = open_with_usual_lanes(&gpu, lanes);
+        assert_eq!(confirmed.caps().subgroups, gpu.caps().subgroups);
+        // What it is not is not believed.
+        for wrong in [lanes / 2, 2 * lanes] {
+            assert_eq!(open_with_usual_lanes(&gpu, wrong).caps().subgroups, Some(reported), "{wrong}");
+        }
     }
 }

@@ -24,7 +24,10 @@ var<workgroup> tile_a: array<vec4<f32>, STEP * COLUMN>;                 // [t, i
 var<workgroup> tile_x: array<vec4<f32>, STEP * COLUMN>;                 // [t, j / 4]
 
 @compute @workgroup_size(LANES * LANES)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     let split = group / params.tiles;
     if (split >= params.splits) {

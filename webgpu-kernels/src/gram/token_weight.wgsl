@@ -10,7 +10,10 @@ struct Params { tokens: u32, cols: u32, window: u32, first: f32 }
 @group(0) @binding(2) var<storage, read_write> weight: array<f32>;      // [tokens]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let t = workgroup_index(workgroups);
     if (t >= params.tokens) {
         return;

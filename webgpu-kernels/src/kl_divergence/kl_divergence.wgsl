@@ -15,7 +15,10 @@ var<workgroup> of_y: array<f32, WORKGROUP>;
 var<workgroup> of_both: array<f32, WORKGROUP>;
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let row = workgroup_index(workgroups);
     if (row >= params.rows) {
         return;

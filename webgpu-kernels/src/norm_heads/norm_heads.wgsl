@@ -11,7 +11,10 @@ struct Params { heads: u32, kv_heads: u32, head_dim: u32, groups: u32, eps: f32 
 @group(0) @binding(3) var<storage, read> key: array<f32>;              // [head_dim]
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     if (group >= params.groups) {
         return;

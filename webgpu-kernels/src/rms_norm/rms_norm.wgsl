@@ -18,7 +18,10 @@ struct Params { rows: u32, cols: u32, eps: f32 }
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let row = workgroup_index(workgroups);
     if (row >= params.rows) {
         return;

@@ -53,7 +53,10 @@ fn store(is_key: bool, at: u32, word: u32) {
 }
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let at = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     let all_heads = params.heads + 2u * params.kv_heads;
     let quad = at % params.head_quads;

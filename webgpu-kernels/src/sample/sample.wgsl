@@ -187,7 +187,10 @@ fn resolve(lane: u32, level: u32, best_key: u32) -> State {
 #endif
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let group = workgroup_index(workgroups);
     let lane = invocation.lane;
     if (group >= params.chunks) {

@@ -9,7 +9,10 @@ struct Params { len: u32, cols: u32 }
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;          // [count, cols], len values
 
 @compute @workgroup_size(WORKGROUP)
-fn main(workgroups: Workgroups, invocation: Invocation) {
+fn main(
+#import arguments
+) {
+#import from_arguments
     let i = workgroup_index(workgroups) * WORKGROUP + invocation.lane;
     if (i < params.len) {
         let row = i / params.cols;

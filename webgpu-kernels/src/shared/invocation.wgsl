@@ -1,17 +1,20 @@
-// Who am I: the entry point's arguments, and one number for a workgroup.
+// Who am I: what kernels are told of a workgroup and of a lane in it, made of the entry point's arguments (arguments.wgsl)
+// by from_arguments.wgsl.
 
-// What is the same in every lane stands alone: browsers take a struct for uniform only if all of it is.
-struct Workgroups {
-    @builtin(workgroup_id) id: vec3<u32>,
-    @builtin(num_workgroups) count: vec3<u32>,
-}
+struct Workgroups { id: vec3<u32>, count: vec3<u32> }
 
+// A cluster is SUBGROUP_MIN_SIZE neighboring lanes of a subgroup, the smallest size that subgroups may have: lanes that can
+// exchange values by masks below that size, whatever size the subgroups of a workgroup have in fact. With CLUSTERED a
+// subgroup may have several. `lane` numbers the lanes of a workgroup cluster by cluster, so that neighbors in number are
+// neighbors in a cluster: WGSL does not promise that of local_invocation_index.
 struct Invocation {
-    @builtin(local_invocation_index) lane: u32,
+    lane: u32,
 #ifdef SUBGROUPS
-    @builtin(subgroup_id) subgroup: u32,
-    @builtin(num_subgroups) subgroups: u32,
-    @builtin(subgroup_invocation_id) subgroup_lane: u32,
+    subgroup: u32,
+    subgroups: u32,
+    subgroup_lane: u32,
+    cluster: u32,
+    cluster_lane: u32,
 #endif
 }
 

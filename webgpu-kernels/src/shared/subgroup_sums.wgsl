@@ -1,6 +1,19 @@
-// Sums of several values over a subgroup at once, which end in one lane each. With half as many values at each exchange it
-// takes six for four values and nine for eight, where `subgroupAdd` of each takes 20 and 40 in subgroups of 32.
-// Needs LANE_BITS, the logarithm of the size of every subgroup.
+// Sums over a cluster (invocation.wgsl) of 2^LANE_BITS lanes. Of several values at once they end in one lane each: with half
+// as many values at each exchange that takes six for four values and nine for eight, where `subgroupAdd` of each takes 20
+// and 40 in subgroups of 32. `lane` is the cluster's.
+
+// The sum of a value, in every lane.
+fn cluster_sum(value: f32) -> f32 {
+#ifdef CLUSTERED
+    var sum = value;
+#for b in 0..LANE_BITS
+    sum += subgroupShuffleXor(sum, 1u << $bu);
+#endfor
+    return sum;
+#else
+    return subgroupAdd(value);
+#endif
+}
 
 // The sum of v[lane % 4].
 fn four_sums(v: vec4<f32>, lane: u32) -> f32 {

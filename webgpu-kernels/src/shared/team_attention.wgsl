@@ -1,5 +1,5 @@
-// Attention of one row and of HEADS heads that share a key head, by a workgroup of subgroups of one size. TEAM neighbouring
-// lanes are a team: each has eight dims of a key and of its value, and the team's scores are sums by shuffles. A team takes
+// Attention of one row and of HEADS heads that share a key head, by a workgroup of whole clusters (invocation.wgsl). TEAM
+// neighboring lanes of a cluster are a team: each has eight dims of a key and of its value, and the team's scores are sums by shuffles. A team takes
 // KEYS keys at a time, all of them on their way before the first is used, and has a softmax of its own, which is online.
 // What the teams found is joined once, behind the only barrier.
 #import invocation
@@ -12,18 +12,18 @@ const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
 const TEAM: u32 = 1u << TEAM_BITS;
 const TEAMS: u32 = WORKGROUP / TEAM;
-const SUBGROUPS: u32 = WORKGROUP / SUBGROUP_MIN_SIZE;
+const CLUSTERS: u32 = WORKGROUP / SUBGROUP_MIN_SIZE;
 
-// What each subgroup found.
-var<workgroup> y_parts: array<vec4<f32>, SUBGROUPS * HEADS * HEAD_QUADS>;  // [SUBGROUPS, HEADS, HEAD_QUADS]
-var<workgroup> largest: array<f32, SUBGROUPS * HEADS>;                     // [SUBGROUPS, HEADS]
-var<workgroup> sums: array<f32, SUBGROUPS * HEADS>;                        // [SUBGROUPS, HEADS]
+// What each cluster found.
+var<workgroup> y_parts: array<vec4<f32>, CLUSTERS * HEADS * HEAD_QUADS>;   // [CLUSTERS, HEADS, HEAD_QUADS]
+var<workgroup> largest: array<f32, CLUSTERS * HEADS>;                      // [CLUSTERS, HEADS]
+var<workgroup> sums: array<f32, CLUSTERS * HEADS>;                         // [CLUSTERS, HEADS]
 
 // Where a lane stands: the eight of a row that it has, and whether it has one; a lane of a team beyond the row has the last, of zeros.
 struct Place { lane: u32, team: u32, eight: u32, is_inside: bool }
 
 fn place_of(invocation: Invocation) -> Place {
-    let lane = invocation.subgroup * SUBGROUP_MIN_SIZE + invocation.subgroup_lane;
+    let lane = invocation.lane;
     return Place(lane, lane / TEAM, min(lane % TEAM, EIGHTS - 1u), lane % TEAM < EIGHTS);
 }
 
@@ -163,26 +163,26 @@ fn attend(
 fn join_teams(found: Found, invocation: Invocation, place: Place) {
 #for h in 0..HEADS
     {
-        // Over the teams of a subgroup.
+        // Over the teams of a cluster.
         var most = found.m$h;
-#for b in TEAM_BITS..SUBGROUP_BITS
+#for b in TEAM_BITS..LANE_BITS
         most = max(most, subgroupShuffleXor(most, 1u << $bu));
 #endfor
         let correction = exp(found.m$h - most);
         var l = found.l$h * correction;
         var a = found.y$h.a * correction;
         var b = found.y$h.b * correction;
-#for b in TEAM_BITS..SUBGROUP_BITS
+#for b in TEAM_BITS..LANE_BITS
         l += subgroupShuffleXor(l, 1u << $bu);
         a += subgroupShuffleXor(a, 1u << $bu);
         b += subgroupShuffleXor(b, 1u << $bu);
 #endfor
-        let part = invocation.subgroup * HEADS + $hu;
-        if (invocation.subgroup_lane < TEAM && place.is_inside) {
+        let part = invocation.cluster * HEADS + $hu;
+        if (invocation.cluster_lane < TEAM && place.is_inside) {
             y_parts[part * HEAD_QUADS + 2u * place.eight] = a;
             y_parts[part * HEAD_QUADS + 2u * place.eight + 1u] = b;
         }
-        if (invocation.subgroup_lane == 0u) {
+        if (invocation.cluster_lane == 0u) {
             largest[part] = most;
             sums[part] = l;
         }
@@ -196,10 +196,10 @@ struct Joined { m: f32, l: f32, y: vec4<f32> }
 
 fn of_teams(head: u32, quad: u32) -> Joined {
     var all = Joined(LOWEST, 0.0, vec4<f32>(0.0));
-    for (var p = 0u; p < SUBGROUPS; p++) {
+    for (var p = 0u; p < CLUSTERS; p++) {
         all.m = max(all.m, largest[p * HEADS + head]);
     }
-    for (var p = 0u; p < SUBGROUPS; p++) {
+    for (var p = 0u; p < CLUSTERS; p++) {
         let factor = exp(largest[p * HEADS + head] - all.m);
         all.l += factor * sums[p * HEADS + head];
         all.y += factor * y_parts[(p * HEADS + head) * HEAD_QUADS + quad];

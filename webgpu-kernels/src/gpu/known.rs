@@ -1,0 +1,142 @@
+//! What is known of devices beyond what their drivers report, as a table: [`add_facts`].
+
+use super::adapter::{Caps, SubgroupSizes};
+
+/// By what a device is recognized.
+pub(super) struct Identity<'a> {
+    pub backend: wgpu::Backend,
+    /// PCI vendor id.
+    pub vendor: u32,
+    /// Name of the driver.
+    pub driver: &'a str,
+    /// Name of the device.
+    pub name: &'a str,
+}
+
+/// A fact, and the devices that it is about: those that have all that is named.
+struct Known {
+    backend: Option<wgpu::Backend>,
+    vendor: Option<u32>,
+    driver: Option<&'static str>,
+    /// Parts of names, one of which the device has; none: any name.
+    names: &'static [&'static str],
+    /// Parts of names, none of which the device has.
+    except: &'static [&'static str],
+    fact: Fact,
+}
+
+#[derive(Clone, Copy)]
+enum Fact {
+    /// Every subgroup has so many lanes.
+    Lanes(u32),
+    /// So has every subgroup of a workgroup that has as many, as far as seen: [`Caps::usual_lanes`].
+    UsualLanes(u32),
+    /// [`Caps::registers`].
+    Registers(u32),
+    /// [`Caps::packed_dot`] is false.
+    NoPackedDot,
+    /// [`Caps::chains`] is false.
+    NoChains,
+    /// [`Caps::narrow_chains`] is false.
+    NoNarrowChains,
+}
+
+const ANY: Known =
+    Known { backend: None, vendor: None, driver: None, names: &[], except: &[], fact: Fact::Registers(0) };
+const INTEL: u32 = 0x8086;
+/// 128 registers of eight lanes, in subgroups of eight.
+pub(super) const INTEL_REGISTERS: u32 = 128;
+/// AMD's RDNA1, as RADV names it.
+const RDNA1: &[&str] = &["NAVI10", "NAVI12", "NAVI14"];
+/// AMD's GCN5, as RADV names it.
+const VEGA: &[&str] = &["VEGA10", "VEGA12", "VEGA20", "RAVEN", "RENOIR"];
+
+/// Seen by compiling every kernel variant for these devices with Mesa 25.0 and DXC 1.8.
+const KNOWN: &[Known] = &[
+    // Metal and browsers report 4 to 64 of every device.
+    Known { names: &["Apple"], fact: Fact::Lanes(32), ..ANY },
+    // RADV reports 32 to 64, and takes 64 for every workgroup of more than 32 lanes. On RDNA1 kernels made for it crash
+    // its compiler.
+    Known { driver: Some("radv"), except: RDNA1, fact: Fact::UsualLanes(64), ..ANY },
+    Known { driver: Some("radv"), names: RDNA1, fact: Fact::NoChains, ..ANY },
+    Known { driver: Some("radv"), names: VEGA, fact: Fact::NoNarrowChains, ..ANY },
+    // RDNA has 256, of which Mesa 26.1 leaves some unused.
+    Known { driver: Some("radv"), fact: Fact::Registers(255), ..ANY },
+    Known { vendor: Some(INTEL), fact: Fact::Registers(INTEL_REGISTERS), ..ANY },
+    // naga 30 writes `dot4add_i8packed(a, b, 0)`, whose zero DXC takes for one of 64 bits.
+    Known { backend: Some(wgpu::Backend::Dx12), fact: Fact::NoPackedDot, ..ANY },
+];
+
+impl Known {
+    fn is_of(&self, device: &Identity<'_>) -> bool {
+        let has = |part: &&str| device.name.to_lowercase().contains(&part.to_lowercase());
+        self.backend.is_none_or(|backend| backend == device.backend)
+            && self.vendor.is_none_or(|vendor| vendor == device.vendor)
+            && self.driver.is_none_or(|driver| driver == device.driver)
+            && (self.names.is_empty() || self.names.iter().any(has))
+            && !self.except.iter().any(has)
+    }
+}
+
+/// Adds what is known of a device to what its driver reports.
+pub(super) fn add_facts(device: &Identity<'_>, caps: &mut Caps) {
+    for known in KNOWN.iter().filter(|known| known.is_of(device)) {
+        match known.fact {
+            Fact::Lanes(lanes) => caps.subgroups = caps.subgroups.map(|_| SubgroupSizes { min: lanes, max: lanes }),
+            Fact::UsualLanes(lanes) => {
+                let is_possible = |sizes: SubgroupSizes| (sizes.min..=sizes.max).contains(&lanes);
+                caps.usual_lanes = caps.subgroups.is_some_and(is_possible).then_some(lanes);
+            }
+            Fact::Registers(count) => caps.registers = Some(count),
+            Fact::NoPackedDot => caps.packed_dot = false,
+            Fact::NoChains => caps.chains = false,
+            Fact::NoNarrowChains => caps.narrow_chains = false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn caps(backend: wgpu::Backend, vendor: u32, driver: &str, name: &str, (min, max): (u32, u32)) -> Caps {
+        let mut caps = Caps { subgroups: Some(SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
+        add_facts(&Identity { backend, vendor, driver, name }, &mut caps);
+        caps
+    }
+
+    #[test]
+    fn devices_are_recognized_by_driver_and_name() {
+        use wgpu::Backend::{Dx12, Metal, Vulkan};
+        let (amd, nvidia) = (0x1002, 0x10de);
+        let range = |min, max| Some(SubgroupSizes { min, max });
+        let phoenix = caps(Vulkan, amd, "radv", "AMD Radeon 780M Graphics (RADV PHOENIX)", (32, 64));
+        assert_eq!((phoenix.subgroups, phoenix.usual_lanes), (range(32, 64), Some(64)));
+        assert!(phoenix.chains && phoenix.narrow_chains && phoenix.packed_dot);
+        assert_eq!(phoenix.registers, Some(255));
+        assert_eq!(phoenix.confirmed().subgroups, range(64, 64));
+        // The proprietary driver chooses otherwise.
+        assert_eq!(caps(Vulkan, amd, "AMD proprietary driver", "AMD Radeon 780M", (32, 64)).usual_lanes, None);
+        let rdna1 = caps(Vulkan, amd, "radv", "AMD Radeon RX 5700 XT (RADV NAVI10)", (32, 64));
+        assert_eq!((rdna1.usual_lanes, rdna1.chains), (None, false));
+        assert_eq!(rdna1.confirmed().subgroups, range(32, 64));
+        let renoir = caps(Vulkan, amd, "radv", "AMD Radeon Graphics (RADV RENOIR)", (64, 64));
+        assert!(renoir.chains && !renoir.narrow_chains);
+        assert_eq!(caps(Metal, 0, "", "Apple M2", (4, 64)).subgroups, range(32, 32));
+        assert_eq!(caps(Metal, amd, "", "AMD Radeon Pro 5500M", (4, 64)).subgroups, range(4, 64));
+        let intel = caps(Vulkan, 0x8086, "Intel open-source Mesa driver", "Intel(R) Iris(R) Xe Graphics", (8, 32));
+        assert_eq!((intel.registers, intel.usual_lanes), (Some(128), None));
+        assert!(!caps(Dx12, nvidia, "", "NVIDIA GeForce RTX 3060", (32, 32)).packed_dot);
+        assert!(caps(Vulkan, nvidia, "NVIDIA", "NVIDIA GeForce RTX 3060", (32, 32)).packed_dot);
+    }
+
+    #[test]
+    fn without_subgroups_there_are_no_sizes() {
+        let mut caps = Caps::WEBGPU_DEFAULTS;
+        let device = Identity { backend: wgpu::Backend::Metal, vendor: 0, driver: "", name: "Apple M2" };
+        add_facts(&device, &mut caps);
+        assert_eq!(caps, Caps::WEBGPU_DEFAULTS);
+        add_facts(&Identity { backend: wgpu::Backend::Vulkan, driver: "radv", ..device }, &mut caps);
+        assert_eq!(caps.usual_lanes, None);
+    }
+}

@@ -1,0 +1,49 @@
+//! Which size subgroups have, asked of the device: [`has_lanes`]. Drivers promise a range; kernels that need one size, such as
+//! products by matrix units, may have it where every subgroup is seen to have it.
+
+use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
+use crate::{
+    Kernel, Result, Variant,
+    kernel::{Access, Params, params},
+};
+
+params! { struct ProbeParams { groups: u32 } }
+
+static KERNEL: Kernel = Kernel {
+    name: "probe",
+    wgsl: include_str!("probe.wgsl"),
+    bindings: &[Access::ReadWrite, Access::ReadWrite],
+    params: ProbeParams::LAYOUT,
+    cases: |_, _| Vec::new(),
+};
+
+/// Lanes of the workgroups that are looked at, those of the kernels among them.
+const WORKGROUPS: [u32; 4] = [64, 96, 128, 256];
+/// Workgroups of each, a few for every processor.
+const GROUPS: usize = 64;
+
+/// Whether every subgroup has `lanes` lanes, and lies whole in its workgroup: `subgroup_id` and `subgroup_invocation_id` number
+/// the lanes of a workgroup.
+///
+/// Errors: the device's.
+pub(super) async fn has_lanes(gpu: &Gpu, lanes: u32) -> Result<bool> {
+    for workgroup in WORKGROUPS {
+        let mut recorder = Recorder::new(gpu);
+        let len = GROUPS * workgroup as usize;
+        let (sizes, numbers): (Buffer<u32>, Buffer<u32>) = (recorder.temporary(len), recorder.temporary(len));
+        let variant = Variant::new().constant_is("WORKGROUP", workgroup).subgroups(gpu.caps());
+        let params = ProbeParams { groups: GROUPS as u32 };
+        recorder.dispatch(&KERNEL, &variant, &params, &[(&sizes).into(), (&numbers).into()], GROUPS);
+        let (sizes, numbers) = (recorder.read(&sizes)?, recorder.read(&numbers)?);
+        let (sizes, numbers) = (sizes.await?, numbers.await?);
+        let are_numbered = |numbers: &[u32]| {
+            let mut numbers = numbers.to_vec();
+            numbers.sort_unstable();
+            numbers.into_iter().eq(0..workgroup)
+        };
+        if sizes.iter().any(|size| *size != lanes) || !numbers.chunks_exact(workgroup as usize).all(are_numbered) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
