@@ -12,8 +12,8 @@
 // A workgroup takes a number, the next one, from a counter in `links`. The first numbers are stage 0, the next ones stage 1, and so on.
 // A workgroup of a later stage loads its first weights, then polls `links` for the outputs of the stage before. Workgroups with smaller
 // numbers have started, because they took their numbers, so nothing is assumed of the order in which workgroups start. What is assumed
-// is that a workgroup that has started goes on while others poll: forward progress, see `Caps`. While workgroups wait the memory is busy with
-// weights, which it is not between dispatches. On a device without forward progress each stage is a dispatch of its own: numbers go
+// is that a workgroup that has started goes on while others poll: forward progress, see `Caps`. While workgroups wait the memory is
+// busy with weights, which it is not between dispatches. On a device without forward progress each stage is a dispatch of its own: numbers go
 // on from one to the next, and each finds all its inputs.
 //
 // A value in `links` is PENDING until it is published, so that it needs no flag beside it, and no order between memory operations. A
@@ -95,7 +95,7 @@ var<private> has_expired: bool = false;
 // Whether to poll once more, after so many polls. A poll takes about a microsecond.
 fn may_poll(polls: u32) -> bool {
     let is_late = polls >= params.most_polls;
-    // Now and then see whether another workgroup has expired: one after the other they would take so long that the driver resets the device.
+    // Check whether another workgroup has expired. If each waited for its own bound, the driver would reset the device.
     if (!has_expired && (is_late || polls % POLLS_TO_CHECK == POLLS_TO_CHECK - 1u)) {
         has_expired = atomicMax(&links[EXPIRED], u32(is_late)) != 0u || is_late;
     }
