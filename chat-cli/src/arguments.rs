@@ -36,8 +36,18 @@ pub enum Command {
 #[derive(Args)]
 #[command(after_long_help = "\
 A model's kernels are checked when it is first loaded onto a device. This checks all there are, in every variant that the
-device may be given. Exit codes: 0 all are right, 3 some are wrong.")]
+device may be given, on small inputs. With --full also those that run a whole layer in one dispatch, at the size of published models
+and at depths of 0 to 4095 tokens, against the separate kernels of the same device; this takes some GB of memory and a minute.
+Exit codes: 0 all are right, 3 some are wrong.")]
 pub struct SelftestArguments {
+    /// Check also at the full size of models
+    #[arg(long)]
+    pub full: bool,
+
+    /// With --full: of this shape alone; may be given several times
+    #[arg(long, value_name = "NAME", requires = "full")]
+    pub shape: Vec<String>,
+
     /// Which device: a number or part of a name from `chat-cli devices`
     #[arg(long, default_value = "gpu", value_name = "DEVICE")]
     pub device: DeviceChoice,

@@ -72,6 +72,7 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
             tests.push(test);
         }
     }
+    bars.warn(model.take_notice());
     if arguments.roofline && copy_bandwidth.is_none() {
         bars.say("warning: there is no roofline of the CPU");
     }

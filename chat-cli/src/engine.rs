@@ -74,6 +74,9 @@ impl Assistant for EngineAssistant {
         }
         let (tokens, finish_reason, stats) =
             (generation.tokens().to_vec(), generation.finish_reason(), generation.stats());
+        if let Some(notice) = self.engine.take_notice() {
+            eprintln!("warning: {notice}");
+        }
         Ok(Answer { text, prompt_tokens, tokens, finish_reason, stats, logprobs })
     }
 

@@ -14,13 +14,16 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use chat_cli::{Answer, Assistant, Repl, report};
+use chat_cli::{Answer, Assistant, Repl, report, shapes};
 use infer_core::{Message, block_on};
 
 use arguments::{Arguments, ChatArguments, Command, DevicesArguments, KernelArguments, SelftestArguments};
 use engine::EngineAssistant;
 
 fn main() -> ExitCode {
+    if let Some(form) = std::env::var("CHAIN_FORM").ok().and_then(|form| form.parse().ok()) {
+        infer_core::CHAIN_FORM.store(form, std::sync::atomic::Ordering::Relaxed);
+    }
     let done = match Arguments::parse().command {
         Command::Chat(arguments) => chat(&arguments),
         Command::Perplexity(arguments) => measure::perplexity(&arguments),
@@ -119,7 +122,17 @@ fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
         load::Place::of(&arguments.device, &KernelArguments { no_cooperative_matrix: false, no_tune: true })?
             .open_gpu()?;
     let start = std::time::Instant::now();
-    let lines = block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
+    let of_shapes = match arguments.full {
+        true => shapes::chosen(&arguments.shape)?,
+        false => Vec::new(),
+    };
+    let mut lines =
+        block_on(infer_core::check_kernels(&gpu, |done, all| bars.count("kernels", done as u64, all as u64)))?;
+    for (name, config) in &of_shapes {
+        bars.clear();
+        let checked = infer_core::check_full(&gpu, config, |done, all| bars.count(name, done as u64, all as u64));
+        lines.extend(block_on(checked)?);
+    }
     bars.clear();
     let driver = &gpu.summary().driver;
     if arguments.json {

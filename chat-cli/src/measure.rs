@@ -69,6 +69,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         bars.count("windows", losses.len() as u64, count as u64);
     }
     bars.clear();
+    bars.warn(loaded.take_notice());
     let (seconds, value) = (start.elapsed().as_secs_f64(), perplexity::perplexity(&losses));
     let submissions = block_on(loaded.submission_seconds())?;
     let mut out = io::stdout();
@@ -125,6 +126,7 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     }))?;
     file.finish()?;
     bars.clear();
+    bars.warn(loaded.take_notice());
     bars.say(&format!("{}: logits [{}, {vocab_size}], on {device}", arguments.output.display(), ids.len()));
     Ok(ExitCode::SUCCESS)
 }

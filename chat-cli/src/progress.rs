@@ -27,6 +27,13 @@ impl Bars {
         }
     }
 
+    /// Prints what the engine wants the user to know, if anything.
+    pub fn warn(&self, notice: Option<String>) {
+        if let Some(notice) = notice {
+            self.say(&format!("warning: {notice}"));
+        }
+    }
+
     /// Takes the bar away.
     pub fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {

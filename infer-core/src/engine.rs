@@ -87,7 +87,8 @@ impl Engine {
     /// had happened. Panics when it is another model.
     pub fn resume(&mut self, model: LoadedModel, suspended: Suspended) -> Generation<'_> {
         assert_eq!(model.config(), self.config(), "resume: the model's shape");
-        self.model = model;
+        let former = std::mem::replace(&mut self.model, model);
+        self.model.succeed(former);
         Generation::resumed(self, suspended)
     }
 
@@ -115,6 +116,11 @@ impl Engine {
     /// Forgets the conversation's cache.
     pub fn reset(&mut self) {
         self.model.truncate(0);
+    }
+
+    /// What the user should know of that happened since this was last asked: see [`LoadedModel::take_notice`].
+    pub fn take_notice(&mut self) -> Option<String> {
+        self.model.take_notice()
     }
 
     /// The model without its text side.

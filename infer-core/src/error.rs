@@ -79,6 +79,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a workgroup stopped waiting: the same work, done again, is done without.
+    pub(crate) fn is_expired_wait(&self) -> bool {
+        matches!(self, Error::Gpu(webgpu_kernels::Error::WaitExpired))
+    }
+
     /// What the user can do about it, if anything.
     pub fn hint(&self) -> Option<String> {
         match self {

@@ -23,6 +23,13 @@ pub struct KvCache<O: Ops> {
     text_len: usize,
 }
 
+/// A place in a [`KvCache`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    len: usize,
+    is_long: bool,
+}
+
 impl<O: Ops> KvCache<O> {
     /// An empty cache with room for `capacity` tokens.
     pub fn new(ops: &mut O, config: &DecoderConfig, capacity: usize) -> Result<KvCache<O>> {
@@ -56,6 +63,19 @@ impl<O: Ops> KvCache<O> {
         self.forget_expected();
         self.tokens.truncate(len);
         self.text_len = 0;
+    }
+
+    /// Where it is, for [`KvCache::go_back`].
+    pub(crate) fn mark(&self) -> Mark {
+        Mark { len: self.tokens.len(), is_long: self.is_long }
+    }
+
+    /// Forgets what came since; the text is as long in the end as it was to be.
+    pub(crate) fn go_back(&mut self, Mark { len, is_long }: Mark) {
+        self.forget_expected();
+        self.tokens.truncate(len);
+        // Where keys were rotated anew for a text that became long, those before the mark are so again.
+        self.is_long = is_long;
     }
 
     /// Forgets tokens that are not known yet.

@@ -52,6 +52,7 @@
 
 #![deny(missing_docs)]
 
+mod chain_record;
 pub mod chat_template;
 mod device;
 mod engine;
@@ -89,11 +90,12 @@ pub use model::Decoder;
 pub use profile::{KernelTime, StepProfile};
 pub use progress::Progress;
 pub use sampler::SamplingParams;
-pub use selftest::Checked;
+pub use selftest::{Checked, check_full};
 pub use tokenizer::Tokenizer;
 pub use tuning::{Tuned, Tuning};
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
+    gemv_chain::FORM as CHAIN_FORM,
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection, Spawn},
     selftest::{Line as KernelCheck, run_all as check_kernels},
 };

@@ -5,12 +5,12 @@
 use std::{sync::Arc, time::Duration};
 
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles, Param, QuantFormat};
-use webgpu_kernels::{Gpu, WeightFormat, gpu::Around};
+use webgpu_kernels::{Gpu, WeightFormat, gemv_chain, gpu::Around};
 
 #[cfg(feature = "native")]
 use crate::ops::candle::CandleOps;
 use crate::{
-    Device, Error, Need, Progress, Result, StepProfile,
+    Device, Error, Need, Progress, Result, StepProfile, chain_record,
     kept::{Kept, KeptPipelines},
     memory::Holding,
     model::{Session, load_checkpoint, load_mlc, load_random},
@@ -52,6 +52,7 @@ pub struct LoadedModel {
     config: DecoderConfig,
     need: Need,
     found: Found,
+    notice: Option<String>,
 }
 
 /// What was found out about its kernels when it was loaded.
@@ -116,7 +117,7 @@ impl LoadedModel {
         let session = session_on!(device, &config, need.context, ops =>
             load_mlc(&mut ops, &config, format, files, progress).await);
         let found = prepared.finish(options, progress).await?;
-        Ok(LoadedModel { session, config, need, found })
+        Ok(LoadedModel::new(session, config, need, found, options))
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ.
@@ -139,7 +140,7 @@ impl LoadedModel {
         let session = session_on!(device, &config, need.context, ops =>
             load_checkpoint(&mut ops, &config, checkpoint, Some(format), progress));
         let found = prepared.finish(options, progress).await?;
-        Ok(LoadedModel { session, config, need, found })
+        Ok(LoadedModel::new(session, config, need, found, options))
     }
 
     /// Makes weights up, for measuring a shape whose files are not there.
@@ -158,7 +159,31 @@ impl LoadedModel {
         let session = session_on!(device, config, need.context, ops =>
             load_random(&mut ops, config, format, 0, progress));
         let found = prepared.finish(options, progress).await?;
-        Ok(LoadedModel { session, config: config.clone(), need, found })
+        Ok(LoadedModel::new(session, config.clone(), need, found, options))
+    }
+
+    fn new(session: OnDevice, config: DecoderConfig, need: Need, found: Found, options: &LoadOptions) -> LoadedModel {
+        let mut model = LoadedModel { session, config, need, found, notice: None };
+        match &mut model.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => {}
+            OnDevice::Gpu(session) => session.ops_mut().set_kept(options.kept.clone()),
+        }
+        model
+    }
+
+    /// What the user should know of that happened since this was last asked: a fault of the device that was worked around.
+    pub fn take_notice(&mut self) -> Option<String> {
+        self.notice.take().or_else(|| on_session!(&mut self.session, session => session.take_notice()))
+    }
+
+    /// Takes the place of the same model on a device that failed: what went wrong there is not tried again.
+    pub(crate) fn succeed(&mut self, mut former: LoadedModel) {
+        self.notice = former.take_notice();
+        let (Some(gpu), Some(failed)) = (self.gpu(), former.gpu()) else { return };
+        if gpu.summary().name == failed.summary().name && gemv_chain::is_off(failed) {
+            gemv_chain::switch_off(gpu);
+        }
     }
 
     /// The choices that its kernels have on its device, where they were found out, now or before.
@@ -343,6 +368,7 @@ impl Prepared {
             Device::Gpu(gpu, kv) => (gpu.clone(), *kv),
         };
         let kept = options.kept.as_deref();
+        chain_record::take_up(&gpu, kept);
         let pipelines = kept.and_then(|kept| KeptPipelines::take_up(&gpu, kept));
         let mut plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
         let known = Known::take_up(&gpu, &plan.problems, options.tuning, kept);

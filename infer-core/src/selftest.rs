@@ -1,11 +1,13 @@
 //! The kernels of a model are checked when it is loaded onto a GPU; what came out is kept, so that it is done once for a
 //! device, a driver and a version of the kernels. `webgpu_kernels::selftest` does the work.
 
+use model_format::DecoderConfig;
 use serde_json::{Value, json};
 use web_time::Instant;
 use webgpu_kernels::{
     Gpu,
-    selftest::{self, Switch, Workload},
+    gemv_chain::{self, ChainShape, EndShape, Heads},
+    selftest::{self, Line, Switch, Workload},
 };
 
 use crate::{
@@ -30,14 +32,18 @@ pub struct Checked {
 pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, kept: Option<&dyn Kept>) -> Result<Checked> {
     let start = Instant::now();
     gpu.prepared().await;
-    let key = format!("{:016x}", selftest::key(gpu, workload));
+    // With chains switched off they are not checked.
+    let chains = if gemv_chain::is_off(gpu) { ", no chains" } else { "" };
+    let key = format!("{:016x}{chains}", selftest::key(gpu, workload));
+    let before = gpu.switched_off();
     let mut known = kept.map(|kept| read_json(kept, FILE)).unwrap_or_default();
     if let Some(switches) = known.get(&key).and_then(switches) {
         let already = gpu.switched_off();
         switches.into_iter().filter(|switch| !already.contains(switch)).for_each(|switch| gpu.switch_off(switch));
         return Ok(Checked { cases: 0, seconds: start.elapsed().as_secs_f64() });
     }
-    let (switches, cases) = selftest::run(gpu, workload).await?;
+    let (mut switches, cases) = selftest::run(gpu, workload).await?;
+    switches.retain(|switch| !before.contains(switch));
     if let Some(kept) = kept {
         if known.len() >= MOST_KEPT {
             known.clear();
@@ -48,6 +54,18 @@ pub(crate) async fn ensure(gpu: &Gpu, workload: &Workload, kept: Option<&dyn Kep
         kept.write(FILE, Value::Object(known).to_string().as_bytes());
     }
     Ok(Checked { cases, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Checks what is made for a model's shape alone, at its full size: chains against the separate kernels of the same device. `done` is
+/// told how many of how many cases are done. Errors: the device's, such as out of memory.
+pub async fn check_full(gpu: &Gpu, config: &DecoderConfig, done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
+    let (heads, kv_heads, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let shape = ChainShape {
+        hidden: config.hidden_size,
+        end: Some(EndShape { attended: heads * head_dim, inner: config.intermediate_size }),
+        heads: Some(Heads { heads, kv_heads, head_dim }),
+    };
+    Ok(gemv_chain::check_full(gpu, &shape, done).await?)
 }
 
 fn switches(entry: &Value) -> Option<Vec<Switch>> {

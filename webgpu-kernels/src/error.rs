@@ -59,6 +59,10 @@ pub enum Error {
         /// What came out.
         reason: String,
     },
+    /// A workgroup stopped waiting for another, so that the results are wrong: see [`crate::gemv_chain`]. The same work without waiting
+    /// gives the right ones.
+    #[error("a workgroup of the GPU waited for another in vain")]
+    WaitExpired,
     /// A call was refused: a fault of ours or of the driver's.
     #[error("the GPU reported an error: {reason}")]
     Refused {
@@ -92,7 +96,7 @@ impl Error {
                  `chat-cli selftest` shows which kernels are right"
                     .into(),
             ),
-            Error::Refused { .. } => None,
+            Error::WaitExpired | Error::Refused { .. } => None,
         }
     }
 }

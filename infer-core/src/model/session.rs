@@ -9,6 +9,21 @@ use model_format::DecoderConfig;
 /// Most tokens that are run at a time, or a few more, so that scratch memory is bounded.
 pub const PREFILL_CHUNK: usize = 512;
 
+/// Does what a call does, and where a workgroup stopped waiting, does it again: the operations wait no more then.
+macro_rules! again_after_expiry {
+    ($session:ident, $call:expr) => {{
+        let mark = $session.cache.mark();
+        match $call.await {
+            Err(error) if error.is_expired_wait() => {
+                $session.turn_back();
+                $session.cache.go_back(mark);
+                $call.await
+            }
+            result => result,
+        }
+    }};
+}
+
 /// A decoder on one device with one conversation's cache.
 pub struct Session<O: Choose> {
     ops: O,
@@ -51,6 +66,11 @@ impl<O: Choose> Session<O> {
         &mut self.ops
     }
 
+    /// What the user should know of that happened on its device since this was last asked.
+    pub fn take_notice(&mut self) -> Option<String> {
+        self.ops.take_notice()
+    }
+
     /// The conversation's cache.
     pub fn cache(&self) -> &KvCache<O> {
         &self.cache
@@ -66,6 +86,10 @@ impl<O: Choose> Session<O> {
     ///
     /// The device may fail in the middle; the cache then holds the chunks that were run.
     pub async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        again_after_expiry!(self, self.logits_once(tokens))
+    }
+
+    async fn logits_once(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.turn_back();
         let logits = self.run(tokens).await?;
         self.ops.read(&logits).await
@@ -76,6 +100,10 @@ impl<O: Choose> Session<O> {
     /// After a single token the device goes on with the most likely one before the host asks for it. When the host does,
     /// the answer is on its way; when it asks for something else, what was run ahead is thrown away.
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
+        again_after_expiry!(self, self.most_likely_once(tokens))
+    }
+
+    async fn most_likely_once(&mut self, tokens: &[u32]) -> Result<u32> {
         match (tokens, self.returned.take()) {
             (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_none() => {
                 self.cache.arrived(token);
@@ -100,6 +128,10 @@ impl<O: Choose> Session<O> {
     /// As [`Session::most_likely`], but drawn by `sampler` on the device, after the `generated` tokens. `None`: the device
     /// leaves that to the host, and nothing was run.
     pub async fn drawn(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
+        again_after_expiry!(self, self.drawn_once(tokens, sampler, generated))
+    }
+
+    async fn drawn_once(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
         match (tokens, self.returned.take()) {
             (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_some() => {
                 self.cache.arrived(token);
@@ -148,11 +180,15 @@ impl<O: Choose> Session<O> {
     /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation is forgotten.
     pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
         self.turn_back();
-        token_losses(&mut self.ops, &self.decoder, &mut self.cache, window).await
+        again_after_expiry!(self, token_losses(&mut self.ops, &self.decoder, &mut self.cache, window))
     }
 
     /// Runs `tokens` after what the cache holds: the logits `[tokens, vocab_size]` after each of them.
     pub async fn all_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
+        again_after_expiry!(self, self.all_logits_once(tokens))
+    }
+
+    async fn all_logits_once(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.turn_back();
         let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
         let logits = self.decoder.head(&mut self.ops, &hidden);
@@ -162,6 +198,10 @@ impl<O: Choose> Session<O> {
     /// Runs a token and a guess at what follows it, at once. Returns what is most likely after the token, and after each
     /// guessed token that was the most likely one; the cache forgets the guessed ones that were not.
     pub async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
+        again_after_expiry!(self, self.check_guess_once(token, guess))
+    }
+
+    async fn check_guess_once(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
         self.turn_back();
         let len = self.cache.len();
         let tokens = [&[token], guess].concat();

@@ -296,6 +296,10 @@ pub trait Choose: Ops {
     fn embedding_of(&mut self, table: &Self::Matrix, token: &Self::Token, scale: f32) -> Self::Tensor;
     /// Waits for the token.
     async fn token(&mut self, token: Self::Token) -> Result<u32>;
+    /// What the user should know of that happened since this was last asked: a fault of the device that was worked around.
+    fn take_notice(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// The rows of one sequence in a batch, and the cache they belong to.

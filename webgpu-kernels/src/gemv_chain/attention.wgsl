@@ -16,15 +16,15 @@ fn attention_stage(group: u32, invocation: Invocation) {
 
     let own_key = input4() + (params.heads + kv_head) * HEAD_DIM + place.eight;
     let own_value = own_key + params.kv_heads * HEAD_DIM;
-    for (var look = 0u; look < MOST_LOOKS; look++) {
-        if (atomicLoad(&links[own_value + 7u * EIGHTS]) != MISSING) {
+    for (var polls = 0u; may_poll(polls); polls++) {
+        if (atomicLoad(&links[own_value + 7u * EIGHTS]) != PENDING) {
             break;
         }
     }
     var queries: Queries;
     var k: Eight;
     var v: Eight;
-    for (var look = 0u; look < MOST_LOOKS; look++) {
+    for (var polls = 0u; may_poll(polls); polls++) {
         var most = 0u;
 #for h in 0..HEADS
         {
@@ -37,7 +37,7 @@ fn attention_stage(group: u32, invocation: Invocation) {
         let found_value = eight_of(own_value);
         k = found_key.eight;
         v = found_value.eight;
-        if (max(most, max(found_key.most, found_value.most)) != MISSING) {
+        if (max(most, max(found_key.most, found_value.most)) != PENDING) {
             break;
         }
     }
@@ -80,19 +80,19 @@ fn attention_stage(group: u32, invocation: Invocation) {
         } else {
             let heads = params.splits * params.heads;
             let at = split * params.heads + head;
-            leave(input5() + at * HEAD_DIM + 4u * quad, all.y.x);
-            leave(input5() + at * HEAD_DIM + 4u * quad + 1u, all.y.y);
-            leave(input5() + at * HEAD_DIM + 4u * quad + 2u, all.y.z);
-            leave(input5() + at * HEAD_DIM + 4u * quad + 3u, all.y.w);
+            publish(input5() + at * HEAD_DIM + 4u * quad, all.y.x);
+            publish(input5() + at * HEAD_DIM + 4u * quad + 1u, all.y.y);
+            publish(input5() + at * HEAD_DIM + 4u * quad + 2u, all.y.z);
+            publish(input5() + at * HEAD_DIM + 4u * quad + 3u, all.y.w);
             if (quad == 0u) {
-                leave(input5() + heads * HEAD_DIM + at, all.m);
-                leave(input5() + heads * (HEAD_DIM + 1u) + at, all.l);
+                publish(input5() + heads * HEAD_DIM + at, all.m);
+                publish(input5() + heads * (HEAD_DIM + 1u) + at, all.l);
             }
         }
     }
 }
 
-// A lane's eight of a head among `links`, and the largest of its words: MISSING where one is.
+// A lane's eight of a head among `links`, and the largest of its words: PENDING if one is.
 struct FoundEight { eight: Eight, most: u32 }
 
 fn eight_of(at: u32) -> FoundEight {
@@ -121,8 +121,8 @@ fn join_stage(group: u32, invocation: Invocation) {
     let head = min(quad / HEAD_QUADS, params.heads - 1u);
     let heads = params.splits * params.heads;
     let sums_of = input5() + heads * (HEAD_DIM + 1u);
-    for (var look = 0u; look < MOST_LOOKS; look++) {
-        if (atomicLoad(&links[sums_of + min(lane % JOINERS, params.splits - 1u) * params.heads + head]) != MISSING) {
+    for (var polls = 0u; may_poll(polls); polls++) {
+        if (atomicLoad(&links[sums_of + min(lane % JOINERS, params.splits - 1u) * params.heads + head]) != PENDING) {
             break;
         }
     }
@@ -139,7 +139,7 @@ fn join_stage(group: u32, invocation: Invocation) {
         var m$s: u32;
         var l$s: u32;
 #endfor
-        for (var look = 0u; look < MOST_LOOKS; look++) {
+        for (var polls = 0u; may_poll(polls); polls++) {
             var most = 0u;
 #for s in 0..4
             bits$s = vec4<u32>(
@@ -152,7 +152,7 @@ fn join_stage(group: u32, invocation: Invocation) {
             l$s = atomicLoad(&links[sums_of + at$s]);
             most = max(most, max(max(m$s, l$s), max(max(bits$s.x, bits$s.y), max(bits$s.z, bits$s.w))));
 #endfor
-            if (most != MISSING) {
+            if (most != PENDING) {
                 break;
             }
         }

@@ -9,7 +9,7 @@ use super::{
     Attended, ChainChoice, ChainShape, End, EndShape, FORMAT, GemvChain, GemvStart, Heads, KERNEL, MOST_SPLITS,
     START_KERNEL,
     choice::chains,
-    links::{MISSING, Turn},
+    links::{self, PENDING, Turn, VALUES},
 };
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype,
@@ -77,7 +77,7 @@ impl Sizes {
 
     /// Words of links.
     fn links(&self) -> usize {
-        self.shape.link_words(MOST_SPLITS)
+        links::words(self.shape.link_values(MOST_SPLITS))
     }
 
     fn matrix(&self, i: usize) -> [usize; 2] {
@@ -242,17 +242,18 @@ fn buffers(sizes: &Sizes, dtype: KvDtype) -> Vec<CaseBuffer> {
     let matrix = |i: usize| random_matrix(FORMAT, sizes.rows[i], sizes.cols[i], i as u64 + 1);
     let mut all: Vec<CaseBuffer> = Vec::new();
     // What no row of a small product leaves is there already; what is between queries and what they come to is left whole.
-    let mut links = vec![MISSING; sizes.links()];
+    let mut links = links::fresh(sizes.links());
     match end {
         Some(EndShape { attended, inner }) => {
             all.extend((0..3).flat_map(matrix));
             all.extend([attended, hidden, hidden].map(|len| CaseBuffer::input(&random.values(len))));
             all.push(CaseBuffer::in_out(&random.values(hidden)));
             let inputs: usize = sizes.cols[1..].iter().sum();
-            links.iter_mut().zip(random.values(inputs)).for_each(|(word, value)| *word = value.to_bits());
+            let values = &mut links[VALUES..];
+            values.iter_mut().zip(random.values(inputs)).for_each(|(word, value)| *word = value.to_bits());
             let left = [sizes.rows[0], sizes.rows[1] / 2, sizes.rows[2]];
             for ((begin, left), cols) in [0, hidden, hidden + inner].into_iter().zip(left).zip(&sizes.cols[1..]) {
-                (0..left).for_each(|n| links[begin + place(n, *cols)] = MISSING);
+                (0..left).for_each(|n| values[begin + place(n, *cols)] = PENDING);
             }
         }
         None => {
@@ -286,8 +287,8 @@ fn record(
     let of = |i: usize| b[i].cast::<f32>();
     let slice = |i: usize, at: usize| cases::slice(FORMAT, sizes.rows[i], sizes.cols[i], &b[at], &b[at + 1]);
     let slices: Vec<_> = (0..x / 2).map(|i| slice(i, 2 * i)).collect();
-    let [of_set, of_other] = if turn { [&b[links + 1], &b[links]] } else { [&b[links], &b[links + 1]] };
-    let turn = Turn { links: of_set, stale: of_other, stale_words: sizes.links() };
+    let sets = if turn { [&b[links + 1], &b[links]] } else { [&b[links], &b[links + 1]] };
+    let turn = Turn::of(sets, sizes.links());
     // Behind the matrix of attention where that is not the first.
     let is_start = sizes.shape.end.is_none();
     let (qkv, after) = match sizes.shape.heads {
@@ -405,7 +406,7 @@ fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>
     // Of product i, what rows of the one before do not leave.
     let link = |i: usize, begin: usize| -> Vec<f32> {
         let cols = sizes.cols[i];
-        (0..cols).map(|n| b[links].values()[begin + place(n, cols)]).collect()
+        (0..cols).map(|n| b[links].values()[VALUES + begin + place(n, cols)]).collect()
     };
     let [norm0, norm2] = [x + 1, x + 2].map(|i: usize| b[i].values());
     let mut sum = b[x + 3].values().to_vec();

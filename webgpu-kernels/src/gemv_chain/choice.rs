@@ -1,6 +1,9 @@
 //! How the work of a chain is divided: [`ChainChoice`], by the [`ChainShape`].
 
-use super::{ATTENTION_KERNEL, KERNEL, START_KERNEL, cases, links::MISSING};
+use super::{
+    ATTENTION_KERNEL, KERNEL, START_KERNEL, cases,
+    links::{EXPIRED, PENDING, POLLS_TO_CHECK, TICKET, VALUES},
+};
 use crate::{
     Case, Kernel, KvDtype, Variant, WeightFormat,
     attention::{Teams, UNSPLIT_KEYS},
@@ -143,8 +146,8 @@ impl ChainShape {
         }
     }
 
-    /// Words of a set of links that are left where keys are divided in so many ranges.
-    pub(super) fn link_words(&self, splits: usize) -> usize {
+    /// Values that stages publish where keys are divided in so many ranges.
+    pub(super) fn link_values(&self, splits: usize) -> usize {
         let inputs: usize = self.products().iter().map(|(_, cols)| cols).skip(1).sum();
         let of_heads =
             |heads: Heads| heads.rows() + if splits > 1 { splits * heads.heads * (heads.head_dim + 2) } else { 0 };
@@ -153,7 +156,7 @@ impl ChainShape {
 
     /// How it is done on a device: `None` where single dispatches are to be taken.
     pub fn choice(&self, gpu: &Gpu) -> Option<ChainChoice> {
-        if !gpu.caps().in_order || gpu.is_off(self.kernel().name) {
+        if !gpu.caps().forward_progress || gpu.is_off(self.kernel().name) {
             return None;
         }
         ChainChoice::of(gpu.choice(self.problem()))
@@ -252,7 +255,13 @@ impl ChainChoice {
             .constant_is("FIRST", first as u32)
             .constant_is("STAGES", stages as u32)
             .constant_is("PARTS", self.workgroup / lanes)
-            .constant_is("MISSING", MISSING)
+            .constant_is("PENDING", PENDING)
+            .constant_is("POLLS_TO_CHECK", POLLS_TO_CHECK)
+            .constant_is("EXPIRED", EXPIRED as u32)
+            .constant_is("TICKET", TICKET as u32)
+            .constant_is("VALUES", VALUES as u32)
+            .flag_if("BY_INDEX", caps.forward_progress && form() == 1)
+            .flag_if("TOUCH", form() == 2)
             .flag("INTEGER")
             .flag("OWN_LOADS")
             .flag_if("START", shape.end.is_none())
@@ -284,6 +293,13 @@ impl ChainChoice {
     }
 }
 
+/// How workgroups are numbered, to compare: by a counter (0), by their index (1), by a counter with weights touched before (2).
+pub static FORM: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+fn form() -> u32 {
+    FORM.load(std::sync::atomic::Ordering::Relaxed) & 3
+}
+
 /// Lanes of a cluster: shared/invocation.wgsl.
 fn cluster(caps: &Caps) -> Option<u32> {
     caps.subgroups.map(|sizes| sizes.min)
@@ -309,7 +325,7 @@ pub(super) fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
 
 fn candidates(caps: &Caps, problem: &Problem) -> Vec<Choice> {
     let chains = chains(caps, &ChainShape::of(problem)).into_iter().map(ChainChoice::numbers);
-    let chains = chains.filter(|_| caps.in_order);
+    let chains = chains.filter(|_| caps.forward_progress);
     std::iter::once(Choice([0; 4])).chain(chains).collect()
 }
 

@@ -9,14 +9,20 @@
 // or else y = sum * norm2, and squares, whose total is that of sum^2. normed(a * norm) is a * norm / sqrt(mean of a^2 + eps).
 // START has stages 3 to 5 alone, with x for sum: the beginning of the first layer.
 //
-// The first workgroups do stage 0, the next stage 1, and so on. One of a later stage asks for its first weights, and then
-// waits for what the stage before leaves in `links`: who writes that has a smaller number, so it is done or at work, and cannot wait
-// for what waits for it. Meanwhile the memory is busy with weights, which between dispatches it is not. Where a workgroup may not
-// wait, each stage is a dispatch from `first_group` on, and finds all that it needs.
+// A workgroup takes a number, the next one, from a counter in `links`. The first numbers are stage 0, the next ones stage 1, and so on.
+// A workgroup of a later stage loads its first weights, then polls `links` for the outputs of the stage before. Workgroups with smaller
+// numbers have started, because they took their numbers, so nothing is assumed of the order in which workgroups start. What is assumed
+// is that a workgroup that has started goes on while others poll: forward progress, see `Caps`. While workgroups wait the memory is
+// busy with weights, which it is not between dispatches. On a device without forward progress each stage is a dispatch of its own: numbers go
+// on from one to the next, and each finds all its inputs.
 //
-// A word of `links` is a value, or MISSING, so that it is its own sign of being there: no other order between memory operations is
-// needed. It lies where neighbouring lanes read neighbours: what a product takes in, value 16 * b + i at i * blocks + b. Each dispatch
-// makes the words of the one before MISSING again: there are two sets, which take turns.
+// A value in `links` is PENDING until it is published, so that it needs no flag beside it, and no order between memory operations. A
+// stage's inputs lie where neighboring lanes read neighbors: value 16 * b + i at i * blocks + b. Before them are two words, a flag and
+// the counter, each in a cache line of its own. There are two sets of links, which alternate: each dispatch makes the counter and the
+// values of the other set PENDING again.
+//
+// A workgroup that polls too often stops waiting and sets the flag EXPIRED; the others see it and stop too, and those of the dispatches
+// after this one. The results are wrong then. The host reads the flag with the results, and computes them again without waiting.
 //
 // The products are here, attention is in attention.wgsl. A workgroup of PARTS clusters has ROWS outputs at a time, for `passes`
 // times; a lane takes STEPS half groups of each, and asks for the next before it multiplies those at hand. What a stage takes in is
@@ -34,7 +40,7 @@ struct Params {
 #for t in 0..4
     rows$t: u32, blocks$t: u32, groups$t: u32, passes$t: u32,
 #endfor
-    eps: f32, first_group: u32, stale_words: u32,
+    eps: f32, most_polls: u32, stale_words: u32,
     heads: u32, kv_heads: u32, position: u32, capacity: u32,
     begin: u32, splits: u32, split_keys: u32, groups4: u32, groups5: u32, scale: f32,
 }
@@ -45,8 +51,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read> q_scale3: array<u32>;                // [rows3, blocks3 / 2], two f16 to a word
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;                 // [4 * blocks3]
 @group(0) @binding(4) var<storage, read> norm2: array<vec4<f32>>;             // [4 * blocks3]
-@group(0) @binding(5) var<storage, read_write> links: array<atomic<u32>>;     // what stages leave, see `input1` and so on
-@group(0) @binding(6) var<storage, read_write> stale: array<atomic<u32>>;     // the other set: [stale_words or more]
+@group(0) @binding(5) var<storage, read_write> links: array<atomic<u32>>;     // flag, counter, outputs of stages: see `input1` and so on
+@group(0) @binding(6) var<storage, read_write> stale: array<atomic<u32>>;     // the other set
 @group(0) @binding(7) var<storage, read> rope: array<vec2<f32>>;              // [positions, HEAD_DIM / 2]
 @group(0) @binding(8) var<storage, read_write> attended: array<vec4<f32>>;    // [heads, HEAD_DIM / 4]
 @group(0) @binding(9) var<storage, read_write> k_cache: array<Stored8>;       // [kv_heads, capacity] rows, see kv.wgsl
@@ -81,32 +87,45 @@ struct Params {
 const COLUMNS: u32 = 9u;
 var<workgroup> parts: array<f32, 2u * PARTS * COLUMNS>;                       // [parity of the pass, PARTS, COLUMNS]
 
-// Times to look for a value, each most of a microsecond: then something is wrong, and so is the result.
-const MOST_LOOKS: u32 = 1u << 20u;
+var<workgroup> ticket: u32;
 
-fn leave(at: u32, value: f32) {
-    atomicStore(&links[at], min(bitcast<u32>(value), MISSING - 1u));
+// Whether this lane has stopped waiting. Its results are wrong then.
+var<private> has_expired: bool = false;
+
+// Whether to poll once more, after so many polls. A poll takes about a microsecond.
+fn may_poll(polls: u32) -> bool {
+    let is_late = polls >= params.most_polls;
+    // Check whether another workgroup has expired. If each waited for its own bound, the driver would reset the device.
+    if (!has_expired && (is_late || polls % POLLS_TO_CHECK == POLLS_TO_CHECK - 1u)) {
+        has_expired = atomicMax(&links[EXPIRED], u32(is_late)) != 0u || is_late;
+    }
+    return !has_expired;
+}
+
+// Makes a value known to the stages behind. It may be a NaN, but not the one that is PENDING.
+fn publish(at: u32, value: f32) {
+    atomicStore(&links[at], min(bitcast<u32>(value), PENDING - 1u));
 }
 
 // Where in `links` stages find value 0 of what they take in.
 fn input1() -> u32 {
-    return 0u;
+    return VALUES;
 }
 
 fn input2() -> u32 {
-    return 16u * params.blocks1;
+    return VALUES + 16u * params.blocks1;
 }
 
 fn input3() -> u32 {
-    return 16u * (params.blocks1 + params.blocks2);
+    return VALUES + 16u * (params.blocks1 + params.blocks2);
 }
 
 // Queries, keys and values, heads of each: dim 8 * e + i at i * EIGHTS + e.
 fn input4() -> u32 {
 #ifdef START
-    return 0u;
+    return VALUES;
 #else
-    return 16u * (params.blocks1 + params.blocks2 + params.blocks3);
+    return VALUES + 16u * (params.blocks1 + params.blocks2 + params.blocks3);
 #endif
 }
 
@@ -124,6 +143,17 @@ fn norm_of1(quad: u32) -> vec4<f32> {
 fn norm_of3(quad: u32) -> vec4<f32> {
     return norm2[quad];
 }
+
+#ifdef TOUCH
+// Loads that bring into the second cache what the first workgroups are about to need, while they wait for their numbers.
+#for t in FIRST..STAGES
+#ifdef FIRST$t
+#for s in 0..STEPS$t
+var<private> touched$s: vec4<u32>;
+#endfor
+#endif
+#endfor
+#endif
 
 #for t in FIRST..STAGES
 // Row r of rows `at` of stage $t. Rows beyond the last are computed like it and not written.
@@ -166,7 +196,7 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 #ifdef FIRST$t
     for (var i = group * WORKGROUP + lane; i < params.stale_words; i += params.groups$t * WORKGROUP) {
-        atomicStore(&stale[i], MISSING);
+        atomicStore(&stale[TICKET + i], PENDING);
     }
 #endif
 #ifdef NORMED$t
@@ -183,10 +213,10 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endfor
 #endfor
 #else
-    // One word in sixteen is looked at until it is there, and then most others are.
+    // Poll one word in sixteen; when it is there, so are most others.
     let input = input$t() + 15u * params.blocks$t + b0;
-    for (var look = 0u; look < MOST_LOOKS; look++) {
-        if (atomicLoad(&links[input]) != MISSING) {
+    for (var polls = 0u; may_poll(polls); polls++) {
+        if (atomicLoad(&links[input]) != PENDING) {
             break;
         }
     }
@@ -194,7 +224,7 @@ fn stage$t(group: u32, invocation: Invocation) {
 #for i in 0..4
     var quad$s_$i = vec4<f32>(0.0);
 #endfor
-    for (var look = 0u; look < MOST_LOOKS; look++) {
+    for (var polls = 0u; may_poll(polls); polls++) {
         var most = 0u;
 #for i in 0..4
         {
@@ -209,7 +239,7 @@ fn stage$t(group: u32, invocation: Invocation) {
             quad$s_$i = bitcast<vec4<f32>>(bits);
         }
 #endfor
-        if (most != MISSING) {
+        if (most != PENDING) {
             break;
         }
     }
@@ -245,9 +275,9 @@ fn stage$t(group: u32, invocation: Invocation) {
 #ifdef FIRST$t
         let before = sum[n_known];
 #else
-        // It was left before what was waited for, by a stage before that one; whether it is seen is not promised.
-        var bits = MISSING;
-        for (var look = 0u; look < MOST_LOOKS && bits == MISSING; look++) {
+        // Published before the inputs of this stage were; without fences it may still be seen later.
+        var bits = PENDING;
+        for (var polls = 0u; bits == PENDING && may_poll(polls); polls++) {
             bits = atomicLoad(&links[input1() + n_known % 16u * params.blocks1 + n_known / 16u]);
         }
         let before = bitcast<f32>(bits);
@@ -314,11 +344,11 @@ fn stage$t(group: u32, invocation: Invocation) {
         if (lane < ROWS$t && n < params.rows$t) {
             let value = before + total;
 #ifdef FIRST$t
-            leave(input1() + n % 16u * params.blocks1 + n / 16u, value);
+            publish(input1() + n % 16u * params.blocks1 + n / 16u, value);
 #else
             sum[n] = value;
 #ifdef ATTENTION
-            leave(input3() + n % 16u * params.blocks3 + n / 16u, value);
+            publish(input3() + n % 16u * params.blocks3 + n / 16u, value);
 #else
             y[n] = value * norm2[n / 4u][n % 4u];
             square += value * value;
@@ -343,15 +373,24 @@ fn stage$t(group: u32, invocation: Invocation) {
         let value = select(total, total * turn.x + select(-other, other, is_high) * turn.y, is_turned);
         if (is_known) {
             let dim = pair % reach + select(0u, reach, is_high);
-            leave(input4() + head * HEAD_DIM + dim % 8u * EIGHTS + dim / 8u, value);
+            publish(input4() + head * HEAD_DIM + dim % 8u * EIGHTS + dim / 8u, value);
         }
 #else
         if (is_known && lane % 2u == 0u) {
-            leave(input2() + pair % 16u * params.blocks2 + pair / 16u, activation(total) * other);
+            publish(input2() + pair % 16u * params.blocks2 + pair / 16u, activation(total) * other);
         }
 #endif
 #endif
     }
+#ifdef TOUCH
+#ifdef FIRST$t
+#for s in 0..STEPS$t
+    if (dot(touched$s, vec4<u32>(1u, 3u, 5u, 7u)) == 0x2545f491u && params.eps < 0.0) {
+        atomicStore(&links[1], touched$s.x);
+    }
+#endfor
+#endif
+#endif
 #ifdef LAST$t
 #ifdef ADD$t
     square = cluster_sum(square);
@@ -363,12 +402,55 @@ fn stage$t(group: u32, invocation: Invocation) {
 }
 #endfor
 
+#ifdef TOUCH
+#for t in FIRST..STAGES
+#ifdef FIRST$t
+fn touch$t(group: u32, lane: u32) {
+    if (group >= params.groups$t) {
+        return;
+    }
+    let at = group * params.passes$t;
+#for s in 0..STEPS$t
+    let block$s = min(($su * WORKGROUP + lane) & ~3u, params.blocks$t - 1u);
+    let low$s = row$t(at, lane & 3u) * params.blocks$t + block$s;
+    touched$s.x = q_weight$t[low$s].x;
+    touched$s.y = q_scale$t[low$s >> 2u];
+#ifdef EIGHT$t
+    let high$s = row$t(at, (lane & 3u) + 4u) * params.blocks$t + block$s;
+    touched$s.z = q_weight$t[high$s].x;
+    touched$s.w = q_scale$t[high$s >> 2u];
+#endif
+#endfor
+}
+#endif
+#endfor
+#endif
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
 #import arguments
 ) {
 #import from_arguments
-    var group = params.first_group + workgroup_index(workgroups);
+#ifdef BY_INDEX
+    var group = workgroup_index(workgroups);
+#else
+#ifdef TOUCH
+#for t in FIRST..STAGES
+#ifdef FIRST$t
+    touch$t(workgroup_index(workgroups), invocation.lane);
+#endif
+#endfor
+#endif
+    if (invocation.lane == 0u) {
+        let taken = atomicAdd(&links[TICKET], 1u);
+        if (atomicLoad(&stale[EXPIRED]) != 0u) {
+            atomicStore(&links[EXPIRED], 1u);
+        }
+        // The counter begins at PENDING, the largest number.
+        ticket = taken + 1u;
+    }
+    var group = workgroupUniformLoad(&ticket);
+#endif
 #for t in FIRST..STAGES
     if (group < params.groups$t) {
         stage$t(group, invocation);

@@ -1,4 +1,4 @@
-//! [`Links`]: what the stages of a chain leave for one another.
+//! [`Links`]: the memory through which the stages of a chain pass values to one another.
 
 use super::{ChainShape, MOST_SPLITS};
 use crate::{
@@ -6,51 +6,101 @@ use crate::{
     gpu::{Buffer, Recorder},
 };
 
-/// What a word is that was not left yet: a number that is none of those that arithmetic gives.
-pub(super) const MISSING: u32 = u32::MAX;
+/// A word whose value is not there yet: a NaN that arithmetic does not give.
+pub(super) const PENDING: u32 = u32::MAX;
+/// The word that is not zero once a workgroup has stopped waiting. It stays so.
+pub(super) const EXPIRED: usize = 0;
+/// The word that counts workgroups, the first of those that a dispatch makes PENDING in the other set.
+pub(super) const TICKET: usize = 32;
+/// The first value.
+pub(super) const VALUES: usize = 64;
 
-/// What stages leave for one another on a device, in two sets that take turns: see the shader. For chains one after the other.
+/// Polls after which a workgroup stops waiting: a quarter of a second where one takes a microsecond. A whole layer takes milliseconds on
+/// the slowest devices, and Windows resets a device that is busy for two seconds.
+const MOST_POLLS: u32 = 1 << 18;
+/// Polls after which a workgroup checks whether another has stopped waiting.
+pub(super) const POLLS_TO_CHECK: u32 = 256;
+
+/// The memory through which the stages of a chain pass values to one another, in two sets that alternate: see the shader. For
+/// dispatches one after the other.
 pub struct Links {
     sets: [Buffer<u32>; 2],
     turn: usize,
-    /// Words that the last dispatch left.
+    /// Words from TICKET on that the last dispatch changed.
     used: usize,
-    /// [`Recorder::forgotten`] when they were made: what was forgotten does not make its set ready.
+    most_polls: u32,
+    /// [`Recorder::forgotten`] when they were made: a dispatch that was forgotten does not reset the other set.
     forgotten: u64,
 }
 
-/// The links of a dispatch: its own, and those that it makes ready for the one after.
+/// The links of a dispatch: its own set, and the one that it resets for the next dispatch.
 pub(super) struct Turn<'a> {
     pub links: &'a Buffer<u32>,
     pub stale: &'a Buffer<u32>,
-    /// Words of `stale` that are not MISSING, the first ones.
+    /// Words of `stale` that may not be PENDING, from TICKET on.
     pub stale_words: usize,
+    pub most_polls: u32,
 }
 
 impl Links {
     /// With room for chains of a shape. Errors: out of memory.
     pub fn new(recorder: &Recorder, shape: &ChainShape) -> Result<Links> {
-        let most = shape.link_words(MOST_SPLITS);
-        let sets = match recorder.hollow(most) {
+        let len = words(shape.link_values(MOST_SPLITS));
+        let sets = match recorder.hollow(len) {
             Some(hollow) => [hollow.clone(), hollow],
             None => {
-                let words = vec![MISSING; most];
+                let words = fresh(len);
                 let set = || recorder.with_room(|gpu| gpu.upload(&words));
                 [set()?, set()?]
             }
         };
-        Ok(Links { sets, turn: 0, used: 0, forgotten: recorder.forgotten() })
+        let most_polls = match super::FORM.load(std::sync::atomic::Ordering::Relaxed) & 48 {
+            16 => 0,
+            32 => 20,
+            _ => MOST_POLLS,
+        };
+        Ok(Links { sets, turn: 0, used: 0, most_polls, forgotten: recorder.forgotten() })
+    }
+
+    /// The same, with a bound on polls, to test what happens when a workgroup stops waiting. With 0 every workgroup does.
+    pub fn with_most_polls(self, most_polls: u32) -> Links {
+        Links { most_polls, ..self }
+    }
+
+    /// One word, not zero after the dispatches so far if a workgroup of one of them stopped waiting: their results are wrong.
+    pub fn expired(&self) -> Buffer<u32> {
+        self.sets[self.turn].slice(EXPIRED, 1)
     }
 
     /// Whether they have room for a shape, and are as the next dispatch expects them.
     pub fn suit(&self, recorder: &Recorder, shape: &ChainShape) -> bool {
-        self.sets[0].len() >= shape.link_words(MOST_SPLITS) && self.forgotten == recorder.forgotten()
+        self.sets[0].len() >= words(shape.link_values(MOST_SPLITS)) && self.forgotten == recorder.forgotten()
     }
 
-    /// Those for the next dispatch, which leaves so many words.
-    pub(super) fn next(&mut self, words: usize) -> Turn<'_> {
+    /// Those for the next dispatch, which publishes so many values.
+    pub(super) fn next(&mut self, values: usize) -> Turn<'_> {
         self.turn ^= 1;
-        let stale_words = std::mem::replace(&mut self.used, words);
-        Turn { links: &self.sets[self.turn], stale: &self.sets[self.turn ^ 1], stale_words }
+        let stale_words = std::mem::replace(&mut self.used, words(values) - TICKET);
+        let [links, stale] = [self.turn, self.turn ^ 1].map(|set| &self.sets[set]);
+        Turn { links, stale, stale_words, most_polls: self.most_polls }
     }
+}
+
+impl Turn<'_> {
+    /// Of a case, which alternates between sets of so many words itself.
+    pub(super) fn of<'a>([links, stale]: [&'a Buffer<u32>; 2], words: usize) -> Turn<'a> {
+        Turn { links, stale, stale_words: words - TICKET, most_polls: MOST_POLLS }
+    }
+}
+
+/// Words of a set with so many values.
+pub(super) fn words(values: usize) -> usize {
+    VALUES + values
+}
+
+/// A set of so many words before its first dispatch.
+pub(super) fn fresh(words: usize) -> Vec<u32> {
+    let mut fresh = vec![PENDING; words];
+    fresh[..TICKET].fill(0);
+    fresh
 }

@@ -1,16 +1,17 @@
 //! The end of a decoder's layer, and the beginning of the next up to its attention, for one row in one dispatch: [`GemvChain`].
 //!
-//! A dispatch that waits for the one before costs microseconds in which the memory does nothing. Here workgroups wait for those
-//! of the stage before, once their first weights are on their way, on devices where they may ([`Caps::in_order`](crate::gpu::Caps::in_order)).
+//! A dispatch that waits for the one before costs microseconds in which the memory does nothing. Here workgroups load their first
+//! weights and then wait for the stage before, on devices with [`Caps::forward_progress`](crate::gpu::Caps::forward_progress).
 //! How much is done by how many is a [`ChainChoice`]; the kernels of [`crate::gemv`] and [`crate::attention`], one dispatch each,
 //! are the reference, and stand in where there is no choice.
 
 mod cases;
 mod choice;
+mod full;
 mod links;
 
 use crate::{
-    Factor, Kernel, KvCache, KvDtype,
+    Factor, Gpu, Kernel, KvCache, KvDtype,
     gemv::GemvRope,
     gpu::{Binding, Buffer, Recorder},
     kernel::{
@@ -18,10 +19,12 @@ use crate::{
         Params, params,
     },
     matrix::Slice,
+    selftest::Switch,
 };
 
-pub use choice::{ChainChoice, ChainShape, EndShape, Heads, TUNABLE, choice_cases};
+pub use choice::{ChainChoice, ChainShape, EndShape, FORM, Heads, TUNABLE, choice_cases};
 use choice::{FORMAT, HALF, MOST_SPLITS};
+pub use full::check_full;
 pub use links::Links;
 use links::Turn;
 
@@ -78,7 +81,7 @@ params! {
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
         rows3: u32, blocks3: u32, groups3: u32, passes3: u32,
-        eps: f32, first_group: u32, stale_words: u32,
+        eps: f32, most_polls: u32, stale_words: u32,
         heads: u32, kv_heads: u32, position: u32, capacity: u32,
         begin: u32, splits: u32, split_keys: u32, groups4: u32, groups5: u32, scale: f32,
     }
@@ -115,6 +118,21 @@ pub static START_KERNEL: Kernel = Kernel {
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &START_KERNEL),
 };
+
+/// The kernels.
+const ALL: [&Kernel; 3] = [&KERNEL, &ATTENTION_KERNEL, &START_KERNEL];
+
+/// Uses separate dispatches on a device from now on. Returns false if it did so already.
+pub fn switch_off(gpu: &Gpu) -> bool {
+    let on: Vec<_> = ALL.iter().filter(|kernel| !gpu.is_off(kernel.name)).collect();
+    on.iter().for_each(|kernel| gpu.switch_off(Switch { kernel: kernel.name.into(), flag: None }));
+    !on.is_empty()
+}
+
+/// Whether a device uses separate dispatches after [`switch_off`].
+pub fn is_off(gpu: &Gpu) -> bool {
+    ALL.iter().all(|kernel| gpu.is_off(kernel.name))
+}
 
 /// How a chain ends.
 enum End<'a> {
@@ -154,7 +172,7 @@ impl GemvChain<'_> {
     ) -> (Buffer<f32>, Factor) {
         let parts = choice.groups_and_passes(self.down.rows, self.down.cols).0 as usize;
         let (y, squares) = (recorder.temporary(self.down.rows), recorder.temporary(parts.next_multiple_of(4)));
-        let turn = links.next(self.extents(None).link_words(0));
+        let turn = links.next(self.extents(None).link_values(0));
         self.record_to(recorder, choice, [x, sum], turn, End::Normed { y: &y, squares: &squares });
         (y, Factor::new(squares, parts, self.eps))
     }
@@ -169,8 +187,8 @@ impl GemvChain<'_> {
         links: &mut Links,
         next: &Attended<'_>,
     ) {
-        let words = self.extents(Some(next.heads())).link_words(choice.splits(next.keys()).0);
-        let turn = links.next(words);
+        let values = self.extents(Some(next.heads())).link_values(choice.splits(next.keys()).0);
+        let turn = links.next(values);
         self.record_to(recorder, choice, [x, sum], turn, End::Attended(next));
     }
 
@@ -199,7 +217,7 @@ impl GemvChain<'_> {
             }
         };
         let shape = self.extents(next.map(Attended::heads));
-        Dispatch { choice, shape, slices, eps: self.eps, next }.record(recorder, turn.stale_words, &buffers);
+        Dispatch { choice, shape, slices, eps: self.eps, next }.record(recorder, &turn, &buffers);
     }
 }
 
@@ -216,8 +234,8 @@ impl GemvStart<'_> {
 
     /// The beginning of the first layer.
     pub fn record(&self, recorder: &mut Recorder, choice: ChainChoice, links: &mut Links, next: &Attended<'_>) {
-        let words = GemvStart::extents(next.qkv, next.heads()).link_words(choice.splits(next.keys()).0);
-        let turn = links.next(words);
+        let values = GemvStart::extents(next.qkv, next.heads()).link_values(choice.splits(next.keys()).0);
+        let turn = links.next(values);
         self.record_to(recorder, choice, turn, next);
     }
 
@@ -229,7 +247,7 @@ impl GemvStart<'_> {
         buffers.extend(next.buffers());
         let shape = GemvStart::extents(next.qkv, next.heads());
         let dispatch = Dispatch { choice, shape, slices, eps: self.eps, next: Some(next) };
-        dispatch.record(recorder, turn.stale_words, &buffers);
+        dispatch.record(recorder, &turn, &buffers);
     }
 }
 
@@ -270,10 +288,15 @@ struct Dispatch<'a> {
 }
 
 impl Dispatch<'_> {
-    fn record(&self, recorder: &mut Recorder, stale_words: usize, buffers: &[Binding<'_>]) {
+    fn record(&self, recorder: &mut Recorder, turn: &Turn<'_>, buffers: &[Binding<'_>]) {
         let Dispatch { choice, shape, slices, eps, next } = self;
         let caps = *recorder.gpu().caps();
-        let mut params = ChainParams { eps: *eps, stale_words: stale_words as u32, ..bytemuck::Zeroable::zeroed() };
+        let mut params = ChainParams {
+            eps: *eps,
+            most_polls: turn.most_polls,
+            stale_words: turn.stale_words as u32,
+            ..bytemuck::Zeroable::zeroed()
+        };
         // Workgroups of each stage, and what it reads.
         let mut stages: Vec<(u32, u64)> = Vec::new();
         for (product, Slice { rows, cols, format, .. }) in (shape.first()..).zip(slices) {
@@ -306,18 +329,16 @@ impl Dispatch<'_> {
             stages.extend([(params.groups4, next.cache.bytes_of(keys + 1)), (params.groups5, 0)]);
         }
         let (kernel, variant) = (shape.kernel(), choice.variant(&caps, shape, keys, stored));
-        let mut dispatch = |first_group: u32, groups: u32, bytes: u64| {
+        let mut dispatch = |groups: u32, bytes: u64| {
             recorder.expect_bytes(bytes);
-            recorder.dispatch(kernel, &variant, &ChainParams { first_group, ..params }, buffers, groups as usize);
+            recorder.dispatch(kernel, &variant, &params, buffers, groups as usize);
         };
-        if caps.in_order {
-            dispatch(0, stages.iter().map(|stage| stage.0).sum(), stages.iter().map(|stage| stage.1).sum());
+        if caps.forward_progress {
+            dispatch(stages.iter().map(|stage| stage.0).sum(), stages.iter().map(|stage| stage.1).sum());
             return;
         }
-        let mut first = 0;
         for (groups, bytes) in stages.into_iter().filter(|stage| stage.0 > 0) {
-            dispatch(first, groups, bytes);
-            first += groups;
+            dispatch(groups, bytes);
         }
     }
 }

@@ -71,9 +71,10 @@ pub struct Caps {
     pub narrow_chains: bool,
     /// Storage buffers of a kernel.
     pub max_bindings: u32,
-    /// Whether a workgroup may wait for those with smaller numbers: they begin in the order of their numbers, which WebGPU does
-    /// not promise.
-    pub in_order: bool,
+    /// Whether a workgroup may wait for others that have started: they go on while it polls, and see what others store. WebGPU
+    /// promises neither. Known of the vendors in `device.rs`; a vendor is added after `chat-cli selftest --full` passed and
+    /// `chat-cli bench` was faster on its devices, see `benches/README.md`.
+    pub forward_progress: bool,
     /// Whether the device measures time.
     pub timestamps: bool,
     /// Largest buffer that a kernel sees, in bytes.
@@ -95,7 +96,7 @@ impl Caps {
         chains: true,
         narrow_chains: true,
         max_bindings: 8,
-        in_order: false,
+        forward_progress: false,
         timestamps: false,
         max_binding: 128 << 20,
         max_buffer: 256 << 20,

@@ -152,7 +152,7 @@ impl Gpu {
             limits.max_compute_workgroup_storage_size = COOPERATIVE_BYTES;
         }
         summary.caps.max_bindings = limits.max_storage_buffers_per_shader_stage;
-        summary.caps.in_order &= !options.default_limits;
+        summary.caps.forward_progress &= !options.default_limits;
         summary.caps.max_binding = limits.max_storage_buffer_binding_size;
         summary.caps.max_buffer = limits.max_buffer_size;
 
@@ -402,7 +402,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     let features = adapter.features();
     let limits = adapter.limits();
-    let in_order = is_in_order(&info);
+    let forward_progress = has_forward_progress(&info);
     let subgroups = (features.contains(wgpu::Features::SUBGROUP) || cfg!(target_arch = "wasm32"))
         .then_some(SubgroupSizes { min: info.subgroup_min_size.max(1), max: info.subgroup_max_size });
     let mut caps = Caps {
@@ -410,7 +410,7 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
         f16: features.contains(wgpu::Features::SHADER_F16),
         cooperative_matrix: has_cooperative_matrix(adapter),
         subgroups,
-        in_order,
+        forward_progress,
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
         max_bindings: limits.max_storage_buffers_per_shader_stage,
         max_binding: limits.max_storage_buffer_binding_size,
@@ -429,8 +429,9 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// Whether workgroups are known to begin in the order of their numbers, as on these vendors' hardware.
-fn is_in_order(info: &wgpu::AdapterInfo) -> bool {
+/// Whether workgroups that have started are known to go on while others poll, [`Caps::forward_progress`]: all desktop GPUs give it,
+/// but only what was measured is listed.
+fn has_forward_progress(info: &wgpu::AdapterInfo) -> bool {
     const AMD: u32 = 0x1002;
     const NVIDIA: u32 = 0x10de;
     info.backend == wgpu::Backend::Vulkan && [AMD, NVIDIA].contains(&info.vendor)

@@ -26,6 +26,8 @@ pub struct Readback<T> {
     staging: Option<wgpu::Buffer>,
     size: u64,
     len: usize,
+    /// Words behind the values that must be zero.
+    flags: usize,
     submission: Option<wgpu::SubmissionIndex>,
     /// Submissions to the device there had been when it was begun.
     count: u64,
@@ -42,8 +44,8 @@ struct Progress {
 }
 
 impl<T: Word> Readback<T> {
-    pub(crate) fn new(gpu: &Gpu, errors: &Errors, len: usize) -> Result<Readback<T>> {
-        let size = size_class(4 * len as u64);
+    pub(crate) fn new(gpu: &Gpu, errors: &Errors, len: usize, flags: usize) -> Result<Readback<T>> {
+        let size = size_class(4 * (len + flags) as u64);
         let pooled = lock(&gpu.shared.staging).take(size);
         let staging = match pooled {
             Some(staging) => staging,
@@ -54,6 +56,7 @@ impl<T: Word> Readback<T> {
             staging: Some(staging),
             size,
             len,
+            flags,
             submission: None,
             count: 0,
             errors: errors.clone(),
@@ -62,10 +65,14 @@ impl<T: Word> Readback<T> {
         })
     }
 
-    pub(crate) fn copy_from(&mut self, encoder: &mut wgpu::CommandEncoder, source: &Buffer<T>) {
+    pub(crate) fn copy_from(&mut self, encoder: &mut wgpu::CommandEncoder, source: &Buffer<T>, flags: &[Buffer<u32>]) {
         let staging = self.staging.as_ref().expect("not read yet");
-        if self.len > 0 {
-            encoder.copy_buffer_to_buffer(&source.raw.buffer, source.offset(), staging, 0, 4 * self.len as u64);
+        let len = 4 * self.len as u64;
+        if len > 0 {
+            encoder.copy_buffer_to_buffer(&source.raw.buffer, source.offset(), staging, 0, len);
+        }
+        for (flag, to) in flags.iter().zip((len..).step_by(4)) {
+            encoder.copy_buffer_to_buffer(&flag.raw.buffer, flag.offset(), staging, to, 4);
         }
     }
 
@@ -109,11 +116,11 @@ impl<T: Word + Unpin> Future for Readback<T> {
             }
         }
         let staging = this.staging.take().expect("a readback is awaited once");
-        let values = match staging.get_mapped_range(..4 * this.len.max(1) as u64) {
+        let (values, flags) = match staging.get_mapped_range(..4 * (this.len + this.flags).max(1) as u64) {
             Ok(view) => {
-                let mut values = bytemuck::pod_collect_to_vec::<u8, T>(&view);
-                values.truncate(this.len);
-                values
+                let (values, flags) = view.split_at(4 * this.len);
+                let flags = bytemuck::pod_collect_to_vec::<u8, u32>(&flags[..4 * this.flags]);
+                (bytemuck::pod_collect_to_vec::<u8, T>(values), flags)
             }
             Err(e) => {
                 let refused = Error::Refused { reason: e.to_string() };
@@ -126,6 +133,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
             lock(&this.gpu.shared.pace).finished(Instant::now());
         }
         // Values that were computed after an error mean nothing.
-        Poll::Ready(this.gpu.shared.told_error(&this.errors).map_or(Ok(values), Err))
+        let expired = || flags.iter().any(|flag| *flag != 0).then_some(Error::WaitExpired);
+        Poll::Ready(this.gpu.shared.told_error(&this.errors).or_else(expired).map_or(Ok(values), Err))
     }
 }

@@ -416,12 +416,17 @@ impl Recorder {
 
     /// Submits, and copies `buffer` to the host. Await the result for its values.
     pub fn read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Readback<T>> {
+        self.read_unless(buffer, &[])
+    }
+
+    /// The same, unless one of `flags`, a word each, is not zero: see [`crate::gemv_chain::Links::expired`].
+    pub fn read_unless<T: Word>(&mut self, buffer: &Buffer<T>, flags: &[Buffer<u32>]) -> Result<Readback<T>> {
         if let Some(error) = self.gpu.shared.told_error(&self.errors) {
             self.forget();
             return Err(error);
         }
-        let mut readback = Readback::new(&self.gpu, &self.errors, buffer.len())?;
-        let (index, count) = self.submit_with(|encoder| readback.copy_from(encoder, buffer), None);
+        let mut readback = Readback::new(&self.gpu, &self.errors, buffer.len(), flags.len())?;
+        let (index, count) = self.submit_with(|encoder| readback.copy_from(encoder, buffer, flags), None);
         readback.begin(index, count);
         Ok(readback)
     }

@@ -1,7 +1,7 @@
 //! Ends of layers in one dispatch, and their beginnings, where a device does so: see `webgpu_kernels::gemv_chain`.
 
 use model_format::decoder_config::Activation;
-use webgpu_kernels::gemv_chain::{Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
+use webgpu_kernels::gemv_chain::{self, Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
 use crate::ops::{AttentionShape, LayerEnd, NextLayer};
@@ -44,6 +44,7 @@ impl GpuOps {
                 attended
             }
         };
+        self.chains.recorded();
         self.links = Some(links);
         Some(tensor)
     }
@@ -64,6 +65,7 @@ impl GpuOps {
         let attended = self.temporary(1, layer.shape.heads * layer.shape.head_dim);
         let start = GemvStart { x: x.settled(), norm: &norm.values, eps };
         start.record(&mut self.recorder, choice, &mut links, &attended_of(layer, &attended));
+        self.chains.recorded();
         self.links = Some(links);
         Some(attended)
     }
@@ -77,11 +79,19 @@ impl GpuOps {
 
     /// How chains of a shape are done, and the links for them, which are to be given back.
     fn chain_of(&mut self, shape: &ChainShape) -> Option<(ChainChoice, Links)> {
-        let given = self.chain.filter(|choice| choice.suits(self.gpu.caps(), shape));
+        let is_on = !gemv_chain::is_off(&self.gpu);
+        let given = self.chain.filter(|choice| is_on && choice.suits(self.gpu.caps(), shape));
         let choice = given.or_else(|| shape.choice(&self.gpu))?;
-        let links = match self.links.take().filter(|links| links.suit(&self.recorder, shape)) {
-            Some(links) => links,
-            None => Links::new(&self.recorder, shape).ok()?,
+        let links = match self.links.take() {
+            Some(links) if links.suit(&self.recorder, shape) => links,
+            old => {
+                old.iter().for_each(|old| self.chains.replaced(old));
+                let links = Links::new(&self.recorder, shape).ok()?;
+                match self.most_polls {
+                    Some(most_polls) => links.with_most_polls(most_polls),
+                    None => links,
+                }
+            }
         };
         Some((choice, links))
     }

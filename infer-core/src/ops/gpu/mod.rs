@@ -5,6 +5,7 @@
 //! is reported by the next one.
 
 mod chain;
+mod reads;
 
 use model_format::{Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{
@@ -16,7 +17,7 @@ use webgpu_kernels::{
     gemm::Cooperative,
     gemv_chain::Links,
     glu::Glu,
-    gpu::{Buffer, FEWEST_ROWS, Readback, Recorder},
+    gpu::{Buffer, FEWEST_ROWS, Recorder},
     gram::Gram,
     kl_divergence::KlDivergence,
     norm_heads::NormHeads,
@@ -32,6 +33,7 @@ use super::{
     finish_layer,
 };
 use crate::Result;
+use reads::{Chains, Reading};
 
 pub use webgpu_kernels::{
     Matrix,
@@ -54,6 +56,9 @@ pub struct GpuOps {
     links: Option<Links>,
     /// How ends of layers are chained, where that is not the device's choice.
     chain: Option<ChainChoice>,
+    /// Polls of a waiting workgroup, where that is not the usual number.
+    most_polls: Option<u32>,
+    chains: Chains,
 }
 
 /// A matrix on its way to the device, from its first row on.
@@ -108,7 +113,17 @@ impl GpuOps {
     pub fn new(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
         // A software device has no time to give away.
         let ahead = if gpu.caps().is_software { 0 } else { AHEAD };
-        GpuOps { recorder: Recorder::new(&gpu), gpu, kv_dtype, ahead, kinds: Vec::new(), links: None, chain: None }
+        GpuOps {
+            recorder: Recorder::new(&gpu),
+            gpu,
+            kv_dtype,
+            ahead,
+            kinds: Vec::new(),
+            links: None,
+            chain: None,
+            most_polls: None,
+            chains: Chains::default(),
+        }
     }
 
     /// Operations that are not run and take no memory, to know beforehand which there will be.
@@ -136,6 +151,12 @@ impl GpuOps {
     /// The same, with the ends of layers chained in this way where that is possible, whatever is chosen for the device.
     pub fn with_chain(self, chain: ChainChoice) -> GpuOps {
         GpuOps { chain: Some(chain), ..self }
+    }
+
+    /// The same, with a bound on how often a workgroup of a chain polls, to test what happens when one stops waiting. With 0 every
+    /// one does.
+    pub fn with_most_polls(self, most_polls: u32) -> GpuOps {
+        GpuOps { most_polls: Some(most_polls), ..self }
     }
 
     /// Whether the end of a layer was chained.
@@ -290,9 +311,9 @@ impl Ops for GpuOps {
     }
 
     async fn read(&mut self, x: &GpuTensor) -> Result<Vec<f32>> {
-        let mut values = self.recorder.read(&x.values)?.await?;
+        let mut values = self.read_now(&x.values).await?;
         if let Some(factor) = &x.factor {
-            let factor = factor.of(&self.recorder.read(&factor.squares)?.await?, x.cols);
+            let factor = factor.of(&self.read_now(&factor.squares).await?, x.cols);
             values.iter_mut().for_each(|v| *v *= factor);
         }
         Ok(values)
@@ -315,7 +336,7 @@ impl Ops for GpuOps {
         let losses = self.recorder.temporary(logits.rows);
         let entropy = CrossEntropy { rows: logits.rows, cols: logits.cols };
         entropy.record(&mut self.recorder, logits.settled(), &targets, &losses);
-        Ok(self.recorder.read(&losses)?.await?)
+        self.read_now(&losses).await
     }
 
     async fn kl_divergence(&mut self, logits: &GpuTensor, others: &GpuTensor, rows: usize) -> Result<Vec<f32>> {
@@ -324,7 +345,7 @@ impl Ops for GpuOps {
         let divergences = self.recorder.temporary(rows);
         let divergence = KlDivergence { rows, cols: logits.cols };
         divergence.record(&mut self.recorder, logits.settled(), others.settled(), &divergences);
-        Ok(self.recorder.read(&divergences)?.await?)
+        self.read_now(&divergences).await
     }
 
     fn embedding(&mut self, table: &Matrix, tokens: &[u32], scale: f32) -> GpuTensor {
@@ -520,7 +541,7 @@ impl Ops for GpuOps {
 /// A token that was chosen on the device.
 pub struct GpuToken {
     id: Buffer<u32>,
-    readback: Readback<u32>,
+    reading: Reading<u32>,
 }
 
 impl Choose for GpuOps {
@@ -535,7 +556,7 @@ impl Choose for GpuOps {
         assert_eq!(logits.rows, 1, "choose: from one row");
         let id = self.recorder.temporary(1);
         Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &id);
-        Ok(GpuToken { readback: self.recorder.read(&id)?, id })
+        Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }
 
     fn new_draw(&mut self, rules: Rules, cols: usize, history: Option<&[Past]>) -> Result<Option<Sample>> {
@@ -551,14 +572,14 @@ impl Choose for GpuOps {
         assert_eq!(logits.rows, 1, "draw: from one row");
         let id = self.recorder.temporary(1);
         with.record(&mut self.recorder, logits.settled(), random, &id);
-        Ok(GpuToken { readback: self.recorder.read(&id)?, id })
+        Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }
 
     async fn choose_rows(&mut self, logits: &GpuTensor, rows: usize) -> Result<Vec<u32>> {
         assert_eq!(logits.rows, rows, "choose_rows: rows");
         let ids = self.recorder.temporary(rows);
         Argmax { rows, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &ids);
-        Ok(self.recorder.read(&ids)?.await?)
+        self.read_now(&ids).await
     }
 
     fn embedding_of(&mut self, table: &Matrix, token: &GpuToken, scale: f32) -> GpuTensor {
@@ -568,6 +589,10 @@ impl Choose for GpuOps {
     }
 
     async fn token(&mut self, token: GpuToken) -> Result<u32> {
-        Ok(token.readback.await?[0])
+        Ok(self.finish_read(token.reading).await?[0])
+    }
+
+    fn take_notice(&mut self) -> Option<String> {
+        self.chains.take_notice()
     }
 }
