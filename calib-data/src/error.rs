@@ -90,7 +90,7 @@ pub enum Error {
         reason: String,
     },
     /// There are not enough tokens for the windows that were asked for.
-    #[error("the text has {tokens} tokens, but {samples} windows of {seq_len} need {}", samples.saturating_mul(*seq_len))]
+    #[error("the text has {tokens} tokens, but {}", needed(*samples, *seq_len, *prefix))]
     TooShort {
         /// Tokens there are.
         tokens: usize,
@@ -98,6 +98,18 @@ pub enum Error {
         samples: usize,
         /// Tokens per window.
         seq_len: usize,
+        /// How many of these are a prefix, and no text.
+        prefix: usize,
+        /// Windows there are.
+        available: usize,
+    },
+    /// The tokens that each window begins with fill it.
+    #[error("a window of {seq_len} tokens has no room for text behind a prefix of {prefix} tokens")]
+    NoRoom {
+        /// Tokens per window.
+        seq_len: usize,
+        /// Tokens that each window begins with.
+        prefix: usize,
     },
 }
 
@@ -123,12 +135,20 @@ impl Error {
                 .into(),
             Error::Hub(error) => return error.hint(),
             Error::Encode { .. } => return None,
-            Error::TooShort { tokens, seq_len, .. } => match tokens / seq_len {
-                0 => format!("give a longer text, or windows of at most {tokens} tokens"),
+            Error::TooShort { tokens, seq_len, prefix, available, .. } => match available {
+                0 => format!("give a longer text, or windows of at most {} tokens", tokens + prefix),
                 windows => format!("give a longer text, or ask for at most {windows} windows of {seq_len} tokens"),
             },
+            Error::NoRoom { prefix, .. } => format!("ask for windows of at least {} tokens", prefix + 1),
         })
     }
+}
+
+/// What windows need of a text.
+fn needed(samples: usize, seq_len: usize, prefix: usize) -> String {
+    let window_text = seq_len - prefix;
+    let of_text = if prefix > 0 { format!(", {window_text} of them text,") } else { String::new() };
+    format!("{samples} windows of {seq_len}{of_text} need {}", samples.saturating_mul(window_text))
 }
 
 /// The names of the data sets that have one.

@@ -10,7 +10,7 @@
 //!
 //! let documents = ["one two three four five six seven"];
 //! let encode = |text: &str| Ok::<_, String>(text.split(' ').map(|word| word.len() as u32).collect());
-//! let windows = TokenWindows::new(&documents, encode, 3, 2, Choice::Seeded(0))?;
+//! let windows = TokenWindows::new(&documents, encode, &[], 3, 2, Choice::Seeded(0))?;
 //! assert_eq!((windows.len(), windows.seq_len()), (2, 3));
 //! # Ok::<(), calib_data::Error>(())
 //! ```

@@ -23,48 +23,56 @@ pub struct TokenWindows {
 }
 
 impl TokenWindows {
-    /// Encodes `documents` one by one, joins their tokens, cuts them into windows of `seq_len` that do not overlap, and
-    /// keeps `samples` of them. What remains at the end is dropped. Panics if `seq_len` or `samples` is 0.
+    /// Encodes `documents` one by one, joins their tokens, [cuts](TokenWindows::cut) them into windows of `seq_len` that
+    /// begin with `prefix`, and keeps `samples` of them. Panics if `samples` is 0.
     pub fn new<E: std::fmt::Display>(
         documents: &[impl AsRef<str>],
         mut encode: impl FnMut(&str) -> Result<Vec<u32>, E>,
+        prefix: &[u32],
         seq_len: usize,
         samples: usize,
         choice: Choice,
     ) -> Result<TokenWindows> {
-        assert!(seq_len > 0 && samples > 0, "TokenWindows: {samples} windows of {seq_len} tokens");
+        assert!(samples > 0, "TokenWindows: no windows");
         let mut tokens = Vec::new();
         for document in documents {
             let ids = encode(document.as_ref()).map_err(|error| Error::Encode { reason: error.to_string() })?;
             tokens.extend(ids);
         }
-        let available = tokens.len() / seq_len;
+        let TokenWindows { tokens: mut windows, .. } = TokenWindows::cut(&tokens, prefix, seq_len)?;
+        let available = windows.len() / seq_len;
         if available < samples {
-            return Err(Error::TooShort { tokens: tokens.len(), samples, seq_len });
+            let (tokens, prefix) = (tokens.len(), prefix.len());
+            return Err(Error::TooShort { tokens, samples, seq_len, prefix, available });
         }
         if let Choice::Seeded(seed) = choice {
             let mut order: Vec<usize> = (0..available).collect();
             order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
             let chosen = &order[..samples];
-            tokens = chosen.iter().flat_map(|&window| &tokens[window * seq_len..][..seq_len]).copied().collect();
+            windows = chosen.iter().flat_map(|&window| &windows[window * seq_len..][..seq_len]).copied().collect();
         }
-        tokens.truncate(samples * seq_len);
-        Ok(TokenWindows { tokens, seq_len })
+        windows.truncate(samples * seq_len);
+        Ok(TokenWindows { tokens: windows, seq_len })
     }
 
-    /// All full windows of a text, in order: what a perplexity is measured on.
-    pub fn all<E: std::fmt::Display>(
-        text: &str,
-        mut encode: impl FnMut(&str) -> Result<Vec<u32>, E>,
-        seq_len: usize,
-    ) -> Result<TokenWindows> {
-        assert!(seq_len > 0, "TokenWindows: windows of no tokens");
-        let mut tokens = encode(text).map_err(|error| Error::Encode { reason: error.to_string() })?;
-        if tokens.len() < seq_len {
-            return Err(Error::TooShort { tokens: tokens.len(), samples: 1, seq_len });
+    /// Cuts the tokens of a text, in order, into windows that do not overlap. Each window is `prefix`, then the next
+    /// `seq_len - prefix.len()` tokens. Where the text itself goes on with `prefix`, this one serves, so that no window
+    /// begins with two. An incomplete last window is dropped; there may be none.
+    ///
+    /// [`perplexity`](crate::perplexity) says which losses of such a window count.
+    pub fn cut(tokens: &[u32], prefix: &[u32], seq_len: usize) -> Result<TokenWindows> {
+        if seq_len <= prefix.len() {
+            return Err(Error::NoRoom { seq_len, prefix: prefix.len() });
         }
-        tokens.truncate(tokens.len() / seq_len * seq_len);
-        Ok(TokenWindows { tokens, seq_len })
+        let mut windows = Vec::with_capacity(tokens.len() + tokens.len() / seq_len * prefix.len());
+        let mut rest = tokens;
+        loop {
+            let text = rest.strip_prefix(prefix).unwrap_or(rest);
+            let Some((window, left)) = text.split_at_checked(seq_len - prefix.len()) else { break };
+            windows.extend(prefix.iter().chain(window));
+            rest = left;
+        }
+        Ok(TokenWindows { tokens: windows, seq_len })
     }
 
     /// Windows that are there already, such as texts that the model itself wrote. Panics if there is none, or if their
@@ -81,6 +89,11 @@ impl TokenWindows {
         let seq_len = parts.first().expect("TokenWindows: nothing to join").seq_len;
         assert!(parts.iter().all(|part| part.seq_len == seq_len), "TokenWindows: windows of different lengths");
         TokenWindows { tokens: parts.iter().flat_map(|part| &part.tokens).copied().collect(), seq_len }
+    }
+
+    /// Keeps the first `most` windows.
+    pub(crate) fn truncate(&mut self, most: usize) {
+        self.tokens.truncate(most.saturating_mul(self.seq_len));
     }
 
     /// Number of windows.
@@ -123,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_first_windows_are_packed_across_documents() {
-        let windows = TokenWindows::new(&["0 1", "2 3 4", "5 6 7 8"], encode, 2, 3, Choice::First).unwrap();
+        let windows = TokenWindows::new(&["0 1", "2 3 4", "5 6 7 8"], encode, &[], 2, 3, Choice::First).unwrap();
         assert_eq!(lists(&windows), [[0, 1], [2, 3], [4, 5]]);
         assert_eq!((windows.len(), windows.seq_len(), windows.is_empty()), (3, 2, false));
         assert_eq!(TokenWindows::from_windows(&lists(&windows)), windows);
@@ -134,7 +147,8 @@ mod tests {
     #[test]
     fn a_seed_chooses_without_repetition_and_always_the_same() {
         let text = [numbers(0..1003)];
-        let draw = |seed, samples| lists(&TokenWindows::new(&text, encode, 10, samples, Choice::Seeded(seed)).unwrap());
+        let windows = |seed, samples| TokenWindows::new(&text, encode, &[], 10, samples, Choice::Seeded(seed));
+        let draw = |seed, samples| lists(&windows(seed, samples).unwrap());
         assert_eq!(draw(1, 20), draw(1, 20));
         assert_ne!(draw(1, 20), draw(2, 20));
         // More samples of a seed begin with the fewer.
@@ -146,14 +160,44 @@ mod tests {
 
     #[test]
     fn all_windows_of_a_text() {
-        let windows = TokenWindows::all(&numbers(0..11), encode, 5).unwrap();
-        assert_eq!(lists(&windows), [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]);
+        let tokens: Vec<u32> = (0..11).collect();
+        assert_eq!(lists(&TokenWindows::cut(&tokens, &[], 5).unwrap()), [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]);
+        assert!(TokenWindows::cut(&tokens, &[], 12).unwrap().is_empty());
+        assert!(TokenWindows::cut(&[], &[7], 5).unwrap().is_empty());
+    }
+
+    #[test]
+    fn each_window_begins_with_the_prefix_and_loses_no_text() {
+        let cut = |tokens: &[u32], prefix: &[u32], seq_len| lists(&TokenWindows::cut(tokens, prefix, seq_len).unwrap());
+        let text: Vec<u32> = (0..10).collect();
+        assert_eq!(cut(&text, &[77], 4), [[77, 0, 1, 2], [77, 3, 4, 5], [77, 6, 7, 8]]);
+        assert_eq!(
+            cut(&text, &[77, 78], 4),
+            [[77, 78, 0, 1], [77, 78, 2, 3], [77, 78, 4, 5], [77, 78, 6, 7], [77, 78, 8, 9]]
+        );
+        // A prefix that the text has already is not doubled; one in the middle of a window is text.
+        assert_eq!(cut(&[77, 0, 1, 77, 2, 77, 3, 4, 5], &[77], 3), [[77, 0, 1], [77, 2, 77], [77, 3, 4]]);
+        let error = TokenWindows::cut(&text, &[77, 78], 2).unwrap_err();
+        assert_eq!(error.to_string(), "a window of 2 tokens has no room for text behind a prefix of 2 tokens");
+
+        // The same of documents, chosen by a seed: every window is one of those.
+        let documents = [numbers(0..500), numbers(500..1000)];
+        let draw = |samples, choice| TokenWindows::new(&documents, encode, &[7777], 10, samples, choice);
+        let (all, mut drawn) =
+            (lists(&draw(111, Choice::First).unwrap()), lists(&draw(111, Choice::Seeded(3)).unwrap()));
+        assert_eq!((&all[55][..2], all.len()), (&[7777, 495][..], 111));
+        assert_ne!(all, drawn);
+        drawn.sort();
+        assert_eq!(all, drawn);
+        let error = draw(112, Choice::First).unwrap_err();
+        assert_eq!(error.to_string(), "the text has 1000 tokens, but 112 windows of 10, 9 of them text, need 1008");
+        assert_eq!(error.hint().unwrap(), "give a longer text, or ask for at most 111 windows of 10 tokens");
     }
 
     #[test]
     fn a_short_text_is_refused_with_what_would_do() {
         let refuse = |seq_len, samples| {
-            let error = TokenWindows::new(&[numbers(0..25)], encode, seq_len, samples, Choice::First).unwrap_err();
+            let error = TokenWindows::new(&[numbers(0..25)], encode, &[], seq_len, samples, Choice::First).unwrap_err();
             (error.to_string(), error.hint().unwrap())
         };
         assert_eq!(
@@ -164,8 +208,7 @@ mod tests {
             )
         );
         assert_eq!(refuse(30, 1).1, "give a longer text, or windows of at most 25 tokens");
-        assert!(TokenWindows::all("1 2", encode, 3).is_err());
-        let error = TokenWindows::new(&["1 x"], encode, 1, 1, Choice::First).unwrap_err();
+        let error = TokenWindows::new(&["1 x"], encode, &[], 1, 1, Choice::First).unwrap_err();
         assert!(error.to_string().starts_with("the text does not encode: "), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use chat_cli::DeviceChoice;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::{KvDtype, SamplingParams, ops::candle::CpuWeights};
+use infer_core::{KvDtype, SamplingParams, Tokenizer, ops::candle::CpuWeights};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -154,6 +154,25 @@ pub struct ModelArguments {
     pub quiet: bool,
 }
 
+/// What a text begins with.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum PrefixToken {
+    /// The token that the model's tokenizer puts before a text (BOS), where it has one
+    Auto,
+    /// The text
+    None,
+}
+
+impl PrefixToken {
+    /// The ids that come before a text.
+    pub fn ids(self, tokenizer: &Tokenizer) -> &[u32] {
+        match self {
+            PrefixToken::Auto => tokenizer.prefix(),
+            PrefixToken::None => &[],
+        }
+    }
+}
+
 /// Number types of the cache.
 #[derive(Clone, Copy, clap::ValueEnum)]
 pub enum Cache {
@@ -196,13 +215,17 @@ impl From<Products> for CpuWeights {
 /// Measure how surprised a model is by a text.
 #[derive(Args)]
 #[command(after_long_help = "\
-The protocol is that of GPTQ's authors. The text's rows (a line with its newline, or nothing where the line is blank) are
-joined with two newlines, unless --plain; its tokens, without any special token, are cut into windows that do not overlap,
-and what remains is dropped; each window is run alone. Perplexity is exp of the mean over windows of the mean loss of a
-window's tokens after the first.
+The text's rows (a line with its newline, or nothing where the line is blank) are joined with two newlines, unless --plain.
+Its tokens are cut into windows that do not overlap; an incomplete last window is dropped; each window is run alone.
+Perplexity is exp of the mean over windows of a window's mean loss.
+
+Where the model's tokenizer puts a prefix token (BOS) before a text, each window of N tokens is this token and N - 1 tokens
+of the text, all of whose losses count. Otherwise, and with --prefix-token none, it is N tokens of the text, and the losses of
+all but the first count: the WikiText protocol of GPTQ's authors, which published figures follow.
 
 Examples:
   chat-cli perplexity ./SmolLM2-135M-Instruct-q4f16_1 --text wiki.test.raw --max-windows 60 --json
+  chat-cli perplexity ./Llama-3.2-1B --text wiki.test.raw --prefix-token none
   chat-cli perplexity demo --device cpu")]
 pub struct PerplexityArguments {
     #[command(flatten)]
@@ -224,6 +247,10 @@ pub struct PerplexityArguments {
     #[arg(long, requires = "text")]
     pub plain: bool,
 
+    /// What each window begins with
+    #[arg(long, value_enum, default_value_t = PrefixToken::Auto)]
+    pub prefix_token: PrefixToken,
+
     /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
     #[arg(long, value_enum)]
     pub cache: Option<Cache>,
@@ -236,18 +263,27 @@ pub struct PerplexityArguments {
 /// Write the logits after each of a text's tokens, to compare engines.
 #[derive(Args)]
 #[command(after_long_help = "\
-Example:
+Examples:
   echo '[1, 2, 3]' > ids.json
-  chat-cli logits ./model --ids ids.json -o logits.safetensors --device gpu")]
+  chat-cli logits ./model --ids ids.json -o logits.safetensors --device gpu
+  chat-cli logits ./model --text letter.txt -o logits.safetensors")]
 pub struct LogitsArguments {
     #[command(flatten)]
     pub model: ModelArguments,
 
-    /// A JSON array of token ids
-    #[arg(long, value_name = "FILE")]
-    pub ids: PathBuf,
+    /// A JSON array of token ids, which are run as they are
+    #[arg(long, value_name = "FILE", required_unless_present = "text", conflicts_with = "text")]
+    pub ids: Option<PathBuf>,
 
-    /// Where to write the tensor `logits` [ids, vocabulary] in f32
+    /// A text, a file in UTF-8, instead of ids
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+
+    /// What the text begins with
+    #[arg(long, value_enum, default_value_t = PrefixToken::Auto, conflicts_with = "ids")]
+    pub prefix_token: PrefixToken,
+
+    /// Where to write the tensors `logits` [ids, vocabulary] in f32 and `ids` [ids] in u32
     #[arg(short, long, value_name = "FILE")]
     pub output: PathBuf,
 

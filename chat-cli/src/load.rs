@@ -117,7 +117,7 @@ pub fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
         Model::Checkpoint(checkpoint) => Tokenizer::from_files(&checkpoint.companion_files()?, &checkpoint.location())?,
         Model::Mlc(folder) => {
             let files = DirFiles::new(folder);
-            Tokenizer::from_bytes(&block_on(files.read("tokenizer.json"))?)?
+            Tokenizer::from_files(&block_on(Engine::text_files(&files))?, &files.location())?
         }
     })
 }

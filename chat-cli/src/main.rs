@@ -157,10 +157,17 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
         let of_chat = || cause.downcast_ref::<chat_cli::Error>()?.hint();
         let of_engine = || cause.downcast_ref::<infer_core::Error>()?.hint();
+        let of_windows = || cause.downcast_ref::<calib_data::Error>()?.hint();
         let of_hub = || cause.downcast_ref::<model_hub::Error>()?.hint();
         let of_format = || cause.downcast_ref::<model_format::Error>()?.hint();
         let of_file = || cause.downcast_ref::<measure::BadFile>().map(measure::BadFile::hint);
         let of_device = || cause.downcast_ref::<load::NoSuchDevice>().map(load::NoSuchDevice::hint);
-        of_chat().or_else(of_engine).or_else(of_hub).or_else(of_format).or_else(of_file).or_else(of_device)
+        of_chat()
+            .or_else(of_engine)
+            .or_else(of_windows)
+            .or_else(of_hub)
+            .or_else(of_format)
+            .or_else(of_file)
+            .or_else(of_device)
     })
 }

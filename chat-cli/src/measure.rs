@@ -13,7 +13,7 @@ use infer_core::block_on;
 use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
-    arguments::{LogitsArguments, PerplexityArguments},
+    arguments::{LogitsArguments, PerplexityArguments, PrefixToken},
     load::{self, Kinds, Place, Weights},
     progress::Bars,
 };
@@ -34,7 +34,7 @@ impl BadFile {
 }
 
 const IDS_HINT: &str = "it must hold a JSON array of token ids, such as [1, 2, 3]";
-const TEXT_HINT: &str = "it must be a text file in UTF-8 with at least two tokens";
+const TEXT_HINT: &str = "it must be a text file in UTF-8 with at least two tokens, or one behind a prefix token";
 
 /// Runs `chat-cli perplexity`.
 pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
@@ -50,21 +50,23 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     let model = load::open(&arguments.model.model, &mut bars)?;
     let tokenizer = load::tokenizer(&model)?;
     let tokens = tokenizer.encode(&text)?;
-    let window = arguments.window.min(tokens.len());
-    if window < 2 {
+    let prefix = arguments.prefix_token.ids(&tokenizer);
+    let most = arguments.max_windows.unwrap_or(usize::MAX);
+    let Some(windows) = perplexity::windows(&tokens, prefix, arguments.window, most)? else {
         let file = arguments.text.as_deref().map_or_else(String::new, |path| path.display().to_string());
         let what = format!("has too few tokens: {}", tokens.len());
         return Err(BadFile { file, what, hint: TEXT_HINT }.into());
-    }
-    let count = (tokens.len() / window).min(arguments.max_windows.unwrap_or(usize::MAX));
+    };
+    let (window, count) = (windows.seq_len(), windows.len());
 
     let kinds = Kinds::new(arguments.cache, arguments.model.cpu_weights);
     let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, window, &mut bars)?;
     loaded.time_submissions();
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);
-    for window in tokens.chunks_exact(window).take(count) {
+    for window in windows.iter() {
         let of_tokens = block_on(loaded.token_losses(window))?;
+        let of_tokens = &of_tokens[perplexity::first_loss(prefix.len())..];
         losses.push(of_tokens.iter().map(|&loss| f64::from(loss)).sum::<f64>() / of_tokens.len() as f64);
         bars.count("windows", losses.len() as u64, count as u64);
     }
@@ -73,6 +75,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     let (seconds, value) = (start.elapsed().as_secs_f64(), perplexity::perplexity(&losses));
     let submissions = block_on(loaded.submission_seconds())?;
     let mut out = io::stdout();
+    let prefix_tokens = prefix.iter().filter_map(|&id| tokenizer.token(id)).collect::<Vec<_>>();
     if arguments.json {
         let report = serde_json::json!({
             "model": arguments.model.model,
@@ -80,6 +83,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
             "perplexity": value,
             "window": window,
             "windows": count,
+            "prefix_tokens": prefix_tokens,
             "text_tokens": tokens.len(),
             "window_losses": losses,
             "seconds": seconds,
@@ -87,7 +91,11 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         });
         writeln!(out, "{report}")?;
     } else {
-        writeln!(out, "perplexity {value:.4} over {count} windows of {window} tokens, on {device} in {seconds:.1} s")?;
+        let beginning = perplexity::beginning(&prefix_tokens);
+        writeln!(
+            out,
+            "perplexity {value:.4} over {count} windows of {window} tokens, {beginning}, on {device} in {seconds:.1} s"
+        )?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -107,16 +115,36 @@ fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
 
 /// Runs `chat-cli logits`.
 pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
-    let ids = read_ids(&arguments.ids)?;
+    let ids = arguments.ids.as_deref().map(read_ids).transpose()?;
+    let text = arguments.text.as_deref().map(|path| read_text(path, TEXT_HINT)).transpose()?;
     let place = Place::of(&arguments.model.device, &arguments.model.kernels)?;
     let mut bars = Bars::new(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
+    let ids = match (ids, text) {
+        (Some(ids), _) => ids,
+        (None, text) => {
+            let (text, tokenizer) = (text.expect("ids or a text"), load::tokenizer(&model)?);
+            let ids = match arguments.prefix_token {
+                PrefixToken::Auto => tokenizer.encode_with_prefix(&text)?,
+                PrefixToken::None => tokenizer.encode(&text)?,
+            };
+            if ids.is_empty() {
+                let file = arguments.text.as_deref().map_or_else(String::new, |path| path.display().to_string());
+                return Err(BadFile { file, what: "holds no token".into(), hint: TEXT_HINT }.into());
+            }
+            ids
+        }
+    };
     let kinds = Kinds::new(Some(arguments.cache), arguments.model.cpu_weights);
     let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, ids.len(), &mut bars)?;
     let vocab_size = loaded.config().vocab_size;
     loaded.check_text(&ids)?;
-    let tensor = ("logits".to_string(), Dtype::F32, vec![ids.len(), vocab_size]);
-    let mut file = SafetensorsWriter::create(&arguments.output, &[tensor])?;
+    let tensors = [
+        ("ids".to_string(), Dtype::U32, vec![ids.len()]),
+        ("logits".to_string(), Dtype::F32, vec![ids.len(), vocab_size]),
+    ];
+    let mut file = SafetensorsWriter::create(&arguments.output, &tensors)?;
+    file.append("ids", bytemuck::cast_slice(&ids))?;
     let mut rows = 0;
     block_on(loaded.text_logits(&ids, |logits| {
         file.append("logits", bytemuck::cast_slice(logits))?;

@@ -4,7 +4,10 @@
 
 use std::ops::RangeInclusive;
 
-use calib_data::{TokenWindows, perplexity::perplexity};
+use calib_data::{
+    TokenWindows,
+    perplexity::{first_loss, perplexity},
+};
 use infer_core::{
     model::{
         Layer, Parts,
@@ -26,7 +29,7 @@ const ROWS: RangeInclusive<usize> = 16..=256;
 pub struct Evaluation {
     /// The text's name.
     pub text: String,
-    /// Tokens per window; a window is run alone, and all of its tokens but the first are predicted.
+    /// Tokens per window, prefix tokens among them; a window is run alone ([`calib_data::perplexity`]).
     pub seq_len: usize,
     /// Perplexity of the model before.
     pub float_perplexity: f64,
@@ -38,13 +41,15 @@ pub struct Evaluation {
     pub windows: Vec<[f64; 3]>,
 }
 
-/// Runs both models on `windows` of the text called `text`. `memory`: bytes of activations that may stay on the device; with
+/// Runs both models on `windows` of the text called `text`, in which `prefix_len` tokens at the beginning of each are no text.
+/// `memory`: bytes of activations that may stay on the device; with
 /// fewer than one window needs, layers are loaded for each window again.
 pub async fn evaluate<O: Ops>(
     ops: &mut O,
     [float, quantized]: [&dyn Checkpoint; 2],
     text: &str,
     windows: &TokenWindows,
+    prefix_len: usize,
     memory: Option<usize>,
     progress: &mut dyn Progress,
 ) -> Result<Evaluation> {
@@ -69,7 +74,7 @@ pub async fn evaluate<O: Ops>(
         let heads = [models[0].head(ops)?, models[1].head(ops)?];
         for ((window, before), after) in part.iter().zip(before).zip(after) {
             let mut sums = [0.0; 3];
-            let mut first = 0;
+            let mut first = first_loss(prefix_len);
             while first < seq_len - 1 {
                 let step = ops.rows_at_once(work).clamp(*ROWS.start(), *ROWS.end());
                 let rows: Vec<usize> = (first..(seq_len - 1).min(first + step)).collect();
@@ -88,7 +93,7 @@ pub async fn evaluate<O: Ops>(
                 }
                 first += rows.len();
             }
-            results.push(sums.map(|sum| sum / (seq_len - 1) as f64));
+            results.push(sums.map(|sum| sum / (seq_len - 1 - first_loss(prefix_len)) as f64));
         }
     }
     let of = |i: usize| results.iter().map(|result| result[i]).collect::<Vec<f64>>();

@@ -1,6 +1,7 @@
 //! Calibration text that the model writes itself, where no other can be had.
 //!
-//! Half of the windows are what the model makes of a conversation: its template up to the place where the user would
+//! Every window begins with the tokens that the model's tokenizer puts before a text (BOS), if any. Half of the windows are
+//! what the model makes of a conversation: its template up to the place where the user would
 //! speak, and from there everything is the model's own, the user's part too. The other half begins with some token of
 //! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn from all that the
 //! model has, at a temperature of 1 or somewhat above: what matters is how varied its text is, not how good. A share of the windows
@@ -29,11 +30,13 @@ const ROWS: usize = 2048;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SelfText {
+pub struct SelfText<'a> {
     /// Windows.
     pub samples: usize,
     /// Tokens per window.
     pub seq_len: usize,
+    /// What each window begins with: [`Tokenizer::prefix`], or nothing.
+    pub prefix: &'a [u32],
     /// Two runs with the same seed write the same.
     pub seed: u64,
     /// 1 for the model's own distribution; less for what is likelier.
@@ -48,10 +51,11 @@ pub struct SelfText {
 pub async fn write_windows<O: Ops>(
     mut ops: O,
     checkpoint: &dyn Checkpoint,
-    text: SelfText,
+    text: SelfText<'_>,
     progress: &mut dyn Progress,
     store: &mut dyn Store,
 ) -> Result<TokenWindows> {
+    assert!(text.seq_len > text.prefix.len(), "write_windows: windows of {} tokens", text.seq_len);
     let mut windows = store.text()?;
     windows.truncate(text.samples);
     if windows.len() == text.samples {
@@ -107,7 +111,7 @@ struct Writer<O: Ops> {
 }
 
 /// One token more for each window that is not full.
-async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText) -> Result<()> {
+async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText<'_>) -> Result<()> {
     let mut rows = 0;
     let mut open = Vec::with_capacity(writers.len());
     for writer in writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len) {
@@ -153,13 +157,10 @@ async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O
     Ok(())
 }
 
-/// How each window begins: conversations and single tokens in turn.
-fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfText) -> Result<Vec<Vec<u32>>> {
+/// How each window begins: conversations and single tokens in turn, behind the prefix.
+fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfText<'_>) -> Result<Vec<Vec<u32>>> {
     let files = checkpoint.companion_files()?;
-    let Some((_, tokenizer)) = files.iter().find(|(name, _)| name == "tokenizer.json") else {
-        return Err(Error::MissingFile { location: checkpoint.location(), file: "tokenizer.json" });
-    };
-    let tokenizer = Tokenizer::from_bytes(tokenizer)?;
+    let tokenizer = Tokenizer::from_files(&files, &checkpoint.location())?;
     let conversation = match ChatTemplate::from_files(&files)? {
         Some(template) => before_the_user(&template, &tokenizer),
         None => None,
@@ -169,16 +170,23 @@ fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfTex
     if words.is_empty() {
         return Err(Error::MissingFile { location: checkpoint.location(), file: "token that is text" });
     }
+    let behind_prefix = |tokens: &[u32]| [text.prefix, tokens].concat();
+    // Most templates write BOS themselves.
+    let conversation = conversation.map(|tokens| match tokens.starts_with(text.prefix) {
+        true => tokens,
+        false => behind_prefix(&tokens),
+    });
     let random_before = |i: usize| (i as f64 * text.random) as usize;
     let word = |n: u64| words[(n % words.len() as u64) as usize];
     let beginnings = (0..text.samples).map(|i| match &conversation {
         // The model adds the last of its tokens, so that it is run like the others.
         _ if random_before(i + 1) > random_before(i) => {
             let own = seed(text.seed, i);
-            (1..text.seq_len.max(2)).map(|t| word(seed(own, t))).collect()
+            let own_words = (1..text.seq_len.saturating_sub(text.prefix.len()).max(2)).map(|t| word(seed(own, t)));
+            behind_prefix(&own_words.collect::<Vec<_>>())
         }
         Some(conversation) if i % 2 == 0 && conversation.len() < text.seq_len => conversation.clone(),
-        _ => vec![word(seed(text.seed, i))],
+        _ => behind_prefix(&[word(seed(text.seed, i))]),
     });
     Ok(beginnings.collect())
 }

@@ -158,7 +158,7 @@ fn what_quantizing_cost_is_measured_by_the_definitions() {
     // With room for all windows, and for less than one.
     for memory in [1 << 30, 0] {
         let found =
-            block_on(evaluate(&mut CandleOps::default(), models, "text", &text, Some(memory), &mut ())).unwrap();
+            block_on(evaluate(&mut CandleOps::default(), models, "text", &text, 0, Some(memory), &mut ())).unwrap();
         check_evaluation(&found, expected);
         assert_eq!((found.windows.len(), found.seq_len), (3, 300));
         let mean = found.windows.iter().map(|of| of[2]).sum::<f64>() / 3.0;
@@ -166,7 +166,7 @@ fn what_quantizing_cost_is_measured_by_the_definitions() {
     }
     if let Some(gpu) = device() {
         let mut ops = GpuOps::new(gpu, KvDtype::F32);
-        let found = block_on(evaluate(&mut ops, models, "text", &text, Some(1 << 30), &mut ())).unwrap();
+        let found = block_on(evaluate(&mut ops, models, "text", &text, 0, Some(1 << 30), &mut ())).unwrap();
         check_evaluation(&found, expected);
     }
 }
@@ -181,6 +181,7 @@ fn report(folder: &Path) -> Report {
         settings: serde_json::json!({ "rule": "</pre><b>" }),
         sources: vec![("<i>text</i>".into(), 10)],
         seq_len: 16,
+        prefix_tokens: vec!["<b>".into()],
         matrices: matrices.into_iter().map(|(_, _, report)| report).collect(),
         seconds: [("forward".to_owned(), 1.25)].into(),
         peak_memory: Some(3 << 29),

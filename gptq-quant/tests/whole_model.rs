@@ -294,7 +294,7 @@ fn a_seed_decides_what_the_model_writes() {
     let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let write = |seed| {
         let mut none = |_: &_, _: &_| Ok(());
-        let text = SelfText { samples: 5, seq_len: 24, seed, temperature: 1.0, random: 0.0, head: None };
+        let text = SelfText { samples: 5, seq_len: 24, prefix: &[], seed, temperature: 1.0, random: 0.0, head: None };
         block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut none)).unwrap()
     };
     let first = write(1);
@@ -326,7 +326,8 @@ fn a_writer_sees_the_inputs_of_the_head() {
     let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let (mut seen, weight) = (Seen(Vec::new()), TokenWeight { equal_norm: false, first_token: 0.2 });
     // A fifth of them at random.
-    let text = SelfText { samples: 70, seq_len: 24, seed: 3, temperature: 1.0, random: 0.2, head: Some(weight) };
+    let text =
+        SelfText { samples: 70, seq_len: 24, prefix: &[], seed: 3, temperature: 1.0, random: 0.2, head: Some(weight) };
     let written = block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut seen)).unwrap();
     assert_eq!(seen.0.len(), 2, "batches of 64");
 

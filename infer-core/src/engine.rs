@@ -31,6 +31,17 @@ impl Engine {
         "mlc-chat-config.json",
     ];
 
+    /// Those of them that an MLC folder has, with their contents.
+    pub async fn text_files(files: &impl ModelFiles) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut texts = Vec::new();
+        for name in Engine::TEXT_FILES {
+            if files.exists(name).await {
+                texts.push((name.to_string(), files.read(name).await?));
+            }
+        }
+        Ok(texts)
+    }
+
     /// Tokens that [`Engine::load_mlc`] makes room for where the caller does not say.
     pub fn default_context(chat_config: &ChatConfig, config: &DecoderConfig) -> usize {
         mlc_context(chat_config, config)
@@ -43,13 +54,7 @@ impl Engine {
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
-        let mut texts = Vec::new();
-        for name in Engine::TEXT_FILES {
-            if files.exists(name).await {
-                texts.push((name.to_string(), files.read(name).await?));
-            }
-        }
-        let text = Text::new(&texts, &files.location())?;
+        let text = Text::new(&Engine::text_files(files).await?, &files.location())?;
         Ok(Engine::assemble(LoadedModel::load_mlc(files, device, options, progress).await?, text))
     }
 
@@ -77,9 +82,10 @@ impl Engine {
         Generation::new(self, tokens, params)
     }
 
-    /// Begins the continuation of a plain text. Control tokens in it are read as such.
+    /// Begins the continuation of a plain text, behind the tokens that the model's tokenizer puts before a text (BOS, where it
+    /// has one). Control tokens in the text are read as such.
     pub fn complete(&mut self, text: &str, params: SamplingParams) -> Result<Generation<'_>> {
-        let tokens = self.tokenizer.encode(text)?;
+        let tokens = self.tokenizer.encode_with_prefix(text)?;
         Generation::new(self, tokens, params)
     }
 

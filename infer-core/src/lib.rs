@@ -67,12 +67,14 @@ pub mod model;
 pub mod ops;
 pub mod perplexity;
 mod plan;
+mod prefix;
 mod profile;
 mod progress;
 pub mod prompt_lookup;
 pub mod sampler;
 mod selftest;
 pub mod stop;
+mod text_files;
 pub mod tokenizer;
 mod tuning;
 

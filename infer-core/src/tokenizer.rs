@@ -2,16 +2,20 @@
 //!
 //! The engine encodes conversations with it (through [`crate::chat_template`]), the quantizer its calibration text. The
 //! algorithms are those of the `tokenizers` crate; what is ours is that control tokens typed by a user stay text, that
-//! a crafted file cannot take the process down, and that a stream equals the decoding of the whole.
+//! a crafted file cannot take the process down, and that a stream equals the decoding of the whole. `prefix.rs` has the
+//! rule of BOS.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    prefix::{self, Stated},
+};
 
-/// The tokenizer of a model: `tokenizer.json`. Cloning shares it.
+/// The tokenizer of a model: `tokenizer.json`, with what `tokenizer_config.json` says of BOS. Cloning shares it.
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
@@ -23,6 +27,7 @@ struct Shared {
     control_ids: HashSet<u32>,
     control_tokens: Vec<String>,
     vocab_size: usize,
+    prefix: Vec<u32>,
 }
 
 impl Tokenizer {
@@ -31,11 +36,16 @@ impl Tokenizer {
         const FILE: &str = "tokenizer.json";
         let found = files.iter().find(|(name, _)| name == FILE);
         let missing = || model_format::Error::MissingFile { file: FILE.into(), folder: location.into() };
-        Tokenizer::from_bytes(&found.ok_or_else(missing)?.1)
+        Tokenizer::new(&found.ok_or_else(missing)?.1, &prefix::stated(files)?)
     }
 
-    /// Reads the content of a `tokenizer.json`. Truncation and padding that it may ask for are switched off.
+    /// Reads the content of a `tokenizer.json` that has no other files beside it.
     pub fn from_bytes(tokenizer_json: &[u8]) -> Result<Tokenizer> {
+        Tokenizer::new(tokenizer_json, &Stated::Nothing)
+    }
+
+    /// Truncation and padding that the file may ask for are switched off.
+    fn new(tokenizer_json: &[u8], bos: &Stated) -> Result<Tokenizer> {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(tokenizer_json))?;
         guarded(|| inner.with_truncation(None).map(|_| ()))?;
         inner.with_padding(None);
@@ -48,17 +58,33 @@ impl Tokenizer {
             .collect();
         control.sort();
         let vocab_size = inner.get_vocab_size(true);
+        let prefix = guarded(|| prefix::ids(&inner, bos))?;
         Ok(Tokenizer {
             shared: Arc::new(Shared {
                 inner: Mutex::new(inner),
                 control_ids: control.iter().map(|(id, _)| *id).collect(),
                 control_tokens: control.into_iter().map(|(_, content)| content).collect(),
                 vocab_size,
+                prefix,
             }),
         })
     }
 
-    /// The ids of `text`, in which control tokens such as `</s>` are recognised. Nothing is added in front or behind.
+    /// What this tokenizer puts before a text: BOS, nothing, or in theory several tokens. What it puts behind one is
+    /// never added: the model is to go on.
+    pub fn prefix(&self) -> &[u32] {
+        &self.shared.prefix
+    }
+
+    /// The ids of a text that a model is to run: [`Tokenizer::prefix`], then those of [`Tokenizer::encode`]. Where the text is
+    /// written with the prefix, it is not doubled.
+    pub fn encode_with_prefix(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        Ok(if ids.starts_with(self.prefix()) { ids } else { [self.prefix(), &ids].concat() })
+    }
+
+    /// The ids of `text`, in which control tokens such as `</s>` are recognised. Nothing is added before or behind: for
+    /// parts of a text, and for prompts that a chat template wrote.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.run(text, true)?.get_ids().to_vec())
     }
@@ -100,6 +126,11 @@ impl Tokenizer {
     /// The id of the token written exactly so.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).token_to_id(token)
+    }
+
+    /// How the token with this id is written in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).id_to_token(id)
     }
 
     /// Whether the id is a control token (`special` in tokenizer.json): never text.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use calib_data::{Place, Source};
 use clap::{ArgAction, Parser, ValueEnum};
 use gptq_quant::{Grid, Options, ScaleSearch, Settings, TokenWeight};
+use infer_core::Tokenizer;
 use model_format::{
     QuantFormat,
     gptq::{Rule, Rules},
@@ -110,6 +111,9 @@ pub struct Args {
     /// The field of a file's records that holds the text [default: `text` or `messages`]
     #[arg(long, value_name = "NAME")]
     pub calib_column: Option<String>,
+    /// What each window of text begins with, of calibration text and of --eval's
+    #[arg(long, value_enum, default_value_t = PrefixToken::Auto)]
+    pub prefix_token: PrefixToken,
     /// A text to measure what quantizing cost on (perplexity before and after, divergence of the predictions), of which
     /// nothing may be in the calibration text: a file, or `wikitext2`, `c4` or `ptb`, of which the part to measure with is
     /// taken
@@ -155,6 +159,25 @@ pub struct Args {
     /// The conversation template of the MLC folder; told from the model where it can be
     #[arg(long, requires = "to_mlc", value_name = "NAME")]
     pub conv_template: Option<String>,
+}
+
+/// What a window begins with.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrefixToken {
+    /// The token that the model's tokenizer puts before a text (BOS), where it has one
+    Auto,
+    /// The text: what is measured follows the WikiText protocol of GPTQ's authors
+    None,
+}
+
+impl PrefixToken {
+    /// The ids that come before a text.
+    pub fn ids(self, tokenizer: &Tokenizer) -> &[u32] {
+        match self {
+            PrefixToken::Auto => tokenizer.prefix(),
+            PrefixToken::None => &[],
+        }
+    }
 }
 
 /// What the weights are rounded to.

@@ -37,6 +37,7 @@ pub fn report(
         settings: serde_json::to_value(settings).expect("settings serialize"),
         sources: texts.sources.clone(),
         seq_len: texts.calibration.seq_len(),
+        prefix_tokens: texts.prefix_tokens.clone(),
         matrices: writer.reports().collect(),
         seconds: seconds.into_iter().map(|(name, time)| (name.to_owned(), time.as_secs_f64())).collect(),
         peak_memory: peak_memory(),
@@ -55,7 +56,7 @@ pub fn measure(
 ) -> Result<()> {
     let folder = &args.output;
     let mut report = Report::read(folder)?.with_context(|| format!("`{}` has no report", folder.display()))?;
-    let (name, windows) = (&evaluated.name, &evaluated.windows);
+    let Evaluated { name, windows, prefix_len } = evaluated;
     let is_known = |known: &Evaluation| {
         (&known.text, known.seq_len, known.windows.len()) == (name, windows.seq_len(), windows.len())
     };
@@ -66,7 +67,7 @@ pub fn measure(
             let (models, memory) = ([checkpoint, &quantized], settings.activation_memory);
             let found = with_ops!(device, ops => {
                 let mut ops = ops;
-                block_on(evaluate(&mut ops, models, name, windows, memory, bars))
+                block_on(evaluate(&mut ops, models, name, windows, *prefix_len, memory, bars))
             })?;
             bars.clear();
             found
@@ -74,13 +75,14 @@ pub fn measure(
     };
     println!(
         "perplexity {:.4} before, {:.4} quantized ({:+.2} %); divergence {:.5} nats per token; {} windows of {} tokens of \
-         `{name}`",
+         `{name}`, {}",
         evaluation.float_perplexity,
         evaluation.perplexity,
         (evaluation.perplexity / evaluation.float_perplexity - 1.0) * 100.0,
         evaluation.divergence,
         windows.len(),
-        windows.seq_len()
+        windows.seq_len(),
+        report.beginning()
     );
     report.evaluation = Some(evaluation);
     Ok(report.write(folder)?)

@@ -28,6 +28,8 @@ pub struct Texts {
     pub calibration: TokenWindows,
     /// Each source by its name, with its windows among these.
     pub sources: Vec<(String, usize)>,
+    /// What each window begins with, as the tokenizer writes it.
+    pub prefix_tokens: Vec<String>,
 }
 
 /// What is measured on.
@@ -37,6 +39,8 @@ pub struct Evaluated {
     pub name: String,
     /// Windows of it.
     pub windows: TokenWindows,
+    /// Tokens at the beginning of each that are no text.
+    pub prefix_len: usize,
 }
 
 /// What is to be calibrated on, before the model has written its part.
@@ -46,6 +50,10 @@ pub struct Sources<'a> {
     /// Windows of each.
     shares: Vec<usize>,
     seq_len: usize,
+    /// Ids that each window begins with.
+    prefix: Vec<u32>,
+    /// The same as the tokenizer writes them.
+    prefix_tokens: Vec<String>,
     /// Those that were read.
     parts: Vec<Option<TokenWindows>>,
     /// What `--eval` names, and its runs, which calibration text may share nothing with.
@@ -62,23 +70,26 @@ impl<'a> Sources<'a> {
         let weights: Vec<_> = sources.iter().map(|source| source.weight).collect();
         let shares = shares(samples, &weights);
 
-        let needs_text = args.eval.is_some() || !sources.iter().all(is_own);
-        let reader = needs_text.then(|| Reader::new(args, checkpoint, hub)).transpose()?;
-        let evaluation = match (&args.eval, &reader) {
-            (Some(name), Some(reader)) => {
+        let reader = Reader::new(args, checkpoint, hub)?;
+        let prefix = args.prefix_token.ids(&reader.tokenizer).to_vec();
+        let prefix_tokens = prefix.iter().filter_map(|&id| reader.tokenizer.token(id)).collect();
+        if seq_len <= prefix.len() {
+            return Err(calib_data::Error::NoRoom { seq_len, prefix: prefix.len() }.into());
+        }
+        let evaluation = match &args.eval {
+            Some(name) => {
                 let tokens = reader.evaluation(name, bars)?;
-                let windows = evaluation_windows(&tokens, context, args.eval_windows as usize);
+                let windows = perplexity::windows(&tokens, &prefix, SEQ_LEN.min(context), args.eval_windows as usize)?;
                 let windows = windows.with_context(|| format!("`{name}` is too short to measure on"))?;
-                Some((Evaluated { name: name.clone(), windows }, TextRuns::new(tokens, seq_len)))
+                let evaluated = Evaluated { name: name.clone(), windows, prefix_len: prefix.len() };
+                Some((evaluated, TextRuns::new(tokens, seq_len - prefix.len())))
             }
-            _ => None,
+            None => None,
         };
-        let mut read = Sources { args, parts: vec![None; sources.len()], sources, shares, seq_len, evaluation };
+        let parts = vec![None; sources.len()];
+        let mut read = Sources { args, sources, shares, seq_len, prefix, prefix_tokens, parts, evaluation };
         for i in 0..read.sources.len() {
-            if let Some(reader) = &reader
-                && read.shares[i] > 0
-                && !is_own(&read.sources[i])
-            {
+            if read.shares[i] > 0 && !is_own(&read.sources[i]) {
                 let windows = reader.windows(&read.sources[i], seq_len, read.shares[i], bars)?;
                 read.take(i, windows)?;
             }
@@ -97,7 +108,7 @@ impl<'a> Sources<'a> {
         let parts = parts.map(|((source, share), part)| {
             json!({ "source": source.name, "windows": share, "content": part.as_ref().map(sum_of_windows) })
         });
-        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "seed": self.args.seed, "temperature": self.args.self_temperature, "random": self.args.self_random })
+        json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "prefix_tokens": self.prefix, "seed": self.args.seed, "temperature": self.args.self_temperature, "random": self.args.self_random })
     }
 
     /// Lets the model write its part, as far as `store` does not have it.
@@ -112,8 +123,9 @@ impl<'a> Sources<'a> {
         for i in 0..self.sources.len() {
             if is_own(&self.sources[i]) && self.shares[i] > 0 {
                 let Args { seed, self_temperature: temperature, self_random: random, .. } = *self.args;
-                let text =
-                    SelfText { samples: self.shares[i], seq_len: self.seq_len, seed, temperature, random, head: None };
+                let (samples, seq_len) = (self.shares[i], self.seq_len);
+                let prefix = &self.prefix;
+                let text = SelfText { samples, seq_len, prefix, seed, temperature, random, head: None };
                 // A GPU that the CPU plays writes more slowly than the CPU itself.
                 let windows = match device {
                     Device::Gpu(gpu) if !device.is_software() => {
@@ -136,7 +148,7 @@ impl<'a> Sources<'a> {
         let sources = used.map(|(source, part)| (source.name.clone(), part.as_ref().map_or(0, TokenWindows::len)));
         let sources = sources.collect();
         let parts: Vec<_> = self.parts.into_iter().flatten().collect();
-        Ok(Texts { calibration: TokenWindows::joined(&parts), sources })
+        Ok(Texts { calibration: TokenWindows::joined(&parts), sources, prefix_tokens: self.prefix_tokens })
     }
 
     fn take(&mut self, i: usize, windows: TokenWindows) -> Result<()> {
@@ -144,18 +156,16 @@ impl<'a> Sources<'a> {
             && runs.first_shared(&windows).is_some()
         {
             let (source_name, evaluation) = (self.sources[i].name.clone(), evaluation.name.clone());
-            return Err(calib_data::Error::Overlap { source_name, evaluation, run: RUN.min(self.seq_len) }.into());
+            return Err(calib_data::Error::Overlap {
+                source_name,
+                evaluation,
+                run: RUN.min(self.seq_len - self.prefix.len()),
+            }
+            .into());
         }
         self.parts[i] = Some(windows);
         Ok(())
     }
-}
-
-/// The first windows of a text; of all of it, where it is shorter than one. `None` where nothing can be predicted.
-fn evaluation_windows(tokens: &[u32], context: usize, count: usize) -> Option<TokenWindows> {
-    let seq_len = SEQ_LEN.min(context).min(tokens.len());
-    let windows: Vec<Vec<u32>> = tokens.chunks_exact(seq_len.max(1)).take(count).map(<[u32]>::to_vec).collect();
-    (seq_len > 1).then(|| TokenWindows::from_windows(&windows))
 }
 
 fn is_own(source: &Source) -> bool {
@@ -173,9 +183,7 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn new(args: &'a Args, checkpoint: &dyn Checkpoint, hub: &'a HubConfig) -> Result<Reader<'a>> {
         let files = checkpoint.companion_files()?;
-        let tokenizer = files.iter().find(|(name, _)| name == "tokenizer.json");
-        let (_, tokenizer) = tokenizer.with_context(|| format!("`{}` has no tokenizer.json", checkpoint.location()))?;
-        let tokenizer = Tokenizer::from_bytes(tokenizer)?;
+        let tokenizer = Tokenizer::from_files(&files, &checkpoint.location())?;
         Ok(Reader { args, hub, tokenizer, template: ChatTemplate::from_files(&files)? })
     }
 
@@ -187,11 +195,12 @@ impl<'a> Reader<'a> {
         }
         let encode = |text: &str| self.tokenizer.encode(text);
         let choice = Choice::Seeded(self.args.seed);
-        let windows = |samples| TokenWindows::new(&documents.texts, encode, seq_len, samples, choice);
+        let prefix = self.args.prefix_token.ids(&self.tokenizer);
+        let windows = |samples| TokenWindows::new(&documents.texts, encode, prefix, seq_len, samples, choice);
         let windows = match windows(share) {
             // A number that nobody asked for is taken as the most.
-            Err(calib_data::Error::TooShort { tokens, .. }) if self.args.samples.is_none() && tokens >= seq_len => {
-                windows(tokens / seq_len)
+            Err(calib_data::Error::TooShort { available, .. }) if self.args.samples.is_none() && available > 0 => {
+                windows(available)
             }
             result => result,
         };

@@ -31,6 +31,9 @@ pub struct Report {
     pub sources: Vec<(String, usize)>,
     /// Tokens per window.
     pub seq_len: usize,
+    /// What each window begins with, of the calibration text and of the evaluation: tokens as the tokenizer writes them.
+    #[serde(default)]
+    pub prefix_tokens: Vec<String>,
     /// Every quantized matrix.
     pub matrices: Vec<MatrixReport>,
     /// Seconds by what they went into; of the last run, if it went on with another's work.
@@ -72,6 +75,11 @@ impl Report {
             staging.write(name, &content)?;
         }
         Ok(staging.commit(|_| false, |_| false)?)
+    }
+
+    /// In words, what each window begins with.
+    pub fn beginning(&self) -> String {
+        calib_data::perplexity::beginning(&self.prefix_tokens)
     }
 
     /// Bits per weight that the quantized matrices of the layers take.

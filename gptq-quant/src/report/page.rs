@@ -41,6 +41,7 @@ pub(super) fn page(report: &Report) -> String {
     let context = json!({
         "model": report.model, "program": report.program, "device": report.device,
         "count": report.matrices.len(), "sources": report.sources, "seq_len": report.seq_len,
+        "beginning": report.beginning(),
         "settings": serde_json::to_string_pretty(&report.settings).expect("JSON serializes"),
         "plots": plots(report),
         "makes_good_drift": makes_good_drift,

@@ -1,10 +1,13 @@
-//! Where a model keeps its chat template, and the names of its special tokens.
+//! Where a model keeps its chat template.
 
 use model_format::ChatConfig;
 use model_format::conv_template::ConvTemplate;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{
+    Result,
+    text_files::{content, damaged, object},
+};
 
 /// The text of the Jinja template, if the model has one.
 pub fn jinja_text(files: &[(String, Vec<u8>)]) -> Result<Option<String>> {
@@ -36,37 +39,4 @@ pub fn conv_template(files: &[(String, Vec<u8>)]) -> Result<Option<ConvTemplate>
     let text =
         std::str::from_utf8(content).map_err(|error| damaged(ChatConfig::FILE_NAME, format!("not UTF-8: {error}")))?;
     Ok(ConvTemplate::from_chat_config(&ChatConfig::parse(text)?)?)
-}
-
-/// `bos_token`, `eos_token` and the like, which templates write.
-pub fn special_tokens(files: &[(String, Vec<u8>)]) -> Result<Map<String, Value>> {
-    let mut tokens = Map::new();
-    for name in ["special_tokens_map.json", "tokenizer_config.json"] {
-        for (key, value) in object(files, name)? {
-            // A token is written as its text or as an object that says how to find it.
-            let text = value.as_str().or_else(|| value.get("content")?.as_str());
-            if let (true, Some(text)) = (key.ends_with("_token"), text) {
-                tokens.insert(key, Value::from(text));
-            }
-        }
-    }
-    Ok(tokens)
-}
-
-/// A JSON object among the files; empty if the file is not there.
-fn object(files: &[(String, Vec<u8>)], name: &str) -> Result<Map<String, Value>> {
-    match content(files, name).map(serde_json::from_slice) {
-        None => Ok(Map::new()),
-        Some(Ok(Value::Object(object))) => Ok(object),
-        Some(Ok(_)) => Err(damaged(name, "it is not a JSON object")),
-        Some(Err(error)) => Err(damaged(name, error.to_string())),
-    }
-}
-
-fn content<'a>(files: &'a [(String, Vec<u8>)], name: &str) -> Option<&'a [u8]> {
-    files.iter().find(|(file, _)| file == name).map(|(_, content)| content.as_slice())
-}
-
-fn damaged(file: &str, reason: impl Into<String>) -> Error {
-    model_format::Error::Malformed { file: file.into(), reason: reason.into() }.into()
 }

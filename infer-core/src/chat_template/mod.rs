@@ -16,7 +16,7 @@ mod tests;
 use model_format::conv_template::{self, ConvTemplate, Turn};
 use serde_json::{Value, json};
 
-use crate::{Result, Tokenizer};
+use crate::{Result, Tokenizer, text_files::special_tokens};
 
 pub use segments::{Segment, encode_segments};
 
@@ -94,7 +94,7 @@ impl ChatTemplate {
     /// `conv_template` of `mlc-chat-config.json`. `None` if there is none: base models often have none.
     pub fn from_files(files: &[(String, Vec<u8>)]) -> Result<Option<ChatTemplate>> {
         let source = match files::jinja_text(files)? {
-            Some(text) => Some(Source::Jinja(jinja::JinjaTemplate::new(&text, files::special_tokens(files)?)?)),
+            Some(text) => Some(Source::Jinja(jinja::JinjaTemplate::new(&text, special_tokens(files)?)?)),
             None => files::conv_template(files)?.map(Source::Mlc),
         };
         Ok(source.map(|source| ChatTemplate { source, reads_control_tokens: false }))
