@@ -21,6 +21,7 @@ use arguments::{Arguments, ChatArguments, Command, DevicesArguments, KernelArgum
 use engine::EngineAssistant;
 
 fn main() -> ExitCode {
+    model_format::caught::silence_caught();
     let done = match Arguments::parse().command {
         Command::Chat(arguments) => chat(&arguments),
         Command::Perplexity(arguments) => measure::perplexity(&arguments),

@@ -8,6 +8,8 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use model_format::caught::caught;
+
 
 use crate::{Error, Result};
 
@@ -127,13 +129,9 @@ impl Tokenizer {
 
 /// Runs the `tokenizers` crate; its errors and its panics (a crafted tokenizer.json causes them) become ours.
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::Tokenizer { reason: error.to_string() }),
-        Err(panic) => {
-            let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(Error::Tokenizer { reason: said.unwrap_or("it cannot handle this tokenizer.json").to_string() })
-        }
+    match caught(run) {
+        Ok(result) => result.map_err(|error| Error::Tokenizer { reason: error.to_string() }),
+        Err(reason) => Err(Error::Tokenizer { reason }),
     }
 }
 
