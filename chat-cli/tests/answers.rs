@@ -163,6 +163,39 @@ fn a_broken_model_is_an_error_with_a_hint() {
     }
 }
 
+/// Changes a JSON file of the model.
+fn edit(model: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = model.path().join(file);
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+}
+
+#[test]
+fn settings_say_who_chose_them() {
+    let model = model();
+    let set = |arguments: &[&str]| {
+        let output = chat(&model, arguments, "/set\n");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr).lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let check = |shown: &[String], expected: &[&str]| {
+        expected.iter().for_each(|line| assert!(shown.iter().any(|shown| shown == line), "{line} in {shown:?}"));
+    };
+    // The file recommends temperature 0.7 and top-p 0.9.
+    let shown = set(&["--seed", "3", "--max-tokens", "none"]);
+    check(
+        &shown,
+        &["temperature 0.7 model", "top_p 0.9 model", "min_p 0.05 default", "seed 3 you", "max_tokens none you"],
+    );
+    edit(&model, "mlc-chat-config.json", |json| {
+        json["temperature"] = 1.0.into();
+        json["top_p"] = 1.0.into();
+    });
+    let shown = set(&["--min-p", "0"]);
+    check(&shown, &["temperature 0.7 default", "top_p 0.95 default", "min_p 0 you", "max_tokens 2048 default"]);
+}
+
 /// On a machine whose only GPUs are played by its processor, this is the CPU; with a GPU, that one.
 #[test]
 fn left_to_choose_no_software_device_is_taken() {

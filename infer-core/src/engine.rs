@@ -4,8 +4,8 @@
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles};
 
 use crate::{
-    ChatTemplate, Checked, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams,
-    Suspended, Tokenizer,
+    ChatDefaults, ChatTemplate, Checked, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result,
+    SamplingParams, Suspended, Tokenizer,
     loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
 };
@@ -17,7 +17,7 @@ pub struct Engine {
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) stop_strings: Vec<String>,
     template: Option<ChatTemplate>,
-    sampling: SamplingParams,
+    defaults: ChatDefaults,
 }
 
 impl Engine {
@@ -65,8 +65,8 @@ impl Engine {
     }
 
     fn assemble(model: LoadedModel, text: Text) -> Engine {
-        let Text { tokenizer, stop_tokens, stop_strings, template, sampling } = text;
-        Engine { model, tokenizer, stop_tokens, stop_strings, template, sampling }
+        let Text { tokenizer, stop_tokens, stop_strings, template, defaults } = text;
+        Engine { model, tokenizer, stop_tokens, stop_strings, template, defaults }
     }
 
     /// Begins the answer to a conversation. What the cache holds of it already is not run again.
@@ -122,9 +122,9 @@ impl Engine {
         &mut self.model
     }
 
-    /// What the model's own files recommend.
-    pub fn default_sampling(&self) -> &SamplingParams {
-        &self.sampling
+    /// The settings of a chat where the user gives none: the model's recommendation, else ours.
+    pub fn chat_defaults(&self) -> &ChatDefaults {
+        &self.defaults
     }
 
     /// The model's tokenizer.
@@ -154,7 +154,7 @@ struct Text {
     stop_tokens: Vec<u32>,
     stop_strings: Vec<String>,
     template: Option<ChatTemplate>,
-    sampling: SamplingParams,
+    defaults: ChatDefaults,
 }
 
 impl Text {
@@ -164,7 +164,7 @@ impl Text {
             stop_tokens: stop_token_ids(files, &tokenizer),
             stop_strings: stop_strings(files),
             template: ChatTemplate::from_files(files)?,
-            sampling: SamplingParams::from_files(files),
+            defaults: ChatDefaults::from_files(files),
             tokenizer,
         })
     }

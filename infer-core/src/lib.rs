@@ -23,6 +23,7 @@
 
 #![deny(missing_docs)]
 
+mod chat_defaults;
 pub mod chat_template;
 mod device;
 mod engine;
@@ -46,6 +47,7 @@ pub mod stop;
 pub mod tokenizer;
 mod tuning;
 
+pub use chat_defaults::{ChatDefaults, Origin};
 pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
 pub use engine::Engine;
