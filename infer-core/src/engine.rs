@@ -8,6 +8,7 @@ use crate::{
     SamplingParams, Suspended, Tokenizer,
     loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
+    vocabulary::check_template,
 };
 
 /// A loaded model one can talk to.
@@ -37,6 +38,8 @@ impl Engine {
     }
 
     /// Loads an MLC folder.
+    ///
+    /// Errors, besides those of files and device: the chat template writes a token for which the embedding table has no row.
     pub async fn load_mlc(
         files: &impl ModelFiles,
         device: Device,
@@ -49,18 +52,20 @@ impl Engine {
                 texts.push((name.to_string(), files.read(name).await?));
             }
         }
-        let text = Text::new(&texts, &files.location())?;
+        let rows = DecoderConfig::from_mlc(&ChatConfig::read(files).await?)?.vocab_size;
+        let text = Text::new(&texts, &files.location(), rows)?;
         Ok(Engine::assemble(LoadedModel::load_mlc(files, device, options, progress).await?, text))
     }
 
-    /// Loads a Hugging Face checkpoint: float, or GPTQ.
+    /// Loads a Hugging Face checkpoint: float, or GPTQ. Errors as [`Engine::load_mlc`].
     pub async fn load_checkpoint(
         checkpoint: &dyn Checkpoint,
         device: Device,
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
-        let text = Text::new(&checkpoint.companion_files()?, &checkpoint.location())?;
+        let rows = DecoderConfig::from_hf(checkpoint.config_json())?.vocab_size;
+        let text = Text::new(&checkpoint.companion_files()?, &checkpoint.location(), rows)?;
         Ok(Engine::assemble(LoadedModel::load_checkpoint(checkpoint, device, options, progress).await?, text))
     }
 
@@ -158,12 +163,19 @@ struct Text {
 }
 
 impl Text {
-    fn new(files: &[(String, Vec<u8>)], location: &str) -> Result<Text> {
+    /// `rows`: of the embedding table, which a prompt's ids have to be below.
+    fn new(files: &[(String, Vec<u8>)], location: &str, rows: usize) -> Result<Text> {
         let tokenizer = Tokenizer::from_files(files, location)?;
+        let template = ChatTemplate::from_files(files)?;
+        if let Some(template) = &template {
+            check_template(template, rows, &tokenizer)?;
+        }
+        // The model chooses no token beyond the table, so an id beyond it stops nothing.
+        let stop_tokens = stop_token_ids(files, &tokenizer).into_iter().filter(|id| (*id as usize) < rows).collect();
         Ok(Text {
-            stop_tokens: stop_token_ids(files, &tokenizer),
+            stop_tokens,
             stop_strings: stop_strings(files),
-            template: ChatTemplate::from_files(files)?,
+            template,
             defaults: ChatDefaults::from_files(files),
             tokenizer,
         })

@@ -46,6 +46,7 @@ mod selftest;
 pub mod stop;
 pub mod tokenizer;
 mod tuning;
+mod vocabulary;
 
 pub use chat_defaults::{ChatDefaults, Origin};
 pub use chat_template::{ChatTemplate, Message};
@@ -65,6 +66,7 @@ pub use sampler::SamplingParams;
 pub use selftest::Checked;
 pub use tokenizer::Tokenizer;
 pub use tuning::{Tuned, Tuning};
+pub use vocabulary::{check_ids, check_tokens};
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection, Spawn},

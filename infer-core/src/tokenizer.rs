@@ -6,10 +6,9 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use model_format::caught::caught;
 
+use model_format::caught::caught;
 
 use crate::{Error, Result};
 
@@ -102,6 +101,12 @@ impl Tokenizer {
     /// The id of the token written exactly so.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).token_to_id(token)
+    }
+
+    /// How the token is written. `None`: there is no such id.
+    pub fn token(&self, id: u32) -> Option<String> {
+        let inner = self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        inner.id_to_token(id)
     }
 
     /// Whether the id is a control token (`special` in tokenizer.json): never text.
