@@ -2,13 +2,9 @@
 //!
 //! `documents.rs` takes them one by one, as JSON, so that they mean what the same records mean in JSON lines.
 
-use std::{
-    fs::File,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::Arc,
-};
+use std::{fs::File, path::Path, sync::Arc};
 
+use model_format::caught::caught;
 use parquet::{
     errors::ParquetError,
     file::reader::{FileReader, SerializedFileReader},
@@ -53,7 +49,7 @@ pub(crate) fn read(
 /// What the library reads; an error where it fails, and also where it panics: it trusts what some fields of a file say.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     let bad = |reason: String| Error::BadParquet { path: path.into(), reason };
-    match catch_unwind(AssertUnwindSafe(read)) {
+    match caught(read) {
         Ok(result) => result.map_err(|error| bad(describe(&error))),
         Err(_) => Err(bad("what it says of itself is not what it holds".into())),
     }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use chat_cli::DeviceChoice;
+use chat_cli::{DeviceChoice, Settings};
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::{KvDtype, SamplingParams, Tokenizer, ops::candle::CpuWeights};
+use infer_core::{ChatDefaults, KvDtype, Tokenizer, ops::candle::CpuWeights};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -384,6 +384,10 @@ Examples:
   chat-cli chat HuggingFaceTB/SmolLM2-135M-Instruct -p 'What is the capital of France?' --temperature 0
   cat letter.txt | chat-cli chat model.gguf --system 'Summarize in one sentence.' -p - --json
 
+Where an answer repeats the same words without end, give `--repetition-penalty 1.1` (or `--frequency-penalty 0.5`, or a higher
+`--temperature`); in a conversation `/set repetition_penalty=1.1`. `/set` alone shows the settings and who chose each: you, the
+model's files, or this program's default.
+
 Answers go to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.")]
 pub struct ChatArguments {
     /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
@@ -441,23 +445,23 @@ pub struct ChatArguments {
     pub no_history: bool,
 }
 
-/// How the next token is chosen. What is not given is as the model's own files recommend.
+/// How the next token is chosen. What is not given is as [`ChatDefaults`] says.
 #[derive(Args)]
-#[command(next_help_heading = "Sampling (default: as the model's own files recommend)")]
+#[command(next_help_heading = "Sampling (default: what the model's files recommend, else as noted)")]
 pub struct SamplingArguments {
-    /// Randomness: 0 always takes the most likely token
+    /// Randomness: 0 always takes the most likely token [else: 0.7]
     #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     temperature: Option<f32>,
-    /// Choose among the most likely tokens that hold this share of the probability
+    /// Choose among the most likely tokens that hold this share of the probability [else: 0.95]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Choose among this many most likely tokens; 0 is no limit
+    /// Choose among this many most likely tokens; 0 is no limit [else: 0]
     #[arg(long, value_name = "COUNT")]
     top_k: Option<usize>,
-    /// Leave out tokens less likely than this times the most likely
+    /// Leave out tokens less likely than this times the most likely [else: 0.05]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Make tokens of the conversation less likely; 1 does not
+    /// Make tokens of the conversation less likely; 1 does not. Try 1.1 where answers repeat themselves [else: 1]
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
     /// Make tokens that the answer holds less likely, by this much
@@ -469,9 +473,9 @@ pub struct SamplingArguments {
     /// The same seed gives the same answer
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u64>,
-    /// Longest answer
-    #[arg(long, value_name = "TOKENS")]
-    max_tokens: Option<usize>,
+    /// Longest answer; `none` ends it only where the context is full [default: 2048]
+    #[arg(long, value_name = "TOKENS", value_parser = parse_longest)]
+    max_tokens: Option<Longest>,
     /// End the answer at this text; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -491,26 +495,39 @@ pub struct SamplingArguments {
 }
 
 impl SamplingArguments {
-    /// The flags over the model's defaults.
-    pub fn over(&self, defaults: &SamplingParams) -> infer_core::Result<SamplingParams> {
-        let params = SamplingParams {
-            temperature: self.temperature.unwrap_or(defaults.temperature),
-            top_p: self.top_p.unwrap_or(defaults.top_p),
-            top_k: self.top_k.unwrap_or(defaults.top_k),
-            min_p: self.min_p.unwrap_or(defaults.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
-            seed: self.seed.or(defaults.seed),
-            max_tokens: self.max_tokens.or(defaults.max_tokens),
-            logit_bias: self.logit_bias.clone(),
-            logprobs: self.logprobs,
-            shift: self.shift,
-            prompt_lookup: self.prompt_lookup,
-            stop: if self.stop.is_empty() { defaults.stop.clone() } else { self.stop.clone() },
-        };
-        params.validate()?;
-        Ok(params)
+    /// The flags over the defaults.
+    pub fn over(&self, defaults: &ChatDefaults) -> chat_cli::Result<Settings> {
+        let given = [
+            ("temperature", self.temperature.is_some()),
+            ("top_p", self.top_p.is_some()),
+            ("top_k", self.top_k.is_some()),
+            ("min_p", self.min_p.is_some()),
+            ("repetition_penalty", self.repetition_penalty.is_some()),
+            ("presence_penalty", self.presence_penalty.is_some()),
+            ("frequency_penalty", self.frequency_penalty.is_some()),
+            ("seed", self.seed.is_some()),
+            ("max_tokens", self.max_tokens.is_some()),
+            ("shift", self.shift),
+            ("prompt_lookup", self.prompt_lookup > 0),
+            ("stop", !self.stop.is_empty()),
+        ];
+        let by_user = given.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect();
+        Settings::new(defaults, by_user, |params| {
+            params.temperature = self.temperature.unwrap_or(params.temperature);
+            params.top_p = self.top_p.unwrap_or(params.top_p);
+            params.top_k = self.top_k.unwrap_or(params.top_k);
+            params.min_p = self.min_p.unwrap_or(params.min_p);
+            params.repetition_penalty = self.repetition_penalty.unwrap_or(params.repetition_penalty);
+            params.presence_penalty = self.presence_penalty.unwrap_or(params.presence_penalty);
+            params.frequency_penalty = self.frequency_penalty.unwrap_or(params.frequency_penalty);
+            params.seed = self.seed.or(params.seed);
+            params.max_tokens = self.max_tokens.map_or(params.max_tokens, |Longest(most)| most);
+            params.logit_bias.clone_from(&self.logit_bias);
+            params.logprobs = self.logprobs;
+            params.shift = self.shift;
+            params.prompt_lookup = self.prompt_lookup;
+            params.stop.clone_from(&self.stop);
+        })
     }
 }
 
@@ -519,7 +536,7 @@ impl Arguments {
     pub fn parse() -> Arguments {
         let arguments = <Arguments as Parser>::parse();
         if let Command::Chat(chat) = &arguments.command
-            && let Err(error) = chat.sampling.over(&SamplingParams::default())
+            && let Err(error) = chat.sampling.over(&ChatDefaults::default())
         {
             Arguments::command().error(ErrorKind::ValueValidation, error).exit();
         }
@@ -529,6 +546,17 @@ impl Arguments {
 
 fn parse_positive(text: &str) -> Result<usize, String> {
     text.parse().ok().filter(|number| *number > 0).ok_or_else(|| "must be a number, 1 or more".into())
+}
+
+/// Tokens of the longest answer; `None` is no limit.
+#[derive(Clone, Copy)]
+struct Longest(Option<usize>);
+
+fn parse_longest(text: &str) -> Result<Longest, String> {
+    match text {
+        "none" => Ok(Longest(None)),
+        text => parse_positive(text).map(|tokens| Longest(Some(tokens))).map_err(|error| format!("{error}, or `none`")),
+    }
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {

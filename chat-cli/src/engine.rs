@@ -3,7 +3,7 @@
 use std::io;
 
 use chat_cli::{Answer, Assistant, Result};
-use infer_core::{Engine, GpuError, LoadedModel, Message, SamplingParams, block_on};
+use infer_core::{ChatDefaults, Engine, GpuError, LoadedModel, Message, SamplingParams, block_on};
 
 use crate::terminal::Interrupt;
 
@@ -29,9 +29,9 @@ impl EngineAssistant {
         EngineAssistant { engine, device, interrupt, reload }
     }
 
-    /// What the model's files recommend.
-    pub fn default_sampling(&self) -> &SamplingParams {
-        self.engine.default_sampling()
+    /// The settings where the user gives none.
+    pub fn chat_defaults(&self) -> &ChatDefaults {
+        self.engine.chat_defaults()
     }
 
     /// Where it runs.

@@ -30,6 +30,7 @@ pub use command::Command;
 pub use device::{DeviceChoice, DeviceInfo};
 pub use printable::Printable;
 pub use repl::{Line, Lines, Repl};
+pub use settings::Settings;
 
 /// Something that answers a conversation.
 pub trait Assistant {

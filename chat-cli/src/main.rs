@@ -15,12 +15,13 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use chat_cli::{Answer, Assistant, Repl, report, shapes};
-use infer_core::{Message, block_on};
+use infer_core::{FinishReason, Message, block_on};
 
 use arguments::{Arguments, ChatArguments, Command, DevicesArguments, KernelArguments, SelftestArguments};
 use engine::EngineAssistant;
 
 fn main() -> ExitCode {
+    model_format::caught::silence_caught();
     if let Some(form) = std::env::var("CHAIN_FORM").ok().and_then(|form| form.parse().ok()) {
         infer_core::CHAIN_FORM.store(form, std::sync::atomic::Ordering::Relaxed);
     }
@@ -52,7 +53,7 @@ fn chat(arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
     let prompt = arguments.prompt.as_deref().map(prompt).transpose()?;
     let interrupt = terminal::Interrupt::install()?;
     let mut assistant = load::load(arguments, &interrupt)?;
-    let params = arguments.sampling.over(assistant.default_sampling())?;
+    let settings = arguments.sampling.over(assistant.chat_defaults())?;
     let Some(prompt) = prompt else {
         let (to_terminal, quiet) = (io::stdout().is_terminal(), arguments.quiet || !io::stdin().is_terminal());
         if !quiet {
@@ -60,20 +61,24 @@ fn chat(arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
         }
         let mut lines = terminal::Editor::new(!arguments.no_history)?;
         let (mut out, mut err) = (io::stdout(), io::stderr());
-        Repl::new(&mut assistant, params, arguments.system.clone(), to_terminal, &mut out, &mut err).run(&mut lines)?;
+        Repl::new(&mut assistant, settings, arguments.system.clone(), to_terminal, &mut out, &mut err)
+            .run(&mut lines)?;
         return Ok(ExitCode::SUCCESS);
     };
 
     let system = arguments.system.clone().map(Message::system);
     let messages: Vec<Message> = system.into_iter().chain([Message::user(prompt)]).collect();
     let answer = if arguments.json {
-        let answer = assistant.answer(&messages, &params, &mut |_| Ok(()))?;
+        let answer = assistant.answer(&messages, settings.params(), &mut |_| Ok(()))?;
         writeln!(io::stdout(), "{}", report::answer_json(&answer, &arguments.model, assistant.device()))?;
         answer
     } else {
-        print_answer(&mut assistant, &messages, &params)?
+        print_answer(&mut assistant, &messages, settings.params())?
     };
     if !arguments.quiet && !arguments.json {
+        if answer.finish_reason == Some(FinishReason::Length) {
+            eprintln!("{}", report::ENDED_BY_LENGTH);
+        }
         eprintln!("{}", report::stats_line(&answer.stats));
     }
     Ok(if answer.finish_reason.is_some() { ExitCode::SUCCESS } else { ExitCode::from(130) })

@@ -9,7 +9,7 @@ use std::{
 };
 
 use calib_data::perplexity;
-use infer_core::block_on;
+use infer_core::{block_on, check_tokens};
 use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
@@ -61,6 +61,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
 
     let kinds = Kinds::new(arguments.cache, arguments.model.cpu_weights);
     let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, window, &mut bars)?;
+    check_tokens(&tokens, loaded.config().vocab_size, &tokenizer)?;
     loaded.time_submissions();
     let start = Instant::now();
     let mut losses = Vec::with_capacity(count);

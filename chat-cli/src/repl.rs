@@ -4,9 +4,9 @@
 
 use std::io::Write;
 
-use infer_core::{FinishReason, Message, SamplingParams};
+use infer_core::{FinishReason, Message};
 
-use crate::{Answer, Assistant, Command, Printable, Result, report, settings};
+use crate::{Answer, Assistant, Command, Printable, Result, Settings, report};
 
 /// Where lines come from.
 pub trait Lines {
@@ -32,7 +32,7 @@ const QUOTES: &str = "\"\"\"";
 /// A conversation in the terminal.
 pub struct Repl<'a> {
     assistant: &'a mut dyn Assistant,
-    params: SamplingParams,
+    settings: Settings,
     system: Option<String>,
     messages: Vec<Message>,
     last: Option<Answer>,
@@ -56,13 +56,13 @@ impl<'a> Repl<'a> {
     /// A conversation that has not begun. `to_terminal` takes what would steer a terminal out of the answers.
     pub fn new(
         assistant: &'a mut dyn Assistant,
-        params: SamplingParams,
+        settings: Settings,
         system: Option<String>,
         to_terminal: bool,
         out: &'a mut dyn Write,
         err: &'a mut dyn Write,
     ) -> Repl<'a> {
-        Repl { assistant, params, system, messages: Vec::new(), last: None, to_terminal, out, err }
+        Repl { assistant, settings, system, messages: Vec::new(), last: None, to_terminal, out, err }
     }
 
     /// Runs until the person leaves. What goes wrong with a message or a command is told, and the chat goes on; what
@@ -113,7 +113,7 @@ impl<'a> Repl<'a> {
         self.messages.push(Message::user(text));
         let mut printable = Printable::default();
         let (out, to_terminal) = (&mut *self.out, self.to_terminal);
-        let answer = self.assistant.answer(&self.messages, &self.params, &mut |text| {
+        let answer = self.assistant.answer(&self.messages, self.settings.params(), &mut |text| {
             let clean = if to_terminal { printable.clean(text) } else { text.to_string() };
             out.write_all(clean.as_bytes())?;
             out.flush()
@@ -127,7 +127,8 @@ impl<'a> Repl<'a> {
                     Some(FinishReason::ContextFull) => {
                         writeln!(self.err, "(the context is full; /set shift=true goes on, /reset begins anew)")?;
                     }
-                    Some(_) => {}
+                    Some(FinishReason::Length) => writeln!(self.err, "{}", report::ENDED_BY_LENGTH)?,
+                    Some(FinishReason::Stop) => {}
                 }
                 self.messages.push(Message::assistant(answer.text.clone()));
                 self.last = Some(answer);
@@ -151,8 +152,8 @@ impl<'a> Repl<'a> {
                 self.begin_anew();
                 writeln!(self.err, "a new conversation")?;
             }
-            Command::Set(text) if text.is_empty() => write!(self.err, "{}", settings::show(&self.params))?,
-            Command::Set(text) => settings::set(&mut self.params, &text)?,
+            Command::Set(text) if text.is_empty() => write!(self.err, "{}", self.settings.show())?,
+            Command::Set(text) => self.settings.set(&text)?,
             Command::System(text) if text.is_empty() => match &self.system {
                 Some(system) => writeln!(self.err, "{system}")?,
                 None => writeln!(self.err, "no system message but the model's own, if it has one")?,
@@ -207,7 +208,7 @@ fn read_message(lines: &mut dyn Lines) -> Result<Input> {
 mod tests {
     use std::io;
 
-    use infer_core::{FinishReason, Stats, chat_template::Role};
+    use infer_core::{ChatDefaults, FinishReason, SamplingParams, Stats, chat_template::Role};
 
     use super::*;
 
@@ -236,7 +237,11 @@ mod tests {
             for c in text.chars() {
                 show(c.encode_utf8(&mut [0; 4]))?;
             }
-            let finish_reason = (!text.ends_with('-')).then_some(FinishReason::Stop);
+            let finish_reason = match text.chars().last() {
+                Some('-') => None,
+                Some('…') => Some(FinishReason::Length),
+                _ => Some(FinishReason::Stop),
+            };
             let stats = Stats { prompt_tokens: 5, generated_tokens: 3, ..Stats::default() };
             Ok(Answer {
                 text: text.into(),
@@ -271,6 +276,10 @@ mod tests {
         unread: usize,
     }
 
+    fn settings() -> Settings {
+        Settings::new(&ChatDefaults::default(), Vec::new(), |_| {}).unwrap()
+    }
+
     fn chat(answers: &[&'static str], lines: &[&str], system: Option<&str>) -> Outcome {
         let line = |text: &&str| match *text {
             "^C" => Line::Interrupted,
@@ -280,8 +289,7 @@ mod tests {
         let mut script = Script(lines.iter().map(line).collect(), Vec::new());
         let mut assistant = Scripted { answers: answers.to_vec(), ..Scripted::default() };
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let params = SamplingParams::default();
-        let mut repl = Repl::new(&mut assistant, params, system.map(str::to_string), true, &mut out, &mut err);
+        let mut repl = Repl::new(&mut assistant, settings(), system.map(str::to_string), true, &mut out, &mut err);
         repl.run(&mut script).unwrap();
         let messages = repl.messages().to_vec();
         Outcome {
@@ -337,7 +345,8 @@ mod tests {
         for expected in [
             "no answer yet",
             "prompt: 5 tokens",
-            "top_k               3",
+            "top_k               3           you\n",
+            "max_tokens          2048        default\n",
             "Arr.",
             "/help",
             "error: unknown command: `/nothing`",
@@ -385,6 +394,12 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_ends_by_its_length_says_so() {
+        let chat = chat(&["Once upon a…", "The end."], &["tell me", "go on"], None);
+        assert_eq!(chat.err, format!("{}\n", report::ENDED_BY_LENGTH));
+    }
+
+    #[test]
     fn a_failed_message_is_taken_back() {
         let chat = chat(&["FULL", "ok"], &["too long", "short"], None);
         assert!(chat.err.contains("error: the conversation has 99 tokens") && chat.err.contains("hint:"));
@@ -410,7 +425,7 @@ mod tests {
         let mut assistant = Scripted { answers: vec!["a", "b"], ..Scripted::default() };
         let mut err = Vec::new();
         let mut out = Closed;
-        let mut repl = Repl::new(&mut assistant, SamplingParams::default(), None, false, &mut out, &mut err);
+        let mut repl = Repl::new(&mut assistant, settings(), None, false, &mut out, &mut err);
         let mut script = Script(vec![Line::Text("x".into()), Line::Text("y".into())], Vec::new());
         assert!(repl.run(&mut script).unwrap_err().is_broken_pipe());
         assert_eq!(script.0.len(), 1);

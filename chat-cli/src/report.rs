@@ -5,6 +5,10 @@ use serde_json::{Value, json};
 
 use crate::Answer;
 
+/// What is said of an answer that ended at `max_tokens`.
+pub const ENDED_BY_LENGTH: &str =
+    "(the answer reached its longest; --max-tokens or /set max_tokens=N allows more, `none` any length)";
+
 /// One line on what an answer took.
 pub fn stats_line(stats: &Stats) -> String {
     let cached = match stats.cached_tokens {

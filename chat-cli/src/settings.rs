@@ -1,6 +1,6 @@
-//! Sampling settings by name: for `/set`.
+//! [`Settings`]: the sampling settings of a chat by name, with who chose each: for flags and `/set`.
 
-use infer_core::SamplingParams;
+use infer_core::{ChatDefaults, Origin, SamplingParams};
 
 use crate::{Error, Result};
 
@@ -69,61 +69,138 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// Changes `params` as `name=value` says; several are separated by `;`. All of them or none.
-pub fn set(params: &mut SamplingParams, text: &str) -> Result<()> {
-    let mut changed = params.clone();
-    for assignment in text.split(';').filter(|part| !part.trim().is_empty()) {
-        let Some((name, value)) = assignment.split_once('=') else {
-            let message = format!("expected `name=value`, found: {}", assignment.trim());
-            return Err(Error::Command { message, hint: "for example `/set temperature=0.5;max_tokens=100`".into() });
-        };
-        let (name, value) = (name.trim().replace('-', "_"), value.trim());
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
-            let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
-            let hint = format!("settings: {}", names.join(" "));
-            return Err(Error::Command { message: format!("unknown setting: `{name}`"), hint });
-        };
-        if (setting.set)(&mut changed, value).is_none() {
-            let message = format!("`{name}` must be a number, found: {value}");
-            return Err(Error::Command { message, hint: "`/set` alone shows the values of now".into() });
-        }
-    }
-    changed.validate()?;
-    *params = changed;
-    Ok(())
+/// The settings of a chat, and who chose each.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    params: SamplingParams,
+    defaults: ChatDefaults,
+    /// Names of those that the user chose.
+    by_user: Vec<&'static str>,
 }
 
-/// All settings, one a line.
-pub fn show(params: &SamplingParams) -> String {
-    SETTINGS.iter().map(|setting| format!("  {:18}  {}\n", setting.name, (setting.show)(params))).collect()
+impl Settings {
+    /// The defaults, under what the user chose: `change` sets `params`, and `by_user` names the fields that it sets.
+    pub fn new(
+        defaults: &ChatDefaults,
+        by_user: Vec<&'static str>,
+        change: impl FnOnce(&mut SamplingParams),
+    ) -> Result<Settings> {
+        let mut params = defaults.params().clone();
+        change(&mut params);
+        params.validate()?;
+        Ok(Settings { params, defaults: defaults.clone(), by_user })
+    }
+
+    /// The settings.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Changes settings as `name=value` says; several are separated by `;`. All of them or none.
+    pub fn set(&mut self, text: &str) -> Result<()> {
+        let mut changed = self.clone();
+        for assignment in text.split(';').filter(|part| !part.trim().is_empty()) {
+            let Some((name, value)) = assignment.split_once('=') else {
+                let message = format!("expected `name=value`, found: {}", assignment.trim());
+                let hint = "for example `/set temperature=0.5;max_tokens=100`".into();
+                return Err(Error::Command { message, hint });
+            };
+            let (name, value) = (name.trim().replace('-', "_"), value.trim());
+            let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
+                let names: Vec<&str> = SETTINGS.iter().map(|setting| setting.name).collect();
+                let hint = format!("settings: {}", names.join(" "));
+                return Err(Error::Command { message: format!("unknown setting: `{name}`"), hint });
+            };
+            if (setting.set)(&mut changed.params, value).is_none() {
+                let message = format!("`{name}` must be a number, found: {value}");
+                return Err(Error::Command { message, hint: "`/set` alone shows the current values".into() });
+            }
+            if !changed.by_user.contains(&setting.name) {
+                changed.by_user.push(setting.name);
+            }
+        }
+        changed.params.validate()?;
+        *self = changed;
+        Ok(())
+    }
+
+    /// Who chose a setting, in a word.
+    fn chosen_by(&self, name: &str) -> &'static str {
+        if self.by_user.contains(&name) {
+            return "you";
+        }
+        match self.defaults.origin(name) {
+            Origin::Model => "model",
+            Origin::Program => "default",
+        }
+    }
+
+    /// All settings, one a line: name, value, and who chose it (`you`, the `model`'s files, or our `default`).
+    pub fn show(&self) -> String {
+        let line = |setting: &Setting| {
+            let (value, by) = ((setting.show)(&self.params), self.chosen_by(setting.name));
+            format!("  {:18}  {value:10}  {by}\n", setting.name)
+        };
+        SETTINGS.iter().map(line).collect()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn settings() -> Settings {
+        Settings::new(&ChatDefaults::default(), Vec::new(), |_| {}).unwrap()
+    }
+
     #[test]
     fn settings_change_together_or_not_at_all() {
-        let mut params = SamplingParams::default();
-        set(&mut params, "temperature=0.5; top-k = 4;seed=23;stop=a,b").unwrap();
+        let mut settings = settings();
+        settings.set("temperature=0.5; top-k = 4;seed=23;stop=a,b").unwrap();
+        let params = settings.params();
         assert_eq!((params.temperature, params.top_k, params.seed), (0.5, 4, Some(23)));
         assert_eq!(params.stop, ["a", "b"]);
-        let before = params.clone();
+        let before = settings.clone();
         for bad in ["temperature", "temp=1", "top_k=0;temperature=-1", "top_p=0", "max_tokens=0", "seed=x", "min_p=NaN"]
         {
-            assert!(set(&mut params, bad).is_err(), "{bad}");
-            assert_eq!(params, before, "{bad}");
+            assert!(settings.set(bad).is_err(), "{bad}");
+            assert_eq!(settings, before, "{bad}");
         }
-        set(&mut params, "seed=none;max_tokens=;stop=").unwrap();
+        settings.set("seed=none;max_tokens=;stop=").unwrap();
+        let params = settings.params();
         assert_eq!((params.seed, params.max_tokens, params.stop.len()), (None, None, 0));
     }
 
     #[test]
     fn what_is_shown_can_be_set() {
-        let mut params = SamplingParams { seed: Some(1), stop: vec!["x".into()], ..SamplingParams::default() };
-        let text = show(&params).lines().map(|line| line.trim().replacen("  ", "=", 1)).collect::<Vec<_>>().join(";");
-        let before = params.clone();
-        set(&mut params, &text).unwrap();
-        assert_eq!(params, before);
+        let mut settings = settings();
+        settings.set("seed=1;stop=x").unwrap();
+        let shown = settings.show();
+        let lines = shown.lines().map(|line| line.trim().rsplit_once("  ").unwrap().0.replacen("  ", "=", 1));
+        let text = lines.collect::<Vec<_>>().join(";");
+        let before = settings.params().clone();
+        settings.set(&text).unwrap();
+        assert_eq!(*settings.params(), before);
+    }
+
+    #[test]
+    fn each_setting_says_who_chose_it() {
+        let file = br#"{"temperature": 0.6, "top_p": 1.0}"#.to_vec();
+        let defaults = ChatDefaults::from_files(&[("mlc-chat-config.json".into(), file)]);
+        let mut settings = Settings::new(&defaults, vec!["max_tokens"], |p| p.max_tokens = Some(9)).unwrap();
+        // The same value as the default is still the user's choice.
+        settings.set("min-p=0.05").unwrap();
+        let shown = settings.show();
+        for (name, value, by) in [
+            ("temperature", "0.6", "model"),
+            ("top_p", "0.95", "default"),
+            ("top_k", "0", "default"),
+            ("min_p", "0.05", "you"),
+            ("max_tokens", "9", "you"),
+            ("seed", "none", "default"),
+        ] {
+            let line = format!("  {name:18}  {value:10}  {by}\n");
+            assert!(shown.contains(&line), "{line:?} in {shown}");
+        }
     }
 }

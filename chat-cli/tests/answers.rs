@@ -163,6 +163,123 @@ fn a_broken_model_is_an_error_with_a_hint() {
     }
 }
 
+/// Changes a JSON file of the model.
+fn edit(model: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = model.path().join(file);
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(&path, json.to_string()).unwrap();
+}
+
+/// The error of a run that fails, which says all of `expected` and is no panic.
+fn check_refused(model: &TempDir, arguments: &[&str], expected: &[&str]) {
+    let output = chat(model, arguments, "");
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(output.stdout.is_empty() && !err.contains("panicked"), "{err}");
+    for expected in ["error: ", "\nhint: "].iter().chain(expected) {
+        assert!(err.contains(expected), "{expected:?} in {err}");
+    }
+}
+
+/// The model with three more tokens in its tokenizer than its embedding table has rows; two of them are not special, so that they
+/// are read wherever a text has them.
+fn model_with_three_tokens_too_many() -> TempDir {
+    let model = model();
+    edit(&model, "tokenizer.json", |json| {
+        for (id, content, special) in [(512, "<|extra|>", true), (513, "<tool>", false), (514, "</tool>", false)] {
+            json["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
+                "id": id, "content": content, "special": special, "normalized": false, "lstrip": false, "rstrip": false,
+                "single_word": false,
+            }));
+        }
+    });
+    model
+}
+
+#[test]
+fn a_token_beyond_the_embedding_table_is_an_error_where_it_would_be_run() {
+    let greedy = ["--temperature", "0", "--max-tokens", "4", "-p"];
+    let with = |arguments: &[&'static str]| [&greedy[..], arguments].concat();
+    let expected = out(&model(), &with(&["Hello"]), "");
+    let model = model_with_three_tokens_too_many();
+    // To have them is no error, nor is a special one that a person types: it is plain text.
+    assert_eq!(out(&model, &with(&["Hello"]), ""), expected);
+    out(&model, &with(&["<|extra|>"]), "");
+    check_refused(&model, &with(&["a <tool> b"]), &["token `<tool>` (id 513) at position ", "table of 512 rows"]);
+    check_refused(&model, &with(&["<|extra|>", "--control-tokens"]), &["token `<|extra|>` (id 512)", "512 rows"]);
+    check_refused(
+        &model,
+        &with(&["x", "--logit-bias", "514=1"]),
+        &["`logit_bias` must hold token ids below 512", "514"],
+    );
+
+    // What stops an answer is never run.
+    edit(&model, "mlc-chat-config.json", |json| {
+        json["eos_token_id"] = serde_json::json!([1, 2, 128_001]);
+        json["conv_template"]["stop_token_ids"] = serde_json::json!([128_009, 4_000_000_000u32]);
+    });
+    assert_eq!(out(&model, &with(&["Hello"]), ""), expected);
+}
+
+#[test]
+fn a_template_that_writes_a_token_beyond_the_embedding_table_is_refused_when_it_is_loaded() {
+    let model = model_with_three_tokens_too_many();
+    edit(&model, "mlc-chat-config.json", |json| json["conv_template"]["system_prefix_token_ids"] = [128_000].into());
+    let file = "in `mlc-chat-config.json` must hold tokens with ids below 512";
+    check_refused(&model, &["-p", "x"], &["`conv_template.system_prefix_token_ids` ", file, "found: token id 128000"]);
+
+    edit(&model, "mlc-chat-config.json", |json| {
+        json["conv_template"]["system_prefix_token_ids"] = Value::Null;
+        json["conv_template"]["roles"]["user"] = "<|extra|>user".into();
+    });
+    check_refused(&model, &["-p", "x"], &["`conv_template` ", file, "found: token `<|extra|>` (id 512)"]);
+
+    // A Jinja template is used instead of MLC's, whose ids do not matter then.
+    let jinja = model.path().join("chat_template.jinja");
+    std::fs::write(&jinja, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    out(&model, &["-p", "x", "--max-tokens", "2"], "");
+    std::fs::write(&jinja, "{% for m in messages %}<tool>{{ m.content }}{% endfor %}").unwrap();
+    check_refused(&model, &["-p", "x"], &["`chat_template` in `chat_template.jinja`", "token `<tool>` (id 513)"]);
+}
+
+/// The `tokenizers` crate panics on it: a piece is shorter than the prefix that it should begin with.
+#[test]
+fn a_panic_of_the_tokenizers_crate_is_an_error_like_any_other() {
+    let json = r#"{"version": "1.0", "model": {"type": "BPE", "continuing_subword_prefix": "++++", "merges": ["a b"],
+        "vocab": {"a": 0, "b": 1, "ab": 2}}}"#;
+    let here = infer_core::Tokenizer::from_bytes(json.as_bytes());
+    assert!(matches!(here, Err(infer_core::Error::Tokenizer { .. })));
+    let model = model();
+    std::fs::write(model.path().join("tokenizer.json"), json).unwrap();
+    check_refused(&model, &["-p", "x"], &["error: the tokenizer failed: ", "`tokenizer.json`"]);
+}
+
+#[test]
+fn settings_say_who_chose_them() {
+    let model = model();
+    let set = |arguments: &[&str]| {
+        let output = chat(&model, arguments, "/set\n");
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr).lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let check = |shown: &[String], expected: &[&str]| {
+        expected.iter().for_each(|line| assert!(shown.iter().any(|shown| shown == line), "{line} in {shown:?}"));
+    };
+    // The file recommends temperature 0.7 and top-p 0.9.
+    let shown = set(&["--seed", "3", "--max-tokens", "none"]);
+    check(
+        &shown,
+        &["temperature 0.7 model", "top_p 0.9 model", "min_p 0.05 default", "seed 3 you", "max_tokens none you"],
+    );
+    edit(&model, "mlc-chat-config.json", |json| {
+        json["temperature"] = 1.0.into();
+        json["top_p"] = 1.0.into();
+    });
+    let shown = set(&["--min-p", "0"]);
+    check(&shown, &["temperature 0.7 default", "top_p 0.95 default", "min_p 0 you", "max_tokens 2048 default"]);
+}
+
 /// On a machine whose only GPUs are played by its processor, this is the CPU; with a GPU, that one.
 #[test]
 fn left_to_choose_no_software_device_is_taken() {

@@ -48,6 +48,9 @@ fn help_explains_itself() {
     ] {
         assert!(help.contains(flag), "{flag}");
     }
+    for remedy in ["repeat", "--repetition-penalty 1.1", "[default: 2048]"] {
+        assert!(help.contains(remedy), "{remedy}");
+    }
     assert!(text(&chat_cli(&["--version"]).stdout).starts_with("chat-cli "));
 }
 

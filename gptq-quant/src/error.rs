@@ -56,14 +56,6 @@ pub enum Error {
         /// The module.
         module: String,
     },
-    /// A calibration token is not in the vocabulary.
-    #[error("the calibration text holds token {token}, the vocabulary has {vocab_size}")]
-    UnknownToken {
-        /// The token.
-        token: u32,
-        /// `vocab_size` in config.json.
-        vocab_size: usize,
-    },
     /// A value of an unquantized tensor is too large for f16.
     #[error("parameter `{name}` holds {value}, which is too large for f16")]
     F16Overflow {
@@ -134,7 +126,6 @@ impl Error {
             Error::NonFiniteActivations { .. } => {
                 Some("the weights before it are damaged, or the model needs a wider range than f32 has".into())
             }
-            Error::UnknownToken { .. } => Some("`tokenizer.json` and `config.json` do not belong together".into()),
             Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
             Error::OutputExists { .. } => Some("choose another folder".into()),
             Error::Unpackable { module, .. } => {

@@ -9,6 +9,7 @@ use calib_data::{
     perplexity::{first_loss, perplexity},
 };
 use infer_core::{
+    check_ids,
     model::{
         Layer, Parts,
         decoder::{RopeTables, embed},
@@ -60,6 +61,7 @@ pub async fn evaluate<O: Ops>(
     let memory = memory.unwrap_or(UNKNOWN_MEMORY);
     let at_once = (memory / (2 * seq_len * hidden_size * size_of::<f32>())).clamp(1, windows.len());
     let windows: Vec<&[u32]> = windows.iter().collect();
+    windows.iter().try_for_each(|window| check_ids(window, models[0].config.vocab_size))?;
     let steps = windows.len().div_ceil(at_once) * 2 * models[0].config.num_hidden_layers;
     let mut results = Vec::with_capacity(windows.len());
     let mut step = 0u32;

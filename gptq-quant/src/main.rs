@@ -10,6 +10,7 @@ use clap::Parser;
 static MEMORY: cli::LargePages = cli::LargePages;
 
 fn main() -> ExitCode {
+    model_format::caught::silence_caught();
     let stop = cli::stop_on_ctrl_c();
     match cli::run(&cli::Args::parse(), &stop) {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,7 @@ use std::{
 use calib_data::TokenWindows;
 use half::f16;
 use infer_core::{
+    check_ids,
     model::decoder::RopeTables,
     ops::{KvShape, Ops, TokenWeights},
 };
@@ -213,10 +214,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         progress: &'a mut dyn Progress,
     ) -> Result<Walk<'a, O>> {
         let seq_len = windows.seq_len();
-        let mut tokens = windows.iter().flatten();
-        if let Some(&token) = tokens.find(|&&token| token as usize >= config.vocab_size) {
-            return Err(Error::UnknownToken { token, vocab_size: config.vocab_size });
-        }
+        windows.iter().try_for_each(|window| check_ids(window, config.vocab_size))?;
         let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let widest = config.qkv_size().max(2 * config.intermediate_size);
         let batch = (ops.batch_tokens(widest) / seq_len).clamp(1, windows.len());

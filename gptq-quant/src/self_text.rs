@@ -9,7 +9,7 @@
 
 use calib_data::TokenWindows;
 use infer_core::{
-    ChatTemplate, Decoder, KvCache, Message, SamplingParams, Tokenizer,
+    ChatTemplate, Decoder, KvCache, Message, SamplingParams, Tokenizer, check_ids,
     model::{Sequence, load_checkpoint},
     ops::Ops,
     sampler::Sampler,
@@ -63,6 +63,7 @@ pub async fn write_windows<O: Ops>(
     }
     let config = DecoderConfig::from_hf(checkpoint.config_json())?;
     let beginnings = beginnings(checkpoint, &config, text)?;
+    beginnings.iter().try_for_each(|tokens| check_ids(tokens, config.vocab_size))?;
     let parts = load_checkpoint(&mut ops, &config, checkpoint, None, &mut ())?;
     let decoder = Decoder::new(&mut ops, &config, parts, text.seq_len)?;
 

@@ -4,10 +4,11 @@
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles};
 
 use crate::{
-    ChatTemplate, Checked, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result, SamplingParams,
-    Suspended, Tokenizer,
+    ChatDefaults, ChatTemplate, Checked, Device, Generation, LoadOptions, LoadedModel, Message, Progress, Result,
+    SamplingParams, Suspended, Tokenizer,
     loaded_model::mlc_context,
     stop::{stop_strings, stop_token_ids},
+    vocabulary::check_template,
 };
 
 /// A loaded model one can talk to.
@@ -17,7 +18,7 @@ pub struct Engine {
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) stop_strings: Vec<String>,
     template: Option<ChatTemplate>,
-    sampling: SamplingParams,
+    defaults: ChatDefaults,
 }
 
 impl Engine {
@@ -48,30 +49,34 @@ impl Engine {
     }
 
     /// Loads an MLC folder.
+    ///
+    /// Errors, besides those of files and device: the chat template writes a token for which the embedding table has no row.
     pub async fn load_mlc(
         files: &impl ModelFiles,
         device: Device,
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
-        let text = Text::new(&Engine::text_files(files).await?, &files.location())?;
+        let rows = DecoderConfig::from_mlc(&ChatConfig::read(files).await?)?.vocab_size;
+        let text = Text::new(&Engine::text_files(files).await?, &files.location(), rows)?;
         Ok(Engine::assemble(LoadedModel::load_mlc(files, device, options, progress).await?, text))
     }
 
-    /// Loads a Hugging Face checkpoint: float, or GPTQ.
+    /// Loads a Hugging Face checkpoint: float, or GPTQ. Errors as [`Engine::load_mlc`].
     pub async fn load_checkpoint(
         checkpoint: &dyn Checkpoint,
         device: Device,
         options: &LoadOptions,
         progress: &mut dyn Progress,
     ) -> Result<Engine> {
-        let text = Text::new(&checkpoint.companion_files()?, &checkpoint.location())?;
+        let rows = DecoderConfig::from_hf(checkpoint.config_json())?.vocab_size;
+        let text = Text::new(&checkpoint.companion_files()?, &checkpoint.location(), rows)?;
         Ok(Engine::assemble(LoadedModel::load_checkpoint(checkpoint, device, options, progress).await?, text))
     }
 
     fn assemble(model: LoadedModel, text: Text) -> Engine {
-        let Text { tokenizer, stop_tokens, stop_strings, template, sampling } = text;
-        Engine { model, tokenizer, stop_tokens, stop_strings, template, sampling }
+        let Text { tokenizer, stop_tokens, stop_strings, template, defaults } = text;
+        Engine { model, tokenizer, stop_tokens, stop_strings, template, defaults }
     }
 
     /// Begins the answer to a conversation. What the cache holds of it already is not run again.
@@ -134,9 +139,9 @@ impl Engine {
         &mut self.model
     }
 
-    /// What the model's own files recommend.
-    pub fn default_sampling(&self) -> &SamplingParams {
-        &self.sampling
+    /// The settings of a chat where the user gives none: the model's recommendation, else ours.
+    pub fn chat_defaults(&self) -> &ChatDefaults {
+        &self.defaults
     }
 
     /// The model's tokenizer.
@@ -166,17 +171,24 @@ struct Text {
     stop_tokens: Vec<u32>,
     stop_strings: Vec<String>,
     template: Option<ChatTemplate>,
-    sampling: SamplingParams,
+    defaults: ChatDefaults,
 }
 
 impl Text {
-    fn new(files: &[(String, Vec<u8>)], location: &str) -> Result<Text> {
+    /// `rows`: of the embedding table, which a prompt's ids have to be below.
+    fn new(files: &[(String, Vec<u8>)], location: &str, rows: usize) -> Result<Text> {
         let tokenizer = Tokenizer::from_files(files, location)?;
+        let template = ChatTemplate::from_files(files)?;
+        if let Some(template) = &template {
+            check_template(template, rows, &tokenizer)?;
+        }
+        // The model chooses no token beyond the table, so an id beyond it stops nothing.
+        let stop_tokens = stop_token_ids(files, &tokenizer).into_iter().filter(|id| (*id as usize) < rows).collect();
         Ok(Text {
-            stop_tokens: stop_token_ids(files, &tokenizer),
+            stop_tokens,
             stop_strings: stop_strings(files),
-            template: ChatTemplate::from_files(files)?,
-            sampling: SamplingParams::from_files(files),
+            template,
+            defaults: ChatDefaults::from_files(files),
             tokenizer,
         })
     }

@@ -56,15 +56,42 @@ pub enum Error {
         /// The longest context that fits.
         longest: Option<usize>,
     },
-    /// A token id that the vocabulary does not have.
-    #[error("token id {id} at position {position} is beyond the vocabulary of {vocab_size}")]
+    /// A text has a token for which the embedding table has no row.
+    #[error("{} at position {position} is beyond the embedding table of {rows} rows", token_name(*id, token))]
     TokenOutOfRange {
         /// The id.
         id: u32,
-        /// Where it stands, from 0.
+        /// How the tokenizer writes it, where a tokenizer made the text's ids.
+        token: Option<String>,
+        /// Where it stands in the text, from 0.
         position: usize,
-        /// Ids there are.
-        vocab_size: usize,
+        /// Rows of the embedding table: the model has ids below this.
+        rows: usize,
+    },
+    /// The chat template writes a token for which the embedding table has no row.
+    #[error(
+        "`{field}` in `{file}` must hold tokens with ids below {rows}, the rows of the embedding table, found: {}",
+        token_name(*id, token)
+    )]
+    TemplateToken {
+        /// The file that holds the template.
+        file: String,
+        /// The field of the template in it.
+        field: &'static str,
+        /// The id.
+        id: u32,
+        /// How the tokenizer writes it, if it knows it.
+        token: Option<String>,
+        /// Rows of the embedding table.
+        rows: usize,
+    },
+    /// `logit_bias` has an id for which the model computes no logit.
+    #[error("`logit_bias` must hold token ids below {rows}, the rows of the embedding table, found: {id}")]
+    BiasOutOfRange {
+        /// The id.
+        id: u32,
+        /// Rows of the embedding table.
+        rows: usize,
     },
     /// A sampling parameter is out of its range.
     #[error("`{name}` must be {expected}, found: {found}")]
@@ -76,6 +103,14 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+}
+
+/// A token for a message: its id, with its text where that is known.
+fn token_name(id: u32, token: &Option<String>) -> String {
+    match token {
+        Some(token) => format!("token `{token}` (id {id})"),
+        None => format!("token id {id}"),
+    }
 }
 
 impl Error {
@@ -100,10 +135,19 @@ impl Error {
                 Some("take a model with fewer parameters or fewer bits per weight, or run it on the CPU".into())
             }
             Error::TextLength { .. } => Some("cut the text into parts of that length".into()),
-            Error::TokenOutOfRange { vocab_size, .. } => Some(format!(
-                "this model's ids are 0 to {}; ids of another model's tokenizer do not fit",
-                vocab_size - 1
+            Error::TokenOutOfRange { token: None, rows, .. } => Some(format!(
+                "the model has ids from 0 to {}; use ids from the model's own tokenizer",
+                rows.saturating_sub(1)
             )),
+            Error::TokenOutOfRange { token: Some(_), .. } => Some(
+                "leave this text out, or use the `tokenizer.json` that was published with these weights: this one has more \
+                 tokens than the model"
+                    .into(),
+            ),
+            Error::TemplateToken { file, .. } => {
+                Some(format!("compare `{file}` and `tokenizer.json` with those published with these weights"))
+            }
+            Error::BiasOutOfRange { .. } => Some("use ids from the model's own tokenizer".into()),
             #[cfg(feature = "native")]
             Error::Cpu(_) => None,
             Error::ChatTemplate { .. } | Error::BadParameter { .. } => None,

@@ -8,8 +8,14 @@ use std::collections::VecDeque;
 use web_time::Instant;
 
 use crate::{
-    Engine, Error, Result, SamplingParams, logprobs::TokenLogprobs, model::session::PREFILL_CHUNK,
-    prompt_lookup::Lookup, sampler::Sampler, stop::StopStrings, tokenizer::StreamDecoder,
+    Engine, Error, Result, SamplingParams,
+    logprobs::TokenLogprobs,
+    model::session::PREFILL_CHUNK,
+    prompt_lookup::Lookup,
+    sampler::Sampler,
+    stop::StopStrings,
+    tokenizer::StreamDecoder,
+    vocabulary::{check_biases, check_tokens},
 };
 
 /// First tokens that are kept when the context shifts: much attention rests on them, whatever they are.
@@ -113,6 +119,9 @@ struct State {
 impl<'a> Generation<'a> {
     pub(crate) fn new(engine: &'a mut Engine, prompt: Vec<u32>, params: SamplingParams) -> Result<Generation<'a>> {
         let sampler = Sampler::new(&params, &prompt)?;
+        let rows = engine.config().vocab_size;
+        check_tokens(&prompt, rows, &engine.tokenizer)?;
+        check_biases(&params.logit_bias, rows)?;
         if prompt.is_empty() || prompt.len() >= engine.context() {
             return Err(Error::ContextFull { tokens: prompt.len(), context: engine.context() });
         }

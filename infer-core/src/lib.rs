@@ -53,6 +53,7 @@
 #![deny(missing_docs)]
 
 mod chain_record;
+mod chat_defaults;
 pub mod chat_template;
 mod device;
 mod engine;
@@ -77,7 +78,9 @@ pub mod stop;
 mod text_files;
 pub mod tokenizer;
 mod tuning;
+mod vocabulary;
 
+pub use chat_defaults::{ChatDefaults, Origin};
 pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
 pub use engine::Engine;
@@ -95,6 +98,7 @@ pub use sampler::SamplingParams;
 pub use selftest::{Checked, check_full};
 pub use tokenizer::Tokenizer;
 pub use tuning::{Tuned, Tuning};
+pub use vocabulary::{check_ids, check_tokens};
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
     gemv_chain::FORM as CHAIN_FORM,

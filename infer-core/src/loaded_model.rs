@@ -20,6 +20,7 @@ use crate::{
     sampler::Sampler,
     selftest::{self, Checked},
     tuning::{self, Known, Tuned, Tuning},
+    vocabulary::check_ids,
 };
 
 /// Context where the caller names none: what the model was trained for, but no more than this.
@@ -279,16 +280,12 @@ impl LoadedModel {
         Ok(())
     }
 
-    /// Whether a text can be run: it has a token, no more than there is room for, and ids of the vocabulary alone.
+    /// Whether a text can be run: it has a token, no more than there is room for, and the embedding table has a row for each.
     pub fn check_text(&self, text: &[u32]) -> Result<()> {
         if text.is_empty() || text.len() > self.context() {
             return Err(Error::TextLength { tokens: text.len(), context: self.context() });
         }
-        let vocab_size = self.config.vocab_size;
-        match text.iter().position(|&id| id as usize >= vocab_size) {
-            Some(position) => Err(Error::TokenOutOfRange { id: text[position], position, vocab_size }),
-            None => Ok(()),
-        }
+        check_ids(text, self.config.vocab_size)
     }
 
     /// How many of the next `left` tokens to run at a time.
@@ -301,8 +298,9 @@ impl LoadedModel {
     }
 
     /// Runs `tokens` behind what the cache holds: the most likely token after them. Behind a single one a GPU goes on with
-    /// what is most likely, before it is asked.
+    /// what is most likely, before it is asked. Errors: an id for which the embedding table has no row.
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
+        check_ids(tokens, self.config.vocab_size)?;
         on_session!(&mut self.session, session => session.most_likely(tokens).await)
     }
 

@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::Value;
 
 use crate::{
     Error, Result,
@@ -86,39 +85,6 @@ impl SamplingParams {
 
     fn has_penalties(&self) -> bool {
         (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
-    }
-
-    /// What the model's own files recommend: `mlc-chat-config.json`, or `generation_config.json`, else the default.
-    /// `files` are names and contents; values out of range are ignored.
-    pub fn from_files(files: &[(String, Vec<u8>)]) -> SamplingParams {
-        let json = |name: &str| -> Option<Value> {
-            let (_, content) = files.iter().find(|(file, _)| file == name)?;
-            serde_json::from_slice(content).ok()
-        };
-        let Some(config) = json("mlc-chat-config.json").or_else(|| json("generation_config.json")) else {
-            return SamplingParams::default();
-        };
-        let mut params = SamplingParams::default();
-        let mut take = |set: &dyn Fn(&mut SamplingParams, f64), name: &str| {
-            if let Some(value) = config.get(name).and_then(Value::as_f64) {
-                let mut with = params.clone();
-                set(&mut with, value);
-                if with.validate().is_ok() {
-                    params = with;
-                }
-            }
-        };
-        take(&|p, v| p.temperature = v as f32, "temperature");
-        take(&|p, v| p.top_p = v as f32, "top_p");
-        take(&|p, v| p.top_k = v as usize, "top_k");
-        take(&|p, v| p.min_p = v as f32, "min_p");
-        take(&|p, v| p.repetition_penalty = v as f32, "repetition_penalty");
-        take(&|p, v| p.presence_penalty = v as f32, "presence_penalty");
-        take(&|p, v| p.frequency_penalty = v as f32, "frequency_penalty");
-        if config.get("do_sample") == Some(&Value::Bool(false)) {
-            params.temperature = 0.0;
-        }
-        params
     }
 
     /// Checks every range. NaN and infinity are out of every range.
@@ -523,22 +489,6 @@ mod tests {
             let error = Sampler::new(&params(change), &[]).unwrap_err().to_string();
             assert!(error.contains("must be"), "{error}");
         }
-    }
-
-    #[test]
-    fn takes_the_models_recommendation() {
-        let from = |name: &str, json: &str| SamplingParams::from_files(&[(name.to_string(), json.as_bytes().to_vec())]);
-        let mlc = from(
-            "mlc-chat-config.json",
-            r#"{"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "presence_penalty": 7}"#,
-        );
-        assert_eq!((mlc.temperature, mlc.top_p, mlc.repetition_penalty, mlc.presence_penalty), (0.6, 0.9, 1.05, 0.0));
-        let hf =
-            from("generation_config.json", r#"{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": "high"}"#);
-        assert_eq!((hf.temperature, hf.top_k, hf.top_p), (0.7, 20, 1.0));
-        assert_eq!(from("generation_config.json", r#"{"do_sample": false}"#).temperature, 0.0);
-        assert_eq!(from("generation_config.json", "broken"), SamplingParams::default());
-        assert_eq!(SamplingParams::from_files(&[]), SamplingParams::default());
     }
 
     proptest! {

@@ -7,8 +7,9 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+
+use model_format::caught::caught;
 
 use crate::{
     Error, Result,
@@ -128,9 +129,10 @@ impl Tokenizer {
         self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).token_to_id(token)
     }
 
-    /// How the token with this id is written in the vocabulary.
+    /// How the token is written. `None`: there is no such id.
     pub fn token(&self, id: u32) -> Option<String> {
-        self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).id_to_token(id)
+        let inner = self.shared.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        inner.id_to_token(id)
     }
 
     /// Whether the id is a control token (`special` in tokenizer.json): never text.
@@ -158,13 +160,9 @@ impl Tokenizer {
 
 /// Runs the `tokenizers` crate; its errors and its panics (a crafted tokenizer.json causes them) become ours.
 fn guarded<T>(run: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::Tokenizer { reason: error.to_string() }),
-        Err(panic) => {
-            let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-            Err(Error::Tokenizer { reason: said.unwrap_or("it cannot handle this tokenizer.json").to_string() })
-        }
+    match caught(run) {
+        Ok(result) => result.map_err(|error| Error::Tokenizer { reason: error.to_string() }),
+        Err(reason) => Err(Error::Tokenizer { reason }),
     }
 }
 

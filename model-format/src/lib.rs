@@ -17,6 +17,7 @@
 #![deny(missing_docs)]
 
 pub mod arch;
+pub mod caught;
 pub mod chat_config;
 pub mod checkpoint;
 pub mod conv_template;

@@ -8,7 +8,7 @@ export interface ChatMessage {
   content: string;
 }
 
-/** Sampling settings; what is not given is as the model's files recommend. */
+/** Sampling settings; what is not given is as the model's files recommend, else the engine's default (`LoadedInfo.sampling`). */
 export interface Sampling {
   temperature?: number;
   top_p?: number;
@@ -76,7 +76,8 @@ export interface LoadedInfo {
   /** Bytes of weights that decoding a token reads. */
   bytesPerToken: number;
   cacheBytesPerToken: number;
-  sampling: Required<Omit<Sampling, 'seed' | 'max_tokens' | 'stop' | 'logit_bias' | 'logprobs'>>;
+  /** The settings of a request that gives none: the model's recommendation, else the engine's default. */
+  sampling: Required<Omit<Sampling, 'seed' | 'stop' | 'logit_bias' | 'logprobs'>>;
   /** Most bytes of the wasm's own memory so far. */
   heapBytes: number;
 }

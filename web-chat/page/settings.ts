@@ -1,4 +1,5 @@
-// System prompt and sampling settings, kept in the browser. An empty field means what the model's own files recommend.
+// System prompt and sampling settings, kept in the browser. An empty field means the default: what the model's
+// files recommend, else the engine's own.
 
 import type { LoadedInfo } from '../engine';
 import { byId, h } from './dom';
@@ -17,10 +18,10 @@ const FIELDS: Field[] = [
   { name: 'top_p', label: 'Top p', hint: 'the most likely tokens that sum up to this', min: 0.01, max: 1, step: 0.01 },
   { name: 'top_k', label: 'Top k', hint: 'so many of the most likely tokens; 0: all', min: 0, step: 1 },
   { name: 'min_p', label: 'Min p', hint: 'at least this times as likely as the most likely', min: 0, max: 1, step: 0.01 },
-  { name: 'repetition_penalty', label: 'Repetition penalty', hint: '1: none', min: 0.1, max: 3, step: 0.05 },
+  { name: 'repetition_penalty', label: 'Repetition penalty', hint: '1: none; try 1.1 where answers repeat themselves', min: 0.1, max: 3, step: 0.05 },
   { name: 'presence_penalty', label: 'Presence penalty', hint: '0: none', min: -2, max: 2, step: 0.1 },
   { name: 'frequency_penalty', label: 'Frequency penalty', hint: '0: none', min: -2, max: 2, step: 0.1 },
-  { name: 'max_tokens', label: 'Longest answer, in tokens', hint: 'empty: as long as there is room', min: 1, step: 1 },
+  { name: 'max_tokens', label: 'Longest answer, in tokens', hint: 'an answer ends there at the latest', min: 1, step: 1 },
   { name: 'seed', label: 'Seed', hint: 'empty: another one each time', min: 0, step: 1 },
   { name: 'context', label: 'Context, in tokens', hint: 'when a model is loaded next; less takes less memory', min: 64, step: 64 },
 ];
@@ -67,7 +68,7 @@ export class SettingsForm {
     return { system: this.system.value.trim(), sampling: rest, context };
   }
 
-  /** Shows what the model's files recommend where nothing is set. */
+  /** Shows the defaults where nothing is set. */
   recommend(loaded: LoadedInfo): void {
     const values: Record<string, number> = { ...loaded.sampling, context: loaded.context };
     for (const [name, input] of this.inputs) {

@@ -53,7 +53,7 @@ enum RoleJson {
     Tool,
 }
 
-/// What is given is taken instead of what the model's files recommend.
+/// What is given is taken instead of the defaults (`infer_core::ChatDefaults`).
 #[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct ParamsJson {
@@ -72,21 +72,21 @@ struct ParamsJson {
 }
 
 impl ParamsJson {
-    fn over(self, model: &SamplingParams) -> SamplingParams {
+    fn over(self, defaults: &SamplingParams) -> SamplingParams {
         SamplingParams {
-            temperature: self.temperature.unwrap_or(model.temperature),
-            top_p: self.top_p.unwrap_or(model.top_p),
-            top_k: self.top_k.unwrap_or(model.top_k),
-            min_p: self.min_p.unwrap_or(model.min_p),
-            repetition_penalty: self.repetition_penalty.unwrap_or(model.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(model.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(model.frequency_penalty),
-            seed: self.seed.or(model.seed),
-            max_tokens: self.max_tokens.or(model.max_tokens),
-            stop: self.stop.unwrap_or_else(|| model.stop.clone()),
+            temperature: self.temperature.unwrap_or(defaults.temperature),
+            top_p: self.top_p.unwrap_or(defaults.top_p),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            min_p: self.min_p.unwrap_or(defaults.min_p),
+            repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+            presence_penalty: self.presence_penalty.unwrap_or(defaults.presence_penalty),
+            frequency_penalty: self.frequency_penalty.unwrap_or(defaults.frequency_penalty),
+            seed: self.seed.or(defaults.seed),
+            max_tokens: self.max_tokens.or(defaults.max_tokens),
+            stop: self.stop.unwrap_or_else(|| defaults.stop.clone()),
             logit_bias: self.logit_bias.unwrap_or_default().into_iter().collect(),
             logprobs: self.logprobs,
-            ..model.clone()
+            ..defaults.clone()
         }
     }
 }
@@ -138,7 +138,7 @@ impl ChatEngine {
     /// The model and what it holds of the device's memory, as JSON.
     pub fn info(&self) -> String {
         let config = self.engine.config();
-        let sampling = self.engine.default_sampling();
+        let sampling = self.engine.chat_defaults().params();
         let scratch = self.gpu.bytes_in_use().saturating_sub(self.loaded_bytes);
         let checked = self.engine.checked();
         let info = json!({
@@ -157,6 +157,7 @@ impl ChatEngine {
                 "repetition_penalty": sampling.repetition_penalty,
                 "presence_penalty": sampling.presence_penalty,
                 "frequency_penalty": sampling.frequency_penalty,
+                "max_tokens": sampling.max_tokens,
             },
         });
         info.to_string()
@@ -187,7 +188,7 @@ impl ChatEngine {
 
     fn params(&self, params: &str) -> JsResult<SamplingParams> {
         let params: ParamsJson = serde_json::from_str(params).map_err(|e| bad_request(&e))?;
-        Ok(params.over(self.engine.default_sampling()))
+        Ok(params.over(self.engine.chat_defaults().params()))
     }
 }
 

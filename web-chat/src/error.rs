@@ -19,9 +19,9 @@ pub fn js_error(error: impl Into<Error>) -> JsValue {
         Error::Format(FormatError::MissingFile { .. }) => "MissingFile",
         Error::Format(FormatError::Io { .. }) => "Storage",
         Error::Format(FormatError::UnsupportedArchitecture { .. } | FormatError::UnknownFormat { .. }) => "NotRunnable",
-        Error::Format(_) | Error::Tokenizer { .. } => "DamagedFile",
+        Error::Format(_) | Error::Tokenizer { .. } | Error::TemplateToken { .. } => "DamagedFile",
         Error::ContextFull { .. } => "ContextFull",
-        Error::BadParameter { .. } => "BadParameter",
+        Error::BadParameter { .. } | Error::BiasOutOfRange { .. } | Error::TokenOutOfRange { .. } => "BadParameter",
         _ => "Engine",
     };
     thrown(kind, &model_format::error::messages(&error), error.hint())

@@ -9,17 +9,18 @@ use crate::{
     text_files::{content, damaged, object},
 };
 
-/// The text of the Jinja template, if the model has one.
-pub fn jinja_text(files: &[(String, Vec<u8>)]) -> Result<Option<String>> {
-    if let Some(content) = content(files, "chat_template.jinja") {
-        let text = String::from_utf8(content.to_vec());
-        return text.map(Some).map_err(|error| damaged("chat_template.jinja", format!("not UTF-8: {error}")));
+/// The text of the Jinja template and the file that holds it, if the model has one.
+pub fn jinja_text(files: &[(String, Vec<u8>)]) -> Result<Option<(&'static str, String)>> {
+    const FILE: &str = "chat_template.jinja";
+    if let Some(content) = content(files, FILE) {
+        let text = String::from_utf8(content.to_vec()).map_err(|error| damaged(FILE, format!("not UTF-8: {error}")))?;
+        return Ok(Some((FILE, text)));
     }
     for name in ["chat_template.json", "tokenizer_config.json"] {
         match object(files, name)?.get("chat_template") {
             None | Some(Value::Null) => {}
-            Some(Value::String(text)) => return Ok(Some(text.clone())),
-            Some(Value::Array(list)) => return named_template(name, list).map(Some),
+            Some(Value::String(text)) => return Ok(Some((name, text.clone()))),
+            Some(Value::Array(list)) => return Ok(Some((name, named_template(name, list)?))),
             Some(_) => return Err(damaged(name, "`chat_template` is neither a text nor a list of texts")),
         }
     }

@@ -89,7 +89,8 @@ fn without_generation_tags(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find("{%") {
-        let Some(end) = rest[start..].find("%}").map(|end| start + end + 2) else { break };
+        // The tag ends behind its own beginning: `{%}` is no tag.
+        let Some(end) = rest[start + 2..].find("%}").map(|end| start + 2 + end + 2) else { break };
         let inside = &rest[start + 2..end - 2];
         let statement = inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
         let replacement = match statement.trim() {

@@ -13,7 +13,10 @@ mod strftime;
 #[cfg(test)]
 mod tests;
 
-use model_format::conv_template::{self, ConvTemplate, Turn};
+use model_format::{
+    ChatConfig,
+    conv_template::{self, ConvTemplate, Turn},
+};
 use serde_json::{Value, json};
 
 use crate::{Result, Tokenizer, text_files::special_tokens};
@@ -84,7 +87,8 @@ pub struct ChatTemplate {
 }
 
 enum Source {
-    Jinja(jinja::JinjaTemplate),
+    /// With the file that holds it.
+    Jinja(&'static str, jinja::JinjaTemplate),
     Mlc(ConvTemplate),
 }
 
@@ -94,7 +98,9 @@ impl ChatTemplate {
     /// `conv_template` of `mlc-chat-config.json`. `None` if there is none: base models often have none.
     pub fn from_files(files: &[(String, Vec<u8>)]) -> Result<Option<ChatTemplate>> {
         let source = match files::jinja_text(files)? {
-            Some(text) => Some(Source::Jinja(jinja::JinjaTemplate::new(&text, special_tokens(files)?)?)),
+            Some((file, text)) => {
+                Some(Source::Jinja(file, jinja::JinjaTemplate::new(&text, special_tokens(files)?)?))
+            }
             None => files::conv_template(files)?.map(Source::Mlc),
         };
         Ok(source.map(|source| ChatTemplate { source, reads_control_tokens: false }))
@@ -103,7 +109,7 @@ impl ChatTemplate {
     /// Fixes the time that templates can ask for, in seconds since 1970. Without this, the clock is read when a
     /// template first asks, and the answer kept, so that the beginning of a conversation never changes.
     pub fn set_time(&mut self, unix_seconds: i64) {
-        if let Source::Jinja(template) = &mut self.source {
+        if let Source::Jinja(_, template) = &mut self.source {
             template.set_time(unix_seconds);
         }
     }
@@ -116,7 +122,7 @@ impl ChatTemplate {
 
     /// Sets a variable that the model's template reads, such as `enable_thinking` of Qwen3.
     pub fn set_variable(&mut self, name: &str, value: Value) {
-        if let Source::Jinja(template) = &mut self.source {
+        if let Source::Jinja(_, template) = &mut self.source {
             template.set_variable(name, value);
         }
     }
@@ -130,7 +136,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<Vec<Segment>> {
         let segments = match &self.source {
-            Source::Jinja(template) => {
+            Source::Jinja(_, template) => {
                 let render = |contents: Vec<String>| {
                     let messages = messages.iter().zip(contents);
                     let json = messages.map(|(m, content)| json!({ "role": m.role.as_str(), "content": content }));
@@ -157,6 +163,22 @@ impl ChatTemplate {
             }
         }
         Ok(joined)
+    }
+
+    /// The file and the field that hold the template.
+    pub(crate) fn place(&self) -> (&'static str, &'static str) {
+        match &self.source {
+            Source::Jinja(file, _) => (file, "chat_template"),
+            Source::Mlc(_) => (ChatConfig::FILE_NAME, "conv_template"),
+        }
+    }
+
+    /// The ids that an MLC template puts before every conversation.
+    pub(crate) fn prefix_ids(&self) -> &[u32] {
+        match &self.source {
+            Source::Jinja(..) => &[],
+            Source::Mlc(template) => template.system_prefix_token_ids.as_deref().unwrap_or_default(),
+        }
     }
 
     /// The token ids of that prompt.

@@ -283,6 +283,7 @@ fn finds_the_template_where_models_keep_it() {
     assert_eq!(rendered(&[config(Value::Null)]), None);
     assert!(ChatTemplate::from_files(&[config(json!(7))]).is_err());
     assert!(ChatTemplate::from_files(&[config(json!("{% for %}"))]).is_err());
+    assert!(ChatTemplate::from_files(&[config(json!("{%}{{ bos_token }}"))]).is_err());
 }
 
 #[test]

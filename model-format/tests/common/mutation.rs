@@ -50,6 +50,14 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// What `run` returns, and the most bytes that this thread held meanwhile, beyond those before.
+pub fn held_by<T>(run: impl FnOnce() -> T) -> (T, usize) {
+    let before = HELD.get();
+    PEAK.set(before);
+    let result = run();
+    (result, (PEAK.get() - before).max(0) as usize)
+}
+
 /// Gives spoilt copies of `good` files to `read`. It may take them or refuse them, but neither panic nor take much memory.
 #[allow(dead_code, reason = "each of the tests that share this file calls one of these")]
 pub fn check(good: &[Vec<u8>], read: impl FnMut(&[u8])) {
@@ -83,21 +91,19 @@ fn check_share(slice: u64, good: &[Vec<u8>], share: u64, of: u64, mut read: impl
         if copy % of != share {
             continue;
         }
-        let before = HELD.get();
-        PEAK.set(before);
-        let lived = catch_unwind(AssertUnwindSafe(|| read(&input))).is_ok();
+        let (lived, taken) = held_by(|| catch_unwind(AssertUnwindSafe(|| read(&input))).is_ok());
         assert!(lived, "copy {copy} makes the reader panic: {}", String::from_utf8_lossy(&input));
-        let taken = (PEAK.get() - before).max(0) as usize;
         let allowed = ALLOWANCE + 2 * input.len();
         assert!(taken <= allowed, "copy {copy} takes {taken} bytes: {}", String::from_utf8_lossy(&input));
     }
 }
 
 /// splitmix64.
-struct Random(u64);
+pub struct Random(pub u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    /// The next number.
+    pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -105,7 +111,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: usize) -> usize {
+    /// The next number from 0 to `bound`, exclusive; 0 where that is none.
+    pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
 }
@@ -141,7 +148,7 @@ const TOKENS: &[&[u8]] = &[
 ];
 
 /// Some changes to a copy of `good`.
-fn spoilt(good: &[u8], random: &mut Random) -> Vec<u8> {
+pub fn spoilt(good: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for _ in 0..=random.below(5) {
         let at = random.below(bytes.len());

@@ -30,7 +30,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "webgpu-kernels", imports: &["model-format"], binary_imports: &[] },
     Crate { name: "infer-core", imports: &["model-format", "webgpu-kernels"], binary_imports: &[] },
     Crate { name: "model-hub", imports: &["model-format"], binary_imports: &[] },
-    Crate { name: "calib-data", imports: &["model-hub"], binary_imports: &[] },
+    Crate { name: "calib-data", imports: &["model-format", "model-hub"], binary_imports: &[] },
     Crate {
         name: "gptq-quant",
         imports: &["model-format", "model-hub", "infer-core", "calib-data"],
