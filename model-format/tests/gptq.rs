@@ -144,6 +144,7 @@ fn our_grid_travels_in_a_gptq_checkpoint() {
         desc_act: false,
         static_groups: false,
         sym: true,
+        true_sequential: true,
         damp_percent: 0.01,
         v2: false,
         lm_head: false,
@@ -409,8 +410,8 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let config = GptqConfig {
-            bits, group_size: group, desc_act: false, static_groups: false, sym: false, damp_percent: 0.1, v2, lm_head: false,
-            rules: Rules::default(),
+            bits, group_size: group, desc_act: false, static_groups: false, sym: false, true_sequential: true, damp_percent: 0.1,
+            v2, lm_head: false, rules: Rules::default(),
         };
         let (rows, cols) = (rows * config.multiple(), words * config.multiple());
         let groups = config.groups(cols);
