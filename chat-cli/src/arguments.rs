@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use chat_cli::DeviceChoice;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
+use infer_core::DeviceChoice;
 use infer_core::{KvDtype, SamplingParams, ops::candle::CpuWeights};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
@@ -38,8 +38,7 @@ pub enum Command {
 A model's kernels are checked when it is first loaded onto a device. This checks all there are, in every variant that the
 device may be given. Exit codes: 0 all are right, 3 some are wrong.")]
 pub struct SelftestArguments {
-    /// Which device: a number or part of a name from `chat-cli devices`
-    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// Print a JSON object
@@ -93,8 +92,7 @@ pub struct TuneArguments {
     #[command(flatten)]
     pub subject: SubjectArguments,
 
-    /// Which device: a number or part of a name from `chat-cli devices`
-    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     #[command(flatten)]
@@ -127,9 +125,7 @@ pub struct ModelArguments {
     /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
     pub model: String,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
-    /// from `chat-cli devices`
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// How the CPU multiplies matrices in codes
@@ -302,9 +298,7 @@ pub struct BenchArguments {
     #[arg(long, value_name = "BANDWIDTH", value_parser = parse_bandwidth, requires = "roofline")]
     pub at: Option<f64>,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
-    /// from `chat-cli devices`
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// How the CPU multiplies matrices in codes
@@ -355,9 +349,7 @@ pub struct ChatArguments {
     #[arg(long, requires = "prompt")]
     pub json: bool,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
-    /// from `chat-cli devices`
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// How the CPU multiplies matrices in codes

@@ -25,6 +25,8 @@
 
 pub mod chat_template;
 mod device;
+#[cfg(feature = "native")]
+mod device_choice;
 mod engine;
 mod error;
 mod generation;
@@ -48,6 +50,8 @@ mod tuning;
 
 pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
+#[cfg(feature = "native")]
+pub use device_choice::{DeviceChoice, OpenedDevice, Place};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};
