@@ -14,6 +14,7 @@ use infer_core::{
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params::joined_params};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Error, Progress, Result, estimate::UNKNOWN_MEMORY};
 
@@ -26,6 +27,9 @@ const ROWS: RangeInclusive<usize> = 16..=256;
 pub struct Evaluation {
     /// The text's name.
     pub text: String,
+    /// What the result follows from, by content: tokens, models, protocol, algorithm numbers. Null where nobody noted it.
+    #[serde(default)]
+    pub basis: Value,
     /// Tokens per window; a window is run alone, and all of its tokens but the first are predicted.
     pub seq_len: usize,
     /// Perplexity of the model before.
@@ -94,6 +98,7 @@ pub async fn evaluate<O: Ops>(
     let of = |i: usize| results.iter().map(|result| result[i]).collect::<Vec<f64>>();
     Ok(Evaluation {
         text: text.to_owned(),
+        basis: Value::Null,
         seq_len,
         float_perplexity: perplexity(&of(0)),
         perplexity: perplexity(&of(1)),
