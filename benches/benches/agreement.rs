@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use infer_core::{Device, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, block_on};
+use infer_core::{Device, DeviceChoice, KvDtype, LoadOptions, LoadedModel, OpenOptions, block_on};
 use model_format::{DirFiles, QuantFormat, SafetensorsCheckpoint};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -17,9 +17,8 @@ use weight_convert::{WeightOptions, convert_weight};
 /// How well the engine agrees with transformers.
 #[derive(Parser)]
 struct Args {
-    /// The number or name of a GPU adapter.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
+    device: DeviceChoice,
     /// Passed by `cargo bench`.
     #[arg(long, hide = true)]
     bench: bool,
@@ -38,8 +37,8 @@ fn main() {
 }
 
 fn run(args: &Args) -> Result<()> {
-    let selection = args.device.parse().expect("any text is a selection");
-    let gpu = block_on(Gpu::open(&selection, OpenOptions::default()))?;
+    let opened = block_on(args.device.open(OpenOptions::default()))?;
+    let gpu = opened.gpu.context("the CPU is compared with a GPU, and there is none")?;
     println!("GPU: {}, {}\n", gpu.summary().name, gpu.summary().driver);
     println!("| architecture | format | CPU f32 | GPU, cache f32 | GPU, cache f16 | GPU, cache q8 |");
     println!("|---|---|---|---|---|---|");

@@ -1,6 +1,6 @@
 //! Every kernel on its own, in GB/s and GFLOP/s by the case's own numbers, beside the bandwidth of a copy on the device.
 //!
-//! `cargo bench -p benches --bench kernels -- gemv --device auto`. Time is the device's, from timestamps around one
+//! `cargo bench -p benches --bench kernels -- gemv --device gpu`. Time is the device's, from timestamps around one
 //! compute pass of many dispatches. The dispatches go through copies of the case's buffers, together larger than the
 //! device's cache, so that weights come from memory as they do in a model; what is written is the same for all of them,
 //! so that each dispatch waits for the one before, as it does there too.
@@ -9,9 +9,9 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
-use infer_core::block_on;
+use infer_core::{DeviceChoice, block_on};
 use serde_json::json;
 use webgpu_kernels::{
     Case, CaseSet, Gpu, KERNELS, Kernel, KvDtype, WeightFormat,
@@ -19,7 +19,7 @@ use webgpu_kernels::{
     case_check::check,
     gemv::{self, GemvKind, GemvShape},
     gemv_chain::{self, ChainShape, EndShape, Heads},
-    gpu::{Buffer, DeviceType, OpenOptions, PassTimer, Recorder, Selection},
+    gpu::{Buffer, DeviceType, OpenOptions, PassTimer, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
 
@@ -29,9 +29,8 @@ use webgpu_kernels::{
 struct Args {
     /// Only cases whose line contains each of these.
     filter: Vec<String>,
-    /// auto, or the number or name of a GPU adapter.
-    #[arg(long, default_value = "auto")]
-    device: Selection,
+    #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
+    device: DeviceChoice,
     /// Take no subgroups, no f16 and only WebGPU's default limits.
     #[arg(long)]
     webgpu_defaults: bool,
@@ -71,7 +70,8 @@ fn run(args: &Args) -> Result<()> {
     } else {
         OpenOptions::default()
     };
-    let gpu = block_on(Gpu::open(&args.device, options))?;
+    let opened = block_on(args.device.open(options))?;
+    let gpu = opened.gpu.with_context(|| opened.note.unwrap_or_else(|| "the CPU has no kernels to measure".into()))?;
     let copy = block_on(gpu.copy_bandwidth())?;
     let device = format!("{} ({}, {})", gpu.summary().name, gpu.summary().backend, gpu.summary().driver);
     if !args.json {

@@ -8,15 +8,18 @@ mod common;
 
 use std::{path::Path, sync::OnceLock};
 
+use calib_data::perplexity::{SHORT_TEXT, perplexity};
 use infer_core::{
-    Decoder, Device, DeviceType, Engine, KvCache, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams, block_on,
+    Decoder, Device, DeviceType, Engine, KvCache, KvDtype, LoadOptions, LoadedModel, Message, OpenOptions,
+    SamplingParams, Tokenizer, block_on,
     model::{Sequence, load_checkpoint},
     ops::{Ops, candle::CandleOps, gpu::GpuOps},
 };
-use model_format::{Checkpoint, DecoderConfig};
+use model_format::{Checkpoint, DecoderConfig, DirFiles, QuantFormat};
 use model_hub::HubConfig;
 use safetensors::SafeTensors;
 use serde_json::Value;
+use weight_convert::{ConfigOptions, ConvertOptions, convert};
 
 /// The demo model's GGUF file, opened once, from the cache alone.
 fn demo_model() -> Option<&'static dyn Checkpoint> {
@@ -145,4 +148,57 @@ fn gpu_answers_equal_transformers() {
     // A software device answers the first question only: it is slow.
     let chats = if gpu.summary().device_type == DeviceType::Cpu { 1 } else { usize::MAX };
     check_chats(Device::Gpu(gpu, KvDtype::F32), chats);
+}
+
+/// Perplexity of the short text of `calib-data` over windows of 256 tokens is that of transformers, in f16 and in q4f16_1 rounded
+/// to nearest: within 0.05, where rounding to nearest costs 23.
+fn check_perplexity(device: impl Fn() -> Device) {
+    let Some(checkpoint) = demo_model() else { return };
+    let golden: Value = serde_json::from_slice(&golden("perplexity.json")).unwrap();
+    let ids: Vec<u32> = serde_json::from_value(golden["ids"].clone()).unwrap();
+    let tokenizer = Tokenizer::from_files(&checkpoint.companion_files().unwrap(), &checkpoint.location()).unwrap();
+    assert_eq!(tokenizer.encode(SHORT_TEXT).unwrap(), ids);
+    let seq_len = golden["seq_len"].as_u64().unwrap() as usize;
+    let windows: Vec<&[u32]> = ids.chunks_exact(seq_len).collect();
+    assert_eq!(golden["windows"], windows.len());
+
+    let mlc = tempfile::tempdir().unwrap();
+    let format = QuantFormat::by_name("q4f16_1").unwrap();
+    let config = ConfigOptions { conv_template: Some("chatml".into()), ..ConfigOptions::default() };
+    let options = ConvertOptions { config, ..ConvertOptions::default() };
+    convert(checkpoint, format, &options, mlc.path(), &mut ()).unwrap();
+    let load = LoadOptions { context: Some(seq_len), ..LoadOptions::default() };
+    let models = [
+        ("float", block_on(LoadedModel::load_checkpoint(checkpoint, device(), &load, &mut ())).unwrap()),
+        ("q4f16_1", block_on(LoadedModel::load_mlc(&DirFiles::new(mlc.path()), device(), &load, &mut ())).unwrap()),
+    ];
+    for (name, mut model) in models {
+        let mut losses = Vec::new();
+        for (window, expected) in windows.iter().zip(golden["losses"][name].as_array().unwrap()) {
+            let of_tokens = block_on(model.token_losses(window)).unwrap();
+            assert_eq!(of_tokens.len(), seq_len - 1);
+            let loss = of_tokens.iter().map(|&loss| f64::from(loss)).sum::<f64>() / of_tokens.len() as f64;
+            eprintln!("{name}: loss {loss:.5}, transformers {expected}");
+            losses.push(loss);
+        }
+        let (found, expected) = (perplexity(&losses), golden["perplexity"][name].as_f64().unwrap());
+        assert!((found - expected).abs() <= 0.05, "{name}: perplexity {found}, transformers {expected}");
+    }
+}
+
+#[test]
+fn cpu_perplexity_equals_transformers() {
+    check_perplexity(|| Device::Cpu(Default::default()));
+}
+
+#[test]
+fn gpu_perplexity_equals_transformers() {
+    // In f32, as the reference is; a software device takes minutes.
+    let options = OpenOptions { cooperative_matrix: false, ..OpenOptions::default() };
+    let Some(gpu) = common::gpu(options) else { return };
+    if gpu.summary().device_type == DeviceType::Cpu {
+        eprintln!("skipped: {} is a software device", gpu.summary().name);
+        return;
+    }
+    check_perplexity(|| Device::Gpu(gpu.clone(), KvDtype::F32));
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use chat_cli::{DeviceChoice, Settings};
+use chat_cli::Settings;
 use clap::{Args, CommandFactory, Parser, Subcommand, error::ErrorKind};
-use infer_core::{ChatDefaults, KvDtype, Tokenizer, ops::candle::CpuWeights};
+use infer_core::{ChatDefaults, DeviceChoice, KvDtype, Tokenizer, ops::candle::CpuWeights};
 
 /// Talk to a language model in the terminal, on the GPU or the CPU.
 #[derive(Parser)]
@@ -48,8 +48,7 @@ pub struct SelftestArguments {
     #[arg(long, value_name = "NAME", requires = "full")]
     pub shape: Vec<String>,
 
-    /// Which device: a number or part of a name from `chat-cli devices`
-    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// Print a JSON object
@@ -103,8 +102,7 @@ pub struct TuneArguments {
     #[command(flatten)]
     pub subject: SubjectArguments,
 
-    /// Which device: a number or part of a name from `chat-cli devices`
-    #[arg(long, default_value = "gpu", value_name = "DEVICE")]
+    #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     #[command(flatten)]
@@ -137,9 +135,7 @@ pub struct ModelArguments {
     /// An MLC folder, a Hugging Face folder, a GGUF file, a name on the hub (org/name[@revision]), or `demo`
     pub model: String,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
-    /// from `chat-cli devices`
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// How the CPU multiplies matrices in codes
@@ -348,9 +344,7 @@ pub struct BenchArguments {
     #[arg(long, value_name = "BANDWIDTH", value_parser = parse_bandwidth, requires = "roofline")]
     pub at: Option<f64>,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
-    /// from `chat-cli devices`
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// How the CPU multiplies matrices in codes
@@ -405,9 +399,7 @@ pub struct ChatArguments {
     #[arg(long, requires = "prompt")]
     pub json: bool,
 
-    /// Where to run: `auto` (a GPU if there is one), `cpu`, `gpu` (also a software one), or a number or part of a name
-    /// from `chat-cli devices`
-    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
     pub device: DeviceChoice,
 
     /// How the CPU multiplies matrices in codes

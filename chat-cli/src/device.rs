@@ -1,6 +1,4 @@
-//! Which device a model runs on: the list of `chat-cli devices`, and what `--device` means.
-
-use std::str::FromStr;
+//! The list of `chat-cli devices`.
 
 use infer_core::{AdapterSummary, DeviceType};
 use serde_json::{Value, json};
@@ -37,82 +35,6 @@ impl From<AdapterSummary> for DeviceInfo {
             f16: summary.caps.f16,
             max_buffer: summary.caps.max_buffer,
         }
-    }
-}
-
-/// What `--device` asks for.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// A GPU if there is one, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The first of the list, also a software device.
-    Gpu,
-    /// By its number in the list.
-    Index(usize),
-    /// The first whose name contains this, in any case.
-    Name(String),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<DeviceChoice, Self::Err> {
-        Ok(match text.parse() {
-            Ok(index) => DeviceChoice::Index(index),
-            Err(_) if text.eq_ignore_ascii_case("auto") => DeviceChoice::Auto,
-            Err(_) if text.eq_ignore_ascii_case("cpu") => DeviceChoice::Cpu,
-            Err(_) if text.eq_ignore_ascii_case("gpu") => DeviceChoice::Gpu,
-            Err(_) => DeviceChoice::Name(text.to_string()),
-        })
-    }
-}
-
-/// Where to run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Place {
-    /// On the CPU, with the reason if the user may wonder.
-    Cpu(Option<String>),
-    /// On the device of that number.
-    Device(usize),
-}
-
-impl DeviceChoice {
-    /// Picks from `devices`; an error says what there is.
-    ///
-    /// Left to choose, a software device is not taken: the CPU backend is faster than a GPU played by the CPU.
-    pub fn pick(&self, devices: &[DeviceInfo]) -> Result<Place, String> {
-        let found = match self {
-            DeviceChoice::Cpu => return Ok(Place::Cpu(None)),
-            DeviceChoice::Auto => match devices.iter().position(|device| !device.is_software) {
-                Some(index) => Some(index),
-                None => return Ok(Place::Cpu(Some(no_gpu(devices)))),
-            },
-            DeviceChoice::Gpu => (!devices.is_empty()).then_some(0),
-            DeviceChoice::Index(index) => (*index < devices.len()).then_some(*index),
-            DeviceChoice::Name(part) => {
-                let part = part.to_lowercase();
-                devices.iter().position(|device| device.name.to_lowercase().contains(&part))
-            }
-        };
-        found.map(Place::Device).ok_or_else(|| match self {
-            DeviceChoice::Gpu => "there is no GPU, nor a driver that plays one".into(),
-            DeviceChoice::Index(index) => format!("there is no device number {index}"),
-            DeviceChoice::Name(name) => format!("no device is called `{name}`"),
-            DeviceChoice::Auto | DeviceChoice::Cpu => unreachable!("the CPU is always there"),
-        })
-    }
-}
-
-fn no_gpu(devices: &[DeviceInfo]) -> String {
-    match devices.first() {
-        Some(software) => format!(
-            "no GPU found, running on the CPU (`{}` is a software device; `--device 0` uses it all the same)",
-            software.name
-        ),
-        None => "no GPU found, running on the CPU".into(),
     }
 }
 
@@ -166,26 +88,6 @@ mod tests {
             f16: true,
             max_buffer: 2 << 30,
         }
-    }
-
-    fn pick(text: &str, devices: &[DeviceInfo]) -> Result<Place, String> {
-        text.parse::<DeviceChoice>().unwrap().pick(devices)
-    }
-
-    #[test]
-    fn a_gpu_is_preferred_and_software_must_be_asked_for() {
-        let both = [device("llvmpipe (LLVM 15)", true), device("NVIDIA H100", false)];
-        assert_eq!(pick("auto", &both), Ok(Place::Device(1)));
-        assert_eq!(pick("cpu", &both), Ok(Place::Cpu(None)));
-        assert_eq!(pick("gpu", &both[..1]), Ok(Place::Device(0)));
-        assert!(pick("gpu", &[]).is_err());
-        assert_eq!(pick("0", &both), Ok(Place::Device(0)));
-        assert_eq!(pick("LLVM", &both), Ok(Place::Device(0)));
-        assert!(pick("2", &both).unwrap_err().contains("number 2"));
-        assert!(pick("radeon", &both).unwrap_err().contains("radeon"));
-        let Ok(Place::Cpu(Some(why))) = pick("auto", &both[..1]) else { panic!("not the CPU") };
-        assert!(why.contains("llvmpipe") && why.contains("no GPU"));
-        assert_eq!(pick("Auto", &[]), Ok(Place::Cpu(Some("no GPU found, running on the CPU".into()))));
     }
 
     #[test]

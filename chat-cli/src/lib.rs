@@ -27,7 +27,7 @@ use std::io;
 use infer_core::{FinishReason, Message, SamplingParams, Stats, TokenLogprobs};
 
 pub use command::Command;
-pub use device::{DeviceChoice, DeviceInfo};
+pub use device::DeviceInfo;
 pub use printable::Printable;
 pub use repl::{Line, Lines, Repl};
 pub use settings::Settings;

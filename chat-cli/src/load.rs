@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chat_cli::{DeviceChoice, DeviceInfo, device, shapes};
+use chat_cli::{DeviceInfo, shapes};
 use infer_core::{
-    Device, Engine, Gpu, KeptFolder, KvDtype, LoadOptions, LoadedModel, OpenOptions, Selection, Tokenizer, Tuning,
+    Device, DeviceChoice, Engine, Gpu, KeptFolder, KvDtype, LoadOptions, LoadedModel, OpenOptions, Tokenizer, Tuning,
     block_on,
     ops::candle::{CpuOptions, CpuWeights},
 };
@@ -18,14 +18,14 @@ use crate::progress::Bars;
 use crate::terminal::Interrupt;
 use crate::threads;
 
-/// `--device` names what is not there.
+/// `--device` leads to the CPU where kernels are to be checked.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct NoSuchDevice(String);
+#[error("the CPU has no kernels to check")]
+pub struct NoKernels;
 
-impl NoSuchDevice {
+impl NoKernels {
     pub fn hint(&self) -> String {
-        "`chat-cli devices` lists what there is; `--device cpu` always works".into()
+        "`chat-cli devices` lists what else there is; `--device gpu` takes a software device too".into()
     }
 }
 
@@ -137,10 +137,8 @@ impl Kinds {
     }
 }
 
-/// Where to run, and all there is to choose from.
+/// Where to run, and how.
 pub struct Place {
-    chosen: device::Place,
-    devices: Vec<DeviceInfo>,
     choice: DeviceChoice,
     open: OpenOptions,
     tuning: Tuning,
@@ -148,13 +146,14 @@ pub struct Place {
 }
 
 impl Place {
-    /// What `--device` means on this machine, opened with matrix units or without.
+    /// What `--device` means on this machine, opened with matrix units or without. Says at once if there is no such device.
     pub fn of(choice: &DeviceChoice, kernels: &KernelArguments) -> anyhow::Result<Place> {
-        let devices = if *choice == DeviceChoice::Cpu { Vec::new() } else { devices() };
-        let chosen = choice.pick(&devices).map_err(NoSuchDevice)?;
+        if *choice != DeviceChoice::Cpu {
+            choice.pick(&block_on(Gpu::adapters()))?;
+        }
         let open = OpenOptions { cooperative_matrix: !kernels.no_cooperative_matrix, ..OpenOptions::default() };
         let tuning = if kernels.no_tune { Tuning::Presets } else { Tuning::FirstUse };
-        Ok(Place { chosen, devices, choice: choice.clone(), open, tuning, tuning_budget: None })
+        Ok(Place { choice: choice.clone(), open, tuning, tuning_budget: None })
     }
 
     /// The same, tuned like this, in no more than so much time.
@@ -181,37 +180,24 @@ impl Place {
 
     /// The GPU that is meant, and what to call it.
     pub fn open_gpu(&self) -> anyhow::Result<(Gpu, String)> {
-        let device::Place::Device(index) = self.chosen else {
-            return Err(NoSuchDevice("the CPU has no kernels to check".into()).into());
-        };
-        let gpu = block_on(Gpu::open(&Selection::Index(index), self.open)).map_err(infer_core::Error::from)?;
+        let opened = block_on(self.choice.open(self.open))?;
+        let gpu = opened.gpu.ok_or(NoKernels)?;
         gpu.compile_on(threads::spawn, threads::count());
-        Ok((gpu, self.devices[index].name.clone()))
+        Ok((gpu, opened.name))
     }
 
     /// The device and what to call it.
     fn open(&self, kinds: Kinds, bars: &Bars) -> anyhow::Result<(Device, String)> {
-        let options = CpuOptions { weights: kinds.cpu_weights, kv: kinds.cache.unwrap_or(KvDtype::F32) };
-        let cpu = || (Device::Cpu(options), "the CPU".to_string());
-        let index = match &self.chosen {
-            device::Place::Device(index) => *index,
-            device::Place::Cpu(why) => {
-                why.iter().for_each(|why| bars.say(why));
-                return Ok(cpu());
-            }
-        };
-        let name = self.devices[index].name.clone();
-        match block_on(Gpu::open(&Selection::Index(index), self.open)) {
-            Ok(gpu) => {
+        let opened = block_on(self.choice.open(self.open))?;
+        opened.note.iter().for_each(|note| bars.say(note));
+        let device = match opened.gpu {
+            Some(gpu) => {
                 gpu.compile_on(threads::spawn, threads::count());
-                Ok((Device::Gpu(gpu, kinds.cache.unwrap_or(KvDtype::F16)), name))
+                Device::Gpu(gpu, kinds.cache.unwrap_or(KvDtype::F16))
             }
-            Err(error) if self.choice == DeviceChoice::Auto => {
-                bars.say(&format!("`{name}` does not open ({error}), running on the CPU"));
-                Ok(cpu())
-            }
-            Err(error) => Err(infer_core::Error::from(error).into()),
-        }
+            None => Device::Cpu(CpuOptions { weights: kinds.cpu_weights, kv: kinds.cache.unwrap_or(KvDtype::F32) }),
+        };
+        Ok((device, opened.name))
     }
 }
 

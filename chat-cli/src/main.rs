@@ -166,7 +166,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         let of_hub = || cause.downcast_ref::<model_hub::Error>()?.hint();
         let of_format = || cause.downcast_ref::<model_format::Error>()?.hint();
         let of_file = || cause.downcast_ref::<measure::BadFile>().map(measure::BadFile::hint);
-        let of_device = || cause.downcast_ref::<load::NoSuchDevice>().map(load::NoSuchDevice::hint);
+        let of_device = || cause.downcast_ref::<load::NoKernels>().map(load::NoKernels::hint);
         of_chat()
             .or_else(of_engine)
             .or_else(of_windows)

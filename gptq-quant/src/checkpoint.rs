@@ -16,22 +16,17 @@ use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param, Role, TensorInfo,
     checkpoint::{SafetensorsWriter, check_float, missing_param, read_float, read_param},
     gptq::GptqConfig,
-    staging::{Finished, Layout, Staging},
+    staging::{Finished, Staging, difference},
 };
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::{
-    Error, HeadInputs, MatrixReport, Quantized, Result, Run, Settings, Store, quantized_params, store::Writing,
+    Error, HeadInputs, MatrixReport, Quantized, Result, Run, Settings, Store,
+    output::{LAYOUT, QUANTIZER, WEIGHTS, is_replaced, stage},
+    quantized_params,
+    store::Writing,
 };
-
-const WEIGHTS: &str = "model.safetensors";
-
-/// config.json comes last: a folder without one is not whole.
-const LAYOUT: Layout = Layout { program: "gptq-quant", markers: &["quantize_config.json", "config.json"] };
-
-/// The files of an older model that a new one replaces.
-const OLD_FILES: [&str; 4] = ["config.json", "quantize_config.json", WEIGHTS, "model.safetensors.index.json"];
 
 /// How the names of files end that are only there until the checkpoint is whole.
 const PART: &str = ".part";
@@ -67,12 +62,22 @@ impl<'a> CheckpointWriter<'a> {
     /// Begins `folder`, and finds out whether all of `source` can be written: what is not to be quantized in f16, but for
     /// integers.
     ///
-    /// A quantized model that is there already stays as it is until this one is finished. Any other is refused: it may
-    /// be the source.
+    /// The folder must be absent, empty, or hold nothing but what an earlier run wrote, which stays as it is until this one is
+    /// finished.
     ///
     /// Of the embedding table and the head, where they are to be quantized, it holds the values in f16: GPTQ's formats have
     /// no codes for them.
     pub fn create(source: &'a dyn Checkpoint, folder: &Path, settings: &Settings) -> Result<CheckpointWriter<'a>> {
+        CheckpointWriter::create_over(source, folder, settings, false)
+    }
+
+    /// The same; with `overwrite` the folder may also hold a GPTQ checkpoint of another program, whose files this one replaces.
+    pub fn create_over(
+        source: &'a dyn Checkpoint,
+        folder: &Path,
+        settings: &Settings,
+        overwrite: bool,
+    ) -> Result<CheckpointWriter<'a>> {
         let decoder = unquantized_config(source)?;
         settings.check(source, &decoder)?;
         let config = settings.gptq_config(&decoder)?;
@@ -102,7 +107,7 @@ impl<'a> CheckpointWriter<'a> {
             let dtype = if is_float(info.dtype) { Dtype::F16 } else { info.dtype };
             kept.push((info.name.clone(), dtype, info.shape.clone()));
         }
-        check_folder(folder)?;
+        let staging = stage(folder, overwrite)?;
         let mut config_json: Value = serde_json::from_str(source.config_json()).expect("parsed as the decoder's");
         for field in DTYPE_FIELDS {
             if let Some(dtype) = config_json.get_mut(field) {
@@ -110,7 +115,8 @@ impl<'a> CheckpointWriter<'a> {
             }
         }
         config_json["quantization_config"] = Value::Object(config.to_json());
-        let staging = Some(Staging::new(folder, LAYOUT)?);
+        config_json["quantization_config"]["meta"] = json!({ "quantizer": [QUANTIZER] });
+        let staging = Some(staging);
         let writer = CheckpointWriter {
             source,
             config,
@@ -145,7 +151,7 @@ impl<'a> CheckpointWriter<'a> {
         }
         self.finished = staging.resume(&run.line())?;
         self.config_json["quantization_config"]["meta"] =
-            json!({ "quantizer": [concat!("gptq-quant:", env!("CARGO_PKG_VERSION"))], "run": run.id() });
+            json!({ "quantizer": [QUANTIZER], "run": run.id(), "steps": run.steps() });
         Ok(())
     }
 
@@ -161,6 +167,15 @@ impl<'a> CheckpointWriter<'a> {
             staging.resume("")?;
         }
         Ok(is_made)
+    }
+
+    /// The first step that computes something else now than when the checkpoint in the folder was made: its name, its number
+    /// then and now.
+    pub fn changed_step(&self, run: &Run) -> Option<(String, String, String)> {
+        let json = fs::read(self.folder.join("config.json")).ok()?;
+        let config: Value = serde_json::from_slice(&json).ok()?;
+        let Value::Object(steps) = &config["quantization_config"]["meta"]["steps"] else { return None };
+        difference("steps", &Value::Object(steps.clone()), run.steps())
     }
 
     /// What was reported of the matrices that are done.
@@ -183,7 +198,7 @@ impl<'a> CheckpointWriter<'a> {
             staging.keep();
             return done;
         }
-        Ok(staging.commit(|name| OLD_FILES.contains(&name), |name| name.ends_with(PART))?)
+        Ok(staging.commit(is_replaced, |name| name.ends_with(PART))?)
     }
 
     fn write_all(&self, staging: &mut Staging) -> Result<()> {
@@ -441,17 +456,6 @@ pub fn unquantized_config(checkpoint: &dyn Checkpoint) -> Result<DecoderConfig> 
     match GptqConfig::from_config(checkpoint.config_json())? {
         None => Ok(config),
         Some(_) => Err(Error::AlreadyQuantized { location: checkpoint.location() }),
-    }
-}
-
-/// Sees to it that the folder holds nothing that may not be replaced.
-fn check_folder(folder: &Path) -> Result<()> {
-    let path = folder.join("config.json");
-    match fs::read_to_string(&path) {
-        Ok(json) if GptqConfig::from_config(&json).is_ok_and(|config| config.is_some()) => Ok(()),
-        Ok(_) => Err(Error::OutputExists { folder: folder.into() }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(model_format::Error::Io { action: "read", path, source }.into()),
     }
 }
 

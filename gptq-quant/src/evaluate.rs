@@ -18,6 +18,7 @@ use infer_core::{
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params::joined_params};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{Error, Progress, Result, estimate::UNKNOWN_MEMORY};
 
@@ -30,6 +31,9 @@ const ROWS: RangeInclusive<usize> = 16..=256;
 pub struct Evaluation {
     /// The text's name.
     pub text: String,
+    /// What the result follows from, by content: tokens, models, protocol, algorithm numbers. Null where nobody noted it.
+    #[serde(default)]
+    pub basis: Value,
     /// Tokens per window, prefix tokens among them; a window is run alone ([`calib_data::perplexity`]).
     pub seq_len: usize,
     /// Perplexity of the model before.
@@ -101,6 +105,7 @@ pub async fn evaluate<O: Ops>(
     let of = |i: usize| results.iter().map(|result| result[i]).collect::<Vec<f64>>();
     Ok(Evaluation {
         text: text.to_owned(),
+        basis: Value::Null,
         seq_len,
         float_perplexity: perplexity(&of(0)),
         perplexity: perplexity(&of(1)),

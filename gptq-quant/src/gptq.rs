@@ -51,7 +51,7 @@ pub struct Options {
     /// Scales are fixed beforehand from the weights as they came, in groups of the original order. With act-order this
     /// keeps groups contiguous (`g_idx[k] = k / group_size`), so that reading the matrix costs nothing extra.
     pub static_groups: bool,
-    /// Share of the mean diagonal that is added to the Hessian's diagonal.
+    /// Share of the mean diagonal, dead inputs left out, that is added to the Hessian's diagonal.
     pub damp_percent: f64,
     /// Columns between two updates of all remaining columns. Changes speed and rounding errors only.
     pub block_size: usize,
@@ -67,7 +67,7 @@ pub struct Options {
     pub values_in_f16: bool,
     /// Follow gptq.py to the letter, for comparison with its results: scales in full precision, of a group without negative
     /// weights half as large as they should be; a group that begins inside a block takes its scale from before the
-    /// block's compensation.
+    /// block's compensation; dead inputs count as 1 in the mean diagonal.
     pub gptq_py: bool,
 }
 
@@ -312,7 +312,7 @@ impl<'a> Prepared<'a> {
         assert_eq!((hessian.nrows(), hessian.ncols()), (cols, cols), "quantize: Hessian of {cols} inputs");
         let dead: Vec<bool> = (0..cols).map(|i| hessian[(i, i)] == 0.0).collect();
         let diagonal: Vec<f64> = (0..cols).map(|i| if dead[i] { 1.0 } else { hessian[(i, i)] }).collect();
-        let mean_diagonal = diagonal.iter().sum::<f64>() / cols as f64;
+        let mean_diagonal = mean_diagonal(&diagonal, &dead, options);
         if dead.iter().all(|&dead| dead) || !mean_diagonal.is_finite() {
             return Err(Box::new(round_to_nearest(weights, None, options)));
         }
@@ -337,6 +337,14 @@ impl<'a> Prepared<'a> {
         let importance = diagonal.iter().zip(&dead).map(|(&d, &dead)| if dead { 0.0 } else { d as f32 }).collect();
         Ok(Prepared { dead, hessian, perm, factor, damp_percent, damp: damp_percent * mean_diagonal, importance })
     }
+}
+
+/// The mean diagonal that damping is a share of. The 1 that stands in for a dead input says nothing about the others: where
+/// activations are small it would be most of the mean. gptq.py counts it.
+fn mean_diagonal(diagonal: &[f64], dead: &[bool], options: &Options) -> f64 {
+    let counted = diagonal.iter().zip(dead).filter(|(_, dead)| !**dead || options.gptq_py);
+    let (sum, count) = counted.fold((0.0, 0usize), |(sum, count), (value, _)| (sum + value, count + 1));
+    sum / count as f64
 }
 
 /// `alpha * triu(D U^T, 1) U` with D the drift in the order `perm` and U the `factor` (GPTAQ's equation for P).

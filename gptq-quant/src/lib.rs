@@ -35,6 +35,7 @@ mod head_inputs;
 mod hessian;
 pub mod observe;
 mod on_device;
+mod output;
 pub mod pipeline;
 mod refine;
 pub mod report;

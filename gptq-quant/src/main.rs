@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     let stop = cli::stop_on_ctrl_c();
     match cli::run(&cli::Args::parse(), &stop) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) if stop.is_set() => {
+        Err(error) if stop.is_set() && cli::is_interruption(&error) => {
             eprintln!("stopped; the same command goes on from here");
             ExitCode::from(130)
         }

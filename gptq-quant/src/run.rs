@@ -1,22 +1,27 @@
 //! [`Run`]: everything that a result follows from, so that a run which was interrupted is not continued as another.
 
 use calib_data::TokenWindows;
-use model_format::tensor_cache::ShardSum;
+use model_format::{staging::difference, steps, tensor_cache::ShardSum};
 use serde_json::{Value, json};
 
 use crate::Settings;
 
-/// What a run computes: program, model, calibration text, device and settings. Runs that are equal end in the same bytes.
+/// What a run computes: the steps' algorithm numbers, model, calibration text, device and settings. Runs that are equal end in the same bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run(Value);
 
 impl Run {
     /// `model` is the sum of its content ([`check_weights`](crate::check_weights)), `text` says where the windows come
-    /// from and what is in them.
-    pub fn new(model: &str, text: Value, device: &str, settings: &Settings) -> Run {
+    /// from and what is in them, `device` what computes and by which driver.
+    pub fn new(model: &str, text: Value, device: impl Into<Value>, settings: &Settings) -> Run {
         let settings = serde_json::to_value(settings).expect("settings serialize");
-        let program = concat!("gptq-quant ", env!("CARGO_PKG_VERSION"));
-        Run(json!({ "program": program, "model": model, "text": text, "device": device, "settings": settings }))
+        let (steps, device): (Value, Value) = (steps::numbers(steps::QUANTIZE), device.into());
+        Run(json!({ "steps": steps, "model": model, "text": text, "device": device, "settings": settings }))
+    }
+
+    /// The algorithm number of each step.
+    pub(crate) fn steps(&self) -> &Value {
+        &self.0["steps"]
     }
 
     /// In one line.
@@ -35,25 +40,6 @@ impl Run {
     pub(crate) fn difference(&self, line: &str) -> Option<(String, String, String)> {
         let other = serde_json::from_str(line).unwrap_or(Value::Null);
         difference("", &other, &self.0)
-    }
-}
-
-fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, String)> {
-    match (was, is) {
-        (Value::Object(was), Value::Object(is)) => {
-            let names = is.keys().chain(was.keys().filter(|name| !is.contains_key(*name)));
-            names.into_iter().find_map(|field| {
-                let value = |of: &serde_json::Map<String, Value>| of.get(field).cloned().unwrap_or_default();
-                let name = if name.is_empty() { field.clone() } else { format!("{name}.{field}") };
-                difference(&name, &value(was), &value(is))
-            })
-        }
-        (Value::Array(was), Value::Array(is)) if was.len() == is.len() => {
-            let pairs = was.iter().zip(is).enumerate();
-            pairs.into_iter().find_map(|(i, (was, is))| difference(&format!("{name}.{i}"), was, is))
-        }
-        _ if was == is => None,
-        _ => Some((name.to_owned(), was.to_string(), is.to_string())),
     }
 }
 
@@ -82,5 +68,21 @@ mod tests {
         assert_eq!(run("b", 4).difference(&one.line()).unwrap().0, "model");
         assert!(one.difference("no JSON").is_some());
         assert!(!one.line().contains('\n'));
+        let driver = |version: &str| json!({ "name": "a GPU", "driver": version });
+        let on = |version| Run::new("a", Value::Null, driver(version), &settings(4));
+        assert_eq!(on("2").difference(&on("1").line()).unwrap().0, "device.driver");
+        assert_ne!(on("2").id(), on("1").id());
+    }
+
+    #[test]
+    fn every_step_counts() {
+        let settings = Settings::new(Options::new(Grid { bits: 4, group_size: None, sym: true }));
+        let run = Run::new("a", Value::Null, "the CPU", &settings);
+        for step in steps::QUANTIZE {
+            let mut older = run.clone();
+            older.0["steps"][step.name] = (step.number - 1).into();
+            assert_eq!(run.difference(&older.line()).unwrap().0, format!("steps.{}", step.name));
+            assert_ne!(run.id(), older.id(), "{}", step.name);
+        }
     }
 }

@@ -115,6 +115,7 @@ impl Settings {
             desc_act: act_order && !static_groups,
             static_groups,
             sym: grid.sym,
+            true_sequential: self.true_sequential,
             damp_percent,
             v2: self.v2,
             lm_head: self.lm_head,

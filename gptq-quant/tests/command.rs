@@ -6,7 +6,7 @@ use std::path::Path;
 
 use assert_cmd::Command;
 
-use common::{prose, testdata, tiny_folder};
+use common::{device, prose, testdata, tiny_folder};
 
 fn gptq_quant(folder: &Path) -> Command {
     let mut command = Command::cargo_bin("gptq-quant").unwrap();
@@ -143,6 +143,100 @@ fn contradictions_are_usage_errors() {
     ] {
         let output = gptq_quant(folder.path()).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// Runs it into a folder that holds `files`. The error's text, and that all files are as they were; or that it succeeds.
+fn check_output_folder(files: &[(&str, &str)], more: &[&str], expected: Result<&[&str], &[&str]>) {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_folder(folder.path());
+    let out = folder.path().join("out");
+    std::fs::create_dir(&out).unwrap();
+    for (name, content) in files {
+        std::fs::write(out.join(name), content).unwrap();
+    }
+    let args = ["model", "-o", "out", "--samples", "2", "--seq-len", "16", "--group-size", "32", "--device", "cpu"];
+    let output = gptq_quant(folder.path()).args(args).args(more).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    match expected {
+        Err(words) => {
+            assert_eq!(output.status.code(), Some(1), "{stderr}");
+            for word in words.iter().chain(&["\n\nhint: "]) {
+                assert!(stderr.contains(word), "`{word}` is not in: {stderr}");
+            }
+            for (name, content) in files {
+                assert_eq!(std::fs::read_to_string(out.join(name)).unwrap(), *content);
+            }
+            assert_eq!(std::fs::read_dir(&out).unwrap().count(), files.len());
+        }
+        Ok(gone) => {
+            assert!(output.status.success(), "{stderr}");
+            assert!(gone.iter().all(|name| !out.join(name).exists()), "{gone:?}");
+            let weights = std::fs::metadata(out.join("model.safetensors")).unwrap();
+            assert!(weights.len() > 1000);
+            // And once more over its own result, with other options.
+            let again = gptq_quant(folder.path()).args(args).args(["--damp-percent", "0.02"]).output().unwrap();
+            assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+        }
+    }
+}
+
+#[test]
+fn an_output_folder_holds_what_a_run_wrote_or_nothing() {
+    let gptq = r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}"#;
+    let sharded = [
+        ("config.json", gptq),
+        ("model.safetensors.index.json", "{}"),
+        ("model-00001-of-00002.safetensors", "1"),
+        ("model-00002-of-00002.safetensors", "2"),
+        ("tokenizer.json", "{}"),
+    ];
+    check_output_folder(&[], &[], Ok(&[]));
+    check_output_folder(
+        &[("model.safetensors", "an unrelated one")],
+        &[],
+        Err(&["`model.safetensors`", "--overwrite"]),
+    );
+    check_output_folder(&[("thesis.tex", "x")], &[], Err(&["`thesis.tex`", "move them away"]));
+    check_output_folder(&[("thesis.tex", "x")], &["--overwrite"], Err(&["`thesis.tex`", "move them away"]));
+    check_output_folder(&sharded, &[], Err(&["`model-00001-of-00002.safetensors`", "--overwrite"]));
+    check_output_folder(
+        &sharded,
+        &["--overwrite"],
+        Ok(&["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+    );
+    let unquantized = [("config.json", "{}"), ("model.safetensors", "x")];
+    check_output_folder(&unquantized, &["--overwrite"], Err(&["not quantized"]));
+    // A file that came later.
+    let folder = tempfile::tempdir().unwrap();
+    tiny_folder(folder.path());
+    let args = ["model", "-o", "out", "--samples", "2", "--seq-len", "16", "--group-size", "32", "--device", "cpu"];
+    assert!(gptq_quant(folder.path()).args(args).output().unwrap().status.success());
+    std::fs::write(folder.path().join("out/adapter.safetensors"), "mine").unwrap();
+    let output = gptq_quant(folder.path()).args(args).arg("--restart").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.contains("`adapter.safetensors`") && !stderr.contains("`config.json`"), "{stderr}");
+    assert_eq!(std::fs::read_to_string(folder.path().join("out/adapter.safetensors")).unwrap(), "mine");
+    // The MLC folder is looked at before the long work.
+    let folder = tempfile::tempdir().unwrap();
+    tiny_folder(folder.path());
+    std::fs::create_dir(folder.path().join("mlc")).unwrap();
+    std::fs::write(folder.path().join("mlc/thesis.tex"), "x").unwrap();
+    check_fails(folder.path(), &["model", "--to-mlc", "mlc", "--conv-template", "chatml"], &["`thesis.tex`"]);
+}
+
+#[test]
+fn a_device_that_is_not_there_and_the_words_for_those_that_are() {
+    let folder = tempfile::tempdir().unwrap();
+    tiny_folder(folder.path());
+    check_fails(folder.path(), &["model", "--device", "no such device"], &["no such device", "chat-cli devices"]);
+    check_fails(folder.path(), &["model", "--device", "77"], &["`77`"]);
+    if device().is_some() {
+        let args = ["model", "-o", "out", "--samples", "2", "--seq-len", "16", "--group-size", "32", "--device", "gpu"];
+        let output = gptq_quant(folder.path()).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report = std::fs::read_to_string(folder.path().join("out/quantize_report.json")).unwrap();
+        assert!(!report.contains(r#""device": "the CPU""#), "{report}");
     }
 }
 

@@ -326,3 +326,43 @@ fn another_model_text_or_option_is_noticed() {
     let output = run(folder.path(), "out", &["--restart"]);
     assert!(output.status.success(), "{}", stderr(&output));
 }
+
+/// A journal, and a finished folder, of a program that computed something else.
+#[test]
+fn another_algorithm_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    model(folder.path());
+    leave_something(folder.path(), "out");
+    let journal = folder.path().join("out/.gptq-quant-journal.tmp");
+    let text = std::fs::read_to_string(&journal).unwrap();
+    let steps = ["text", "forward", "hessian", "solve", "refine", "report", "files"];
+    for step in steps {
+        let number = format!("\"{step}\":");
+        let at = text.find(&number).unwrap() + number.len();
+        assert!(at < text.find('\n').unwrap(), "the fingerprint comes first: {text}");
+        std::fs::write(&journal, format!("{}9{}", &text[..at], &text[at..])).unwrap();
+        let output = run(folder.path(), "out", &[]);
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        for word in [&format!("interrupted run in which `steps.{step}` was 9")[..], "--restart"] {
+            assert!(stderr(&output).contains(word), "`{word}` is not in: {}", stderr(&output));
+        }
+        assert!(std::fs::read_to_string(&journal).unwrap().lines().count() >= 3, "what is finished stays");
+    }
+    std::fs::write(&journal, &text).unwrap();
+    let output = run(folder.path(), "out", &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    // The finished folder says which steps made it. Its run has another sum with another step (a test of `Run`).
+    let config = folder.path().join("out/config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let meta = &mut value["quantization_config"]["meta"];
+    meta["steps"]["solve"] = 0.into();
+    meta["run"] = "of an older program".into();
+    std::fs::write(&config, value.to_string()).unwrap();
+    let output = run(folder.path(), "out", &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains("anew: `steps.solve` was 0"), "{}", stderr(&output));
+    let made: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    assert_eq!(made, serde_json::from_str::<serde_json::Value>(&text).unwrap());
+}

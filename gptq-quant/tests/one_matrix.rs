@@ -8,7 +8,7 @@ use gptq_quant::{
     gptq::{Method, Quantized, quantize},
 };
 use infer_core::{block_on, ops::candle::CandleOps};
-use ndarray::{Array2, array};
+use ndarray::{Array2, array, s};
 
 const GRID: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
 
@@ -158,6 +158,28 @@ fn dead_inputs_get_weight_zero() {
     let quantized = quantize(weights.view(), &hessian, None, &Options::new(GRID));
     assert!(quantized.dequantize().column(7).iter().all(|&w| w == 0.0));
     assert!(matches!(quantized.method, Method::Gptq { .. }));
+}
+
+/// Dead inputs are as if they were not there: the others are damped and solved as without them, whatever the size of the
+/// activations.
+#[test]
+fn dead_inputs_change_nothing_of_the_others() {
+    let weights = numbers(16, 128, 8);
+    for size in [1e-6, 1.0, 1e6] {
+        let alive = Mat::from_fn(64, 64, |i, j| size * hessian(64)[(i, j)]);
+        // The second half never sees a value.
+        let with_dead = Mat::from_fn(128, 128, |i, j| if i < 64 && j < 64 { alive[(i, j)] } else { 0.0 });
+        for act_order in [false, true] {
+            let options = Options { act_order, ..Options::new(GRID) };
+            let expected = quantize(weights.slice(s![.., ..64]), &alive, None, &options);
+            let found = quantize(weights.view(), &with_dead, None, &options);
+            assert_eq!(found.codes.slice(s![.., ..64]), expected.codes, "{size} {act_order}");
+            assert!((found.loss / expected.loss - 1.0).abs() < 1e-9, "{size}: {} {}", found.loss, expected.loss);
+            // gptq.py's mean counts them, so that small activations drown in its damping.
+            let gptq_py = quantize(weights.view(), &with_dead, None, &Options { gptq_py: true, ..options });
+            assert_eq!(gptq_py.loss > 2.0 * expected.loss, size < 1.0, "{size}: {} {}", gptq_py.loss, expected.loss);
+        }
+    }
 }
 
 #[test]

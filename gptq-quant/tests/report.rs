@@ -187,6 +187,7 @@ fn report(folder: &Path) -> Report {
         peak_memory: Some(3 << 29),
         evaluation: Some(Evaluation {
             text: "<b>".into(),
+            basis: serde_json::Value::Null,
             seq_len: 16,
             float_perplexity: 20.0,
             perplexity: 22.0,
@@ -239,14 +240,16 @@ fn the_program_reports_and_measures() {
     let model = tiny_folder(folder.path());
     std::fs::write(folder.path().join("text.txt"), prose(1, 400)).unwrap();
     std::fs::write(folder.path().join("other.txt"), prose(2, 400)).unwrap();
-    let run = |more: &[&str]| {
+    let output = |more: &[&str]| {
         let mut command = Command::cargo_bin("gptq-quant").unwrap();
         command.current_dir(folder.path()).args(["model", "-o", "out", "--calib", "text.txt", "--samples", "4"]);
         command.args(["--seq-len", "64", "--device", "cpu", "--group-size", "32"]).args(more);
         let output = command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", folder.path().join("hub")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap())
     };
+    let run = |more: &[&str]| output(more)[0].clone();
+    let stderr = |more: &[&str]| output(more)[1].clone();
     let out = folder.path().join("out");
     let stdout = run(&[]);
     assert!(!stdout.contains("perplexity"), "{stdout}");
@@ -268,6 +271,45 @@ fn the_program_reports_and_measures() {
     let page = std::fs::read_to_string(out.join("quantize_report.html")).unwrap();
     assert!(page.contains(&format!("{:.4}", evaluation.perplexity)));
 
-    // And not measured again.
-    assert_eq!(run(&["--eval", "other.txt", "--eval-windows", "2"]), stdout);
+    // Nothing has changed: what is stored is told, whatever it is.
+    let store = |perplexity: f64| {
+        let mut report = Report::read(&out).unwrap().unwrap();
+        report.evaluation.as_mut().unwrap().perplexity = perplexity;
+        report.write(&out).unwrap();
+    };
+    let measured = || Report::read(&out).unwrap().unwrap().evaluation.unwrap();
+    let eval = ["--eval", "other.txt", "--eval-windows", "2"];
+    store(12345.0);
+    let stdout = run(&eval);
+    assert!(stdout.contains("12345.0000 quantized"), "{stdout}");
+    assert_eq!(measured(), Evaluation { perplexity: 12345.0, ..evaluation.clone() });
+
+    // Another text under the same name, of as many windows.
+    std::fs::write(folder.path().join("other.txt"), prose(3, 400)).unwrap();
+    run(&eval);
+    let other = measured();
+    assert_eq!((&other.text, other.windows.len()), (&evaluation.text, evaluation.windows.len()));
+    assert!(other.perplexity < 12345.0 && other.windows != evaluation.windows);
+    // The same text, read otherwise: rows of WikiText are joined with what is between them.
+    store(12345.0);
+    run(&[&eval[..], &["--eval-wikitext"]].concat());
+    assert!(measured().perplexity < 12345.0);
+    // More windows; another algorithm; another quantized model.
+    store(12345.0);
+    run(&["--eval", "other.txt", "--eval-windows", "3"]);
+    assert_eq!(measured().windows.len(), 3);
+    run(&eval);
+    assert_eq!(measured(), other);
+    let mut report = Report::read(&out).unwrap().unwrap();
+    let evaluation = report.evaluation.as_mut().unwrap();
+    evaluation.perplexity = 12345.0;
+    evaluation.basis["steps"]["evaluate"] = 0.into();
+    report.write(&out).unwrap();
+    assert!(stderr(&eval).contains("measuring again: `steps.evaluate` was 0"));
+    assert_eq!(measured(), other);
+    store(12345.0);
+    let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+    std::fs::write(out.join("config.json"), config.replace("\n", "\n ")).unwrap();
+    assert!(stderr(&eval).contains("measuring again: `quantized.config`"));
+    assert_eq!(measured().windows, other.windows);
 }

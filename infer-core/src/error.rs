@@ -14,6 +14,14 @@ pub enum Error {
     /// The GPU.
     #[error(transparent)]
     Gpu(#[from] webgpu_kernels::Error),
+    /// `--device` names a device that is not there.
+    #[error("there is no device `{choice}`; {}", if found.is_empty() { "no GPU was found, nor a driver that plays one".to_owned() } else { format!("there are: {}", found.join(", ")) })]
+    NoSuchDevice {
+        /// What was asked for.
+        choice: String,
+        /// Number and name of each that there is.
+        found: Vec<String>,
+    },
     /// The CPU backend.
     #[cfg(feature = "native")]
     #[error("the CPU backend failed: {0}")]
@@ -124,6 +132,9 @@ impl Error {
         match self {
             Error::Format(error) => error.hint(),
             Error::Gpu(error) => error.hint(),
+            Error::NoSuchDevice { .. } => {
+                Some("`chat-cli devices` lists what there is; `--device cpu` always works".into())
+            }
             Error::Tokenizer { .. } => Some("download the model's `tokenizer.json` again".into()),
             Error::ContextFull { .. } => {
                 Some("begin a new conversation, or load the model with a longer context".into())

@@ -56,6 +56,8 @@ mod chain_record;
 mod chat_defaults;
 pub mod chat_template;
 mod device;
+#[cfg(feature = "native")]
+mod device_choice;
 mod engine;
 mod error;
 mod generation;
@@ -83,6 +85,8 @@ mod vocabulary;
 pub use chat_defaults::{ChatDefaults, Origin};
 pub use chat_template::{ChatTemplate, Message};
 pub use device::Device;
+#[cfg(feature = "native")]
+pub use device_choice::{DeviceChoice, OpenedDevice, Place};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};

@@ -24,6 +24,16 @@ pub enum Error {
         /// The folder.
         folder: String,
     },
+    /// The output folder holds files that no run of the program wrote.
+    #[error("`{folder}` holds files that no run of this program wrote: {}", some(names))]
+    ForeignFiles {
+        /// The folder.
+        folder: String,
+        /// Their names.
+        names: Vec<String>,
+        /// Whether all of them are named like files that the program writes, so that it could replace them.
+        replaceable: bool,
+    },
     /// A file that the model needs is not there.
     #[error("`{file}` is missing in `{folder}`")]
     MissingFile {
@@ -204,6 +214,10 @@ impl Error {
             }
             Error::Io { .. } => "check that the path exists and that you may use it".into(),
             Error::InUse { .. } => "wait for it, or write to another folder".into(),
+            Error::ForeignFiles { replaceable: true, .. } => {
+                "choose another folder, or replace them with --overwrite".into()
+            }
+            Error::ForeignFiles { replaceable: false, .. } => "choose another folder, or move them away".into(),
             Error::MissingFile { .. } => {
                 "a model folder holds `config.json`, `tokenizer.json` and its weights; download it again if it is incomplete"
                     .into()
@@ -240,6 +254,13 @@ impl Error {
             }
         })
     }
+}
+
+/// The first names of a list that may be long.
+fn some(names: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
 }
 
 fn conv_templates() -> String {

@@ -38,6 +38,22 @@ pub trait ModelFiles {
     }
 }
 
+/// Whether `file` is still the file that `path` names.
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let id = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+        let (opened, named) = (file.metadata().map(id), std::fs::metadata(path).map(id));
+        opened.is_ok_and(|opened| named.is_ok_and(|named| opened == named))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        path.exists()
+    }
+}
+
 /// Bytes of a file.
 pub enum FileBytes {
     /// Read into memory.

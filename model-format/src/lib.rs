@@ -30,6 +30,7 @@ pub mod python_json;
 pub mod quant;
 pub mod rope;
 pub mod staging;
+pub mod steps;
 pub mod tensor;
 pub mod tensor_cache;
 

@@ -47,6 +47,40 @@ fn values_are_near_the_weights_they_were_made_from() {
     }
 }
 
+/// Cases that the real AutoGPTQ quantized, packed and saved.
+const AUTOGPTQ: [&str; 2] = ["actorder-sym-g64", "static-actorder-sym-g32"];
+
+/// The values of every matrix are those of AutoGPTQ's own layers, bit for bit; a real checkpoint has biases of zero, a copy of the
+/// tied head and `null` in its configuration besides.
+#[test]
+fn checkpoints_of_autogptq_are_read_as_it_reads_them() {
+    for case in AUTOGPTQ {
+        let folder = testdata(&format!("autogptq/{case}"));
+        let checkpoint = SafetensorsCheckpoint::open(&folder).unwrap();
+        let config = GptqConfig::from_config(checkpoint.config_json()).unwrap().unwrap();
+        let parsed = (config.bits, config.desc_act, config.static_groups, config.true_sequential, config.v2);
+        assert_eq!(parsed, (4, true, case.starts_with("static"), true, false), "{case}");
+        let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
+        let expected = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let mut count = 0;
+        for (module, rows) in expected.tensors().into_iter().filter(|(name, _)| name != "logits") {
+            let matrix = GptqMatrix::read(&checkpoint, &config, &module).unwrap().unwrap();
+            let rows: Vec<f32> =
+                rows.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+            assert_eq!(matrix.dequantize()[..2 * matrix.cols], rows, "{case}: {module}");
+            // With static groups the order of columns is that of the file.
+            let is_natural = matrix.g_idx == config.natural_g_idx(matrix.cols);
+            assert_eq!(is_natural, config.static_groups, "{case}: {module}");
+            // And what is read is written back byte for byte.
+            for (name, tensor) in matrix.to_tensors(&config, &module) {
+                assert!(tensor.bytes == checkpoint.tensor(&name).unwrap().bytes, "{case}: {name}");
+            }
+            count += 1;
+        }
+        assert_eq!(count, 14, "{case}");
+    }
+}
+
 #[test]
 fn both_versions_of_a_checkpoint_are_the_same_matrix() {
     for module in MODULES {
@@ -144,6 +178,7 @@ fn our_grid_travels_in_a_gptq_checkpoint() {
         desc_act: false,
         static_groups: false,
         sym: true,
+        true_sequential: true,
         damp_percent: 0.01,
         v2: false,
         lm_head: false,
@@ -409,8 +444,8 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let config = GptqConfig {
-            bits, group_size: group, desc_act: false, static_groups: false, sym: false, damp_percent: 0.1, v2, lm_head: false,
-            rules: Rules::default(),
+            bits, group_size: group, desc_act: false, static_groups: false, sym: false, true_sequential: true, damp_percent: 0.1,
+            v2, lm_head: false, rules: Rules::default(),
         };
         let (rows, cols) = (rows * config.multiple(), words * config.multiple());
         let groups = config.groups(cols);

@@ -13,9 +13,10 @@ use crate::error::io;
 
 /// Writes `checkpoint` to `folder` as `model.safetensors` with `config.json` and the files that go with it.
 ///
-/// Each file appears complete or not at all, `config.json` last. Memory: one tensor at a time.
+/// The folder must be absent or empty. Each file appears complete or not at all, `config.json` last. Memory: one tensor at a time.
 pub fn save_checkpoint(checkpoint: &dyn Checkpoint, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(io("create", folder))?;
+    check_empty(folder)?;
     let tensors = checkpoint.tensors();
     let announced: Vec<_> = tensors.iter().map(|info| (info.name.clone(), info.dtype, info.shape.clone())).collect();
     let mut writer = SafetensorsWriter::create(&folder.join("model.safetensors"), &announced)?;
@@ -32,6 +33,19 @@ pub fn save_checkpoint(checkpoint: &dyn Checkpoint, folder: &Path) -> Result<()>
         write_whole(folder, name, content)?;
     }
     Ok(())
+}
+
+/// Nothing here says who wrote a file, so that none is replaced.
+fn check_empty(folder: &Path) -> Result<()> {
+    let entries =
+        fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(io("list", folder))?;
+    let mut names: Vec<String> = entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let folder = folder.display().to_string();
+    Err(model_format::Error::ForeignFiles { folder, names, replaceable: false }.into())
 }
 
 /// Writes a small file under a temporary name in `folder`, and renames it when it is on the disk.

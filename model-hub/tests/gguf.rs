@@ -114,6 +114,8 @@ fn a_saved_checkpoint_is_the_same_checkpoint() {
     let (checkpoint, folder) = (tiny(), tempfile::tempdir().unwrap());
     let folder = folder.path().join("new/folder");
     save_checkpoint(&checkpoint, &folder).unwrap();
+    let error = save_checkpoint(&checkpoint, &folder).unwrap_err();
+    assert!(error.to_string().contains("`config.json`") && error.hint().is_some(), "{error}");
     let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     let files = [

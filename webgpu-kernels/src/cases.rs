@@ -50,30 +50,71 @@ impl Random {
 /// A random matrix: `q_weight` and `q_scale`. Codes and scales are random words, so that every code and both signs of
 /// the scale occur.
 pub(crate) fn random_matrix(format: WeightFormat, rows: usize, cols: usize, seed: u64) -> [CaseBuffer; 2] {
+    matrix(format, [rows, cols], seed, |_| 1.0, |_, _| false)
+}
+
+/// Whether an input is an outlier: the same ones in every row of activations, as in models.
+pub(crate) fn is_outlier(col: usize) -> bool {
+    col % 97 == 3
+}
+
+/// The same for activations with [outliers](is_outlier). Every other row has no weight for them, and weights for the rest that are
+/// so much larger that its outputs are about as large as the others': errors of ordinary inputs show.
+pub(crate) fn matrix_for_outliers(format: WeightFormat, rows: usize, cols: usize, seed: u64) -> [CaseBuffer; 2] {
+    let is_odd = |row: usize| !row.is_multiple_of(2);
+    let factor = |row| if is_odd(row) { 32768.0 } else { 1.0 };
+    matrix(format, [rows, cols], seed, factor, |row, col| is_odd(row) && is_outlier(col))
+}
+
+/// A random matrix whose rows are multiplied by their `factor`, and whose weights are zero where `is_zero(row, col)`.
+fn matrix(
+    format: WeightFormat,
+    [rows, cols]: [usize; 2],
+    seed: u64,
+    factor: impl Fn(usize) -> f32,
+    is_zero: impl Fn(usize, usize) -> bool,
+) -> [CaseBuffer; 2] {
     let mut random = Random::new(seed);
+    let plain = |random: &mut Random| -> Vec<f32> {
+        let value = |i: usize| {
+            let (row, col, value) = (i / cols, i % cols, random.value());
+            if is_zero(row, col) { 0.0 } else { value * factor(row) }
+        };
+        (0..rows * cols).map(value).collect()
+    };
     let (q_weight, q_scale) = match format {
         WeightFormat::Group { bits, group_size } => {
             let (groups, per_word) = (format.blocks(cols), 32 / bits as usize);
             let code_bits = ((1u64 << (per_word * bits as usize)) - 1) as u32;
             let mut words: Vec<u32> = (0..rows * groups * 4).map(|_| random.next() as u32 & code_bits).collect();
+            let (bits, group_size) = (bits as usize, group_size as usize);
+            let zero = (1u32 << (bits - 1)) - 1;
+            for (row, words) in words.chunks_exact_mut(groups * 4).enumerate() {
+                for col in (0..cols).filter(|&col| is_zero(row, col)) {
+                    let (group, place) = (col / group_size, col % group_size);
+                    let (word, shift) = (&mut words[group * 4 + place / per_word], bits * (place % per_word));
+                    *word = *word & !(((1 << bits) - 1) << shift) | zero << shift;
+                }
+            }
             // As the format has it, codes beyond the last column are zero.
-            let ragged = cols % group_size as usize;
+            let ragged = cols % group_size;
             if ragged > 0 {
                 for words in words.chunks_exact_mut(groups * 4) {
                     for (w, word) in words[groups * 4 - 4..].iter_mut().enumerate() {
-                        let kept = (ragged.saturating_sub(w * per_word)).min(per_word) * bits as usize;
+                        let kept = (ragged.saturating_sub(w * per_word)).min(per_word) * bits;
                         *word &= if kept == 32 { u32::MAX } else { (1 << kept) - 1 };
                     }
                 }
             }
-            let scales: Vec<f16> = (0..rows * groups).map(|_| f16::from_f32(0.1 * random.value())).collect();
+            let scale = |i: usize| f16::from_f32(0.1 * random.value() * factor(i / groups));
+            let scales: Vec<f16> = (0..rows * groups).map(scale).collect();
             (words, pairs(&scales).into_owned())
         }
         WeightFormat::F16 => {
-            let values: Vec<f16> = (0..rows * cols).map(|_| f16::from_f32(random.value())).collect();
+            let values: Vec<f16> = plain(&mut random).into_iter().map(f16::from_f32).collect();
             (no_quant::f16_words(cols, &values), vec![0; 4])
         }
-        WeightFormat::F32 => (no_quant::f32_words(cols, &random.values(rows * cols)), vec![0; 4]),
+        WeightFormat::F32 => (no_quant::f32_words(cols, &plain(&mut random)), vec![0; 4]),
     };
     [CaseBuffer::words(q_weight), CaseBuffer::words(q_scale)]
 }

@@ -3,7 +3,11 @@
 
 use std::{path::Path, sync::mpsc, thread};
 
-use model_format::{Checkpoint, QuantFormat, gptq::Refit, staging::Staging};
+use model_format::{
+    Checkpoint, QuantFormat,
+    gptq::Refit,
+    staging::{Staging, difference},
+};
 use serde::Serialize;
 
 use crate::{
@@ -25,11 +29,13 @@ pub struct WeightOptions {
     pub refit: bool,
     /// Size of a shard, which one holds only where a single tensor is as large or larger.
     pub shard_size: usize,
+    /// Replace files that are named like those of an MLC folder, whoever wrote them.
+    pub overwrite: bool,
 }
 
 impl Default for WeightOptions {
     fn default() -> WeightOptions {
-        WeightOptions { refit: false, shard_size: SHARD_SIZE }
+        WeightOptions { refit: false, shard_size: SHARD_SIZE, overwrite: false }
     }
 }
 
@@ -67,6 +73,8 @@ pub struct WeightsReport {
     pub files: Vec<FileReport>,
     /// Shards that an earlier process had finished.
     pub resumed: usize,
+    /// Why what an earlier process has left was thrown away: the first thing in which its work was another.
+    pub begun_anew: Option<String>,
 }
 
 /// A matrix that was brought onto a grid which cannot hold its values.
@@ -207,15 +215,21 @@ impl<'a> Work<'a> {
             unused: self.plan.unused.clone(),
             files,
             resumed: 0,
+            begun_anew: None,
         }
     }
 
     /// Writes shards and indices. One thread writes while all others work on the next tensor.
     fn write(&self, out: &Path, progress: &mut dyn Progress) -> Result<(Staging, WeightsReport)> {
         let fingerprint = fingerprint(self.checkpoint, &self.plan, self.options.shard_size, self.options.refit);
-        let mut staging = stage(out)?;
-        let finished = staging.resume(&fingerprint)?;
-        let mut report = WeightsReport { resumed: finished.len(), ..self.report() };
+        let mut staging = stage(out, self.options.overwrite)?;
+        let begun_anew = staging.left().and_then(|left| {
+            let left = serde_json::from_str(&left).unwrap_or_default();
+            let (what, was, is) = difference("", &left, &fingerprint)?;
+            Some(format!("`{what}` was {was}, now it is {is}"))
+        });
+        let finished = staging.resume(&fingerprint.to_string())?;
+        let mut report = WeightsReport { resumed: finished.len(), begun_anew, ..self.report() };
         let mut writer = ShardWriter::new(&mut staging, &self.shards, &finished);
         let is_finished = writer.finished();
         let (sender, receiver) = mpsc::sync_channel::<Piece>(WAITING);

@@ -2,21 +2,30 @@
 
 use std::fs;
 
-use model_format::{Checkpoint, checkpoint::file_of, tensor_cache::ShardSum};
+use model_format::{Checkpoint, checkpoint::file_of, steps, tensor_cache::ShardSum};
+use serde_json::{Value, json};
 
 use crate::Plan;
 
-/// What must be the same for two conversions to write the same bytes: the program, the plan, and the source's files by
-/// size and time.
-pub(crate) fn fingerprint(checkpoint: &dyn Checkpoint, plan: &Plan, shard_size: usize, refit: bool) -> String {
+/// What must be the same for two conversions to write the same bytes: the steps' algorithm numbers, the options, and the
+/// source: its configuration and tensors, and its files by size and time.
+pub(crate) fn fingerprint(checkpoint: &dyn Checkpoint, plan: &Plan, shard_size: usize, refit: bool) -> Value {
+    json!({
+        "steps": steps::numbers(steps::CONVERT),
+        "quantization": plan.format.name,
+        "shard_size": shard_size,
+        "refit": refit,
+        "source": source(checkpoint),
+    })
+}
+
+fn source(checkpoint: &dyn Checkpoint) -> String {
     let mut sum = ShardSum::default();
     let mut add = |text: &str| {
         sum.update(&(text.len() as u64).to_le_bytes());
         sum.update(text.as_bytes());
     };
-    add(env!("CARGO_PKG_VERSION"));
     add(checkpoint.config_json());
-    add(&format!("{} {shard_size} {refit}", plan.format.name));
     let mut last = String::new();
     for info in checkpoint.tensors() {
         add(&format!("{} {} {:?} {}", info.name, info.dtype, info.shape, info.file));
@@ -28,5 +37,5 @@ pub(crate) fn fingerprint(checkpoint: &dyn Checkpoint, plan: &Plan, shard_size: 
             last = file;
         }
     }
-    format!("weight-convert {}", sum.finish())
+    sum.finish()
 }

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     FileReport, Result,
     model_config::ModelConfig,
-    output::{Written, commit, stage},
+    output::{CHAT_TEMPLATE, Written, commit, stage},
     tokenizer_info::{TOKENIZER_FILES, active_vocab_size, check_added_tokens, tokenizer_info},
 };
 
@@ -87,6 +87,8 @@ pub struct ConfigOptions {
     /// Write MLC's bytes also where they are wrong for the model: it does not know transformers 5's `rope_parameters`, drops
     /// a `rope_scaling` in words that it does not expect, and takes any conversation template.
     pub mlc_compat: bool,
+    /// Replace files that are named like those of an MLC folder, whoever wrote them.
+    pub overwrite: bool,
 }
 
 impl Default for ConfigOptions {
@@ -102,6 +104,7 @@ impl Default for ConfigOptions {
             disaggregation: None,
             max_batch_size: 128,
             mlc_compat: false,
+            overwrite: false,
         }
     }
 }
@@ -129,7 +132,7 @@ pub fn gen_config(
     out: &Path,
 ) -> Result<ConfigReport> {
     let config = build(source, format, options)?;
-    let mut staging = stage(out)?;
+    let mut staging = stage(out, options.overwrite)?;
     config.stage(source, &mut staging)?;
     commit(staging, Written { weights: false, config: true })?;
     Ok(config.report)
@@ -220,8 +223,7 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
         }
     }
     let text = PythonJson::indented(2).write(&value);
-    // The Jinja template is not MLC's, but our engine prefers it.
-    let copied = tokenizer_files.iter().chain(&["chat_template.jinja"]);
+    let copied = tokenizer_files.iter().chain(&[CHAT_TEMPLATE]);
     let mut files: Vec<_> = copied
         .filter_map(|&name| Some(FileReport { name: name.into(), bytes: source.file(name)?.len() as u64 }))
         .collect();

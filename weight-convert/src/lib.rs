@@ -43,6 +43,7 @@ pub use convert::{
 pub use error::{Error, Result};
 pub use gen_config::{ConfigOptions, ConfigReport, ConfigSource, gen_config};
 pub use inspect::{Contents, inspect};
+pub use output::check_output;
 pub use plan::{Plan, PlannedParam, SourceKind};
 pub use progress::Progress;
 pub use verify::{ParamCheck, Verification, verify};

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let stop = cli::stop_on_ctrl_c();
     match cli::run(cli::Args::parse(), &stop) {
         Ok(code) => code,
-        Err(error) if stop.is_set() => {
+        Err(error) if stop.is_set() && cli::is_interruption(&error) => {
             eprintln!("{error:#}");
             ExitCode::from(130)
         }

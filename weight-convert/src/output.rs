@@ -1,13 +1,14 @@
-//! A folder that a conversion writes: which files of an earlier one it replaces, and which it puts in their place last.
+//! The folder that a conversion writes: what it may hold already, which files of an earlier conversion are replaced, and which
+//! files get their names last.
 
-use std::path::Path;
+use std::{collections::HashSet, fs, path::Path};
 
 use model_format::{
-    ChatConfig,
+    ChatConfig, TensorCache,
     staging::{Layout, Staging},
 };
 
-use crate::Result;
+use crate::{Result, tokenizer_info::TOKENIZER_FILES};
 
 /// The indices and the configuration make a folder look whole.
 const LAYOUT: Layout = Layout {
@@ -15,9 +16,44 @@ const LAYOUT: Layout = Layout {
     markers: &["tensor-cache-b16.json", "ndarray-cache.json", "tensor-cache.json", ChatConfig::FILE_NAME],
 };
 
-/// Begins to write to `folder`.
-pub(crate) fn stage(folder: &Path) -> Result<Staging> {
-    Ok(Staging::new(folder, LAYOUT)?)
+/// A template of Jinja is not MLC's, but our engine prefers it.
+pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
+
+/// Begins to write to `folder`, which must be absent, empty, or an MLC folder and nothing else: its index or its configuration
+/// names every file. With `overwrite`, files that are named like those of an MLC folder are replaced too.
+pub(crate) fn stage(folder: &Path, overwrite: bool) -> Result<Staging> {
+    let staging = Staging::new(folder, LAYOUT)?;
+    let listed = listed(folder);
+    let replaceable = |name: &str| listed.contains(name) || (overwrite && is_named_like_ours(name));
+    staging.check_folder(is_named_like_ours, replaceable)?;
+    Ok(staging)
+}
+
+/// Refuses a folder that a conversion would refuse, and leaves it as it is.
+pub fn check_output(folder: &Path, overwrite: bool) -> Result<()> {
+    stage(folder, overwrite).map(drop)
+}
+
+/// The files of an MLC folder, by its own account; none where it is not one.
+fn listed(folder: &Path) -> HashSet<String> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    let mut names = HashSet::new();
+    let index = TensorCache::FILE_NAMES.iter().find_map(|name| TensorCache::parse(name, &read(name)?).ok());
+    if let Some(index) = index {
+        names.extend(index.shards.into_iter().map(|shard| shard.data_path));
+        names.extend(
+            LAYOUT.markers.iter().filter(|name| **name != ChatConfig::FILE_NAME).map(|name| (*name).to_owned()),
+        );
+    }
+    if let Some(config) = read(ChatConfig::FILE_NAME).and_then(|text| ChatConfig::parse(&text).ok()) {
+        names.extend(config.tokenizer_files);
+        names.extend([ChatConfig::FILE_NAME, CHAT_TEMPLATE].map(str::to_owned));
+    }
+    names
+}
+
+fn is_named_like_ours(name: &str) -> bool {
+    LAYOUT.markers.contains(&name) || is_shard(name) || TOKENIZER_FILES.contains(&name) || name == CHAT_TEMPLATE
 }
 
 /// What a conversion writes.

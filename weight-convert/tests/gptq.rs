@@ -36,6 +36,23 @@ fn every_matrix_of_a_layer_keeps_its_values() {
     }
 }
 
+/// What the real AutoGPTQ wrote: its biases of zero and its copy of the tied head are not used.
+#[test]
+fn a_checkpoint_of_autogptq_keeps_its_values() {
+    let (report, verification) = convert_and_verify("autogptq/static-actorder-sym-g32");
+    assert_eq!(report.lossless.len(), 8, "{report:?}");
+    assert_eq!(verification.failures().count(), 0);
+    assert_eq!(verification.params.iter().filter(|check| check.lossless && check.max_error == 0.0).count(), 8);
+    let error = convert_weight(
+        &open("autogptq/actorder-sym-g64"),
+        format("q4f16_1"),
+        &WeightOptions::default(),
+        tempfile::tempdir().unwrap().path(),
+        &mut (),
+    );
+    assert!(error.unwrap_err().to_string().contains("act-order"));
+}
+
 /// Biases are kept in floating point, and both versions of a checkpoint give the same bytes.
 #[test]
 fn another_architecture_and_both_versions() {

@@ -6,8 +6,13 @@ use std::{fs, path::Path};
 
 use common::{format, names, open, read, tiny_llama};
 use half::bf16;
-use model_format::{Checkpoint, HostTensor, SafetensorsCheckpoint, checkpoint::write_safetensors};
-use weight_convert::{ConfigOptions, ConvertOptions, Error, Progress, WeightOptions, convert, convert_weight, inspect};
+use model_format::{
+    Checkpoint, Error as FormatError, HostTensor, SafetensorsCheckpoint, checkpoint::write_safetensors,
+};
+use weight_convert::{
+    ConfigOptions, ConfigSource, ConvertOptions, Error, Progress, WeightOptions, convert, convert_weight, gen_config,
+    inspect,
+};
 
 /// Writes the tiny Llama again with its tensors changed.
 fn with_tensors(change: impl Fn(&mut Vec<(String, HostTensor<'static>)>)) -> tempfile::TempDir {
@@ -167,14 +172,68 @@ fn stopping_leaves_what_was_there() {
 #[test]
 fn a_new_conversion_replaces_the_old_one_whole() {
     let out = tempfile::tempdir().unwrap();
-    for stale in ["params_shard_0.bin", "params_shard_7.bin", "ndarray-cache.json", ".weight-convert-x.tmp"] {
-        fs::write(out.path().join(stale), "stale").unwrap();
-    }
-    fs::write(out.path().join("README.md"), "kept").unwrap();
-    convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
-    let expected = ["README.md", "ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"];
-    assert_eq!(names(out.path()), expected);
+    let write = |options: &WeightOptions| {
+        convert_weight(&open("arch/llama/hf"), format("q4f16_1"), options, out.path(), &mut ())
+    };
+    let small = WeightOptions { shard_size: 24 << 10, ..WeightOptions::default() };
+    assert!(write(&small).unwrap().shards > 2);
+    fs::write(out.path().join(".weight-convert-x.tmp"), "stale").unwrap();
+    write(&WeightOptions::default()).unwrap();
+    assert_eq!(names(out.path()), ["ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"]);
     inspect(out.path()).unwrap();
+}
+
+/// Converts into a folder with these files. `Ok`: what is there then. `Err`: what is refused, and whether `overwrite` would take it.
+fn check_folder(files: &[&str], overwrite: bool, expected: Result<&[&str], (&[&str], bool)>) {
+    let out = tempfile::tempdir().unwrap();
+    for name in files {
+        fs::write(out.path().join(name), "another's").unwrap();
+    }
+    let options = WeightOptions { overwrite, ..WeightOptions::default() };
+    let result = convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &options, out.path(), &mut ());
+    match (result, expected) {
+        (Ok(_), Ok(expected)) => assert_eq!(names(out.path()), expected),
+        (Err(Error::Format(FormatError::ForeignFiles { names: found, replaceable, .. })), Err(expected)) => {
+            assert_eq!((&found.iter().map(String::as_str).collect::<Vec<_>>()[..], replaceable), expected);
+            assert_eq!(names(out.path()), files);
+            assert!(files.iter().all(|name| read(out.path().join(name)) == b"another's"));
+        }
+        (result, expected) => panic!("{files:?}: {result:?}, expected {expected:?}"),
+    }
+}
+
+#[test]
+fn what_no_conversion_wrote_is_refused_by_name() {
+    let whole: &[&str] = &["ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"];
+    check_folder(&[], false, Ok(whole));
+    check_folder(&["README.md"], false, Err((&["README.md"], false)));
+    check_folder(&["README.md"], true, Err((&["README.md"], false)));
+    // Named like ours, but no index tells of them.
+    check_folder(&["params_shard_7.bin"], false, Err((&["params_shard_7.bin"], true)));
+    check_folder(&["params_shard_7.bin"], true, Ok(whole));
+    check_folder(&["tokenizer.json"], false, Err((&["tokenizer.json"], true)));
+    check_folder(&["tensor-cache.json"], false, Err((&["tensor-cache.json"], true)));
+
+    // The two commands of mlc_llm write to one folder, in either order; a file that came later is another's.
+    let out = tempfile::tempdir().unwrap();
+    let llama = tiny_llama();
+    let source = ConfigSource::folder(llama.path()).unwrap();
+    let options = ConfigOptions { conv_template: Some("llama-3".into()), ..ConfigOptions::default() };
+    let config = || gen_config(&source, format("q4f16_1"), &options, out.path()).map(drop);
+    let weights = || {
+        let options = WeightOptions::default();
+        convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &options, out.path(), &mut ()).map(drop)
+    };
+    config().unwrap();
+    weights().unwrap();
+    config().unwrap();
+    weights().unwrap();
+    inspect(out.path()).unwrap();
+    fs::write(out.path().join("params_shard_9.bin"), "another's").unwrap();
+    for error in [config().unwrap_err(), weights().unwrap_err()] {
+        assert!(error.to_string().contains("`params_shard_9.bin`"), "{error}");
+        assert!(error.hint().unwrap().contains("--overwrite"));
+    }
 }
 
 #[test]

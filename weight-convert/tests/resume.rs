@@ -176,6 +176,28 @@ fn another_work_does_not_go_on_from_it() {
     assert_eq!(convert(out.path(), &mut ()).unwrap().resumed, 0);
 }
 
+#[test]
+fn shards_of_another_algorithm_are_made_anew_and_the_step_is_named() {
+    let (expected, points) = undisturbed();
+    for step in ["encode", "from_gptq", "shards"] {
+        let out = ended_at(points);
+        let journal = out.path().join(".weight-convert-journal.tmp");
+        let text = String::from_utf8(read(&journal)).unwrap();
+        // As an older program would have left it.
+        let number = format!("\"{step}\":");
+        let at = text.find(&number).unwrap() + number.len();
+        assert!(at < text.find('\n').unwrap(), "the fingerprint comes first: {text}");
+        fs::write(&journal, format!("{}9{}", &text[..at], &text[at..])).unwrap();
+        let report = check_finished(out.path(), &expected, points);
+        assert_eq!(report.resumed, 0, "{step}");
+        let why = report.begun_anew.unwrap();
+        assert!(why.contains(&format!("`steps.{step}` was 9")), "{why}");
+    }
+    let out = ended_at(points);
+    let report = check_finished(out.path(), &expected, points);
+    assert_eq!((report.resumed > 0, report.begun_anew), (true, None));
+}
+
 /// Begins a second conversion into the folder of the first, in the middle of it.
 struct Second<'a>(&'a Path, Vec<Error>);
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use calib_data::{Place, Source};
 use clap::{ArgAction, Parser, ValueEnum};
 use gptq_quant::{Grid, Options, ScaleSearch, Settings, TokenWeight};
-use infer_core::Tokenizer;
+use infer_core::{DeviceChoice, Tokenizer};
 use model_format::{
     QuantFormat,
     gptq::{Rule, Rules},
@@ -140,9 +140,8 @@ pub struct Args {
     /// The share of the windows of `self` that hold tokens of the vocabulary at random
     #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
     pub self_random: f64,
-    /// Where the calibration text is run: auto (a GPU, else the CPU), cpu, or the number or name of a GPU
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
+    pub device: DeviceChoice,
     /// Keep to f32 on a GPU whose matrix units would run the text in f16; Hessians are f32 in any case
     #[arg(long)]
     pub no_cooperative_matrix: bool,
@@ -153,6 +152,10 @@ pub struct Args {
     /// goes on where it was
     #[arg(long)]
     pub restart: bool,
+    /// Replace a GPTQ checkpoint of another program in the output folder, and shards and tokenizer files in that of --to-mlc. Files
+    /// that are named like none of these, and unquantized models, are refused all the same
+    #[arg(long)]
+    pub overwrite: bool,
     /// Convert to an MLC folder (q4f16_1) too
     #[arg(long, value_name = "FOLDER")]
     pub to_mlc: Option<PathBuf>,

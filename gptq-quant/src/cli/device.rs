@@ -1,7 +1,10 @@
 //! Where calibration text is run: the CPU, or a GPU by `--device`.
 
 use anyhow::Result;
-use infer_core::{DeviceType, Gpu, OpenOptions, Selection, block_on};
+use infer_core::{DeviceChoice, DeviceType, Gpu, OpenOptions, block_on};
+use serde_json::{Value, json};
+
+use super::Bars;
 
 /// Operations on the device that was chosen.
 pub enum Device {
@@ -12,23 +15,26 @@ pub enum Device {
 }
 
 impl Device {
-    /// What `--device` means: `cpu`, `auto` (a GPU if there is one that is not played by the CPU), a number or a name.
-    ///
-    /// With `matrix_units` its products are in f16 where it has such, with sums in f32.
-    pub fn open(choice: &str, matrix_units: bool) -> Result<Device> {
-        let selection = if choice.eq_ignore_ascii_case("cpu") {
-            return Ok(Device::Cpu);
-        } else if choice.eq_ignore_ascii_case("auto") {
-            let adapters = block_on(Gpu::adapters());
-            match adapters.iter().position(|adapter| adapter.device_type != DeviceType::Cpu) {
-                None => return Ok(Device::Cpu),
-                Some(index) => Selection::Index(index),
-            }
-        } else {
-            choice.parse().expect("any text is a selection")
-        };
+    /// Opens what `--device` means. With `matrix_units` its products are in f16 where it has such, with sums in f32.
+    pub fn open(choice: &DeviceChoice, matrix_units: bool, bars: &mut Bars) -> Result<Device> {
         let options = OpenOptions { cooperative_matrix: matrix_units, ..OpenOptions::default() };
-        Ok(Device::Gpu(block_on(Gpu::open(&selection, options))?))
+        let opened = block_on(choice.open(options))?;
+        if let Some(note) = opened.note {
+            bars.line(&note);
+        }
+        Ok(opened.gpu.map_or(Device::Cpu, Device::Gpu))
+    }
+
+    /// What a result follows from, as far as the device goes.
+    pub fn description(&self) -> Value {
+        match self {
+            Device::Cpu => self.to_string().into(),
+            Device::Gpu(gpu) => json!({
+                "name": gpu.summary().name,
+                "driver": gpu.summary().driver,
+                "matrix_units": gpu.caps().cooperative_matrix,
+            }),
+        }
     }
 
     /// Whether it is a GPU that the CPU plays.

@@ -23,7 +23,7 @@ use gptq_quant::{
 use infer_core::block_on;
 use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};
 use model_hub::HubConfig;
-use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, convert, gen_config};
+use weight_convert::{ConfigOptions, ConfigSource, ConvertOptions, WeightOptions, check_output, convert, gen_config};
 
 pub use args::Args;
 use bars::Bars;
@@ -59,6 +59,15 @@ pub fn stop_on_ctrl_c() -> Stop {
     stop
 }
 
+/// Whether an error is nothing but the end that the user asked for.
+pub fn is_interruption(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(gptq_quant::Error::Cancelled))
+            || matches!(cause.downcast_ref(), Some(weight_convert::Error::Cancelled))
+            || matches!(cause.downcast_ref(), Some(model_hub::Error::Cancelled))
+    })
+}
+
 /// What the user can do about an error, wherever it came from.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
@@ -91,23 +100,29 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
     bars.expect(&config, &settings)?;
 
     // Everything that can be wrong with the output or the text comes out before the long work.
-    let mut writer = CheckpointWriter::create(checkpoint, &args.output, &settings)?;
+    let mut writer = CheckpointWriter::create_over(checkpoint, &args.output, &settings, args.overwrite)?;
     let mlc_format = QuantFormat::by_name(MLC_FORMAT)?;
     let mlc_config = ConfigOptions { conv_template: args.conv_template.clone(), ..ConfigOptions::default() };
-    let mlc_options = ConvertOptions { config: mlc_config, ..ConvertOptions::default() };
-    if args.to_mlc.is_some() {
+    let mlc_weights = WeightOptions { overwrite: args.overwrite, ..WeightOptions::default() };
+    let mlc_options = ConvertOptions { weights: mlc_weights, config: mlc_config };
+    if let Some(folder) = &args.to_mlc {
+        check_output(folder, args.overwrite)?;
         check_conversion(&config, &settings, mlc_format)?;
         let trial = tempfile::tempdir().context("cannot create a temporary folder")?;
         gen_config(&ConfigSource::of(checkpoint)?, mlc_format, &mlc_options.config, trial.path())?;
     }
-    let device = Device::open(&args.device, !args.no_cooperative_matrix)?;
+    let device = Device::open(&args.device, !args.no_cooperative_matrix, &mut bars)?;
     let sources = Sources::read(args, checkpoint, &hub, &mut bars)?;
     let evaluated = sources.evaluated();
-    let run = Run::new(&check_weights(checkpoint)?, sources.description(), &device.to_string(), &settings);
+    let float = check_weights(checkpoint)?;
+    let run = Run::new(&float, sources.description(), device.description(), &settings);
 
     if !args.restart && writer.is_made(&run)? {
         println!("`{}` is what this command makes; --restart makes it again", args.output.display());
     } else {
+        if let Some((what, was, is)) = writer.changed_step(&run) {
+            bars.line(&format!("making `{}` anew: `{what}` was {was}, now it is {is}", args.output.display()));
+        }
         writer.resume(&run, args.restart)?;
         quantize(args, checkpoint, &settings, &device, sources, writer, &mut bars).inspect_err(|_| bars.clear())?;
         println!("wrote `{}`", args.output.display());
@@ -115,8 +130,9 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
 
     if let Some(evaluated) = evaluated {
         // What is measured is the model in f32.
-        let device = Device::open(&args.device, false)?;
-        report::measure(args, &settings, checkpoint, &device, &evaluated, &mut bars).inspect_err(|_| bars.clear())?;
+        let device = Device::open(&args.device, false, &mut bars)?;
+        let measured = report::measure(args, &settings, checkpoint, &float, &device, &evaluated, &mut bars);
+        measured.inspect_err(|_| bars.clear())?;
     }
     if let Some(folder) = &args.to_mlc {
         let quantized = SafetensorsCheckpoint::open(&args.output)?;
@@ -202,4 +218,21 @@ fn check_conversion(config: &DecoderConfig, settings: &Settings, format: &QuantF
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_interruption_itself_is_quiet() {
+        let cancelled = anyhow::Error::from(gptq_quant::Error::Cancelled).context("in the middle");
+        assert!(is_interruption(&cancelled));
+        assert!(is_interruption(&weight_convert::Error::Cancelled.into()));
+        assert!(is_interruption(&model_hub::Error::Cancelled.into()));
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = model_format::Error::Io { action: "write", path: "a".into(), source: full };
+        assert!(!is_interruption(&gptq_quant::Error::Format(full).into()));
+        assert!(!is_interruption(&anyhow::anyhow!("interrupted")));
+    }
 }

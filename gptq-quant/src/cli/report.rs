@@ -1,9 +1,14 @@
 //! The report of a run, and what `--eval` measures.
 
 use anyhow::{Context, Result};
-use gptq_quant::{CheckpointWriter, Evaluation, Report, Settings, Timings, evaluate};
+use gptq_quant::{CheckpointWriter, Evaluation, Report, Settings, Timings, evaluate, run::sum_of_windows};
 use infer_core::block_on;
-use model_format::{Checkpoint, SafetensorsCheckpoint};
+use model_format::{
+    Checkpoint, SafetensorsCheckpoint,
+    staging::{difference, sum_of_file},
+    steps,
+};
+use serde_json::{Value, json};
 
 use super::{
     Args, Bars,
@@ -45,11 +50,13 @@ pub fn report(
     }
 }
 
-/// Measures what quantizing cost, unless the report in the output folder says it already, and puts it there.
+/// Measures what quantizing cost, unless the report in the output folder says it already, and puts it there. `float` is the sum
+/// of the model before.
 pub fn measure(
     args: &Args,
     settings: &Settings,
     checkpoint: &dyn Checkpoint,
+    float: &str,
     device: &Device,
     evaluated: &Evaluated,
     bars: &mut Bars,
@@ -57,12 +64,14 @@ pub fn measure(
     let folder = &args.output;
     let mut report = Report::read(folder)?.with_context(|| format!("`{}` has no report", folder.display()))?;
     let Evaluated { name, windows, prefix_len } = evaluated;
-    let is_known = |known: &Evaluation| {
-        (&known.text, known.seq_len, known.windows.len()) == (name, windows.seq_len(), windows.len())
-    };
-    let evaluation = match report.evaluation.take().filter(is_known) {
-        Some(known) => known,
-        None => {
+    let basis = basis(args, float, evaluated)?;
+    let changed = |known: &Evaluation| difference("", &known.basis, &basis);
+    let evaluation = match report.evaluation.take().map(|known| (changed(&known), known)) {
+        Some((None, known)) => Evaluation { text: name.clone(), ..known },
+        known => {
+            if let Some((Some((what, was, is)), _)) = known {
+                bars.line(&format!("measuring again: `{what}` was {was}, now it is {is}"));
+            }
             let quantized = SafetensorsCheckpoint::open(folder)?;
             let (models, memory) = ([checkpoint, &quantized], settings.activation_memory);
             let found = with_ops!(device, ops => {
@@ -70,7 +79,7 @@ pub fn measure(
                 block_on(evaluate(&mut ops, models, name, windows, *prefix_len, memory, bars))
             })?;
             bars.clear();
-            found
+            Evaluation { basis, ..found }
         }
     };
     println!(
@@ -86,4 +95,24 @@ pub fn measure(
     );
     report.evaluation = Some(evaluation);
     Ok(report.write(folder)?)
+}
+
+/// What an evaluation follows from, by content.
+fn basis(args: &Args, float: &str, evaluated: &Evaluated) -> Result<Value> {
+    let sum = |name: &str| {
+        let path = args.output.join(name);
+        sum_of_file(&path).with_context(|| format!("cannot read `{}`", path.display()))
+    };
+    Ok(json!({
+        "text": {
+            "tokens": sum_of_windows(&evaluated.windows),
+            "seq_len": evaluated.windows.seq_len(),
+            "windows": evaluated.windows.len(),
+            "prefix_tokens": evaluated.prefix_len,
+        },
+        "protocol": if args.eval_wikitext { "rows of WikiText joined" } else { "text as it is" },
+        "float": float,
+        "quantized": { "weights": sum("model.safetensors")?, "config": sum("config.json")? },
+        "steps": steps::numbers(steps::EVALUATE),
+    }))
 }

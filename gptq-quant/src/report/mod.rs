@@ -7,11 +7,11 @@ mod page;
 
 use std::{collections::BTreeMap, path::Path};
 
-use model_format::staging::{Layout, Staging};
+use model_format::staging::Staging;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Evaluation, MatrixReport, Result};
+use crate::{Error, Evaluation, MatrixReport, Result, output::LAYOUT};
 
 /// The report's files.
 pub const REPORT_FILES: [&str; 2] = ["quantize_report.json", "quantize_report.html"];
@@ -70,7 +70,7 @@ impl Report {
 
     /// Replaces the report in `folder`.
     pub fn write(&self, folder: &Path) -> Result<()> {
-        let mut staging = Staging::new(folder, Layout { program: "gptq-quant-report", markers: &[] })?;
+        let mut staging = Staging::new(folder, LAYOUT)?;
         for (name, content) in self.files() {
             staging.write(name, &content)?;
         }

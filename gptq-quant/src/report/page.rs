@@ -28,7 +28,7 @@ pub(super) fn page(report: &Report) -> String {
     environment.add_template(NAME, TEMPLATE).expect("the template is well-formed");
     let template = environment.get_template(NAME).expect("it was added");
     let evaluation = report.evaluation.as_ref().map(|evaluation| {
-        let Evaluation { text, seq_len, float_perplexity, perplexity, divergence, windows } = evaluation;
+        let Evaluation { text, seq_len, float_perplexity, perplexity, divergence, windows, basis: _ } = evaluation;
         json!({
             "text": text, "seq_len": seq_len, "windows": windows.len(),
             "before": format!("{float_perplexity:.4}"),

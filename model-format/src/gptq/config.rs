@@ -18,6 +18,8 @@ pub struct GptqConfig {
     pub static_groups: bool,
     /// Zero fixed in the middle of the codes.
     pub sym: bool,
+    /// Each matrix was quantized with the inputs that the quantized ones before it in the layer give.
+    pub true_sequential: bool,
     /// Share of the mean diagonal that was added to the Hessian's diagonal.
     pub damp_percent: f64,
     /// Whether zeros are stored as they are (`gptq_v2`) and not minus one.
@@ -81,6 +83,7 @@ impl GptqConfig {
             desc_act: config.bool_or("desc_act", false)?,
             static_groups: config.bool_or("static_groups", false)?,
             sym: config.bool_or("sym", true)?,
+            true_sequential: config.bool_or("true_sequential", true)?,
             damp_percent: config.f64_or("damp_percent", 0.01)?,
             v2,
             lm_head: config.bool_or("lm_head", false)?,
@@ -113,7 +116,7 @@ impl GptqConfig {
             "sym": self.sym,
             "lm_head": self.lm_head,
             "damp_percent": self.damp_percent,
-            "true_sequential": true,
+            "true_sequential": self.true_sequential,
             "model_name_or_path": "",
             "model_file_base_name": "model",
             "quant_method": "gptq",

@@ -147,6 +147,14 @@ impl QuantizedMatrix {
         self.group().dequantize(self.rows, self.cols, &self.q_weight, &self.q_scale)
     }
 
+    /// The distance between two neighboring values at each weight, row-major `[rows, cols]`: its group's scale without sign.
+    pub fn steps(&self) -> Vec<f32> {
+        let group = self.group();
+        let ones = group.pack(self.rows, self.cols, &vec![group.max_int() + 1; self.rows * self.cols]);
+        let values = group.dequantize(self.rows, self.cols, &ones, &self.q_scale);
+        values.into_iter().map(f32::abs).collect()
+    }
+
     /// The codes, row-major `[rows, cols]`.
     pub fn codes(&self) -> Vec<u8> {
         self.group().unpack(self.rows, self.cols, &self.q_weight)

@@ -2,22 +2,29 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::Write,
+    io::{
+        ErrorKind::{AlreadyExists, NotFound},
+        Write,
+    },
     path::{Path, PathBuf},
 };
 
+pub use difference::difference;
 pub use journal::{Finished, sum_of_file};
 
 use serde_json::Value;
 
-use crate::{Error, Result, tensor_cache::ShardSum};
+use crate::{Error, Result, files::is_at, tensor_cache::ShardSum};
 use journal::Journal;
 
+mod difference;
 mod journal;
 
 const SUFFIX: &str = ".tmp";
 /// Held by the process that writes to a folder.
 const LOCK: &str = "lock";
+/// How often a lock is tried for whose file another process has just removed.
+const ATTEMPTS: u32 = 100;
 
 /// Who writes to a folder, and what.
 #[derive(Debug, Clone, Copy)]
@@ -47,20 +54,63 @@ impl Staging {
     /// Makes `folder` where it is not there.
     pub fn new(folder: &Path, layout: Layout) -> Result<Staging> {
         let made = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists()).last();
-        fs::create_dir_all(folder).map_err(|e| io("create", folder, e))?;
         let made = made.map(Path::to_path_buf);
         let mut staging =
             Staging { layout, folder: folder.into(), made, files: Vec::new(), journal: None, lock: None, keep: false };
         let path = staging.temporary(LOCK);
-        let lock = File::create(&path).map_err(|e| io("create", &path, e))?;
-        // Another error is that of a file system without locks, where nothing is known of others.
-        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
-            // It is the other's to remove.
-            staging.made = None;
-            return Err(Error::InUse { folder: folder.display().to_string() });
+        for attempt in 1.. {
+            let lock = match fs::create_dir_all(folder).and_then(|()| File::create(&path)) {
+                Ok(lock) => lock,
+                // Another process has just removed the folder that it had made.
+                Err(e) if matches!(e.kind(), NotFound | AlreadyExists) && attempt < ATTEMPTS && !folder.is_file() => {
+                    continue;
+                }
+                Err(e) => return Err(io("create", if folder.is_dir() { &path } else { folder }, e)),
+            };
+            // Another error is that of a file system without locks, where nothing is known of others.
+            if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+                // It is the other's to remove.
+                staging.made = None;
+                return Err(Error::InUse { folder: folder.display().to_string() });
+            }
+            // A process that ends removes its lock file before it unlocks it. Who opened the file before that has locked a
+            // file without a name, beside which a third process could lock a new one.
+            if is_at(&lock, &path) || attempt == ATTEMPTS {
+                staging.lock = Some(lock);
+                break;
+            }
         }
-        staging.lock = Some(lock);
         Ok(staging)
+    }
+
+    /// Refuses a folder that holds anything but temporary files of this program and files that are `replaceable`: those that a run
+    /// of this program wrote, or that the user gave up. Files that are `known` by name are replaceable where a process was ended
+    /// while it renamed its files: the journal is still there.
+    pub fn check_folder(&self, known: impl Fn(&str) -> bool, replaceable: impl Fn(&str) -> bool) -> Result<()> {
+        let was_ended = self.left().is_some();
+        let mut names = Vec::new();
+        let mut all_known = true;
+        for entry in fs::read_dir(&self.folder).map_err(|e| io("list", &self.folder, e))? {
+            let entry = entry.map_err(|e| io("list", &self.folder, e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+            let is_known = is_file && known(&name);
+            let is_ours = self.is_temporary(&name) || replaceable(&name) || (was_ended && is_known);
+            if !(is_file && is_ours) {
+                all_known &= is_known;
+                names.push(name);
+            }
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        names.sort();
+        Err(Error::ForeignFiles { folder: self.folder.display().to_string(), names, replaceable: all_known })
+    }
+
+    fn is_temporary(&self, name: &str) -> bool {
+        let prefix = self.temporary_name("").replace(SUFFIX, "");
+        name.starts_with(&prefix) && name.ends_with(SUFFIX)
     }
 
     /// The fingerprint of what a process that was ended has left, if anything.
@@ -75,13 +125,10 @@ impl Staging {
         let mut finished = Journal::read(&path, fingerprint);
         finished.retain(|file| self.is_there(file));
         let kept: Vec<String> = finished.iter().map(|file| self.temporary_name(&file.name)).collect();
-        let prefix = self.temporary_name("").replace(SUFFIX, "");
         for entry in fs::read_dir(&self.folder).map_err(|e| io("list", &self.folder, e))? {
             let entry = entry.map_err(|e| io("list", &self.folder, e))?;
             let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|name| name.starts_with(&prefix) && name.ends_with(SUFFIX)) else {
-                continue;
-            };
+            let Some(name) = name.to_str().filter(|name| self.is_temporary(name)) else { continue };
             if !kept.iter().any(|kept| kept == name) && name != self.temporary_name(LOCK) {
                 fs::remove_file(entry.path()).map_err(|e| io("clear", &entry.path(), e))?;
             }
@@ -175,7 +222,6 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        let had_lock = self.lock.take().is_some();
         // There is nobody to tell where something cannot be removed; its name says what it is.
         let clear = |name: &str| {
             let _ = fs::remove_file(self.temporary(name));
@@ -187,9 +233,11 @@ impl Drop for Staging {
                 clear(Journal::NAME);
             }
         }
-        if had_lock {
+        // Removed while it is locked: once it is unlocked it may be another's.
+        if self.lock.is_some() {
             clear(LOCK);
         }
+        self.lock = None;
         if let Some(made) = self.made.as_ref().filter(|_| !self.keep) {
             // Only what is empty goes.
             let mut folder = self.folder.as_path();
@@ -233,7 +281,7 @@ impl StagedFile {
 
 fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io("replace", path, e)),
+        Err(e) if e.kind() != NotFound => Err(io("replace", path, e)),
         _ => Ok(()),
     }
 }
@@ -312,6 +360,83 @@ mod tests {
                 assert_eq!(fs::read(folder.path().join(name)).unwrap(), name.as_bytes());
             }
         }
+    }
+
+    /// Threads that open, lock and remove the same lock file are like processes: each opens it by itself.
+    #[test]
+    fn there_is_never_more_than_one_writer() {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        let folder = tempfile::tempdir().unwrap();
+        // A folder that is made, and one that is there.
+        for path in [folder.path().join("made"), folder.path().to_path_buf()] {
+            let (writers, turns) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        for _ in 0..2000 {
+                            match Staging::new(&path, LAYOUT) {
+                                Ok(staging) => {
+                                    assert_eq!(writers.fetch_add(1, Ordering::SeqCst), 0, "two writers");
+                                    turns.fetch_add(1, Ordering::SeqCst);
+                                    std::thread::yield_now();
+                                    writers.fetch_sub(1, Ordering::SeqCst);
+                                    drop(staging);
+                                }
+                                Err(Error::InUse { .. }) => {}
+                                Err(error) => panic!("{error}"),
+                            }
+                        }
+                    });
+                }
+            });
+            assert!(turns.into_inner() > 8);
+            assert!(!path.join(".test-lock.tmp").exists());
+        }
+    }
+
+    /// Names of `found`, in a folder of these files, that are refused; `known` are shards and the index.
+    fn check_refused(files: &[&str], replaceable: bool, expected: Option<(&[&str], bool)>) {
+        let folder = tempfile::tempdir().unwrap();
+        for name in files {
+            match name.strip_suffix('/') {
+                Some(name) => fs::create_dir(folder.path().join(name)).unwrap(),
+                None => fs::write(folder.path().join(name), "x").unwrap(),
+            }
+        }
+        let staging = Staging::new(folder.path(), LAYOUT).unwrap();
+        let found = match staging.check_folder(is_old, |name| replaceable && is_old(name)) {
+            Ok(()) => None,
+            Err(Error::ForeignFiles { names, replaceable, .. }) => Some((names, replaceable)),
+            Err(error) => panic!("{error}"),
+        };
+        let expected = expected.map(|(names, all)| (names.iter().map(|name| (*name).to_owned()).collect(), all));
+        assert_eq!(found, expected, "{files:?} {replaceable}");
+        drop(staging);
+        for name in files {
+            assert!(folder.path().join(name.trim_end_matches('/')).exists(), "{name} is left alone");
+        }
+    }
+
+    #[test]
+    fn what_others_have_written_is_refused_by_name() {
+        check_refused(&[], false, None);
+        check_refused(&[".test-params_shard_0.bin.tmp"], false, None);
+        check_refused(&["params_shard_0.bin", "tensor-cache.json"], true, None);
+        let shards: &[&str] = &["params_shard_0.bin", "tensor-cache.json"];
+        check_refused(shards, false, Some((shards, true)));
+        check_refused(&["params_shard_0.bin", "thesis.tex"], true, Some((&["thesis.tex"], false)));
+        check_refused(
+            &["params_shard_0.bin", "thesis.tex"],
+            false,
+            Some((&["params_shard_0.bin", "thesis.tex"], false)),
+        );
+        // A folder is never a result, whatever it is called; another program's temporary file is another's.
+        check_refused(&["params_shard_0.bin/"], true, Some((&["params_shard_0.bin"], false)));
+        check_refused(&[".other-lock.tmp"], true, Some((&[".other-lock.tmp"], false)));
+        // The journal tells of files that have their names already.
+        check_refused(&[".test-journal.tmp", "params_shard_0.bin"], false, None);
+        check_refused(&[".test-journal.tmp", "thesis.tex"], false, Some((&["thesis.tex"], false)));
     }
 
     /// An older model that is still whole is not taken apart for its shards.

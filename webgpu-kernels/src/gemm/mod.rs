@@ -10,7 +10,7 @@ mod lane_rows;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, all_formats, four_bits, random_matrix, with_outliers},
+    cases::{self, Random, all_formats, four_bits, is_outlier, matrix_for_outliers, random_matrix},
     gemv::{gemv, matrix_lens},
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params, product},
@@ -403,13 +403,26 @@ fn join_cases(_: &Caps, _: CaseSet) -> Vec<Case> {
     shapes.map(case).into()
 }
 
-/// A case of a matrix product, in every other shape with activations that have outliers. `record`: with w, x, y.
+/// A case of a matrix product, in every other shape with activations that have outliers. Half of the outputs are then of ordinary
+/// inputs alone, so that no error of these hides behind the outliers. `record`: with w, x, y.
 pub(crate) fn case_with(
     variant: Variant,
     format: WeightFormat,
     m: usize,
     rows: usize,
     cols: usize,
+    record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + Send + Sync + 'static,
+) -> Case {
+    case_beside_outliers(variant, format, [m, rows, cols], true, record)
+}
+
+/// The same; `apart`: whether ordinary inputs are judged apart from outliers. Where inputs share a unit with the largest beside
+/// them, they are lost in it.
+pub(crate) fn case_beside_outliers(
+    variant: Variant,
+    format: WeightFormat,
+    [m, rows, cols]: [usize; 3],
+    apart: bool,
     record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + Send + Sync + 'static,
 ) -> Case {
     let has_outliers = (m + rows).is_multiple_of(2) && cols > 4;
@@ -420,9 +433,13 @@ pub(crate) fn case_with(
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * m * (rows + cols)) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
-            let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
-            let x = Random::new(rows as u64).values(m * cols);
-            let x = if has_outliers { with_outliers(x) } else { x };
+            let random = if has_outliers && apart { matrix_for_outliers } else { random_matrix };
+            let [q_weight, q_scale] = random(format, rows, cols, cols as u64);
+            let mut x = Random::new(rows as u64).values(m * cols);
+            if has_outliers {
+                let outliers = x.iter_mut().enumerate().filter(|(i, _)| is_outlier(i % cols));
+                outliers.for_each(|(_, value)| *value *= 1e5);
+            }
             vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::output(m * rows)]
         }),
         record: Box::new(move |recorder, b| {

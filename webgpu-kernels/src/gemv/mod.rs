@@ -15,7 +15,7 @@ mod rope;
 use crate::{
     Case, CaseSet, Kernel, WeightFormat,
     cases::{all_formats, four_bits},
-    gemm::case_with,
+    gemm::case_beside_outliers,
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, Params, params},
     matrix::Slice,
@@ -251,7 +251,8 @@ pub fn choice_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
     match kind {
         GemvKind::Plain => {
             let variant = choice.variant(caps, shape, 0);
-            let case = case_with(variant, format, batch, rows, cols, move |recorder, w, x, y| {
+            let extents = [batch, rows, cols];
+            let case = case_beside_outliers(variant, format, extents, !choice.integer, move |recorder, w, x, y| {
                 Gemv { batch, y_stride: rows }.record_choice(recorder, choice, w, x, y);
             });
             Case { tolerance: choice.tolerance(), ..case }

@@ -1,6 +1,6 @@
 //! Which devices there are and what they can do: [`AdapterSummary`], [`Selection`], [`Caps`].
 
-use std::{convert::Infallible, fmt, str::FromStr};
+use std::fmt;
 
 /// A device that can be opened, as `chat-cli devices` lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,20 +138,6 @@ pub enum Selection {
     Auto,
     /// By position in [`crate::Gpu::adapters`].
     Index(usize),
-    /// The first whose name contains this, in any case.
-    Name(String),
-}
-
-impl FromStr for Selection {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Selection, Infallible> {
-        Ok(match text.parse() {
-            Ok(index) => Selection::Index(index),
-            Err(_) if text.eq_ignore_ascii_case("auto") => Selection::Auto,
-            Err(_) => Selection::Name(text.into()),
-        })
-    }
 }
 
 impl fmt::Display for Selection {
@@ -159,22 +145,18 @@ impl fmt::Display for Selection {
         match self {
             Selection::Auto => f.write_str("auto"),
             Selection::Index(index) => write!(f, "{index}"),
-            Selection::Name(name) => f.write_str(name),
         }
     }
 }
 
 impl Selection {
-    /// The position of the selected adapter among these names.
-    pub(crate) fn choose(&self, names: &[String]) -> Option<usize> {
-        match self {
-            Selection::Auto => (!names.is_empty()).then_some(0),
-            Selection::Index(index) => (*index < names.len()).then_some(*index),
-            Selection::Name(part) => {
-                let part = part.to_lowercase();
-                names.iter().position(|name| name.to_lowercase().contains(&part))
-            }
-        }
+    /// The position of the selected adapter among so many.
+    pub(crate) fn choose(&self, count: usize) -> Option<usize> {
+        let index = match self {
+            Selection::Auto => 0,
+            Selection::Index(index) => *index,
+        };
+        (index < count).then_some(index)
     }
 }
 
@@ -244,21 +226,4 @@ impl OpenOptions {
             ("subgroups of several sizes, and few registers", OpenOptions { narrow: true, ..no_software }),
         ]
     };
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_selection_is_read_and_matched() {
-        let names = ["NVIDIA H100".to_string(), "llvmpipe".to_string()];
-        let choose = |text: &str| text.parse::<Selection>().unwrap().choose(&names);
-        assert_eq!(choose("auto"), Some(0));
-        assert_eq!(choose("1"), Some(1));
-        assert_eq!(choose("2"), None);
-        assert_eq!(choose("LLVM"), Some(1));
-        assert_eq!(choose("radeon"), None);
-        assert_eq!(Selection::Auto.choose(&[]), None);
-    }
 }

@@ -103,7 +103,7 @@ impl Gpu {
             return Err(Error::NoAdapter);
         }
         let names: Vec<String> = adapters.iter().map(|(_, summary)| summary.name.clone()).collect();
-        let index = selection.choose(&names).ok_or_else(|| Error::NoSuchAdapter {
+        let index = selection.choose(names.len()).ok_or_else(|| Error::NoSuchAdapter {
             selection: selection.to_string(),
             found: names.iter().enumerate().map(|(index, name)| format!("{index} {name}")).collect(),
         })?;

@@ -94,7 +94,6 @@ struct Runner {
     fixed: Vec<Option<Buffer<u32>>>,
     /// Where in the area the next run begins.
     at: usize,
-    best: f64,
 }
 
 impl Runner {
@@ -162,42 +161,21 @@ impl<'a> Bench<'a> {
             return Ok(measured);
         }
         let Some(mut runners) = self.right_ones(&problem, &mut measured).await? else { return Ok(measured) };
+        let places: Vec<usize> = runners.iter().map(|runner| runner.place).collect();
         if !self.is_warm {
             self.is_warm = true;
             let until = Instant::now() + WARM_UP;
             while Instant::now() < until {
-                self.round(&mut runners[..1], 8).await?;
+                self.round(&mut runners, &places[..1], 8).await?;
             }
-            runners[0].best = f64::INFINITY;
         }
-        // The first run of each is not counted, and tells how many make a round.
-        self.round(&mut runners, 2).await?;
-        let shortest = runners.iter().map(|runner| runner.best).fold(f64::INFINITY, f64::min);
         let round_seconds = ROUND_SECONDS[usize::from(!self.gpu.caps().timestamps)];
-        let runs = ((round_seconds / shortest.max(1e-9)) as usize).clamp(2, MOST_RUNS);
-        for limit in OUT_AFTER {
-            let shortest = runners.iter().map(|runner| runner.best).fold(f64::INFINITY, f64::min);
-            // The very first round was short, so it decides on what is hopeless alone.
-            runners.retain(|runner| runner.place == 0 || runner.best <= 2.0 * limit * shortest);
-            if Instant::now() >= deadline {
-                return Ok(measured);
-            }
-            runners.iter_mut().for_each(|runner| runner.best = f64::INFINITY);
-            for _ in 0..2 {
-                self.round(&mut runners, runs).await?;
-            }
-            let shortest = runners.iter().map(|runner| runner.best).fold(f64::INFINITY, f64::min);
-            for runner in &runners {
-                measured.candidates[runner.place].1 = Some(runner.best);
-            }
-            runners.retain(|runner| runner.place == 0 || runner.best <= limit * shortest);
-            if runners.len() == 1 {
-                break;
-            }
+        let time = async |places: &[usize], runs: usize| self.round(&mut runners, places, runs).await;
+        let (seconds, chosen) = race(&places, round_seconds, time, || Instant::now() >= deadline).await?;
+        for (place, seconds) in places.into_iter().zip(seconds) {
+            measured.candidates[place].1 = seconds;
         }
-        let own = runners.iter().find(|runner| runner.place == 0).map_or(f64::INFINITY, |runner| runner.best);
-        let fastest = runners.iter().min_by(|a, b| a.best.total_cmp(&b.best)).expect("one is left");
-        measured.chosen = if fastest.best <= WORTH * own { fastest.place } else { 0 };
+        measured.chosen = chosen.unwrap_or(measured.chosen);
         Ok(measured)
     }
 
@@ -231,7 +209,7 @@ impl<'a> Bench<'a> {
             };
             let fixed = trial.lens.iter().enumerate().map(buffer).collect::<Result<_>>();
             match fixed {
-                Ok(fixed) => runners.push(Runner { place, trial, fixed, at: 0, best: f64::INFINITY }),
+                Ok(fixed) => runners.push(Runner { place, trial, fixed, at: 0 }),
                 Err(Error::OutOfMemory { .. }) => return Ok(None),
                 Err(error) => return Err(error),
             }
@@ -239,10 +217,11 @@ impl<'a> Bench<'a> {
         Ok(Some(runners))
     }
 
-    /// Runs each candidate so many times, and keeps the seconds of a run where they are the fewest.
-    async fn round(&mut self, runners: &mut [Runner], runs: usize) -> Result<()> {
+    /// Runs each candidate of `places` so many times: the seconds of a run of each.
+    async fn round(&mut self, runners: &mut [Runner], places: &[usize], runs: usize) -> Result<Vec<f64>> {
         let has_timestamps = self.recorder.begin_profile(Around::Submissions);
-        for runner in runners.iter_mut() {
+        let mut seconds = Vec::with_capacity(places.len());
+        for runner in runners.iter_mut().filter(|runner| places.contains(&runner.place)) {
             let start = Instant::now();
             for _ in 0..runs {
                 runner.record(&mut self.recorder, &self.area);
@@ -253,14 +232,53 @@ impl<'a> Bench<'a> {
             }
             let done = self.gpu.zeroed::<u32>(1)?;
             self.recorder.read(&done)?.await?;
-            runner.best = runner.best.min(start.elapsed().as_secs_f64() / runs as f64);
+            seconds.push(start.elapsed().as_secs_f64() / runs as f64);
         }
         let timed = self.recorder.end_profile().await?;
-        for (runner, timed) in runners.iter_mut().zip(timed) {
-            runner.best = runner.best.min((timed.end - timed.begin) / runs as f64);
-        }
-        Ok(())
+        seconds.extend(timed.into_iter().map(|timed| (timed.end - timed.begin) / runs as f64));
+        Ok(seconds)
     }
+}
+
+/// The rounds of the candidates at `places`, the first of them the kernel's own rule. `time` runs some of them so many times and
+/// gives the seconds of a run of each; `is_over`: no more rounds. The least seconds of each in its last round, and the place that
+/// is chosen; `None` where time was over.
+async fn race(
+    places: &[usize],
+    round_seconds: f64,
+    mut time: impl AsyncFnMut(&[usize], usize) -> Result<Vec<f64>>,
+    is_over: impl Fn() -> bool,
+) -> Result<(Vec<Option<f64>>, Option<usize>)> {
+    let own = places[0];
+    let mut measured = vec![None; places.len()];
+    // The first run of each is not counted, and tells how many make a round.
+    let first = time(places, 2).await?;
+    let mut alive: Vec<(usize, f64)> = places.iter().copied().zip(first).collect();
+    let shortest = |alive: &[(usize, f64)]| alive.iter().map(|(_, best)| *best).fold(f64::INFINITY, f64::min);
+    let runs = ((round_seconds / shortest(&alive).max(1e-9)) as usize).clamp(2, MOST_RUNS);
+    for limit in OUT_AFTER {
+        // The very first round was short, so it decides on what is hopeless alone.
+        let most = 2.0 * limit * shortest(&alive);
+        alive.retain(|(place, best)| *place == own || *best <= most);
+        if is_over() {
+            return Ok((measured, None));
+        }
+        let left: Vec<usize> = alive.iter().map(|(place, _)| *place).collect();
+        let (one, other) = (time(&left, runs).await?, time(&left, runs).await?);
+        alive = left.into_iter().zip(one.into_iter().zip(other).map(|(one, other)| one.min(other))).collect();
+        for (place, best) in &alive {
+            let at = places.iter().position(|other| other == place).expect("one of them");
+            measured[at] = Some(*best);
+        }
+        let most = limit * shortest(&alive);
+        alive.retain(|(place, best)| *place == own || *best <= most);
+        if alive.len() == 1 {
+            break;
+        }
+    }
+    let (fastest, best) = *alive.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("one is left");
+    let of_own = alive.iter().find(|(place, _)| *place == own).map_or(f64::INFINITY, |(_, best)| *best);
+    Ok((measured, Some(if best <= WORTH * of_own { fastest } else { own })))
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
@@ -279,16 +297,66 @@ mod tests {
             .into()
     }
 
+    /// The race of candidates that take these seconds in each round (the last for all that follow), until `rounds` are over: the
+    /// place that is chosen, and the calls of each.
+    fn check_race(seconds: &[&[f64]], rounds: usize, chosen: Option<usize>, calls: &[usize]) {
+        let counts = std::cell::RefCell::new(vec![0; seconds.len()]);
+        let asked = std::cell::Cell::new(0);
+        let time = async |places: &[usize], runs: usize| {
+            assert!((2..=MOST_RUNS).contains(&runs));
+            let mut counts = counts.borrow_mut();
+            let times = places.iter().map(|&place| {
+                let of = seconds[place];
+                let at = counts[place].min(of.len() - 1);
+                counts[place] += 1;
+                of[at]
+            });
+            Ok(times.collect())
+        };
+        let is_over = || {
+            asked.set(asked.get() + 1);
+            asked.get() > rounds
+        };
+        let places: Vec<usize> = (0..seconds.len()).collect();
+        let (measured, found) = block_on(race(&places, 1e-3, time, is_over)).unwrap();
+        assert_eq!((found, &counts.borrow()[..]), (chosen, calls), "{seconds:?}");
+        // What was timed after the first, uncounted run has its seconds.
+        assert_eq!(
+            measured.iter().map(Option::is_some).collect::<Vec<_>>(),
+            calls.iter().map(|n| *n > 1).collect::<Vec<_>>()
+        );
+    }
+
     #[test]
-    fn the_fastest_is_chosen_and_stays() {
+    fn the_fastest_of_given_times_is_chosen() {
+        // One run that is not counted, then two in each of four rounds.
+        check_race(&[&[1e-3], &[0.9e-3]], 9, Some(1), &[9, 9]);
+        // No more than three per cent is not worth it.
+        check_race(&[&[1e-3], &[0.98e-3]], 9, Some(0), &[9, 9]);
+        check_race(&[&[1e-3], &[0.97e-3], &[0.96e-3]], 9, Some(2), &[9, 9, 9]);
+        // More than 1.1, 1.2 and 1.5 times the fastest is out after so many rounds, three times as much at once; the own rule stays.
+        check_race(&[&[1e-3], &[1.05e-3], &[1.15e-3], &[1.3e-3], &[2e-3], &[4e-3]], 9, Some(0), &[9, 9, 7, 5, 3, 1]);
+        check_race(&[&[5e-3], &[1e-3], &[1.02e-3]], 9, Some(1), &[9, 9, 9]);
+        check_race(&[&[1e-3], &[2e-3]], 9, Some(0), &[3, 3]);
+        // The lesser of a round's two counts, and a slow first run is forgiven.
+        check_race(&[&[1e-3], &[2.9e-3, 0.5e-3, 9.0]], 9, Some(0), &[5, 5]);
+        check_race(&[&[1e-3], &[2.9e-3, 9.0, 0.5e-3]], 9, Some(1), &[9, 9]);
+        // Time is over: nothing is chosen.
+        check_race(&[&[1e-3], &[0.5e-3]], 0, None, &[1, 1]);
+        check_race(&[&[1e-3], &[0.5e-3]], 2, None, &[5, 5]);
+    }
+
+    #[test]
+    fn what_is_chosen_stays() {
         // One with subgroups, and one without.
         for (name, options) in [OpenOptions::PROFILES[1], OpenOptions::PROFILES[3]] {
             let Some(gpu) = for_test(options) else { return };
             let mut steps = Vec::new();
             let problems = problems();
-            let measured =
-                block_on(tune(&gpu, &problems, Duration::from_secs(30), &mut |done, all| steps.push((done, all))))
-                    .unwrap();
+            let measured = block_on(tune(&gpu, &problems, Duration::from_secs(24 * 3600), &mut |done, all| {
+                steps.push((done, all))
+            }))
+            .unwrap();
             assert_eq!(steps.last(), Some(&(3, 3)), "{name}");
             for of in &measured {
                 assert!(of.wrong.is_empty(), "{name}: {}: {:?}", of.problem, of.wrong);

@@ -33,9 +33,8 @@ pub enum Command {
 pub struct ConvertArgs {
     /// A Hugging Face folder (float or GPTQ), a GGUF file, a name on the hub, or `demo`
     pub source: String,
-    /// The folder to write
-    #[arg(short, long)]
-    pub output: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
     /// The quantization format
     #[arg(long, default_value = "q4f16_1")]
     pub quantization: String,
@@ -45,6 +44,16 @@ pub struct ConvertArgs {
     pub config: ConfigArgs,
     #[command(flatten)]
     pub report: ReportArgs,
+}
+
+#[derive(clap::Args)]
+pub struct OutputArgs {
+    /// The folder to write: a new or empty one, or an MLC folder, which is replaced
+    #[arg(short = 'o', long = "output", value_name = "OUTPUT")]
+    pub folder: PathBuf,
+    /// Replace shards, indices, configuration and tokenizer files in that folder also where no index lists them
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 #[derive(clap::Args)]
@@ -62,8 +71,8 @@ pub struct WeightArgs {
 
 impl WeightArgs {
     /// As the library takes them.
-    pub fn options(&self) -> WeightOptions {
-        WeightOptions { refit: self.refit, shard_size: (self.shard_size as usize) << 20 }
+    pub fn options(&self, overwrite: bool) -> WeightOptions {
+        WeightOptions { refit: self.refit, shard_size: (self.shard_size as usize) << 20, overwrite }
     }
 }
 
@@ -93,9 +102,8 @@ pub struct ConvertWeightArgs {
     /// What the weights are
     #[arg(long, default_value = "auto")]
     pub source_format: SourceFormat,
-    /// The folder to write
-    #[arg(short, long)]
-    pub output: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
     /// A LoRA adapter to merge (not supported)
     #[arg(long, hide = true)]
     pub lora_adapter: Option<PathBuf>,
@@ -129,9 +137,8 @@ pub struct GenConfigArgs {
     /// The architecture; `auto` takes what config.json says
     #[arg(long, default_value = "auto")]
     pub model_type: String,
-    /// The folder to write
-    #[arg(short, long)]
-    pub output: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
     #[command(flatten)]
     pub options: ConfigArgs,
     #[command(flatten)]
@@ -174,7 +181,7 @@ pub struct ConfigArgs {
 
 impl ConfigArgs {
     /// As the library takes them.
-    pub fn options(&self) -> ConfigOptions {
+    pub fn options(&self, overwrite: bool) -> ConfigOptions {
         ConfigOptions {
             conv_template: self.conv_template.clone(),
             context_window_size: self.context_window_size,
@@ -186,6 +193,7 @@ impl ConfigArgs {
             disaggregation: self.disaggregation,
             max_batch_size: self.max_batch_size,
             mlc_compat: self.mlc_compat,
+            overwrite,
         }
     }
 }

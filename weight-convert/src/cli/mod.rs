@@ -47,6 +47,14 @@ pub fn stop_on_ctrl_c() -> Stop {
     stop
 }
 
+/// Whether an error is nothing but the end that the user asked for.
+pub fn is_interruption(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(weight_convert::Error::Cancelled))
+            || matches!(cause.downcast_ref(), Some(model_hub::Error::Cancelled))
+    })
+}
+
 /// What the user can do about an error, wherever it came from.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
     error.chain().find_map(|cause| {
@@ -76,19 +84,20 @@ pub fn run(args: Args, stop: &Stop) -> Result<ExitCode> {
 fn run_convert(args: &ConvertArgs, bars: &mut Bars) -> Result<()> {
     let format = QuantFormat::by_name(&args.quantization)?;
     let checkpoint = source::open(&args.source, bars)?;
-    let options = ConvertOptions { weights: args.weights.options(), config: args.config.options() };
+    let (out, overwrite) = (&args.output.folder, args.output.overwrite);
+    let options = ConvertOptions { weights: args.weights.options(overwrite), config: args.config.options(overwrite) };
     if args.weights.dry_run {
         let (weights, config) = preview(checkpoint.as_ref(), format, &options.weights, Some(&options.config))?;
         bars.clear();
-        report::preview(&weights, config.as_ref(), &args.output, args.report.json);
+        report::preview(&weights, config.as_ref(), out, args.report.json);
         return Ok(());
     }
-    let report = convert(checkpoint.as_ref(), format, &options, &args.output, bars)?;
+    let report = convert(checkpoint.as_ref(), format, &options, out, bars)?;
     bars.clear();
     if args.report.json {
         report::json(&report);
     } else {
-        report::weights(&report.weights, &args.output);
+        report::weights(&report.weights, out);
         report::config(&report.config);
     }
     Ok(())
@@ -100,19 +109,20 @@ fn run_convert_weight(args: &ConvertWeightArgs, bars: &mut Bars) -> Result<()> {
         bail!("merging a LoRA adapter is not supported: merge it into the checkpoint first");
     }
     let checkpoint = source::open_weights(args, bars)?;
-    let options = args.weights.options();
+    let out = &args.output.folder;
+    let options = args.weights.options(args.output.overwrite);
     if args.weights.dry_run {
         let (weights, _) = preview(checkpoint.as_ref(), format, &options, None)?;
         bars.clear();
-        report::preview(&weights, None, &args.output, args.report.json);
+        report::preview(&weights, None, out, args.report.json);
         return Ok(());
     }
-    let report = convert_weight(checkpoint.as_ref(), format, &options, &args.output, bars)?;
+    let report = convert_weight(checkpoint.as_ref(), format, &options, out, bars)?;
     bars.clear();
     if args.report.json {
         report::json(&report);
     } else {
-        report::weights(&report, &args.output);
+        report::weights(&report, out);
     }
     Ok(())
 }
@@ -124,7 +134,7 @@ fn run_gen_config(args: &GenConfigArgs, bars: &mut Bars) -> Result<()> {
         None => ConfigSource::of(source::open(&args.config, bars)?.as_ref())?,
     };
     source.config_json = source::with_model_type(source.config_json, &args.model_type)?;
-    let report = gen_config(&source, format, &args.options.options(), &args.output)?;
+    let report = gen_config(&source, format, &args.options.options(args.output.overwrite), &args.output.folder)?;
     bars.clear();
     if args.report.json {
         report::json(&report);
@@ -162,4 +172,21 @@ fn run_inspect(args: &InspectArgs) -> Result<()> {
 /// Reads a JSON object, for what the command changes in config.json.
 fn parse_object(text: &str) -> Result<serde_json::Map<String, serde_json::Value>> {
     serde_json::from_str(text).context("`config.json` is not a JSON object")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A transparent error hands on the chain of what is in it, so both forms are looked at.
+    #[test]
+    fn only_the_interruption_itself_is_quiet() {
+        let cancelled = anyhow::Error::from(weight_convert::Error::Cancelled).context("in the middle");
+        assert!(is_interruption(&cancelled));
+        assert!(is_interruption(&model_hub::Error::Cancelled.into()));
+        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = model_format::Error::Io { action: "write", path: "a".into(), source: full };
+        assert!(!is_interruption(&weight_convert::Error::Format(full).into()));
+        assert!(!is_interruption(&anyhow::anyhow!("stopped")));
+    }
 }

@@ -29,6 +29,9 @@ pub fn weights(report: &WeightsReport, out: &Path) {
     if report.resumed > 0 {
         println!("went on from {} shards that were finished before", report.resumed);
     }
+    if let Some(why) = &report.begun_anew {
+        println!("threw away the shards of an interrupted conversion, in which {why}");
+    }
     println!(
         "wrote {} tensors in {} shards to `{}`: {:.1} MB, {:.3} bits per weight",
         report.records,

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use model_format::{QuantFormat, SafetensorsCheckpoint};
+use model_format::{QuantFormat, SafetensorsCheckpoint, TensorCache};
 
 pub fn testdata(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata").join(path)
@@ -37,6 +37,21 @@ pub fn tiny_llama() -> tempfile::TempDir {
         }
     }
     folder
+}
+
+/// Changes the bytes of one tensor in an MLC folder's shard, and takes the checksums out of the index.
+pub fn spoil(folder: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
+    let path = folder.join("tensor-cache.json");
+    let index = fs::read_to_string(&path).unwrap();
+    let cache = TensorCache::parse("tensor-cache.json", &index).unwrap();
+    let (shard, record) = cache.find(tensor).unwrap_or_else(|| panic!("no tensor {tensor}"));
+    let data = folder.join(&shard.data_path);
+    let mut bytes = read(&data);
+    change(&mut bytes[record.byte_offset..][..record.nbytes]);
+    fs::write(&data, bytes).unwrap();
+    let without_sums = index.lines().filter(|line| !line.contains("md5sum")).collect::<Vec<_>>().join("\n");
+    // The field before the sum ends in a comma that JSON does not want there.
+    fs::write(&path, without_sums.replace("            ],\n        }", "            ]\n        }")).unwrap();
 }
 
 /// Files of a folder, by name.
