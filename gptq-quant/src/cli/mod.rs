@@ -119,6 +119,8 @@ pub fn run(args: &Args, stop: &Stop) -> Result<()> {
 
     if !args.restart && writer.is_made(&run)? {
         println!("`{}` is what this command makes; --restart makes it again", args.output.display());
+        // It holds the folder's lock.
+        drop(writer);
     } else {
         if let Some((what, was, is)) = writer.changed_step(&run) {
             bars.line(&format!("making `{}` anew: `{what}` was {was}, now it is {is}", args.output.display()));
