@@ -98,9 +98,7 @@ impl ChatTemplate {
     /// `conv_template` of `mlc-chat-config.json`. `None` if there is none: base models often have none.
     pub fn from_files(files: &[(String, Vec<u8>)]) -> Result<Option<ChatTemplate>> {
         let source = match files::jinja_text(files)? {
-            Some((file, text)) => {
-                Some(Source::Jinja(file, jinja::JinjaTemplate::new(&text, special_tokens(files)?)?))
-            }
+            Some((file, text)) => Some(Source::Jinja(file, jinja::JinjaTemplate::new(&text, special_tokens(files)?)?)),
             None => files::conv_template(files)?.map(Source::Mlc),
         };
         Ok(source.map(|source| ChatTemplate { source, reads_control_tokens: false }))
