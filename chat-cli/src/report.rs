@@ -7,7 +7,7 @@ use crate::Answer;
 
 /// What is said of an answer that ended at `max_tokens`.
 pub const ENDED_BY_LENGTH: &str =
-    "(the answer reached its longest; --max-tokens or /set max_tokens=N allows more, `none` any length)";
+    "(the answer reached max_tokens; `--max-tokens N` or `/set max_tokens=N` allows more, `none` has no limit)";
 
 /// One line on what an answer took.
 pub fn stats_line(stats: &Stats) -> String {
