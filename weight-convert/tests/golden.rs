@@ -3,7 +3,7 @@
 mod common;
 
 use common::{format, names, open, read, testdata};
-use model_format::{Checkpoint, DecoderConfig, Role, checkpoint::read_param, params, quant::QUANT_FORMATS};
+use model_format::{Checkpoint, DecoderConfig, Dtype, Role, checkpoint::read_param, params, quant::QUANT_FORMATS};
 use weight_convert::{ConfigOptions, ConfigSource, WeightOptions, convert_weight, gen_config, verify};
 
 /// The index holds the checksum of every shard, so an equal index means equal shards.
