@@ -51,6 +51,7 @@ const CRATES: &[Crate] = &[
             "calib-data",
             "gptq-quant",
             "weight-convert",
+            "chat-cli",
         ],
         binary_imports: &[],
     },
@@ -124,6 +125,8 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("ctrlc", Owner::Binaries),
     ("indicatif", Owner::Binaries),
     ("rustyline", Owner::Binaries),
+    // The documents: their links, and the book.
+    ("pulldown-cmark", Owner::Only(&["xtask"])),
     ("assert_cmd", Owner::Tests),
     ("criterion", Owner::Tests),
     ("insta", Owner::Tests),

@@ -2,10 +2,11 @@
 //!
 //! A rule is a record in [`RULES`]: a name, why it is there, and a check that returns what breaks it. Rules on who may
 //! import whom are tables in [`arrows`]; rules on words are a table in [`words`]; rules on documents are in
-//! [`documents`].
+//! [`documents`] and [`links`].
 
 mod arrows;
 mod documents;
+mod links;
 mod shape;
 mod source;
 mod tree;
@@ -95,6 +96,21 @@ const RULES: &[Rule] = &[
         name: "document-path",
         why: "a document that names a file that is not there misleads its reader",
         check: documents::paths_exist,
+    },
+    Rule {
+        name: "link",
+        why: "a link to a file or heading that does not exist is a dead end",
+        check: links::links_lead_somewhere,
+    },
+    Rule {
+        name: "book",
+        why: "docs/SUMMARY.md is the book's table of contents: a page outside of it is not found",
+        check: links::book_is_complete,
+    },
+    Rule {
+        name: "readme-length",
+        why: "README.md is the first page of a visitor: details belong in docs/",
+        check: links::readme_is_short,
     },
     Rule {
         name: "map",
@@ -193,6 +209,17 @@ mod tests {
             ("machine-path", "a/src/b.rs", "let x = \"$HOME/models\";", false),
             ("document-path", "README.md", "see `a/src/gone.rs`", true),
             ("document-path", "README.md", "see `a/src/lib.rs` and `model.safetensors`", false),
+            ("link", "README.md", "[a](a/src/gone.rs)", true),
+            ("link", "README.md", "![a](gone.svg)", true),
+            ("link", "README.md", "# B c\n[a](#b-d)", true),
+            (
+                "link",
+                "README.md",
+                "# B c\n[a](#b-c) [b](a/src/lib.rs) [c](a/src/) [d](https://example.org/gone)",
+                false,
+            ),
+            ("readme-length", "README.md", &"words\n".repeat(1366), true),
+            ("readme-length", "README.md", &"words\n".repeat(1365), false),
             ("silent-library", "a/src/b.rs", "fn f() { println!(); }", true),
             ("silent-library", "a/src/b.rs", "fn f() { std::env::var_os(\"HOME\"); }", true),
             ("silent-library", "a/src/b.rs", "// println!\n#[cfg(test)]\nmod tests { fn f() { println!(); } }", false),
@@ -220,6 +247,9 @@ mod tests {
         assert!(!broken(&two[..1]).contains(&"two-languages"));
         let mapped = [LIB, ("ARCHITECTURE.md", "### a\n```\nsrc/lib.rs   the crate\n```")];
         assert!(!broken(&mapped).contains(&"map"));
+        let book = [LIB, ("docs/SUMMARY.md", "[A](a.md)"), ("docs/a.md", ""), ("docs/b.md", "")];
+        assert!(broken(&book).contains(&"book"));
+        assert!(!broken(&book[..3]).contains(&"book"));
         let unmapped = [LIB, ("a/src/b.rs", ""), mapped[1]];
         assert!(broken(&unmapped).contains(&"map"));
     }
