@@ -32,7 +32,7 @@ fn find_documents(root: &Path, folder: &Path, documents: &mut Vec<String>) -> io
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // Folders of git, cargo and npm, and what they build.
+        // Folders of git, cargo and npm, and build outputs.
         if name.starts_with('.') || ["target", "node_modules", "dist", "package"].contains(&name.as_ref()) {
             continue;
         }

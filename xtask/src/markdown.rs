@@ -1,4 +1,4 @@
-//! What a Markdown document contains: headings, links, fenced blocks. Used by the link check and by the book.
+//! Headings, anchors and links of a Markdown document. Used by the link check and by the book.
 
 use pulldown_cmark::{Event, Options, Parser, Tag, TagEnd};
 

@@ -16,7 +16,7 @@ pub struct Run {
     pub commit: String,
     /// The command, as typed in the root of the repository.
     pub command: String,
-    /// What a reader must know besides: which of several samples, what else ran.
+    /// Other conditions, for example which of several samples it is.
     #[serde(default)]
     pub note: Option<String>,
 }

@@ -50,7 +50,7 @@ impl Svg {
         .expect("writing to a string");
     }
 
-    /// The whole file. `description` is what a screen reader says.
+    /// The whole file. `description` is for screen readers.
     pub fn finish(self, height: f64, title: &str, description: &str) -> String {
         let (title, description) = (escaped(title), escaped(description));
         format!(

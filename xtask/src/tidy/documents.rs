@@ -1,4 +1,4 @@
-//! Rules on the documents: what they name exists, and the map of ARCHITECTURE.md is complete.
+//! Rules on the documents: paths that they name exist, and the map of ARCHITECTURE.md is complete.
 
 use super::{
     Finding,
@@ -15,7 +15,7 @@ struct Mention {
     section: Option<String>,
 }
 
-/// Paths that documents name and that are not there.
+/// Paths in documents that do not exist.
 pub fn paths_exist(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
     let is_checked = |file: &&File| {
@@ -34,7 +34,7 @@ pub fn paths_exist(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Source files that the map has no line for.
+/// Source files without a line in the map.
 pub fn map_is_complete(tree: &Tree) -> Vec<Finding> {
     let Some(map) = tree.file("ARCHITECTURE.md") else { return Vec::new() };
     let mentions: Vec<Mention> = mentions(tree, map).into_iter().filter(|mention| mention.section.is_some()).collect();
@@ -45,7 +45,7 @@ pub fn map_is_complete(tree: &Tree) -> Vec<Finding> {
     unmapped.map(|(file, _)| Finding::of(&file.path, "no line in the map of ARCHITECTURE.md")).collect()
 }
 
-/// What a mention may mean: a file, or a folder with `/` at its end.
+/// The files that a mention can refer to, or the folder with `/` at its end.
 fn homes<'a>(tree: &'a Tree, mention: &Mention) -> impl Iterator<Item = String> + 'a {
     let written = mention.path.trim_end_matches('/').to_string();
     let from_root = is_from_root(tree, &written);
@@ -55,7 +55,7 @@ fn homes<'a>(tree: &'a Tree, mention: &Mention) -> impl Iterator<Item = String> 
         let start = match below {
             Some(below) if below.starts_with(&written) => file.path.len() - below.len(),
             _ if from_root && file.path.starts_with(&written) => 0,
-            // A bare name may lie anywhere, in prose only.
+            // A bare name may be in any folder, in prose only.
             _ if inside.is_none() => file.path.find(&format!("/{written}"))? + 1,
             _ => return None,
         };
@@ -86,7 +86,7 @@ fn mentions(tree: &Tree, document: &File) -> Vec<Mention> {
             section = is_crate.then(|| title.to_string());
         } else {
             let spans: Vec<&str> = match in_block {
-                // A line of a map: the path, then what is there.
+                // A line of a map: the path, then its description.
                 true if section.is_some() => line.split_whitespace().take(1).collect(),
                 true => Vec::new(),
                 false => line.split('`').skip(1).step_by(2).collect(),
@@ -102,7 +102,7 @@ fn mentions(tree: &Tree, document: &File) -> Vec<Mention> {
     mentions
 }
 
-/// Whether a span is a path of the repository: below one of its folders, or a name with an ending of ours.
+/// True if a span is a path of the repository: below one of its folders, or with one of our file extensions.
 fn is_path(tree: &Tree, span: &str) -> bool {
     let plain = span.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte));
     let ours =

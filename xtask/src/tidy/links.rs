@@ -1,4 +1,4 @@
-//! Rules on links: what a document links to exists, and every page of the book is in its table of contents.
+//! Rules on links: their targets exist, and every page of the book is in its table of contents.
 
 use std::collections::BTreeSet;
 
@@ -45,7 +45,7 @@ pub fn book_is_complete(tree: &Tree) -> Vec<Finding> {
         .collect()
 }
 
-/// A README that has grown beyond what a visitor reads.
+/// A README that is too long for a visitor.
 pub fn readme_is_short(tree: &Tree) -> Vec<Finding> {
     const LIMIT: usize = 8 << 10;
     let readme = tree.file("README.md").filter(|file| file.text.len() > LIMIT);

@@ -1,8 +1,7 @@
-//! `cargo xtask tidy`: holds the repository to what ARCHITECTURE.md says of it. Also a test, so `cargo test` runs it.
+//! `cargo xtask tidy`: checks the repository against ARCHITECTURE.md. Also a test, so `cargo test` runs it.
 //!
-//! A rule is a record in [`RULES`]: a name, why it is there, and a check that returns what breaks it. Rules on who may
-//! import whom are tables in [`arrows`]; rules on words are a table in [`words`]; rules on documents are in
-//! [`documents`] and [`links`].
+//! A rule is a record in [`RULES`]: its name, its reason, and a check that returns the violations. Rules on imports are
+//! tables in [`arrows`]; rules on words are a table in [`words`]; rules on documents are in [`documents`] and [`links`].
 
 mod arrows;
 mod documents;
@@ -18,14 +17,14 @@ use anyhow::{Result, bail};
 
 use tree::{File, Tree};
 
-/// One thing that every file is held to.
+/// One rule for all files.
 struct Rule {
     name: &'static str,
     why: &'static str,
     check: fn(&Tree) -> Vec<Finding>,
 }
 
-/// A place that breaks a rule.
+/// A violation of a rule.
 struct Finding {
     path: String,
     line: usize,
@@ -44,7 +43,7 @@ impl Finding {
     }
 }
 
-/// Every rule, apart from the words and the arrows, which are tables of their own.
+/// Every rule except words and arrows, which have their own tables.
 const RULES: &[Rule] = &[
     Rule {
         name: "glob-export",
@@ -119,7 +118,7 @@ const RULES: &[Rule] = &[
     },
 ];
 
-/// Prints what breaks a rule and fails if anything does.
+/// Prints all violations and fails if any exists.
 pub fn run(root: &Path) -> Result<()> {
     let broken = broken_rules(root)?;
     let places: usize = broken.iter().map(|rule| rule.findings.len()).sum();
@@ -131,7 +130,7 @@ pub fn run(root: &Path) -> Result<()> {
     }
 }
 
-/// A rule and the places that break it.
+/// A rule and its violations.
 struct Broken {
     name: &'static str,
     why: &'static str,
@@ -178,7 +177,7 @@ mod tests {
         rules.chain(words).collect()
     }
 
-    /// One tree that breaks each rule, and one that comes close and does not.
+    /// For each rule, a tree that violates it and a similar tree that does not.
     #[test]
     fn each_rule_fires_where_it_should_and_only_there() {
         const LIB: (&str, &str) = ("a/src/lib.rs", "#![deny(missing_docs)]\nmod b;");
