@@ -41,7 +41,9 @@ fn documented_commands_are_parsed_by_their_programs() {
     let commands = commands::documented(root).unwrap();
     let mut wrong = String::new();
     for (program, parse) in PROGRAMS {
-        let of_program: Vec<_> = commands.iter().filter(|command| command.program == *program).collect();
+        // A name alone is a box of a diagram.
+        let is_command = |command: &&commands::Command| command.program == *program && !command.arguments.is_empty();
+        let of_program: Vec<_> = commands.iter().filter(is_command).collect();
         assert!(of_program.len() >= 5, "only {} commands of {program} found", of_program.len());
         for command in of_program {
             let words: Vec<&str> =
