@@ -52,13 +52,13 @@ fn headings(text: &str) -> Vec<String> {
 
 /// Anchors by GitHub's rule: lower case, no punctuation, hyphens for spaces, a number for a repeated title.
 #[derive(Default)]
-pub struct Anchors {
+struct Anchors {
     used: Vec<String>,
 }
 
 impl Anchors {
     /// The anchor of the next heading.
-    pub fn next(&mut self, title: &str) -> String {
+    fn next(&mut self, title: &str) -> String {
         let kept = title.trim().chars().filter(|it| it.is_alphanumeric() || matches!(it, ' ' | '-' | '_'));
         let plain: String = kept.flat_map(char::to_lowercase).map(|it| if it == ' ' { '-' } else { it }).collect();
         let count = self.used.iter().filter(|used| **used == plain).count();
@@ -85,9 +85,8 @@ pub fn resolve(from: &str, target: &str) -> Option<(String, Option<String>)> {
     parts.pop();
     for part in path.trim_end_matches('/').split('/') {
         match part {
-            "." => {}
             ".." if parts.pop().is_none() => return Some((String::new(), anchor)),
-            ".." => {}
+            "." | ".." => {}
             part => parts.push(part),
         }
     }

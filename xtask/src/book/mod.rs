@@ -9,9 +9,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 use anyhow::{Context, Result, ensure};
 use pulldown_cmark::{CowStr, Event, Parser, Tag, TagEnd, html};
 
-use crate::markdown::{self, Anchors, EXTENSIONS};
+use crate::markdown::{self, EXTENSIONS};
 
-const FOLDER: &str = "docs";
 const SUMMARY: &str = "docs/SUMMARY.md";
 const TEMPLATE: &str = include_str!("page.html");
 
