@@ -1,5 +1,10 @@
 //! What the measuring programs share: ending with a clear message.
 
+/// The Rust example of the book, compiled as a doctest.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/embed-rust.md")]
+struct EmbedRust;
+
 /// Prints an error and its hint to stderr and ends the process with exit code 1, or returns.
 pub fn exit_with(result: anyhow::Result<()>) {
     let Err(error) = result else { return };

@@ -1,4 +1,4 @@
-// Figures for web-chat/README.md: `node web-chat/tests/measure.mjs [--dawn] MODEL...`, each an MLC folder, or the name of a
+// Figures for docs/laboratory/browser.md: `node web-chat/tests/measure.mjs [--dawn] MODEL...`, each an MLC folder, or the name of a
 // shape below, of which random weights are made. Needs what `cargo xtask web --build` makes, and chat-cli; where the
 // browser's adapter is a Vulkan driver's that the terminal can use too, `VK_DRIVER_FILES` names it for the terminal. With
 // `--dawn` there is no browser, only its WebGPU: `dawn.mjs`.

@@ -1,7 +1,7 @@
-//! `cargo xtask demo`: the whole job on a small real model, by the programs that anyone would use for it.
+//! `cargo xtask demo`: the whole pipeline on a small real model, through the programs that users run.
 //!
-//! Fetch, quantize, convert, measure, ask. Each step is a command that is printed before it runs, so that the demo is
-//! also an example. Outputs lie in `target/demo/`; a step whose output is there is not repeated.
+//! Fetch, quantize, convert, measure, ask. Each step prints its command before it runs, so the demo is also an example.
+//! Outputs are in `target/demo/`. A step with an existing output is skipped.
 
 use std::{
     fs,
@@ -23,10 +23,10 @@ const MODEL: &str = "demo";
 const QUESTION: &str = "What is the capital of France?";
 const ANSWER: &str = "Paris";
 
-/// What to do differently.
+/// Options of the demo.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Do every step again, also those whose output is there
+    /// Repeat every step, also finished ones
     #[arg(long)]
     fresh: bool,
 }
@@ -103,14 +103,14 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command that writes a folder, unless the same command has written it before, of what the same commands `before` it
-/// wrote. Returns all of them.
+/// Runs a command that writes a folder, unless the same command wrote it before from the output of the same earlier commands
+/// (`before`). Returns all commands so far.
 fn once(steps: &mut Steps, title: &str, before: &str, command: &mut Command, output: &Path) -> Result<String> {
     let stamp = PathBuf::from(format!("{}.command", output.display()));
     let commands = format!("{before}{}\n", shown(command));
     if output.exists() {
         if fs::read_to_string(&stamp).is_ok_and(|written| written == commands) {
-            eprintln!("\n== {title}: done before, in `{}` (`--fresh` does it again)", output.display());
+            eprintln!("\n== {title}: finished earlier, in `{}` (`--fresh` repeats it)", output.display());
             return Ok(commands);
         }
         fs::remove_dir_all(output).with_context(|| format!("cannot remove `{}`", output.display()))?;
@@ -134,7 +134,7 @@ fn pick_gpu(devices: &str) -> Result<Option<String>> {
     Ok(real.or(devices.first()).map(|device| device["device"].to_string()))
 }
 
-/// What the index of an MLC folder says of its weights.
+/// Size of the weights, from the index of an MLC folder.
 struct Weights {
     count: u64,
     bytes: u64,

@@ -1,10 +1,16 @@
-//! Repository automation: `cargo xtask test`, `cargo xtask demo`, `cargo xtask web`, `cargo xtask tidy`.
+//! Repository automation: `cargo xtask test`, `cargo xtask demo`, `cargo xtask web`, `cargo xtask docs`, `cargo xtask
+//! figures`, `cargo xtask tidy`.
 //!
-//! Runs the workspace's programs as anyone would, from outside: it imports no crate of ours. Start reading at
-//! `demo.rs` for what the programs do together, and at `tidy.rs` for what every file is held to.
+//! Runs the workspace's programs from outside, as a user does: it imports no crate of the workspace. Start reading at
+//! `demo.rs` to see the programs work together, and at `tidy/mod.rs` for the rules that every file must follow.
 
+mod book;
+#[cfg(test)]
+mod commands;
 mod dawn;
 mod demo;
+mod figures;
+mod markdown;
 mod programs;
 mod setup;
 mod step;
@@ -35,6 +41,10 @@ enum Command {
     Web(web::Options),
     /// Every kernel in Dawn, Chrome's WebGPU
     Dawn,
+    /// Build the book in docs/ as web pages, in target/book
+    Docs,
+    /// Draw the pictures in docs/figures from benches/results
+    Figures,
     /// The arrows between crates and the invariants of ARCHITECTURE.md
     Tidy,
 }
@@ -46,6 +56,8 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Web(options) => web::run(&root, &options),
         Command::Dawn => dawn::run(&root),
+        Command::Docs => book::run(&root),
+        Command::Figures => figures::run(&root),
         Command::Tidy => tidy::run(&root),
     };
     match result {
@@ -66,4 +78,39 @@ fn root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.pop();
     root
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cargo xtask` by its own flags; of cargo's commands, that the package and the targets they name exist.
+    #[test]
+    fn documented_cargo_commands_exist() {
+        let commands = commands::documented(&root()).unwrap();
+        let cargo: Vec<&commands::Command> = commands.iter().filter(|command| command.program == "cargo").collect();
+        let mut checked = 0;
+        for command in cargo {
+            let arguments = &command.arguments;
+            if arguments[0] == "xtask" {
+                let parsed = Arguments::try_parse_from(arguments);
+                assert!(parsed.is_ok(), "{}: {}", command.place, parsed.err().unwrap());
+                checked += 1;
+            }
+            let own = arguments.split(|word| word == "--").next().unwrap();
+            let value =
+                |flags: &[&str]| own.windows(2).find(|pair| flags.contains(&pair[0].as_str())).map(|pair| &pair[1]);
+            let Some(package) = value(&["-p", "--package"]) else { continue };
+            let folder = root().join(package);
+            assert!(folder.join("Cargo.toml").is_file(), "{}: there is no crate `{package}`", command.place);
+            for (flag, targets) in [("--test", "tests"), ("--bench", "benches"), ("--example", "examples")] {
+                let Some(target) = value(&[flag]) else { continue };
+                let homes = [format!("{targets}/{target}.rs"), format!("{targets}/{target}/main.rs")];
+                let exists = homes.iter().any(|home| folder.join(home).is_file());
+                assert!(exists, "{}: `{package}` has no {flag} `{target}`", command.place);
+            }
+            checked += 1;
+        }
+        assert!(checked > 10, "only {checked} commands found");
+    }
 }

@@ -1,12 +1,12 @@
-//! The programs that steps run, and what they are built by.
+//! The programs that steps run, and the command that builds them.
 
 use std::{path::Path, process::Command};
 
-/// What the programs and examples of all crates are built with, for every step that runs one.
+/// Builds the programs and examples of all crates, for every step that runs one.
 ///
-/// Always of all crates, and with an example, which wants what tests want: so the crates we depend on have the same features
-/// in every step, those of the tests, and are compiled once. For one crate alone cargo would choose others, and compile
-/// them again. This program itself runs already.
+/// It always builds all crates, with examples, because examples use dev-dependencies. Then dependencies have the same
+/// features in every step and are compiled once. For a single crate cargo would select other features and compile them
+/// again. xtask itself is running, so it is excluded.
 pub const PROGRAMS: &str = "build --release --workspace --exclude xtask --bins --examples";
 
 /// `cargo` with these words, in the root.

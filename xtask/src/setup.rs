@@ -1,5 +1,5 @@
-//! What is needed from outside: a Vulkan driver, the wasm target, the bundler's packages, a browser. Each is found, or
-//! fetched where that is ours to do; where it cannot be had, the error says what to install.
+//! External requirements: a Vulkan driver, the wasm target, the bundler's packages, a browser. Each is found or fetched.
+//! If that is impossible, the error names the packages to install.
 
 use std::{
     env,
@@ -18,8 +18,8 @@ pub const NPM: &str = if cfg!(windows) { "npm.cmd" } else { "npm" };
 /// Names under which systems install Chromium.
 const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"];
 
-/// Whether programs can use a GPU, real or software, installing lavapipe where there is no driver, apt-get is there and
-/// the user is root. Elsewhere it says what to install.
+/// True if programs can use a GPU, real or software. Without a driver it installs lavapipe if apt-get exists and the user
+/// is root; otherwise it prints the packages to install.
 pub fn vulkan() -> Result<bool> {
     if !cfg!(target_os = "linux") || has_driver() {
         return Ok(true);
@@ -37,7 +37,7 @@ pub fn vulkan() -> Result<bool> {
     Ok(has_driver())
 }
 
-/// Sees to it that this toolchain compiles for `target`.
+/// Installs the target if the toolchain lacks it.
 pub fn wasm_target(steps: &mut Steps, root: &Path, target: &str) -> Result<()> {
     let mut rustc = Command::new("rustc");
     rustc.args(["--print", "target-libdir", "--target", target]).current_dir(root);
@@ -55,7 +55,7 @@ pub fn wasm_target(steps: &mut Steps, root: &Path, target: &str) -> Result<()> {
     })
 }
 
-/// Sees to it that the packages are there that `package-lock.json` of a folder names.
+/// Installs the packages in a folder's `package-lock.json` if they are missing or outdated.
 pub fn npm_packages(steps: &mut Steps, folder: &Path) -> Result<()> {
     ensure!(
         has_program("node") && has_program("npm"),
@@ -109,13 +109,13 @@ pub fn browser(steps: &mut Steps, folder: &Path) -> Result<Option<PathBuf>> {
     }
 }
 
-/// Whether lavapipe is the one device.
+/// True if lavapipe is the only device.
 pub fn has_only_lavapipe() -> bool {
     let usable: Vec<PathBuf> = drivers().into_iter().filter(|driver| is_usable(driver)).collect();
     !usable.is_empty() && usable.iter().all(|driver| name(driver).starts_with("lvp"))
 }
 
-/// Whether packages of the system are ours to install.
+/// True if this process may install system packages.
 fn may_install() -> bool {
     is_root() && has_program("apt-get")
 }

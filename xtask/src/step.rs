@@ -1,4 +1,4 @@
-//! [`Steps`]: runs programs one after the other, says what each is, what it took, and stops cleanly on Ctrl-C.
+//! [`Steps`]: runs programs in sequence, prints title, command, time and memory of each, and stops cleanly on Ctrl-C.
 
 use std::{
     fmt,
@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-/// How long a program may take to end by itself after Ctrl-C.
+/// Time that a program gets to end by itself after Ctrl-C.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The user stopped the work.
@@ -31,18 +31,18 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// What has been run so far.
+/// The steps so far.
 pub struct Steps {
     interrupted: Arc<AtomicBool>,
     /// In order.
     pub taken: Vec<Taken>,
 }
 
-/// What a step took.
+/// Time and memory of a step.
 pub struct Taken {
     pub title: String,
     pub time: Duration,
-    /// Most memory that the program itself held, in bytes, where the system tells.
+    /// Peak memory of the program, in bytes, if the system reports it.
     pub peak_memory: Option<u64>,
 }
 
@@ -55,12 +55,12 @@ impl Steps {
         Ok(Steps { interrupted, taken: Vec::new() })
     }
 
-    /// Runs a program whose output goes where ours goes.
+    /// Runs a program that inherits stdout and stderr.
     pub fn run(&mut self, title: &str, command: &mut Command) -> Result<()> {
         self.take(title, command).map(|_| ())
     }
 
-    /// Runs a program and returns what it writes to stdout; the rest goes where ours goes.
+    /// Runs a program and returns its stdout; stderr is inherited.
     pub fn capture(&mut self, title: &str, command: &mut Command) -> Result<String> {
         self.take(title, command.stdout(Stdio::piped()))
     }
@@ -86,7 +86,7 @@ impl Steps {
         Ok(text)
     }
 
-    /// Starts programs, one after the other, beside the steps that follow; until [`Steps::join`] they write to a file.
+    /// Starts programs in sequence, in parallel with the following steps. Their output goes to a file until [`Steps::join`].
     pub fn beside(&self, log: &Path, programs: Vec<(String, Command)>) -> Result<Beside> {
         let file = File::create(log).with_context(|| format!("cannot create `{}`", log.display()))?;
         let interrupted = Arc::clone(&self.interrupted);
@@ -108,11 +108,11 @@ impl Steps {
         Ok(Beside { thread, log: log.to_path_buf() })
     }
 
-    /// Waits for what runs beside the steps, and shows what it wrote.
+    /// Waits for parallel programs and prints their output.
     pub fn join(&mut self, beside: Beside) -> Result<()> {
         let all = beside.thread.join().expect("running programs does not panic")?;
         for (command, _, taken) in &all {
-            eprintln!("\n== {}, beside the above\n   $ {command}\n   {taken}", taken.title);
+            eprintln!("\n== {}, in parallel\n   $ {command}\n   {taken}", taken.title);
         }
         let output =
             fs::read_to_string(&beside.log).with_context(|| format!("cannot read `{}`", beside.log.display()))?;
@@ -127,13 +127,13 @@ impl Steps {
     }
 }
 
-/// Programs that run beside the steps.
+/// Programs that run in parallel with the steps.
 pub struct Beside {
     thread: JoinHandle<Result<Vec<(String, ExitStatus, Taken)>>>,
     log: PathBuf,
 }
 
-/// Waits for a program; after Ctrl-C not for long.
+/// Waits for a program; after Ctrl-C at most [`PATIENCE`].
 fn wait(interrupted: &AtomicBool, child: &mut Child) -> Result<(ExitStatus, Option<u64>)> {
     let mut peak_memory = None;
     let mut deadline = None;
@@ -177,7 +177,7 @@ pub fn size(bytes: u64) -> String {
     if mebibytes < 1000.0 { format!("{mebibytes:.1} MiB") } else { format!("{:.2} GiB", mebibytes / 1024.0) }
 }
 
-/// A command as it would be typed in the root of the repository.
+/// A command as typed in the root of the repository.
 pub fn shown(command: &Command) -> String {
     let folder = command.get_current_dir().map(|folder| format!("{}/", folder.display())).unwrap_or_default();
     let environment = command
@@ -194,7 +194,7 @@ fn quoted(word: &str) -> String {
     if is_plain { word.to_string() } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
-/// `VmHWM` of a process, which Linux has and others have not.
+/// `VmHWM` of a process; Linux only.
 fn memory_high_water(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

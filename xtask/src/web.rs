@@ -1,8 +1,7 @@
-//! `cargo xtask web`: builds the page of `web-chat` and serves it for trying; and tests it in a real browser.
+//! `cargo xtask web`: builds the page of `web-chat`, serves it locally, and tests it in a real browser.
 //!
-//! The wasm is compiled by cargo, made loadable by `web-bindgen`, and bundled with the page by Vite. What is missing
-//! (the wasm target, the bundler's packages, a browser to test in) `setup.rs` fetches. The tests themselves are in
-//! `web-chat/tests/`.
+//! cargo compiles the wasm, `web-bindgen` makes it loadable, and Vite bundles it with the page. `setup.rs` fetches missing
+//! parts (the wasm target, the bundler's packages, a browser to test in). The tests are in `web-chat/tests/`.
 
 use std::{env, fs, path::Path, process::Command};
 
@@ -14,18 +13,18 @@ use crate::{
     step::{Beside, Interrupted, Steps},
 };
 
-/// What the wasm is compiled for.
+/// Target of the wasm.
 const TARGET: &str = "wasm32-unknown-unknown";
-/// Where everything lies that tests of the page make: models, screenshots. From the root.
+/// Output folder of the page's tests (models, screenshots), from the root.
 const TEST_OUTPUT: &str = "target/web-test";
 /// Cases of the kernels for the browser's GPU.
 const CASES: &str = "target/web-test/cases";
-/// What compiling the wasm says.
+/// Output of compiling the wasm.
 const LOG: &str = "target/web-compile.log";
-/// Where the tests find the demo model, if it could be had.
+/// Folder of the demo model for the tests, if it could be fetched.
 const DEMO_MODEL: &str = "target/web-test/models/SmolLM2-135M-Instruct-q4f16_1";
 
-/// What to do.
+/// Options of the command.
 #[derive(clap::Args)]
 pub struct Options {
     /// Only build `web-chat/dist`, a folder of static files that any server can host, and `web-chat/package`
@@ -34,12 +33,12 @@ pub struct Options {
     /// Only build, and run the tests in a browser, as `cargo xtask test` does
     #[arg(long, conflicts_with = "build")]
     test: bool,
-    /// Where the page is served, on this machine alone
+    /// Local port of the page
     #[arg(long, default_value_t = 8080)]
     port: u16,
 }
 
-/// Builds the page and, unless that is all, serves it until Ctrl-C.
+/// Builds the page and, unless only a build is wanted, serves it until Ctrl-C.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     let mut steps = Steps::new()?;
     if options.test {
@@ -63,13 +62,13 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     steps.run("serve", serve.current_dir(root.join("web-chat")))
 }
 
-/// Sees to the wasm target and the bundler's packages.
+/// Fetches the wasm target and the bundler's packages.
 fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
     setup::wasm_target(steps, root, TARGET)?;
     setup::npm_packages(steps, &root.join("web-chat"))
 }
 
-/// What makes the wasm, and looks at its code first.
+/// Commands that lint and build the wasm.
 fn compile(root: &Path) -> Vec<(String, Command)> {
     let clippy = format!("clippy --profile web --package web-chat --target {TARGET} -- -D warnings");
     let build = format!("build --profile web --package web-chat --target {TARGET}");
@@ -88,7 +87,7 @@ pub fn start(steps: &mut Steps, root: &Path) -> Result<Option<Beside>> {
     steps.beside(&root.join(LOG), compile(root)).map(Some)
 }
 
-/// Makes `web-chat/dist` and `web-chat/package` of the wasm.
+/// Builds `web-chat/dist` and `web-chat/package` from the wasm.
 fn build(steps: &mut Steps, root: &Path) -> Result<()> {
     let wasm = format!("target/{TARGET}/web/web_chat.wasm");
     steps.run("compile the programs", &mut cargo(root, PROGRAMS))?;
@@ -98,8 +97,8 @@ fn build(steps: &mut Steps, root: &Path) -> Result<()> {
 
 /// Builds the page and runs its tests in a browser.
 ///
-/// The demo model, where it can be had, is converted by our own program, and answered to by our own terminal: what the
-/// page says is compared with that.
+/// If the demo model can be fetched, `weight-convert` converts it and `chat-cli` answers with it. The page's answers are
+/// compared with these.
 pub fn test(steps: &mut Steps, root: &Path, compiling: Option<Beside>) -> Result<()> {
     let Some(compiling) = compiling else { return Ok(()) };
     steps.join(compiling)?;
@@ -128,7 +127,7 @@ pub fn test(steps: &mut Steps, root: &Path, compiling: Option<Beside>) -> Result
             tests.env("WEB_TEST_DEMO_MODEL", DEMO_MODEL);
         }
     }
-    // What is run in the browser is made for its software GPU, whose subgroups have four lanes; lavapipe's have as many.
+    // Cases for the browser's software GPU. Its subgroups have four lanes, as lavapipe's do here.
     let mut export = program(root, "examples/export-cases");
     match steps.run("cases of the kernels", export.arg(CASES).env("LP_NATIVE_VECTOR_WIDTH", "128")) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
@@ -142,7 +141,7 @@ pub fn test(steps: &mut Steps, root: &Path, compiling: Option<Beside>) -> Result
     Ok(())
 }
 
-/// What cannot be had is a warning, and an error where `REQUIRE_BROWSER` says that it must be there.
+/// A missing requirement is a warning, or an error if `REQUIRE_BROWSER` is set.
 fn skip(error: Error, what: &str) -> Result<()> {
     if error.is::<Interrupted>() || env::var_os("REQUIRE_BROWSER").is_some() {
         return Err(error);
@@ -151,7 +150,7 @@ fn skip(error: Error, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// One by one: what a folder or a pattern means to Node.js has changed between its versions.
+/// The test files one by one: versions of Node.js interpret a folder or a pattern differently.
 fn test_files(root: &Path) -> Result<Vec<String>> {
     let folder = root.join("web-chat/tests");
     let entries = folder.read_dir().with_context(|| format!("cannot read `{}`", folder.display()))?;

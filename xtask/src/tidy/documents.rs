@@ -1,11 +1,11 @@
-//! Rules on the documents: what they name exists, and the map of ARCHITECTURE.md is complete.
+//! Rules on the documents: paths that they name exist, and the map of ARCHITECTURE.md is complete.
 
 use super::{
     Finding,
     tree::{File, Tree},
 };
 
-const DOCUMENTS: &[&str] = &["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "testdata/README.md"];
+const DOCUMENTS: &[&str] = &["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "testdata/README.md", "docs/"];
 
 /// A path as a document writes it.
 struct Mention {
@@ -15,10 +15,16 @@ struct Mention {
     section: Option<String>,
 }
 
-/// Paths that documents name and that are not there.
+/// Paths in documents that do not exist.
 pub fn paths_exist(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for document in DOCUMENTS.iter().filter_map(|path| tree.file(path)) {
+    let is_checked = |file: &&File| {
+        file.path.ends_with(".md")
+            && DOCUMENTS.iter().any(|it| file.path == *it || it.ends_with('/') && file.path.starts_with(it))
+            // The laboratory is a log: it names files as they were.
+            && !file.path.starts_with("docs/laboratory/")
+    };
+    for document in tree.files.iter().filter(is_checked) {
         for mention in mentions(tree, document) {
             if homes(tree, &mention).next().is_none() {
                 findings.push(Finding::at(document, mention.offset, format!("`{}` is not there", mention.path)));
@@ -28,7 +34,7 @@ pub fn paths_exist(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Source files that the map has no line for.
+/// Source files without a line in the map.
 pub fn map_is_complete(tree: &Tree) -> Vec<Finding> {
     let Some(map) = tree.file("ARCHITECTURE.md") else { return Vec::new() };
     let mentions: Vec<Mention> = mentions(tree, map).into_iter().filter(|mention| mention.section.is_some()).collect();
@@ -39,7 +45,7 @@ pub fn map_is_complete(tree: &Tree) -> Vec<Finding> {
     unmapped.map(|(file, _)| Finding::of(&file.path, "no line in the map of ARCHITECTURE.md")).collect()
 }
 
-/// What a mention may mean: a file, or a folder with `/` at its end.
+/// The files that a mention can refer to, or the folder with `/` at its end.
 fn homes<'a>(tree: &'a Tree, mention: &Mention) -> impl Iterator<Item = String> + 'a {
     let written = mention.path.trim_end_matches('/').to_string();
     let from_root = is_from_root(tree, &written);
@@ -49,7 +55,7 @@ fn homes<'a>(tree: &'a Tree, mention: &Mention) -> impl Iterator<Item = String> 
         let start = match below {
             Some(below) if below.starts_with(&written) => file.path.len() - below.len(),
             _ if from_root && file.path.starts_with(&written) => 0,
-            // A bare name may lie anywhere, in prose only.
+            // A bare name may be in any folder, in prose only.
             _ if inside.is_none() => file.path.find(&format!("/{written}"))? + 1,
             _ => return None,
         };
@@ -80,7 +86,7 @@ fn mentions(tree: &Tree, document: &File) -> Vec<Mention> {
             section = is_crate.then(|| title.to_string());
         } else {
             let spans: Vec<&str> = match in_block {
-                // A line of a map: the path, then what is there.
+                // A line of a map: the path, then its description.
                 true if section.is_some() => line.split_whitespace().take(1).collect(),
                 true => Vec::new(),
                 false => line.split('`').skip(1).step_by(2).collect(),
@@ -96,7 +102,7 @@ fn mentions(tree: &Tree, document: &File) -> Vec<Mention> {
     mentions
 }
 
-/// Whether a span is a path of the repository: below one of its folders, or a name with an ending of ours.
+/// True if a span is a path of the repository: below one of its folders, or with one of our file extensions.
 fn is_path(tree: &Tree, span: &str) -> bool {
     let plain = span.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-/".contains(&byte));
     let ours =

@@ -1,11 +1,11 @@
-//! `cargo xtask tidy`: holds the repository to what ARCHITECTURE.md says of it. Also a test, so `cargo test` runs it.
+//! `cargo xtask tidy`: checks the repository against ARCHITECTURE.md. Also a test, so `cargo test` runs it.
 //!
-//! A rule is a record in [`RULES`]: a name, why it is there, and a check that returns what breaks it. Rules on who may
-//! import whom are tables in [`arrows`]; rules on words are a table in [`words`]; rules on documents are in
-//! [`documents`].
+//! A rule is a record in [`RULES`]: its name, its reason, and a check that returns the violations. Rules on imports are
+//! tables in [`arrows`]; rules on words are a table in [`words`]; rules on documents are in [`documents`] and [`links`].
 
 mod arrows;
 mod documents;
+mod links;
 mod shape;
 mod source;
 mod tree;
@@ -17,14 +17,14 @@ use anyhow::{Result, bail};
 
 use tree::{File, Tree};
 
-/// One thing that every file is held to.
+/// One rule for all files.
 struct Rule {
     name: &'static str,
     why: &'static str,
     check: fn(&Tree) -> Vec<Finding>,
 }
 
-/// A place that breaks a rule.
+/// A violation of a rule.
 struct Finding {
     path: String,
     line: usize,
@@ -43,7 +43,7 @@ impl Finding {
     }
 }
 
-/// Every rule, apart from the words and the arrows, which are tables of their own.
+/// Every rule except words and arrows, which have their own tables.
 const RULES: &[Rule] = &[
     Rule {
         name: "glob-export",
@@ -97,13 +97,28 @@ const RULES: &[Rule] = &[
         check: documents::paths_exist,
     },
     Rule {
+        name: "link",
+        why: "a link to a file or heading that does not exist is a dead end",
+        check: links::links_lead_somewhere,
+    },
+    Rule {
+        name: "book",
+        why: "docs/SUMMARY.md is the book's table of contents: a page outside of it is not found",
+        check: links::book_is_complete,
+    },
+    Rule {
+        name: "readme-length",
+        why: "README.md is the first page of a visitor: details belong in docs/",
+        check: links::readme_is_short,
+    },
+    Rule {
         name: "map",
         why: "ARCHITECTURE.md has a line for every source file (or its folder), so that it can be found",
         check: documents::map_is_complete,
     },
 ];
 
-/// Prints what breaks a rule and fails if anything does.
+/// Prints all violations and fails if any exists.
 pub fn run(root: &Path) -> Result<()> {
     let broken = broken_rules(root)?;
     let places: usize = broken.iter().map(|rule| rule.findings.len()).sum();
@@ -115,7 +130,7 @@ pub fn run(root: &Path) -> Result<()> {
     }
 }
 
-/// A rule and the places that break it.
+/// A rule and its violations.
 struct Broken {
     name: &'static str,
     why: &'static str,
@@ -162,7 +177,7 @@ mod tests {
         rules.chain(words).collect()
     }
 
-    /// One tree that breaks each rule, and one that comes close and does not.
+    /// For each rule, a tree that violates it and a similar tree that does not.
     #[test]
     fn each_rule_fires_where_it_should_and_only_there() {
         const LIB: (&str, &str) = ("a/src/lib.rs", "#![deny(missing_docs)]\nmod b;");
@@ -193,6 +208,17 @@ mod tests {
             ("machine-path", "a/src/b.rs", "let x = \"$HOME/models\";", false),
             ("document-path", "README.md", "see `a/src/gone.rs`", true),
             ("document-path", "README.md", "see `a/src/lib.rs` and `model.safetensors`", false),
+            ("link", "README.md", "[a](a/src/gone.rs)", true),
+            ("link", "README.md", "![a](gone.svg)", true),
+            ("link", "README.md", "# B c\n[a](#b-d)", true),
+            (
+                "link",
+                "README.md",
+                "# B c\n[a](#b-c) [b](a/src/lib.rs) [c](a/src/) [d](https://example.org/gone)",
+                false,
+            ),
+            ("readme-length", "README.md", &"words\n".repeat(1366), true),
+            ("readme-length", "README.md", &"words\n".repeat(1365), false),
             ("silent-library", "a/src/b.rs", "fn f() { println!(); }", true),
             ("silent-library", "a/src/b.rs", "fn f() { std::env::var_os(\"HOME\"); }", true),
             ("silent-library", "a/src/b.rs", "// println!\n#[cfg(test)]\nmod tests { fn f() { println!(); } }", false),
@@ -220,6 +246,9 @@ mod tests {
         assert!(!broken(&two[..1]).contains(&"two-languages"));
         let mapped = [LIB, ("ARCHITECTURE.md", "### a\n```\nsrc/lib.rs   the crate\n```")];
         assert!(!broken(&mapped).contains(&"map"));
+        let book = [LIB, ("docs/SUMMARY.md", "[A](a.md)"), ("docs/a.md", ""), ("docs/b.md", "")];
+        assert!(broken(&book).contains(&"book"));
+        assert!(!broken(&book[..3]).contains(&"book"));
         let unmapped = [LIB, ("a/src/b.rs", ""), mapped[1]];
         assert!(broken(&unmapped).contains(&"map"));
     }

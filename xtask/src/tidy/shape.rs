@@ -1,4 +1,4 @@
-//! Rules on what files are called, what they hold, and what they may not know.
+//! Rules on names, lengths and contents of files, and on facts that a file must not contain.
 
 use std::collections::BTreeMap;
 
@@ -28,13 +28,13 @@ pub fn orphan(tree: &Tree) -> Vec<Finding> {
     orphans.map(|file| Finding::of(&file.path, "no `mod` line leads here")).collect()
 }
 
-/// Files that ask to be split.
+/// Files that are too long.
 pub fn file_length(tree: &Tree) -> Vec<Finding> {
     let long = tree.sources().map(|(file, _)| (file, file.text.lines().count())).filter(|(_, lines)| *lines > 600);
     long.map(|(file, lines)| Finding::of(&file.path, format!("{lines} lines"))).collect()
 }
 
-/// Files and types called after nothing.
+/// Files and types with an empty name, such as `Manager`.
 pub fn empty_name(tree: &Tree) -> Vec<Finding> {
     const FILES: &[&str] = &["util", "utils", "helper", "helpers", "common", "misc"];
     const TYPES: &[&str] = &["Manager", "Helper", "Util", "Utils", "Handler"];
@@ -74,7 +74,7 @@ pub fn constant_in_two_languages(tree: &Tree) -> Vec<Finding> {
     findings
 }
 
-/// Libraries whose public items may go without a word.
+/// Libraries that do not require docs on public items.
 pub fn missing_docs(tree: &Tree) -> Vec<Finding> {
     let libraries = tree.rust().filter(|(file, _)| file.part == Part::Library && file.path.ends_with("/src/lib.rs"));
     let silent = libraries.filter(|(_, source)| !source.code.contains("#![deny(missing_docs)]"));

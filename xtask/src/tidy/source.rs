@@ -1,5 +1,5 @@
-//! [`Source`]: a Rust or WGSL file taken apart into code, literals and comments, so that a rule looks only where it
-//! means to: a word in a comment is not a call, and a word in a test is not in the library.
+//! [`Source`]: a Rust or WGSL file split into code, literals and comments, so that a rule searches only one of them: a
+//! word in a comment is not a call, and a word in a test is not in the library.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ pub struct Source {
     tests: Vec<Range<usize>>,
 }
 
-/// What a byte of a file belongs to.
+/// The class of a byte.
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
     Code,

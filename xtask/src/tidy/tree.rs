@@ -1,4 +1,4 @@
-//! [`Tree`]: the files of the repository, each with the part it plays: library, binary or test.
+//! [`Tree`]: the files of the repository, each with its part: library, binary or test.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::source::{Source, is_word};
 
-/// Crates whose library is what their own programs share, and nobody else's to import.
+/// Crates whose library is shared by their own programs only.
 const SHARED_BY_BINARIES: &[&str] = &["benches"];
 
 /// Every file of the repository that git does not ignore.
@@ -27,16 +27,16 @@ pub struct File {
     pub text: String,
     /// Rust and WGSL files, taken apart.
     pub source: Option<Source>,
-    /// Who compiles it.
+    /// The target that compiles it.
     pub part: Part,
 }
 
-/// Who compiles a Rust file.
+/// The target that compiles a Rust file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Part {
     /// Reached from `lib.rs`.
     Library,
-    /// Reached from `main.rs` or `src/bin/` and not from `lib.rs`; or from a `lib.rs` that is there for those alone.
+    /// Reached from `main.rs` or `src/bin/` and not from `lib.rs`; or from a `lib.rs` that only binaries use.
     Binary,
     /// An integration test, a benchmark, an example, a build script, or a module behind `#[cfg(test)]`.
     Test,
@@ -139,7 +139,7 @@ impl File {
         self.path.split('/').next().unwrap_or_default()
     }
 
-    /// Where it lies.
+    /// Its folder.
     pub fn folder(&self) -> &str {
         self.path.rsplit_once('/').map_or("", |(folder, _)| folder)
     }
@@ -155,7 +155,7 @@ impl File {
     }
 }
 
-/// Where the modules that a file names lie.
+/// The folder of a file's submodules.
 fn module_folder(path: &str) -> &str {
     let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
     match name {
