@@ -5,6 +5,8 @@
 
 mod dawn;
 mod demo;
+mod hardware;
+mod mesa;
 mod programs;
 mod setup;
 mod step;
@@ -35,6 +37,8 @@ enum Command {
     Web(web::Options),
     /// Every kernel in Dawn, Chrome's WebGPU
     Dawn,
+    /// The kernels through compilers of GPUs that are not here, and a prediction of how fast a model is on them
+    Hardware(hardware::Options),
     /// The arrows between crates and the invariants of ARCHITECTURE.md
     Tidy,
 }
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Web(options) => web::run(&root, &options),
         Command::Dawn => dawn::run(&root),
+        Command::Hardware(options) => hardware::run(&root, &options),
         Command::Tidy => tidy::run(&root),
     };
     match result {

@@ -54,6 +54,8 @@ const CRATES: &[Crate] = &[
         ],
         binary_imports: &[],
     },
+    // Kernels through the compilers of GPUs that are not here.
+    Crate { name: "hardware-check", imports: &["model-format", "webgpu-kernels", "infer-core"], binary_imports: &[] },
     Crate { name: "xtask", imports: &[], binary_imports: &[] },
 ];
 
@@ -102,8 +104,11 @@ const OUTSIDE: &[(&str, Owner)] = &[
     // Chat templates, and the page of a report.
     ("minijinja", Owner::Only(&["infer-core", "gptq-quant"])),
     ("minijinja-contrib", Owner::Only(&["infer-core"])),
-    ("wgpu", Owner::Only(&["webgpu-kernels"])),
-    ("naga", Owner::Only(&["webgpu-kernels"])),
+    // hardware-check asks drivers what wgpu does not ask.
+    ("wgpu", Owner::Only(&["webgpu-kernels", "hardware-check"])),
+    ("naga", Owner::Only(&["webgpu-kernels", "hardware-check"])),
+    ("ash", Owner::Only(&["hardware-check"])),
+    ("libloading", Owner::Only(&["hardware-check"])),
     ("pollster", Owner::Only(&["webgpu-kernels"])),
     // The standard library's clock, and the browser's own there.
     ("web-time", Owner::Only(&["webgpu-kernels", "infer-core"])),
@@ -230,7 +235,7 @@ mod tests {
         };
         check("infer-core", false, ("model-format", true, false), &[]);
         check("model-format", false, ("infer-core", true, false), &["`model-format` may not import `infer-core`"]);
-        check("infer-core", false, ("wgpu", false, false), &["`wgpu` belongs to webgpu-kernels"]);
+        check("infer-core", false, ("wgpu", false, false), &["`wgpu` belongs to webgpu-kernels, hardware-check"]);
         check("infer-core", false, ("wgpu", false, true), &[]);
         check("infer-core", false, ("clap", false, false), &["`clap` is for binaries, and this crate has none"]);
         check("gptq-quant", true, ("clap", false, false), &[]);
