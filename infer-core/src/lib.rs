@@ -96,6 +96,7 @@ pub use loaded_model::{LoadOptions, LoadedModel};
 pub use logprobs::{MOST_LOGPROBS, TokenLogprobs};
 pub use memory::{Need, Room};
 pub use model::Decoder;
+pub use plan::{PlannedWork, planned_work};
 pub use profile::{KernelTime, StepProfile};
 pub use progress::Progress;
 pub use sampler::SamplingParams;

@@ -3,15 +3,16 @@
 //! The decoder is run over operations that are recorded and thrown away, so whatever it does is in the plan. What takes time
 //! besides the weights' way to the device can so be done meanwhile: compiling, and finding out what is fastest.
 
-use model_format::{DecoderConfig, Param, params::joined_params};
+use model_format::{DecoderConfig, Param, QuantFormat, params::joined_params};
 use webgpu_kernels::{
-    Gpu, Kernel, KvDtype, Variant, WeightFormat, attention::HeadShape, selftest::Workload, tuning::Problem,
+    Gpu, Kernel, KvDtype, Variant, WeightFormat, attention::HeadShape, gpu::Traced, selftest::Workload, tuning::Problem,
 };
 
 use crate::{
-    Result,
+    KvCache, Result,
+    memory::Holding,
     model::{Decoder, Parts, Sequence, decoder::FEWEST_ROWS, session::PREFILL_CHUNK},
-    ops::gpu::GpuOps,
+    ops::{Ops, gpu::GpuOps},
 };
 
 /// Which kernels a model will be run with.
@@ -22,6 +23,72 @@ pub(crate) struct Plan {
     pub kernels: Vec<(&'static Kernel, Variant)>,
     /// What there is to check.
     pub workload: Workload,
+}
+
+/// A decoder over operations that are noted and not run, with its cache.
+struct Rehearsal {
+    ops: GpuOps,
+    decoder: Decoder<GpuOps>,
+    cache: KvCache<GpuOps>,
+}
+
+impl Rehearsal {
+    fn new(
+        config: &DecoderConfig,
+        gpu: &Gpu,
+        kv: KvDtype,
+        context: usize,
+        stored: impl Fn(&Param) -> WeightFormat,
+    ) -> Result<Rehearsal> {
+        let mut ops = GpuOps::planning(gpu.clone(), kv);
+        let mut parts = Parts::default();
+        for param in joined_params(config) {
+            match param.shape[..] {
+                [rows, cols] if param.role.is_matrix() => {
+                    parts.add_matrix(param.role, ops.plan_matrix(stored(&param), rows, cols));
+                }
+                _ => parts.add_vector(param.role, ops.upload(1, param.shape[0], &vec![0.0; param.shape[0]])?),
+            }
+        }
+        let decoder = Decoder::new(&mut ops, config, parts, context)?;
+        let cache = KvCache::new(&mut ops, config, context)?;
+        Ok(Rehearsal { ops, decoder, cache })
+    }
+}
+
+/// What a GPU does for some tokens of a model, as it was recorded and not run.
+pub struct PlannedWork {
+    /// In order.
+    pub dispatches: Vec<Traced>,
+    /// What their kernels had to choose for, each with how often.
+    pub problems: Vec<(Problem, u32)>,
+}
+
+/// The work of running `rows` tokens after `position` others, and of choosing the next one greedily: a decoded token, or
+/// a prompt. `gpu` may be one that runs nothing ([`Gpu::in_role`]).
+///
+/// Errors: the device's.
+pub fn planned_work(
+    config: &DecoderConfig,
+    format: &QuantFormat,
+    gpu: &Gpu,
+    kv: KvDtype,
+    position: usize,
+    rows: usize,
+) -> Result<PlannedWork> {
+    let context = position + rows + FEWEST_ROWS;
+    let stored = Holding::stored_mlc(format);
+    let Rehearsal { mut ops, decoder, mut cache } = Rehearsal::new(config, gpu, kv, context, stored)?;
+    if position > 0 {
+        let tokens = vec![0; position];
+        decoder.hidden(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+        ops.recorder().take_trace();
+    }
+    gpu.note_problems();
+    let tokens = vec![0; rows];
+    let logits = decoder.forward(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+    ops.plan_choice(&logits);
+    Ok(PlannedWork { dispatches: ops.recorder().take_trace(), problems: gpu.noted_problems() })
 }
 
 /// Numbers of rows that a model is run with, of which kernels take notice; fewer than the last are not tuned for.
@@ -38,22 +105,8 @@ impl Plan {
         context: usize,
         stored: impl Fn(&Param) -> WeightFormat,
     ) -> Result<Plan> {
-        let mut ops = GpuOps::planning(gpu.clone(), kv);
-        let mut parts = Parts::default();
-        for param in joined_params(config) {
-            match param.shape[..] {
-                [rows, cols] if param.role.is_matrix() => {
-                    parts.add_matrix(param.role, ops.plan_matrix(stored(&param), rows, cols));
-                }
-                _ => parts.add_vector(
-                    param.role,
-                    crate::ops::Ops::upload(&mut ops, 1, param.shape[0], &vec![0.0; param.shape[0]])?,
-                ),
-            }
-        }
         let context = context.min(PREFILL_CHUNK + FEWEST_ROWS);
-        let decoder = Decoder::new(&mut ops, config, parts, context)?;
-        let mut cache = crate::KvCache::new(&mut ops, config, context)?;
+        let Rehearsal { mut ops, decoder, mut cache } = Rehearsal::new(config, gpu, kv, context, stored)?;
         let (mut problems, mut kernels): (Vec<Problem>, Vec<(&'static Kernel, Variant)>) = Default::default();
         let mut variants: Vec<(&'static str, Variant)> = Vec::new();
         for (place, rows) in ROWS.into_iter().enumerate().filter(|(_, rows)| *rows <= context) {
@@ -127,11 +180,11 @@ fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
 mod tests {
     use std::path::Path;
 
-    use model_format::{ChatConfig, QuantFormat};
+    use model_format::ChatConfig;
     use webgpu_kernels::{gpu::OpenOptions, selftest};
 
     use super::*;
-    use crate::{device::gpu_for_test, memory::Holding};
+    use crate::device::gpu_for_test;
 
     /// What a model is run with is checked before: each of its variants has a case, and other numbers of rows have no others.
     #[test]

@@ -10,7 +10,9 @@ mod commands;
 mod dawn;
 mod demo;
 mod figures;
+mod hardware;
 mod markdown;
+mod mesa;
 mod programs;
 mod setup;
 mod step;
@@ -45,6 +47,8 @@ enum Command {
     Docs,
     /// Draw the pictures in docs/figures from benches/results
     Figures,
+    /// Compile every kernel for GPUs that are not here, and predict a model's speed on them
+    Hardware(hardware::Options),
     /// The arrows between crates and the invariants of ARCHITECTURE.md
     Tidy,
 }
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         Command::Dawn => dawn::run(&root),
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
+        Command::Hardware(options) => hardware::run(&root, &options),
         Command::Tidy => tidy::run(&root),
     };
     match result {

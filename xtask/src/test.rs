@@ -5,6 +5,7 @@ use std::{env, path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
+    hardware,
     programs::{PROGRAMS, cargo, program},
     setup,
     step::{Interrupted, Steps},
@@ -51,6 +52,8 @@ pub fn run(root: &Path) -> Result<()> {
         }
         Ok(page) => page,
     };
+    let mut hardware = hardware::command(&mut steps, root)?;
+    check(&mut steps, &mut failed, "kernels on other GPUs", &mut hardware)?;
     check(&mut steps, &mut failed, "tests", &mut tests)?;
     check(&mut steps, &mut failed, "subgroups of 4", &mut subgroups_of_4(root))?;
     match web::test(&mut steps, root, page) {

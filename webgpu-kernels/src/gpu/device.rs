@@ -111,7 +111,11 @@ impl Gpu {
         Gpu::open_adapter(&adapter, summary, options).await
     }
 
-    async fn open_adapter(adapter: &wgpu::Adapter, mut summary: AdapterSummary, options: OpenOptions) -> Result<Gpu> {
+    pub(super) async fn open_adapter(
+        adapter: &wgpu::Adapter,
+        mut summary: AdapterSummary,
+        options: OpenOptions,
+    ) -> Result<Gpu> {
         let mut features = wgpu::Features::empty();
         summary.caps.f16 &= options.f16;
         if summary.caps.f16 {

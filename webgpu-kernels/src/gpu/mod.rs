@@ -26,6 +26,8 @@ mod probe;
 mod profile;
 mod readback;
 mod recorder;
+#[cfg(not(target_arch = "wasm32"))]
+mod role;
 mod timing;
 mod trace;
 #[cfg(not(target_arch = "wasm32"))]

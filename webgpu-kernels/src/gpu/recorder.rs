@@ -257,7 +257,9 @@ impl Recorder {
                 size: binding.buffer.size(),
             };
             let (params, bindings) = (bytemuck::bytes_of(params).to_vec(), buffers.iter().map(binding).collect());
-            trace.push(Traced { kernel, variant: variant.clone(), params, bindings, groups });
+            let bytes = bytes.unwrap_or_else(|| buffers.iter().map(|binding| binding.bytes).sum());
+            let work = std::mem::take(&mut self.work);
+            trace.push(Traced { kernel, variant: variant.clone(), params, bindings, groups, bytes, work });
             return;
         }
         let step = self.gpu.shared.limits.min_uniform_buffer_offset_alignment as usize;

@@ -14,6 +14,18 @@ pub struct Traced {
     pub bindings: Vec<TracedBinding>,
     /// Workgroups in both dimensions.
     pub groups: (u32, u32),
+    /// Bytes that it is expected to read and write.
+    pub bytes: u64,
+    /// Multiplications and additions, where they are many: see [`super::Recorder::expect_work`].
+    pub work: u64,
+}
+
+impl Traced {
+    /// A field of the uniform, by its name.
+    pub fn param(&self, name: &str) -> Option<u32> {
+        let (_, offset) = self.kernel.params.fields.iter().find(|(field, _)| *field == name)?;
+        Some(u32::from_le_bytes(self.params[*offset..offset + 4].try_into().expect("four bytes")))
+    }
 }
 
 /// A buffer of a dispatch.

@@ -55,6 +55,8 @@ const CRATES: &[Crate] = &[
         ],
         binary_imports: &[],
     },
+    // Kernels through the compilers of GPUs that are not here.
+    Crate { name: "hardware-check", imports: &["model-format", "webgpu-kernels", "infer-core"], binary_imports: &[] },
     Crate { name: "xtask", imports: &[], binary_imports: &[] },
 ];
 
@@ -103,10 +105,11 @@ const OUTSIDE: &[(&str, Owner)] = &[
     // Chat templates, and the page of a report.
     ("minijinja", Owner::Only(&["infer-core", "gptq-quant"])),
     ("minijinja-contrib", Owner::Only(&["infer-core"])),
-    ("wgpu", Owner::Only(&["webgpu-kernels"])),
-    ("naga", Owner::Only(&["webgpu-kernels"])),
-    // Vulkan's memory budget, which wgpu does not tell; wgpu brings it along.
-    ("ash", Owner::Only(&["webgpu-kernels"])),
+    // hardware-check asks drivers what wgpu does not ask.
+    ("wgpu", Owner::Only(&["webgpu-kernels", "hardware-check"])),
+    ("naga", Owner::Only(&["webgpu-kernels", "hardware-check"])),
+    ("ash", Owner::Only(&["webgpu-kernels", "hardware-check"])),
+    ("libloading", Owner::Only(&["hardware-check"])),
     // A foreign executor, for tests.
     ("tokio", Owner::Tests),
     ("pollster", Owner::Only(&["webgpu-kernels"])),
@@ -237,7 +240,7 @@ mod tests {
         };
         check("infer-core", false, ("model-format", true, false), &[]);
         check("model-format", false, ("infer-core", true, false), &["`model-format` may not import `infer-core`"]);
-        check("infer-core", false, ("wgpu", false, false), &["`wgpu` belongs to webgpu-kernels"]);
+        check("infer-core", false, ("wgpu", false, false), &["`wgpu` belongs to webgpu-kernels, hardware-check"]);
         check("infer-core", false, ("wgpu", false, true), &[]);
         check("infer-core", false, ("clap", false, false), &["`clap` is for binaries, and this crate has none"]);
         check("gptq-quant", true, ("clap", false, false), &[]);

@@ -91,7 +91,8 @@ pub fn workspace_lints(tree: &Tree) -> Vec<Finding> {
 /// Names of architectures outside their records.
 pub fn architecture_name(tree: &Tree) -> Vec<Finding> {
     /// The records; which template fits which of them; and measurements, which name models.
-    const PLACES: &[&str] = &["model-format/src/arch/", "model-format/src/conv_template/", "benches/", "xtask/"];
+    const PLACES: &[&str] =
+        &["model-format/src/arch/", "model-format/src/conv_template/", "benches/", "hardware-check/", "xtask/"];
     /// Words that hold an architecture's name and mean something else: a program, and the reader shared by a family.
     const OTHER_THINGS: &[&str] = &["llama.cpp", "from_llama_like"];
 

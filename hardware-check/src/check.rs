@@ -1,0 +1,171 @@
+//! What a child process does: compile, and tell. Compilers abort and hang up; the parent then knows at which variant.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ffi::OsString,
+    io::{self, Write},
+};
+
+use anyhow::Result;
+use infer_core::planned_work;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use webgpu_kernels::{CaseSet, Gpu, KERNELS, Kernel, KvDtype, Variant, gpu::Caps};
+
+use crate::{
+    compiler::{Compiled, Compiler},
+    cost::{Forecast, Model, POSITION, PROMPT, format, shape},
+    devices::{Device, direct3d_caps, metal_caps},
+    dxc::Dxc,
+    presets,
+    shader::Shader,
+};
+
+/// A line of a child's output.
+#[derive(Serialize, Deserialize)]
+pub enum Told {
+    /// What it begins with now.
+    Compiling(String),
+    /// It is done.
+    Done(Box<Report>),
+}
+
+/// What a child found out.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The device, or the languages.
+    pub name: String,
+    /// What was compiled, and what it can do.
+    pub about: String,
+    pub variants: Vec<Entry>,
+    /// What is not as it should be, besides the variants.
+    pub faults: Vec<String>,
+    /// Of a device that is modelled.
+    pub forecasts: Vec<Forecast>,
+    /// Rules for presets.json, where they are wanted.
+    pub rules: Vec<Value>,
+}
+
+/// A variant.
+#[derive(Serialize, Deserialize)]
+pub struct Entry {
+    pub kernel: String,
+    pub variant: String,
+    /// What the driver made of it.
+    pub compiled: Option<Compiled>,
+    /// Who refuses it, and why.
+    pub refused: Option<String>,
+}
+
+/// How a variant is named everywhere.
+fn label(kernel: &Kernel, variant: &Variant) -> String {
+    format!("{} {variant}", kernel.name)
+}
+
+/// Tells the parent, at once.
+pub fn tell(told: &Told) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{}", serde_json::to_string(told)?)?;
+    Ok(out.flush()?)
+}
+
+/// Variants of all cases for a device with such capabilities.
+fn variants_of_cases(caps: &Caps) -> impl Iterator<Item = (&'static Kernel, Variant)> {
+    let of_kernel =
+        |kernel: &'static Kernel, set| (kernel.cases)(caps, set).into_iter().map(move |case| (kernel, case.variant));
+    let of_set = |set| KERNELS.iter().flat_map(move |kernel| of_kernel(kernel, set)).collect::<Vec<_>>();
+    [CaseSet::Bench, CaseSet::Test].map(of_set).into_iter().flatten()
+}
+
+/// What Llama-3.2-3B is run with on a device, for a decoded token and a prompt.
+fn planned(gpu: &Gpu) -> Result<Vec<(&'static Kernel, Variant)>> {
+    let mut all = Vec::new();
+    for (rows, position) in [(1, POSITION), (PROMPT, 0)] {
+        let work = planned_work(&shape("llama-3.2-3b"), format(), gpu, KvDtype::F16, position, rows)?;
+        all.extend(work.dispatches.into_iter().map(|traced| (traced.kernel, traced.variant)));
+    }
+    Ok(all)
+}
+
+/// Compiles whatever `device` would be given, but for what is named in `skip`, and predicts what a model would take there.
+pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Report> {
+    let gpu = device.gpu()?;
+    let required_lanes = device.caps.and_then(|caps| caps.subgroups).map(|sizes| sizes.min);
+    let compiler = Compiler::open(gpu.caps(), required_lanes)?;
+    let planned = planned(&gpu)?;
+    let mut report = Report {
+        name: device.name.into(),
+        about: format!("{} by {}, {:?}", device.product, gpu.summary().driver, gpu.caps()),
+        ..Report::default()
+    };
+    for expected in device.expected {
+        if !planned.iter().any(|(kernel, _)| kernel.name == *expected) {
+            report.faults.push(format!("missing: Llama-3.2-3B is not given `{expected}`"));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut all = HashMap::new();
+    for (kernel, variant) in variants_of_cases(gpu.caps()).chain(planned) {
+        let label = label(kernel, &variant);
+        if skip.contains(&label) || !seen.insert(label.clone()) {
+            continue;
+        }
+        tell(&Told::Compiling(label))?;
+        let compiled = compiler.compile(kernel, &variant);
+        report.variants.push(Entry {
+            kernel: kernel.name.into(),
+            variant: variant.to_string(),
+            compiled: compiled.as_ref().ok().cloned(),
+            refused: compiled.as_ref().err().cloned(),
+        });
+        all.insert((kernel.name, variant), compiled);
+    }
+    if let Some(speed) = device.speed {
+        tell(&Told::Compiling("what the cost model asks for".into()))?;
+        let mut model = Model { gpu: &gpu, speed, compiler: &compiler, compiled: all };
+        match model.forecasts() {
+            Ok(forecasts) => report.forecasts = forecasts,
+            Err(fault) => report.faults.push(fault),
+        }
+        let least = [speed.least.0, speed.least.1];
+        for (forecast, least) in report.forecasts.iter().zip(least) {
+            let predicted = forecast.tokens_per_second();
+            if predicted < least {
+                let rows = forecast.rows;
+                report.faults.push(format!("{predicted:.1} tokens/s predicted for {rows} rows, below {least}"));
+            }
+        }
+        if with_presets {
+            report.rules = presets::rules(&mut model)?;
+        }
+    }
+    Ok(report)
+}
+
+/// Writes a part of all variants as HLSL, which DXC compiles where there is one, and as MSL.
+pub fn texts(part: usize, parts: usize, dxc: Option<&OsString>, skip: &[String]) -> Result<Report> {
+    let dxc = dxc.map(|file| Dxc::load(file)).transpose()?;
+    let languages = if dxc.is_some() { "HLSL (compiled by DXC) and MSL" } else { "HLSL (not compiled) and MSL" };
+    let mut report = Report { name: "hlsl-msl".into(), about: languages.into(), ..Report::default() };
+    let mut seen = BTreeSet::new();
+    let direct3d = direct3d_caps().into_iter().map(|caps| (caps, true));
+    let all = direct3d.chain(metal_caps().into_iter().map(|caps| (caps, false)));
+    let all = all
+        .flat_map(|(caps, is_direct3d)| variants_of_cases(&caps).map(move |it| (it, is_direct3d)).collect::<Vec<_>>());
+    for ((kernel, variant), is_direct3d) in all {
+        let label = label(kernel, &variant);
+        if !seen.insert(label.clone()) || seen.len() % parts != part || skip.contains(&label) {
+            continue;
+        }
+        tell(&Told::Compiling(label))?;
+        let written = Shader::parse(kernel, &variant).and_then(|shader| {
+            shader.msl()?;
+            let (hlsl, entry_point) = shader.hlsl()?;
+            let dxc = dxc.as_ref().filter(|_| is_direct3d);
+            dxc.map_or(Ok(()), |dxc| dxc.compile(&hlsl, &entry_point))
+        });
+        let (kernel, variant) = (kernel.name.into(), variant.to_string());
+        report.variants.push(Entry { kernel, variant, compiled: None, refused: written.err() });
+    }
+    Ok(report)
+}

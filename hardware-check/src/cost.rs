@@ -1,0 +1,184 @@
+//! [`Forecast`]: what a model's work would take on a device, from what its compiler made of the kernels. A prediction: nothing
+//! is run, and LDS bank conflicts, latencies that are not hidden and clocks that fall are left out.
+
+use std::collections::HashMap;
+
+use anyhow::Result;
+use infer_core::planned_work;
+use model_format::{DecoderConfig, QuantFormat};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use webgpu_kernels::{
+    Gpu, Kernel, KvDtype, Variant,
+    gpu::{Recorder, Traced},
+    tuning::{Choice, Problem, TUNABLES},
+};
+
+use crate::{
+    assembly::Program,
+    compiler::{Compiled, Compiler},
+    devices::Speed,
+    trips::trips,
+};
+
+/// Seconds between two dispatches that depend on each other: RADV's barrier, and a front end that starts anew.
+pub const GAP: f64 = 5e-6;
+/// Tokens before the decoded one.
+pub const POSITION: usize = 1024;
+/// Tokens of a prompt.
+pub const PROMPT: usize = 512;
+/// SIMDs of a compute unit.
+const SIMDS: f64 = 2.0;
+/// Products that an assembly must have of those that a recorder expects, or its trip counts are wrong. The rest became a
+/// multiplication and an addition; of attention half is behind the diagonal.
+const LEAST_PRODUCTS: f64 = 0.45;
+
+/// What is known of a dispatch.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Line {
+    pub kernel: String,
+    pub variant: String,
+    /// Dispatches that are like this one.
+    pub count: usize,
+    pub workgroups: u64,
+    pub registers: f64,
+    pub spills: f64,
+    /// Subgroups that a SIMD holds at once.
+    pub occupancy: f64,
+    pub bytes: u64,
+    /// Seconds that memory takes for them.
+    pub memory: f64,
+    /// Seconds that the SIMDs take.
+    pub cycles: f64,
+    /// The unit of a SIMD that is busiest.
+    pub unit: String,
+}
+
+impl Line {
+    /// Seconds of one of them.
+    pub fn seconds(&self) -> f64 {
+        self.memory.max(self.cycles)
+    }
+}
+
+/// What a model's work would take.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Tokens that are run, and those before them.
+    pub rows: usize,
+    pub position: usize,
+    pub lines: Vec<Line>,
+    pub dispatches: usize,
+    /// Gaps included.
+    pub seconds: f64,
+}
+
+impl Forecast {
+    pub fn tokens_per_second(&self) -> f64 {
+        self.rows as f64 / self.seconds
+    }
+}
+
+/// A device that is modelled.
+pub struct Model<'a> {
+    pub gpu: &'a Gpu,
+    pub speed: Speed,
+    pub compiler: &'a Compiler,
+    /// What was compiled.
+    pub compiled: HashMap<(&'static str, Variant), Result<Compiled, String>>,
+}
+
+/// The shape of a published model.
+pub fn shape(name: &str) -> DecoderConfig {
+    let shapes: Value = serde_json::from_str(include_str!("../../chat-cli/shapes.json")).expect("a file of ours");
+    DecoderConfig::from_hf(&shapes[name].to_string()).expect("a shape of ours")
+}
+
+/// The format that is modelled.
+pub fn format() -> &'static QuantFormat {
+    QuantFormat::by_name("q4f16_1").expect("a format of ours")
+}
+
+impl Model<'_> {
+    /// A decoded token of Llama-3.2-3B, and a prompt. The error: a kernel that the model knows too little of.
+    pub fn forecasts(&mut self) -> Result<Vec<Forecast>, String> {
+        [(1, POSITION), (PROMPT, 0)]
+            .map(|(rows, position)| self.forecast("llama-3.2-3b", rows, position))
+            .into_iter()
+            .collect()
+    }
+
+    fn forecast(&mut self, name: &str, rows: usize, position: usize) -> Result<Forecast, String> {
+        let work = planned_work(&shape(name), format(), self.gpu, KvDtype::F16, position, rows)
+            .map_err(|error| error.to_string())?;
+        let mut lines: Vec<Line> = Vec::new();
+        for traced in &work.dispatches {
+            let line = self.line(traced)?;
+            let is_like = |other: &&mut Line| {
+                (&other.kernel, &other.variant) == (&line.kernel, &line.variant)
+                    && (other.workgroups, other.bytes) == (line.workgroups, line.bytes)
+            };
+            match lines.iter_mut().find(is_like) {
+                Some(other) => other.count += 1,
+                None => lines.push(line),
+            }
+        }
+        let busy: f64 = lines.iter().map(|line| line.count as f64 * line.seconds()).sum();
+        let dispatches = work.dispatches.len();
+        Ok(Forecast { rows, position, lines, dispatches, seconds: busy + GAP * dispatches as f64 })
+    }
+
+    fn compiled(&mut self, kernel: &'static Kernel, variant: &Variant) -> Result<&Compiled, String> {
+        let made = || self.compiler.compile(kernel, variant);
+        let compiled = self.compiled.entry((kernel.name, variant.clone())).or_insert_with(made);
+        compiled.as_ref().map_err(|reason| format!("{} {variant}: {reason}", kernel.name))
+    }
+
+    fn line(&mut self, traced: &Traced) -> Result<Line, String> {
+        let Speed { compute_units, clock, bandwidth, dual_issue, .. } = self.speed;
+        let (kernel, variant) = (traced.kernel, &traced.variant);
+        let compiled = self.compiled(kernel, variant)?;
+        let program = Program::parse(&compiled.assembly, compiled.lanes, dual_issue);
+        let work = program.work(&trips(traced, program.loops.len(), compiled.lanes)?);
+        let workgroups = u64::from(traced.groups.0) * u64::from(traced.groups.1);
+        let subgroups = workgroups as f64 * f64::from(compiled.workgroup.div_ceil(compiled.lanes.max(1)));
+        let (counted, expected) = (work.products * subgroups, traced.work as f64 / 2.0);
+        if counted < LEAST_PRODUCTS * expected {
+            return Err(format!(
+                "the cost model counts {counted:.3e} products of {} {variant}, which has {expected:.3e}: its trip counts are \
+                 wrong",
+                kernel.name
+            ));
+        }
+        let (cycles, unit) = work.busiest();
+        Ok(Line {
+            kernel: kernel.name.into(),
+            variant: variant.to_string(),
+            count: 1,
+            workgroups,
+            registers: compiled.statistic("VGPRs"),
+            spills: compiled.spills(),
+            occupancy: compiled.statistic("Subgroups per SIMD"),
+            bytes: traced.bytes,
+            memory: traced.bytes as f64 / bandwidth,
+            // However few subgroups there are, one takes its time.
+            cycles: cycles * (subgroups / (SIMDS * compute_units)).max(1.0) / clock,
+            unit: unit.into(),
+        })
+    }
+
+    /// What a choice costs, in seconds. Of what bounds a kernel less a tenth is added: no overlap is perfect, and cycles that
+    /// are saved leave power and room for a clock that falls. `None`: it spills, is refused, or is not known enough of.
+    pub fn cost(&mut self, problem: &Problem, choice: Choice) -> Option<f64> {
+        let tunable = TUNABLES.iter().find(|tunable| tunable.name == problem.name)?;
+        let trial = (tunable.trial)(self.gpu.caps(), problem, choice);
+        let mut recorder = Recorder::planning(self.gpu);
+        let buffers: Vec<_> = trial.lens.iter().map(|&len| recorder.hollow::<u32>(len)).collect::<Option<_>>()?;
+        (trial.case.record)(&mut recorder, &buffers);
+        let cost = |traced: &Traced| {
+            let line = self.line(traced).ok().filter(|line| line.spills == 0.0)?;
+            Some(line.seconds() + 0.1 * line.memory.min(line.cycles) + GAP)
+        };
+        recorder.take_trace().iter().map(cost).sum()
+    }
+}

@@ -1,0 +1,170 @@
+//! [`DEVICES`]: GPUs that kernels are compiled for without having them, and what their users would see of them.
+
+use anyhow::{Result, bail};
+use infer_core::block_on;
+use webgpu_kernels::{
+    Gpu,
+    gpu::{AdapterSummary, Caps, DeviceType, OpenOptions, SubgroupSizes},
+};
+
+/// A GPU that need not be there.
+pub struct Device {
+    /// Its name on the command line and in tables.
+    pub name: &'static str,
+    /// The name its driver gives it, which presets go by.
+    pub product: &'static str,
+    /// The chip that Mesa's RADV is to compile for, as `RADV_FORCE_FAMILY` names it.
+    pub family: &'static str,
+    /// Where its own driver is not RADV: what it can do. RADV then compiles for its subgroup size on another vendor's chip,
+    /// which shows that drivers take the SPIR-V, and nothing of registers.
+    pub caps: Option<Caps>,
+    /// Kernels that it must be given for the shape of Llama-3.2-3B.
+    pub expected: &'static [&'static str],
+    /// What the cost model takes it for. `None`: it is not modelled.
+    pub speed: Option<Speed>,
+}
+
+/// What a cost depends on. RDNA: two SIMDs in a compute unit, which issue an instruction of 32 lanes a cycle each.
+#[derive(Debug, Clone, Copy)]
+pub struct Speed {
+    pub compute_units: f64,
+    /// Cycles per second.
+    pub clock: f64,
+    /// Bytes per second that memory moves in practice.
+    pub bandwidth: f64,
+    /// Whether it issues two operations of 32 lanes at once for a subgroup of 64: RDNA3.
+    pub dual_issue: bool,
+    /// Tokens per second that must be predicted: of decoding, and of a prompt of 512 tokens.
+    pub least: (f64, f64),
+    /// Parts of names of the devices that get its presets.
+    pub names: &'static [&'static str],
+}
+
+/// The decoder kernels of a device whose subgroups have one size.
+const WITH_FIXED_SUBGROUPS: &[&str] = &["gemv_scaled", "gemv_rope", "gemv_add", "attention_teams", "attention_tile"];
+const WITH_MATRIX_UNITS: &[&str] =
+    &["gemv_scaled", "gemv_rope", "gemv_add", "attention_teams", "attention_tile", "gemm_cooperative"];
+
+/// Every one of them.
+pub const DEVICES: &[Device] = &[
+    Device {
+        name: "780m",
+        product: "AMD Radeon 780M Graphics (RADV PHOENIX)",
+        family: "phoenix",
+        caps: None,
+        expected: WITH_MATRIX_UNITS,
+        // DDR5-5600 on two channels: 89.6 GB/s.
+        speed: Some(Speed {
+            compute_units: 12.0,
+            clock: 2.7e9,
+            bandwidth: 90e9,
+            dual_issue: true,
+            least: (42.0, 1400.0),
+            names: &["780M"],
+        }),
+    },
+    Device {
+        name: "rx-6600",
+        product: "AMD Radeon RX 6600 (RADV NAVI23)",
+        family: "navi23",
+        caps: None,
+        expected: WITH_FIXED_SUBGROUPS,
+        // AMD's game clock; 128 bits of GDDR6 at 14 Gb/s, nine tenths of it.
+        speed: Some(Speed {
+            compute_units: 28.0,
+            clock: 2.044e9,
+            bandwidth: 202e9,
+            dual_issue: false,
+            least: (0.0, 0.0),
+            names: &["RX 6600", "RX 6650", "RX 6700", "RX 6750", "RX 6800", "RX 6900", "RX 6950", "RADV NAVI2"],
+        }),
+    },
+    Device {
+        name: "renoir",
+        product: "AMD Radeon Graphics (RADV RENOIR)",
+        family: "renoir",
+        caps: None,
+        expected: WITH_FIXED_SUBGROUPS,
+        speed: None,
+    },
+    Device {
+        name: "vega10",
+        product: "AMD Radeon RX Vega (RADV VEGA10)",
+        family: "vega10",
+        caps: None,
+        expected: WITH_FIXED_SUBGROUPS,
+        speed: None,
+    },
+    Device {
+        name: "rtx-3060",
+        product: "NVIDIA GeForce RTX 3060",
+        family: "phoenix",
+        caps: Some(Caps {
+            f16: true,
+            cooperative_matrix: true,
+            subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+            max_bindings: 1 << 20,
+            in_order: true,
+            timestamps: true,
+            max_binding: (2 << 30) - 1,
+            max_buffer: 4 << 30,
+            ..Caps::WEBGPU_DEFAULTS
+        }),
+        expected: WITH_MATRIX_UNITS,
+        speed: None,
+    },
+];
+
+impl Device {
+    pub fn by_name(name: &str) -> Result<&'static Device> {
+        let found = DEVICES.iter().find(|device| device.name == name);
+        found.ok_or_else(|| {
+            let names: Vec<&str> = DEVICES.iter().map(|device| device.name).collect();
+            anyhow::anyhow!("there is no device `{name}`: {}", names.join(", "))
+        })
+    }
+
+    /// A device in this one's role, to see what it is given; RADV's null device must be the Vulkan device of this process.
+    pub fn gpu(&self) -> Result<Gpu> {
+        Ok(block_on(Gpu::in_role(self.summary()?, OpenOptions::default()))?)
+    }
+
+    /// What a program sees of it: from the driver's own properties where RADV is its driver.
+    fn summary(&self) -> Result<AdapterSummary> {
+        let adapters = block_on(Gpu::adapters());
+        let Some(mut summary) = adapters.into_iter().find(|it| it.device_type != DeviceType::Cpu) else {
+            bail!(
+                "RADV has no null device here: its driver is Mesa's before 26.1, and `RADV_FORCE_FAMILY` names a chip"
+            );
+        };
+        summary.name = self.product.into();
+        match self.caps {
+            Some(caps) => (summary.driver, summary.caps) = (String::new(), caps),
+            // The null device cannot run the probe; that real ones confirm it is a table's word (webgpu-kernels/src/gpu/known.rs).
+            None => summary.caps = summary.caps.confirmed(),
+        }
+        Ok(summary)
+    }
+}
+
+/// Capabilities of devices under Direct3D 12, as far as they make other kernels: NVIDIA's, AMD's, Intel's, and none.
+pub fn direct3d_caps() -> Vec<Caps> {
+    let intel = Caps { registers: Some(128), ..direct3d(8, 32) };
+    vec![direct3d(32, 32), direct3d(64, 64), direct3d(32, 64), intel, Caps { subgroups: None, ..direct3d(1, 1) }]
+}
+
+fn direct3d(min: u32, max: u32) -> Caps {
+    Caps {
+        f16: true,
+        packed_dot: false,
+        subgroups: Some(SubgroupSizes { min, max }),
+        max_bindings: 1 << 20,
+        ..Caps::WEBGPU_DEFAULTS
+    }
+}
+
+/// The same under Metal: Apple's, Macs with another vendor's GPU, and none.
+pub fn metal_caps() -> Vec<Caps> {
+    let with = |min, max| Caps { packed_dot: true, ..direct3d(min, max) };
+    vec![with(32, 32), with(4, 64), Caps { subgroups: None, ..with(1, 1) }]
+}

@@ -1,0 +1,222 @@
+//! Choices for a device by the cost model, and their rules in `webgpu-kernels/src/tuning/presets.json`.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use anyhow::{Context, Result};
+use infer_core::planned_work;
+use serde_json::{Map, Value, json};
+use webgpu_kernels::{
+    KvDtype,
+    tuning::{Choice, Problem, TUNABLES, Tunable},
+};
+
+use crate::{
+    cost::{Model, POSITION, format, shape},
+    devices::Device,
+};
+
+/// Models whose problems are asked for, and rows that they run: a token, guesses at what follows, prompts.
+const MODELS: [&str; 2] = ["llama-3.2-1b", "llama-3.2-3b"];
+const ROWS: [(usize, usize); 5] = [(1, POSITION), (4, POSITION), (32, 0), (64, 0), (512, 0)];
+/// The share of its own rule's cost below which another choice takes its place, as in tuning.
+const WORTH: f64 = 0.97;
+/// Choices that are this near to the best are as good.
+const AS_GOOD: f64 = 1.01;
+/// Its workgroups wait for one another, which the model knows nothing of.
+const NOT_MODELLED: &str = "gemv_chain";
+
+/// A problem with what each of its candidates costs, its own rule first.
+struct Priced {
+    problem: Problem,
+    costs: Vec<(Choice, f64)>,
+}
+
+impl Priced {
+    fn cost(&self, choice: &Choice) -> Option<f64> {
+        self.costs.iter().find(|(other, _)| other == choice).map(|(_, cost)| *cost)
+    }
+
+    fn least(&self) -> f64 {
+        self.costs.iter().map(|(_, cost)| *cost).fold(f64::INFINITY, f64::min)
+    }
+
+    fn is_as_good(&self, choice: &Choice) -> bool {
+        self.cost(choice).is_some_and(|cost| cost <= AS_GOOD * self.least())
+    }
+
+    fn wants_rule(&self) -> bool {
+        self.costs.first().is_some_and(|(_, own)| self.least() <= WORTH * own)
+    }
+
+    fn is_in(&self, ranges: &[(u32, u32)]) -> bool {
+        ranges.iter().zip(self.problem.extents).all(|((least, most), extent)| (*least..=*most).contains(&extent))
+    }
+}
+
+/// The rules of a device.
+pub fn rules(model: &mut Model<'_>) -> Result<Vec<Value>> {
+    let mut by_kernel: BTreeMap<&str, Vec<Priced>> = BTreeMap::new();
+    for name in MODELS {
+        for (rows, position) in ROWS {
+            let work = planned_work(&shape(name), format(), model.gpu, KvDtype::F16, position, rows)?;
+            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.name != NOT_MODELLED) {
+                let known = by_kernel.entry(problem.name).or_default();
+                if known.iter().any(|priced| priced.problem == problem) {
+                    continue;
+                }
+                let candidates = problem.candidates(model.gpu.caps());
+                let own = candidates.first().copied();
+                let priced = |choice: Choice| model.cost(&problem, choice).map(|cost| (choice, cost));
+                let costs: Vec<_> = candidates.into_iter().filter_map(priced).collect();
+                // Nothing can be said where its own rule has no price.
+                if costs.first().map(|(choice, _)| *choice) == own {
+                    known.push(Priced { problem, costs });
+                }
+            }
+        }
+    }
+    Ok(TUNABLES
+        .iter()
+        .flat_map(|tunable| rules_of(tunable, by_kernel.get(tunable.name).map_or(&[], Vec::as_slice)))
+        .collect())
+}
+
+/// Rules of a kernel: a choice for as many problems as it is good for, as long as it harms none that lies among them.
+fn rules_of(tunable: &Tunable, priced: &[Priced]) -> Vec<Value> {
+    let mut open: Vec<&Priced> = priced.iter().filter(|priced| priced.wants_rule()).collect();
+    let mut rules = Vec::new();
+    while let Some(first) = open.first().copied() {
+        let reach = |choice: &Choice| open.iter().filter(|of| of.is_as_good(choice)).count();
+        let choices = first.costs.iter().filter(|(choice, _)| first.is_as_good(choice));
+        let (choice, _) = choices
+            .min_by(|(a, cost), (b, other)| reach(b).cmp(&reach(a)).then(cost.total_cmp(other)))
+            .expect("the best is as good as itself");
+        let choice = *choice;
+        let (mut covered, rest): (Vec<&Priced>, Vec<&Priced>) = open.into_iter().partition(|of| of.is_as_good(&choice));
+        let harms = |covered: &[&Priced]| {
+            let ranges = ranges(covered);
+            priced.iter().any(|of| of.is_in(&ranges) && of.cost(&choice).is_some() && !of.is_as_good(&choice))
+        };
+        open = rest;
+        if harms(&covered) {
+            open.splice(0..0, covered.drain(1..));
+        }
+        rules.push(rule(tunable, &ranges(&covered), choice));
+    }
+    rules
+}
+
+fn ranges(covered: &[&Priced]) -> Vec<(u32, u32)> {
+    let extents = |at: usize| covered.iter().map(move |of| of.problem.extents[at]);
+    let range = |at| (extents(at).min().unwrap_or(0), extents(at).max().unwrap_or(u32::MAX));
+    (0..covered.first().map_or(0, |of| of.problem.extents.len())).map(range).collect()
+}
+
+fn rule(tunable: &Tunable, ranges: &[(u32, u32)], choice: Choice) -> Value {
+    let extents =
+        tunable.extents.iter().zip(ranges).map(|(name, (least, most))| (name.to_string(), json!([least, most])));
+    let numbers = tunable.numbers.iter().zip(choice.0).map(|(name, number)| (name.to_string(), json!(number)));
+    json!({
+        "kernel": tunable.name,
+        "where": extents.collect::<Map<_, _>>(),
+        "choice": numbers.collect::<Map<_, _>>(),
+    })
+}
+
+/// Puts the rules of devices into the file, in the place of what it had for them.
+pub fn write(file: &Path, commit: &str, found: Vec<(&Device, Vec<Value>)>) -> Result<()> {
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
+    let mut presets: Value = serde_json::from_str(&text).with_context(|| format!("`{}`", file.display()))?;
+    let devices = presets["devices"].as_array_mut().context("presets have a list of devices")?;
+    for (device, rules) in found {
+        let Some(speed) = device.speed else { continue };
+        let from = format!(
+            "modelled: predicted at {commit} by `cargo xtask hardware --presets` from RADV's assembly for `{}` ({} compute units \
+             at {} GHz, {} GB/s), not measured",
+            device.family,
+            speed.compute_units,
+            speed.clock / 1e9,
+            speed.bandwidth / 1e9
+        );
+        let entry = json!({ "names": speed.names, "from": from, "rules": rules });
+        match devices.iter_mut().find(|other| other["names"] == entry["names"]) {
+            Some(other) => *other = entry,
+            None => devices.push(entry),
+        }
+    }
+    let partial = file.with_extension("partial");
+    fs::write(&partial, laid_out(&presets)).with_context(|| format!("cannot write `{}`", partial.display()))?;
+    fs::rename(&partial, file).with_context(|| format!("cannot write `{}`", file.display()))
+}
+
+/// The file's text: a rule is a line.
+fn laid_out(presets: &Value) -> String {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let device = |device: &Value| {
+        let rules: Vec<String> =
+            list(&device["rules"]).iter().map(|rule| format!("        {}", spaced(rule))).collect();
+        let (names, from) = (spaced(&device["names"]), &device["from"]);
+        format!(
+            "    {{\n      \"names\": {names},\n      \"from\": {from},\n      \"rules\": [\n{}\n      ]\n    }}",
+            rules.join(",\n")
+        )
+    };
+    let devices: Vec<String> = list(&presets["devices"]).iter().map(device).collect();
+    format!("{{\n  \"about\": {},\n  \"devices\": [\n{}\n  ]\n}}\n", presets["about"], devices.join(",\n"))
+}
+
+/// JSON on one line, with spaces.
+fn spaced(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let fields: Vec<String> =
+                fields.iter().map(|(name, value)| format!("\"{name}\": {}", spaced(value))).collect();
+            format!("{{ {} }}", fields.join(", "))
+        }
+        Value::Array(all) => format!("[{}]", all.iter().map(spaced).collect::<Vec<_>>().join(", ")),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The file keeps every letter when it is read and laid out again.
+    #[test]
+    fn the_file_is_laid_out_as_it_was() {
+        let text = include_str!("../../webgpu-kernels/src/tuning/presets.json");
+        assert_eq!(laid_out(&serde_json::from_str(text).unwrap()), text);
+    }
+
+    fn priced(rows: u32, costs: [f64; 3]) -> Priced {
+        let problem = Problem { name: "attention_tile", format: None, extents: [rows, 0, 0, 0, 0] };
+        let costs = costs.into_iter().enumerate().map(|(i, cost)| (Choice([i as u32, 0, 0, 0]), cost)).collect();
+        Priced { problem, costs }
+    }
+
+    #[test]
+    fn a_rule_reaches_as_far_as_its_choice_is_good() {
+        let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_tile").unwrap();
+        let check = |priced: &[Priced], expected: &[(u32, u32, u32)]| {
+            let found: Vec<_> = rules_of(tunable, priced)
+                .iter()
+                .map(|rule| {
+                    let number = |value: &Value| value.as_u64().unwrap() as u32;
+                    let range = &rule["where"][tunable.extents[0]];
+                    (number(&range[0]), number(&range[1]), number(&rule["choice"][tunable.numbers[0]]))
+                })
+                .collect();
+            assert_eq!(found, expected);
+        };
+        // Its own rule is near enough.
+        check(&[priced(16, [1.0, 0.98, 2.0])], &[]);
+        // One choice for both.
+        check(&[priced(16, [1.0, 0.5, 2.0]), priced(64, [1.0, 0.5, 0.5])], &[(16, 64, 1)]);
+        // The one between them would be slower by it.
+        check(
+            &[priced(16, [1.0, 0.5, 2.0]), priced(32, [1.0, 3.0, 1.0]), priced(64, [1.0, 0.5, 2.0])],
+            &[(16, 16, 1), (64, 64, 1)],
+        );
+    }
+}
