@@ -104,7 +104,7 @@ pub const DEVICES: &[Device] = &[
             cooperative_matrix: true,
             subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
             max_bindings: 1 << 20,
-            in_order: true,
+            forward_progress: true,
             timestamps: true,
             max_binding: (2 << 30) - 1,
             max_buffer: 4 << 30,
