@@ -22,9 +22,6 @@ use engine::EngineAssistant;
 
 fn main() -> ExitCode {
     model_format::caught::silence_caught();
-    if let Some(form) = std::env::var("CHAIN_FORM").ok().and_then(|form| form.parse().ok()) {
-        infer_core::CHAIN_FORM.store(form, std::sync::atomic::Ordering::Relaxed);
-    }
     let done = match Arguments::parse().command {
         Command::Chat(arguments) => chat(&arguments),
         Command::Perplexity(arguments) => measure::perplexity(&arguments),

@@ -106,7 +106,6 @@ pub use tuning::{Tuned, Tuning};
 pub use vocabulary::{check_ids, check_tokens};
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
-    gemv_chain::FORM as CHAIN_FORM,
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection, Spawn},
     selftest::{Line as KernelCheck, run_all as check_kernels},
 };

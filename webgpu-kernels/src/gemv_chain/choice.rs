@@ -260,8 +260,6 @@ impl ChainChoice {
             .constant_is("EXPIRED", EXPIRED as u32)
             .constant_is("TICKET", TICKET as u32)
             .constant_is("VALUES", VALUES as u32)
-            .flag_if("BY_INDEX", caps.forward_progress && form() == 1)
-            .flag_if("TOUCH", form() == 2)
             .flag("INTEGER")
             .flag("OWN_LOADS")
             .flag_if("START", shape.end.is_none())
@@ -291,13 +289,6 @@ impl ChainChoice {
         }
         variant
     }
-}
-
-/// How workgroups are numbered, to compare: by a counter (0), by their index (1), by a counter with weights touched before (2).
-pub static FORM: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-
-fn form() -> u32 {
-    FORM.load(std::sync::atomic::Ordering::Relaxed) & 3
 }
 
 /// Lanes of a cluster: shared/invocation.wgsl.

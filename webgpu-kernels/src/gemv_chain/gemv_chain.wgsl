@@ -21,8 +21,8 @@
 // the counter, each in a cache line of its own. There are two sets of links, which alternate: each dispatch makes the counter and the
 // values of the other set PENDING again.
 //
-// A workgroup that polls too often stops waiting and sets the flag EXPIRED; the others see it and stop too, and those of the dispatches
-// after this one. The results are wrong then. The host reads the flag with the results, and computes them again without waiting.
+// A workgroup that polls too often stops waiting and sets the flag EXPIRED. The other workgroups see it and stop too. The results are wrong
+// then. The next dispatch copies the flag to its own set. The host reads it with the results, and computes them again without waiting.
 //
 // The products are here, attention is in attention.wgsl. A workgroup of PARTS clusters has ROWS outputs at a time, for `passes`
 // times; a lane takes STEPS half groups of each, and asks for the next before it multiplies those at hand. What a stage takes in is
@@ -144,16 +144,6 @@ fn norm_of3(quad: u32) -> vec4<f32> {
     return norm2[quad];
 }
 
-#ifdef TOUCH
-// Loads that bring into the second cache what the first workgroups are about to need, while they wait for their numbers.
-#for t in FIRST..STAGES
-#ifdef FIRST$t
-#for s in 0..STEPS$t
-var<private> touched$s: vec4<u32>;
-#endfor
-#endif
-#endfor
-#endif
 
 #for t in FIRST..STAGES
 // Row r of rows `at` of stage $t. Rows beyond the last are computed like it and not written.
@@ -382,15 +372,6 @@ fn stage$t(group: u32, invocation: Invocation) {
 #endif
 #endif
     }
-#ifdef TOUCH
-#ifdef FIRST$t
-#for s in 0..STEPS$t
-    if (dot(touched$s, vec4<u32>(1u, 3u, 5u, 7u)) == 0x2545f491u && params.eps < 0.0) {
-        atomicStore(&links[1], touched$s.x);
-    }
-#endfor
-#endif
-#endif
 #ifdef LAST$t
 #ifdef ADD$t
     square = cluster_sum(square);
@@ -402,55 +383,9 @@ fn stage$t(group: u32, invocation: Invocation) {
 }
 #endfor
 
-#ifdef TOUCH
-#for t in FIRST..STAGES
-#ifdef FIRST$t
-fn touch$t(group: u32, lane: u32) {
-    if (group >= params.groups$t) {
-        return;
-    }
-    let at = group * params.passes$t;
-#for s in 0..STEPS$t
-    let block$s = min(($su * WORKGROUP + lane) & ~3u, params.blocks$t - 1u);
-    let low$s = row$t(at, lane & 3u) * params.blocks$t + block$s;
-    touched$s.x = q_weight$t[low$s].x;
-    touched$s.y = q_scale$t[low$s >> 2u];
-#ifdef EIGHT$t
-    let high$s = row$t(at, (lane & 3u) + 4u) * params.blocks$t + block$s;
-    touched$s.z = q_weight$t[high$s].x;
-    touched$s.w = q_scale$t[high$s >> 2u];
-#endif
-#endfor
-}
-#endif
-#endfor
-#endif
-
-@compute @workgroup_size(WORKGROUP)
-fn main(
-#import arguments
-) {
-#import from_arguments
-#ifdef BY_INDEX
-    var group = workgroup_index(workgroups);
-#else
-#ifdef TOUCH
-#for t in FIRST..STAGES
-#ifdef FIRST$t
-    touch$t(workgroup_index(workgroups), invocation.lane);
-#endif
-#endfor
-#endif
-    if (invocation.lane == 0u) {
-        let taken = atomicAdd(&links[TICKET], 1u);
-        if (atomicLoad(&stale[EXPIRED]) != 0u) {
-            atomicStore(&links[EXPIRED], 1u);
-        }
-        // The counter begins at PENDING, the largest number.
-        ticket = taken + 1u;
-    }
-    var group = workgroupUniformLoad(&ticket);
-#endif
+// Workgroup `number` of the chain.
+fn run(number: u32, invocation: Invocation) {
+    var group = number;
 #for t in FIRST..STAGES
     if (group < params.groups$t) {
         stage$t(group, invocation);
@@ -465,4 +400,21 @@ fn main(
     }
     join_stage(group - params.groups4, invocation);
 #endif
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(
+#import arguments
+) {
+#import from_arguments
+    if (invocation.lane == 0u) {
+        // The counter begins at PENDING, the largest number.
+        ticket = atomicAdd(&links[TICKET], 1u) + 1u;
+    }
+    let number = workgroupUniformLoad(&ticket);
+    run(number, invocation);
+    // After the work: before it, this load delays every workgroup.
+    if (number == 0u && invocation.lane == 0u && atomicLoad(&stale[EXPIRED]) != 0u) {
+        atomicStore(&links[EXPIRED], 1u);
+    }
 }

@@ -54,12 +54,7 @@ impl Links {
                 [set()?, set()?]
             }
         };
-        let most_polls = match super::FORM.load(std::sync::atomic::Ordering::Relaxed) & 48 {
-            16 => 0,
-            32 => 20,
-            _ => MOST_POLLS,
-        };
-        Ok(Links { sets, turn: 0, used: 0, most_polls, forgotten: recorder.forgotten() })
+        Ok(Links { sets, turn: 0, used: 0, most_polls: MOST_POLLS, forgotten: recorder.forgotten() })
     }
 
     /// The same, with a bound on polls, to test what happens when a workgroup stops waiting. With 0 every workgroup does.
