@@ -13,7 +13,7 @@ use serde_json::Value;
 use webgpu_kernels::{CaseSet, Gpu, KERNELS, Kernel, KvDtype, Variant, gpu::Caps};
 
 use crate::{
-    compiler::{Compiled, Compiler},
+    compiler::{Compiled, Compiler, label},
     cost::{Forecast, Model, POSITION, PROMPT, format, shape},
     devices::{Device, direct3d_caps, metal_caps},
     dxc::Dxc,
@@ -55,11 +55,6 @@ pub struct Entry {
     pub compiled: Option<Compiled>,
     /// Who refuses it, and why.
     pub refused: Option<String>,
-}
-
-/// How a variant is named everywhere.
-fn label(kernel: &Kernel, variant: &Variant) -> String {
-    format!("{} {variant}", kernel.name)
 }
 
 /// Tells the parent, at once.
@@ -122,7 +117,11 @@ pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Re
     }
     if let Some(speed) = device.speed {
         tell(&Told::Compiling("what the cost model asks for".into()))?;
-        let mut model = Model { gpu: &gpu, speed, compiler: &compiler, compiled: all };
+        let announce = |label: &str| match skip.iter().any(|skipped| skipped == label) {
+            true => Err("its compiler died".into()),
+            false => tell(&Told::Compiling(label.into())).map_err(|error| error.to_string()),
+        };
+        let mut model = Model { gpu: &gpu, speed, compiler: &compiler, announce: &announce, compiled: all };
         match model.forecasts() {
             Ok(forecasts) => report.forecasts = forecasts,
             Err(fault) => report.faults.push(fault),

@@ -18,6 +18,11 @@ use wgpu::hal::{OpenDevice, api::Vulkan, vulkan::CreateDeviceCallback};
 
 use crate::shader::{Shader, SpirvTarget};
 
+/// How a variant is named everywhere.
+pub fn label(kernel: &Kernel, variant: &Variant) -> String {
+    format!("{} {variant}", kernel.name)
+}
+
 /// An open device.
 pub struct Compiler {
     open: OpenDevice<Vulkan>,

@@ -16,7 +16,7 @@ use webgpu_kernels::{
 
 use crate::{
     assembly::Program,
-    compiler::{Compiled, Compiler},
+    compiler::{Compiled, Compiler, label},
     devices::Speed,
     trips::trips,
 };
@@ -84,6 +84,8 @@ pub struct Model<'a> {
     pub gpu: &'a Gpu,
     pub speed: Speed,
     pub compiler: &'a Compiler,
+    /// Told the label of a variant before it is compiled. The error: it must not be compiled.
+    pub announce: &'a dyn Fn(&str) -> Result<(), String>,
     /// What was compiled.
     pub compiled: HashMap<(&'static str, Variant), Result<Compiled, String>>,
 }
@@ -129,9 +131,13 @@ impl Model<'_> {
     }
 
     fn compiled(&mut self, kernel: &'static Kernel, variant: &Variant) -> Result<&Compiled, String> {
-        let made = || self.compiler.compile(kernel, variant);
+        let label = label(kernel, variant);
+        let made = || {
+            (self.announce)(&label)?;
+            self.compiler.compile(kernel, variant)
+        };
         let compiled = self.compiled.entry((kernel.name, variant.clone())).or_insert_with(made);
-        compiled.as_ref().map_err(|reason| format!("{} {variant}: {reason}", kernel.name))
+        compiled.as_ref().map_err(|reason| format!("{label}: {reason}"))
     }
 
     fn line(&mut self, traced: &Traced) -> Result<Line, String> {

@@ -3,7 +3,7 @@
 
 use std::{
     ffi::{OsStr, c_void},
-    ptr::{null, null_mut},
+    ptr::null_mut,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -142,7 +142,7 @@ fn errors(result: &Owned) -> String {
     let start = unsafe { pointer(blob.0) };
     // SAFETY: the blob is one.
     let len = unsafe { size(blob.0) };
-    if start == null() {
+    if start.is_null() {
         return String::new();
     }
     // SAFETY: the blob is so long, and lives until the end of this function.

@@ -24,6 +24,7 @@ pub fn trips(traced: &Traced, loops: usize, lanes: u32) -> Result<Vec<f64>, Stri
         "gemm" => (vec![param("split_steps"), constant("QUADS") / 2.0], 1.0),
         // Steps along K, then each fragment's store by all lanes.
         "gemm_cooperative" => (vec![param("blocks") * constant("QUADS") / constant("STEP")], 256.0 / f64::from(lanes)),
+        "gemm_join" => (vec![param("splits") - 1.0], 1.0),
         "gemm_narrow" => (vec![], (param("quads") / workgroup).ceil()),
         "rms_norm" | "add_rms_norm" => {
             let each = (param("cols") / workgroup).ceil();

@@ -43,6 +43,8 @@ pub struct DecodeShape {
 
 /// Values of a workgroup's parts, in workgroup memory, that every device has room for.
 const MOST_PARTS: u32 = 3584;
+/// Heads times keys from which on a driver needs [`Caps::wide_teams`].
+const WIDE: u32 = 32;
 /// Keys up to which nothing is divided: joining is a dispatch of its own. Heads are, then, as measured on an H200.
 pub(crate) const UNSPLIT_KEYS: usize = 256;
 /// Fewest keys of a range, of a longer context, and splits that are enough until their ranges are of [`LONG_RANGE`].
@@ -59,6 +61,7 @@ impl Teams {
             && self.workgroup.is_multiple_of(lanes)
             && group.is_multiple_of(self.heads as usize)
             && self.workgroup / lanes * self.heads * head_dim as u32 <= MOST_PARTS
+            && (caps.wide_teams || self.heads * self.keys < WIDE)
     }
 
     /// Teams of a workgroup.

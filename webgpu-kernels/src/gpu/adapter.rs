@@ -69,6 +69,8 @@ pub struct Caps {
     pub chains: bool,
     /// Whether lanes have registers for chains in workgroups of no more than 128 lanes.
     pub narrow_chains: bool,
+    /// Whether the driver compiles attention of four heads and eight keys at a time.
+    pub wide_teams: bool,
     /// Storage buffers of a kernel.
     pub max_bindings: u32,
     /// Whether a workgroup may wait for others that have started: they go on while it polls, and see what others store. WebGPU
@@ -95,6 +97,7 @@ impl Caps {
         registers: None,
         chains: true,
         narrow_chains: true,
+        wide_teams: true,
         max_bindings: 8,
         forward_progress: false,
         timestamps: false,

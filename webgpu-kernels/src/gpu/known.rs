@@ -39,6 +39,8 @@ enum Fact {
     NoChains,
     /// [`Caps::narrow_chains`] is false.
     NoNarrowChains,
+    /// [`Caps::wide_teams`] is false.
+    NoWideTeams,
 }
 
 const ANY: Known =
@@ -48,6 +50,8 @@ const INTEL: u32 = 0x8086;
 pub(super) const INTEL_REGISTERS: u32 = 128;
 /// AMD's RDNA1, as RADV names it.
 const RDNA1: &[&str] = &["NAVI10", "NAVI12", "NAVI14"];
+/// AMD's RDNA2, as RADV names it.
+const RDNA2: &[&str] = &["NAVI21", "NAVI22", "NAVI23", "NAVI24", "REMBRANDT", "VANGOGH", "RAPHAEL_MENDOCINO"];
 /// AMD's GCN5, as RADV names it.
 const VEGA: &[&str] = &["VEGA10", "VEGA12", "VEGA20", "RAVEN", "RENOIR"];
 
@@ -60,6 +64,9 @@ const KNOWN: &[Known] = &[
     Known { driver: Some("radv"), except: RDNA1, fact: Fact::UsualLanes(64), ..ANY },
     Known { driver: Some("radv"), names: RDNA1, fact: Fact::NoChains, ..ANY },
     Known { driver: Some("radv"), names: VEGA, fact: Fact::NoNarrowChains, ..ANY },
+    // Its compiler crashes: seen on NAVI23.
+    Known { driver: Some("radv"), names: RDNA2, fact: Fact::NoWideTeams, ..ANY },
+    Known { driver: Some("radv"), names: RDNA1, fact: Fact::NoWideTeams, ..ANY },
     // RDNA has 256, of which Mesa 26.1 leaves some unused.
     Known { driver: Some("radv"), fact: Fact::Registers(255), ..ANY },
     Known { vendor: Some(INTEL), fact: Fact::Registers(INTEL_REGISTERS), ..ANY },
@@ -91,6 +98,7 @@ pub(super) fn add_facts(device: &Identity<'_>, caps: &mut Caps) {
             Fact::NoPackedDot => caps.packed_dot = false,
             Fact::NoChains => caps.chains = false,
             Fact::NoNarrowChains => caps.narrow_chains = false,
+            Fact::NoWideTeams => caps.wide_teams = false,
         }
     }
 }
@@ -119,6 +127,7 @@ mod tests {
         assert_eq!(caps(Vulkan, amd, "AMD proprietary driver", "AMD Radeon 780M", (32, 64)).usual_lanes, None);
         let rdna1 = caps(Vulkan, amd, "radv", "AMD Radeon RX 5700 XT (RADV NAVI10)", (32, 64));
         assert_eq!((rdna1.usual_lanes, rdna1.chains), (None, false));
+        assert!(phoenix.wide_teams && !rdna1.wide_teams);
         assert_eq!(rdna1.confirmed().subgroups, range(32, 64));
         let renoir = caps(Vulkan, amd, "radv", "AMD Radeon Graphics (RADV RENOIR)", (64, 64));
         assert!(renoir.chains && !renoir.narrow_chains);

@@ -354,7 +354,7 @@ mod tests {
             let mut steps = Vec::new();
             let problems = problems();
             let measured = block_on(tune(&gpu, &problems, Duration::from_secs(24 * 3600), &mut |done, all| {
-                steps.push((done, all))
+                steps.push((done, all));
             }))
             .unwrap();
             assert_eq!(steps.last(), Some(&(3, 3)), "{name}");
