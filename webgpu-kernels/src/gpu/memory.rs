@@ -68,8 +68,9 @@ mod vulkan {
 
     use super::{DeviceType, Heap};
 
-    /// The heaps of a Vulkan adapter.
-    pub fn heaps(adapter: &wgpu::Adapter) -> Option<Vec<Heap>> {
+    /// The heaps of a Vulkan adapter, with their free memory only if that is asked for: RADV's null device, which compiles
+    /// for GPUs that are absent, has no answer and crashes.
+    pub fn heaps(adapter: &wgpu::Adapter, with_free: bool) -> Option<Vec<Heap>> {
         // SAFETY: the adapter is asked questions and neither kept nor destroyed.
         let vulkan = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
         let (shared, device) = (vulkan.shared_instance(), vulkan.raw_physical_device());
@@ -78,7 +79,8 @@ mod vulkan {
         let properties = unsafe { instance.get_physical_device_properties(device) };
         // SAFETY: as above.
         let extensions = unsafe { instance.enumerate_device_extension_properties(device) }.unwrap_or_default();
-        let has_budget = extensions.iter().any(|of| of.extension_name_as_c_str() == Ok(memory_budget::NAME));
+        let has_budget =
+            with_free && extensions.iter().any(|of| of.extension_name_as_c_str() == Ok(memory_budget::NAME));
         // The question with a chain is of Vulkan 1.1, of the loader and of the driver.
         let is_chained = shared.instance_api_version().min(properties.api_version) >= vk::API_VERSION_1_1;
         let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
@@ -108,12 +110,12 @@ mod vulkan {
 
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 pub(super) fn total(adapter: &wgpu::Adapter) -> Option<u64> {
-    total_of(vulkan::kind(adapter), &vulkan::heaps(adapter)?, system_memory())
+    total_of(vulkan::kind(adapter), &vulkan::heaps(adapter, false)?, system_memory())
 }
 
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 pub(super) fn free(adapter: &wgpu::Adapter) -> Option<u64> {
-    free_of(vulkan::kind(adapter), &vulkan::heaps(adapter)?, system_memory())
+    free_of(vulkan::kind(adapter), &vulkan::heaps(adapter, true)?, system_memory())
 }
 
 #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]

@@ -81,7 +81,9 @@ mod tests {
     fn every_rule_is_read_and_every_device_says_where_its_rules_come_from() {
         for device in list(&FILE["devices"]) {
             assert!(
-                device["from"].as_str().is_some_and(|from| from.starts_with("measured") || from.starts_with("derived"))
+                device["from"]
+                    .as_str()
+                    .is_some_and(|from| ["measured", "modelled", "derived"].iter().any(|word| from.starts_with(word)))
             );
             for name in list(&device["names"]) {
                 assert_eq!(rules(name.as_str().unwrap()).len(), list(&device["rules"]).len(), "{name}");
