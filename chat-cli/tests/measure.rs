@@ -240,5 +240,5 @@ fn bench_tells_the_same_in_every_form() {
     let home = tempfile::tempdir().unwrap();
     let output = chat_cli(home.path(), &["bench", "--shape", "gpt-5", "--device", "cpu"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("hint: shapes: llama-3.2-1b"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("hint: shapes: llama-3.1-8b, llama-3.2-1b"), "{}", text(&output.stderr));
 }

@@ -239,7 +239,7 @@ const WINDOWS: (usize, usize) = (128, 2048);
 const OWN_WINDOWS: (usize, usize) = (192, 512);
 
 /// Tokens of text, some of it the model's own, from which on matrices are fitted to it about as closely as to other text: with so
-/// many that is better by 0.9 in perplexity, with a third as many no better (README, "Quantize").
+/// many that is better by 0.9 in perplexity, with a third as many no better (docs/laboratory/quantization.md).
 const MUCH_TEXT: usize = 192 * 512;
 
 /// Flags that contradict each other.
