@@ -27,6 +27,12 @@ impl Kernel {
         crate::source::expand(self.name, self.wgsl, variant)
     }
 
+    /// True if a recorded dispatch must not be repeated: workgroups that wait for one another take their numbers from a counter,
+    /// which only the next recorded dispatch resets.
+    pub(crate) fn runs_once(&self) -> bool {
+        self.params.fields.iter().any(|(field, _)| *field == "most_polls")
+    }
+
     /// The same for browsers, which want a line that naga does not know.
     pub fn browser_source(&self, variant: &Variant) -> String {
         let enable = if variant.has_flag("SUBGROUPS") { "enable subgroups;\n" } else { "" };

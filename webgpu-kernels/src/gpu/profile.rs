@@ -146,22 +146,30 @@ impl Profile {
     }
 }
 
-/// A pass for all dispatches of a kind, in the order in which the kinds came first.
+/// A pass for all dispatches of a kind, in the order in which the kinds came first. Dispatches that run once keep the order in which
+/// they were recorded: one of another kind between them begins another pass.
 fn by_kind(recorded: Vec<Dispatched>) -> Vec<Pass> {
     let mut passes: Vec<(Dispatched, Vec<usize>)> = Vec::new();
     for (i, dispatched) in recorded.into_iter().enumerate() {
-        let is_same = |(other, _): &&mut (Dispatched, Vec<usize>)| {
+        let is_same = |(other, _): &(Dispatched, Vec<usize>)| {
             (other.kernel.name, &other.variant, &other.shape)
                 == (dispatched.kernel.name, &dispatched.variant, &dispatched.shape)
         };
-        match passes.iter_mut().find(is_same) {
-            Some((_, dispatches)) => dispatches.push(i),
+        let found = if dispatched.kernel.runs_once() {
+            let last = passes.iter().rposition(|(other, _)| other.kernel.runs_once());
+            last.filter(|&last| is_same(&passes[last]))
+        } else {
+            passes.iter().position(is_same)
+        };
+        match found {
+            Some(at) => passes[at].1.push(i),
             None => passes.push((dispatched, vec![i])),
         }
     }
     let pass = |(dispatched, dispatches): (Dispatched, Vec<usize>)| {
         let count = dispatches.len();
-        Pass { dispatched: Some(Dispatched { count, ..dispatched }), rounds: FEWEST.div_ceil(count), dispatches }
+        let rounds = if dispatched.kernel.runs_once() { 1 } else { FEWEST.div_ceil(count) };
+        Pass { dispatched: Some(Dispatched { count, ..dispatched }), rounds, dispatches }
     };
     passes.into_iter().map(pass).collect()
 }
