@@ -1,4 +1,5 @@
-//! What a child process does: compile, and tell. Compilers abort and hang up; the parent then knows at which variant.
+//! The work of a child process: it announces a variant, then compiles it. A compiler may abort or hang; the last announced variant
+//! tells the parent which one.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -24,25 +25,25 @@ use crate::{
 /// A line of a child's output.
 #[derive(Serialize, Deserialize)]
 pub enum Told {
-    /// What it begins with now.
+    /// The variant that is compiled next.
     Compiling(String),
-    /// It is done.
+    /// The result, at the end.
     Done(Box<Report>),
 }
 
-/// What a child found out.
+/// The result of a child.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Report {
     /// The device, or the languages.
     pub name: String,
-    /// What was compiled, and what it can do.
+    /// The compiler and the device's capabilities.
     pub about: String,
     pub variants: Vec<Entry>,
-    /// What is not as it should be, besides the variants.
+    /// Faults other than refused variants.
     pub faults: Vec<String>,
-    /// Of a device that is modelled.
+    /// Predictions for a modelled device.
     pub forecasts: Vec<Forecast>,
-    /// Rules for presets.json, where they are wanted.
+    /// Rules for presets.json, if requested.
     pub rules: Vec<Value>,
 }
 
@@ -51,13 +52,13 @@ pub struct Report {
 pub struct Entry {
     pub kernel: String,
     pub variant: String,
-    /// What the driver made of it.
+    /// Statistics of the driver's compiler.
     pub compiled: Option<Compiled>,
-    /// Who refuses it, and why.
+    /// The refusal, with its reason.
     pub refused: Option<String>,
 }
 
-/// Tells the parent, at once.
+/// Sends a line to the parent and flushes it.
 pub fn tell(told: &Told) -> Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{}", serde_json::to_string(told)?)?;
@@ -72,7 +73,7 @@ fn variants_of_cases(caps: &Caps) -> impl Iterator<Item = (&'static Kernel, Vari
     [CaseSet::Bench, CaseSet::Test].map(of_set).into_iter().flatten()
 }
 
-/// What Llama-3.2-3B is run with on a device, for a decoded token and a prompt.
+/// Kernel variants of Llama-3.2-3B on a device, for a decoded token and a prompt.
 fn planned(gpu: &Gpu) -> Result<Vec<(&'static Kernel, Variant)>> {
     let mut all = Vec::new();
     for (rows, position) in [(1, POSITION), (PROMPT, 0)] {
@@ -82,7 +83,7 @@ fn planned(gpu: &Gpu) -> Result<Vec<(&'static Kernel, Variant)>> {
     Ok(all)
 }
 
-/// Compiles whatever `device` would be given, but for what is named in `skip`, and predicts what a model would take there.
+/// Compiles every variant for `device` except those named in `skip`, and predicts a model's speed.
 pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Report> {
     let gpu = device.gpu()?;
     let required_lanes = device.caps.and_then(|caps| caps.subgroups).map(|sizes| sizes.min);
@@ -141,7 +142,7 @@ pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Re
     Ok(report)
 }
 
-/// Writes a part of all variants as HLSL, which DXC compiles where there is one, and as MSL.
+/// Writes part `part` of `parts` of all variants as HLSL and MSL. DXC, if available, compiles the HLSL.
 pub fn texts(part: usize, parts: usize, dxc: Option<&OsString>, skip: &[String]) -> Result<Report> {
     let dxc = dxc.map(|file| Dxc::load(file)).transpose()?;
     let languages = if dxc.is_some() { "HLSL (compiled by DXC) and MSL" } else { "HLSL (not compiled) and MSL" };

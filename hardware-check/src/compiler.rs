@@ -18,7 +18,7 @@ use wgpu::hal::{OpenDevice, api::Vulkan, vulkan::CreateDeviceCallback};
 
 use crate::shader::{Shader, SpirvTarget};
 
-/// How a variant is named everywhere.
+/// The name of a variant in every message.
 pub fn label(kernel: &Kernel, variant: &Variant) -> String {
     format!("{} {variant}", kernel.name)
 }

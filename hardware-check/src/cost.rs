@@ -84,7 +84,7 @@ pub struct Model<'a> {
     pub gpu: &'a Gpu,
     pub speed: Speed,
     pub compiler: &'a Compiler,
-    /// Told the label of a variant before it is compiled. The error: it must not be compiled.
+    /// Receives the label of a variant before its compilation. An error forbids the compilation.
     pub announce: &'a dyn Fn(&str) -> Result<(), String>,
     /// What was compiled.
     pub compiled: HashMap<(&'static str, Variant), Result<Compiled, String>>,

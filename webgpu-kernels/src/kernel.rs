@@ -27,8 +27,8 @@ impl Kernel {
         crate::source::expand(self.name, self.wgsl, variant)
     }
 
-    /// True if a recorded dispatch must not be repeated: workgroups that wait for one another take their numbers from a counter,
-    /// which only the next recorded dispatch resets.
+    /// True if a recorded dispatch must not be repeated. Workgroups of the chain take their numbers from a counter, and only the next
+    /// recorded dispatch resets it.
     pub(crate) fn runs_once(&self) -> bool {
         self.params.fields.iter().any(|(field, _)| *field == "most_polls")
     }
