@@ -30,8 +30,8 @@ pub struct DataSet {
     pub file: &'static str,
     /// Field of a record that contains its text.
     pub column: &'static str,
-    /// Separator that joins all records into one text, as in GPTQ's own code (`datautils.py` of IST-DASLab/gptq). `None`
-    /// if each record is a separate text.
+    /// Separator that joins all records into one text, as in GPTQ's own code (`datautils.py` of IST-DASLab/gptq).
+    /// `None` if each record is a separate text.
     pub join: Option<&'static str>,
 }
 
@@ -63,8 +63,8 @@ const fn ptb(split: Split, file: &'static str) -> DataSet {
 }
 
 impl DataSet {
-    /// Finds the data set `NAME` or `NAME:SPLIT` for calibration. The default split is [`Split::Train`]. `None` if no data
-    /// set has this name.
+    /// Finds the data set `NAME` or `NAME:SPLIT` for calibration. The default split is [`Split::Train`]. `None` if no
+    /// data set has this name.
     ///
     /// # Errors
     ///
@@ -76,8 +76,8 @@ impl DataSet {
         }
     }
 
-    /// Finds the data set `NAME` or `NAME:SPLIT` for evaluation. The default is the test split, or the validation split if
-    /// the data set has no test split. `None` if no data set has this name.
+    /// Finds the data set `NAME` or `NAME:SPLIT` for evaluation. The default is the test split, or the validation split
+    /// if the data set has no test split. `None` if no data set has this name.
     ///
     /// # Errors
     ///

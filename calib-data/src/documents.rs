@@ -1,6 +1,7 @@
 //! [`read_documents`]: reads texts from a plain text file, JSON lines or parquet.
 //!
-//! A record of JSON lines or parquet has a text or a conversation. Plain text and JSON lines may be compressed with gzip.
+//! A record of JSON lines or parquet has a text or a conversation. Plain text and JSON lines may be compressed with
+//! gzip.
 
 use std::{
     fs::File,
@@ -65,8 +66,8 @@ enum Layout {
 ///
 /// # Errors
 ///
-/// [`Error::Read`], [`Error::Empty`], [`Error::NotUtf8`], [`Error::BadRecord`] (also for a conversation that `render_chat`
-/// rejects) and [`Error::BadParquet`].
+/// [`Error::Read`], [`Error::Empty`], [`Error::NotUtf8`], [`Error::BadRecord`] (also for a conversation that
+/// `render_chat` rejects) and [`Error::BadParquet`].
 pub fn read_documents<E: std::fmt::Display>(
     path: &Path,
     records: Records<'_>,

@@ -1,7 +1,7 @@
 //! Token windows for calibrating a quantizer and for measuring perplexity.
 //!
-//! A [`Source`] is a text as the user names it: a file ([`read_documents`]), a data set of the hub ([`DATA_SETS`]), or the
-//! model's own output. The caller passes a closure that tokenizes; this crate knows no tokenizer and no model.
+//! A [`Source`] is a text as the user names it: a file ([`read_documents`]), a data set of the hub ([`DATA_SETS`]), or
+//! the model's own output. The caller passes a closure that tokenizes; this crate knows no tokenizer and no model.
 //! [`TokenWindows`] cuts the tokens into windows of equal length. [`TextRuns`] checks that calibration windows share no
 //! text with the evaluation text. [`perplexity`] documents and implements the evaluation protocol.
 //!

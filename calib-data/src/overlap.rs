@@ -6,7 +6,8 @@ use std::collections::HashMap;
 
 use crate::TokenWindows;
 
-/// Length of a shared run, in tokens, that counts as an overlap. Longer than most boilerplate, which unrelated texts share.
+/// Length of a shared run, in tokens, that counts as an overlap. Longer than most boilerplate, which unrelated texts
+/// share.
 pub const RUN: usize = 64;
 
 /// The base of the rolling hash: any large odd number.
@@ -21,8 +22,8 @@ pub struct TextRuns {
 }
 
 impl TextRuns {
-    /// Indexes a text. `seq_len` is the length of the windows to compare with, without their prefix. Shorter windows shorten
-    /// the runs: a run has `min(RUN, seq_len)` tokens.
+    /// Indexes a text. `seq_len` is the length of the windows to compare with, without their prefix. Shorter windows
+    /// shorten the runs: a run has `min(RUN, seq_len)` tokens.
     pub fn new(tokens: Vec<u32>, seq_len: usize) -> TextRuns {
         let len = RUN.min(seq_len);
         let mut runs = HashMap::new();

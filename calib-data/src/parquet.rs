@@ -17,8 +17,8 @@ use crate::{Error, Result};
 /// Default columns: a text or a conversation.
 const COLUMNS: [&str; 2] = ["text", "messages"];
 
-/// Calls `take` with the number (from 1) and the record of each row, until it returns false. A record has `column` only,
-/// or by default the columns in [`COLUMNS`]. Returns true if `take` stopped.
+/// Calls `take` with the number (from 1) and the record of each row, until it returns false. A record has `column`
+/// only, or by default the columns in [`COLUMNS`]. Returns true if `take` stopped.
 pub(crate) fn read(
     path: &Path,
     column: Option<&str>,
@@ -46,8 +46,8 @@ pub(crate) fn read(
     Ok(false)
 }
 
-/// Runs `read` and turns both errors and panics of the parquet library into [`Error::BadParquet`]. The library panics on
-/// some damaged files because it trusts their metadata.
+/// Runs `read` and turns both errors and panics of the parquet library into [`Error::BadParquet`]. The library panics
+/// on some damaged files because it trusts their metadata.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     let bad = |reason: String| Error::BadParquet { path: path.into(), reason };
     match caught(read) {

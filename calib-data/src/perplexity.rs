@@ -1,18 +1,18 @@
 //! The perplexity protocol, and a short text to measure on without a data set.
 //!
-//! The text's tokens are cut into non-overlapping windows ([`TokenWindows::cut`](crate::TokenWindows::cut)). Each window is
-//! a separate sequence for the model. A window has N tokens and comes in two kinds:
+//! The text's tokens are cut into non-overlapping windows ([`TokenWindows::cut`](crate::TokenWindows::cut)). Each
+//! window is a separate sequence for the model. A window has N tokens and comes in two kinds:
 //!
 //! - **Without a prefix token**: N tokens of text. The losses of the last N - 1 count. This is the protocol of GPTQ's
-//!   authors, with N = 2048 (`datautils.py` and `opt.py` of IST-DASLab/gptq). One difference: their tokenizer may add BOS
-//!   once, before the whole text, so their first window may start with BOS. Ours never does.
-//! - **With prefix tokens**: the P tokens that the model's tokenizer adds before a text (BOS: P = 1), then N - P tokens of
-//!   text. The losses of all text tokens count; the first one is predicted from the prefix. Every token of the text
+//!   authors, with N = 2048 (`datautils.py` and `opt.py` of IST-DASLab/gptq). One difference: their tokenizer may add
+//!   BOS once, before the whole text, so their first window may start with BOS. Ours never does.
+//! - **With prefix tokens**: the P tokens that the model's tokenizer adds before a text (BOS: P = 1), then N - P tokens
+//!   of text. The losses of all text tokens count; the first one is predicted from the prefix. Every token of the text
 //!   therefore counts once. With P = 1 a window has N - 1 losses, as in the first kind.
 //!
-//! Results of other programs are not comparable. llama.cpp's perplexity tool (`tools/perplexity/perplexity.cpp`) overwrites
-//! the first token of each window with BOS if the vocabulary requires BOS, which drops that token of the text. It counts
-//! only the second half of a window. EleutherAI's lm-evaluation-harness (`get_rolling_token_windows` in
+//! Results of other programs are not comparable. llama.cpp's perplexity tool (`tools/perplexity/perplexity.cpp`)
+//! overwrites the first token of each window with BOS if the vocabulary requires BOS, which drops that token of the
+//! text. It counts only the second half of a window. EleutherAI's lm-evaluation-harness (`get_rolling_token_windows` in
 //! `lm_eval/utils.py`) adds the prefix to the first window of a document only; each later window begins with the last
 //! token of the previous one.
 
@@ -22,8 +22,8 @@ use crate::{Result, TokenWindows};
 /// earlier model has it in its training data.
 pub const SHORT_TEXT: &str = include_str!("short_text.txt");
 
-/// Joins the lines of a raw WikiText file as GPTQ's authors do (`datautils.py` of IST-DASLab/gptq): the rows of the data
-/// set are joined with two newlines. A row is a line with its newline, or the empty string for a blank line.
+/// Joins the lines of a raw WikiText file as GPTQ's authors do (`datautils.py` of IST-DASLab/gptq): the rows of the
+/// data set are joined with two newlines. A row is a line with its newline, or the empty string for a blank line.
 pub fn wikitext_text(raw: &str) -> String {
     // The last newline ends the last line and starts no new one.
     let lines = raw.strip_suffix('\n').unwrap_or(raw);
@@ -40,9 +40,9 @@ pub fn wikitext_text(raw: &str) -> String {
     text
 }
 
-/// Cuts a text into at most `max_windows` windows of `seq_len` tokens. Each window begins with `prefix`, whose tokens are
-/// included in `seq_len`. A text that does not fill one window gives a single shorter window. `None` if the text is too
-/// short for a single loss.
+/// Cuts a text into at most `max_windows` windows of `seq_len` tokens. Each window begins with `prefix`, whose tokens
+/// are included in `seq_len`. A text that does not fill one window gives a single shorter window. `None` if the text is
+/// too short for a single loss.
 ///
 /// # Errors
 ///

@@ -23,13 +23,13 @@ pub struct TokenWindows {
 }
 
 impl TokenWindows {
-    /// Encodes each document, concatenates the tokens, [cuts](TokenWindows::cut) them into windows of `seq_len` tokens that
-    /// begin with `prefix`, and selects `samples` windows by `choice`.
+    /// Encodes each document, concatenates the tokens, [cuts](TokenWindows::cut) them into windows of `seq_len` tokens
+    /// that begin with `prefix`, and selects `samples` windows by `choice`.
     ///
     /// # Errors
     ///
-    /// [`Error::Encode`] if `encode` fails, [`Error::NoRoom`] if `prefix` fills a window, [`Error::TooShort`] if the text
-    /// fills fewer than `samples` windows.
+    /// [`Error::Encode`] if `encode` fails, [`Error::NoRoom`] if `prefix` fills a window, [`Error::TooShort`] if the
+    /// text fills fewer than `samples` windows.
     ///
     /// # Panics
     ///
@@ -210,7 +210,10 @@ mod tests {
         drawn.sort();
         assert_eq!(all, drawn);
         let error = draw(112, Choice::First).unwrap_err();
-        assert_eq!(error.to_string(), "the text has 1000 tokens, but 112 windows of 10 tokens (9 of them text) need 1008");
+        assert_eq!(
+            error.to_string(),
+            "the text has 1000 tokens, but 112 windows of 10 tokens (9 of them text) need 1008"
+        );
         assert_eq!(error.hint().unwrap(), "use a longer text, or request at most 111 windows of 10 tokens");
     }
 

@@ -1,4 +1,5 @@
-//! Fetches each named data set from a local hub server, with the file names of the real repositories, and reads its texts.
+//! Fetches each named data set from a local hub server, with the file names of the real repositories, and reads its
+//! texts.
 
 // These tests use only a part of the server; the tests of `model-hub` use the rest.
 #[allow(dead_code, reason = "model-hub's own tests use the rest")]
