@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     Error, Result,
-    decoder_config::ConfigJson,
+    config_json::ConfigJson,
     files::{ModelFiles, check_file_name},
 };
 

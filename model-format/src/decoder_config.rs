@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Architecture, ChatConfig, Error, Result, arch::Context, rope::RopeScaling};
+use crate::{Error, Result, config_json::ConfigJson, rope_scaling::RopeScaling};
 
 /// More layers than any model has.
 const MAX_LAYERS: usize = 1 << 12;
@@ -10,7 +10,7 @@ const MAX_LAYERS: usize = 1 << 12;
 /// The shape of a decoder. Field names are those of config.json.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
-    /// Which [`Architecture`] this is a shape of.
+    /// Which [`Architecture`](crate::Architecture) this is a shape of.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
@@ -70,46 +70,6 @@ pub enum Activation {
 }
 
 impl DecoderConfig {
-    /// Reads the text of a Hugging Face config.json.
-    pub fn from_hf(json: &str) -> Result<DecoderConfig> {
-        let config = ConfigJson::parse("config.json", json)?;
-        let arch = Architecture::by_model_type(config.str("model_type")?)?;
-        (arch.decoder_config)(&config)?.checked(&config)
-    }
-
-    /// Reads the `model_config` of an mlc-chat-config.json.
-    pub fn from_mlc(chat_config: &ChatConfig) -> Result<DecoderConfig> {
-        let arch = Architecture::by_model_type(&chat_config.model_type)?;
-        let mut fields = chat_config.model_config.clone();
-        // The fields of an inner configuration, and what MLC could not name.
-        for inner in ["text_config", "kwargs"] {
-            if let Some(Value::Object(inner)) = fields.shift_remove(inner) {
-                for (name, value) in inner {
-                    fields.entry(name).or_insert(value);
-                }
-            }
-        }
-        fields.insert("model_type".into(), chat_config.model_type.clone().into());
-        // MLC's words for the same facts.
-        let mut words = vec![("position_embedding_base", "rope_theta"), ("sliding_window_size", "sliding_window")];
-        if arch.mlc_config.context == Context::Positions {
-            words.push(("context_window_size", "max_position_embeddings"));
-        }
-        for (mlc, hf) in words {
-            // MLC says -1 where there is none.
-            if let (Some(v), None) = (fields.get(mlc).filter(|v| v.as_i64() != Some(-1)).cloned(), fields.get(hf)) {
-                fields.insert(hf.into(), v);
-            }
-        }
-        let config = ConfigJson { file: ChatConfig::FILE_NAME.into(), value: Value::Object(fields) };
-        (arch.decoder_config)(&config)?.checked(&config)
-    }
-
-    /// The record of this decoder's family.
-    pub fn architecture(&self) -> &'static Architecture {
-        Architecture::by_model_type(&self.model_type).expect("a DecoderConfig is only made for a known architecture")
-    }
-
     /// Query heads per key and value head.
     pub fn group_heads(&self) -> usize {
         self.num_attention_heads / self.num_key_value_heads
@@ -152,7 +112,7 @@ impl DecoderConfig {
             qkv_bias: false,
             attention_out_bias: false,
             qk_norm: false,
-            hidden_act: config.activation(&["hidden_act"])?.unwrap_or(Activation::Silu),
+            hidden_act: activation(config, &["hidden_act"])?.unwrap_or(Activation::Silu),
             embedding_scale: 1.0,
             query_pre_attn_scalar: 0.0,
             attn_logit_softcapping: None,
@@ -183,7 +143,7 @@ impl DecoderConfig {
             fields.entry(name.clone()).or_insert(value.clone());
         }
         let mut decoder = DecoderConfig::from_llama_like(&config, positions)?;
-        decoder.hidden_act = config.activation(&["hidden_activation", "hidden_act"])?.unwrap_or(Activation::GeluTanh);
+        decoder.hidden_act = activation(&config, &["hidden_activation", "hidden_act"])?.unwrap_or(Activation::GeluTanh);
         decoder.embedding_scale = (decoder.hidden_size as f64).sqrt();
         decoder.query_pre_attn_scalar = config.f64_or("query_pre_attn_scalar", 256.0)?;
         decoder.tie_word_embeddings = true;
@@ -238,7 +198,7 @@ impl DecoderConfig {
     }
 
     /// Refuses shapes that no decoder can have, so that nothing after this divides by zero or overflows.
-    fn checked(self, config: &ConfigJson) -> Result<DecoderConfig> {
+    pub(crate) fn checked(self, config: &ConfigJson) -> Result<DecoderConfig> {
         let bad = |field: &str, expected: &str, found: usize| Error::BadField {
             file: config.file.clone(),
             field: field.into(),
@@ -295,119 +255,14 @@ impl DecoderConfig {
     }
 }
 
-/// A parsed configuration that names itself in errors.
-#[derive(Debug, Clone)]
-pub struct ConfigJson {
-    /// Which file this is.
-    pub file: String,
-    /// Its content.
-    pub value: Value,
-}
-
-impl ConfigJson {
-    /// Parses `json`, which must be an object.
-    pub fn parse(file: &str, json: &str) -> Result<ConfigJson> {
-        let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
-        let value: Value = serde_json::from_str(json).map_err(|e| malformed(e.to_string()))?;
-        if !value.is_object() {
-            return Err(malformed("not a JSON object".into()));
-        }
-        Ok(ConfigJson { file: file.into(), value })
+/// The activation named by the first of the fields `names` that is set.
+fn activation(config: &ConfigJson, names: &[&str]) -> Result<Option<Activation>> {
+    let is_set = |name: &&&str| config.value.get(**name).is_some_and(|v| !v.is_null());
+    let Some(name) = names.iter().find(is_set) else { return Ok(None) };
+    match config.str(name)? {
+        "silu" | "swish" => Ok(Some(Activation::Silu)),
+        // The first configurations say `gelu` and mean the formula with tanh.
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu" => Ok(Some(Activation::GeluTanh)),
+        other => Err(config.bad(name, "`silu` or `gelu_pytorch_tanh`", &Value::from(other))),
     }
-
-    fn field(&self, name: &str) -> Result<&Value> {
-        self.value
-            .get(name)
-            .filter(|v| !v.is_null())
-            .ok_or_else(|| Error::MissingField { file: self.file.clone(), field: name.into() })
-    }
-
-    /// The error for a field that is there and wrong.
-    pub fn bad(&self, name: &str, expected: &str, found: &Value) -> Error {
-        Error::BadField {
-            file: self.file.clone(),
-            field: name.into(),
-            expected: expected.into(),
-            found: found.to_string(),
-        }
-    }
-
-    /// A required string.
-    pub fn str(&self, name: &str) -> Result<&str> {
-        let value = self.field(name)?;
-        value.as_str().ok_or_else(|| self.bad(name, "a string", value))
-    }
-
-    /// A required non-negative integer.
-    pub fn usize(&self, name: &str) -> Result<usize> {
-        let value = self.field(name)?;
-        value
-            .as_u64()
-            .and_then(|v| usize::try_from(v).ok())
-            .ok_or_else(|| self.bad(name, "a non-negative integer", value))
-    }
-
-    /// A non-negative integer, or `default` where the field is absent or null.
-    pub fn usize_or(&self, name: &str, default: usize) -> Result<usize> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.usize(name) }
-    }
-
-    /// A non-negative integer, or `None` where the field is absent or null.
-    pub fn opt_usize(&self, name: &str) -> Result<Option<usize>> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.usize(name).map(Some) }
-    }
-
-    /// A number, or `None` where the field is absent or null.
-    pub fn opt_f64(&self, name: &str) -> Result<Option<f64>> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.f64(name).map(Some) }
-    }
-
-    /// A required number.
-    pub fn f64(&self, name: &str) -> Result<f64> {
-        self.to_f64(name, self.field(name)?)
-    }
-
-    /// A number, or `default` where the field is absent or null.
-    pub fn f64_or(&self, name: &str, default: f64) -> Result<f64> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.f64(name) }
-    }
-
-    /// `value` as a number; `name` is for the error.
-    pub fn to_f64(&self, name: &str, value: &Value) -> Result<f64> {
-        value.as_f64().ok_or_else(|| self.bad(name, "a number", value))
-    }
-
-    /// A boolean, or `default` where the field is absent or null.
-    pub fn bool_or(&self, name: &str, default: bool) -> Result<bool> {
-        match self.value.get(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.bad(name, "true or false", value)),
-        }
-    }
-    /// transformers 5's `rope_parameters`; for models with two kinds of layers, those of one `kind`.
-    pub fn rope_parameters(&self, kind: &str) -> Option<&Value> {
-        let rope = self.value.get("rope_parameters").filter(|rope| rope.is_object())?;
-        match (rope.get(kind), rope.get("rope_theta")) {
-            (Some(inner), _) => Some(inner).filter(|inner| inner.is_object()),
-            // The other kind's are there, or a plain list of fields that stands for the layers without a window.
-            (None, theta) => Some(rope).filter(|_| kind == "full_attention" && (theta.is_some() || rope_type(rope))),
-        }
-    }
-
-    /// The activation that the first of `names` which is there tells.
-    fn activation(&self, names: &[&str]) -> Result<Option<Activation>> {
-        let Some(name) = names.iter().find(|name| self.value.get(**name).is_some_and(|v| !v.is_null())) else {
-            return Ok(None);
-        };
-        match self.str(name)? {
-            "silu" | "swish" => Ok(Some(Activation::Silu)),
-            // What the first configurations call GELU was computed by the formula with tanh.
-            "gelu_pytorch_tanh" | "gelu_new" | "gelu" => Ok(Some(Activation::GeluTanh)),
-            other => Err(self.bad(name, "`silu` or `gelu_pytorch_tanh`", &Value::from(other))),
-        }
-    }
-}
-
-fn rope_type(rope: &Value) -> bool {
-    rope.get("rope_type").is_some()
 }

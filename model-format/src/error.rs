@@ -75,24 +75,32 @@ pub enum Error {
     UnsupportedArchitecture {
         /// The value of `model_type`.
         model_type: String,
+        /// Every `model_type` that is supported.
+        supported: Vec<&'static str>,
     },
     /// There is no quantization format of that name.
     #[error("unknown quantization format: `{name}`")]
     UnknownFormat {
         /// The name that was given.
         name: String,
+        /// The names of all formats.
+        known: Vec<&'static str>,
     },
     /// There is no conversation template of that name.
     #[error("unknown conversation template: `{name}`")]
     UnknownConvTemplate {
         /// The name that was given.
         name: String,
+        /// The names of all templates.
+        known: Vec<&'static str>,
     },
     /// No conversation template is known to fit a checkpoint.
     #[error("cannot tell which conversation template fits: {reason}")]
     NoConvTemplate {
         /// What was looked at.
         reason: String,
+        /// The names of all templates.
+        known: Vec<&'static str>,
     },
     /// The conversation template is that of another model.
     #[error(
@@ -228,16 +236,10 @@ impl Error {
             Error::MissingField { .. } | Error::BadField { .. } => {
                 "compare the file with the one published with the model".into()
             }
-            Error::UnsupportedArchitecture { .. } => {
-                let known: Vec<_> = crate::arch::ARCHITECTURES.iter().map(|a| a.model_type).collect();
-                format!("supported: {}", known.join(", "))
-            }
-            Error::UnknownFormat { .. } => {
-                let known: Vec<_> = crate::quant::QUANT_FORMATS.iter().map(|f| f.name).collect();
-                format!("formats: {}", known.join(", "))
-            }
-            Error::UnknownConvTemplate { .. } => format!("templates: {}", conv_templates()),
-            Error::NoConvTemplate { .. } => format!("name one with `--conv-template`: {}", conv_templates()),
+            Error::UnsupportedArchitecture { supported, .. } => format!("supported: {}", supported.join(", ")),
+            Error::UnknownFormat { known, .. } => format!("formats: {}", known.join(", ")),
+            Error::UnknownConvTemplate { known, .. } => format!("templates: {}", known.join(", ")),
+            Error::NoConvTemplate { known, .. } => format!("name one with `--conv-template`: {}", known.join(", ")),
             Error::WrongConvTemplate { fitting, .. } => {
                 format!("this model's template is `{fitting}`: name that one, or none")
             }
@@ -261,10 +263,6 @@ fn some(names: &[String]) -> String {
     const SHOWN: usize = 5;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
-}
-
-fn conv_templates() -> String {
-    crate::conv_template::names().collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

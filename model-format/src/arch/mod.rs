@@ -12,10 +12,11 @@ mod mlc_config;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod read_config;
 
 pub use mlc_config::{Context, Field, MlcConfig};
 
-use crate::{DecoderConfig, Error, Result, Role, decoder_config::ConfigJson};
+use crate::{DecoderConfig, Error, Result, Role, config_json::ConfigJson};
 
 /// Every architecture there is.
 pub const ARCHITECTURES: &[Architecture] =
@@ -92,9 +93,9 @@ const fn named(mlc: &'static str, sources: &'static [&'static str]) -> Named {
 impl Architecture {
     /// The record of a `model_type`.
     pub fn by_model_type(model_type: &str) -> Result<&'static Architecture> {
-        ARCHITECTURES
-            .iter()
-            .find(|arch| arch.model_type == model_type)
-            .ok_or_else(|| Error::UnsupportedArchitecture { model_type: model_type.into() })
+        ARCHITECTURES.iter().find(|arch| arch.model_type == model_type).ok_or_else(|| Error::UnsupportedArchitecture {
+            model_type: model_type.into(),
+            supported: ARCHITECTURES.iter().map(|arch| arch.model_type).collect(),
+        })
     }
 }

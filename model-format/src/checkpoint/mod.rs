@@ -4,18 +4,18 @@
 //! [`Param`] into numbers.
 
 mod nearest;
+mod read_param;
 mod safetensors;
 mod writer;
 
 pub use self::nearest::nearest;
+pub use self::read_param::read_param;
 pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files, indexed_files, tensor_ranges};
 pub use writer::{SafetensorsWriter, write_safetensors};
 
 use std::ops::Range;
 
-use crate::{
-    Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix, params::Source, tensor::widen,
-};
+use crate::{Dtype, Error, HostTensor, Param, Result, params::Source, tensor::widen};
 
 /// What a checkpoint says of one of its tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,30 +157,4 @@ pub fn read_rows<'a>(
         })
     };
     Ok(tensors.into_iter().flat_map(read))
-}
-
-/// The values of `param` in f32, its sources joined by rows: shapes checked, NaN and infinity refused. GPTQ matrices are
-/// dequantized. Values of float tensors are widened, not rounded. A parameter that is one more than its source is, in f32.
-pub fn read_param(checkpoint: &dyn Checkpoint, param: &Param) -> Result<Vec<f32>> {
-    let gptq = if param.role.is_matrix() { GptqConfig::from_config(checkpoint.config_json())? } else { None };
-    let mut values = Vec::with_capacity(param.shape.iter().product());
-    for source in &param.sources {
-        let mut shape = param.shape.clone();
-        shape[0] = source.rows;
-        let matrix = match &gptq {
-            Some(config) => GptqMatrix::read(checkpoint, config, source.module())?,
-            None => None,
-        };
-        match matrix {
-            Some(matrix) => {
-                matrix.check_shape(checkpoint, source.module(), &shape)?;
-                values.extend(matrix.dequantize());
-            }
-            None => values.extend(read_float(checkpoint, &source.name, &shape)?),
-        }
-    }
-    if param.adds_one {
-        values.iter_mut().for_each(|v| *v += 1.0);
-    }
-    Ok(values)
 }

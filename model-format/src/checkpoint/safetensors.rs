@@ -212,7 +212,7 @@ fn with_quantize_config(folder: &Path, config_json: String) -> Result<String> {
         return Ok(config_json);
     }
     let path = folder.join(FILE).display().to_string();
-    let mut quantize = crate::decoder_config::ConfigJson::parse(&path, &read_text(folder, FILE)?)?.value;
+    let mut quantize = crate::config_json::ConfigJson::parse(&path, &read_text(folder, FILE)?)?.value;
     let fields = quantize.as_object_mut().expect("ConfigJson is an object");
     // The first AutoGPTQ versions knew one method only and did not name it.
     fields.entry("quant_method").or_insert_with(|| "gptq".into());

@@ -102,6 +102,7 @@ pub fn infer(files: &[(String, Vec<u8>)]) -> Result<&'static ConvTemplate> {
             } else {
                 "the checkpoint has no Jinja template, and its special tokens do not tell".into()
             },
+            known: super::names().collect(),
         }),
     }
 }

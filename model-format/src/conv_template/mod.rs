@@ -125,7 +125,7 @@ impl ConvTemplate {
         TEMPLATES
             .iter()
             .find(|template| template.name == name)
-            .ok_or_else(|| Error::UnknownConvTemplate { name: name.into() })
+            .ok_or_else(|| Error::UnknownConvTemplate { name: name.into(), known: names().collect() })
     }
 
     /// The template in an mlc-chat-config.json: a record, or in old files a name. `Ok(None)` where there is none.

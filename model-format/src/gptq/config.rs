@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::rules::{Change, Rules, is_known_width};
-use crate::{Error, Result, decoder_config::ConfigJson};
+use crate::{Error, Result, config_json::ConfigJson};
 
 /// `quantization_config` of config.json, which is also quantize_config.json.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,7 +6,7 @@
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, decoder_config::ConfigJson};
+use crate::{Error, Result, config_json::ConfigJson};
 
 /// What a rule says of a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,7 +7,8 @@ pub mod group_quant;
 pub mod no_quant;
 mod stored;
 
-pub use stored::{StoredTensor, bf16_on_disk};
+pub use group_quant::bf16_on_disk;
+pub use stored::StoredTensor;
 
 use crate::{Dtype, Error, Param, Result, Role};
 use group_quant::{GroupQuant, Scales};
@@ -72,7 +73,10 @@ pub enum Kind {
 impl QuantFormat {
     /// The format of that name.
     pub fn by_name(name: &str) -> Result<&'static QuantFormat> {
-        QUANT_FORMATS.iter().find(|f| f.name == name).ok_or_else(|| Error::UnknownFormat { name: name.into() })
+        QUANT_FORMATS.iter().find(|f| f.name == name).ok_or_else(|| Error::UnknownFormat {
+            name: name.into(),
+            known: QUANT_FORMATS.iter().map(|f| f.name).collect(),
+        })
     }
 
     /// The numbers of a group format, `None` for a plain one.

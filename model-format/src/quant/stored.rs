@@ -1,7 +1,7 @@
 //! How an MLC folder stores a parameter: one tensor, or codes and scales. The converter writes these, the engine reads
 //! them.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{Layout, QuantFormat, QuantizedMatrix, group_quant::Scales};
 use crate::{Dtype, Error, HostTensor, Param, Result, Role, Weight};
@@ -27,15 +27,6 @@ impl StoredTensor {
     pub fn disk_bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.disk_dtype().size()
     }
-}
-
-/// An f32 number as MLC writes it: bf16, halves to even; what lies beyond bf16's range is cut off to its largest.
-pub fn bf16_on_disk(value: f32) -> bf16 {
-    let limit = bf16::MAX.to_f32();
-    if value > -limit && value < limit {
-        return bf16::from_f32(value);
-    }
-    bf16::from_bits((value.to_bits() >> 16) as u16)
 }
 
 impl QuantFormat {

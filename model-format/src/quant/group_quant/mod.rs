@@ -13,7 +13,7 @@ mod kept;
 mod rounding;
 mod scales;
 
-pub use scales::Scales;
+pub use scales::{Scales, bf16_on_disk};
 
 use crate::Dtype;
 use rounding::{BF16, F16, F32, Rounding};

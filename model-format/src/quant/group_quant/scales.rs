@@ -51,8 +51,17 @@ impl Scales {
 pub(super) fn scale_bits(dtype: Dtype, value: f32) -> u16 {
     match dtype {
         Dtype::F16 => f16::from_f32(value).to_bits(),
-        _ => super::super::bf16_on_disk(value).to_bits(),
+        _ => bf16_on_disk(value).to_bits(),
     }
+}
+
+/// An f32 number as MLC writes it: bf16, halves to even; what lies beyond bf16's range is cut off to its largest.
+pub fn bf16_on_disk(value: f32) -> bf16 {
+    let limit = bf16::MAX.to_f32();
+    if value > -limit && value < limit {
+        return bf16::from_f32(value);
+    }
+    bf16::from_bits((value.to_bits() >> 16) as u16)
 }
 
 /// The nearest number of a scale's type, and its bits.
