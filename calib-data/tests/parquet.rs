@@ -67,7 +67,7 @@ fn corrupted_files_give_errors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
     // Few iterations: each caught panic of the library takes a millisecond.
-    mutation::check_slice(3000, &good, |bytes| {
+    mutation::check_copies(3000, &good, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         let _ = read(&path, None, None);
     });
