@@ -421,8 +421,8 @@ fn broken_modules_are_named() {
     check("scales", &|t| t.shape = vec![t.shape[1], t.shape[0]], "scales` in `memory` has shape");
     check("scales", &|t| t.dtype = Dtype::I32, "dtype i32");
     check("qzeros", &|t| t.bytes.to_mut()[0] = 0x88, "is `checkpoint_format` right");
-    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&99i32.to_le_bytes()), "names group 99");
-    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&(-1i32).to_le_bytes()), "names group -1");
+    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&99i32.to_le_bytes()), "refers to group 99");
+    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&(-1i32).to_le_bytes()), "refers to group -1");
     check("qweight", &|t| t.dtype = Dtype::F32, "dtype f32");
     check("qweight", &|t| t.shape = vec![t.shape[0] * t.shape[1]], "has shape");
 
