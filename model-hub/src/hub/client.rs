@@ -27,7 +27,7 @@ pub(super) struct FileInfo {
     /// Hash of the content, or another identifier of the content.
     pub etag: String,
     /// True if the etag came from the server that also sends the content. Only then is it valid in `If-Range`.
-    pub is_content_servers: bool,
+    pub is_from_content_server: bool,
     /// Size in bytes, if known.
     pub size: Option<u64>,
 }
@@ -103,10 +103,10 @@ impl<'a> Client<'a> {
         let (response, seen) = answer.map_err(|failure| transfer_error(failure, file))?;
         let headers = response.headers();
         let invalid = |reason: &str| Error::BadAnswer { url: url.clone(), reason: reason.into() };
-        let is_content_servers = seen.linked_etag.is_none();
+        let is_from_content_server = seen.linked_etag.is_none();
         let etag = seen.linked_etag.or_else(|| text(headers, "etag")).ok_or_else(|| invalid("it has no etag"))?;
         // A weak etag is invalid in `If-Range`.
-        let is_content_servers = is_content_servers && !etag.starts_with("W/");
+        let is_from_content_server = is_from_content_server && !etag.starts_with("W/");
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
         // The etag becomes a file name.
         if model_format::files::check_file_name("", &etag).is_err() {
@@ -116,7 +116,7 @@ impl<'a> Client<'a> {
             let own = response.status().is_success().then(|| text(headers, "content-length")).flatten();
             own.and_then(|size| size.parse().ok())
         });
-        Ok(FileInfo { etag, is_content_servers, size })
+        Ok(FileInfo { etag, is_from_content_server, size })
     }
 
     /// Requests a file's bytes from `first` on. `only_if` is an etag in quotes (`If-Range`): if the content's etag

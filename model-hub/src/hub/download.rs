@@ -56,7 +56,7 @@ fn transfer(
 ) -> Result<Part> {
     // Etag of the content server, once known. Until then, resuming is safe only if the hub's etag is a hash: the
     // complete file is checked against it.
-    let mut content_etag = info.is_content_servers.then(|| format!("\"{}\"", info.etag));
+    let mut content_etag = info.is_from_content_server.then(|| format!("\"{}\"", info.etag));
     let mut failures = 0;
     let mut is_second_copy = false;
     loop {
