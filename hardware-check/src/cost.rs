@@ -12,7 +12,7 @@ use serde_json::Value;
 use webgpu_kernels::{
     Gpu, Kernel, KvDtype, Variant,
     gpu::{Recorder, Traced},
-    tuning::{Choice, Problem, TUNABLES},
+    tuning::{Choice, Problem},
 };
 
 use crate::{
@@ -181,8 +181,7 @@ impl Model<'_> {
     /// accounts for imperfect overlap; saved cycles also save power, which keeps the clock up. `None` if a kernel of
     /// the choice spills, is rejected by the compiler, or is not covered by the model.
     pub fn cost(&mut self, problem: &Problem, choice: Choice) -> Option<f64> {
-        let tunable = TUNABLES.iter().find(|tunable| tunable.name == problem.name)?;
-        let trial = (tunable.trial)(self.gpu.caps(), problem, choice);
+        let trial = problem.trial(self.gpu.caps(), choice);
         let mut recorder = Recorder::planning(self.gpu);
         let buffers: Vec<_> = trial.lens.iter().map(|&len| recorder.hollow::<u32>(len)).collect::<Option<_>>()?;
         (trial.case.record)(&mut recorder, &buffers);
