@@ -225,7 +225,7 @@ impl Attention {
         let [.., last] = TILE_CLASSES;
         let class = TILE_CLASSES.into_iter().find(|most| self.rows <= *most).unwrap_or(last);
         let extents = [self.heads, cache.kv_heads, cache.head_dim, class];
-        gpu.choice(Problem::new(&TILE_TUNABLE, None, extents)).0[0] as usize
+        gpu.choice(Problem::new(&TILE_TUNABLE, None, extents)).get::<AttentionTileChoice>().slots as usize
     }
 
     /// Where nothing is known of the device: fewer where there would be too few workgroups for a large one.
