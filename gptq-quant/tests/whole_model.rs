@@ -457,7 +457,7 @@ fn the_table_converts_without_loss_too() {
     let (rows, cols) = (table.shape[0], table.shape[1]);
     let group = QuantFormat::by_name("q4f16_1").unwrap().group().unwrap();
     let (mut words, mut scales) = (vec![0; rows * group.row_words(cols)], vec![0; rows * group.groups(cols)]);
-    assert_eq!(group.keep_into(cols, &values, &mut words, &mut scales), 0, "groups that were rounded");
+    assert_eq!(group.requantize_into(cols, &values, &mut words, &mut scales), 0, "groups that were rounded");
     let scales = Scales { dtype: Dtype::F16, bits: scales };
     assert_eq!(group.dequantize(rows, cols, &words, &scales), values);
 }

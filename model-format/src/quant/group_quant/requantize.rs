@@ -6,7 +6,7 @@ use super::{GroupQuant, scales::narrow};
 impl GroupQuant {
     /// As [`GroupQuant::quantize_into`], but a group whose values the format can represent exactly keeps them. Returns
     /// the number of rounded groups.
-    pub fn keep_into(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) -> usize {
+    pub fn requantize_into(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) -> usize {
         self.quantize_into(cols, weights, words, scales);
         let (row_words, groups) = (self.row_words(cols), self.groups(cols));
         let mut codes = vec![0u8; self.group_size];
@@ -64,7 +64,7 @@ mod tests {
                 let multiple = |i: i32| if i == 9 { largest } else { (i * 5) % largest };
                 let weights: Vec<f32> = (0..40).map(|i| multiple(i) as f32 * scale).collect();
                 let (mut words, mut scales) = (vec![0; 8], vec![0; 2]);
-                assert_eq!(Q4.keep_into(40, &weights, &mut words, &mut scales), 0, "{scale} {largest}");
+                assert_eq!(Q4.requantize_into(40, &weights, &mut words, &mut scales), 0, "{scale} {largest}");
                 assert_eq!(dequantized(40, &words, &scales), weights, "{scale} {largest}");
             }
         }
@@ -74,7 +74,7 @@ mod tests {
     fn other_values_are_rounded_as_by_quantize() {
         let weights: Vec<f32> = (0..64).map(|i| if i < 32 { (i as f32 * 0.7).sin() } else { 0.5 }).collect();
         let (mut words, mut scales) = (vec![0; 8], vec![0; 2]);
-        assert_eq!(Q4.keep_into(64, &weights, &mut words, &mut scales), 1);
+        assert_eq!(Q4.requantize_into(64, &weights, &mut words, &mut scales), 1);
         let (expected_words, expected_scales) = Q4.quantize(1, 64, &weights);
         assert_eq!((&words[..4], scales[0]), (&expected_words[..4], expected_scales.bits[0]));
         assert_eq!(dequantized(64, &words, &scales)[32..], weights[32..]);
