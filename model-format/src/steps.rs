@@ -27,26 +27,25 @@ const FORWARD: Step = step("forward", 1);
 
 /// The steps of `gptq-quant` up to the finished folder.
 pub const QUANTIZE: &[Step] = &[
-    // Windows of calibration text, and text that the model writes: calib-data, `gptq-quant/src/self_text.rs`.
+    // Windows of calibration text, and text that the model writes: calib-data, `gptq-quant/src/input/self_text.rs`.
     step("text", 1),
     FORWARD,
-    // Sums over tokens: `gptq-quant/src/hessian.rs`, `gptq-quant/src/calibrate.rs`, `webgpu-kernels/src/gram/`.
+    // Sums over tokens: `gptq-quant/src/solve/hessian.rs`, `gptq-quant/src/calibrate/`, `webgpu-kernels/src/gram/`.
     step("hessian", 1),
-    // Scales and codes: `gptq-quant/src/gptq.rs`, `gptq-quant/src/grid.rs`, `gptq-quant/src/cholesky.rs`,
-    // `webgpu-kernels/src/gptq/`. 2: dead inputs are left out of the mean that damping is a share of.
+    // Scales and codes: `gptq-quant/src/solve/`, `webgpu-kernels/src/gptq/`. 2: dead inputs are left out of the mean that damping is a share of.
     step("solve", 2),
-    // Coordinate descent: `gptq-quant/src/refine.rs`.
+    // Coordinate descent: `gptq-quant/src/solve/refine.rs`.
     step("refine", 1),
     // What is said of a matrix: `gptq-quant/src/report/matrix.rs`.
     step("report", 1),
-    // The checkpoint's files: `gptq-quant/src/checkpoint.rs`, `model-format/src/gptq/`.
+    // The checkpoint's files: `gptq-quant/src/output/`, `model-format/src/gptq/`.
     step("files", 1),
 ];
 
 /// The steps of measuring a quantized model.
 pub const EVALUATE: &[Step] = &[
     FORWARD,
-    // Windows of the text and their losses: `gptq-quant/src/evaluate.rs`.
+    // Windows of the text and their losses: `gptq-quant/src/report/evaluate.rs`.
     step("evaluate", 1),
 ];
 
