@@ -269,7 +269,7 @@ fn calibrating_on_the_evaluation_text_is_an_error() {
     let leak = format!("{}{}{}", prose(3, 300), &held_out[from..from + 3000], prose(4, 300));
     std::fs::write(folder.path().join("leak.jsonl"), serde_json::json!({ "text": leak }).to_string()).unwrap();
     let args = ["model", "--calib", "clean.txt", "--calib", "leak.jsonl", "--eval", "eval.txt", "--seq-len", "128"];
-    check_fails(folder.path(), &args, &["`leak.jsonl` has 64 tokens in a row in common with `eval.txt`"]);
+    check_fails(folder.path(), &args, &["`leak.jsonl` shares 64 consecutive tokens with `eval.txt`"]);
     check_fails(folder.path(), &["model", "--calib", "wikitext2:test"], &["wikitext2:test", "measured"]);
     check_fails(
         folder.path(),

@@ -38,7 +38,7 @@ pub struct Report {
 impl Report {
     /// Describes the prefix tokens in words.
     pub fn beginning(&self) -> String {
-        calib_data::perplexity::beginning(&self.prefix_tokens)
+        calib_data::perplexity::describe_prefix(&self.prefix_tokens)
     }
 
     /// Mean bits per weight of the quantized layer matrices.
