@@ -19,10 +19,7 @@ use std::ops::Range;
 use model_format::{FileBytes, Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{WeightFormat, cross_entropy::cross_entropy, kl_divergence::kl_divergence};
 
-pub use webgpu_kernels::{
-    gram::TokenWeights,
-    sample::{IN_PROMPT, Past, Rules},
-};
+pub use webgpu_kernels::sample::{IN_PROMPT, Past, Rules};
 
 use crate::Result;
 

@@ -33,7 +33,7 @@ const CRATES: &[Crate] = &[
     Crate { name: "calib-data", imports: &["model-format", "model-hub"], binary_imports: &[] },
     Crate {
         name: "gptq-quant",
-        imports: &["model-format", "model-hub", "infer-core", "calib-data"],
+        imports: &["model-format", "model-hub", "webgpu-kernels", "infer-core", "calib-data"],
         binary_imports: &["weight-convert"],
     },
     Crate { name: "weight-convert", imports: &["model-format", "model-hub"], binary_imports: &[] },

@@ -14,11 +14,9 @@ use webgpu_kernels::{
     argmax::Argmax,
     attention::Attention,
     cross_entropy::CrossEntropy,
-    gemm::Cooperative,
     gemv_chain::Links,
     glu::Glu,
     gpu::{Buffer, FEWEST_ROWS, Recorder},
-    gram::Gram,
     kl_divergence::KlDivergence,
     norm_heads::NormHeads,
     rms_norm::{AddRmsNorm, RmsNorm},
@@ -29,18 +27,12 @@ use webgpu_kernels::{
 };
 
 use super::{
-    AttentionShape, Choose, KvShape, LayerEnd, NextLayer, Ops, Past, Rows, Rules, Span, TokenWeights, begin_layer,
-    finish_layer,
+    AttentionShape, Choose, KvShape, LayerEnd, NextLayer, Ops, Past, Rows, Rules, Span, begin_layer, finish_layer,
 };
 use crate::Result;
 use reads::{Chains, Reading};
 
-pub use webgpu_kernels::{
-    Matrix,
-    gemv_chain::ChainChoice,
-    gptq::{BLOCK, Problem, Solution, Solver},
-    gram::GramSums,
-};
+pub use webgpu_kernels::{Matrix, gemv_chain::ChainChoice};
 
 /// Tokens that are run before the host knows the first: while one is read and the next recorded, the device has one.
 const AHEAD: usize = 2;
@@ -101,8 +93,8 @@ pub struct GpuTensor {
 }
 
 impl GpuTensor {
-    /// The values, of a tensor that is what it is.
-    fn settled(&self) -> &Buffer<f32> {
+    /// The values `[rows, cols]`. Panics if a fused norm left a factor to be multiplied.
+    pub fn settled(&self) -> &Buffer<f32> {
         assert!(self.factor.is_none(), "a fused norm goes to linear, linear_glu or read");
         &self.values
     }
@@ -169,44 +161,9 @@ impl GpuOps {
         &self.gpu
     }
 
-    /// What records its dispatches.
-    pub(crate) fn recorder(&mut self) -> &mut Recorder {
+    /// Records dispatches of other kernels on the same device, in order with these operations.
+    pub fn recorder(&mut self) -> &mut Recorder {
         &mut self.recorder
-    }
-
-    /// Sums `[rows, cols]` for [`GpuOps::add_gram`], all zero. Errors: out of memory.
-    pub fn new_gram(&mut self, rows: usize, cols: usize) -> Result<GramSums> {
-        Ok(self.recorder.with_room(|gpu| GramSums::new(gpu, rows, cols))?)
-    }
-
-    /// Adds products of the inputs of a matrix, `[tokens, cols]`, whole windows: `sums += X^T W X`; or of what the float model
-    /// has, F, and what is compared with it, B, both `[tokens, rows]`: `sums += (F - B)^T W X`. Hands them to the device.
-    pub fn add_gram(&mut self, weights: TokenWeights, x: &GpuTensor, sums: &GramSums, drift: Option<[&GpuTensor; 2]>) {
-        let tokens = x.rows;
-        let weight = self.recorder.temporary(tokens);
-        weights.record(&mut self.recorder, tokens, x.settled(), &weight);
-        let drift = drift.map(|pair| {
-            let fits = pair.iter().all(|side| (side.rows, side.cols) == (tokens, sums.rows));
-            assert!(fits && x.cols == sums.cols, "add_gram: shapes");
-            pair.map(GpuTensor::settled)
-        });
-        Gram { tokens }.record(&mut self.recorder, x.settled(), drift, &weight, sums);
-        self.recorder.submit();
-    }
-
-    /// Whether products with weights in f16 go through the device's matrix units.
-    pub fn has_matrix_units(&self) -> bool {
-        Cooperative::suits_device(self.gpu.caps())
-    }
-
-    /// `scale` times the sums; with `symmetric` those of `X^T W X`. Errors: out of memory.
-    pub fn join_gram(&mut self, sums: &GramSums, scale: f32, symmetric: bool) -> Result<Matrix> {
-        Ok(sums.join(&mut self.recorder, scale, symmetric)?)
-    }
-
-    /// The values of a matrix in f32, row-major.
-    pub async fn read_matrix(&mut self, matrix: &Matrix) -> Result<Vec<f32>> {
-        Ok(matrix.read(&mut self.recorder).await?)
     }
 
     /// Notes what kind of matrix was loaded.
@@ -223,29 +180,9 @@ impl GpuOps {
         &self.kinds
     }
 
-    /// Values that a tensor may have at most.
-    pub fn most_values(&self) -> usize {
-        self.gpu.caps().max_binding.min(self.gpu.caps().max_buffer) as usize / size_of::<f32>()
-    }
-
     /// How caches store keys and values.
     pub fn kv_dtype(&self) -> KvDtype {
         self.kv_dtype
-    }
-
-    /// Takes a matrix's quantization problem to the device. Errors: out of memory.
-    pub fn new_solver<'a>(&mut self, problem: Problem<'a>) -> Result<Solver<'a>> {
-        Ok(Solver::new(&mut self.recorder, problem)?)
-    }
-
-    /// [`Solver::shifts`], of a problem with something to make good.
-    pub async fn shifts(&mut self, solver: &Solver<'_>, first: usize, rows: usize) -> Result<Vec<f32>> {
-        Ok(solver.shifts(&mut self.recorder, first, rows).await?)
-    }
-
-    /// Quantizes rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`. Waits until the device has done it.
-    pub async fn solve_rows(&mut self, solver: &Solver<'_>, weights: &[f32], grid: &[f32]) -> Result<Solution> {
-        Ok(solver.solve(&mut self.recorder, weights, grid).await?)
     }
 
     fn temporary(&mut self, rows: usize, cols: usize) -> GpuTensor {

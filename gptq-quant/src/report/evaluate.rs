@@ -1,6 +1,6 @@
-//! [`evaluate`]: what quantizing cost, on a text: perplexity before and after, and how far predictions are apart.
+//! [`evaluate`]: compares the quantized model with the float model on a text: both perplexities, and the divergence of predictions.
 //!
-//! Both models run layer after layer, so that one layer of each is on the device at a time.
+//! Both models run layer by layer, so that only one layer of each is on the device.
 
 use std::ops::RangeInclusive;
 
@@ -20,35 +20,39 @@ use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::r
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Error, Progress, Result, estimate::UNKNOWN_MEMORY};
+use crate::{
+    error::{Error, Result},
+    progress::Progress,
+    settings::DEFAULT_ACTIVATION_MEMORY,
+};
 
-/// Rows whose logits are held at a time: 256 rows of a vocabulary of 128,256 are 131 MB, twice. Slow devices get fewer,
-/// which do not keep them busy for long.
+/// Rows of logits in memory at a time: 256 rows of a vocabulary of 128,256 take 131 MB per model. Slow devices get fewer, so that
+/// each submission is short.
 const ROWS: RangeInclusive<usize> = 16..=256;
 
-/// What quantizing cost, on a text.
+/// Quality of the quantized model on a text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// The text's name.
     pub text: String,
-    /// What the result follows from, by content: tokens, models, protocol, algorithm numbers. Null where nobody noted it.
+    /// The inputs of the evaluation by content: tokens, models, protocol, algorithm numbers. Null in reports of older versions.
     #[serde(default)]
     pub basis: Value,
-    /// Tokens per window, prefix tokens among them; a window is run alone ([`calib_data::perplexity`]).
+    /// Tokens per window, including prefix tokens. Windows are independent ([`calib_data::perplexity`]).
     pub seq_len: usize,
-    /// Perplexity of the model before.
+    /// Perplexity of the float model.
     pub float_perplexity: f64,
     /// Perplexity of the quantized model.
     pub perplexity: f64,
-    /// Mean divergence of the quantized model's predictions from those before: Kullback-Leibler, in nats per token.
+    /// Mean Kullback-Leibler divergence of the quantized model's predictions from the float model's, in nats per token.
     pub divergence: f64,
-    /// The same of each window: mean losses before and after, mean divergence.
+    /// Per window: mean loss of the float model, of the quantized model, and mean divergence, in nats per token.
     pub windows: Vec<[f64; 3]>,
 }
 
-/// Runs both models on `windows` of the text called `text`, in which `prefix_len` tokens at the beginning of each are no text.
-/// `memory`: bytes of activations that may stay on the device; with
-/// fewer than one window needs, layers are loaded for each window again.
+/// Runs both models on `windows` of the text named `text`. The first `prefix_len` tokens of each window are prefix tokens, whose
+/// losses are not counted. `memory`: bytes of activations that may stay on the device. If fewer windows fit, layers are loaded once
+/// per part that fits.
 pub async fn evaluate<O: Ops>(
     ops: &mut O,
     [float, quantized]: [&dyn Checkpoint; 2],
@@ -62,7 +66,7 @@ pub async fn evaluate<O: Ops>(
     let mut models = [float, quantized].map(Model::new).into_iter().collect::<Result<Vec<_>>>()?;
     let hidden_size = models[0].config.hidden_size;
     let work = 2 * (models[0].config.vocab_size * hidden_size) as u64;
-    let memory = memory.unwrap_or(UNKNOWN_MEMORY);
+    let memory = memory.unwrap_or(DEFAULT_ACTIVATION_MEMORY);
     let at_once = (memory / (2 * seq_len * hidden_size * size_of::<f32>())).clamp(1, windows.len());
     let windows: Vec<&[u32]> = windows.iter().collect();
     windows.iter().try_for_each(|window| check_ids(window, models[0].config.vocab_size))?;
@@ -114,7 +118,7 @@ pub async fn evaluate<O: Ops>(
     })
 }
 
-/// One of the two.
+/// The float or the quantized model.
 struct Model<'a> {
     checkpoint: &'a dyn Checkpoint,
     config: DecoderConfig,
@@ -132,7 +136,7 @@ impl<'a> Model<'a> {
         Ok(Some(Weight::F32 { shape: param.shape.clone(), data: read_param(self.checkpoint, param)? }))
     }
 
-    /// The normed outputs `[seq_len, hidden_size]` of the last layer.
+    /// The normed outputs `[seq_len, hidden_size]` of the last layer, per window.
     fn hidden<O: Ops>(
         &mut self,
         ops: &mut O,

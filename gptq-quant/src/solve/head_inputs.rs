@@ -1,24 +1,29 @@
-//! [`HeadInputs`]: products of the head's inputs, added up while the model writes its own calibration text.
+//! [`HeadInputs`]: the Hessian of the head's inputs, summed while the model writes its own calibration text.
 //!
-//! The head is quantized first, and what goes into it is the end of the float model. A model that writes comes there with each
-//! token anyway, so `self_text.rs` adds up what it sees, and a run on such text alone needs no pass for it.
+//! The head is quantized first, with the float model's last hidden states as inputs. A model that writes text computes these
+//! anyway, so `self_text.rs` sums them. A run on such text alone needs no float pass for the head.
 
 use faer::Mat;
 
-use crate::{Hessian, HostSums, TokenWeight, cholesky::square};
+use super::{
+    cholesky::square,
+    hessian::{Hessian, TokenWeight},
+    host_sums::HostSums,
+};
 
-/// Of some windows.
+/// Sums over some windows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadInputs {
-    /// How many.
+    /// Number of windows.
     pub windows: usize,
     cols: usize,
-    /// The lower triangle of `2 / tokens * X^T X`, row by row.
+    /// The lower triangle of `2 / tokens * X^T X`, row-major.
     lower: Vec<f32>,
 }
 
 impl HeadInputs {
-    /// Of windows of the same length, their inputs `[tokens, cols]`: of all tokens but the last, which a writer never runs.
+    /// Sums the inputs `[tokens, cols]` of each window. All windows have the same length. The last token of a window is missing,
+    /// because the model never runs it when it writes.
     pub fn of(windows: &[Vec<f32>], cols: usize, weight: TokenWeight) -> HeadInputs {
         let tokens = windows.first().map_or(0, Vec::len) / cols;
         let weights = weight.in_windows(tokens);
@@ -29,12 +34,12 @@ impl HeadInputs {
         HeadInputs { windows: windows.len(), cols, lower }
     }
 
-    /// What [`HeadInputs::from_bytes`] takes, without the number of windows.
+    /// The sums as bytes for [`HeadInputs::from_bytes`], without the number of windows.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         self.lower.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
-    /// `None` where the bytes are none of a triangle.
+    /// Reads [`HeadInputs::to_bytes`]. `None` if the length is not that of a triangle.
     pub(crate) fn from_bytes(windows: usize, bytes: &[u8]) -> Option<HeadInputs> {
         let (values, rest) = bytes.as_chunks::<4>();
         let cols = (0..).find(|cols| cols * (cols + 1) / 2 >= values.len())?;
@@ -43,7 +48,8 @@ impl HeadInputs {
         is_triangle.then_some(HeadInputs { windows, cols, lower })
     }
 
-    /// The Hessian of all windows, in the order of `parts`; `None` unless they are `windows` and as wide as the head.
+    /// The Hessian of all `parts`, summed in their order. `None` unless they cover exactly `windows` windows and have `cols`
+    /// columns.
     pub fn joined(parts: &[HeadInputs], windows: usize, cols: usize) -> Option<Hessian> {
         let seen: usize = parts.iter().map(|part| part.windows).sum();
         if seen != windows || parts.iter().any(|part| part.cols != cols) {
@@ -69,9 +75,9 @@ mod tests {
         (0..7 * COLS).map(|at| ((at * 31 + i * 17) % 23) as f32 / 11.0 - 1.0).collect()
     }
 
-    /// Two batches, kept as bytes in between, are as all windows at once.
+    /// Two batches, stored as bytes in between, give the sums over all windows.
     #[test]
-    fn parts_come_to_the_sums_over_all_windows() {
+    fn parts_join_to_the_sums_over_all_windows() {
         let weight = TokenWeight { equal_norm: false, first_token: 0.5 };
         let windows: Vec<_> = (0..5).map(window).collect();
         let parts = [&windows[..3], &windows[3..]].map(|part| {
@@ -83,19 +89,19 @@ mod tests {
         for (i, j) in [(0, 0), (3, 1), (1, 3), (4, 4)] {
             let rows = windows.iter().flat_map(|window| window.chunks(COLS).enumerate());
             let term = |(t, row): (usize, &[f32])| {
-                // The first counts half of a window more.
+                // The first token has the extra weight of half a window.
                 let factor = if t == 0 { 1.0 + 0.5 * 7.0 } else { 1.0 };
                 factor * f64::from(row[i]) * f64::from(row[j])
             };
             let expected = 2.0 / 35.0 * rows.map(term).sum::<f64>();
             assert!((found[(i, j)] - expected).abs() < 1e-5, "({i}, {j}): {} is not {expected}", found[(i, j)]);
         }
-        assert!(HeadInputs::joined(&parts, 6, COLS).is_none(), "a window was not seen");
+        assert!(HeadInputs::joined(&parts, 6, COLS).is_none(), "one window is missing");
         assert!(HeadInputs::joined(&parts[..1], 3, COLS + 1).is_none());
     }
 
     #[test]
-    fn bytes_that_are_no_triangle() {
+    fn bytes_of_another_length_are_rejected() {
         for len in [0, 4, 8, 13, 20] {
             let is_one = len == 4;
             assert_eq!(HeadInputs::from_bytes(1, &vec![0; len]).is_some(), is_one, "{len}");

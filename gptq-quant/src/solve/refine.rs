@@ -1,23 +1,21 @@
-//! After GPTQ, coordinate descent on the same objective (QuantEase, Behdin and others, 2023): group after group, the scale
-//! and then each code take the value that is best while all others stay.
+//! Coordinate descent on GPTQ's objective after GPTQ (QuantEase, Behdin and others, 2023): group by group, sets the scale and
+//! then each code to the value that minimizes the objective while all others stay fixed.
 //!
-//! GPTQ decides each column once, before it knows how the later ones come out, and its scales before any of them. With
-//! `w` a row of the weights, `v` its quantized values, X the inputs and `X' = X + alpha (X_float - X)`, what falls is
-//! `|w X'^T - v X^T|^2`, so only `r = w X'^T X - v X^T X` has to be known: changing `v_k` by `d` changes the objective by
-//! `d^2 H_kk - 2 d r_k`.
+//! GPTQ decides each column once, before it knows the errors of later columns. Let `w` be a row of the weights, `v` its
+//! quantized values, X the inputs and `X' = X + alpha (X_float - X)`. The objective is `|w X'^T - v X^T|^2`. Only
+//! `r = w X'^T X - v X^T X` must be known: changing `v_k` by `d` changes the objective by `d^2 H_kk - 2 d r_k`.
 
 use faer::Mat;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
-use crate::{
-    cholesky::by_rows,
-    gptq::{Options, Quantized, ROWS},
-    grid::GroupParams,
-};
+use super::{cholesky::by_rows, grid::GroupParams, options::Options, quantized::Quantized};
 
-/// Refines `quantized` in `options.refine` sweeps. `weights` `[rows, cols]` are zero where an input is dead; `hessian` is
-/// damped by `damp`.
+/// Rows per task of GPTQ and of refinement, so that a block of the factor or the Hessian is read from the cache.
+pub(crate) const ROWS: usize = 32;
+
+/// Refines `quantized` in `options.refine` sweeps. `weights` `[rows, cols]` must be zero for dead inputs. `damp` is added to
+/// the diagonal of `hessian`.
 pub(crate) fn refine(
     quantized: &mut Quantized,
     weights: ArrayView2<'_, f32>,
@@ -27,7 +25,7 @@ pub(crate) fn refine(
     options: &Options,
 ) {
     let cols = weights.ncols();
-    // Rounding errors of f32 in what is left to gain matter as little as that.
+    // f32 is enough: its rounding errors are small beside the remaining gain.
     let hessian = by_rows(cols, cols, |i, j| (hessian[(i, j)] + if i == j { damp } else { 0.0 }) as f32);
     let drift = drift
         .filter(|_| options.gptaq_alpha != 0.0)
@@ -85,12 +83,12 @@ pub(crate) fn refine(
     quantized.loss = losses.iter().sum();
 }
 
-/// Inputs that share a scale.
+/// A group of inputs that share a scale.
 struct Group<'a> {
     columns: Vec<usize>,
-    /// Their rows of the Hessian `[columns, cols]`.
+    /// The group's rows of the Hessian `[columns, cols]`.
     rows: CowArray<'a, f32, Ix2>,
-    /// And of these their columns.
+    /// The group's rows and columns of the Hessian `[columns, columns]`.
     square: Array2<f64>,
 }
 
@@ -104,7 +102,7 @@ struct Piece<'a> {
 }
 
 impl Piece<'_> {
-    /// The scale `[rows, 1]` and the codes of one group in every row.
+    /// Updates the scale `[rows, 1]` and then the codes of one group in every row.
     fn visit(
         &mut self,
         group: &Group<'_>,

@@ -1,78 +1,28 @@
-//! [`Hessian`]: X^T X of a matrix's inputs over the calibration tokens; and how far these inputs have drifted from those
-//! of the float model.
-//!
-//! `pipeline.rs` has it made by `calibrate.rs`; `gptq.rs` reads it. [`HostSums`] adds it up on the CPU: products are f32
-//! over at most [`CHUNK`] tokens, sums between chunks f64.
+//! [`HostSums`]: the sums of a [`Hessian`] on the CPU. Products are f32 over at most 512 tokens; sums between these chunks are
+//! f64.
 
 use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
-use infer_core::ops::TokenWeights;
 use rayon::prelude::*;
-use serde::Serialize;
+use webgpu_kernels::gram::TokenWeights;
+
+use super::hessian::Hessian;
 
 /// Tokens whose products are summed in f32 before they are added to the f64 sum.
 const CHUNK: usize = 512;
 
-/// Columns that one task computes. Only those at or below the diagonal are.
+/// Columns per task. A task of the symmetric sum computes only entries at or below the diagonal.
 const BLOCK: usize = 128;
 
-/// Rows that are worth a thread's while, where little is done with each.
+/// Fewest rows per thread in elementwise loops.
 const ROWS: usize = 64;
 
-/// How much each calibration token counts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct TokenWeight {
-    /// Every token's input is divided by its root mean square first, so that each counts the same. In models with an
-    /// attention sink one token's activations are a hundred times larger than all others: unscaled, its one direction
-    /// is all that the Hessian sees of the sequence.
-    pub equal_norm: bool,
-    /// How much the first token of a window counts beyond the others, as a share of all tokens of the window. It is where
-    /// most heads look when they look at nothing, and one token in thousands.
-    pub first_token: f64,
-}
-
-impl TokenWeight {
-    /// Every token counts by the square of its activations: the plain squared error.
-    pub const PLAIN: TokenWeight = TokenWeight { equal_norm: false, first_token: 0.0 };
-
-    /// As the operations take it, for windows of `seq_len` tokens.
-    pub fn in_windows(self, seq_len: usize) -> TokenWeights {
-        let first = 1.0 + self.first_token * seq_len as f64;
-        TokenWeights { equal_norm: self.equal_norm, window: seq_len, first: first as f32 }
-    }
-}
-
-impl Default for TokenWeight {
-    fn default() -> TokenWeight {
-        TokenWeight { equal_norm: true, first_token: 0.0 }
-    }
-}
-
-/// What a matrix is quantized by.
-pub struct Hessian {
-    /// `2 / tokens * X^T X` `[cols, cols]`, both triangles. All zeros where no token was seen.
-    pub products: Mat<f64>,
-    /// `2 / tokens * (X_float - X)^T X`: entry `(i, j)` is how input `i` has drifted where input `j` is large. `None`
-    /// without float inputs, and where a device keeps it.
-    pub drift: Option<Mat<f64>>,
-    /// `2 / tokens * (S_float - S)^T X` `[rows, cols]`, where S is what the matrix's outputs are added to: how the residual
-    /// stream has drifted, as far as the inputs tell. `None` where nobody asked, and where a device keeps it.
-    pub stream_drift: Option<Mat<f64>>,
-}
-
-impl Hessian {
-    /// Of no token.
-    pub fn empty(cols: usize) -> Hessian {
-        Hessian { products: Mat::zeros(cols, cols), drift: None, stream_drift: None }
-    }
-}
-
-/// Sums that the CPU adds up.
+/// Sums of a [`Hessian`] in host memory.
 pub struct HostSums {
     weights: TokenWeights,
     tokens: usize,
-    /// The lower triangle in blocks of [`BLOCK`] columns: block `b` is column-major `[cols - b * BLOCK, width]`.
+    /// The lower triangle of X^T X in blocks of [`BLOCK`] columns: block `b` is column-major `[cols - b * BLOCK, width]`.
     blocks: Vec<Mat<f64>>,
-    /// `(X_float - X)^T X` in blocks of [`BLOCK`] columns `[cols, width]`; empty where there are no float inputs.
+    /// `(X_float - X)^T X` in blocks of [`BLOCK`] columns `[cols, width]`. Empty without float inputs.
     drift: Vec<Mat<f64>>,
     cols: usize,
     streams: Option<StreamSums>,
@@ -85,22 +35,22 @@ struct StreamSums {
 }
 
 impl HostSums {
-    /// No token seen yet. `with_drift`: the float model's inputs will come too.
+    /// All zero. With `with_drift`, every [`HostSums::add`] must get the float model's inputs.
     pub fn new(cols: usize, weights: TokenWeights, with_drift: bool) -> HostSums {
         let blocks = (0..cols).step_by(BLOCK).map(|start| Mat::zeros(cols - start, BLOCK.min(cols - start))).collect();
         let drift = if with_drift { whole_blocks(cols, cols) } else { Vec::new() };
         HostSums { weights, tokens: 0, blocks, drift, cols, streams: None }
     }
 
-    /// Sums also how what `rows` outputs are added to has drifted.
+    /// Allows [`HostSums::add_streams`] for a matrix of `rows` outputs.
     pub fn expect_streams(&mut self, rows: usize) {
         self.streams = Some(StreamSums { tokens: 0, blocks: whole_blocks(rows, self.cols) });
     }
 
-    /// Adds inputs `x` `[tokens, cols]` with what the outputs will be added to, in the model quantized so far and in the float
-    /// one, both `[tokens, rows]`; whole windows.
+    /// Adds inputs `x` `[tokens, cols]`, whole windows, with the residual streams that the outputs are added to: of the quantized
+    /// and of the float model, both `[tokens, rows]`.
     ///
-    /// Panics when nobody expects it.
+    /// Panics without [`HostSums::expect_streams`].
     pub fn add_streams(&mut self, x: &[f32], [stream, float]: [&[f32]; 2]) {
         let cols = self.cols;
         let mut sums = self.streams.take().expect("HostSums::add_streams: expected");
@@ -115,10 +65,10 @@ impl HostSums {
         self.streams = Some(sums);
     }
 
-    /// Adds the inputs `x`, and with them those that the float model has for the same tokens; both row-major
+    /// Adds the inputs `x`, and the float model's inputs for the same tokens if drift is summed. Both are row-major
     /// `[tokens, cols]`, whole windows.
     ///
-    /// Panics when `x` is not whole rows.
+    /// Panics if `x` is not whole rows.
     pub fn add(&mut self, x: &[f32], float: Option<&[f32]>) {
         let cols = self.cols;
         assert!(x.len().is_multiple_of(cols), "HostSums::add: {} values in rows of {cols}", x.len());
@@ -128,15 +78,15 @@ impl HostSums {
         let weighted = Chunks { values: &multiplied(x, &factors), cols };
         let drift = float.map(|float| multiplied_difference(float, x, &factors));
         let drift = Chunks { values: drift.as_deref().unwrap_or(&[]), cols };
-        // One task per block of either sum, each sequential: the sums do not depend on the number of threads. All of them at
-        // once, so that threads wait for each other once.
+        // One sequential task per block, so that sums do not depend on the number of threads. Both sums in one parallel
+        // iterator, so that threads synchronize once.
         let products = self.blocks.par_iter_mut().enumerate().map(|(b, sum)| (sum, weighted, [b * BLOCK; 2]));
         let drifts = self.drift.par_iter_mut().enumerate().map(|(b, sum)| (sum, drift, [0, b * BLOCK]));
         let all = drifts.chain(products).with_max_len(1);
         all.for_each(|(sum, left, starts)| add_chunks(sum.as_mut(), [left, weighted], starts));
     }
 
-    /// The root of what each token counts.
+    /// The square root of each token's weight.
     fn factors(&self, first_token: usize, x: &[f32]) -> Vec<f32> {
         let TokenWeights { equal_norm, window, first } = self.weights;
         let factor = |(t, row): (usize, &[f32])| {
@@ -146,7 +96,7 @@ impl HostSums {
         x.par_chunks_exact(self.cols).enumerate().with_min_len(ROWS).map(factor).collect()
     }
 
-    /// What they come to.
+    /// The Hessian: the sums times `2 / tokens`.
     pub fn finish(self) -> Hessian {
         let (cols, scale) = (self.cols, 2.0 / self.tokens.max(1) as f64);
         let products = Mat::from_fn(cols, cols, |i, j| {
@@ -162,7 +112,7 @@ impl HostSums {
     }
 }
 
-/// Sums `[rows, cols]` in blocks of [`BLOCK`] columns, all zero.
+/// Zero sums `[rows, cols]` in blocks of [`BLOCK`] columns.
 fn whole_blocks(rows: usize, cols: usize) -> Vec<Mat<f64>> {
     (0..cols).step_by(BLOCK).map(|start| Mat::zeros(rows, BLOCK.min(cols - start))).collect()
 }
@@ -174,7 +124,7 @@ struct Chunks<'a> {
     cols: usize,
 }
 
-/// Rows, each times its factor.
+/// Each row times its factor.
 fn multiplied(rows: &[f32], factors: &[f32]) -> Vec<f32> {
     let cols = rows.len() / factors.len();
     let mut products = vec![0.0; rows.len()];
@@ -183,7 +133,7 @@ fn multiplied(rows: &[f32], factors: &[f32]) -> Vec<f32> {
     products
 }
 
-/// Rows of `a - b`, each times its factor.
+/// `a - b`, each row times its factor.
 fn multiplied_difference(a: &[f32], b: &[f32], factors: &[f32]) -> Vec<f32> {
     let cols = a.len() / factors.len();
     let mut products = vec![0.0; a.len()];
@@ -194,7 +144,8 @@ fn multiplied_difference(a: &[f32], b: &[f32], factors: &[f32]) -> Vec<f32> {
     products
 }
 
-/// `sum += left^T right` of the columns from `starts` on, on one thread: products in f32 over [`CHUNK`] tokens.
+/// `sum += left^T right`, with the columns of both from `starts` on. Runs on the calling thread: f32 products over [`CHUNK`]
+/// tokens, added in f64.
 fn add_chunks(mut sum: MatMut<'_, f64>, [left, right]: [Chunks<'_>; 2], starts: [usize; 2]) {
     let (rows, width) = (sum.nrows(), sum.ncols());
     let mut product = vec![0f32; rows * width];
@@ -213,7 +164,7 @@ fn add_chunks(mut sum: MatMut<'_, f64>, [left, right]: [Chunks<'_>; 2], starts: 
     }
 }
 
-/// One for a row of zeros.
+/// `1 / rms(row)`; 1 for a row of zeros.
 fn root_mean_square_inverse(row: &[f32]) -> f32 {
     let mean_square = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / row.len() as f64;
     if mean_square > 0.0 { (1.0 / mean_square.sqrt()) as f32 } else { 1.0 }
@@ -222,8 +173,9 @@ fn root_mean_square_inverse(row: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TokenWeight;
 
-    /// More columns than one block, more tokens than one chunk, neither a multiple.
+    /// More columns than one block and more tokens than one chunk; neither is a multiple.
     const COLS: usize = BLOCK + 70;
     const TOKENS: usize = CHUNK + 100;
 
@@ -232,7 +184,7 @@ mod tests {
     }
 
     fn check(weight: TokenWeight, x: &[f32], factor: impl Fn(usize, &[f32]) -> f64) {
-        // In pieces of whole windows, as they come.
+        // In batches of whole windows, as in a run.
         let mut sums = HostSums::new(COLS, weight.in_windows(306), false);
         x.chunks(306 * COLS).for_each(|piece| sums.add(piece, None));
         let h = sums.finish().products;
@@ -248,25 +200,25 @@ mod tests {
     }
 
     #[test]
-    fn is_the_sum_of_products() {
+    fn products_are_summed_over_tokens() {
         check(TokenWeight::PLAIN, &inputs(), |_, _| 1.0);
     }
 
     #[test]
-    fn equal_norm_takes_the_size_of_a_token_away() {
+    fn equal_norm_divides_by_the_mean_square() {
         let mut large = inputs();
         large[..COLS].iter_mut().for_each(|v| *v *= 1000.0);
         check(TokenWeight::default(), &large, |_, row| 1.0 / mean_square(row));
     }
 
     #[test]
-    fn first_tokens_of_windows_count_more() {
+    fn first_tokens_of_windows_get_extra_weight() {
         let weight = TokenWeight { equal_norm: false, first_token: 0.05 };
         check(weight, &inputs(), |t, _| if t % 306 == 0 { 1.0 + 0.05 * 306.0 } else { 1.0 });
     }
 
     #[test]
-    fn drift_is_the_product_of_the_difference_with_the_inputs() {
+    fn drift_sums_differences_times_inputs() {
         let x = inputs();
         let float: Vec<f32> = x.iter().enumerate().map(|(i, v)| v + ((i * 31) % 17) as f32 / 100.0).collect();
         let mut sums = HostSums::new(COLS, TokenWeight::PLAIN.in_windows(TOKENS), true);

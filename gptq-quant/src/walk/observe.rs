@@ -1,9 +1,7 @@
-//! [`ObserveOps`]: wraps any [`Ops`] so that a decoder layer can be run from one matrix to another, and what goes into
-//! the last of them be seen.
+//! [`ObserveOps`]: wraps any [`Ops`] to run a decoder layer from one matrix to another and keep the inputs of the last.
 //!
-//! `pipeline.rs` walks a layer matrix by matrix: it needs the inputs of the first, quantizes it, then the inputs of the
-//! second as the quantized first makes them, and so on. The layer's code stays what it is; operations outside the part
-//! that is run compute nothing.
+//! The walk needs the inputs of a layer's first matrix, quantizes it, then needs the inputs of the second as the quantized first
+//! produces them, and so on. The decoder's code does not change. Operations outside the part that runs compute nothing.
 
 use std::rc::Rc;
 
@@ -16,18 +14,23 @@ use model_format::{Role, Weight, decoder_config};
 /// The part of a layer that a pass runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pass {
-    /// The first matrix to multiply with; those before it contribute nothing, because the residual stream has them
-    /// already. `None`: from the beginning.
+    /// The first matrix to multiply with. Earlier matrices are skipped, because the residual stream includes their effect.
+    /// `None`: from the beginning.
     pub start: Option<Role>,
-    /// The matrix whose input is kept; it and everything behind it contributes nothing. `None`: to the end.
+    /// The matrix whose input is kept. It and everything after it is skipped. `None`: to the end.
     pub stop: Option<Role>,
 }
 
-/// An activation, or the fact that this pass does not compute it.
+impl Pass {
+    /// The whole layer.
+    pub const WHOLE: Pass = Pass { start: None, stop: None };
+}
+
+/// An activation, or a mark that this pass does not compute it.
 pub enum Activation<T> {
-    /// Its value. Shared between the decoder and the observer.
+    /// The value. Shared between the decoder and the observer.
     Known(Rc<T>),
-    /// Outside the part that is run.
+    /// Outside the part that runs.
     Skipped,
 }
 
@@ -36,7 +39,7 @@ impl<T> Activation<T> {
         Activation::Known(Rc::new(value))
     }
 
-    /// The value. Panics where there is none.
+    /// The value. Panics if it was skipped.
     pub fn value(&self) -> &T {
         match self {
             Activation::Known(value) => value,
@@ -44,7 +47,7 @@ impl<T> Activation<T> {
         }
     }
 
-    /// The same, to have. Panics where there is none.
+    /// Moves the value out. Panics if it was skipped.
     pub fn known(self) -> Rc<T> {
         match self {
             Activation::Known(value) => value,
@@ -52,14 +55,14 @@ impl<T> Activation<T> {
         }
     }
 
-    /// Applies an operation in place, if there is something to apply it to.
+    /// Applies an operation in place, unless the value was skipped.
     fn change(&mut self, operation: impl FnOnce(&mut T)) {
         if let Activation::Known(value) = self {
-            operation(Rc::get_mut(value).expect("nobody observes what is still to be changed"));
+            operation(Rc::get_mut(value).expect("observed activations are never changed"));
         }
     }
 
-    /// Applies an operation, or passes on that there is nothing to apply it to.
+    /// Applies an operation. Skipped values give skipped results.
     fn then<U>(&self, operation: impl FnOnce(&T) -> U) -> Activation<U> {
         match self {
             Activation::Known(value) => Activation::new(operation(value)),
@@ -68,51 +71,52 @@ impl<T> Activation<T> {
     }
 }
 
-/// A matrix that knows its place.
+/// A matrix with its role in the layer.
 pub struct PlacedMatrix<M> {
     role: Role,
-    /// `None` where no pass multiplies with it.
+    /// `None` if no pass multiplies with it.
     matrix: Option<M>,
 }
 
 impl<M> PlacedMatrix<M> {
-    /// Stands for a matrix that no pass multiplies with.
+    /// A placeholder for a matrix that no pass multiplies with.
     pub fn absent(role: Role) -> PlacedMatrix<M> {
         PlacedMatrix { role, matrix: None }
     }
 }
 
-/// Operations that run a part of a layer and keep the input of the matrix where it ends.
+/// Operations that run a part of a layer and keep the input of the matrix at its end.
 ///
-/// Fused operations fall back to their plain meaning here, so that fusing hides no input.
+/// Fused operations fall back to their unfused defaults here, so that every matrix input passes through
+/// [`ObserveOps::linear`](Ops::linear).
 pub struct ObserveOps<O: Ops> {
     inner: O,
     pass: Pass,
-    /// The input of the first matrix, where it is not to be computed from the residual stream.
+    /// The input of the first matrix, if an earlier pass cached it.
     input: Option<Rc<O::Tensor>>,
     observed: Option<Rc<O::Tensor>>,
 }
 
 impl<O: Ops> ObserveOps<O> {
-    /// Runs on `inner`, everything until [`ObserveOps::begin`] says less.
+    /// Wraps `inner`. Runs whole layers until [`ObserveOps::begin`].
     pub fn new(inner: O) -> ObserveOps<O> {
-        ObserveOps { inner, pass: Pass { start: None, stop: None }, input: None, observed: None }
+        ObserveOps { inner, pass: Pass::WHOLE, input: None, observed: None }
     }
 
-    /// Sets the part that the next forward pass of a layer runs. `input` `[rows, cols]` is the input of its first matrix,
-    /// where that is known from an earlier pass.
+    /// Sets the part that the next forward pass of a layer runs. `input` `[rows, cols]`: the cached input of its first matrix, if
+    /// any.
     pub fn begin(&mut self, pass: Pass, input: Option<Rc<O::Tensor>>) {
         self.pass = pass;
         self.observed = None;
         self.input = input;
     }
 
-    /// The input that the pass ended at. Panics where it did not come there.
+    /// The input of the matrix at the end of the pass. Panics if the pass did not reach it.
     pub fn take_observed(&mut self) -> Rc<O::Tensor> {
-        self.observed.take().expect("the pass met the matrix that it was to stop at")
+        self.observed.take().expect("the pass reached its last matrix")
     }
 
-    /// The operations themselves.
+    /// The wrapped operations.
     pub fn inner(&mut self) -> &mut O {
         &mut self.inner
     }
@@ -213,7 +217,7 @@ impl<O: Ops> Ops for ObserveOps<O> {
     }
 
     fn add_assign(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) {
-        // A part that is skipped adds nothing.
+        // Skipped parts add nothing.
         if let Activation::Known(y) = y {
             x.change(|x| self.inner.add_assign(x, y));
         }

@@ -1,8 +1,7 @@
-//! [`Finishing`]: what there is to do with a matrix once it is solved, done on a thread of its own beside the next pass over
-//! the text: its report, and bringing it to the disk.
+//! [`PendingMatrix`]: a solved matrix that a thread reports and writes to disk during the next pass over the text.
 //!
-//! `pipeline.rs` begins one for each matrix and ends it before it solves the next, so that there is never more than one matrix
-//! that a process which is killed would lose.
+//! The walk spawns one for each matrix and waits for it before it solves the next. A killed process therefore loses one matrix at
+//! most.
 
 use std::{
     sync::Arc,
@@ -13,20 +12,25 @@ use std::{
 use faer::Mat;
 use model_format::Param;
 
-use crate::{MatrixReport, Options, Quantized, Result, Store, report::matrix::Sample, store::Writing};
+use crate::{
+    error::Result,
+    report::matrix::{MatrixReport, Sample},
+    solve::{options::Options, quantized::Quantized},
+    store::{Store, Writing},
+};
 
 /// A matrix that is solved and not in the store yet.
-pub(crate) struct Finishing {
+pub(super) struct PendingMatrix {
     param: Param,
     quantized: Arc<Quantized>,
-    /// `None` when it was waited for.
+    /// `None` once joined.
     thread: Option<JoinHandle<Result<MatrixReport>>>,
 }
 
-impl Finishing {
-    /// Begins with a matrix that took so long to solve. `sample` is of its weights, `products` is the Hessian, `writing` what the
-    /// store leaves to be done here.
-    pub(crate) fn begin(
+impl PendingMatrix {
+    /// Starts the thread. `sample`: rows of the float weights; `products`: the Hessian; `elapsed`: the time of the solution;
+    /// `writing`: the store's part of the work.
+    pub(super) fn spawn(
         param: &Param,
         quantized: Arc<Quantized>,
         sample: Sample,
@@ -34,7 +38,7 @@ impl Finishing {
         options: Options,
         elapsed: Duration,
         writing: Option<Writing>,
-    ) -> Finishing {
+    ) -> PendingMatrix {
         let (of_thread, codes) = (param.clone(), Arc::clone(&quantized));
         let work = move || {
             let report = MatrixReport::new(&of_thread, &sample, &codes, &products, &options);
@@ -42,20 +46,20 @@ impl Finishing {
             writing.map_or(Ok(()), |write| write())?;
             Ok(MatrixReport { elapsed, ..report })
         };
-        Finishing { param: param.clone(), quantized, thread: Some(thread::spawn(work)) }
+        PendingMatrix { param: param.clone(), quantized, thread: Some(thread::spawn(work)) }
     }
 
-    /// Waits for it, and hands it to the store.
-    pub(crate) fn end(mut self, store: &mut dyn Store) -> Result<MatrixReport> {
-        let thread = self.thread.take().expect("waited for once");
+    /// Waits for the thread, and hands the matrix to the store.
+    pub(super) fn store(mut self, store: &mut dyn Store) -> Result<MatrixReport> {
+        let thread = self.thread.take().expect("joined once");
         let report = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         store.add(&self.param, &self.quantized, &report)?;
         Ok(report)
     }
 }
 
-/// Nobody writes to a folder that another may have by then.
-impl Drop for Finishing {
+/// Waits for the thread, so that it never writes to a folder that this process has unlocked.
+impl Drop for PendingMatrix {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

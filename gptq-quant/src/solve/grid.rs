@@ -1,60 +1,62 @@
-//! [`Grid`]: the values that a quantized weight may take, and how a group's scale and zero are chosen.
+//! [`Grid`]: the values that a quantized weight may take, and the search for a group's scale and zero.
 //!
-//! `value = (code - zero) * scale` with `code` in `0 .. 2^bits`, as GPTQ checkpoints store it. `gptq.rs` rounds on this.
+//! `value = (code - zero) * scale` with `code` in `0 .. 2^bits`, as in GPTQ checkpoints.
 
 use half::f16;
 use model_format::QuantFormat;
 use serde::Serialize;
+
+use super::dialect::Dialect;
 
 /// The values that a quantized weight may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Grid {
     /// Bits per code, 2 to 8.
     pub bits: u32,
-    /// Inputs that share a scale; `None` for the whole row. The last group of a row may be shorter.
+    /// Inputs per scale; `None` for the whole row. The last group of a row may be shorter.
     pub group_size: Option<usize>,
-    /// Whether the zero is fixed in the middle of the codes.
+    /// True if the zero is the middle code of every group.
     pub sym: bool,
 }
 
-/// How the scale of a group is chosen, and its zero where that is not fixed.
+/// How to choose the scale of a group, and its zero on an asymmetric grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub enum ScaleSearch {
     /// By the range of the weights.
     Range,
-    /// Of this range and 79 shrunken ones, the one that leaves the least sum of the weights' errors to the power of 2.4:
-    /// `mse` of GPTQ's tools.
+    /// By this range or one of 79 shrunken ones: the range with the smallest sum of `|error|^2.4`. `mse` of GPTQ's tools.
     Mse,
-    /// The least squared error, that of each weight multiplied by its entry in the Hessian's diagonal. Symmetric scales
-    /// may be negative, so that all codes are of use.
+    /// The smallest sum of `error^2 * H_kk`, with the Hessian's diagonal. Symmetric scales may be negative, so that the side with
+    /// one more code can hold the largest weight.
     #[default]
     Hessian,
 }
 
-/// What a scale is rounded to when it is chosen.
+/// The rounding of a scale when it is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ScaleRounding {
-    /// Nothing: it will be rounded when the codes are there.
+    /// None. Scales are rounded after the codes are chosen.
     Later,
-    /// f16.
+    /// To f16.
     F16,
-    /// An f16 number of so few significant bits that f16 holds every value too.
+    /// To an f16 number with few enough significant bits that every value is exact in f16 too.
     CoarseF16,
 }
 
 /// Scale and zero of one group.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupParams {
-    /// Distance of two codes. Negative where the code below the middle's mirror image is worth more on the other side.
+    /// The difference between two neighboring values. May be negative on a symmetric grid.
     pub scale: f64,
     /// The code of zero.
     pub zero: f64,
 }
 
 impl Grid {
-    /// The grid whose checkpoints turn into `format` without loss; `None` for a format without codes.
+    /// The grid whose checkpoints convert into `format` without loss. `None` for a format without codes.
     ///
-    /// A group format means `(n - max_int) * s`; with code `2^bits - 1 - n` and scale `-s` that is a symmetric GPTQ grid.
+    /// A group format stores `n` for `(n - max_int) * s`. Code `2^bits - 1 - n` and scale `-s` on a symmetric GPTQ grid give the
+    /// same value.
     pub fn of_format(format: &QuantFormat) -> Option<Grid> {
         let group = format.group()?;
         Some(Grid { bits: group.bits as u32, group_size: Some(group.group_size), sym: true })
@@ -80,23 +82,23 @@ impl Grid {
         cols.div_ceil(self.group_len(cols))
     }
 
-    /// The nearest code, halves to even.
+    /// The nearest code; ties round to even.
     #[inline]
     pub fn code(&self, weight: f64, params: GroupParams) -> u8 {
         (round_ties_even(weight / params.scale) + params.zero).clamp(0.0, f64::from(self.max_code())) as u8
     }
 
-    /// What a code stands for.
+    /// The value of a code.
     #[inline]
     pub fn value(&self, code: u8, params: GroupParams) -> f64 {
         (f64::from(code) - params.zero) * params.scale
     }
 
-    /// The scale and the zero with the least squared error of `weights`, each counted `importance` times.
+    /// The scale and zero with the smallest sum of `importance * error^2` over `weights`, among 8 shrinkages of each candidate.
     ///
-    /// Symmetric candidates put the largest weight on the outermost code (there is one more on the negative side, and
-    /// the scale's sign says which side that is) or use both sides alike, then shrink; those that are not `signed` use both
-    /// sides alike and are positive. Asymmetric ones shrink the range.
+    /// Symmetric candidates map the largest weight to the outermost code of the longer side (the scale's sign chooses which side
+    /// that is) or of the shorter side, with either sign. Without `signed`, only the shorter side with a positive scale.
+    /// Asymmetric candidates map the range of the weights to all codes.
     pub fn search_params(
         &self,
         weights: &[f32],
@@ -126,32 +128,35 @@ impl Grid {
                 consider(largest * shrink / (middle - 1.0), None);
                 consider(-largest * shrink / (middle - 1.0), None);
             } else {
-                // Zero 0 is left out: version 1 of the format stores zeros minus one, and its readers disagree on -1.
+                // No zero of 0: version 1 of the format stores zero - 1, and its readers disagree about -1.
                 consider((highest - lowest) * shrink / max_code, Some(lowest * shrink));
             }
         }
         best.1
     }
 
-    /// The nearest scale that f16 holds, with `values_in_f16` the nearest whose values it holds too.
+    /// The nearest f16 scale. With `values_in_f16`, the nearest one whose values are exact in f16 too.
     pub fn round_scale(&self, scale: f64, values_in_f16: bool) -> f64 {
         let scale = scale as f32;
         let bits = self.bits - u32::from(self.sym);
         f64::from(if values_in_f16 { to_coarse_f16(scale, bits) } else { to_f16(scale) })
     }
 
-    /// Scale and zero by the range of `weights`, as gptq.py's `find_params` has them; with `mse` by its search.
-    ///
-    /// With `gptq_py` a symmetric group without negative weights keeps 0 as its lowest value, as it does there, and loses
-    /// half of its codes.
-    pub fn range_params(&self, weights: &[f64], mse: bool, gptq_py: bool) -> GroupParams {
+    /// Scale and zero by the range of `weights`, in full precision. With `mse`, by [`ScaleSearch::Mse`].
+    pub fn range_params(&self, weights: &[f64], mse: bool) -> GroupParams {
+        self.range_params_in(Dialect::Own, weights, mse)
+    }
+
+    /// [`Grid::range_params`] of a dialect. In gptq.py, a symmetric group without negative weights has 0 as its lowest value and
+    /// uses half of the codes.
+    pub(crate) fn range_params_in(&self, dialect: Dialect, weights: &[f64], mse: bool) -> GroupParams {
         const STEPS: u32 = 80; // `maxshrink` of `grid`
         const NORM: f64 = 2.4;
         let mut lowest = weights.iter().fold(0f64, |m, &w| m.min(w));
         let mut highest = weights.iter().fold(0f64, |m, &w| m.max(w));
         if self.sym {
             highest = highest.max(-lowest);
-            if lowest < 0.0 || !gptq_py {
+            if lowest < 0.0 || dialect == Dialect::Own {
                 lowest = -highest;
             }
         }
@@ -183,20 +188,20 @@ impl Grid {
 
     fn rounded(&self, scale: f64, rounding: ScaleRounding) -> f64 {
         match rounding {
-            // A scale of zero would divide.
+            // 0 becomes 1: the search divides by the scale.
             ScaleRounding::Later => scale + f64::from(u8::from(scale == 0.0)),
             ScaleRounding::F16 => self.round_scale(scale, false),
             ScaleRounding::CoarseF16 => self.round_scale(scale, true),
         }
     }
 
-    /// The nearest params that every checkpoint can hold: the scale rounded, and of version 1 no zero of 0.
+    /// The nearest params that every checkpoint can store: the scale rounded, and a zero of at least 1 for version 1.
     pub fn storable(&self, params: GroupParams, rounding: ScaleRounding) -> GroupParams {
         GroupParams { scale: self.rounded(params.scale, rounding), zero: params.zero.max(1.0) }
     }
 }
 
-/// The nearest f16 that a scale can be: not zero, not infinite.
+/// The nearest f16 that is neither zero nor infinite.
 fn to_f16(scale: f32) -> f32 {
     let rounded = f16::from_f32(scale);
     if rounded.to_bits() & 0x7fff == 0 {
@@ -205,20 +210,20 @@ fn to_f16(scale: f32) -> f32 {
     rounded.to_f32().clamp(f16::MIN.to_f32(), f16::MAX.to_f32())
 }
 
-/// The nearest f16 whose products with numbers of `bits` bits are exact in f16.
+/// The nearest f16 whose products with integers of `bits` bits are exact in f16.
 fn to_coarse_f16(scale: f32, bits: u32) -> f32 {
     let largest = 32_768.0 / (1u32 << bits) as f32;
     let rounded = f16::from_f32(scale.clamp(-largest, largest)).to_bits();
     let (sign, size) = (rounded & 0x8000, rounded & 0x7fff);
-    // A carry goes into the exponent, as it should.
+    // A carry out of the mantissa correctly increments the exponent.
     let size = (size + (1 << (bits - 1))) >> bits << bits;
     f16::from_bits(sign | size.max(1 << bits)).to_f32()
 }
 
-/// Sum of `importance * (weight - nearest value)^2`, where values are `scale` times the integers `lowest ..= highest`.
+/// Sum of `importance * (weight - nearest value)^2`. The values are `scale` times the integers `lowest ..= highest`.
 fn squared_error(weights: &[f32], importance: &[f32], scale: f32, lowest: f32, highest: f32) -> f32 {
     let inverse = 1.0 / scale;
-    // Several sums, so that the compiler may use vectors.
+    // Eight partial sums, so that the compiler can vectorize.
     let mut sums = [0f32; 8];
     let mut add = |lane: usize, weight: f32, importance: f32| {
         let multiple = round_ties_even_f32((weight * inverse).max(lowest).min(highest));
@@ -237,15 +242,15 @@ fn squared_error(weights: &[f32], importance: &[f32], scale: f32, lowest: f32, h
     sums.iter().sum()
 }
 
-/// `f64::round_ties_even` as additions, which every x86-64 does in vectors; exact for what codes can be.
+/// `f64::round_ties_even` by two additions, which vectorize on every x86-64. Exact up to 1e9.
 #[inline]
 fn round_ties_even(x: f64) -> f64 {
     const MAGIC: f64 = 1.5 * (1u64 << 52) as f64;
-    // Beyond this range every caller clamps.
+    // Every caller clamps to a smaller range.
     (x.clamp(-1e9, 1e9) + MAGIC) - MAGIC
 }
 
-/// The same in f32.
+/// [`round_ties_even`] in f32. Exact up to 1e6.
 #[inline]
 fn round_ties_even_f32(x: f32) -> f32 {
     const MAGIC: f32 = 1.5 * (1u32 << 23) as f32;
@@ -260,7 +265,7 @@ mod tests {
     const ASYM4: Grid = Grid { bits: 4, group_size: Some(32), sym: false };
 
     #[test]
-    fn rounds_halves_to_even() {
+    fn rounds_ties_to_even() {
         for x in [0.5, 1.5, 2.5, -0.5, -1.5, 0.49999999999999994, 7.5, -3.2, 1e300, -1e300] {
             assert_eq!(round_ties_even(x), x.round_ties_even().clamp(-1e9, 1e9), "{x}");
             let x = x as f32;
@@ -279,14 +284,14 @@ mod tests {
     #[test]
     fn uses_all_sixteen_codes() {
         check_exact(SYM4, [-8, -3, 0, 1, 2, 5, 6, 7], 0.25);
-        // The eighth multiple on the positive side needs a negative scale.
+        // 8 on the positive side needs a negative scale.
         check_exact(SYM4, [8, 3, 0, -1, -2, -5, -6, -7], 0.25);
         check_exact(SYM4, [7, 3, 0, -1, -2, -5, -6, -7], 0.25);
         check_exact(ASYM4, [14, 3, 0, -1, 2, 5, 6, 7], 0.25);
     }
 
     #[test]
-    fn awkward_groups_have_usable_params() {
+    fn extreme_groups_get_finite_nonzero_scales() {
         for grid in [SYM4, ASYM4] {
             for weights in [[0.0f32; 8], [1e-9; 8], [3e38; 8], [5.0; 8], [-5.0; 8]] {
                 let params = grid.search_params(&weights, &[1.0; 8], true, ScaleRounding::F16);
@@ -299,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn importance_decides_which_weight_is_kept() {
+    fn important_weights_get_the_smaller_error() {
         let weights = [1.0f32, 0.137, 0.137, 0.137];
         let of = |importance: &[f32; 4]| {
             let params = SYM4.search_params(&weights, importance, true, ScaleRounding::F16);

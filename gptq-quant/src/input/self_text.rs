@@ -1,11 +1,10 @@
-//! Calibration text that the model writes itself, where no other can be had.
+//! Calibration text that the model writes itself, for runs without other text.
 //!
-//! Every window begins with the tokens that the model's tokenizer puts before a text (BOS), if any. Half of the windows are
-//! what the model makes of a conversation: its template up to the place where the user would
-//! speak, and from there everything is the model's own, the user's part too. The other half begins with some token of
-//! the vocabulary and goes on as it likes, in whatever language, prose or code that leads to. Tokens are drawn from all that the
-//! model has, at a temperature of 1 or somewhat above: what matters is how varied its text is, not how good. A share of the windows
-//! is no text at all, but tokens at random: inputs that the model's own text never has.
+//! Every window begins with the tokenizer's prefix tokens (BOS), if any. Half of the windows continue the chat template up to the
+//! user's first word; the model writes both sides of the conversation. The other half continue a random token of the vocabulary,
+//! in any language, as prose or code. Tokens are sampled from the whole distribution at a temperature of 1 or slightly above,
+//! because variety matters more than quality. A share of the windows is random tokens instead, which give inputs that the
+//! model's own text never produces.
 
 use calib_data::TokenWindows;
 use infer_core::{
@@ -17,37 +16,42 @@ use infer_core::{
 use model_format::{Checkpoint, DecoderConfig};
 use rayon::prelude::*;
 
-use crate::{Error, HeadInputs, Progress, Result, Store, TokenWeight};
+use crate::{
+    error::{Error, Result},
+    progress::Progress,
+    solve::{head_inputs::HeadInputs, hessian::TokenWeight},
+    store::Store,
+};
 
-/// Most windows that are written at the same time: more make a step slower than they save steps.
+/// Windows written at the same time. More slow down each step by more than they save.
 const BATCH: usize = 64;
 
-/// Bytes that the keys and values of these may take.
+/// Most bytes of keys and values of a batch.
 const CACHE_MEMORY: usize = 768 << 20;
 
-/// Most rows of a step, where it has more than one window.
+/// Most rows of a step with more than one window.
 const ROWS: usize = 2048;
 
-/// What to write.
+/// The text to write.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SelfText<'a> {
-    /// Windows.
+    /// Number of windows.
     pub samples: usize,
     /// Tokens per window.
     pub seq_len: usize,
-    /// What each window begins with: [`Tokenizer::prefix`], or nothing.
+    /// The first tokens of each window: [`Tokenizer::prefix`], or empty.
     pub prefix: &'a [u32],
-    /// Two runs with the same seed write the same.
+    /// The same seed gives the same text.
     pub seed: u64,
-    /// 1 for the model's own distribution; less for what is likelier.
+    /// Sampling temperature: 1 for the model's own distribution, less to favor likely tokens.
     pub temperature: f32,
-    /// The share of windows that hold tokens of the vocabulary at random instead.
+    /// The share of windows with random tokens.
     pub random: f64,
-    /// How much each token counts in the products of the head's inputs, where these are wanted.
+    /// Token weights for summing the head's inputs; `None` to skip that.
     pub head: Option<TokenWeight>,
 }
 
-/// Lets the model of `checkpoint` write calibration text. What `store` has of it already is not written again.
+/// Writes calibration text with the model of `checkpoint`. Continues after the windows that `store` has.
 pub async fn write_windows<O: Ops>(
     mut ops: O,
     checkpoint: &dyn Checkpoint,
@@ -69,7 +73,7 @@ pub async fn write_windows<O: Ops>(
 
     let kv_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let batch = (CACHE_MEMORY / (kv_bytes * text.seq_len)).clamp(1, BATCH);
-    // A batch is written or not, so that as many are to come as if nothing had been there.
+    // The store receives whole batches, so a resumed run has the same batches as an uninterrupted one.
     for beginnings in beginnings[windows.len()..].chunks(batch) {
         let mut writers = Vec::with_capacity(beginnings.len());
         for tokens in beginnings {
@@ -105,19 +109,19 @@ pub async fn write_windows<O: Ops>(
 /// One window being written.
 struct Writer<O: Ops> {
     tokens: Vec<u32>,
-    /// The head's inputs `[tokens, hidden_size]` so far, where they are wanted.
+    /// The head's inputs `[tokens, hidden_size]` so far, if they are summed.
     head_inputs: Vec<f32>,
     cache: KvCache<O>,
     sampler: Sampler,
 }
 
-/// One token more for each window that is not full.
+/// Writes one more token for each incomplete window.
 async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText<'_>) -> Result<()> {
     let mut rows = 0;
     let mut open = Vec::with_capacity(writers.len());
     for writer in writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len) {
         let new = writer.tokens.len() - writer.cache.len();
-        // A long beginning waits for a step that has room for it.
+        // A long beginning waits for a step with enough rows.
         if rows == 0 || rows + new <= ROWS {
             rows += new;
             open.push(writer);
@@ -147,7 +151,7 @@ async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O
         }
     }
     let mut logits = ops.read(&logits).await?;
-    // The caches need not be sent between threads.
+    // Only tokens and samplers go to other threads; caches need not be `Send`.
     let mut choices: Vec<_> = open.into_iter().map(|writer| (&mut writer.tokens, &mut writer.sampler)).collect();
     choices.par_iter_mut().zip(logits.par_chunks_exact_mut(decoder.config().vocab_size)).for_each(
         |((tokens, sampler), logits)| {
@@ -158,7 +162,7 @@ async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O
     Ok(())
 }
 
-/// How each window begins: conversations and single tokens in turn, behind the prefix.
+/// The beginning of each window: prefix tokens, then in turn a conversation or a single token.
 fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfText<'_>) -> Result<Vec<Vec<u32>>> {
     let files = checkpoint.companion_files()?;
     let tokenizer = Tokenizer::from_files(&files, &checkpoint.location())?;
@@ -169,10 +173,10 @@ fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfTex
     let is_text = |id: &u32| (*id as usize) < tokenizer.vocab_size() && !tokenizer.is_control(*id);
     let words: Vec<u32> = (0..config.vocab_size as u32).filter(is_text).collect();
     if words.is_empty() {
-        return Err(Error::MissingFile { location: checkpoint.location(), file: "token that is text" });
+        return Err(Error::MissingFile { location: checkpoint.location(), file: "text token" });
     }
     let behind_prefix = |tokens: &[u32]| [text.prefix, tokens].concat();
-    // Most templates write BOS themselves.
+    // Most templates include BOS.
     let conversation = conversation.map(|tokens| match tokens.starts_with(text.prefix) {
         true => tokens,
         false => behind_prefix(&tokens),
@@ -180,7 +184,7 @@ fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfTex
     let random_before = |i: usize| (i as f64 * text.random) as usize;
     let word = |n: u64| words[(n % words.len() as u64) as usize];
     let beginnings = (0..text.samples).map(|i| match &conversation {
-        // The model adds the last of its tokens, so that it is run like the others.
+        // The model writes the last token, so that these windows run like the others.
         _ if random_before(i + 1) > random_before(i) => {
             let own = seed(text.seed, i);
             let own_words = (1..text.seq_len.saturating_sub(text.prefix.len()).max(2)).map(|t| word(seed(own, t)));
@@ -192,7 +196,7 @@ fn beginnings(checkpoint: &dyn Checkpoint, config: &DecoderConfig, text: SelfTex
     Ok(beginnings.collect())
 }
 
-/// The tokens of a conversation before the user's first word; `None` where the template refuses a lone user.
+/// The tokens of a conversation before the user's first word; `None` if the template rejects a conversation of one user message.
 fn before_the_user(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<Vec<u32>> {
     let encode = |word: &str| template.encode(tokenizer, &[Message::user(word)], false).ok();
     let (one, other) = (encode("Hello")?, encode("12")?);
@@ -200,7 +204,7 @@ fn before_the_user(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<Vec
     (common > 0).then(|| one[..common].to_vec())
 }
 
-/// A seed for window `i`: SplitMix64, so that neighbours have nothing in common.
+/// A seed for window `i` by SplitMix64, so that neighboring windows are independent.
 fn seed(seed: u64, i: usize) -> u64 {
     let mut z = seed.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

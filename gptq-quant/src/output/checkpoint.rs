@@ -1,8 +1,7 @@
-//! [`CheckpointWriter`]: the quantized model as AutoGPTQ, GPTQModel and vLLM read it.
+//! [`CheckpointWriter`]: writes the quantized model for AutoGPTQ, GPTQModel and vLLM.
 //!
-//! The program opens one before it starts, so that an output folder that cannot be written ends the run at once and not
-//! after an hour. Matrices go to disk as they come, each in a file of its own that outlives the process, and at the end
-//! into the one that readers look for.
+//! The program opens it before the long work, so that an unusable output folder fails at once. Each finished matrix goes to a
+//! file of its own, which survives the process. At the end all are joined into the file that readers load.
 
 use std::{
     collections::HashMap,
@@ -11,67 +10,67 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use half::f16;
 use model_format::{
-    Checkpoint, DecoderConfig, Dtype, HostTensor, Param, Role, TensorInfo,
+    Checkpoint, Dtype, HostTensor, Param, TensorInfo,
     checkpoint::{SafetensorsWriter, check_float, missing_param, read_float, read_param},
     gptq::GptqConfig,
     staging::{Finished, Staging, difference},
 };
-use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use super::{
+    folder::{LAYOUT, QUANTIZER, WEIGHTS, is_replaced, stage},
+    tensors::{Announced, PartialCheckpoint, announce, is_float, pack, to_f16},
+};
 use crate::{
-    Error, HeadInputs, MatrixReport, Quantized, Result, Run, Settings, Store,
-    output::{LAYOUT, QUANTIZER, WEIGHTS, is_replaced, stage},
-    quantized_params,
-    store::Writing,
+    error::{Error, Result},
+    input::source::unquantized_config,
+    report::matrix::MatrixReport,
+    run::Run,
+    settings::{Settings, quantized_params},
+    solve::{head_inputs::HeadInputs, quantized::Quantized},
+    store::{Store, Writing},
 };
 
-/// How the names of files end that are only there until the checkpoint is whole.
+/// The suffix of files that exist only until the checkpoint is complete.
 const PART: &str = ".part";
 
 /// The fields of config.json that name the number type of unquantized weights.
 const DTYPE_FIELDS: [&str; 2] = ["torch_dtype", "dtype"];
 
-/// The name, number type and shape of a tensor that is to come.
-type Announced = (String, Dtype, Vec<usize>);
-
-/// A GPTQ checkpoint being written. What is finished when this is dropped stays for a process that
-/// [goes on](CheckpointWriter::resume); nothing of it bears the name that a reader would look for.
+/// A GPTQ checkpoint being written. If it is dropped before [`CheckpointWriter::finish`], finished matrices stay on disk for
+/// [`CheckpointWriter::resume`], under names that no reader loads.
 pub struct CheckpointWriter<'a> {
     source: &'a dyn Checkpoint,
     config: GptqConfig,
-    /// config.json as it will be.
+    /// The final config.json.
     config_json: Value,
     folder: PathBuf,
     staging: Option<Staging>,
-    /// Tensors that stay as they are.
+    /// Tensors that are not quantized.
     kept: Vec<Announced>,
-    /// Those of each quantized parameter, by its name.
+    /// Tensors of each quantized parameter, by the parameter's name.
     parts: HashMap<String, Vec<Announced>>,
-    /// What is there, in the order in which it came: by parameter's name, and text.
+    /// Journaled files, in the order of writing: one per parameter, and calibration text.
     finished: Vec<Finished>,
-    /// What another thread has brought to the disk, and no journal tells of yet.
+    /// Files that another thread has written and that are not in the journal yet.
     prepared: Arc<Mutex<Vec<Finished>>>,
-    /// Files that go with the checkpoint.
+    /// Additional files, by name.
     attached: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl<'a> CheckpointWriter<'a> {
-    /// Begins `folder`, and finds out whether all of `source` can be written: what is not to be quantized in f16, but for
-    /// integers.
+    /// Opens `folder` and checks that all of `source` can be written. Tensors that are not quantized are written in f16, integers
+    /// unchanged. The embedding table and the head of [`Settings::quantize_ends`] are written as f16 values, because GPTQ's format
+    /// has no codes for them.
     ///
-    /// The folder must be absent, empty, or hold nothing but what an earlier run wrote, which stays as it is until this one is
-    /// finished.
-    ///
-    /// Of the embedding table and the head, where they are to be quantized, it holds the values in f16: GPTQ's formats have
-    /// no codes for them.
+    /// The folder must be absent, empty, or hold only an earlier output of this program. The earlier output stays until
+    /// [`CheckpointWriter::finish`].
     pub fn create(source: &'a dyn Checkpoint, folder: &Path, settings: &Settings) -> Result<CheckpointWriter<'a>> {
         CheckpointWriter::create_over(source, folder, settings, false)
     }
 
-    /// The same; with `overwrite` the folder may also hold a GPTQ checkpoint of another program, whose files this one replaces.
+    /// [`CheckpointWriter::create`]. With `overwrite`, also replaces a GPTQ checkpoint of another program.
     pub fn create_over(
         source: &'a dyn Checkpoint,
         folder: &Path,
@@ -94,7 +93,7 @@ impl<'a> CheckpointWriter<'a> {
                     continue;
                 }
                 let config = config.of_module(part.module())?;
-                announced.extend(part_tensors(&config, part.module(), part.rows, param.shape[1])?);
+                announced.extend(announce(&config, part.module(), part.rows, param.shape[1])?);
             }
             parts.insert(param.name, announced);
         }
@@ -136,8 +135,8 @@ impl<'a> CheckpointWriter<'a> {
         Ok(writer)
     }
 
-    /// Goes on with what `run` has left in the folder, if it was ended; refuses where another has left something, unless
-    /// `anew`. Without this call a run that is interrupted leaves nothing.
+    /// Continues an interrupted `run` in the folder, or discards it with `anew`. Without this call, an interrupted run leaves
+    /// nothing. Errors: [`Error::OtherRun`] if the folder holds another interrupted run.
     pub fn resume(&mut self, run: &Run, anew: bool) -> Result<()> {
         let staging = self.staging.as_mut().expect("open until finished");
         if let Some(left) = staging.left()
@@ -155,13 +154,13 @@ impl<'a> CheckpointWriter<'a> {
         Ok(())
     }
 
-    /// Whether the folder holds what `run` would write. What it left when it was ended after that is cleared away.
+    /// True if the folder holds the finished output of `run`. Removes its remaining temporary files.
     pub fn is_made(&mut self, run: &Run) -> Result<bool> {
         let Ok(json) = fs::read(self.folder.join("config.json")) else { return Ok(false) };
         let config: Value = serde_json::from_slice(&json).unwrap_or_default();
         let is_made = config["quantization_config"]["meta"]["run"] == run.id();
         let staging = self.staging.as_mut().expect("open until finished");
-        // A journal may be gone before what it tells of is, or be the empty one of clearing away.
+        // A process killed during cleanup can leave an empty journal, or files without a journal.
         let is_ours = |left: String| left.is_empty() || run.difference(&left).is_none();
         if is_made && staging.left().is_none_or(is_ours) {
             staging.resume("")?;
@@ -169,8 +168,7 @@ impl<'a> CheckpointWriter<'a> {
         Ok(is_made)
     }
 
-    /// The first step that computes something else now than when the checkpoint in the folder was made: its name, its number
-    /// then and now.
+    /// The first step whose algorithm changed since the checkpoint in the folder was made: its name, its number then and now.
     pub fn changed_step(&self, run: &Run) -> Option<(String, String, String)> {
         let json = fs::read(self.folder.join("config.json")).ok()?;
         let config: Value = serde_json::from_slice(&json).ok()?;
@@ -178,23 +176,23 @@ impl<'a> CheckpointWriter<'a> {
         difference("steps", &Value::Object(steps.clone()), run.steps())
     }
 
-    /// What was reported of the matrices that are done.
+    /// The reports of the finished matrices.
     pub fn reports(&self) -> impl Iterator<Item = MatrixReport> {
         let of_matrices = self.finished.iter().filter(|file| self.parts.contains_key(param_of(&file.name)));
         of_matrices.filter_map(|file| serde_json::from_value(file.note.clone()).ok())
     }
 
-    /// Adds a file that goes with the checkpoint.
+    /// Adds a file to the output.
     pub fn attach(&mut self, name: &'static str, content: Vec<u8>) {
         self.attached.push((name, content));
     }
 
-    /// Puts everything in its place: the tokenizer's and other files, the weights, and config.json at the end.
+    /// Completes the output: the weights, the tokenizer's and other files, and config.json last.
     pub fn finish(mut self) -> Result<()> {
         let mut staging = self.staging.take().expect("open until finished");
         let done = self.write_all(&mut staging);
         if done.is_err() {
-            // Matrices took long, and what is missing is not theirs.
+            // Keep the matrices: they took long, and a later run can complete the output.
             staging.keep();
             return done;
         }
@@ -233,7 +231,7 @@ impl<'a> CheckpointWriter<'a> {
         self.finished.iter().find(|file| file.name.ends_with(PART) && param_of(&file.name) == param)
     }
 
-    /// Tensors of a file of one parameter.
+    /// Reads the tensors of one parameter's file.
     fn read_part(&self, staging: &Staging, name: &str, tensors: &[Announced]) -> Result<Vec<(TensorInfo, Vec<u8>)>> {
         let path = staging.temporary(name);
         let content = fs::read(&path);
@@ -243,7 +241,7 @@ impl<'a> CheckpointWriter<'a> {
         let mut parts = Vec::with_capacity(tensors.len());
         for (name, dtype, shape) in tensors {
             let len = shape.iter().product::<usize>() * dtype.size();
-            let (bytes, after) = rest.split_at_checked(len).expect("the journal vouches for the file's length");
+            let (bytes, after) = rest.split_at_checked(len).expect("the journal has checked the file's length");
             rest = after;
             let info = TensorInfo {
                 name: name.clone(),
@@ -256,7 +254,7 @@ impl<'a> CheckpointWriter<'a> {
         Ok(parts)
     }
 
-    /// Calibration text that the model has written, file by file, with what went into the head.
+    /// The calibration text that the model wrote, file by file, with the sums of the head's inputs.
     fn texts(&self) -> Result<Vec<(Vec<Vec<u32>>, Option<HeadInputs>)>> {
         let staging = self.staging.as_ref().expect("open until finished");
         let read = |file: &Finished| {
@@ -271,7 +269,7 @@ impl<'a> CheckpointWriter<'a> {
         self.finished.iter().filter(|file| file.name.starts_with(TEXT)).map(read).collect()
     }
 
-    /// A file that is complete, with what is to be known of it.
+    /// Writes a file and journals it with a note.
     fn add_part<'b>(&mut self, name: String, pieces: impl Iterator<Item = &'b [u8]>, note: Value) -> Result<()> {
         let staging = self.staging.as_mut().expect("open until finished");
         let mut file = staging.create(&name)?;
@@ -281,14 +279,14 @@ impl<'a> CheckpointWriter<'a> {
         self.note(Finished { note, ..file.finish()? })
     }
 
-    /// Tells the journal of a file.
+    /// Journals a file.
     fn note(&mut self, finished: Finished) -> Result<()> {
         self.staging.as_mut().expect("open until finished").finished(&finished)?;
         self.finished.push(finished);
         Ok(())
     }
 
-    /// A tensor that stays as it is.
+    /// A tensor that is not quantized.
     fn kept_tensor(&self, name: &str) -> Result<HostTensor<'_>> {
         let info = self.source.info(name).expect("a tensor of the source");
         if !is_float(info.dtype) {
@@ -298,13 +296,13 @@ impl<'a> CheckpointWriter<'a> {
         to_f16(name, info.shape.clone(), &values)
     }
 
-    /// Refuses a disk without room for the checkpoint and the files that it is put together from.
+    /// Checks that the disk has room for the checkpoint and its temporary files. Errors: [`Error::NoSpace`].
     fn check_space(&self) -> Result<()> {
         let bytes = |tensors: &mut dyn Iterator<Item = &Announced>| -> u64 {
             tensors.map(|(_, dtype, shape)| (shape.iter().product::<usize>() * dtype.size()) as u64).sum()
         };
         let needed = 2 * bytes(&mut self.parts.values().flatten()) + bytes(&mut self.kept.iter());
-        // Where the system does not say, it is found out by writing.
+        // If the system does not report the free space, a write may still fail later.
         match fs4::available_space(&self.folder) {
             Ok(available) if available < needed => {
                 Err(Error::NoSpace { folder: self.folder.clone(), needed, available })
@@ -320,7 +318,7 @@ impl Store for CheckpointWriter<'_> {
         let staging = self.staging.as_ref().expect("open until finished");
         let tensors = self.read_part(staging, &file.name, &self.parts[&param.name])?;
         let (infos, bytes) = tensors.into_iter().unzip();
-        let part = Part { config_json: self.config_json.to_string(), infos, bytes };
+        let part = PartialCheckpoint { config_json: self.config_json.to_string(), infos, bytes };
         Ok(Some(read_param(&part, param)?))
     }
 
@@ -371,7 +369,7 @@ impl Store for CheckpointWriter<'_> {
     }
 }
 
-/// What a run leaves when it is ended stays, if there is a journal of it.
+/// Keeps the files of an interrupted run that has a journal.
 impl Drop for CheckpointWriter<'_> {
     fn drop(&mut self) {
         if let Some(staging) = &mut self.staging {
@@ -380,131 +378,17 @@ impl Drop for CheckpointWriter<'_> {
     }
 }
 
-/// How names of files of calibration text begin; no parameter is called so.
+/// The prefix of calibration text files. No parameter has such a name.
 const TEXT: &str = "calibration-text-";
 
-/// The file of a parameter.
+/// The file name of a parameter.
 fn part_of(param: &str) -> String {
     format!("{param}{PART}")
 }
 
-/// The parameter that a file is of.
+/// The parameter of a file name.
 fn param_of(name: &str) -> &str {
     name.strip_suffix(PART).unwrap_or(name)
-}
-
-/// What a checkpoint holds of a matrix: the tensors that were announced of it.
-fn pack(
-    param: &Param,
-    quantized: &Quantized,
-    config: &GptqConfig,
-    announced: &[Announced],
-) -> Result<Vec<(String, HostTensor<'static>)>> {
-    let mut tensors = Vec::new();
-    let in_codes = param.role.is_layer_matrix() || (param.role == Role::LmHead && config.lm_head);
-    if in_codes {
-        let mut starts = vec![0; param.sources.len()];
-        (1..starts.len()).for_each(|i| starts[i] = starts[i - 1] + param.sources[i - 1].rows);
-        let parts = param.sources.par_iter().zip(starts).map(|(part, start)| {
-            let matrix = quantized.rows_to_checkpoint(start, part.rows);
-            Ok(matrix.to_tensors(&config.of_module(part.module())?, part.module()))
-        });
-        tensors.extend(parts.collect::<Result<Vec<_>>>()?.into_iter().flatten());
-    } else {
-        let [part] = &param.sources[..] else { panic!("`{}` is one tensor of a checkpoint", param.name) };
-        tensors.push((part.name.clone(), values_in_f16(&part.name, quantized)?));
-    }
-    let written = tensors.iter().map(|(name, tensor)| (name, tensor.dtype, &tensor.shape));
-    assert!(announced.iter().map(|(name, dtype, shape)| (name, *dtype, shape)).eq(written), "{announced:?}");
-    Ok(tensors)
-}
-
-/// The tensors of one parameter of a checkpoint that is not whole yet.
-struct Part {
-    config_json: String,
-    infos: Vec<TensorInfo>,
-    bytes: Vec<Vec<u8>>,
-}
-
-impl Checkpoint for Part {
-    fn tensors(&self) -> &[TensorInfo] {
-        &self.infos
-    }
-
-    fn tensor(&self, name: &str) -> model_format::Result<HostTensor<'_>> {
-        let at = self.infos.iter().position(|info| info.name == name).ok_or_else(|| missing_param(self, name))?;
-        let TensorInfo { dtype, shape, .. } = &self.infos[at];
-        Ok(HostTensor { dtype: *dtype, shape: shape.clone(), bytes: (&self.bytes[at][..]).into() })
-    }
-
-    fn location(&self) -> String {
-        self.infos.first().map_or(String::new(), |info| info.file.clone())
-    }
-
-    fn config_json(&self) -> &str {
-        &self.config_json
-    }
-
-    fn companion_files(&self) -> model_format::Result<Vec<(String, Vec<u8>)>> {
-        Ok(Vec::new())
-    }
-}
-
-/// The shape of a model that is not quantized yet.
-pub fn unquantized_config(checkpoint: &dyn Checkpoint) -> Result<DecoderConfig> {
-    let config = DecoderConfig::from_hf(checkpoint.config_json())?;
-    match GptqConfig::from_config(checkpoint.config_json())? {
-        None => Ok(config),
-        Some(_) => Err(Error::AlreadyQuantized { location: checkpoint.location() }),
-    }
-}
-
-/// Names, number types and shapes of a quantized matrix `[rows, cols]`.
-fn part_tensors(
-    config: &GptqConfig,
-    module: &str,
-    rows: usize,
-    cols: usize,
-) -> Result<[(String, Dtype, Vec<usize>); 4]> {
-    let multiple = config.multiple();
-    if !rows.is_multiple_of(multiple) || !cols.is_multiple_of(multiple) {
-        return Err(Error::Unpackable { module: module.into(), rows, cols, multiple });
-    }
-    let groups = config.groups(cols);
-    Ok([
-        (format!("{module}.qweight"), Dtype::I32, vec![cols * config.bits / 32, rows]),
-        (format!("{module}.qzeros"), Dtype::I32, vec![groups, rows * config.bits / 32]),
-        (format!("{module}.scales"), Dtype::F16, vec![groups, rows]),
-        (format!("{module}.g_idx"), Dtype::I32, vec![cols]),
-    ])
-}
-
-fn is_float(dtype: Dtype) -> bool {
-    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
-}
-
-fn to_f16(name: &str, shape: Vec<usize>, values: &[f32]) -> Result<HostTensor<'static>> {
-    let mut bytes = Vec::with_capacity(values.len() * 2);
-    for &value in values {
-        let rounded = f16::from_f32(value);
-        if rounded.is_infinite() {
-            return Err(Error::F16Overflow { name: name.into(), value });
-        }
-        bytes.extend(rounded.to_le_bytes());
-    }
-    Ok(HostTensor { dtype: Dtype::F16, shape, bytes: bytes.into() })
-}
-
-/// The values of a matrix. It may be large, so that they are not there in f32 too.
-fn values_in_f16(name: &str, quantized: &Quantized) -> Result<HostTensor<'static>> {
-    let (rows, cols) = quantized.codes.dim();
-    let mut bytes = vec![0; 2 * rows * cols];
-    bytes.par_chunks_mut((2 * cols).max(1)).enumerate().try_for_each(|(row, bytes)| {
-        let values = to_f16(name, vec![cols], &quantized.row(row))?;
-        bytes.copy_from_slice(&values.bytes);
-        Ok::<_, Error>(())
-    })?;
-    Ok(HostTensor { dtype: Dtype::F16, shape: vec![rows, cols], bytes: bytes.into() })
 }
 
 fn to_json(value: &Value) -> Vec<u8> {

@@ -1,4 +1,4 @@
-//! The upper Cholesky factor of the inverse Hessian, which `gptq.rs` compensates errors with.
+//! The upper Cholesky factor of the inverse Hessian, which GPTQ uses to compensate errors.
 
 use faer::{
     Auto, Mat, MatRef, Par, Spec,
@@ -11,20 +11,20 @@ use faer::{
 use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
-/// Work is divided for this many threads, however many there are, so that sums are taken in the same order everywhere.
+/// Threads to divide work for. Fixed, so that the order of sums and the result are the same on every machine.
 pub(crate) const DEGREE: usize = 16;
 
 /// The upper triangular U with `U^T U = H^-1`, where H is `hessian` with rows and columns in the order `perm` and `damp`
-/// added to its diagonal. `None` when H is not positive definite.
+/// added to its diagonal. `None` if H is not positive definite.
 ///
-/// With the order of rows and columns reversed, a lower Cholesky factor is an upper one: `H = R R^T` with R upper, and
-/// `U = R^-1`. One factorization and one triangular inverse, where factor - inverse - factor takes twice the work.
+/// Factors H with rows and columns reversed: its lower Cholesky factor, reversed again, is an upper R with `H = R R^T`, and
+/// `U = R^-1`. One factorization and one triangular inverse cost half of factor, inverse, factor.
 pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Option<Array2<f64>> {
     let n = perm.len();
     let par = Par::rayon(DEGREE);
     let source = |i: usize| perm[n - 1 - i];
     let damped = |i, j| hessian[(source(i), source(j))] + if i == j { damp } else { 0.0 };
-    // Of the upper triangle nothing is read.
+    // The factorization reads the lower triangle only.
     let mut factor = square(n, |i, j| if i >= j { damped(i, j) } else { 0.0 });
 
     let params = Spec::from(<LltParams as Auto<f64>>::auto());
@@ -34,18 +34,18 @@ pub fn inverse_factor(hessian: MatRef<'_, f64>, perm: &[usize], damp: f64) -> Op
     invert_lower_triangular(inverse.as_mut(), factor.as_ref(), par);
 
     let upper = by_rows(n, n, |i, j| if i <= j { inverse[(n - 1 - i, n - 1 - j)] } else { 0.0 });
-    // A factor may pass with pivots so small that its inverse is useless.
+    // Tiny pivots can pass the factorization and overflow the inverse.
     let rows = upper.axis_iter(Axis(0)).into_par_iter();
     rows.all(|row| row.iter().all(|v| v.is_finite())).then_some(upper)
 }
 
-/// An array whose values come from one that lies in columns, filled by all threads.
+/// A row-major array `[rows, cols]` filled in parallel. Fast if `value` reads column-major memory.
 pub(crate) fn by_rows<T: Clone + Default + Send + Sync>(
     rows: usize,
     cols: usize,
     value: impl Fn(usize, usize) -> T + Sync,
 ) -> Array2<T> {
-    // Some rows at a time, so that what is read of a column is not one number.
+    // 32 rows at a time, so that one read of a column fetches 32 useful values.
     const ROWS: usize = 32;
     let mut array = Array2::from_elem((rows, cols), T::default());
     array.axis_chunks_iter_mut(Axis(0), ROWS).into_par_iter().enumerate().for_each(|(chunk, mut rows)| {
@@ -57,12 +57,12 @@ pub(crate) fn by_rows<T: Clone + Default + Send + Sync>(
     array
 }
 
-/// A square matrix, its columns filled by all threads.
+/// A column-major `[n, n]` matrix filled in parallel.
 pub(crate) fn square(n: usize, value: impl Fn(usize, usize) -> f64 + Sync) -> Mat<f64> {
     filled(n, n, value)
 }
 
-/// A matrix, its columns filled by all threads.
+/// A column-major `[rows, cols]` matrix filled in parallel.
 pub(crate) fn filled(rows: usize, cols: usize, value: impl Fn(usize, usize) -> f64 + Sync) -> Mat<f64> {
     let mut matrix = Mat::zeros(rows, cols);
     matrix.as_mut().par_col_iter_mut().enumerate().for_each(|(j, column)| {
@@ -89,7 +89,7 @@ mod tests {
         let h = matrix(n);
         let perm: Vec<usize> = (0..n).map(|i| (i * 7) % n).collect();
         let u = inverse_factor(h.as_ref(), &perm, 0.25).unwrap();
-        // U^T U H = 1, so U H U^T = 1 too, which needs no inverse.
+        // U^T U H = 1 implies U H U^T = 1, which needs no inverse to check.
         let damped = Array2::from_shape_fn((n, n), |(i, j)| h[(perm[i], perm[j])] + if i == j { 0.25 } else { 0.0 });
         let one = u.dot(&damped).dot(&u.t());
         for ((i, j), &value) in one.indexed_iter() {
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_positive_definite() {
+    fn rejects_matrices_that_are_not_positive_definite() {
         let h = Mat::from_fn(3, 3, |i, j| if i == j { 1.0 } else { -1.0 });
         assert!(inverse_factor(h.as_ref(), &[0, 1, 2], 0.0).is_none());
         assert!(inverse_factor(h.as_ref(), &[0, 1, 2], 1.5).is_some());
