@@ -6,7 +6,7 @@ use std::{
 };
 
 use infer_core::{
-    Device, Engine, Error, Generation, GpuError, Kept, KvDtype, LoadOptions, LoadedModel, Message, Progress,
+    Device, DeviceCache, Engine, Error, Generation, GpuError, KvDtype, LoadOptions, LoadedModel, Message, Progress,
     SamplingParams, Stats, Suspended, TokenLogprobs, Tokenizer, Tuning, chat_template::Role,
 };
 use js_sys::Function;
@@ -206,7 +206,7 @@ impl MessageJson {
 
 fn load_options(context: Option<usize>, kept: &Arc<KeptByPage>) -> LoadOptions {
     // The clock of a browser is too coarse to tune by.
-    LoadOptions { context, kept: Some(kept.clone()), tuning: Tuning::Presets, ..Default::default() }
+    LoadOptions { context, device_cache: Some(kept.clone()), tuning: Tuning::Presets, ..Default::default() }
 }
 
 /// Pulls an answer to its end, or until `on_text` has enough. Where its device is lost it is left in `suspended`.
@@ -283,7 +283,7 @@ impl KeptByPage {
     }
 }
 
-impl Kept for KeptByPage {
+impl DeviceCache for KeptByPage {
     fn read(&self, name: &str) -> Option<Vec<u8>> {
         self.files().get(name).map(|text| text.clone().into_bytes())
     }
