@@ -7,7 +7,7 @@ use std::{rc::Rc, time::Duration};
 use infer_core::{
     Result,
     ops::{
-        Ops, TokenWeights,
+        Backend, Loading, Ops, TokenWeights,
         candle::CandleOps,
         gpu::{GpuOps, GramSums, Matrix},
     },

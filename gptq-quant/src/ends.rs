@@ -1,7 +1,7 @@
 //! The embedding table and the head, which are quantized before the first layer: what goes into the head is what the float model
 //! makes of the text.
 
-use infer_core::ops::Ops;
+use infer_core::ops::{Forward, Loading};
 use model_format::{Param, Role};
 
 use crate::{

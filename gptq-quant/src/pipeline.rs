@@ -15,7 +15,7 @@ use half::f16;
 use infer_core::{
     check_ids,
     model::decoder::RopeTables,
-    ops::{KvShape, Ops, TokenWeights},
+    ops::{KvShape, Loading, TokenWeights},
 };
 use model_format::{
     Checkpoint, DecoderConfig, Param, Role, Weight,

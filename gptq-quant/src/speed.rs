@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use infer_core::ops::{Ops, Span};
+use infer_core::ops::{Backend, Forward, Loading, Span};
 use ndarray::Array2;
 
 use crate::{

@@ -8,7 +8,7 @@ use std::{rc::Rc, time::Instant};
 use half::{f16, slice::HalfFloatSliceExt};
 use infer_core::{
     model::{Layer, Parts, decoder::embed},
-    ops::{Ops, Span},
+    ops::{Backend, Forward, Loading, Ops, Span},
 };
 use model_format::{DecoderConfig, Role, Weight, params::joined_params};
 use rayon::prelude::*;

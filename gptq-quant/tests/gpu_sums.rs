@@ -17,7 +17,7 @@ use infer_core::{
         decoder::{RopeTables, embed},
         load_checkpoint,
     },
-    ops::{KvShape, Ops, Span, TokenWeights, gpu::GpuOps},
+    ops::{Backend, Forward, KvShape, Loading, Span, TokenWeights, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Role, SafetensorsCheckpoint};
 

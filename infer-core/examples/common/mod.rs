@@ -1,4 +1,5 @@
 //! Shared by the examples: the command line, the choice of the device, and loading a folder.
+
 #![allow(dead_code, reason = "each example uses its part of this file")]
 
 use std::{error::Error, path::Path};
