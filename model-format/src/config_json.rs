@@ -1,20 +1,27 @@
-//! [`ConfigJson`]: typed fields of a JSON configuration file, with errors that name file and field.
+//! [`ConfigJson`]: typed access to the fields of a JSON configuration. Errors name the file and the field.
 
 use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// A parsed configuration that names itself in errors.
+/// A parsed configuration and its file name for errors.
+///
+/// The accessors fail with [`Error::MissingField`] for a missing required field, and with [`Error::BadField`] for a
+/// field of another type. A field that is null counts as missing.
 #[derive(Debug, Clone)]
 pub struct ConfigJson {
-    /// Which file this is.
+    /// The file, and the path within it if this is an inner object.
     pub file: String,
-    /// Its content.
+    /// The content, an object.
     pub value: Value,
 }
 
 impl ConfigJson {
-    /// Parses `json`, which must be an object.
+    /// Parses `json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if it is not a JSON object.
     pub fn parse(file: &str, json: &str) -> Result<ConfigJson> {
         let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
         let value: Value = serde_json::from_str(json).map_err(|e| malformed(e.to_string()))?;
@@ -31,7 +38,7 @@ impl ConfigJson {
             .ok_or_else(|| Error::MissingField { file: self.file.clone(), field: name.into() })
     }
 
-    /// The error for a field that is there and wrong.
+    /// The error for a field with an invalid value.
     pub fn bad(&self, name: &str, expected: &str, found: &Value) -> Error {
         Error::BadField {
             file: self.file.clone(),
@@ -56,17 +63,17 @@ impl ConfigJson {
             .ok_or_else(|| self.bad(name, "a non-negative integer", value))
     }
 
-    /// A non-negative integer, or `default` where the field is absent or null.
+    /// A non-negative integer, or `default` if the field is missing.
     pub fn usize_or(&self, name: &str, default: usize) -> Result<usize> {
         if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.usize(name) }
     }
 
-    /// A non-negative integer, or `None` where the field is absent or null.
+    /// A non-negative integer, or `None` if the field is missing.
     pub fn opt_usize(&self, name: &str) -> Result<Option<usize>> {
         if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.usize(name).map(Some) }
     }
 
-    /// A number, or `None` where the field is absent or null.
+    /// A number, or `None` if the field is missing.
     pub fn opt_f64(&self, name: &str) -> Result<Option<f64>> {
         if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.f64(name).map(Some) }
     }
@@ -76,17 +83,17 @@ impl ConfigJson {
         self.to_f64(name, self.field(name)?)
     }
 
-    /// A number, or `default` where the field is absent or null.
+    /// A number, or `default` if the field is missing.
     pub fn f64_or(&self, name: &str, default: f64) -> Result<f64> {
         if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.f64(name) }
     }
 
-    /// `value` as a number; `name` is for the error.
+    /// Converts `value` to a number. `name` is its field, for the error.
     pub fn to_f64(&self, name: &str, value: &Value) -> Result<f64> {
         value.as_f64().ok_or_else(|| self.bad(name, "a number", value))
     }
 
-    /// A boolean, or `default` where the field is absent or null.
+    /// A boolean, or `default` if the field is missing.
     pub fn bool_or(&self, name: &str, default: bool) -> Result<bool> {
         match self.value.get(name) {
             None | Some(Value::Null) => Ok(default),
@@ -94,17 +101,20 @@ impl ConfigJson {
         }
     }
 
-    /// transformers 5's `rope_parameters`; for models with two kinds of layers, those of one `kind`.
+    /// The field `rope_parameters` of transformers 5. Models with two kinds of attention layers have an inner object
+    /// for each `kind` (`full_attention`, `sliding_attention`).
     pub fn rope_parameters(&self, kind: &str) -> Option<&Value> {
         let rope = self.value.get("rope_parameters").filter(|rope| rope.is_object())?;
         match (rope.get(kind), rope.get("rope_theta")) {
             (Some(inner), _) => Some(inner).filter(|inner| inner.is_object()),
-            // The other kind's are there, or a plain list of fields that stands for the layers without a window.
-            (None, theta) => Some(rope).filter(|_| kind == "full_attention" && (theta.is_some() || rope_type(rope))),
+            // A flat object applies to full attention. An object with other kinds only has no fields of its own.
+            (None, theta) => {
+                Some(rope).filter(|_| kind == "full_attention" && (theta.is_some() || has_rope_type(rope)))
+            }
         }
     }
 }
 
-fn rope_type(rope: &Value) -> bool {
+fn has_rope_type(rope: &Value) -> bool {
     rope.get("rope_type").is_some()
 }

@@ -1,20 +1,20 @@
-//! [`DecoderConfig`]: the shape of a decoder, in the words of config.json.
+//! [`DecoderConfig`]: the shape of a decoder, with the field names of config.json.
 
 use serde_json::{Value, json};
 
 use crate::{Error, Result, config_json::ConfigJson, rope_scaling::RopeScaling};
 
-/// More layers than any model has.
+/// Maximum number of layers.
 const MAX_LAYERS: usize = 1 << 12;
 
-/// The shape of a decoder. Field names are those of config.json.
+/// The shape of a decoder. Field names are those of config.json if it has the field.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
-    /// Which [`Architecture`](crate::Architecture) this is a shape of.
+    /// The [`Architecture`](crate::Architecture), by its `model_type`.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward's inner layer.
+    /// Width of the feed-forward's hidden layer.
     pub intermediate_size: usize,
     /// Number of decoder layers.
     pub num_hidden_layers: usize,
@@ -26,46 +26,46 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the square root.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Base of the RoPE frequencies.
     pub rope_theta: f64,
-    /// Base of the rotary frequencies, unscaled, of layers that have a window, where it is another.
+    /// Base of the RoPE frequencies in layers with a sliding window, without scaling. `None`: as in all layers.
     pub window_rope_theta: Option<f64>,
-    /// Elements of each head, the first ones, that are rotated.
+    /// Number of rotated elements in each head. These are the first ones.
     pub rotary_dim: usize,
-    /// Change of the rotary frequencies for long contexts.
+    /// Scaling of the RoPE frequencies for long contexts.
     pub rope_scaling: Option<RopeScaling>,
-    /// Whether the head is the embedding table.
+    /// True if the output projection is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Longest context the model was trained for.
+    /// Longest context in training, in tokens.
     pub max_position_embeddings: usize,
-    /// Whether queries, keys and values have a bias.
+    /// True if the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether the attention's output projection has a bias.
+    /// True if the attention's output projection has a bias.
     pub attention_out_bias: bool,
-    /// Whether queries and keys are normed, head by head, before they are rotated.
+    /// True if queries and keys are normalized per head before RoPE.
     pub qk_norm: bool,
-    /// What the gate of the feed-forward goes through.
+    /// Activation of the feed-forward's gate.
     pub hidden_act: Activation,
-    /// What embeddings are multiplied by.
+    /// Factor of the embeddings.
     pub embedding_scale: f64,
-    /// Attention scores are divided by the root of this.
+    /// Attention scores are divided by the square root of this.
     pub query_pre_attn_scalar: f64,
-    /// Cap `c` of the attention scores: `c * tanh(score / c)`.
+    /// Soft cap `c` of the attention scores: `c * tanh(score / c)`.
     pub attn_logit_softcapping: Option<f64>,
-    /// Cap of the logits, in the same way.
+    /// Soft cap of the logits, by the same formula.
     pub final_logit_softcapping: Option<f64>,
-    /// For each layer how many keys a query sees, the last ones, its own among them. `None`: all.
+    /// Sliding window of each layer: the number of latest keys that a query sees, including its own. `None`: all keys.
     pub layer_windows: Vec<Option<usize>>,
 }
 
-/// What the gate of a feed-forward goes through.
+/// Activation of a feed-forward's gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
-    /// GELU by its formula with tanh.
+    /// GELU in its tanh approximation.
     GeluTanh,
 }
 
@@ -75,12 +75,18 @@ impl DecoderConfig {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Outputs of the joined attention input projection: `q | k | v`.
+    /// Number of outputs of the joined attention input projection `q | k | v`.
     pub fn qkv_size(&self) -> usize {
         (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
     }
 
-    /// Config of the Llama family and of those that kept its field names. `positions`: the context where it is not said.
+    /// Reads the configuration of families with Llama's field names. `positions` is the default of
+    /// `max_position_embeddings`. Biases, query and key norms and windows are unset; the caller sets those of its
+    /// family.
+    ///
+    /// # Errors
+    ///
+    /// An error for a missing or invalid field.
     pub fn from_llama_like(config: &ConfigJson, positions: usize) -> Result<DecoderConfig> {
         let hidden_size = config.usize("hidden_size")?;
         let num_attention_heads = config.usize("num_attention_heads")?;
@@ -117,7 +123,7 @@ impl DecoderConfig {
             query_pre_attn_scalar: 0.0,
             attn_logit_softcapping: None,
             final_logit_softcapping: None,
-            // A number that is out of range is refused later; it must not be a size before.
+            // `checked` rejects an invalid number of layers later. Do not allocate by it before.
             layer_windows: vec![None; num_hidden_layers.min(MAX_LAYERS)],
         };
         decoder.set_head_dim(head_dim);
@@ -131,15 +137,19 @@ impl DecoderConfig {
         Ok(decoder)
     }
 
-    /// Config of the Gemma family from its second version on. `positions`: the context where it is not said.
+    /// Reads the configuration of Gemma 2 and later. `positions` is the default of `max_position_embeddings`.
+    ///
+    /// # Errors
+    ///
+    /// An error for a missing or invalid field.
     pub fn from_gemma_like(config: &ConfigJson, positions: usize) -> Result<DecoderConfig> {
         let mut config = config.clone();
-        // transformers' defaults: published configurations leave such out.
+        // Defaults of transformers: published configurations omit these fields.
         let defaults = json!({
             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6, "vocab_size": 262_208,
         });
         let fields = config.value.as_object_mut().expect("a ConfigJson is an object");
-        for (name, value) in defaults.as_object().expect("just made") {
+        for (name, value) in defaults.as_object().expect("the literal is an object") {
             fields.entry(name.clone()).or_insert(value.clone());
         }
         let mut decoder = DecoderConfig::from_llama_like(&config, positions)?;
@@ -150,21 +160,22 @@ impl DecoderConfig {
         Ok(decoder)
     }
 
-    /// Takes another width of the heads, with what goes by it.
+    /// Sets the head width, and the fields whose defaults depend on it.
     pub(crate) fn set_head_dim(&mut self, head_dim: usize) {
         self.head_dim = head_dim;
         self.rotary_dim = head_dim;
         self.query_pre_attn_scalar = head_dim as f64;
     }
 
-    /// `sliding_window` in all layers but every `every`-th; or where the newer `layer_types` says.
-    pub(crate) fn window_all_but_every(&mut self, config: &ConfigJson, every: usize) -> Result<()> {
+    /// Sets `sliding_window` in all layers except every `every`-th. The newer field `layer_types` takes precedence.
+    pub(crate) fn set_windows_except_every(&mut self, config: &ConfigJson, every: usize) -> Result<()> {
         let size = Some(config.usize_or("sliding_window", 4096)?);
         self.set_windows(config, size, |layer| (layer + 1).checked_rem(every).is_none_or(|rest| rest != 0))
     }
 
-    /// `sliding_window` from layer `max_window_layers` on, where `use_sliding_window` says so.
-    pub(crate) fn window_layers_from_max_window_layers(&mut self, config: &ConfigJson) -> Result<()> {
+    /// Sets `sliding_window` from layer `max_window_layers` on, if `use_sliding_window` is true. The newer field
+    /// `layer_types` takes precedence.
+    pub(crate) fn set_windows_from_max_window_layers(&mut self, config: &ConfigJson) -> Result<()> {
         if !config.bool_or("use_sliding_window", false)? {
             return Ok(());
         }
@@ -197,7 +208,7 @@ impl DecoderConfig {
         Ok(())
     }
 
-    /// Refuses shapes that no decoder can have, so that nothing after this divides by zero or overflows.
+    /// Rejects impossible shapes, so that later code does not divide by zero or overflow.
     pub(crate) fn checked(self, config: &ConfigJson) -> Result<DecoderConfig> {
         let bad = |field: &str, expected: &str, found: usize| Error::BadField {
             file: config.file.clone(),
@@ -227,7 +238,7 @@ impl DecoderConfig {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(bad("num_key_value_heads", "a divisor of `num_attention_heads`", self.num_key_value_heads));
         }
-        // Every published decoder has such; kernels turn two pairs of elements at a time.
+        // All published decoders satisfy this. Kernels rotate two pairs of elements at a time.
         if !self.head_dim.is_multiple_of(4) || self.head_dim > 512 {
             return Err(bad("head_dim", "a multiple of 4, at most 512", self.head_dim));
         }
@@ -255,13 +266,13 @@ impl DecoderConfig {
     }
 }
 
-/// The activation named by the first of the fields `names` that is set.
+/// The activation in the first of the fields `names` that is set.
 fn activation(config: &ConfigJson, names: &[&str]) -> Result<Option<Activation>> {
     let is_set = |name: &&&str| config.value.get(**name).is_some_and(|v| !v.is_null());
     let Some(name) = names.iter().find(is_set) else { return Ok(None) };
     match config.str(name)? {
         "silu" | "swish" => Ok(Some(Activation::Silu)),
-        // The first configurations say `gelu` and mean the formula with tanh.
+        // Early configurations use `gelu` for the tanh approximation.
         "gelu_pytorch_tanh" | "gelu_new" | "gelu" => Ok(Some(Activation::GeluTanh)),
         other => Err(config.bad(name, "`silu` or `gelu_pytorch_tanh`", &Value::from(other))),
     }

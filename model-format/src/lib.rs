@@ -1,9 +1,11 @@
-//! A model on disk: what its files are called, what they hold, and what that means.
+//! Reads and writes a model's files: names, layouts and meaning.
 //!
-//! This crate knows the configuration of a decoder ([`DecoderConfig`]), the complete list of its parameters
-//! ([`params()`]), how each quantization format lays weights out in bytes ([`quant`]), and the files of the two worlds we
-//! stand between: a Hugging Face checkpoint ([`Checkpoint`], float or [`gptq`]) and an MLC folder ([`TensorCache`],
-//! [`ChatConfig`]). It knows nothing of GPUs, tokenizers, threads or the network.
+//! - [`DecoderConfig`]: the configuration of a decoder. [`params()`] lists all its parameters.
+//! - [`quant`]: the byte layout of each quantization format.
+//! - [`Checkpoint`]: a Hugging Face checkpoint, in floating point or quantized by GPTQ ([`gptq`]).
+//! - [`TensorCache`] and [`ChatConfig`]: the index and the configuration of an MLC folder.
+//!
+//! This crate has no knowledge of GPUs, tokenizers, threads or the network.
 //!
 //! ```
 //! use model_format::{Architecture, quant::QuantFormat};

@@ -1,6 +1,6 @@
-//! [`Role`]: the place of a parameter in a decoder.
+//! [`Role`]: the function of a parameter in a decoder.
 
-/// A parameter's place in the decoder. Numbers are layer indices.
+/// A parameter's function in the decoder. Numbers are layer indices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// The token embedding table `[vocab_size, hidden_size]`.
@@ -9,13 +9,13 @@ pub enum Role {
     InputNorm(usize),
     /// Joined query, key and value projections.
     Qkv(usize),
-    /// The bias of these.
+    /// Bias of the joined projections.
     QkvBias(usize),
-    /// Query projection, where it is not joined with the others.
+    /// Query projection, if it is not joined.
     Query(usize),
-    /// Key projection, likewise.
+    /// Key projection, if it is not joined.
     Key(usize),
-    /// Value projection, likewise.
+    /// Value projection, if it is not joined.
     Value(usize),
     /// The norm of each query head.
     QueryNorm(usize),
@@ -23,7 +23,7 @@ pub enum Role {
     KeyNorm(usize),
     /// Attention output projection.
     AttentionOut(usize),
-    /// Its bias.
+    /// Bias of the attention output projection.
     AttentionOutBias(usize),
     /// The norm of the attention's output, before it is added to the residual stream.
     AttentionOutNorm(usize),
@@ -37,12 +37,12 @@ pub enum Role {
     DownNorm(usize),
     /// The norm after the last layer.
     FinalNorm,
-    /// The output projection to the vocabulary, where it is not the embedding table.
+    /// The output projection to the vocabulary, if it is not the embedding table.
     LmHead,
 }
 
 impl Role {
-    /// Whether this is one of a layer's matrices, the ones that GPTQ quantizes.
+    /// True for a matrix of a layer. GPTQ quantizes these.
     pub fn is_layer_matrix(self) -> bool {
         matches!(
             self,
@@ -56,17 +56,17 @@ impl Role {
         )
     }
 
-    /// Whether this is the weight of a norm.
+    /// True for the weight of a norm.
     pub fn is_norm(self) -> bool {
         !self.is_matrix() && !matches!(self, Role::QkvBias(_) | Role::AttentionOutBias(_))
     }
 
-    /// Whether this is a matrix (and so may be quantized) and not a norm or a bias.
+    /// True for a matrix, false for a norm or a bias. Only matrices can be quantized.
     pub fn is_matrix(self) -> bool {
         self.is_layer_matrix() || matches!(self, Role::Embedding | Role::LmHead)
     }
 
-    /// The layer this belongs to.
+    /// Index of the parameter's layer.
     pub fn layer(self) -> Option<usize> {
         match self {
             Role::InputNorm(i)

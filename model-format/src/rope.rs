@@ -1,11 +1,11 @@
-//! Rotary position embedding: the frequencies of a configuration, and the table of cosines and sines.
+//! Rotary position embedding (RoPE): frequencies of a configuration, and the table of cosines and sines.
 //!
-//! The rotation pairs element `i` with `i + head_dim / 2` (the "half-split" or NeoX order of Hugging Face and MLC).
+//! The rotation pairs element `i` with `i + rotary_dim / 2` (the "half-split" or NeoX order of Hugging Face and MLC).
 
 use crate::{DecoderConfig, rope_scaling::RopeScaling};
 
-/// Angle per position of each of the `rotary_dim / 2` pairs, in f32 as transformers computes it, for texts of up to
-/// `positions` tokens.
+/// Angle per position of each pair, `rotary_dim / 2` values in radians, for texts of up to `positions` tokens. Computed
+/// in f32, like in transformers.
 pub fn inverse_frequencies(config: &DecoderConfig, positions: usize) -> Vec<f32> {
     let half = config.rotary_dim / 2;
     (0..half)
@@ -43,9 +43,10 @@ pub fn inverse_frequencies(config: &DecoderConfig, positions: usize) -> Vec<f32>
         .collect()
 }
 
-/// `[positions, rotary_dim / 2, 2]`: cosine and sine of each pair's angle at each position.
+/// Table `[positions, rotary_dim / 2, 2]`: cosine and sine of each pair's angle at each position, multiplied by
+/// LongRope's attention factor.
 ///
-/// A table, because WGSL promises no accuracy for the cosine of a large argument.
+/// Kernels use a table because WGSL guarantees no accuracy for the cosine of a large argument.
 pub fn cos_sin_table(config: &DecoderConfig, positions: usize) -> Vec<f32> {
     let frequencies = inverse_frequencies(config, positions);
     let factor = match &config.rope_scaling {

@@ -1,45 +1,51 @@
-//! [`RopeScaling`]: how a configuration changes the rotary frequencies for long contexts.
+//! [`RopeScaling`]: scaling of the RoPE frequencies for long contexts.
 
 use serde_json::Value;
 
 use crate::{Error, Result, config_json::ConfigJson};
 
-/// How the frequencies are changed to reach beyond the context of pre-training.
+/// Scaling of the RoPE frequencies beyond the context of pre-training.
 #[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
-    /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between blended.
+    /// Llama 3.1: divides low frequencies by `factor`, keeps high ones, and blends in between.
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided.
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` count as low frequencies.
         low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` count as high frequencies.
         high_freq_factor: f64,
-        /// Context of pre-training.
+        /// Context of pre-training, in tokens.
         original_max_position_embeddings: usize,
     },
-    /// All positions divided by `factor`.
+    /// Divides all frequencies by `factor`.
     Linear {
         /// Divisor of all frequencies.
         factor: f64,
     },
-    /// Phi 3: every frequency has a divisor of its own, from one list for short texts and from another for long ones.
+    /// Phi 3: each frequency has its own divisor, with separate lists for short and long texts. Each list has
+    /// `rotary_dim / 2` divisors.
     LongRope {
-        /// Divisors where the text is no longer than the context of pre-training.
+        /// Divisors for texts up to the context of pre-training.
         short_factor: Vec<f64>,
         /// Divisors for longer texts.
         long_factor: Vec<f64>,
-        /// Context of pre-training.
+        /// Context of pre-training, in tokens.
         original_max_position_embeddings: usize,
-        /// What cosines and sines are multiplied by.
+        /// Factor of the cosines and sines.
         attention_factor: f64,
     },
 }
 
 impl RopeScaling {
-    /// Reads `rope_scaling`, or transformers 5's `rope_parameters`. `Ok(None)` for the plain rotation.
+    /// Reads `rope_scaling`, or `rope_parameters` of transformers 5. `Ok(None)` for RoPE without scaling.
     ///
-    /// `positions` and `rotary_dim` are the configuration's.
+    /// `scaling` is that field of `config`. The last argument has `max_position_embeddings` and the number of rotated
+    /// elements in a head.
+    ///
+    /// # Errors
+    ///
+    /// An error for an unsupported type, and for a missing or invalid field.
     pub fn from_json(
         config: &ConfigJson,
         scaling: &Value,
@@ -60,7 +66,7 @@ impl RopeScaling {
                 high_freq_factor: positive("high_freq_factor")?,
                 original_max_position_embeddings: inner.usize("original_max_position_embeddings")?,
             })),
-            // Its older name.
+            // `su` is the older name.
             "longrope" | "su" => {
                 let original = match inner.opt_usize("original_max_position_embeddings")? {
                     Some(original) => original,
@@ -70,12 +76,12 @@ impl RopeScaling {
                     return Err(inner.bad("original_max_position_embeddings", "at least 2", &original.into()));
                 }
                 let stretch = inner.opt_f64("factor")?.unwrap_or(positions as f64 / original as f64);
-                let own = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
+                let default = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
                 Ok(Some(RopeScaling::LongRope {
                     short_factor: factors(&inner, "short_factor", rotary_dim / 2)?,
                     long_factor: factors(&inner, "long_factor", rotary_dim / 2)?,
                     original_max_position_embeddings: original,
-                    attention_factor: inner.opt_f64("attention_factor")?.unwrap_or(own),
+                    attention_factor: inner.opt_f64("attention_factor")?.unwrap_or(default),
                 }))
             }
             other => Err(Error::BadField {
@@ -97,8 +103,8 @@ fn factors(scaling: &ConfigJson, name: &str, count: usize) -> Result<Vec<f64>> {
         return Err(Error::BadField {
             file: scaling.file.clone(),
             field: name.into(),
-            expected: format!("a list of {count} positive numbers, one per pair of elements that are rotated"),
-            found: format!("{} of {} entries", values.len(), list.len()),
+            expected: format!("a list of {count} positive numbers, one per pair of rotated elements"),
+            found: format!("{} positive numbers in {} entries", values.len(), list.len()),
         });
     }
     Ok(values)

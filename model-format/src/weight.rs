@@ -1,32 +1,32 @@
-//! [`Weight`]: a parameter as the engine loads it, unquantized or in groups of a format.
+//! [`Weight`]: a parameter in the form that the engine loads, unquantized or quantized.
 
 use half::f16;
 
 use crate::quant::QuantizedMatrix;
 
-/// One parameter as the engine loads it.
+/// A parameter in the form that the engine loads.
 #[derive(Debug, Clone)]
 pub enum Weight {
-    /// Unquantized, widened to f32: norms, biases, and whole models for calibration and reference.
+    /// Unquantized, converted to f32: norms, biases, and whole models for calibration and as reference.
     F32 {
-        /// Extents, outermost first.
+        /// Dimensions, outermost first.
         shape: Vec<usize>,
         /// Row-major values.
         data: Vec<f32>,
     },
     /// Unquantized, in f16.
     F16 {
-        /// Extents, outermost first.
+        /// Dimensions, outermost first.
         shape: Vec<usize>,
         /// Row-major values.
         data: Vec<f16>,
     },
-    /// In groups of a quantization format.
+    /// Quantized in groups.
     Quantized(QuantizedMatrix),
 }
 
 impl Weight {
-    /// Extents of the matrix or vector that this stands for, outermost first.
+    /// Dimensions of the matrix or vector, outermost first.
     pub fn shape(&self) -> Vec<usize> {
         match self {
             Weight::F32 { shape, .. } | Weight::F16 { shape, .. } => shape.clone(),
@@ -34,9 +34,13 @@ impl Weight {
         }
     }
 
-    /// Matrices with the same inputs, one above the other. Rows are outputs, so this is exact.
+    /// Joins matrices with the same inputs by rows. Rows are outputs, so this is exact.
     ///
-    /// Panics when they are not all quantized in the same format, or all plain with the same inputs.
+    /// The result is quantized if all parts are, f16 if all parts are, else f32.
+    ///
+    /// # Panics
+    ///
+    /// If `parts` is empty, the numbers of inputs differ, or quantized matrices have different formats.
     pub fn concat_rows(parts: Vec<Weight>) -> Weight {
         let shapes: Vec<_> = parts.iter().map(Weight::shape).collect();
         assert!(shapes.iter().all(|shape| shape[1..] == shapes[0][1..]), "concat_rows: inputs of {shapes:?}");
@@ -59,7 +63,7 @@ impl Weight {
         }
     }
 
-    /// The values in f32, row-major, without a copy where they are f32 already.
+    /// The values in f32, row-major. Does not copy f32 values.
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Weight::F32 { data, .. } => data,

@@ -49,6 +49,8 @@ pub struct Tuned {
 /// Number of devices (with driver and kernel version) in the file. When it is full, it is emptied.
 const MAX_DEVICES: usize = 16;
 const FILE: &str = "tuning.json";
+/// Version of the file's format. A file of another version is replaced: its devices are tuned again.
+const FILE_VERSION: u64 = 2;
 
 /// The state of tuning for one model on one device.
 pub(crate) struct TuningState {
@@ -68,7 +70,7 @@ impl TuningState {
         let key = format!("{:016x}", selftest::device_key(gpu));
         let mut state = TuningState { devices: Map::new(), key, tuned: Vec::new(), left: Vec::new() };
         let Some(cache) = cache.filter(|_| tuning != Tuning::Presets) else { return state };
-        state.devices = read_json(cache, FILE);
+        state.devices = read_devices(cache);
         let of_device = state.devices.get(&state.key).unwrap_or(&Value::Null);
         for problem in problems.iter().filter(|problem| problem.candidates(gpu.caps()).len() > 1) {
             let entry = &of_device[problem.to_string()];
@@ -116,13 +118,24 @@ pub(crate) async fn ensure(
         devices.clear();
     }
     devices.insert(key, Value::Object(of_device));
-    if !cache.write(FILE, format!("{:#}", Value::Object(devices)).as_bytes()) {
+    let file = json!({ "version": FILE_VERSION, "devices": devices });
+    if !cache.write(FILE, format!("{file:#}").as_bytes()) {
         for (problem, choice) in left.iter().zip(before) {
             gpu.choose(*problem, choice);
         }
         return Ok(Vec::new());
     }
     Ok(all)
+}
+
+/// Devices of the file, by key. Empty if the file has another version.
+fn read_devices(cache: &dyn DeviceCache) -> Map<String, Value> {
+    let mut file = read_json(cache, FILE);
+    let devices = file.remove("devices").filter(|_| file.get("version") == Some(&json!(FILE_VERSION)));
+    match devices {
+        Some(Value::Object(devices)) => devices,
+        _ => Map::new(),
+    }
 }
 
 fn tuned(
@@ -132,15 +145,15 @@ fn tuned(
     us: Option<f64>,
     candidates: Vec<(String, Option<f64>, Option<String>)>,
 ) -> Tuned {
-    let own = problem.candidates(gpu.caps()).first().map(|choice| problem.words(*choice)).unwrap_or_default();
-    Tuned { problem: problem.to_string(), own, chosen: problem.words(gpu.choice(*problem)), own_us, us, candidates }
+    let own = problem.candidates(gpu.caps()).first().map(Choice::to_string).unwrap_or_default();
+    Tuned { problem: problem.to_string(), own, chosen: gpu.choice(*problem).to_string(), own_us, us, candidates }
 }
 
 fn tuned_now(gpu: &Gpu, measured: &Measured) -> Tuned {
     let problem = &measured.problem;
     let wrong = |choice: &Choice| measured.wrong.iter().find(|(other, _)| other == choice).map(|(_, why)| why.clone());
     let candidate =
-        |(choice, seconds): &(Choice, Option<f64>)| (problem.words(*choice), microseconds(*seconds), wrong(choice));
+        |(choice, seconds): &(Choice, Option<f64>)| (choice.to_string(), microseconds(*seconds), wrong(choice));
     let us = |place: usize| microseconds(measured.candidates[place].1);
     tuned(gpu, problem, us(0), us(measured.chosen), measured.candidates.iter().map(candidate).collect())
 }
@@ -149,32 +162,34 @@ fn microseconds(seconds: Option<f64>) -> Option<f64> {
     seconds.map(|seconds| (1e8 * seconds).round() / 100.0)
 }
 
-/// The names of all candidates. A stored choice is valid only if it was measured among the same ones.
-fn all_words(gpu: &Gpu, problem: &Problem) -> Vec<String> {
-    problem.candidates(gpu.caps()).iter().map(|choice| problem.words(*choice)).collect()
+/// All candidates, as the file stores them. A stored choice is valid only if it was measured among the same ones.
+fn all_fields(gpu: &Gpu, problem: &Problem) -> Vec<Value> {
+    problem.candidates(gpu.caps()).iter().map(Choice::fields).collect()
 }
 
 fn entry(gpu: &Gpu, measured: &Measured) -> Value {
     let (choice, seconds) = measured.candidates[measured.chosen];
     json!({
-        "choice": measured.problem.words(choice),
+        "choice": choice.fields(),
         "us": microseconds(seconds),
         "own_us": microseconds(measured.candidates[0].1),
-        "among": all_words(gpu, &measured.problem),
+        "among": all_fields(gpu, &measured.problem),
     })
 }
 
 /// The choice in an entry of the file. `None` if it is no candidate, or if the candidates have changed.
 fn stored_choice(gpu: &Gpu, problem: &Problem, entry: &Value) -> Option<Choice> {
-    let (words, all) = (entry["choice"].as_str()?, all_words(gpu, problem));
-    let among: Vec<&str> = entry["among"].as_array()?.iter().filter_map(Value::as_str).collect();
-    let place = all.iter().position(|other| other == words).filter(|_| among == all)?;
+    let all = all_fields(gpu, problem);
+    let place = all.iter().position(|fields| *fields == entry["choice"])?;
+    if *entry["among"].as_array()? != all {
+        return None;
+    }
     problem.candidates(gpu.caps()).get(place).copied()
 }
 
 #[cfg(all(test, feature = "native"))]
 mod tests {
-    use webgpu_kernels::{gpu::OpenOptions, tuning::TUNABLES};
+    use webgpu_kernels::{TUNABLES, gpu::OpenOptions};
 
     use super::*;
     use crate::{CacheFolder, device::test_gpu::gpu_for_test};
@@ -197,7 +212,7 @@ mod tests {
         let open = || gpu_for_test(options);
         let (Some(gpu), Some(next)) = (open(), open()) else { return };
         let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
-        let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0, 0] };
+        let problem = Problem { tunable, format: None, extents: [2, 1, 32, 0, 0] };
         let folder = tempfile::tempdir().unwrap();
         let cache = &*CacheFolder::at(folder.path());
         let run = |gpu: &Gpu, tuning, reports: &mut Reports| {
@@ -214,21 +229,36 @@ mod tests {
         assert!(run(&gpu, Tuning::FirstUse, &mut reports).len() == 1 && reports.0 == 0);
         // Pretend that another candidate was the fastest: the next load uses it.
         let choices = problem.candidates(gpu.caps());
-        let mut file = read_json(cache, FILE);
-        let of_device = file.iter_mut().next().unwrap().1;
-        of_device[&problem.to_string()]["choice"] = json!(problem.words(choices[2]));
-        cache.write(FILE, Value::Object(file.clone()).to_string().as_bytes());
-        assert_eq!(run(&next, Tuning::FirstUse, &mut reports)[0].chosen, problem.words(choices[2]));
+        let file = Value::Object(read_json(cache, FILE));
+        let edit = |field: &str, value: Value| {
+            let mut file = file.clone();
+            let device = file["devices"].as_object_mut().unwrap().values_mut().next().unwrap();
+            device[&problem.to_string()][field] = value;
+            file
+        };
+        cache.write(FILE, edit("choice", choices[2].fields()).to_string().as_bytes());
+        assert_eq!(run(&next, Tuning::FirstUse, &mut reports)[0].chosen, choices[2].to_string());
         assert_eq!(reports.0, 0);
         assert_eq!(next.choice(problem), choices[2]);
-        // A stored choice is ignored if it is no candidate, or if it was measured among other candidates.
-        for (field, wrong) in [("choice", json!("groups 7")), ("among", json!(["groups 64"])), ("choice", Value::Null)]
-        {
-            let mut file = file.clone();
-            file.iter_mut().next().unwrap().1[&problem.to_string()][field] = wrong;
-            cache.write(FILE, Value::Object(file).to_string().as_bytes());
+        // Ignored: a choice that is no candidate, one measured among other candidates, and files of other versions.
+        let unknown = json!({ "groups": 7, "teams": null });
+        let old = json!({ "0123456789abcdef": { problem.to_string(): { "choice": [256, 0, 0, 0] } } });
+        let mut newer = file.clone();
+        newer["version"] = json!(FILE_VERSION + 1);
+        let files = [
+            edit("choice", unstate.clone()),
+            edit("among", json!([unknown])),
+            edit("choice", json!("groups 64, no teams")),
+            edit("choice", json!([64, 0, 0, 0])),
+            edit("choice", Value::Null),
+            file["devices"].clone(),
+            newer,
+            old,
+        ];
+        for file in files {
+            cache.write(FILE, file.to_string().as_bytes());
             let state = TuningState::load(&next, &[problem], Tuning::FirstUse, Some(cache));
-            assert!(state.tuned.is_empty() && state.left == [problem], "{field}");
+            assert!(state.tuned.is_empty() && state.left == [problem], "{file}");
         }
         // Without a cache, nothing is measured.
         let state = TuningState::load(&next, &[problem], Tuning::Again, None);

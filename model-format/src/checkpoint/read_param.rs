@@ -1,4 +1,4 @@
-//! [`read_param`]: the values of a parameter, from float tensors or from a GPTQ matrix.
+//! [`read_param`]: reads the values of a parameter from float tensors or GPTQ matrices.
 
 use super::{Checkpoint, read_float};
 use crate::{
@@ -6,8 +6,16 @@ use crate::{
     gptq::{GptqConfig, GptqMatrix},
 };
 
-/// The values of `param` in f32, its sources joined by rows: shapes checked, NaN and infinity refused. GPTQ matrices are
-/// dequantized. Values of float tensors are widened, not rounded. A parameter that is one more than its source is, in f32.
+/// Reads the values of `param` in f32, row-major, with its sources joined by rows.
+///
+/// Float tensors are converted to f32 without rounding. GPTQ matrices are dequantized. Adds one, in f32, if
+/// [`Param::adds_one`].
+///
+/// # Errors
+///
+/// [`MissingParam`](crate::Error::MissingParam), [`ParamShape`](crate::Error::ParamShape),
+/// [`ParamDtype`](crate::Error::ParamDtype), [`NonFinite`](crate::Error::NonFinite), an error of the GPTQ
+/// configuration, or an error of reading.
 pub fn read_param(checkpoint: &dyn Checkpoint, param: &Param) -> Result<Vec<f32>> {
     let gptq = if param.role.is_matrix() { GptqConfig::from_config(checkpoint.config_json())? } else { None };
     let mut values = Vec::with_capacity(param.shape.iter().product());
