@@ -17,7 +17,7 @@ use infer_core::{
         decoder::{RopeTables, embed},
         load_checkpoint,
     },
-    ops::{KvShape, Ops, Span, gpu::GpuOps},
+    ops::{Backend, Forward, KvShape, Loading, Span, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Role, SafetensorsCheckpoint};
 use webgpu_kernels::gram::TokenWeights;

@@ -10,7 +10,7 @@ use gptq_quant::{CheckpointWriter, Error, Grid, MatrixReport, Options, Quantized
 use infer_core::{
     Decoder, KvCache, block_on,
     model::{Parts, Sequence, load_checkpoint, load_mlc},
-    ops::{Ops, candle::CandleOps},
+    ops::{Backend, candle::CandleOps},
 };
 use model_format::{
     Checkpoint, DecoderConfig, DirFiles, Dtype, HostTensor, Param, QuantFormat, Role, SafetensorsCheckpoint,

@@ -13,7 +13,7 @@ use gptq_quant::{
 use infer_core::{
     Decoder, KvCache, KvDtype, block_on,
     model::{Sequence, load_checkpoint},
-    ops::{Ops, candle::CandleOps, gpu::GpuOps},
+    ops::{Backend, candle::CandleOps, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, SafetensorsCheckpoint, checkpoint::read_param, params};
 use ndarray::{Array2, ArrayView2};

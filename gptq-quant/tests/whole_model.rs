@@ -13,7 +13,7 @@ use gptq_quant::{
 };
 use half::bf16;
 use infer_core::{
-    Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Ops, ops::candle::CandleOps,
+    Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Backend, ops::candle::CandleOps,
 };
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param, QuantFormat, Role, SafetensorsCheckpoint,

@@ -2,7 +2,7 @@
 
 use infer_core::{
     Result,
-    ops::{Ops, candle::CandleOps},
+    ops::{Backend, candle::CandleOps},
 };
 use ndarray::ArrayView2;
 

@@ -132,12 +132,12 @@ fn add_products(
 ) {
     let (tokens, recorder) = (x.rows, ops.recorder());
     let weight = recorder.temporary(tokens);
-    weights.record(recorder, tokens, x.settled(), &weight);
+    weights.record(recorder, tokens, x.values(), &weight);
     let drift = drift.map(|pair| {
         let fits = pair.iter().all(|side| (side.rows, side.cols) == (tokens, sums.rows));
         assert!(fits && x.cols == sums.cols, "add_products: shapes");
-        pair.map(GpuTensor::settled)
+        pair.map(GpuTensor::values)
     });
-    Gram { tokens }.record(recorder, x.settled(), drift, &weight, sums);
+    Gram { tokens }.record(recorder, x.values(), drift, &weight, sums);
     recorder.submit();
 }

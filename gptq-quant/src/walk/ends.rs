@@ -1,7 +1,7 @@
 //! The embedding table and the head. They are quantized before the first layer, with the float model's last hidden states as the
 //! head's inputs.
 
-use infer_core::ops::Ops;
+use infer_core::ops::{Forward, Loading};
 use model_format::{Param, Role};
 
 use super::{

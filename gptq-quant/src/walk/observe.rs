@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use infer_core::{
     Result,
-    ops::{AttentionShape, KvShape, Ops, Span},
+    ops::{AttentionShape, Backend, Forward, KvShape, Loading, Losses, Ops, Span},
 };
 use model_format::{Role, Weight, decoder_config};
 
@@ -122,11 +122,20 @@ impl<O: Ops> ObserveOps<O> {
     }
 }
 
-impl<O: Ops> Ops for ObserveOps<O> {
+impl<O: Ops> Backend for ObserveOps<O> {
     type Tensor = Activation<O::Tensor>;
     type Matrix = PlacedMatrix<O::Matrix>;
     type Kv = O::Kv;
 
+    async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>> {
+        match x {
+            Activation::Known(x) => self.inner.read(x).await,
+            Activation::Skipped => panic!("read: this pass did not compute it"),
+        }
+    }
+}
+
+impl<O: Ops> Loading for ObserveOps<O> {
     fn upload_matrix(&mut self, role: Role, weight: Weight) -> Result<Self::Matrix> {
         Ok(PlacedMatrix { role, matrix: Some(self.inner.upload_matrix(role, weight)?) })
     }
@@ -138,14 +147,11 @@ impl<O: Ops> Ops for ObserveOps<O> {
     fn new_kv(&mut self, shape: KvShape) -> Result<O::Kv> {
         self.inner.new_kv(shape)
     }
+}
 
-    async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>> {
-        match x {
-            Activation::Known(x) => self.inner.read(x).await,
-            Activation::Skipped => panic!("read: this pass did not compute it"),
-        }
-    }
+impl<O: Ops> Losses for ObserveOps<O> {}
 
+impl<O: Ops> Forward for ObserveOps<O> {
     fn embedding(&mut self, table: &Self::Matrix, tokens: &[u32], scale: f32) -> Self::Tensor {
         Activation::new(self.inner.embedding(table.matrix.as_ref().expect("embedding: uploaded"), tokens, scale))
     }

@@ -3,7 +3,7 @@
 
 use std::{rc::Rc, time::Instant};
 
-use infer_core::ops::{Ops, Span};
+use infer_core::ops::{Backend, Forward, Loading, Span};
 
 use super::{
     activations::{InputCache, LayerMatrix, Stored},

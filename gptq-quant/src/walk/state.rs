@@ -7,7 +7,7 @@ use half::{f16, slice::HalfFloatSliceExt};
 use infer_core::{
     check_ids,
     model::{Layer, Parts, decoder::RopeTables, decoder::embed},
-    ops::{KvShape, Ops},
+    ops::{Backend, KvShape, Loading},
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, params, params::joined_params};
 use rayon::prelude::*;

@@ -1,15 +1,15 @@
-//! A tiny model that can be talked to, for tests of whole answers.
+//! A tiny model with a tokenizer and a chat template, for tests of whole answers.
 
 use std::path::Path;
 
-use infer_core::{Device, Engine, KeptFolder, LoadOptions, SamplingParams, block_on};
+use infer_core::{CacheFolder, Device, Engine, LoadOptions, SamplingParams, block_on};
 use model_format::DirFiles;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use super::common::Golden;
 
-/// An MLC folder with a tokenizer beside it, and room for what is kept.
+/// An MLC folder with a tokenizer.
 pub fn model() -> TempDir {
     let (folder, golden) = (tempfile::tempdir().unwrap(), Golden::open("arch/llama").folder("q4f16_1"));
     for entry in std::fs::read_dir(golden).unwrap() {
@@ -18,7 +18,7 @@ pub fn model() -> TempDir {
     }
     let tokenizer = Golden::open("tokenizer/tiny-bpe").folder("tokenizer.json");
     std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
-    // The template is that of a large vocabulary, whose first token this one does not have.
+    // The template is made for a larger vocabulary. Remove the token that this one lacks.
     let path = folder.path().join("mlc-chat-config.json");
     let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     config["conv_template"]["system_prefix_token_ids"] = Value::Null;
@@ -28,7 +28,11 @@ pub fn model() -> TempDir {
 }
 
 pub fn options(folder: &Path, context: usize) -> LoadOptions {
-    LoadOptions { context: Some(context), kept: Some(KeptFolder::at(folder.join("kept"))), ..Default::default() }
+    LoadOptions {
+        context: Some(context),
+        device_cache: Some(CacheFolder::at(folder.join("cache"))),
+        ..Default::default()
+    }
 }
 
 pub fn engine(folder: &Path, device: Device, context: usize) -> Engine {

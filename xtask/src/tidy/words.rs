@@ -74,7 +74,7 @@ pub const WORDS: &[Banned] = &[
     Banned {
         name: "processor-place",
         why: "instructions of one kind of processor stand in `model-format/src/quant/group_quant/dot/` and \
-              `infer-core/src/ops/candle_wide.rs` alone, each with its portable form",
+              `infer-core/src/ops/candle/vectorized.rs` alone, each with its portable form",
         words: &[
             "target_arch = \"x86",
             "target_arch = \"aarch64",
@@ -86,7 +86,7 @@ pub const WORDS: &[Banned] = &[
         ],
         search: Search::CodeAndLiterals,
         holds: |file| {
-            !["model-format/src/quant/group_quant/dot/", "infer-core/src/ops/candle_wide.rs", "xtask/src/tidy"]
+            !["model-format/src/quant/group_quant/dot/", "infer-core/src/ops/candle/vectorized.rs", "xtask/src/tidy"]
                 .iter()
                 .any(|place| file.path.starts_with(place))
         },
