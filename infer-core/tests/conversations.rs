@@ -2,8 +2,8 @@
 //! failures, or on the load of the device.
 
 mod common;
-#[path = "common/talking.rs"]
-mod talking;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use infer_core::{
 use model_format::DirFiles;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use talking::{engine, greedy, model, options};
+use tiny_model::{engine, greedy, model, options};
 
 fn load(folder: &Path, device: Device, context: usize) -> infer_core::Result<LoadedModel> {
     block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options(folder, context), &mut ()))

@@ -1,8 +1,8 @@
 //! The examples answer on a tiny model.
 
 mod common;
-#[path = "common/talking.rs"]
-mod talking;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 #[path = "../examples/batch.rs"]
 #[allow(dead_code, reason = "a test does not call `main`")]
@@ -19,18 +19,18 @@ use infer_core::{Device, Engine, block_on, ops::candle::CandleOps};
 const QUESTIONS: [&str; 3] = ["Hi", "Name a color.", "And a longer question, please?"];
 
 fn engine(folder: &tempfile::TempDir) -> Engine {
-    talking::engine(folder.path(), Device::Cpu(Default::default()), 256)
+    tiny_model::engine(folder.path(), Device::Cpu(Default::default()), 256)
 }
 
 fn chat_answer(engine: &mut Engine, question: &str) -> String {
     let mut out = Vec::new();
-    block_on(chat::answer(engine, question, talking::greedy(12), &mut out)).unwrap();
+    block_on(chat::answer(engine, question, tiny_model::greedy(12), &mut out)).unwrap();
     String::from_utf8(out).unwrap().trim_end_matches('\n').to_string()
 }
 
 #[test]
 fn a_batch_gives_the_answers_of_single_chats() {
-    let folder = talking::model();
+    let folder = tiny_model::model();
     let questions = QUESTIONS.map(str::to_string);
     let batch = block_on(batch::answers(CandleOps::default(), folder.path(), &questions, 12)).unwrap();
     let mut engine = engine(&folder);
@@ -43,7 +43,7 @@ fn a_batch_gives_the_answers_of_single_chats() {
 
 #[test]
 fn the_custom_sampler_writes_an_answer() {
-    let folder = talking::model();
+    let folder = tiny_model::model();
     let mut answers = [Vec::new(), Vec::new()];
     for out in &mut answers {
         block_on(custom_sampler::answer(&mut engine(&folder), QUESTIONS[0], 12, out)).unwrap();

@@ -38,7 +38,7 @@ fn check(ops: &mut GpuOps, params: &SamplingParams, logits: &[f32], count: usize
         let expected = host.sample(&mut logits.to_vec(), &generated);
         let token = ops.draw(&x, &draw, random).unwrap();
         let found = block_on(ops.token(token)).unwrap();
-        device.drawn();
+        device.advance();
         clear += usize::from(is_clear);
         assert!(found == expected || !is_clear, "draw {i} of {params:?}: {found}, expected {expected}");
         generated.push(found);
@@ -91,7 +91,7 @@ fn device_draws_follow_the_distribution() {
         for _ in 0..DRAWS {
             let token = ops.draw(&x, &draw, sampler.random(0)).unwrap();
             counts[block_on(ops.token(token)).unwrap() as usize] += 1;
-            sampler.drawn();
+            sampler.advance();
         }
         let mut chi_square = 0.0;
         for (&count, p) in counts.iter().zip(&expected) {

@@ -1,8 +1,8 @@
 //! Several sessions on one GPU, under different executors. Each gives the same answer as alone.
 
 mod common;
-#[path = "common/talking.rs"]
-mod talking;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::{
     future::Future,
@@ -19,7 +19,7 @@ use std::{
 use infer_core::{
     Device, Engine, Error, Gpu, GpuError, KvDtype, Message, OpenOptions, Result, SamplingParams, block_on,
 };
-use talking::{engine, greedy, model};
+use tiny_model::{engine, greedy, model};
 
 /// A device with the kernels of real GPUs, and with lookahead.
 fn gpu() -> Option<Gpu> {

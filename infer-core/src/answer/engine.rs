@@ -90,7 +90,7 @@ impl Engine {
     pub fn resume(&mut self, model: LoadedModel, suspended: Suspended) -> Generation<'_> {
         assert_eq!(model.config(), self.config(), "resume: the model's shape");
         let former = std::mem::replace(&mut self.model, model);
-        self.model.succeed(former);
+        self.model.take_over_from(former);
         Generation::resumed(&mut self.model, &self.text, suspended)
     }
 

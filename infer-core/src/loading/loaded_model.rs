@@ -158,7 +158,7 @@ impl LoadedModel {
     }
 
     /// Replaces `former`, the same model on a device that failed. Disables chains if they were disabled there.
-    pub(crate) fn succeed(&mut self, mut former: LoadedModel) {
+    pub(crate) fn take_over_from(&mut self, mut former: LoadedModel) {
         self.notice = former.take_notice();
         let (Some(gpu), Some(failed)) = (self.gpu(), former.gpu()) else { return };
         if gpu.summary().name == failed.summary().name && gemv_chain::is_off(failed) {

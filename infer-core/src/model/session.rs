@@ -163,7 +163,7 @@ impl<O: Choose> Session<O> {
             }
         }
         let token = self.next_ahead().await?;
-        sampler.drawn();
+        sampler.advance();
         Ok(Some(token))
     }
 

@@ -162,7 +162,7 @@ impl Sampler {
         let candidates = self.candidates(logits, logits[best]);
         let total: f64 = candidates.iter().map(|c| c.weight).sum();
         let mut left = self.random(0) * total;
-        self.drawn();
+        self.advance();
         for candidate in &candidates {
             left -= candidate.weight;
             if left < 0.0 {
@@ -182,7 +182,7 @@ impl Sampler {
     }
 
     /// Discards the random number of the next token, after the token was drawn.
-    pub fn drawn(&mut self) {
+    pub fn advance(&mut self) {
         self.randoms.pop_front();
     }
 
