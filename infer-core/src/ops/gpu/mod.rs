@@ -196,7 +196,7 @@ impl GpuOps {
 
     /// Whether products with weights in f16 go through the device's matrix units.
     pub fn has_matrix_units(&self) -> bool {
-        Cooperative::suits_device(self.gpu.caps())
+        Cooperative::supports_device(self.gpu.caps())
     }
 
     /// `scale` times the sums; with `symmetric` those of `X^T W X`. Errors: out of memory.
