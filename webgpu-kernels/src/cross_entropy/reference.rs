@@ -1,4 +1,4 @@
-//! `cross_entropy` in plain loops.
+//! The same in plain loops.
 
 /// The loss of one row: `ln sum exp(x) - x[target]`.
 pub fn cross_entropy(x: &[f32], target: u32) -> f32 {

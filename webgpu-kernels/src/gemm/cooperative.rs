@@ -2,7 +2,7 @@
 //!
 //! Matrix units multiply f16 and sum in f32. Weights are converted to f16 when they are fetched. `gemm_narrow` converts activations
 //! beforehand and scales each row by a power of two, so that outliers stay finite and small values keep their precision. The
-//! result has the rounding error of f16, whereas [`super::Gemm`] has that of f32.
+//! result has the precision of f16; [`super::Gemm`] keeps f32.
 
 use super::{GemmParams, case_with, class, matrix_format};
 use crate::{

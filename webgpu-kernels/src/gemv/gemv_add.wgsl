@@ -11,6 +11,9 @@ struct Params { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32
 #ifdef TEAMS
 var<workgroup> team_squares: array<f32, WORKGROUP / TEAM>;
 #endif
+#ifndef CLUSTER_TOTALS
+var<workgroup> row_squares: array<f32, ROWS>;
+#endif
 
 @compute @workgroup_size(WORKGROUP)
 fn main(
@@ -54,13 +57,13 @@ fn main(
     square = cluster_sum(square);
 #else
     if (lane < ROWS) {
-        totals[lane] = square;
+        row_squares[lane] = square;
     }
     workgroupBarrier();
     if (lane == 0u) {
         square = 0.0;
 #for r in 0..ROWS
-        square += totals[$r];
+        square += row_squares[$r];
 #endfor
     }
 #endif

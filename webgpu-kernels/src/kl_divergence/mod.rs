@@ -1,5 +1,5 @@
-//! `divergences[r] = sum over c of p[c] * (ln p[c] - ln q[c])`, where p and q are the softmax of two rows of logits:
-//! how much the predictions of one model differ from those of another.
+//! `divergences[r] = sum over c of p[c] * (ln p[c] - ln q[c])`, where p and q are the softmax of two rows of logits: how
+//! much one model's predictions differ from another's.
 
 mod reference;
 
@@ -34,7 +34,7 @@ pub static KERNEL: Kernel = Kernel {
 };
 
 impl KlDivergence {
-    /// `x`: [rows, cols], logits of p. `y`: [rows, cols], logits of q. `divergences`: `[rows]`.
+    /// `x`: [rows, cols], the logits of p. `y`: [rows, cols], those of q. `divergences`: `[rows]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, y: &Buffer<f32>, divergences: &Buffer<f32>) {
         let params = KlDivergenceParams { rows: self.rows as u32, cols: self.cols as u32 };
         recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into(), divergences.into()], self.rows);
@@ -46,7 +46,7 @@ fn variant() -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    // Rows, columns, spread of the logits of p, and spread of the difference to q.
+    // Rows, columns, how far the logits spread, and how far those of q are from them.
     let shapes: &[(usize, usize, f32, f32)] = match set {
         CaseSet::Test => &[(1, 1, 1.0, 1.0), (3, 300, 10.0, 0.3), (5, 49_152, 30.0, 1.0), (2, 1000, 8.0, 8.0)],
         CaseSet::Bench => &[(256, 128_256, 10.0, 0.3)],

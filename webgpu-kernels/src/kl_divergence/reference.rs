@@ -1,4 +1,4 @@
-//! `kl_divergence` in plain loops.
+//! The same in plain loops.
 
 /// The divergence of one row: `sum over c of p[c] * (ln p[c] - ln q[c])`, with p and q the softmax of `x` and `y`.
 pub fn kl_divergence(x: &[f32], y: &[f32]) -> f32 {

@@ -1,5 +1,5 @@
 //! `x[r, h, c] = x[r, h, c] / sqrt(mean_c(x[r, h, c]^2) + eps) * weight[c]` for each query head and each key head of
-//! joined queries, keys and values. Some decoders normalize heads before the rotation.
+//! joined queries, keys and values: the norms that come before the rotation in some decoders.
 
 mod reference;
 
@@ -18,11 +18,11 @@ pub struct NormHeads {
     pub rows: usize,
     /// Query heads.
     pub heads: usize,
-    /// Key heads. Value heads are as many.
+    /// Key heads, and as many value heads.
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Added to the mean square before the square root.
+    /// Added to the mean square before its root.
     pub eps: f32,
 }
 

@@ -1,5 +1,5 @@
-// x[r, h, c] = x[r, h, c] / sqrt(mean_c(x[r, h, c]^2) + eps) * weight[c], for each query head and each key head h of
-// [rows, q | k | v]. Query heads have one weight vector, key heads another. One workgroup per row and head.
+// x[r, h, c] = x[r, h, c] / sqrt(mean_c(x[r, h, c]^2) + eps) * weight[c], for the query heads h of [rows, q | k | v] by
+// the weights of queries, for the key heads by those of keys. One workgroup per row and head.
 #import invocation
 #import reduce
 

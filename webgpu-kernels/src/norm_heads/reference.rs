@@ -1,4 +1,4 @@
-//! `norm_heads` in plain loops.
+//! The same in plain loops.
 
 use crate::rms_norm::rms_norm;
 

@@ -22,7 +22,6 @@ const PARTS: u32 = WORKGROUP;
 const SEGMENTS: u32 = WORKGROUP / OUTPUTS;
 #endif
 var<workgroup> parts: array<f32, PARTS * OUTPUTS>;                     // [PARTS, OUTPUTS]
-var<workgroup> totals: array<f32, OUTPUTS>;
 #endif
 #ifdef CLUSTER_TOTALS
 #import subgroup_sums
