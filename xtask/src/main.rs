@@ -11,6 +11,7 @@ mod dawn;
 mod demo;
 mod figures;
 mod hardware;
+mod linters;
 mod markdown;
 mod mesa;
 mod programs;
@@ -19,9 +20,14 @@ mod step;
 mod test;
 mod tidy;
 mod web;
+mod wheel;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 /// Automation of this repository.
@@ -49,7 +55,7 @@ enum Command {
     Figures,
     /// Compile every kernel for GPUs that are not here, and predict a model's speed on them
     Hardware(hardware::Options),
-    /// The arrows between crates and the invariants of ARCHITECTURE.md
+    /// Check the rules of ARCHITECTURE.md, dependencies, spelling and the layout of TOML files, in seconds
     Tidy,
 }
 
@@ -63,7 +69,7 @@ fn main() -> ExitCode {
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
         Command::Hardware(options) => hardware::run(&root, &options),
-        Command::Tidy => tidy::run(&root),
+        Command::Tidy => check_text(&root),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,6 +82,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The checks that compile nothing.
+fn check_text(root: &Path) -> Result<()> {
+    let mut failed = Vec::new();
+    if let Err(error) = tidy::run(root) {
+        failed.push(format!("{error:#}"));
+    }
+    linters::check(&mut step::Steps::new()?, &mut failed, root)?;
+    ensure!(failed.is_empty(), "{}", failed.join("\n  "));
+    Ok(())
 }
 
 /// The workspace this program was built from.

@@ -5,7 +5,7 @@ use std::{env, path::Path, process::Command};
 use anyhow::{Result, bail};
 
 use crate::{
-    hardware,
+    hardware, linters,
     programs::{PROGRAMS, cargo, program},
     setup,
     step::{Interrupted, Steps},
@@ -27,6 +27,7 @@ pub fn run(root: &Path) -> Result<()> {
     if let Err(error) = tidy::run(root) {
         failed.push(format!("tidy: {error:#}"));
     }
+    linters::check(&mut steps, &mut failed, root)?;
     check(&mut steps, &mut failed, "formatting", &mut cargo(root, "fmt --all -- --check"))?;
     let clippy = "clippy --release --workspace --all-targets -- -D warnings";
     check(&mut steps, &mut failed, "clippy", &mut cargo(root, clippy))?;
