@@ -50,7 +50,7 @@
 //!
 //! A program with a loop of its own calls [`Gpu::poll`] in it instead, before it polls the futures.
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 mod chain_record;
 mod chat_defaults;
@@ -116,6 +116,7 @@ pub use webgpu_kernels::gpu::Driver;
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
 #[cfg(feature = "native")]
+#[expect(clippy::disallowed_methods, reason = "offers the wait to programs")]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     webgpu_kernels::gpu::block_on(future)
 }
