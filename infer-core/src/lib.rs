@@ -116,7 +116,7 @@ pub use webgpu_kernels::gpu::Driver;
 
 /// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
 #[cfg(feature = "native")]
-#[expect(clippy::disallowed_methods, reason = "offers the wait to programs")]
+#[allow(clippy::disallowed_methods, reason = "offers the wait to programs")]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     webgpu_kernels::gpu::block_on(future)
 }
