@@ -71,7 +71,9 @@ impl<'a> Target<'a> {
         let mut levels: BTreeMap<&[String], BTreeMap<(&String, &String), Edge<'a>>> = BTreeMap::new();
         for (from, path, line) in &mentions {
             let Some(to) = self.home(path, 0) else { continue };
-            let (Some((a, parent)), Some((b, other))) = (from.module.split_last(), to.module.split_last()) else { continue };
+            let (Some((a, parent)), Some((b, other))) = (from.module.split_last(), to.module.split_last()) else {
+                continue;
+            };
             if parent == other && a != b && counts(from, to) {
                 levels.entry(parent).or_default().entry((a, b)).or_insert(Edge { from, to, line: *line });
             }
@@ -273,7 +275,8 @@ mod tests {
         ] {
             assert_eq!(cycles(&[root, b, ("c.rs", c)]), [cycle], "{c}");
         }
-        for c in ["// crate::b::B", "#[cfg(test)]\nmod tests { use crate::b::B; }", "use other::b::B;", "use super::b;"] {
+        for c in ["// crate::b::B", "#[cfg(test)]\nmod tests { use crate::b::B; }", "use other::b::B;", "use super::b;"]
+        {
             assert!(cycles(&[root, b, ("c.rs", c)]).is_empty(), "{c}");
         }
     }

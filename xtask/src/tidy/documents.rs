@@ -27,7 +27,11 @@ pub fn paths_exist(tree: &Tree) -> Vec<Finding> {
     for document in tree.files.iter().filter(is_checked) {
         for mention in mentions(tree, document) {
             if homes(tree, &mention).next().is_none() {
-                findings.push(Finding::at(document, document.line(mention.offset), format!("`{}` is not there", mention.path)));
+                findings.push(Finding::at(
+                    document,
+                    document.line(mention.offset),
+                    format!("`{}` is not there", mention.path),
+                ));
             }
         }
     }

@@ -139,9 +139,9 @@ pub fn chat_markup(tree: &Tree) -> Vec<Finding> {
 
 /// Names and literals outside tests and outside some places.
 fn code_and_literals<'a>(tree: &'a Tree, places: &'a [&str]) -> impl Iterator<Item = (&'a File, &'a Token)> {
-    let files = tree.rust().filter(|(file, _)| {
-        file.part != Part::Test && !places.iter().any(|place| file.path.starts_with(place))
-    });
+    let files = tree
+        .rust()
+        .filter(|(file, _)| file.part != Part::Test && !places.iter().any(|place| file.path.starts_with(place)));
     files
         .flat_map(|(file, tokens)| tokens.0.iter().map(move |token| (file, token)))
         .filter(|(_, token)| token.kind != Kind::Sign && !token.is_test)

@@ -31,9 +31,9 @@ pub enum Kind {
 impl Tokens {
     /// Splits a file.
     pub fn read(text: &str) -> Result<Tokens> {
-        let stream: TokenStream = text.parse().map_err(|error: LexError| {
-            anyhow::anyhow!("line {}: not Rust ({error})", error.span().start().line)
-        })?;
+        let stream: TokenStream = text
+            .parse()
+            .map_err(|error: LexError| anyhow::anyhow!("line {}: not Rust ({error})", error.span().start().line))?;
         let mut tokens = Tokens::default();
         tokens.extend(stream, false);
         Ok(tokens)

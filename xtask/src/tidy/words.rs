@@ -57,7 +57,10 @@ pub const WORDS: &[Banned] = &[
             "is_aarch64_feature_detected",
         ],
         applies: |file| {
-            is_outside(file, &["model-format/src/quant/group_quant/dot/", "infer-core/src/ops/candle_wide.rs", "xtask/"])
+            is_outside(
+                file,
+                &["model-format/src/quant/group_quant/dot/", "infer-core/src/ops/candle_wide.rs", "xtask/"],
+            )
         },
     },
     Banned {
