@@ -19,7 +19,7 @@
 //! assert!(quantized.relative_error(weights.view(), &hessian) < 0.01);
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 pub mod calibrate;
 mod error;

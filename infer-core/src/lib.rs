@@ -51,7 +51,7 @@
 //! The folder `examples/` has complete programs: a chat, a batch of several prompts, and a custom sampler. The model is written
 //! once over the traits in [`ops`]: see [`model::Decoder`].
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 mod answer;
 mod device;
@@ -95,6 +95,7 @@ pub use webgpu_kernels::gpu::Driver;
 
 /// Waits for a future of this crate, in the calling thread. For native programs, tests and benches.
 #[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "offers the wait to programs")]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     webgpu_kernels::gpu::block_on(future)
 }

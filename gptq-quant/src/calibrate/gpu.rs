@@ -36,7 +36,7 @@ impl Calibrate for GpuOps {
         let (gpu, caps) = (self.gpu(), self.gpu().caps());
         DeviceFacts {
             is_host: false,
-            multiplies_f16: Cooperative::suits_device(caps),
+            multiplies_f16: Cooperative::supports_device(caps),
             most_tokens: 8192,
             most_values: caps.max_binding.min(caps.max_buffer) as usize / size_of::<f32>(),
             memory: gpu.summary().memory,
