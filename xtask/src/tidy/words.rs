@@ -45,7 +45,7 @@ pub const WORDS: &[Banned] = &[
     Banned {
         name: "processor-place",
         why: "instructions of one kind of processor stand in `model-format/src/quant/group_quant/dot/` and \
-              `infer-core/src/ops/candle_wide.rs` alone, each beside its portable form",
+              `infer-core/src/ops/candle/vectorized.rs` alone, each beside its portable form",
         code: &[
             "target_arch = \"x86\"",
             "target_arch = \"x86_64\"",
@@ -59,7 +59,7 @@ pub const WORDS: &[Banned] = &[
         applies: |file| {
             is_outside(
                 file,
-                &["model-format/src/quant/group_quant/dot/", "infer-core/src/ops/candle_wide.rs", "xtask/"],
+                &["model-format/src/quant/group_quant/dot/", "infer-core/src/ops/candle/vectorized.rs", "xtask/"],
             )
         },
     },
