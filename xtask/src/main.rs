@@ -9,6 +9,7 @@ mod book;
 mod commands;
 mod dawn;
 mod demo;
+mod fetch;
 mod figures;
 mod hardware;
 mod linters;
@@ -49,6 +50,8 @@ enum Command {
     Web(web::Options),
     /// Run every kernel in Dawn, Chrome's WebGPU
     Dawn,
+    /// Fetch everything that the checks need, for work without a network
+    Fetch,
     /// Build the book in docs/ as web pages, in target/book
     Docs,
     /// Draw the pictures in docs/figures from benches/results
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Web(options) => web::run(&root, &options),
         Command::Dawn => dawn::run(&root),
+        Command::Fetch => fetch::run(&root),
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
         Command::Hardware(options) => hardware::run(&root, &options),

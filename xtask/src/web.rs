@@ -65,7 +65,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 }
 
 /// Fetches the wasm target and the bundler's packages.
-fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
+pub fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
     setup::wasm_target(steps, root, TARGET)?;
     setup::npm_packages(steps, &root.join("web-chat"))
 }
