@@ -13,6 +13,7 @@ mod figures;
 mod hardware;
 mod markdown;
 mod mesa;
+mod pictures;
 mod programs;
 mod setup;
 mod step;
@@ -47,6 +48,8 @@ enum Command {
     Docs,
     /// Draw the pictures in docs/figures from benches/results
     Figures,
+    /// Record chat-cli and take screenshots of the page, for docs/figures
+    Pictures(pictures::Options),
     /// Compile every kernel for GPUs that are not here, and predict a model's speed on them
     Hardware(hardware::Options),
     /// The arrows between crates and the invariants of ARCHITECTURE.md
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Dawn => dawn::run(&root),
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
+        Command::Pictures(options) => pictures::run(&root, &options),
         Command::Hardware(options) => hardware::run(&root, &options),
         Command::Tidy => tidy::run(&root),
     };

@@ -130,6 +130,8 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("rustyline", Owner::Binaries),
     // The documents: their links, and the book.
     ("pulldown-cmark", Owner::Only(&["xtask"])),
+    // The picture of a terminal session.
+    ("vt100", Owner::Only(&["xtask"])),
     ("assert_cmd", Owner::Tests),
     ("criterion", Owner::Tests),
     ("insta", Owner::Tests),
