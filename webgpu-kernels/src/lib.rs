@@ -18,7 +18,7 @@
 //! # Ok(()) }
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 pub mod add;
 pub mod argmax;
@@ -103,4 +103,18 @@ pub const KERNELS: &[&Kernel] = &[
     &gptq::ROW_DOTS_KERNEL,
     &gptq::ARRANGE_KERNEL,
     &gptq::DIAGONAL_KERNEL,
+];
+
+/// Every kernel with several variants.
+pub const TUNABLES: &[&tuning::Tunable] = &[
+    &gemv::TUNABLE,
+    &gemv::ADD_TUNABLE,
+    &gemv::SCALED_TUNABLE,
+    &gemv::ROPE_TUNABLE,
+    &gemv_chain::TUNABLE,
+    &gemm::TUNABLE,
+    &gemm::SPLITS_TUNABLE,
+    &gemm::COOPERATIVE_TUNABLE,
+    &attention::DECODE_TUNABLE,
+    &attention::TILE_TUNABLE,
 ];
