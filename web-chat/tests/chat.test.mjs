@@ -33,7 +33,7 @@ test('greedy answers equal those of chat-cli, in each turn', options, async () =
       await ask(page, prompt);
       const answer = (await lastMessages(page)).at(-1);
       assert.equal(answer.content, expected.text);
-      assert.match(answer.stats, new RegExp(`^${expected.token_ids.length} tokens at .*/s · prompt ${expected.prompt_token_ids.length} (\\(\\d+ cached\\) )?at .*/s · first token after`));
+      assert.match(answer.stats, new RegExp(`^${expected.token_ids.length} tokens at .*/s · prompt of ${expected.prompt_token_ids.length} tokens (\\(\\d+ cached\\) )?at .*/s · first token after`));
       await page.getByRole('button', { name: 'New chat', exact: true }).click();
     }
     // With a system prompt.

@@ -15,6 +15,7 @@ mod hardware;
 mod linters;
 mod markdown;
 mod mesa;
+mod pictures;
 mod programs;
 mod setup;
 mod step;
@@ -56,6 +57,8 @@ enum Command {
     Docs,
     /// Draw the pictures in docs/figures from benches/results
     Figures,
+    /// Record chat-cli and take screenshots of the page, for docs/figures
+    Pictures(pictures::Options),
     /// Compile every kernel for absent GPUs, and predict a model's speed on them
     Hardware(hardware::Options),
     /// Check the rules of ARCHITECTURE.md, dependencies, spelling and the layout of TOML files, in seconds
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
         Command::Fetch => fetch::run(&root),
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
+        Command::Pictures(options) => pictures::run(&root, &options),
         Command::Hardware(options) => hardware::run(&root, &options),
         Command::Tidy => check_text(&root),
     };
