@@ -1,8 +1,8 @@
 //! Preprocesses a kernel's shader for one [`Variant`]: imports, flags, constants from Rust, unrolled loops.
 //!
 //! Each directive stands on a line of its own:
-//! - `#import NAME` inserts the declarations of a shared file, once per shader. `unpack` is the layout of the variant's weights.
-//! - `#include NAME` inserts the statements of a shared file, each time.
+//! - `#import NAME` inserts a shared file once per shader, as declarations need. `unpack` is the layout of the variant's weights.
+//! - `#include NAME` inserts a shared file each time, as statements need.
 //! - `#ifdef FLAG`, `#ifndef FLAG`, `#else`, `#endif` select lines by the variant's flags.
 //! - `#for v in A..B` ... `#endfor` repeats the lines between, with `$v` replaced by the value, in directives too. `v` is one
 //!   letter; `A` and `B` are numbers or constants. Unrolling here makes every driver keep small arrays in registers, and leaves no
