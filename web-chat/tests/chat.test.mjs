@@ -84,9 +84,9 @@ test('answers are stopped, regenerated, edited and copied; conversations are sta
 
     // Stop the regenerated answer by keyboard.
     await duringAnswer('Escape');
+    await stats.evaluate((line) => { line.dataset.isOld = ''; });
     await page.getByRole('button', { name: 'Regenerate' }).click();
-    await until(page, () => document.querySelector('article[aria-busy]'));
-    await stats.waitFor();
+    await page.locator('#messages .stats:not([data-is-old])').waitFor();
     assert.match(await stats.innerText(), /stopped/);
     const again = (await lastMessages(page)).at(-1).content;
     const common = Math.min(again.length, stopped.length, 30);
