@@ -8,8 +8,10 @@ use crate::{
 
 /// A word whose value is not there yet: a NaN that arithmetic does not give.
 pub(super) const PENDING: u32 = u32::MAX;
+/// The word for a token that is chosen after the dispatches. The flag is next, so that one copy reads both.
+const TOKEN: usize = 0;
 /// The word that is not zero once a workgroup has stopped waiting. It stays so.
-pub(super) const EXPIRED: usize = 0;
+pub(super) const EXPIRED: usize = 1;
 /// The word that counts workgroups, the first of those that a dispatch makes PENDING in the other set.
 pub(super) const TICKET: usize = 32;
 /// The first value.
@@ -64,7 +66,13 @@ impl Links {
 
     /// One word, not zero after the dispatches so far if a workgroup of one of them stopped waiting: their results are wrong.
     pub fn expired(&self) -> Buffer<u32> {
-        self.sets[self.turn].slice(EXPIRED, 1)
+        self.sets[self.turn].element(EXPIRED)
+    }
+
+    /// One word, for a token that is chosen from the results of the dispatches so far. It lies before [`Links::expired`], so that
+    /// reading both takes one copy. Valid until the next token is chosen.
+    pub fn token(&self) -> Buffer<u32> {
+        self.sets[self.turn].slice(TOKEN, 1)
     }
 
     /// Whether they have room for a shape, and are as the next dispatch expects them.

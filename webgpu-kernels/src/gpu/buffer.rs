@@ -83,6 +83,12 @@ impl<T: Word> Buffer<T> {
         Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
     }
 
+    /// One element at any place, to copy: a binding may not begin there.
+    pub(crate) fn element(&self, at: usize) -> Buffer<T> {
+        assert!(at < self.len, "element: {at} is beyond {}", self.len);
+        Buffer { raw: self.raw.clone(), start: self.start + at, len: 1, element: PhantomData }
+    }
+
     /// The same memory under another length, for what is planned and never run.
     pub(crate) fn claiming<U: Word>(&self, len: usize) -> Buffer<U> {
         Buffer { raw: self.raw.clone(), start: 0, len, element: PhantomData }

@@ -11,7 +11,7 @@ use std::{
 use web_time::Instant;
 
 use super::{
-    buffer::{Buffer, Word},
+    buffer::{Buffer, RawBuffer, Word},
     device::{Gpu, lock},
     errors::Errors,
     pool::size_class,
@@ -67,12 +67,20 @@ impl<T: Word> Readback<T> {
 
     pub(crate) fn copy_from(&mut self, encoder: &mut wgpu::CommandEncoder, source: &Buffer<T>, flags: &[Buffer<u32>]) {
         let staging = self.staging.as_ref().expect("not read yet");
-        let len = 4 * self.len as u64;
-        if len > 0 {
-            encoder.copy_buffer_to_buffer(&source.raw.buffer, source.offset(), staging, 0, len);
+        let values = (&*source.raw, source.offset(), 4 * self.len as u64);
+        let flags = flags.iter().map(|flag| (&*flag.raw, flag.offset(), 4));
+        // Adjacent ranges are one copy: a copy waits for the copy before it.
+        let mut copies: Vec<(&RawBuffer, u64, u64)> = Vec::with_capacity(2);
+        for (raw, offset, bytes) in std::iter::once(values).chain(flags).filter(|(_, _, bytes)| *bytes > 0) {
+            match copies.last_mut() {
+                Some((last, start, len)) if last.id == raw.id && *start + *len == offset => *len += bytes,
+                _ => copies.push((raw, offset, bytes)),
+            }
         }
-        for (flag, to) in flags.iter().zip((len..).step_by(4)) {
-            encoder.copy_buffer_to_buffer(&flag.raw.buffer, flag.offset(), staging, to, 4);
+        let mut to = 0;
+        for (raw, offset, bytes) in copies {
+            encoder.copy_buffer_to_buffer(&raw.buffer, offset, staging, to, bytes);
+            to += bytes;
         }
     }
 

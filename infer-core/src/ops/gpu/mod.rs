@@ -554,7 +554,7 @@ impl Choose for GpuOps {
 
     fn choose(&mut self, logits: &GpuTensor) -> Result<GpuToken> {
         assert_eq!(logits.rows, 1, "choose: from one row");
-        let id = self.recorder.temporary(1);
+        let id = self.token_word();
         Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.settled(), &id);
         Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }
@@ -570,7 +570,7 @@ impl Choose for GpuOps {
 
     fn draw(&mut self, logits: &GpuTensor, with: &Sample, random: f64) -> Result<GpuToken> {
         assert_eq!(logits.rows, 1, "draw: from one row");
-        let id = self.recorder.temporary(1);
+        let id = self.token_word();
         with.record(&mut self.recorder, logits.settled(), random, &id);
         Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }
