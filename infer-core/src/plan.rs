@@ -5,14 +5,14 @@
 
 use model_format::{DecoderConfig, Param, QuantFormat, params::joined_params};
 use webgpu_kernels::{
-    Gpu, Kernel, KvDtype, Variant, WeightFormat, attention::HeadShape, gpu::Traced, selftest::Workload, tuning::Problem,
+    Gpu, Kernel, KvDtype, Variant, WeightFormat, gpu::Traced, selftest::Workload, tuning::Problem,
 };
 
 use crate::{
     KvCache, Result,
     memory::Holding,
-    model::{Decoder, Parts, Sequence, decoder::FEWEST_ROWS, session::PREFILL_CHUNK},
-    ops::{Ops, gpu::GpuOps},
+    model::{Decoder, Parts, Sequence, decoder::{FEWEST_ROWS, attention_shape}, session::PREFILL_CHUNK},
+    ops::{AttentionShape, Ops, gpu::GpuOps},
 };
 
 /// Which kernels a model will be run with.
@@ -155,13 +155,11 @@ fn note(variants: &mut Vec<(&'static str, Variant)>, ops: &mut GpuOps) -> Vec<(&
 
 /// What a model asks of the kernels.
 fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
-    let group = config.num_attention_heads / config.num_key_value_heads;
-    let mut attention: Vec<HeadShape> = Vec::new();
-    for window in &config.layer_windows {
-        let soft_cap = config.attn_logit_softcapping.is_some();
-        let heads = HeadShape { group, head_dim: config.head_dim, soft_cap, window: window.is_some() };
-        if !attention.contains(&heads) {
-            attention.push(heads);
+    let mut attention: Vec<AttentionShape> = Vec::new();
+    for layer in 0..config.layer_windows.len() {
+        let shape = attention_shape(config, layer);
+        if !attention.contains(&shape) {
+            attention.push(shape);
         }
     }
     Workload {

@@ -19,18 +19,41 @@ pub struct Kernel {
     pub params: ParamsLayout,
     /// Cases for the tests and the benches.
     pub cases: fn(&Caps, CaseSet) -> Vec<Case>,
+    /// When the kernel runs.
+    pub usage: Usage,
+    /// True if other kernels compute the same. The self-test switches this kernel off if it is wrong, instead of failing.
+    pub has_substitute: bool,
+    /// True if a recorded dispatch must not be repeated: it changes what it reads.
+    pub runs_once: bool,
+}
+
+/// When a kernel runs. The self-test of a model uses it to select variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// While a model runs. Its variants follow from the model and the device, so a plan lists them.
+    Model,
+    /// While a model runs. Its variants also depend on the length of the text and on how tokens are chosen, so a plan is incomplete.
+    Answer,
+    /// Never while a model answers: the kernel measures or quantizes.
+    Offline,
 }
 
 impl Kernel {
+    /// The fields that most kernels share. Each record replaces the others.
+    pub const DEFAULTS: Kernel = Kernel {
+        name: "",
+        wgsl: "",
+        bindings: &[],
+        params: ParamsLayout { size: 0, fields: &[] },
+        cases: |_, _| Vec::new(),
+        usage: Usage::Model,
+        has_substitute: false,
+        runs_once: false,
+    };
+
     /// The WGSL of a variant.
     pub fn source(&self, variant: &Variant) -> String {
         crate::source::expand(self.name, self.wgsl, variant)
-    }
-
-    /// True if a recorded dispatch must not be repeated. Workgroups of the chain take their numbers from a counter, and only the next
-    /// recorded dispatch resets it.
-    pub(crate) fn runs_once(&self) -> bool {
-        self.params.fields.iter().any(|(field, _)| *field == "most_polls")
     }
 
     /// The same for browsers, which want a line that naga does not know.

@@ -351,7 +351,7 @@ pub fn embed<O: Ops>(ops: &mut O, config: &DecoderConfig, table: &O::Matrix, tok
 }
 
 /// The attention of layer `i` of `config`.
-fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
+pub(crate) fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
     AttentionShape {
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,

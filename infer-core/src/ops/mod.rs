@@ -20,6 +20,7 @@ use model_format::{FileBytes, Role, Weight, decoder_config::Activation};
 use webgpu_kernels::{WeightFormat, cross_entropy::cross_entropy, kl_divergence::kl_divergence};
 
 pub use webgpu_kernels::{
+    attention::AttentionShape,
     gram::TokenWeights,
     sample::{IN_PROMPT, Past, Rules},
 };
@@ -310,25 +311,6 @@ pub struct Span<'a, K> {
     pub past_len: usize,
     /// The layer's keys and values of this sequence.
     pub kv: &'a mut K,
-}
-
-/// The shape of an attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; query head `h` reads `h / (heads / kv_heads)`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Elements of each head, the first ones, that are rotated.
-    pub rotary_dim: usize,
-    /// Factor on `q . k` before the softmax.
-    pub scale: f32,
-    /// Cap `c` of the scaled scores: `c * tanh(score / c)`.
-    pub soft_cap: Option<f32>,
-    /// How many keys a query sees, the last ones, its own among them. `None`: all.
-    pub window: Option<usize>,
 }
 
 /// The shape of one layer's cache: keys and values are `[kv_heads, capacity, head_dim]` each.

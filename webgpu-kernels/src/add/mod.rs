@@ -31,6 +31,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite, Access::Read],
     params: AddParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl Add {

@@ -8,7 +8,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, Purpose, params, product},
+    kernel::{Access, CaseBuffer, Params, Purpose, params, product, Usage},
 };
 
 pub use reference::argmax;
@@ -36,6 +36,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: ArgmaxParams::LAYOUT,
     cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the kernel that chooses among what the splits of a row found.
@@ -45,6 +47,8 @@ pub static JOIN_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite, Access::Read],
     params: ArgmaxParams::LAYOUT,
     cases: join_cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
 impl Argmax {

@@ -4,7 +4,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, Usage},
 };
 
 /// `y[i] = x[i]`.
@@ -24,6 +24,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: CopyParams::LAYOUT,
     cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl Copy {

@@ -8,7 +8,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, params, Usage},
     matrix::Slice,
 };
 
@@ -33,6 +33,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: EmbeddingParams::LAYOUT,
     cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
 impl Embedding {

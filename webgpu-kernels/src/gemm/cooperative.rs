@@ -40,6 +40,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
     cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the kernel that makes f16 of rows.
@@ -49,6 +51,8 @@ pub static NARROW_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite, Access::ReadWrite],
     params: NarrowParams::LAYOUT,
     cases: narrow_cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.

@@ -66,6 +66,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the kernel that joins what splits of the inputs come to.
@@ -75,6 +76,7 @@ pub static JOIN_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: JoinParams::LAYOUT,
     cases: join_cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.

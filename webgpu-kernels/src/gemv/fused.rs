@@ -58,6 +58,8 @@ pub static ADD_KERNEL: Kernel = Kernel {
     ],
     params: GemvParams::LAYOUT,
     cases: add_cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of [`GemvScaled`].
@@ -67,6 +69,8 @@ pub static SCALED_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::Read],
     params: ScaledParams::LAYOUT,
     cases: scaled_cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The choice of [`GemvAdd`].

@@ -80,6 +80,17 @@ impl Sizes {
         links::words(self.shape.link_values(MOST_SPLITS))
     }
 
+    /// True if each stage publishes all inputs of the next one.
+    fn is_whole(&self) -> bool {
+        self.shape.end.is_none() || self.rows[0] == self.cols[1]
+    }
+
+    /// Words of links that a dispatch resets: those before the end. A small case keeps its values, which its stages do not all publish,
+    /// so that its next dispatch does not wait in vain.
+    fn reset_words(&self) -> usize {
+        if self.is_whole() { self.links() } else { VALUES }
+    }
+
     fn matrix(&self, i: usize) -> [usize; 2] {
         gemv::matrix_lens(FORMAT, self.rows[i], self.cols[i])
     }
@@ -121,9 +132,12 @@ impl Sizes {
         (0..kv_heads).flat_map(|_| 0..self.capacity()).flat_map(position).collect()
     }
 
-    /// Such that the softmax is neither flat nor one key: queries and the token's own key are about ten times as large here as in models.
-    fn scale(&self) -> f32 {
-        self.shape.heads.map_or(0.0, |heads| 0.2 / heads.head_dim as f32)
+    /// Attention, with a scale for a softmax that is neither flat nor a single key: queries and the token's own key are about ten times as
+    /// large here as in models.
+    fn attention_shape(&self) -> AttentionShape {
+        let Heads { heads, kv_heads, head_dim } = self.shape.heads.expect("a chain with attention");
+        let scale = 0.2 / head_dim as f32;
+        AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: self.window }
     }
 }
 
@@ -214,8 +228,6 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         let window = sizes.window.map_or(String::new(), |window| format!(", window of {window}"));
         format!(", {heads}/{kv_heads} heads of {head_dim} after {}{window}", sizes.position)
     });
-    // Sets of links take turns, or a second run would find what the first one left. A small one finds it, for no stage leaves all.
-    let is_whole = sizes.shape.end.is_none() || sizes.rows[0] == sizes.cols[1];
     let turns = Mutex::new(HashMap::new());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
@@ -227,9 +239,18 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         tolerance: 1e-6,
         buffers: Box::new(move || buffers(&made, dtype)),
         record: Box::new(move |recorder, b| {
+            let sets = [0, 1].map(|set| &b[recorded.places().links + set]);
             let mut turns = lock(&turns);
-            let turn = turns.entry(b[recorded.places().links].id()).or_insert(false);
-            *turn ^= is_whole;
+            // Dispatches of the same buffers alternate between the two sets of links.
+            let turn = turns.entry(sets[0].id()).or_insert_with(|| {
+                if choice.is_some() && recorded.is_whole() {
+                    // The tuner's buffers hold zeros.
+                    let fresh = links::fresh(recorded.links());
+                    sets.into_iter().for_each(|set| recorder.gpu().write(set, &fresh));
+                }
+                false
+            });
+            *turn = !*turn;
             record(&recorded, choice, dtype, recorder, b, *turn);
         }),
         reference: Box::new(move |b| reference_of(&expected, dtype, b)),
@@ -288,7 +309,7 @@ fn record(
     let slice = |i: usize, at: usize| cases::slice(FORMAT, sizes.rows[i], sizes.cols[i], &b[at], &b[at + 1]);
     let slices: Vec<_> = (0..x / 2).map(|i| slice(i, 2 * i)).collect();
     let sets = if turn { [&b[links + 1], &b[links]] } else { [&b[links], &b[links + 1]] };
-    let turn = Turn::of(sets, sizes.links());
+    let turn = Turn::of(sets, sizes.reset_words());
     // Behind the matrix of attention where that is not the first.
     let is_start = sizes.shape.end.is_none();
     let (qkv, after) = match sizes.shape.heads {
@@ -301,14 +322,12 @@ fn record(
         let (k, v, capacity) = (b[after + 2].clone(), b[after + 3].clone(), sizes.capacity());
         KvCache { k, v, kv_heads, capacity, head_dim, dtype }
     });
-    let attended = qkv.as_ref().zip(cache.as_ref()).zip(sizes.shape.heads).map(|((qkv, cache), heads)| Attended {
+    let attended = qkv.as_ref().zip(cache.as_ref()).map(|(qkv, cache)| Attended {
         qkv,
         rope: &first,
-        heads: heads.heads,
+        shape: sizes.attention_shape(),
         position: sizes.position,
         cache,
-        scale: sizes.scale(),
-        window: sizes.window,
         y: &second,
     });
     if is_start {
@@ -358,8 +377,8 @@ fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>
         }
         End::Attended(next) => {
             let parts = add(recorder, chain.down, &activated, chain.down_norm, &left, &squares);
-            let turn = GemvRope { parts, eps: chain.eps, heads: next.heads, position: next.position };
-            let q = recorder.temporary(next.heads * next.cache.head_dim);
+            let turn = GemvRope { parts, eps: chain.eps, heads: next.shape.heads, position: next.position };
+            let q = recorder.temporary(next.shape.heads * next.cache.head_dim);
             turn.record(recorder, next.qkv, &left, &squares, next.rope, &q, next.cache);
             attend(recorder, next, &q);
         }
@@ -368,8 +387,8 @@ fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>
 
 /// Of the first layer's beginning.
 fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &Attended<'_>) {
-    let Attended { qkv, rope, heads, position, cache, .. } = *next;
-    let rotary_dim = cache.head_dim;
+    let Attended { qkv, rope, shape, position, .. } = *next;
+    let (AttentionShape { heads, rotary_dim, .. }, cache) = (shape, next.cache);
     let [normed, products, q] = [qkv.cols, qkv.rows, heads * rotary_dim].map(|len| recorder.temporary(len));
     RmsNorm { rows: 1, cols: qkv.cols, eps: start.eps }.record(recorder, start.x, start.norm, &normed);
     Gemv { batch: 1, y_stride: qkv.rows }.record(recorder, qkv, &normed, &products);
@@ -379,9 +398,8 @@ fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &Attended<'
 }
 
 fn attend(recorder: &mut Recorder, next: &Attended<'_>, q: &Buffer<f32>) {
-    let Attended { heads, position, scale, window, cache, y, .. } = *next;
-    let attention = Attention { first_row: 0, rows: 1, heads, past_len: position, scale, soft_cap: None, window };
-    attention.record(recorder, q, cache, y);
+    let Attended { shape, position: past_len, cache, y, .. } = *next;
+    Attention { shape, first_row: 0, rows: 1, past_len }.record(recorder, q, cache, y);
 }
 
 fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>> {
@@ -440,8 +458,7 @@ fn attention_of(sizes: &Sizes, dtype: KvDtype, qkv: &[f32], b: &[CaseBuffer]) ->
     let Heads { heads, kv_heads, head_dim } = sizes.shape.heads.expect("a chain that ends with attention");
     let [mut k, mut v] = [2, 3].map(|i: usize| dtype.values(head_dim, &b[i].words));
     let [mut q, mut y] = [(); 2].map(|()| vec![0.0; heads * head_dim]);
-    let Sizes { position: past_len, window, .. } = *sizes;
-    let capacity = sizes.capacity();
+    let (past_len, capacity) = (sizes.position, sizes.capacity());
     let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len, capacity };
     rope(shape, qkv, b[0].values(), &mut q, &mut k, &mut v);
     if dtype == KvDtype::F16 {
@@ -450,13 +467,55 @@ fn attention_of(sizes: &Sizes, dtype: KvDtype, qkv: &[f32], b: &[CaseBuffer]) ->
         let stored = |value: &mut f32| *value = f16::from_f32(value.clamp(-largest, largest)).to_f32();
         k.iter_mut().chain(&mut v).for_each(stored);
     }
-    let shape =
-        AttentionShape { heads, kv_heads, head_dim, past_len, capacity, scale: sizes.scale(), soft_cap: None, window };
-    attention(shape, &q, &k, &v, &mut y);
+    attention(sizes.attention_shape(), past_len, capacity, &q, [&k, &v], &mut y);
     vec![y, k, v]
 }
 
 /// Where value n of so many lies among links.
 fn place(n: usize, cols: usize) -> usize {
     n % 16 * (cols / 16) + n / 16
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::{OpenOptions, block_on, for_test};
+
+    /// Dispatches of each case: each set of links is used twice.
+    const ROUNDS: usize = 4;
+
+    /// Repeats a case's dispatch. Returns true if a workgroup stopped waiting.
+    fn expires(case: &Case, recorder: &mut Recorder, buffers: &[Buffer<u32>], Places { links, .. }: Places) -> bool {
+        (0..ROUNDS).for_each(|_| (case.record)(recorder, buffers));
+        [links, links + 1].into_iter().any(|set| {
+            let words = block_on(recorder.read(&buffers[set]).unwrap()).unwrap();
+            words[links::EXPIRED] != 0
+        })
+    }
+
+    #[test]
+    fn repeated_dispatches_never_wait_in_vain() {
+        let Some(gpu) = for_test(OpenOptions::PROFILES[1].1) else { return };
+        let mut recorder = Recorder::new(&gpu);
+        let whole = ChainShape {
+            hidden: 128,
+            end: Some(EndShape { attended: 192, inner: 320 }),
+            heads: Some(Heads { heads: 8, kv_heads: 2, head_dim: 24 }),
+        };
+        for shape in [ChainShape { end: None, ..whole }, whole, ChainShape { heads: None, ..whole }] {
+            let Some(choice) = chains(gpu.caps(), &shape).pop() else { return };
+            // As the tuner has them: zeros.
+            let sizes = Sizes::of(&shape, FEW_BEFORE);
+            let zeros = sizes.lens(KvDtype::F16).into_iter().map(|len| gpu.zeroed(len).unwrap());
+            let case = sized_case(gpu.caps(), sizes.clone(), Some(choice), KvDtype::F16);
+            let buffers: Vec<_> = zeros.collect();
+            assert!(!expires(&case, &mut recorder, &buffers, sizes.places()), "{}", case.label);
+
+            let small = Sizes::small(&shape, FEW_BEFORE);
+            let case = sized_case(gpu.caps(), small.clone(), Some(choice), KvDtype::F16);
+            let buffers: Vec<_> =
+                (case.buffers)().iter().map(|buffer| gpu.upload(&buffer.words).unwrap()).collect();
+            assert!(!expires(&case, &mut recorder, &buffers, small.places()), "{}", case.label);
+        }
+    }
 }

@@ -84,32 +84,28 @@ const RANGE: u32 = 96;
 const MANY_KEYS: (u32, u32) = (3, 4);
 const FEW_KEYS: (u32, u32) = (1, 8);
 
-/// What the shader calls things of a product.
-struct Names {
+/// Names in the shader of a product's constants and flags: see product.wgsl.
+struct ProductNames {
+    /// Constants.
     steps: &'static str,
     rows: &'static str,
+    /// True if the lanes of a workgroup have exactly the blocks of a row.
     exact: &'static str,
+    /// True if a tile has eight rows.
     eight: &'static str,
-    first: &'static str,
-    last: &'static str,
-    flags: &'static [&'static str],
+    /// True if the product is the chain's first one.
+    from_x: &'static str,
+    /// Always true: residual or norm.
+    kind: &'static str,
 }
 
-macro_rules! names {
-    ($place:literal, $($flag:literal),*) => {
-        Names {
-            steps: concat!("STEPS", $place),
-            rows: concat!("ROWS", $place),
-            exact: concat!("EXACT", $place),
-            eight: concat!("EIGHT", $place),
-            first: concat!("FIRST", $place),
-            last: concat!("LAST", $place),
-            flags: &[$(concat!($flag, $place)),*],
-        }
-    };
-}
-
-const NAMES: [Names; PRODUCTS] = [names!(0, "ADD"), names!(1, "NORMED"), names!(2, "ADD"), names!(3, "NORMED", "ROPE")];
+#[rustfmt::skip]
+const NAMES: [ProductNames; PRODUCTS] = [
+    ProductNames { steps: "STEPS0", rows: "ROWS0", exact: "EXACT0", eight: "EIGHT0", from_x: "FROM_X0", kind: "RESIDUAL0" },
+    ProductNames { steps: "STEPS1", rows: "ROWS1", exact: "EXACT1", eight: "EIGHT1", from_x: "FROM_X1", kind: "NORMED1" },
+    ProductNames { steps: "STEPS2", rows: "ROWS2", exact: "EXACT2", eight: "EIGHT2", from_x: "FROM_X2", kind: "RESIDUAL2" },
+    ProductNames { steps: "STEPS3", rows: "ROWS3", exact: "EXACT3", eight: "EIGHT3", from_x: "FROM_X3", kind: "NORMED3" },
+];
 
 impl Heads {
     /// Query heads of a key head.
@@ -209,7 +205,7 @@ impl ChainChoice {
     }
 
     /// Whether the device and the shape allow it.
-    pub fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
+    pub fn is_supported(&self, caps: &Caps, shape: &ChainShape) -> bool {
         let is_compiled = caps.chains && caps.packed_dot && (caps.narrow_chains || self.workgroup > NARROW);
         let is_possible = is_compiled && caps.max_bindings as usize >= shape.kernel().bindings.len();
         let lanes = cluster(caps).filter(|_| is_possible);
@@ -226,7 +222,7 @@ impl ChainChoice {
     pub(super) fn teams(&self, caps: &Caps, heads: Heads, keys: usize) -> Option<Teams> {
         let (most_heads, at_once) = if keys <= UNSPLIT_KEYS { FEW_KEYS } else { MANY_KEYS };
         let teams = |heads| Teams { workgroup: self.workgroup, heads, keys: at_once };
-        let fits = |teams: &Teams| teams.suits(caps, heads.group(), heads.head_dim);
+        let fits = |teams: &Teams| teams.are_supported(caps, heads.group(), heads.head_dim);
         (1..=most_heads).rev().map(teams).find(fits)
     }
 
@@ -263,6 +259,7 @@ impl ChainChoice {
             .flag("INTEGER")
             .flag("OWN_LOADS")
             .flag_if("START", shape.end.is_none())
+            .flag_if("SQUARES2", shape.heads.is_none())
             .subgroups(caps);
         if let Some(heads) = shape.heads {
             let teams = self.teams(caps, heads, keys).expect("a chain suits the device");
@@ -283,9 +280,8 @@ impl ChainChoice {
                 .constant_is(names.rows, rows)
                 .flag_if(names.exact, cols / HALF == (steps * self.workgroup) as usize)
                 .flag_if(names.eight, rows == 8)
-                .flag_if(names.first, stage == first)
-                .flag_if(names.last, stage + 1 == stages);
-            variant = names.flags.iter().fold(variant, |variant, flag| variant.flag(flag));
+                .flag_if(names.from_x, stage == first)
+                .flag(names.kind);
         }
         variant
     }
@@ -310,7 +306,7 @@ pub(super) fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
         all.extend([264, 300, 396, 128, 64, 32].map(|groups| ChainChoice { workgroup, rows: 8, groups, range: RANGE }));
     }
     let mut seen = std::collections::HashSet::new();
-    all.retain(|choice| choice.suits(caps, shape) && seen.insert(*choice));
+    all.retain(|choice| choice.is_supported(caps, shape) && seen.insert(*choice));
     all
 }
 

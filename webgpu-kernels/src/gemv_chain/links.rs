@@ -75,8 +75,8 @@ impl Links {
         self.sets[self.turn].slice(TOKEN, 1)
     }
 
-    /// Whether they have room for a shape, and are as the next dispatch expects them.
-    pub fn suit(&self, recorder: &Recorder, shape: &ChainShape) -> bool {
+    /// True if the links have room for a shape, and the recorder ran all dispatches that reset them.
+    pub fn are_ready(&self, recorder: &Recorder, shape: &ChainShape) -> bool {
         self.sets[0].len() >= words(shape.link_values(MOST_SPLITS)) && self.forgotten == recorder.forgotten()
     }
 
@@ -90,7 +90,7 @@ impl Links {
 }
 
 impl Turn<'_> {
-    /// Of a case, which alternates between sets of so many words itself.
+    /// The turn of a case, which alternates its sets itself. The dispatch resets the first `words` of `stale`, flag aside.
     pub(super) fn of<'a>([links, stale]: [&'a Buffer<u32>; 2], words: usize) -> Turn<'a> {
         Turn { links, stale, stale_words: words - TICKET, most_polls: MOST_POLLS }
     }

@@ -12,6 +12,7 @@ mod links;
 
 use crate::{
     Factor, Gpu, Kernel, KvCache, KvDtype,
+    attention::AttentionShape,
     gemv::GemvRope,
     gpu::{Binding, Buffer, Recorder},
     kernel::{
@@ -50,16 +51,12 @@ pub struct Attended<'a> {
     pub qkv: &'a Slice,
     /// `[positions, head_dim / 2, 2]`.
     pub rope: &'a Buffer<f32>,
-    /// Query heads.
-    pub heads: usize,
+    /// Heads, scale and mask. All of a head is rotated, and scores are not capped.
+    pub shape: AttentionShape,
     /// Tokens that the cache holds already.
     pub position: usize,
     /// Keys and values of the tokens before, where those of this one go.
     pub cache: &'a KvCache,
-    /// Factor on products of a query and a key.
-    pub scale: f32,
-    /// How many keys are seen, the last ones, this token's among them. `None`: all.
-    pub window: Option<usize>,
     /// What the queries find: `[heads * head_dim]`.
     pub y: &'a Buffer<f32>,
 }
@@ -90,12 +87,25 @@ params! {
 /// The kernel's record, of a chain that ends with down.
 pub static KERNEL: Kernel = Kernel {
     name: "gemv_chain",
-    wgsl: concat!(include_str!("gemv_chain.wgsl"), include_str!("attention.wgsl")),
+    wgsl: concat!(
+        include_str!("gemv_chain.wgsl"),
+        include_str!("links.wgsl"),
+        include_str!("product.wgsl"),
+        include_str!("out.wgsl"),
+        include_str!("gate_up.wgsl"),
+        include_str!("down.wgsl"),
+        include_str!("qkv.wgsl"),
+        include_str!("attention.wgsl"),
+        include_str!("join.wgsl"),
+    ),
     bindings: &[
         Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
     ],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &KERNEL),
+    has_substitute: true,
+    runs_once: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The kernel's record, of a chain that ends with the next layer's attention.
@@ -108,6 +118,9 @@ pub static ATTENTION_KERNEL: Kernel = Kernel {
     ],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &ATTENTION_KERNEL),
+    has_substitute: true,
+    runs_once: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The kernel's record, of a chain that is the first layer's beginning up to its attention.
@@ -117,6 +130,9 @@ pub static START_KERNEL: Kernel = Kernel {
     bindings: &[Read, Read, Read, Read, ReadWrite, ReadWrite, Read, ReadWrite, ReadWrite, ReadWrite],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &START_KERNEL),
+    has_substitute: true,
+    runs_once: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The kernels.
@@ -253,12 +269,13 @@ impl GemvStart<'_> {
 
 impl<'a> Attended<'a> {
     fn heads(&self) -> Heads {
-        Heads { heads: self.heads, kv_heads: self.cache.kv_heads, head_dim: self.cache.head_dim }
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        Heads { heads, kv_heads, head_dim }
     }
 
     /// Keys of the tokens before that are seen.
     fn keys(&self) -> usize {
-        self.window.map_or(self.position, |window| self.position.min(window - 1))
+        self.shape.window.map_or(self.position, |window| self.position.min(window - 1))
     }
 
     fn buffers(&self) -> [Binding<'a>; 4] {
@@ -308,6 +325,7 @@ impl Dispatch<'_> {
         if let Some(next) = next {
             let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *next.cache;
             let (heads, position) = (next.heads(), next.position);
+            assert_eq!((kv_heads, head_dim), (heads.kv_heads, heads.head_dim), "gemv_chain: shape of the cache");
             assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
             assert!(position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
             (keys, stored) = (next.keys(), dtype);
@@ -323,7 +341,7 @@ impl Dispatch<'_> {
                 split_keys: range as u32,
                 groups4: (heads.heads * splits) as u32 / teams.heads,
                 groups5: choice.joins(&caps, heads, splits),
-                scale: next.scale,
+                scale: next.shape.scale,
                 ..params
             };
             stages.extend([(params.groups4, next.cache.bytes_of(keys + 1)), (params.groups5, 0)]);

@@ -14,7 +14,7 @@ static KERNEL: Kernel = Kernel {
     wgsl: include_str!("probe.wgsl"),
     bindings: &[Access::ReadWrite, Access::ReadWrite],
     params: ProbeParams::LAYOUT,
-    cases: |_, _| Vec::new(),
+    ..Kernel::DEFAULTS
 };
 
 /// Lanes of the workgroups that are looked at, those of the kernels among them.

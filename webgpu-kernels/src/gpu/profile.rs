@@ -155,8 +155,8 @@ fn by_kind(recorded: Vec<Dispatched>) -> Vec<Pass> {
             (other.kernel.name, &other.variant, &other.shape)
                 == (dispatched.kernel.name, &dispatched.variant, &dispatched.shape)
         };
-        let found = if dispatched.kernel.runs_once() {
-            let last = passes.iter().rposition(|(other, _)| other.kernel.runs_once());
+        let found = if dispatched.kernel.runs_once {
+            let last = passes.iter().rposition(|(other, _)| other.kernel.runs_once);
             last.filter(|&last| is_same(&passes[last]))
         } else {
             passes.iter().position(is_same)
@@ -168,7 +168,7 @@ fn by_kind(recorded: Vec<Dispatched>) -> Vec<Pass> {
     }
     let pass = |(dispatched, dispatches): (Dispatched, Vec<usize>)| {
         let count = dispatches.len();
-        let rounds = if dispatched.kernel.runs_once() { 1 } else { FEWEST.div_ceil(count) };
+        let rounds = if dispatched.kernel.runs_once { 1 } else { FEWEST.div_ceil(count) };
         Pass { dispatched: Some(Dispatched { count, ..dispatched }), rounds, dispatches }
     };
     passes.into_iter().map(pass).collect()

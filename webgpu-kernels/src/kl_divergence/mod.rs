@@ -7,7 +7,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, product},
+    kernel::{Access, CaseBuffer, Params, params, product, Usage},
 };
 
 pub use reference::kl_divergence;
@@ -31,6 +31,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::ReadWrite],
     params: KlDivergenceParams::LAYOUT,
     cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl KlDivergence {

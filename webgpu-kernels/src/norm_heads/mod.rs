@@ -37,6 +37,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite, Access::Read, Access::Read],
     params: NormHeadsParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl NormHeads {

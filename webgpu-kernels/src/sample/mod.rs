@@ -17,7 +17,7 @@ mod reference;
 use crate::{
     Gpu, Kernel, Result, Variant,
     gpu::{Buffer, Recorder},
-    kernel::{Access, Params, params},
+    kernel::{Access, Params, Usage, params},
 };
 
 pub use reference::{draw, is_clear};
@@ -92,7 +92,16 @@ const fn kernel(
     bindings: &'static [Access],
     cases: fn(&crate::gpu::Caps, crate::CaseSet) -> Vec<crate::Case>,
 ) -> Kernel {
-    Kernel { name, wgsl: include_str!("sample.wgsl"), bindings, params: SampleParams::LAYOUT, cases }
+    Kernel {
+        name,
+        wgsl: include_str!("sample.wgsl"),
+        bindings,
+        params: SampleParams::LAYOUT,
+        cases,
+        usage: Usage::Answer,
+        has_substitute: true,
+        ..Kernel::DEFAULTS
+    }
 }
 
 /// Biases, penalties, keys; the best of each chunk.
@@ -106,7 +115,7 @@ pub static DRAW_KERNEL: Kernel = kernel("sample_draw", &[READ, READ, READ, READ,
 
 impl Sample {
     /// The names of the kernels.
-    pub const NAMES: [&str; 4] = ["sample_adjust", "sample_select", "sample_weigh", "sample_draw"];
+    pub const NAMES: [&str; 4] = [ADJUST_KERNEL.name, SELECT_KERNEL.name, WEIGH_KERNEL.name, DRAW_KERNEL.name];
 
     /// The longest row.
     pub const MOST_COLS: usize = SPAN * WORKGROUP;

@@ -31,6 +31,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite],
     params: SoftCapParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl SoftCap {

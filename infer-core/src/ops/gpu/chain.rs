@@ -4,7 +4,7 @@ use model_format::decoder_config::Activation;
 use webgpu_kernels::gemv_chain::{self, Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
-use crate::ops::{AttentionShape, LayerEnd, NextLayer};
+use crate::ops::{AttentionShape, LayerEnd, NextLayer, Span};
 
 impl GpuOps {
     /// The chain of a layer's end, where it is one row's and this device chains.
@@ -80,10 +80,10 @@ impl GpuOps {
     /// How chains of a shape are done, and the links for them, which are to be given back.
     fn chain_of(&mut self, shape: &ChainShape) -> Option<(ChainChoice, Links)> {
         let is_on = !gemv_chain::is_off(&self.gpu);
-        let given = self.chain.filter(|choice| is_on && choice.suits(self.gpu.caps(), shape));
+        let given = self.chain.filter(|choice| is_on && choice.is_supported(self.gpu.caps(), shape));
         let choice = given.or_else(|| shape.choice(&self.gpu))?;
         let links = match self.links.take() {
-            Some(links) if links.suit(&self.recorder, shape) => links,
+            Some(links) if links.are_ready(&self.recorder, shape) => links,
             old => {
                 old.iter().for_each(|old| self.chains.replaced(old));
                 let links = Links::new(&self.recorder, shape).ok()?;
@@ -102,18 +102,9 @@ fn heads_of(layer: &NextLayer<'_, '_, GpuOps>) -> Heads {
     Heads { heads, kv_heads, head_dim }
 }
 
-/// The attention of a layer, and where what it finds goes.
+/// The attention of a layer. Its output goes to `y`.
 fn attended_of<'a>(layer: &'a NextLayer<'_, '_, GpuOps>, y: &'a GpuTensor) -> Attended<'a> {
     let NextLayer { qkv, rope, shape, spans } = layer;
-    let AttentionShape { heads, scale, window, .. } = *shape;
-    Attended {
-        qkv: &qkv.slices[0],
-        rope: &rope.values,
-        heads,
-        position: spans[0].past_len,
-        cache: &*spans[0].kv,
-        scale,
-        window,
-        y: &y.values,
-    }
+    let Span { past_len: position, kv, .. } = &spans[0];
+    Attended { qkv: &qkv.slices[0], rope: &rope.values, shape: *shape, position: *position, cache: kv, y: &y.values }
 }
