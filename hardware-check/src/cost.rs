@@ -11,7 +11,7 @@ use serde_json::Value;
 use webgpu_kernels::{
     Gpu, Kernel, KvDtype, Variant,
     gpu::{Recorder, Traced},
-    tuning::{Choice, Problem, TUNABLES},
+    tuning::{Choice, Problem},
 };
 
 use crate::{
@@ -176,8 +176,7 @@ impl Model<'_> {
     /// What a choice costs, in seconds. Of what bounds a kernel less a tenth is added: no overlap is perfect, and cycles that
     /// are saved leave power and room for a clock that falls. `None`: it spills, is refused, or is not known enough of.
     pub fn cost(&mut self, problem: &Problem, choice: Choice) -> Option<f64> {
-        let tunable = TUNABLES.iter().find(|tunable| tunable.name == problem.name)?;
-        let trial = (tunable.trial)(self.gpu.caps(), problem, choice);
+        let trial = problem.trial(self.gpu.caps(), choice);
         let mut recorder = Recorder::planning(self.gpu);
         let buffers: Vec<_> = trial.lens.iter().map(|&len| recorder.hollow::<u32>(len)).collect::<Option<_>>()?;
         (trial.case.record)(&mut recorder, &buffers);

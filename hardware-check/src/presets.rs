@@ -6,8 +6,8 @@ use anyhow::{Context, Result};
 use infer_core::planned_work;
 use serde_json::{Map, Value, json};
 use webgpu_kernels::{
-    KvDtype,
-    tuning::{Choice, Problem, TUNABLES, Tunable},
+    KvDtype, TUNABLES,
+    tuning::{Choice, Problem, Tunable},
 };
 
 use crate::{
@@ -59,8 +59,8 @@ pub fn rules(model: &mut Model<'_>) -> Result<Vec<Value>> {
     for name in MODELS {
         for (rows, position) in ROWS {
             let work = planned_work(&shape(name), format(), model.gpu, KvDtype::F16, position, rows)?;
-            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.name != NOT_MODELLED) {
-                let known = by_kernel.entry(problem.name).or_default();
+            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.tunable.name != NOT_MODELLED) {
+                let known = by_kernel.entry(problem.tunable.name).or_default();
                 if known.iter().any(|priced| priced.problem == problem) {
                     continue;
                 }
@@ -115,11 +115,10 @@ fn ranges(covered: &[&Priced]) -> Vec<(u32, u32)> {
 fn rule(tunable: &Tunable, ranges: &[(u32, u32)], choice: Choice) -> Value {
     let extents =
         tunable.extents.iter().zip(ranges).map(|(name, (least, most))| (name.to_string(), json!([least, most])));
-    let numbers = tunable.numbers.iter().zip(choice.0).map(|(name, number)| (name.to_string(), json!(number)));
     json!({
         "kernel": tunable.name,
         "where": extents.collect::<Map<_, _>>(),
-        "choice": numbers.collect::<Map<_, _>>(),
+        "choice": choice.fields(),
     })
 }
 
@@ -180,6 +179,8 @@ fn spaced(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use webgpu_kernels::tuning::AttentionTileChoice;
+
     use super::*;
 
     /// The file keeps every letter when it is read and laid out again.
@@ -189,22 +190,27 @@ mod tests {
         assert_eq!(laid_out(&serde_json::from_str(text).unwrap()), text);
     }
 
+    fn tunable() -> &'static Tunable {
+        TUNABLES.iter().find(|tunable| tunable.name == "attention_tile").unwrap()
+    }
+
     fn priced(rows: u32, costs: [f64; 3]) -> Priced {
-        let problem = Problem { name: "attention_tile", format: None, extents: [rows, 0, 0, 0, 0] };
-        let costs = costs.into_iter().enumerate().map(|(i, cost)| (Choice([i as u32, 0, 0, 0]), cost)).collect();
+        let problem = Problem { tunable: tunable(), format: None, extents: [rows, 0, 0, 0, 0] };
+        let choice = |slots| Choice::from(AttentionTileChoice { slots });
+        let costs = costs.into_iter().zip(0..).map(|(cost, slots)| (choice(slots), cost)).collect();
         Priced { problem, costs }
     }
 
     #[test]
     fn a_rule_reaches_as_far_as_its_choice_is_good() {
-        let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_tile").unwrap();
+        let tunable = tunable();
         let check = |priced: &[Priced], expected: &[(u32, u32, u32)]| {
             let found: Vec<_> = rules_of(tunable, priced)
                 .iter()
                 .map(|rule| {
                     let number = |value: &Value| value.as_u64().unwrap() as u32;
                     let range = &rule["where"][tunable.extents[0]];
-                    (number(&range[0]), number(&range[1]), number(&rule["choice"][tunable.numbers[0]]))
+                    (number(&range[0]), number(&range[1]), number(&rule["choice"]["slots"]))
                 })
                 .collect();
             assert_eq!(found, expected);

@@ -4,14 +4,16 @@
 //! besides the weights' way to the device can so be done meanwhile: compiling, and finding out what is fastest.
 
 use model_format::{DecoderConfig, Param, QuantFormat, params::joined_params};
-use webgpu_kernels::{
-    Gpu, Kernel, KvDtype, Variant, WeightFormat, gpu::Traced, selftest::Workload, tuning::Problem,
-};
+use webgpu_kernels::{Gpu, Kernel, KvDtype, Variant, WeightFormat, gpu::Traced, selftest::Workload, tuning::Problem};
 
 use crate::{
     KvCache, Result,
     memory::Holding,
-    model::{Decoder, Parts, Sequence, decoder::{FEWEST_ROWS, attention_shape}, session::PREFILL_CHUNK},
+    model::{
+        Decoder, Parts, Sequence,
+        decoder::{FEWEST_ROWS, attention_shape},
+        session::PREFILL_CHUNK,
+    },
     ops::{AttentionShape, Ops, gpu::GpuOps},
 };
 

@@ -8,7 +8,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, Purpose, params, product, Usage},
+    kernel::{Access, CaseBuffer, Params, Purpose, Usage, params, product},
 };
 
 pub use reference::argmax;

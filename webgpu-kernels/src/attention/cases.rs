@@ -27,7 +27,8 @@ pub(super) struct Sizes {
 impl Sizes {
     pub(super) fn new(rows: usize, past_len: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Sizes {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: None };
+        let shape =
+            AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: None };
         Sizes { rows, past_len, shape, has_outliers: false }
     }
 
@@ -312,8 +313,9 @@ pub(super) fn teams_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Sizes::new(1, 2047, 24, 8, 128), teams(256, 3, 4), 16),
         ],
     };
-    let is_supported =
-        |(sizes, teams, _): &&(Sizes, Teams, usize)| teams.are_supported(caps, sizes.shape.group(), sizes.shape.head_dim);
+    let is_supported = |(sizes, teams, _): &&(Sizes, Teams, usize)| {
+        teams.are_supported(caps, sizes.shape.group(), sizes.shape.head_dim)
+    };
     let supported: Vec<_> = shapes.iter().filter(is_supported).copied().collect();
     let case =
         |((sizes, teams, splits), dtype)| choice_case(caps, sizes, DecodeChoice { teams: Some(teams), splits }, dtype);

@@ -14,12 +14,13 @@ mod reference;
 mod shape;
 mod teams;
 
+pub use crate::tuning::Teams;
 use crate::{
     Kernel, KvCache, KvDtype, Variant,
     gpu::{Buffer, Caps, Gpu, Recorder},
-    kernel::{Access, Params, params, product, Usage},
+    kernel::{Access, Params, Usage, params, product},
     kv::padded,
-    tuning::{Choice, Problem, Trial, Tunable},
+    tuning::{AttentionDecodeChoice, AttentionTileChoice, Problem, Trial, Tunable},
 };
 pub(crate) use cases::cases_of;
 pub use cases::choice_cases;
@@ -27,7 +28,7 @@ use cases::{Sizes, choice_case, decode_cases, reduce_cases, teams_cases, tile_ca
 pub use reference::{attention, join_splits};
 pub use shape::AttentionShape;
 pub(crate) use teams::UNSPLIT_KEYS;
-pub use teams::{DecodeChoice, Teams, choices};
+pub use teams::{DecodeChoice, choices};
 
 /// Causal attention of some rows of one sequence.
 pub struct Attention {
@@ -101,13 +102,11 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     ..Kernel::DEFAULTS
 };
 
-/// The choice for few rows: the number of workgroups to aim for by split-K, and the numbers of [`Teams`]. If these are zero, the kernel is
-/// `attention_decode`.
+/// The choice of an [`AttentionDecodeChoice`], for few rows.
 pub static DECODE_TUNABLE: Tunable = Tunable {
     name: "attention_decode",
     kernel: |_| &DECODE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim"],
-    numbers: &["groups", "workgroup", "heads", "keys"],
     candidates: |caps, problem| {
         let [heads, kv_heads, head_dim, ..] = problem.sizes();
         teams::candidates(caps, heads / kv_heads, head_dim)
@@ -115,7 +114,7 @@ pub static DECODE_TUNABLE: Tunable = Tunable {
     trial: |caps, problem, choice| {
         let [heads, kv_heads, head_dim, ..] = problem.sizes();
         let case = |sizes: Sizes| {
-            let choice = sizes.attention().decode_choice(choice);
+            let choice = sizes.attention().decode_choice(choice.get());
             choice_case(caps, sizes, choice, KvDtype::F16)
         };
         // A conversation of medium length.
@@ -134,15 +133,15 @@ pub static TILE_TUNABLE: Tunable = Tunable {
     name: "attention_tile",
     kernel: |_| &TILE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim", "rows"],
-    numbers: &["slots"],
     candidates: |caps, problem| {
         let [heads, kv_heads, head_dim, rows, _] = problem.sizes();
         let own = Sizes::new(rows, 0, heads, kv_heads, head_dim).attention().default_slots(caps);
         let others = tile_choices(caps, head_dim).filter(|slots| *slots != own);
-        std::iter::once(own).chain(others).map(|slots| Choice([slots as u32, 0, 0, 0])).collect()
+        std::iter::once(own).chain(others).map(|slots| AttentionTileChoice { slots: slots as u32 }.into()).collect()
     },
     trial: |_, problem, choice| {
-        let ([heads, kv_heads, head_dim, rows, _], slots) = (problem.sizes(), choice.0[0] as usize);
+        let [heads, kv_heads, head_dim, rows, _] = problem.sizes();
+        let slots = choice.get::<AttentionTileChoice>().slots as usize;
         let sizes = Sizes::new(rows, 0, heads, kv_heads, head_dim);
         Trial {
             case: tile_case(sizes, slots, KvDtype::F16),
@@ -233,7 +232,8 @@ impl Attention {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
         let [.., last] = TILE_CLASSES;
         let class = TILE_CLASSES.into_iter().find(|most| self.rows <= *most).unwrap_or(last);
-        gpu.choice(Problem::new(&TILE_TUNABLE, None, [heads, kv_heads, head_dim, class])).0[0] as usize
+        let problem = Problem::new(&TILE_TUNABLE, None, [heads, kv_heads, head_dim, class]);
+        gpu.choice(problem).get::<AttentionTileChoice>().slots as usize
     }
 
     /// Slots without autotuning: fewer if there would be too few workgroups for a large device.
@@ -267,9 +267,10 @@ impl Attention {
     /// The choice for few rows.
     fn choice(&self, gpu: &Gpu) -> DecodeChoice {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let mut chosen = gpu.choice(Problem::new(&DECODE_TUNABLE, None, [heads, kv_heads, head_dim]));
+        let problem = Problem::new(&DECODE_TUNABLE, None, [heads, kv_heads, head_dim]);
+        let mut chosen: AttentionDecodeChoice = gpu.choice(problem).get();
         if gpu.is_off(TEAMS_KERNEL.name) {
-            chosen.0[1..].fill(0);
+            chosen.teams = None;
         }
         self.decode_choice(chosen)
     }

@@ -1,19 +1,12 @@
 //! How few rows' attention is divided on the device: [`DecodeChoice`], and [`choices`], every supported one.
 
-use crate::{Variant, gpu::Caps, tuning::Choice};
+use crate::{
+    Variant,
+    gpu::Caps,
+    tuning::{AttentionDecodeChoice, Choice, Teams},
+};
 
 use super::{Attention, DECODE_KEYS, ENOUGH_GROUPS, MAX_SPLITS, workgroup_heads};
-
-/// The variant of `attention_teams`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Teams {
-    /// Lanes of a workgroup.
-    pub workgroup: u32,
-    /// Heads of a workgroup. They share a key head.
-    pub heads: u32,
-    /// Keys that a team loads at a time.
-    pub keys: u32,
-}
 
 /// Kernel and splits of few rows' attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,15 +85,17 @@ impl Attention {
         most.min(groups.div_ceil(self.groups(heads))).clamp(1, MAX_SPLITS)
     }
 
-    /// Turns the numbers of a candidate (see [`candidates`]) into a choice.
-    pub(super) fn decode_choice(&self, Choice([groups, workgroup, heads, keys]): Choice) -> DecodeChoice {
-        let mut teams = (workgroup > 0).then_some(Teams { workgroup, heads, keys });
+    /// A tuned choice, applied to these rows and keys.
+    pub(super) fn decode_choice(
+        &self,
+        AttentionDecodeChoice { groups, mut teams }: AttentionDecodeChoice,
+    ) -> DecodeChoice {
         let splits = self.splits(teams, groups as usize);
         if let Some(teams) = &mut teams
             && self.keys() <= UNSPLIT_KEYS
         {
             // If a device supports more heads, it supports one.
-            *teams = Teams { workgroup, heads: 1, keys: 8 };
+            *teams = Teams { heads: 1, keys: 8, ..*teams };
         }
         DecodeChoice { teams, splits }
     }
@@ -115,7 +110,7 @@ impl Attention {
 /// Every choice that the device and the shape allow. The default comes first.
 pub fn choices(caps: &Caps, attention: &Attention) -> Vec<DecodeChoice> {
     let (group, head_dim) = (attention.shape.group(), attention.shape.head_dim);
-    let default = attention.decode_choice(candidates(caps, group, head_dim)[0]);
+    let default = attention.decode_choice(candidates(caps, group, head_dim)[0].get());
     let of_teams = all_teams(caps, group, head_dim).into_iter().flat_map(|teams| {
         let splits = attention.splits(Some(teams), ENOUGH_GROUPS);
         around(splits, attention.keys()).map(move |splits| DecodeChoice { teams: Some(teams), splits })
@@ -138,16 +133,15 @@ fn all_teams(caps: &Caps, group: usize, head_dim: usize) -> Vec<Teams> {
     all
 }
 
-/// Candidates for autotuning. Each has the number of workgroups to aim for, and the numbers of [`Teams`] or zeros. The default comes
-/// first.
+/// The candidates of autotuning, the default first.
 pub(super) fn candidates(caps: &Caps, group: usize, head_dim: usize) -> Vec<Choice> {
-    let teams = all_teams(caps, group, head_dim);
+    let choice = |groups: usize, teams| AttentionDecodeChoice { groups: groups as u32, teams }.into();
     let mut all = Vec::new();
-    for (i, Teams { workgroup, heads, keys }) in teams.into_iter().enumerate().take(TRIED) {
+    for (i, teams) in all_teams(caps, group, head_dim).into_iter().enumerate().take(TRIED) {
         let groups: &[usize] = if i == 0 { &GROUPS } else { &GROUPS[..1] };
-        all.extend(groups.iter().map(|&groups| Choice([groups as u32, workgroup, heads, keys])));
+        all.extend(groups.iter().map(|&groups| choice(groups, Some(teams))));
     }
-    all.extend(GROUPS.map(|groups| Choice([groups as u32, 0, 0, 0])));
+    all.extend(GROUPS.map(|groups| choice(groups, None)));
     all
 }
 

@@ -4,7 +4,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, Usage},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 /// `y[i] = x[i]`.

@@ -6,7 +6,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, product, Usage},
+    kernel::{Access, CaseBuffer, Params, Usage, params, product},
 };
 
 pub use reference::cross_entropy;

@@ -8,7 +8,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, Usage},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
     matrix::Slice,
 };
 

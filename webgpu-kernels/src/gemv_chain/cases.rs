@@ -513,8 +513,7 @@ mod tests {
 
             let small = Sizes::small(&shape, FEW_BEFORE);
             let case = sized_case(gpu.caps(), small.clone(), Some(choice), KvDtype::F16);
-            let buffers: Vec<_> =
-                (case.buffers)().iter().map(|buffer| gpu.upload(&buffer.words).unwrap()).collect();
+            let buffers: Vec<_> = (case.buffers)().iter().map(|buffer| gpu.upload(&buffer.words).unwrap()).collect();
             assert!(!expires(&case, &mut recorder, &buffers, small.places()), "{}", case.label);
         }
     }

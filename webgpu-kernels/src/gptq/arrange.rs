@@ -5,7 +5,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{CaseBuffer, Params, params, Usage},
+    kernel::{CaseBuffer, Params, Usage, params},
     matrix::{Matrix, Slice},
 };
 

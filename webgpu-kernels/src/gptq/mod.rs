@@ -11,7 +11,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, Usage},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 pub use arrange::{ARRANGE_KERNEL, DIAGONAL_KERNEL};

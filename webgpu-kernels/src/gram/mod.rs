@@ -12,7 +12,7 @@ use crate::{
     cases::Random,
     gptq::arrange::{Arrange, Order, Piece},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, Usage},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 pub use reference::{add_products, token_weights};

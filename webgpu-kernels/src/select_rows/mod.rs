@@ -6,7 +6,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, Usage},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 pub use reference::select_rows;
