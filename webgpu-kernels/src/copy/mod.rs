@@ -1,4 +1,4 @@
-//! `y[i] = x[i]`: what a kernel can move at best, to hold the others against ([`crate::Gpu::copy_bandwidth`]).
+//! `y[i] = x[i]`: measures the bandwidth that a kernel can reach ([`crate::Gpu::copy_bandwidth`]).
 
 use crate::{
     Case, CaseSet, Kernel, Variant,
@@ -31,7 +31,7 @@ pub static KERNEL: Kernel = Kernel {
 impl Copy {
     /// `x`, `y`: `[len]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<u32>, y: &Buffer<u32>) {
-        assert!(self.len.is_multiple_of(4), "copy: {} words are no whole quads", self.len);
+        assert!(self.len.is_multiple_of(4), "copy: {} words, not a multiple of 4", self.len);
         let params = CopyParams { quads: (self.len / 4) as u32 };
         let groups = (self.len / 4).div_ceil(WORKGROUP);
         recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into()], groups);

@@ -1,4 +1,4 @@
-//! `losses[r] = ln(sum over c of exp(x[r, c])) - x[r, targets[r]]`: how surprised a model is by a token.
+//! `losses[r] = ln(sum over c of exp(x[r, c])) - x[r, targets[r]]`: the loss of a token, in nats.
 
 mod reference;
 
@@ -47,7 +47,7 @@ fn variant() -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    // Rows, columns, and how far the logits spread.
+    // Rows, columns, and range of the logits.
     let shapes: &[(usize, usize, f32)] = match set {
         CaseSet::Test => &[(1, 1, 1.0), (3, 300, 10.0), (5, 49_152, 30.0), (2, 1000, 1e5)],
         CaseSet::Bench => &[(256, 128_256, 10.0)],

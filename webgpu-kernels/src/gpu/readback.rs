@@ -1,4 +1,4 @@
-//! [`Readback`]: the future of values on their way to the host. The only wait of this crate.
+//! [`Readback`]: a future of values that are copied to the host. It is the only wait of this crate.
 
 use std::{
     future::Future,
@@ -18,20 +18,20 @@ use super::{
 };
 use crate::{Error, Result};
 
-/// Values on their way to the host. In a browser the event loop completes it, natively [`super::block_on`] or a
-/// [`super::Driver`].
+/// A future of values that are copied to the host. The event loop completes it in a browser; natively [`super::block_on`] or a
+/// [`super::Driver`] does.
 pub struct Readback<T> {
     gpu: Gpu,
-    /// Taken when the values were read.
+    /// `None` after the values were read.
     staging: Option<wgpu::Buffer>,
     size: u64,
     len: usize,
-    /// Words behind the values that must be zero.
+    /// Number of words after the values that must be zero.
     flags: usize,
     submission: Option<wgpu::SubmissionIndex>,
-    /// Submissions to the device there had been when it was begun.
+    /// Number of submissions to the device up to this one.
     count: u64,
-    /// Those of the recorder that reads.
+    /// Errors of the reading recorder.
     errors: Errors,
     progress: Arc<Mutex<Progress>>,
     element: PhantomData<T>,
@@ -84,7 +84,7 @@ impl<T: Word> Readback<T> {
         }
     }
 
-    /// Asks for the mapping, after the copy was submitted.
+    /// Requests the mapping, after the submission of the copy.
     pub(crate) fn begin(&mut self, submission: wgpu::SubmissionIndex, count: u64) {
         (self.submission, self.count) = (Some(submission), count);
         let progress = self.progress.clone();
@@ -140,7 +140,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
         if this.gpu.shared.submissions.load(Ordering::Relaxed) == this.count {
             lock(&this.gpu.shared.pace).finished(Instant::now());
         }
-        // Values that were computed after an error mean nothing.
+        // Values are invalid after an error.
         let expired = || flags.iter().any(|flag| *flag != 0).then_some(Error::WaitExpired);
         Poll::Ready(this.gpu.shared.told_error(&this.errors).or_else(expired).map_or(Ok(values), Err))
     }

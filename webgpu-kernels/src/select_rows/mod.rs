@@ -1,4 +1,4 @@
-//! `y[i, :] = x[rows[i], :]`: the rows that the head is wanted for, out of those of a prefill.
+//! `y[i, :] = x[rows[i], :]`: selects the rows of a prefill whose logits are needed.
 
 mod reference;
 

@@ -1,6 +1,6 @@
-// A case that `export-cases` wrote, on any WebGPU: in Node.js by `run.mjs`, in a browser by `index.html`.
+// Runs a case of `export-cases` on any WebGPU: in Node.js (`run.mjs`) or in a browser (`index.html`).
 
-/** What `export-cases` wrote: `cases.json`, and the bytes of `words.bin`. */
+/** Output of `export-cases`: `cases.json`, and the bytes of `words.bin`. */
 export function readCases(json, bytes) {
     const { shaders, cases, guard, subgroups } = JSON.parse(json);
     return { shaders, cases, guard, subgroups, words: ([first, count]) => new Uint32Array(bytes.slice(4 * first, 4 * (first + count))) };
@@ -106,7 +106,7 @@ function compare(found, expected, tolerance) {
         power += expected[i] ** 2;
     }
     const nmse = error === 0 ? 0 : error / power;
-    return nmse <= tolerance ? undefined : `normalised mean squared error ${nmse} over ${tolerance}`;
+    return nmse <= tolerance ? undefined : `normalized mean squared error ${nmse} over ${tolerance}`;
 }
 
 /** What is wrong with a case, or nothing. */
@@ -156,7 +156,7 @@ export async function check(opened, exported, testCase) {
         await results[i].mapAsync(GPUMapMode.READ);
         const found = new Uint32Array(results[i].getMappedRange().slice(0));
         if (found.slice(found.length - guard).some((word) => word !== 0x7fc0dead)) {
-            return `buffer ${i}: a word behind its end was written`;
+            return `buffer ${i}: a word after its end was written`;
         }
         if (purpose === 'input') continue;
         const values = decoded(purpose, found.slice(0, found.length - guard));

@@ -1,7 +1,7 @@
 //! Ends of layers in one dispatch, and their beginnings, where a device does so: see `webgpu_kernels::gemv_chain`.
 
 use model_format::decoder_config::Activation;
-use webgpu_kernels::gemv_chain::{self, Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
+use webgpu_kernels::gemv_chain::{self, AttentionStages, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
 use crate::ops::{AttentionShape, LayerEnd, NextLayer, Span};
@@ -103,8 +103,15 @@ fn heads_of(layer: &NextLayer<'_, '_, GpuOps>) -> Heads {
 }
 
 /// The attention of a layer. Its output goes to `y`.
-fn attended_of<'a>(layer: &'a NextLayer<'_, '_, GpuOps>, y: &'a GpuTensor) -> Attended<'a> {
+fn attended_of<'a>(layer: &'a NextLayer<'_, '_, GpuOps>, y: &'a GpuTensor) -> AttentionStages<'a> {
     let NextLayer { qkv, rope, shape, spans } = layer;
     let Span { past_len: position, kv, .. } = &spans[0];
-    Attended { qkv: &qkv.slices[0], rope: &rope.values, shape: *shape, position: *position, cache: kv, y: &y.values }
+    AttentionStages {
+        qkv: &qkv.slices[0],
+        rope: &rope.values,
+        shape: *shape,
+        position: *position,
+        cache: kv,
+        y: &y.values,
+    }
 }
