@@ -135,7 +135,7 @@ fn all_teams(caps: &Caps, group: usize, head_dim: usize) -> Vec<Teams> {
 
 /// The candidates of autotuning, the default first.
 pub(super) fn candidates(caps: &Caps, group: usize, head_dim: usize) -> Vec<Choice> {
-    let choice = |groups: usize, teams| AttentionDecodeChoice { groups: groups as u32, teams }.into();
+    let choice = |groups: usize, teams| Choice::from(AttentionDecodeChoice { groups: groups as u32, teams });
     let mut all = Vec::new();
     for (i, teams) in all_teams(caps, group, head_dim).into_iter().enumerate().take(TRIED) {
         let groups: &[usize] = if i == 0 { &GROUPS } else { &GROUPS[..1] };
