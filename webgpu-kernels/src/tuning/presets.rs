@@ -112,9 +112,16 @@ mod tests {
     /// A misspelt kernel, extent or field would never match.
     #[test]
     fn every_rule_names_a_candidate() {
-        let subgroups = Some(SubgroupSizes { min: 32, max: 32 });
-        let caps =
-            Caps { subgroups, packed_dot: true, forward_progress: true, wide_teams: true, ..Caps::WEBGPU_DEFAULTS };
+        let caps = Caps {
+            subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+            packed_dot: true,
+            forward_progress: true,
+            chains: true,
+            narrow_chains: true,
+            wide_teams: true,
+            max_bindings: 32,
+            ..Caps::WEBGPU_DEFAULTS
+        };
         // Llama 3.2 3B, for the extents that a rule leaves open.
         let usual = |extent: &str| match extent {
             "heads" => 24,
