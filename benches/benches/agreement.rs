@@ -1,7 +1,7 @@
 //! How well the engine agrees with transformers: a table of architectures, devices and formats, from the tiny checkpoints
 //! in `testdata/arch/` and their recorded logits and greedy texts.
 //!
-//! `cargo bench --bench agreement [-- --device NAME]`. Of each: the worst normalised mean squared error of the logits, and
+//! `cargo bench --bench agreement [-- --device NAME]`. Of each: the worst normalized mean squared error of the logits, and
 //! how many tokens of the greedy texts, given those before, are the most likely ones.
 
 use std::path::{Path, PathBuf};

@@ -11,7 +11,7 @@
 //! assert_eq!(Command::parse("What is /set?").unwrap(), None);
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 pub mod bench_report;
 pub mod command;

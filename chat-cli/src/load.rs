@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chat_cli::{DeviceInfo, shapes};
 use infer_core::{
-    Device, DeviceChoice, Engine, Gpu, KeptFolder, KvDtype, LoadOptions, LoadedModel, OpenOptions, Tokenizer, Tuning,
+    CacheFolder, Device, DeviceChoice, Engine, Gpu, KvDtype, LoadOptions, LoadedModel, OpenOptions, Tokenizer, Tuning,
     block_on,
     ops::candle::{CpuOptions, CpuWeights},
 };
@@ -172,7 +172,7 @@ impl Place {
         Ok(LoadOptions {
             context,
             memory: allowed.or(of_machine),
-            kept: cache_folder().map(KeptFolder::at),
+            device_cache: cache_folder().map(CacheFolder::at),
             tuning: self.tuning,
             tuning_budget: self.tuning_budget,
         })

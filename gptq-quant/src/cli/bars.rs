@@ -34,8 +34,8 @@ pub struct Bars {
     errors: Vec<String>,
     /// Tokens of calibration text that were there when it was first told how many are.
     written_before: usize,
-    /// What is left of the work.
-    left: Duration,
+    /// Remaining time, `None` while unknown.
+    left: Option<Duration>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl Bars {
             layer: 0,
             errors: Vec::new(),
             written_before: 0,
-            left: Duration::ZERO,
+            left: None,
         }
     }
 
@@ -132,12 +132,17 @@ impl Bars {
     /// Prints the line of a layer.
     fn layer_done(&mut self) {
         let elapsed = self.stage.map_or(Duration::ZERO, |(_, begun, _)| begun.elapsed());
-        let (elapsed, left) = (roughly(elapsed), roughly(self.left));
+        let (elapsed, left) = (roughly(elapsed), time_left(self.left));
         let (layer, layers) = (self.layer + 1, self.matrices.len());
         let errors = std::mem::take(&mut self.errors).join(", ");
         self.said();
-        self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed} gone, {left} left"));
+        self.line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed} gone, {left}"));
     }
+}
+
+/// The remaining time in words.
+fn time_left(left: Option<Duration>) -> String {
+    left.map_or("time left not measured yet".into(), |left| format!("{} left", roughly(left)))
 }
 
 /// A time in as many words as it is known to.
@@ -168,28 +173,27 @@ impl gptq_quant::Progress for Bars {
         }
     }
 
-    fn advanced(&mut self, layer: usize, module: &str, fraction: f64, left: Duration) {
+    fn advanced(&mut self, layer: usize, module: &str, fraction: f64, left: Option<Duration>) {
         self.enter(Stage::Quantizing, STEPS, "{bar:30} {percent:>3} % {wide_msg}");
         self.left = left;
         if self.is_line_due() {
             self.said();
-            let (percent, layers, left) = (fraction * 100.0, self.matrices.len(), roughly(left));
-            eprintln!("{percent:.0} %: layer {} of {layers}, {module}, {left} left", layer + 1);
+            let (percent, layers, left) = (fraction * 100.0, self.matrices.len(), time_left(left));
+            eprintln!("{percent:.0} %: layer {} of {layers}, {module}, {left}", layer + 1);
         }
         self.bar.set_position((fraction * STEPS as f64) as u64);
-        let left = roughly(left);
+        let left = time_left(left);
         let last = self.errors.last().map_or(String::new(), |error| format!(", {error}"));
         let layers = self.matrices.len();
-        self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {left} left", layer + 1));
+        self.bar.set_message(format!("layer {} of {layers}, {module}{last}, {left}", layer + 1));
     }
 
-    fn estimated(&mut self, estimate: &gptq_quant::Estimate) {
-        let device = match estimate.device_memory {
+    fn planned_memory(&mut self, host: u64, device: u64) {
+        let device = match device {
             0 => String::new(),
-            bytes => format!(" and {:.1} GiB of the device's", super::gib(bytes)),
+            bytes => format!(" and {:.1} GiB of device memory", super::gib(bytes)),
         };
-        let (time, host) = (roughly(estimate.time), super::gib(estimate.host_memory));
-        self.line(&format!("this will take about {time}, {host:.1} GiB of memory{device}"));
+        self.line(&format!("quantizing needs about {:.1} GiB of memory{device}", super::gib(host)));
     }
 
     fn quantized(&mut self, report: &MatrixReport) {

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use calib_data::{
-    ChatMessage, Choice, DataSet, Documents, Place, RUN, Records, Source, TEXT_LIMIT, TextRuns, TokenWindows,
-    perplexity, read_documents, shares,
+    ChatMessage, Choice, DataSet, Documents, OVERLAP_TOKENS, Place, Records, Source, TEXT_LIMIT, TextRuns,
+    TokenWindows, perplexity, read_documents, shares,
 };
 use gptq_quant::{SelfText, Settings, Store, run::sum_of_windows, write_windows};
 use infer_core::{
@@ -159,7 +159,7 @@ impl<'a> Sources<'a> {
             return Err(calib_data::Error::Overlap {
                 source_name,
                 evaluation,
-                run: RUN.min(self.seq_len - self.prefix.len()),
+                run: OVERLAP_TOKENS.min(self.seq_len - self.prefix.len()),
             }
             .into());
         }
@@ -169,7 +169,7 @@ impl<'a> Sources<'a> {
 }
 
 fn is_own(source: &Source) -> bool {
-    source.place == Place::Myself
+    source.place == Place::SelfGenerated
 }
 
 /// Reads texts as this model does.
@@ -190,7 +190,7 @@ impl<'a> Reader<'a> {
     /// `share` windows of a source, or as many as it has where nobody asked for a number.
     fn windows(&self, source: &Source, seq_len: usize, share: usize, bars: &mut Bars) -> Result<TokenWindows> {
         let documents = self.documents(&source.place, self.args.calib_column.as_deref(), bars)?;
-        if documents.is_cut {
+        if documents.is_truncated {
             bars.line(&format!("of `{}`, the first {} MiB are read", source.name, TEXT_LIMIT >> 20));
         }
         let encode = |text: &str| self.tokenizer.encode(text);
@@ -222,7 +222,7 @@ impl<'a> Reader<'a> {
     fn documents(&self, place: &Place, column: Option<&str>, bars: &mut Bars) -> Result<Documents> {
         let render = |messages: &[ChatMessage]| self.conversation(messages);
         Ok(match place {
-            Place::Myself => unreachable!("the model's own text is not read"),
+            Place::SelfGenerated => unreachable!("the model's own text is not read"),
             Place::File(path) => read_documents(path, Records { column, join: None }, render)?,
             Place::Hub(data_set) => {
                 let path = data_set.fetch(self.hub, bars)?;

@@ -325,7 +325,7 @@ impl Dispatch<'_> {
             let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *next.cache;
             let (heads, position) = (next.heads(), next.position);
             assert_eq!((kv_heads, head_dim), (heads.kv_heads, heads.head_dim), "gemv_chain: shape of the cache");
-            assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
+            assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
             assert!(position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
             (keys, stored) = (next.keys(), dtype);
             let (splits, range) = choice.splits(keys);
