@@ -66,6 +66,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the kernel that adds the partial sums of split-K.
@@ -75,6 +76,7 @@ pub static JOIN_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: JoinParams::LAYOUT,
     cases: join_cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of the tile, for a class of row counts of `x`. The order of sums does not depend on it.

@@ -61,6 +61,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemvParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of this kernel.
