@@ -132,7 +132,7 @@ fn spoil(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
         return (name.clone(), edited);
     }
     let part = telling_part(name, content);
-    let mut spoilt = mutation::spoilt(&content[..part], random);
+    let mut spoilt = mutation::spoiled(&content[..part], random);
     spoilt.extend(&content[part..]);
     (name.clone(), spoilt)
 }

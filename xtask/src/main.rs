@@ -9,6 +9,7 @@ mod book;
 mod commands;
 mod dawn;
 mod demo;
+mod fetch;
 mod figures;
 mod hardware;
 mod linters;
@@ -50,6 +51,8 @@ enum Command {
     Web(web::Options),
     /// Run every kernel in Dawn, Chrome's WebGPU
     Dawn,
+    /// Fetch everything that the checks need, for work without a network
+    Fetch,
     /// Build the book in docs/ as web pages, in target/book
     Docs,
     /// Draw the pictures in docs/figures from benches/results
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Web(options) => web::run(&root, &options),
         Command::Dawn => dawn::run(&root),
+        Command::Fetch => fetch::run(&root),
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
         Command::Pictures(options) => pictures::run(&root, &options),

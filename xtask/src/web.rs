@@ -70,7 +70,7 @@ pub fn page(steps: &mut Steps, root: &Path) -> Result<()> {
 }
 
 /// Fetches the wasm target and the bundler's packages.
-fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
+pub fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
     setup::wasm_target(steps, root, TARGET)?;
     setup::npm_packages(steps, &root.join("web-chat"))
 }
