@@ -1,4 +1,4 @@
-//! [`CaseQueue`]: cases divided among several devices of one software adapter. [`crate::case_check::check_divided`] makes it.
+//! [`CaseQueue`]: cases divided among several devices of one software adapter. [`super::check_divided`] makes it.
 //! Nearly all that a small case takes there is the compiling of its kernels, which a device does one after the other.
 
 use std::{

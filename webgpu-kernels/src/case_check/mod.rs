@@ -1,13 +1,16 @@
 //! [`check`]: a case of a kernel on a device against its reference. The tests run it, and [`crate::selftest`].
 
+mod queue;
+
 use std::sync::Arc;
 
 use crate::{
     Case, Error, Kernel, Result, Variant,
-    case_queue::CaseQueue,
     gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
+
+use queue::CaseQueue;
 
 /// What lies behind each buffer and must stay.
 const GUARD: [u32; 64] = [0x7fc0_dead; 64];
