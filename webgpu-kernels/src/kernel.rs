@@ -243,7 +243,7 @@ impl WeightFormat {
         }
     }
 
-    /// Parts of a block in which neighbouring lanes read neighbouring words, of as few bytes as a lane loads at once.
+    /// Parts of a block in which neighboring lanes read neighboring words, of as few bytes as a lane loads at once.
     pub(crate) fn lane_parts(self) -> u32 {
         match self {
             WeightFormat::Group { bits: 4, group_size: 32 } => 2,
@@ -312,7 +312,7 @@ pub struct Case {
     pub flops: u64,
     /// Bytes that must be read or written at least once.
     pub bytes: u64,
-    /// Largest normalised mean squared error.
+    /// Largest normalized mean squared error.
     pub tolerance: f64,
     /// The buffers, in the order that `record` and `reference` expect.
     pub buffers: Box<dyn Fn() -> Vec<CaseBuffer> + Send + Sync>,

@@ -37,7 +37,7 @@ var<workgroup> left: array<vec4<f32>, STEP * (SLOTS + KEYS)>;
 // First the largest score of each lane, then v [key of half, dim of chunk / 4]; at the end the sum of each lane.
 var<workgroup> right: array<vec4<f32>, HALF * 16u>;
 
-// Where quad `quad` of row `row` lies, so that lanes that read the same quad of neighbouring rows meet all banks.
+// Where quad `quad` of row `row` lies, so that lanes that read the same quad of neighboring rows meet all banks.
 fn place(row: u32, quad: u32) -> u32 {
     return row * STEP + (quad ^ ((row >> 1u) & 3u));
 }

@@ -18,7 +18,7 @@ const GUARD: [u32; 64] = [0x7fc0_dead; 64];
 /// How a case came out.
 pub type Outcome = std::result::Result<f64, String>;
 
-/// Runs a case: its normalised mean squared error, or what is wrong.
+/// Runs a case: its normalized mean squared error, or what is wrong.
 ///
 /// Errors: the device's, such as out of memory; they say nothing about the kernel.
 pub async fn check(gpu: &Gpu, case: &Case) -> Result<Outcome> {
@@ -208,7 +208,7 @@ fn decoded(purpose: Purpose, words: &[u32]) -> Vec<f32> {
     }
 }
 
-/// NaN and infinity first, then the normalised mean squared error.
+/// NaN and infinity first, then the normalized mean squared error.
 fn compare(found: &[f32], expected: &[f32], tolerance: f64) -> Outcome {
     if found.len() != expected.len() {
         return Err(format!("{} values, expected {}", found.len(), expected.len()));
@@ -227,6 +227,6 @@ fn compare(found: &[f32], expected: &[f32], tolerance: f64) -> Outcome {
     let at = (0..found.len()).max_by(|&a, &b| difference(a).total_cmp(&difference(b))).unwrap_or(0);
     let (found, expected) = (found[at], expected[at]);
     Err(format!(
-        "normalised mean squared error {nmse:.2e} over {tolerance:.0e}, worst at {at}: {found}, expected {expected}"
+        "normalized mean squared error {nmse:.2e} over {tolerance:.0e}, worst at {at}: {found}, expected {expected}"
     ))
 }

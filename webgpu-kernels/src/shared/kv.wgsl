@@ -3,7 +3,7 @@
 // (KV_Q8), or f32; all are read and written as whole words, the same on every device. Who imports this declares k_cache
 // and v_cache as array<Stored8>. `eight` counts from the beginning of the row; `fetch` leaves what it finds as it is stored.
 
-// Eight neighbouring values.
+// Eight neighboring values.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 
 #ifdef KV_Q8

@@ -106,7 +106,7 @@ function compare(found, expected, tolerance) {
         power += expected[i] ** 2;
     }
     const nmse = error === 0 ? 0 : error / power;
-    return nmse <= tolerance ? undefined : `normalised mean squared error ${nmse} over ${tolerance}`;
+    return nmse <= tolerance ? undefined : `normalized mean squared error ${nmse} over ${tolerance}`;
 }
 
 /** What is wrong with a case, or nothing. */
