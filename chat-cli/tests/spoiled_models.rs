@@ -6,7 +6,7 @@
 #[path = "../../model-format/tests/common/mutation.rs"]
 mod mutation;
 
-#[path = "spoilt/json.rs"]
+#[path = "spoiled/json.rs"]
 mod json;
 
 use std::{
