@@ -53,7 +53,7 @@ fn devices() -> Vec<&'static str> {
     vec!["cpu", "gpu"]
 }
 
-/// Normalised mean squared error.
+/// Normalized mean squared error.
 fn nmse(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let error: f64 = found.iter().zip(expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();

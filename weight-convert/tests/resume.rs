@@ -128,7 +128,7 @@ fn ended_at(point: usize) -> tempfile::TempDir {
 }
 
 #[test]
-fn what_was_spoilt_meanwhile_is_done_again() {
+fn what_was_spoiled_meanwhile_is_done_again() {
     let (expected, points) = undisturbed();
     let out = ended_at(points);
     let shard = names(out.path()).into_iter().find(|name| name.contains("params_shard_0.bin")).unwrap();

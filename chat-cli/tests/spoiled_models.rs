@@ -1,4 +1,4 @@
-//! Spoilt models: a folder or file with a few bytes or values changed is loaded and asked, as `chat-cli chat` does it. It may answer
+//! Spoiled models: a folder or file with a few bytes or values changed is loaded and asked, as `chat-cli chat` does it. It may answer
 //! or be refused, but it does not panic, hang or take much memory.
 //!
 //! `MUTATIONS=1000` tries so many instead of the usual slice.
@@ -6,7 +6,7 @@
 #[path = "../../model-format/tests/common/mutation.rs"]
 mod mutation;
 
-#[path = "spoilt/json.rs"]
+#[path = "spoiled/json.rs"]
 mod json;
 
 use std::{
@@ -32,7 +32,7 @@ const SLICE: u64 = 1000;
 const SEED: u64 = 17;
 /// Memory that a model of a hundred thousand weights may take.
 const ALLOWANCE: usize = 256 << 20;
-/// No spoilt model takes a second; one that is at it this long does not end.
+/// No spoiled model takes a second; one that is at it this long does not end.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 /// A model: what to open in its folder, and its files.
@@ -132,9 +132,9 @@ fn spoil(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
         return (name.clone(), edited);
     }
     let part = telling_part(name, content);
-    let mut spoilt = mutation::spoiled(&content[..part], random);
-    spoilt.extend(&content[part..]);
-    (name.clone(), spoilt)
+    let mut spoiled = mutation::spoiled(&content[..part], random);
+    spoiled.extend(&content[part..]);
+    (name.clone(), spoiled)
 }
 
 /// Opens what lies at `path`, loads it onto the CPU, and pulls two tokens of an answer.
@@ -180,7 +180,7 @@ static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static CAUGHT: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 #[test]
-fn a_spoilt_model_answers_or_is_refused() {
+fn a_spoiled_model_answers_or_is_refused() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if caught::is_caught() {
@@ -238,7 +238,7 @@ fn a_spoilt_model_answers_or_is_refused() {
             break;
         }
     }
-    eprintln!("{copies} spoilt models, seed {SEED}: {answered} answer, {refused} are refused, {} fail", bad.len());
+    eprintln!("{copies} spoiled models, seed {SEED}: {answered} answer, {refused} are refused, {} fail", bad.len());
     eprintln!("panics of parsers that were caught: {:?}", CAUGHT.lock().unwrap());
     if !bad.is_empty() {
         // They are there to be looked at.
