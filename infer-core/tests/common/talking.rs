@@ -1,31 +1,14 @@
-//! A tiny model that can be talked to, for tests of whole answers.
+//! The engine with a tiny model, for tests of whole answers.
+
+#[path = "chat_model.rs"]
+mod chat_model;
 
 use std::path::Path;
 
 use infer_core::{Device, Engine, KeptFolder, LoadOptions, SamplingParams, block_on};
 use model_format::DirFiles;
-use serde_json::Value;
-use tempfile::TempDir;
 
-use super::common::Golden;
-
-/// An MLC folder with a tokenizer beside it, and room for what is kept.
-pub fn model() -> TempDir {
-    let (folder, golden) = (tempfile::tempdir().unwrap(), Golden::open("arch/llama").folder("q4f16_1"));
-    for entry in std::fs::read_dir(golden).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    let tokenizer = Golden::open("tokenizer/tiny-bpe").folder("tokenizer.json");
-    std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
-    // The template is that of a large vocabulary, whose first token this one does not have.
-    let path = folder.path().join("mlc-chat-config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["conv_template"]["system_prefix_token_ids"] = Value::Null;
-    config["conv_template"]["system_message"] = "".into();
-    std::fs::write(&path, config.to_string()).unwrap();
-    folder
-}
+pub use chat_model::model;
 
 pub fn options(folder: &Path, context: usize) -> LoadOptions {
     LoadOptions { context: Some(context), kept: Some(KeptFolder::at(folder.join("kept"))), ..Default::default() }

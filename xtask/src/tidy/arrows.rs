@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{
     Finding,
-    tree::{Part, Tree},
+    tree::{Part, SHARED_BY_BINARIES, Tree},
     words::find_word,
 };
 
@@ -34,10 +34,16 @@ const CRATES: &[Crate] = &[
     Crate {
         name: "gptq-quant",
         imports: &["model-format", "model-hub", "infer-core", "calib-data"],
-        binary_imports: &["weight-convert"],
+        binary_imports: &["weight-convert", "command-line"],
     },
-    Crate { name: "weight-convert", imports: &["model-format", "model-hub"], binary_imports: &[] },
-    Crate { name: "chat-cli", imports: &["model-format", "model-hub", "infer-core"], binary_imports: &["calib-data"] },
+    Crate { name: "weight-convert", imports: &["model-format", "model-hub"], binary_imports: &["command-line"] },
+    Crate {
+        name: "chat-cli",
+        imports: &["model-format", "model-hub", "infer-core"],
+        binary_imports: &["calib-data", "command-line"],
+    },
+    // Shared by the programs; no library may import it.
+    Crate { name: "command-line", imports: &["model-format", "model-hub"], binary_imports: &[] },
     // Builds web-chat for browsers.
     Crate { name: "web-bindgen", imports: &[], binary_imports: &[] },
     Crate { name: "web-chat", imports: &["model-format", "infer-core"], binary_imports: &[] },
@@ -52,6 +58,7 @@ const CRATES: &[Crate] = &[
             "gptq-quant",
             "weight-convert",
             "chat-cli",
+            "command-line",
         ],
         binary_imports: &[],
     },
@@ -89,7 +96,7 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("safetensors", Owner::Only(&["model-format"])),
     ("fs4", Owner::Only(&["gptq-quant"])),
     // Advice to the kernel about memory.
-    ("libc", Owner::Only(&["gptq-quant"])),
+    ("libc", Owner::Only(&["command-line"])),
     ("md-5", Owner::Only(&["model-format"])),
     ("fancy-regex", Owner::Only(&["model-format"])),
     ("hf-hub", Owner::Only(&["model-hub"])),
@@ -125,8 +132,8 @@ const OUTSIDE: &[(&str, Owner)] = &[
     ("rayon", Owner::Only(&["gptq-quant", "infer-core", "weight-convert"])),
     ("anyhow", Owner::Binaries),
     ("clap", Owner::Binaries),
-    ("ctrlc", Owner::Binaries),
-    ("indicatif", Owner::Binaries),
+    ("ctrlc", Owner::Only(&["command-line"])),
+    ("indicatif", Owner::Only(&["command-line"])),
     ("rustyline", Owner::Binaries),
     // The documents: their links, and the book.
     ("pulldown-cmark", Owner::Only(&["xtask"])),
@@ -201,7 +208,7 @@ fn outside_complaint(package: &Package, name: &str, for_tests: bool) -> Option<S
         Some((_, Owner::Anyone)) => None,
         Some((_, Owner::Only(owners))) if owners.contains(&package.name.as_str()) => None,
         Some((_, Owner::Only(owners))) => Some(format!("`{name}` belongs to {}", owners.join(", "))),
-        Some((_, Owner::Binaries)) if package.has_binary => None,
+        Some((_, Owner::Binaries)) if package.has_binary || SHARED_BY_BINARIES.contains(&package.name.as_str()) => None,
         Some((_, Owner::Binaries)) => Some(format!("`{name}` is for binaries, and this crate has none")),
         Some((_, Owner::Tests)) => Some(format!("`{name}` is for tests: list it under [dev-dependencies]")),
     }
