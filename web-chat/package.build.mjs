@@ -1,5 +1,5 @@
-// The package for apps, in `package/`: the engine, its worker, the wasm, types, and how to use them. Each script is whole,
-// and names the others by `new URL('...', import.meta.url)`, which bundlers and browsers understand alike.
+// Builds the package for apps in `package/`: engine, worker, wasm, types and README. Each script is a single file. It refers
+// to the others by `new URL('...', import.meta.url)`, which bundlers and browsers both support.
 
 import { copyFile, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { rolldown } from 'rolldown';
@@ -22,11 +22,11 @@ await copyFile('engine/README.md', `${OUT}/README.md`);
 const { name, version, license } = JSON.parse(await readFile('package.json', 'utf8'));
 const manifest = {
   name, version, license,
-  description: 'Language models in MLC format on the GPU of whoever opens the page',
+  description: 'Runs language models in MLC format on the visitor’s GPU, through WebGPU',
   type: 'module',
   exports: { '.': { types: './types/index.d.ts', default: './index.js' } },
   types: './types/index.d.ts',
-  // The worker runs for what it does.
+  // Importing the worker script has effects: bundlers must not remove it.
   sideEffects: ['./worker.js'],
 };
 await writeFile(`${OUT}/package.json`, `${JSON.stringify(manifest, null, 2)}\n`);

@@ -1,4 +1,4 @@
-// The page: static files in `dist/`, addressed relative to it, so that any folder of any server will do.
+// Builds the page: static files in `dist/` with relative addresses, for any folder of any server.
 
 import { defineConfig } from 'vite';
 import { serviceWorker } from './page/build.ts';
@@ -7,7 +7,7 @@ export default defineConfig({
   base: './',
   build: { target: 'es2023', assetsInlineLimit: 0, modulePreload: { polyfill: false }, reportCompressedSize: false },
   worker: { format: 'es' },
-  // The page's own policy is in index.html, so that it holds wherever the page lies. These are what only a server can say.
+  // index.html has the page's content security policy. These headers cannot be set in HTML.
   preview: {
     headers: {
       'Content-Security-Policy': "frame-ancestors 'none'",

@@ -1,10 +1,11 @@
-"""Checkpoints of `gptq-quant`, read by GPTQModel and by transformers, and their logits held against ours.
+"""Loads checkpoints of `gptq-quant` with GPTQModel and transformers, and compares their logits with ours.
 
     python benches/python/gptq_readers.py --model FOLDER --model-name NAME -o benches/python/gptq_readers.md
 
-For each case below: `gptq-quant` writes a checkpoint, `chat-cli logits` runs it, GPTQModel and transformers load it and
-run it on the same tokens in f32, with the weights that their own kernels unpack. FOLDER is a float checkpoint of a Llama
-with its tokenizer, SmolLM2-135M for one. README.md beside this says what to install. Exit code 1 if a case fails.
+For each case below, `gptq-quant` writes a checkpoint and `chat-cli logits` runs it. GPTQModel and transformers load the
+checkpoint and run it on the same tokens in f32, with the weights unpacked by their own kernels. FOLDER is a float checkpoint
+of a Llama with its tokenizer, for example SmolLM2-135M. README.md in this folder lists the packages to install. Exits with
+code 1 if a case fails.
 """
 
 import argparse
@@ -19,20 +20,20 @@ import tempfile
 import torch
 from safetensors.torch import load_file
 
-# What the relative difference of logits may be. Both sides compute in f32 from the same codes, scales and zeros, but that
-# Gemma's factor of the embedding is rounded to f16 there; a wrong zero, order or group is off by 0.1 and more.
+# Limit for the relative difference of logits. Both sides compute in f32 from the same codes, scales and zeros, except that the
+# readers round Gemma's embedding factor to f16. A wrong zero, order or group gives differences of 0.1 and more.
 TOLERANCE = 5e-4
 
-# Windows of what the model writes itself: the checkpoint is to be read here, not to be good.
+# A few windows of self-generated text are enough: this script tests reading, not quality.
 QUICK = ["--calib", "self", "--samples", "4", "--seq-len", "128", "--refine", "0", "--gptaq-alpha", "0"]
 
-# Why a reader is not asked. What these say is tried too: a case that turns out to be read is reported.
-NO_RULES = {"transformers": "knows no `dynamic`"}
-NO_HEAD = {"transformers": "knows no `lm_head`"}
-NO_V1 = {"GPTQModel": "reads asymmetric codes in version 2 alone"}
-NO_FUSED = {"GPTQModel": "looks for gate and up apart"}
+# Known limits of the readers. These cases are tried too; the report marks a case that unexpectedly works.
+NO_RULES = {"transformers": "does not support `dynamic`"}
+NO_HEAD = {"transformers": "does not support `lm_head`"}
+NO_V1 = {"GPTQModel": "reads asymmetric codes only in version 2"}
+NO_FUSED = {"GPTQModel": "expects separate gate and up matrices"}
 
-# Model (one of testdata/arch/, or `model` for --model), flags of gptq-quant, readers that cannot.
+# Model (a folder of testdata/arch/, or `model` for --model), flags of gptq-quant, readers with a known limit.
 CASES = [
     ("llama", [], {}),
     ("llama", ["--group-size", "32", "--format", "gptq_v2"], {}),
@@ -59,7 +60,7 @@ CASES = [
     ("qwen3", ["--group-size", "32"], {}),
     ("gemma2", ["--group-size", "32"], {}),
     ("gemma3", ["--group-size", "32"], {}),
-    # Where 576 inputs are four groups of 128 and half a one.
+    # 576 inputs are four and a half groups of 128.
     ("model", [], {}),
     ("model", ["--group-size", "64", "--sym", "false"], {}),
     ("model", ["--group-size", "64", "--override", r".*\.(q|k|v)_proj:bits=8,group=32",
@@ -68,9 +69,9 @@ CASES = [
 
 
 HEADER = """\
-# What Python's readers make of `gptq-quant`'s checkpoints
+# Checkpoints of `gptq-quant` in Python readers
 
-Relative difference of logits, GPTQModel's and transformers' against ours, in f32 with the weights that their kernels unpack.
+Relative difference between the logits of each reader and ours, in f32 with the weights unpacked by the reader's kernels.
 `gptq-quant` at {commit}, with {versions}, on a CPU.
 
 | model | flags | quantized modules by bits | GPTQModel | transformers |
@@ -78,18 +79,18 @@ Relative difference of logits, GPTQModel's and transformers' against ours, in f3
 
 
 def tiny_model(testdata, arch, folder):
-    """A checkpoint of `testdata/arch/` with the tokenizer of its vocabulary, which readers ask for."""
+    """A checkpoint of `testdata/arch/` with the tokenizer of its vocabulary, which readers require."""
     shutil.copytree(testdata / "arch" / arch / "hf", folder)
     shutil.copy(testdata / "tokenizer" / "tiny-bpe" / "tokenizer.json", folder / "tokenizer.json")
     config = json.loads((folder / "config.json").read_text())
-    # Otherwise GPTQModel takes that of the published models, which is beyond this vocabulary.
+    # GPTQModel's default is the id in the published models, which is outside this vocabulary.
     (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 0}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return folder
 
 
 def prompts(vocab_size):
-    """Three texts of tokens in no order, the same everywhere."""
+    """Three texts of random tokens, the same for every model."""
     state = 1
     for length in (1, 24, 64):
         ids = []
@@ -100,7 +101,7 @@ def prompts(vocab_size):
 
 
 def our_logits(programs, model, texts, folder):
-    """What `chat-cli logits` says."""
+    """The output of `chat-cli logits`."""
     logits = []
     for ids in texts:
         (folder / "ids.json").write_text(json.dumps(ids))
@@ -117,7 +118,7 @@ def run(command):
 
 
 def unpacked_in_f32(model):
-    """Replaces each quantized layer with the weights that its own kernel unpacks. How many of which width."""
+    """Replaces each quantized layer by the weights that its own kernel unpacks. Returns the number of layers by bits."""
     from gptqmodel.nn_modules.qlinear import BaseQuantLinear
 
     counts = {}
@@ -133,7 +134,7 @@ def unpacked_in_f32(model):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, linear)
         counts[module.bits] = counts.get(module.bits, 0) + 1
-    torch.nn.Module.float(model).eval()  # transformers forbids its own where a model is quantized
+    torch.nn.Module.float(model).eval()  # transformers overrides `float` of quantized models with an error
     return counts
 
 
@@ -164,14 +165,14 @@ def relative_difference(ours, theirs):
 
 
 def read_one(reader, path, texts_file, out):
-    """One reader in a process of its own: these libraries change each other's state."""
+    """Runs a reader in a separate process, because these libraries change each other's state."""
     texts = json.loads(pathlib.Path(texts_file).read_text())
     logits, counts = {"GPTQModel": gptqmodel_logits, "transformers": transformers_logits}[reader](path, texts)
     torch.save({"logits": logits, "counts": counts}, out)
 
 
 def compare(reader, quantized, folder, ours):
-    """The relative difference of a reader's logits as text, and its modules by bits; `None` where it refuses."""
+    """The relative difference of a reader's logits as text, and its modules by bits; `None` if it rejects the checkpoint."""
     out = folder / "theirs.pt"
     try:
         run([sys.executable, __file__, "--read", reader, quantized, folder / "texts.json", out])

@@ -26,7 +26,7 @@ fn demo_model() -> Option<&'static dyn Checkpoint> {
     static MODEL: OnceLock<Option<Box<dyn Checkpoint>>> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
         let hub = HubConfig::from_vars(|name| std::env::var(name).ok()).unwrap();
-        let Some(path) = model_hub::demo::kept_gguf(&hub) else {
+        let Some(path) = model_hub::demo::cached_gguf(&hub) else {
             assert!(std::env::var_os("REQUIRE_DEMO_MODEL").is_none(), "the demo model's GGUF file is not in the cache");
             eprintln!("skipped: the demo model's GGUF file is not in the cache; `cargo xtask test` downloads it");
             return None;

@@ -1,4 +1,4 @@
-//! [`DATA_SETS`]: data sets of the hub by the names that quantizers' papers call them.
+//! [`DATA_SETS`]: data sets of the hub, under the names that quantization papers use.
 
 use std::path::PathBuf;
 
@@ -6,36 +6,36 @@ use model_hub::{HubConfig, Progress, fetch_data_file};
 
 use crate::{Error, Result};
 
-/// What a part of a data set is for.
+/// A split of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// To learn from.
+    /// For training, and for calibration.
     Train,
-    /// To choose settings by.
+    /// For choosing settings.
     Validation,
-    /// To measure with, and nothing else.
+    /// For evaluation only.
     Test,
 }
 
-/// A part of a data set: one file of the hub.
+/// One split of a data set, stored as one file on the hub.
 #[derive(Debug, PartialEq, Eq)]
 pub struct DataSet {
-    /// What it is called.
+    /// Name on the command line, for example `wikitext2`. Shared by all splits.
     pub name: &'static str,
-    /// Which part this is.
+    /// The split in this file.
     pub split: Split,
-    /// The repository, `org/name` or `org/name@revision`.
+    /// Repository: `org/name` or `org/name@revision`.
     pub repository: &'static str,
-    /// The file in it.
+    /// Path of the file in the repository.
     pub file: &'static str,
-    /// The field of a record that holds its text.
+    /// Field of a record that contains its text.
     pub column: &'static str,
-    /// What stands between the records where they are one text, as GPTQ's authors join them; `None` where each stands
-    /// for itself.
+    /// Separator that joins all records into one text, as in GPTQ's own code (`datautils.py` of IST-DASLab/gptq).
+    /// `None` if each record is a separate text.
     pub join: Option<&'static str>,
 }
 
-/// Every data set that has a name. Its first line is what the name alone means for calibration.
+/// The known data sets, grouped by name. The first entry of a name is its default split for calibration.
 pub const DATA_SETS: &[DataSet] = &[
     wikitext2(Split::Train, "wikitext-2-raw-v1/train-00000-of-00001.parquet"),
     wikitext2(Split::Validation, "wikitext-2-raw-v1/validation-00000-of-00001.parquet"),
@@ -57,14 +57,18 @@ const fn c4(split: Split, file: &'static str) -> DataSet {
 }
 
 const fn ptb(split: Split, file: &'static str) -> DataSet {
-    // Its own files are a program that fetches them; the hub keeps what that gives.
+    // The repository itself has a loading script instead of data; the hub keeps the script's output on this revision.
     let repository = "ptb-text-only/ptb_text_only@refs/convert/parquet";
     DataSet { name: "ptb", split, repository, file, column: "sentence", join: Some(" ") }
 }
 
 impl DataSet {
-    /// What `NAME` or `NAME:SPLIT` means for calibration: without a split, the part to learn from. The part that models
-    /// are measured with is refused.
+    /// Finds the data set `NAME` or `NAME:SPLIT` for calibration. The default split is [`Split::Train`]. `None` if no
+    /// data set has this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TestSplit`] for a test split, [`Error::UnknownSource`] for a split that the data set does not have.
     pub fn for_calibration(name: &str) -> Result<Option<&'static DataSet>> {
         match DataSet::find(name, Split::Train)? {
             Some(DataSet { split: Split::Test, .. }) => Err(Error::TestSplit { source_name: name.into() }),
@@ -72,7 +76,12 @@ impl DataSet {
         }
     }
 
-    /// What `NAME` or `NAME:SPLIT` means for a measurement: without a split, the last part there is.
+    /// Finds the data set `NAME` or `NAME:SPLIT` for evaluation. The default is the test split, or the validation split
+    /// if the data set has no test split. `None` if no data set has this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownSource`] for a split that the data set does not have.
     pub fn for_evaluation(name: &str) -> Result<Option<&'static DataSet>> {
         DataSet::find(name, Split::Test)
     }
@@ -101,7 +110,11 @@ impl DataSet {
         found.map(Some).ok_or_else(|| Error::UnknownSource { source_name: text.into() })
     }
 
-    /// The file, from the hub's cache or from the hub.
+    /// Returns the path of the file in the hub's cache, after downloading it if it is missing there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hub`].
     pub fn fetch(&self, hub: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
         Ok(fetch_data_file(self.repository, self.file, hub, progress)?)
     }
@@ -112,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_test_part_is_for_measuring_alone() {
+    fn test_splits_are_for_evaluation_only() {
         for data_set in DATA_SETS {
             let split = format!("{:?}", data_set.split).to_lowercase();
             assert!(data_set.file.contains(&split), "{data_set:?}");

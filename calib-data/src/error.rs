@@ -1,23 +1,23 @@
-//! What can be wrong with a calibration text, each with what to do about it.
+//! [`Error`]: errors of calibration text, each with a hint.
 
 use std::path::PathBuf;
 
-/// The result of reading a text or cutting it into windows.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can be wrong with a calibration text.
+/// An error while reading calibration text or cutting it into windows. [`Error::hint`] gives the user's next step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file is not there, or may not be read.
+    /// The file is missing or unreadable.
     #[error("cannot read `{}`: {source}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The file holds no text.
-    #[error("`{}` holds no text", path.display())]
+    /// The file contains no text, or white space only.
+    #[error("`{}` contains no text", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
@@ -27,131 +27,131 @@ pub enum Error {
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// Line of the first wrong byte, from 1.
+        /// Line of the first invalid byte, counted from 1.
         line: usize,
-        /// Byte within the line, from 1.
+        /// Position of that byte in its line, counted from 1.
         column: usize,
     },
-    /// A record of a file is not what it should be.
+    /// A record has no usable text: invalid JSON, a wrong field or a wrong type.
     #[error("{unit} {number} of `{}`: {reason}", path.display())]
     BadRecord {
         /// The file.
         path: PathBuf,
         /// `line` or `row`.
         unit: &'static str,
-        /// Which, from 1.
+        /// Number of the line or row, counted from 1.
         number: usize,
-        /// What is wrong.
+        /// The fault of the record.
         reason: String,
     },
-    /// A parquet file is damaged, or lacks what is wanted of it.
-    #[error("`{}` is no parquet file that can be read: {reason}", path.display())]
+    /// A parquet file is damaged or lacks the wanted column.
+    #[error("cannot read `{}` as parquet: {reason}", path.display())]
     BadParquet {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault of the file.
         reason: String,
     },
-    /// There is neither a file nor a data set of this name.
-    #[error("there is no file and no data set `{source_name}`")]
+    /// No file and no data set has this name.
+    #[error("`{source_name}` is neither a file nor a known data set")]
     UnknownSource {
-        /// What the user named.
+        /// The source as the user named it.
         source_name: String,
     },
-    /// The part of a data set that models are measured with.
-    #[error("`{source_name}` is what models are measured with, and no calibration text")]
+    /// The source is a test split, which is reserved for evaluation.
+    #[error("`{source_name}` is a test split, which is reserved for evaluation")]
     TestSplit {
-        /// What the user named.
+        /// The source as the user named it.
         source_name: String,
     },
-    /// What follows a source's name is no share.
-    #[error("`{source_name}` does not exist, and what follows its last `=` is not a share")]
+    /// The weight after a source's name is not a positive number.
+    #[error("no file is named `{source_name}`, and the text after its last `=` is not a positive number")]
     BadWeight {
-        /// What the user named.
+        /// The source as the user named it.
         source_name: String,
     },
-    /// The text that the result is to be measured on is in the calibration text.
-    #[error("`{source_name}` has {run} tokens in a row in common with `{evaluation}`")]
+    /// Calibration text and evaluation text overlap.
+    #[error("`{source_name}` shares {run} consecutive tokens with `{evaluation}`")]
     Overlap {
-        /// The calibration text.
+        /// The calibration source.
         source_name: String,
-        /// The text to measure on.
+        /// The evaluation text.
         evaluation: String,
-        /// Tokens in a row.
+        /// Number of consecutive tokens that count as an overlap.
         run: usize,
     },
-    /// A data set cannot be had.
+    /// The data set could not be fetched.
     #[error(transparent)]
     Hub(#[from] model_hub::Error),
-    /// The tokenizer refused a text.
-    #[error("the text does not encode: {reason}")]
+    /// The tokenizer rejected a text.
+    #[error("cannot tokenize the text: {reason}")]
     Encode {
-        /// What the tokenizer said.
+        /// The tokenizer's message.
         reason: String,
     },
-    /// There are not enough tokens for the windows that were asked for.
-    #[error("the text has {tokens} tokens, but {}", needed(*samples, *seq_len, *prefix))]
+    /// The text has too few tokens for the requested windows.
+    #[error("the text has {tokens} tokens, but {}", required(*samples, *seq_len, *prefix))]
     TooShort {
-        /// Tokens there are.
+        /// Tokens in the text.
         tokens: usize,
-        /// Windows asked for.
+        /// Requested windows.
         samples: usize,
-        /// Tokens per window.
+        /// Tokens per window, including the prefix.
         seq_len: usize,
-        /// How many of these are a prefix, and no text.
+        /// Prefix tokens at the start of each window.
         prefix: usize,
-        /// Windows there are.
+        /// Windows that the text can fill.
         available: usize,
     },
-    /// The tokens that each window begins with fill it.
-    #[error("a window of {seq_len} tokens has no room for text behind a prefix of {prefix} tokens")]
+    /// The prefix fills the whole window.
+    #[error("a window of {seq_len} tokens has no room for text after a prefix of {prefix} tokens")]
     NoRoom {
-        /// Tokens per window.
+        /// Tokens per window, including the prefix.
         seq_len: usize,
-        /// Tokens that each window begins with.
+        /// Prefix tokens at the start of each window.
         prefix: usize,
     },
 }
 
 impl Error {
-    /// What the user can do about it, if anything.
+    /// The user's next step, if the user can act.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                "check the path: a calibration text is a plain text file, a `.jsonl` or a `.parquet`".into()
+                "check the path: calibration text is a plain text file, a `.jsonl` or a `.parquet`".into()
             }
-            Error::Read { .. } => "check that the path is a file that you may read".into(),
-            Error::Empty { .. } => "give a text of the kind that the model will meet".into(),
-            Error::NotUtf8 { .. } => "convert it first, for example with `iconv -f ISO-8859-1 -t UTF-8`".into(),
+            Error::Read { .. } => "check that the path is a file and that you may read it".into(),
+            Error::Empty { .. } => "use text that resembles the model's later input".into(),
+            Error::NotUtf8 { .. } => "convert the file, for example with `iconv -f ISO-8859-1 -t UTF-8`".into(),
             Error::BadRecord { .. } => {
-                r#"each record is `{"text": ".."}` or `{"messages": [{"role": "user", "content": ".."}, ..]}`; the field of another name can be named"#.into()
+                r#"write each record as `{"text": ".."}` or `{"messages": [{"role": "user", "content": ".."}, ..]}`, or name the field that has the text"#.into()
             }
-            Error::BadParquet { .. } => "download it again, or name the column that holds the text".into(),
+            Error::BadParquet { .. } => "download the file again, or name the column that has the text".into(),
             Error::UnknownSource { .. } => format!("name a file, `self`, or a data set of the hub: {}", data_sets()),
-            Error::TestSplit { .. } => "take its part to learn from, which the name alone means".into(),
-            Error::BadWeight { .. } => "a source with its share is `NAME=2` or `NAME=0.5`".into(),
-            Error::Overlap { .. } => "calibrate on another text, or measure on one: a figure for text that the model was \
-                                      fitted to says nothing"
+            Error::TestSplit { .. } => "name the data set without a split; this selects its training split".into(),
+            Error::BadWeight { .. } => "write a source with its share as `NAME=2` or `NAME=0.5`".into(),
+            Error::Overlap { .. } => "use different text for calibration or for evaluation: perplexity on calibration \
+                                      text does not measure the model"
                 .into(),
             Error::Hub(error) => return error.hint(),
             Error::Encode { .. } => return None,
             Error::TooShort { tokens, seq_len, prefix, available, .. } => match available {
-                0 => format!("give a longer text, or windows of at most {} tokens", tokens + prefix),
-                windows => format!("give a longer text, or ask for at most {windows} windows of {seq_len} tokens"),
+                0 => format!("use a longer text, or windows of at most {} tokens", tokens + prefix),
+                windows => format!("use a longer text, or request at most {windows} windows of {seq_len} tokens"),
             },
-            Error::NoRoom { prefix, .. } => format!("ask for windows of at least {} tokens", prefix + 1),
+            Error::NoRoom { prefix, .. } => format!("use windows of at least {} tokens", prefix + 1),
         })
     }
 }
 
-/// What windows need of a text.
-fn needed(samples: usize, seq_len: usize, prefix: usize) -> String {
+/// The number of text tokens that the windows need, as a clause.
+fn required(samples: usize, seq_len: usize, prefix: usize) -> String {
     let window_text = seq_len - prefix;
-    let of_text = if prefix > 0 { format!(", {window_text} of them text,") } else { String::new() };
-    format!("{samples} windows of {seq_len}{of_text} need {}", samples.saturating_mul(window_text))
+    let of_text = if prefix > 0 { format!(" ({window_text} of them text)") } else { String::new() };
+    format!("{samples} windows of {seq_len} tokens{of_text} need {}", samples.saturating_mul(window_text))
 }
 
-/// The names of the data sets that have one.
+/// The distinct names in [`DATA_SETS`](crate::DATA_SETS), for a hint.
 fn data_sets() -> String {
     let mut names: Vec<_> = crate::DATA_SETS.iter().map(|data_set| format!("`{}`", data_set.name)).collect();
     names.dedup();

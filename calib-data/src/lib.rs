@@ -1,9 +1,9 @@
-//! Token windows, to calibrate a quantizer on and to measure a model with.
+//! Token windows for calibrating a quantizer and for measuring perplexity.
 //!
-//! A [`Source`] is what a user names. Its text comes from a file ([`read_documents`]) or a data set of the hub
-//! ([`DATA_SETS`]), becomes tokens through a closure of the caller's (this crate knows no tokenizer and no model), and is
-//! cut into full windows ([`TokenWindows`]), which must share no text ([`TextRuns`]) with what the result is measured on.
-//! [`perplexity`] holds the protocol by which models are compared.
+//! A [`Source`] is a text as the user names it: a file ([`read_documents`]), a data set of the hub ([`DATA_SETS`]), or
+//! the model's own output. The caller passes a closure that tokenizes; this crate knows no tokenizer and no model.
+//! [`TokenWindows`] cuts the tokens into windows of equal length. [`TextRuns`] checks that calibration windows share no
+//! text with the evaluation text. [`perplexity`] documents and implements the evaluation protocol.
 //!
 //! ```
 //! use calib_data::{Choice, TokenWindows};

@@ -1,26 +1,29 @@
-//! [`TextRuns`]: whether calibration text is, in part, the text that the result is measured on. A perplexity on such a
-//! text says nothing.
+//! [`TextRuns`]: detects overlap between calibration text and evaluation text.
+//!
+//! Perplexity on text that was also used for calibration does not measure the model.
 
 use std::collections::HashMap;
 
 use crate::TokenWindows;
 
-/// Tokens in a row that two texts do not share by accident, as a licence or a boilerplate line might be shared.
+/// Length of a shared run, in tokens, that counts as an overlap. Longer than most boilerplate, which unrelated texts
+/// share.
 pub const RUN: usize = 64;
 
 /// The base of the rolling hash: any large odd number.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Every run of [`RUN`] tokens of a text.
+/// An index of all runs of [`RUN`] consecutive tokens in a text.
 pub struct TextRuns {
     tokens: Vec<u32>,
     len: usize,
-    /// Hash of a run -> where one with this hash begins.
+    /// Hash of a run -> the first position of a run with this hash.
     runs: HashMap<u64, usize>,
 }
 
 impl TextRuns {
-    /// The runs of a text that will be held against windows of `seq_len`, which are shorter where these are.
+    /// Indexes a text. `seq_len` is the length of the windows to compare with, without their prefix. Shorter windows
+    /// shorten the runs: a run has `min(RUN, seq_len)` tokens.
     pub fn new(tokens: Vec<u32>, seq_len: usize) -> TextRuns {
         let len = RUN.min(seq_len);
         let mut runs = HashMap::new();
@@ -31,7 +34,7 @@ impl TextRuns {
         TextRuns { tokens, len, runs }
     }
 
-    /// The first window that has a run in common with the text.
+    /// Index of the first window that shares a run with the text.
     pub fn first_shared(&self, windows: &TokenWindows) -> Option<usize> {
         windows.iter().position(|window| {
             let mut found = false;
@@ -45,12 +48,12 @@ impl TextRuns {
     }
 }
 
-/// Gives `visit` the hash of each run of `len` tokens and where it begins, until it returns true.
+/// Calls `visit` with the start and the rolling hash of each run of `len` tokens, until it returns true.
 fn hashes(tokens: &[u32], len: usize, mut visit: impl FnMut(usize, u64) -> bool) {
     if tokens.len() < len {
         return;
     }
-    // hash = sum of token * BASE^(distance from the end), all modulo 2^64.
+    // hash = sum of value(token) * BASE^(distance from the run's end), modulo 2^64.
     let value = |token: u32| (u64::from(token) + 1).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let highest = (1..len).fold(1u64, |power, _| power.wrapping_mul(BASE));
     let mut hash = tokens[..len].iter().fold(0u64, |hash, &token| hash.wrapping_mul(BASE).wrapping_add(value(token)));
@@ -73,10 +76,10 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_run_is_found_wherever_it_stands() {
+    fn a_shared_run_is_found_at_any_offset() {
         let text: Vec<u32> = (0..5000).map(|i| i * 7919 % 1013 + i / 1013 * 2000).collect();
         let runs = TextRuns::new(text.clone(), 200);
-        // Window 2 holds RUN tokens of the text, window 1 one less.
+        // Window 2 contains RUN tokens of the text, window 1 one less.
         for (at, offset) in [(0, 0), (4000, 17), (5000 - RUN, 200 - RUN)] {
             let mut calibration: Vec<u32> = (0..1000).map(|i| 100_000 + i % 50).collect();
             calibration[200 + 5..][..RUN - 1].copy_from_slice(&text[at..][..RUN - 1]);
@@ -84,7 +87,7 @@ mod tests {
             calibration[400 + offset..][..RUN].copy_from_slice(&text[at..][..RUN]);
             assert_eq!(runs.first_shared(&windows(calibration, 200)), Some(2), "{at}");
         }
-        // Two runs that differ in their order only are not the same.
+        // The same tokens in reverse order are another run.
         let reversed = text.iter().rev().copied();
         assert_eq!(runs.first_shared(&windows(reversed, 200)), None);
     }

@@ -1,6 +1,6 @@
-//! Records of a parquet file, as the hub's data sets are kept.
+//! Reads the records of a parquet file, the storage format of the hub's data sets.
 //!
-//! `documents.rs` takes them one by one, as JSON, so that they mean what the same records mean in JSON lines.
+//! Converts each row to JSON, so that `documents.rs` treats parquet and JSON lines alike.
 
 use std::{fs::File, path::Path, sync::Arc};
 
@@ -14,11 +14,11 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// Columns that hold a text or a conversation where nobody says which do.
+/// Default columns: a text or a conversation.
 const COLUMNS: [&str; 2] = ["text", "messages"];
 
-/// Gives `take` the number (from 1) and the record of each row, of `column` or else of those that are known, until it
-/// wants no more. Whether there was more.
+/// Calls `take` with the number (from 1) and the record of each row, until it returns false. A record has `column`
+/// only, or by default the columns in [`COLUMNS`]. Returns true if `take` stopped.
 pub(crate) fn read(
     path: &Path,
     column: Option<&str>,
@@ -32,7 +32,7 @@ pub(crate) fn read(
         schema.get_fields().iter().filter(|field| wanted.contains(&field.name())).cloned().collect();
     if fields.is_empty() {
         let names: Vec<_> = schema.get_fields().iter().map(|field| field.name()).collect();
-        let reason = format!("it has no column `{}`, but `{}`", wanted.join("` or `"), names.join("`, `"));
+        let reason = format!("it has no column `{}`, only `{}`", wanted.join("` or `"), names.join("`, `"));
         return Err(Error::BadParquet { path: path.into(), reason });
     }
     let projection = Type::group_type_builder(schema.name()).with_fields(fields);
@@ -46,16 +46,17 @@ pub(crate) fn read(
     Ok(false)
 }
 
-/// What the library reads; an error where it fails, and also where it panics: it trusts what some fields of a file say.
+/// Runs `read` and turns both errors and panics of the parquet library into [`Error::BadParquet`]. The library panics
+/// on some damaged files because it trusts their metadata.
 fn guarded<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     let bad = |reason: String| Error::BadParquet { path: path.into(), reason };
     match caught(read) {
         Ok(result) => result.map_err(|error| bad(describe(&error))),
-        Err(_) => Err(bad("what it says of itself is not what it holds".into())),
+        Err(_) => Err(bad("its metadata contradicts its data".into())),
     }
 }
 
-/// Without the kind of error, which says what follows anyway.
+/// The message without the library's prefix, the kind of error.
 fn describe(error: &ParquetError) -> String {
     let text = error.to_string();
     text.split_once(": ").map_or(text.clone(), |(_, reason)| reason.to_owned())

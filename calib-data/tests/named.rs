@@ -1,6 +1,7 @@
-//! Data sets by name: from a hub on this machine, in the files that their repositories have, to texts.
+//! Fetches each named data set from a local hub server, with the file names of the real repositories, and reads its
+//! texts.
 
-// What it can do beyond this is for the tests of `model-hub`.
+// These tests use only a part of the server; the tests of `model-hub` use the rest.
 #[allow(dead_code, reason = "model-hub's own tests use the rest")]
 #[path = "../../model-hub/tests/hub/server.rs"]
 mod server;
@@ -20,13 +21,13 @@ fn testdata(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/calib").join(file)
 }
 
-/// What pyarrow reads of a file there; nothing for nulls.
+/// The texts as pyarrow reads them; empty strings for nulls.
 fn rows(file: &str) -> Vec<String> {
     let json: Value = serde_json::from_str(&std::fs::read_to_string(testdata("expected.json")).unwrap()).unwrap();
     json[file].as_array().unwrap().iter().map(|row| row.as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// The file of a data set, and the texts that are to be read of it.
+/// The content of a data set's file, and the texts expected from it.
 fn file_of(data_set: &DataSet) -> (Vec<u8>, Vec<String>) {
     match data_set.name {
         "wikitext2" => (std::fs::read(testdata("text.parquet")).unwrap(), vec![rows("text.parquet").join("\n\n")]),
@@ -46,7 +47,7 @@ fn file_of(data_set: &DataSet) -> (Vec<u8>, Vec<String>) {
 
 fn texts(data_set: &DataSet, hub: &HubConfig) -> Vec<String> {
     let path = data_set.fetch(hub, &mut ()).unwrap();
-    let render = |_: &[ChatMessage]| -> calib_data::Result<String, String> { panic!("there are no conversations") };
+    let render = |_: &[ChatMessage]| -> calib_data::Result<String, String> { panic!("unexpected conversation") };
     read_documents(&path, Records { column: Some(data_set.column), join: data_set.join }, render).unwrap().texts
 }
 
@@ -60,7 +61,7 @@ fn every_named_data_set_is_fetched_and_read() {
         let hub = server.config(home.path());
         assert_eq!(texts(data_set, &hub), expected, "{data_set:?}");
 
-        // The list and the file's place come from the hub, the bytes from where it sends the client.
+        // The hub gives the file list and a redirect; the bytes come from the redirect's target.
         let (repository, revision) = data_set.repository.split_once('@').unwrap_or((data_set.repository, "main"));
         let log = server.log();
         let list = format!("/api/datasets/{repository}/revision/{}", revision.replace('/', "%2F"));
@@ -69,7 +70,7 @@ fn every_named_data_set_is_fetched_and_read() {
         assert!(log.iter().any(|request| request.host == Host::Hub && request.path == of_file), "{of_file}: {log:?}");
         assert_eq!(server.ranges().len(), 1, "{data_set:?}: fetched once");
 
-        // Again without a network.
+        // The second fetch is offline and sends no request.
         let asked = log.len();
         assert_eq!(texts(data_set, &HubConfig { offline: true, ..hub }), expected);
         assert_eq!(server.log().len(), asked);
@@ -77,7 +78,7 @@ fn every_named_data_set_is_fetched_and_read() {
 }
 
 #[test]
-fn a_name_means_the_part_to_learn_from() {
+fn a_name_without_split_means_the_training_split() {
     for name in ["wikitext2", "c4", "ptb"] {
         let Place::Hub(data_set) = Source::parse(name).unwrap().place else { panic!("`{name}` is a data set") };
         assert_eq!((data_set.name, data_set.split), (name, Split::Train));

@@ -1,4 +1,4 @@
-//! Parquet files that pyarrow wrote, against what pyarrow reads from them; and spoilt ones.
+//! Reads parquet files written by pyarrow and compares the texts with pyarrow's own. Corrupted files give errors.
 
 #[path = "../../model-format/tests/common/mutation.rs"]
 mod mutation;
@@ -23,14 +23,14 @@ fn read(path: &Path, column: Option<&str>, join: Option<&str>) -> Result<Vec<Str
     Ok(read_documents(path, Records { column, join }, render)?.texts)
 }
 
-/// What pyarrow reads of the column that matters.
+/// The values of the text column as pyarrow reads them.
 fn expected(file: &str) -> Vec<Value> {
     let json = std::fs::read_to_string(testdata("expected.json")).unwrap();
     serde_json::from_str::<Value>(&json).unwrap()[file].as_array().unwrap().clone()
 }
 
 #[test]
-fn texts_are_those_that_pyarrow_reads() {
+fn texts_equal_pyarrow() {
     for file in ["text.parquet", "text-gzip-v2.parquet"] {
         let rows: Vec<_> = expected(file).iter().map(|row| row.as_str().unwrap_or_default().to_owned()).collect();
         assert_eq!(rows.len(), 40);
@@ -53,21 +53,21 @@ fn conversations_are_rendered() {
 }
 
 #[test]
-fn a_column_that_is_not_there_is_named_with_those_that_are() {
+fn a_missing_column_error_lists_the_columns() {
     let error = read(&testdata("text.parquet"), Some("body"), None).unwrap_err();
-    assert!(error.to_string().ends_with("it has no column `body`, but `id`, `text`, `score`"), "{error}");
+    assert!(error.to_string().ends_with("it has no column `body`, only `id`, `text`, `score`"), "{error}");
     let error = read(&testdata("text.parquet"), Some("score"), None).unwrap_err();
     assert!(error.to_string().starts_with("row 1 of `"), "{error}");
 }
 
 #[test]
-fn spoilt_files() {
+fn corrupted_files_give_errors() {
     let good =
         ["text.parquet", "text-gzip-v2.parquet", "chat.parquet"].map(|file| std::fs::read(testdata(file)).unwrap());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
-    // Where the library panics, which is caught, it takes a millisecond.
-    mutation::check_slice(3000, &good, |bytes| {
+    // Few iterations: each caught panic of the library takes a millisecond.
+    mutation::check_copies(3000, &good, |bytes| {
         std::fs::write(&path, bytes).unwrap();
         let _ = read(&path, None, None);
     });

@@ -93,7 +93,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         });
         writeln!(out, "{report}")?;
     } else {
-        let beginning = perplexity::beginning(&prefix_tokens);
+        let beginning = perplexity::describe_prefix(&prefix_tokens);
         writeln!(
             out,
             "perplexity {value:.4} over {count} windows of {window} tokens, {beginning}, on {device} in {seconds:.1} s"

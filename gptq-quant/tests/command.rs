@@ -268,7 +268,7 @@ fn a_text_to_measure_on_that_is_calibrated_on() {
     let leak = format!("{}{}{}", prose(3, 300), &held_out[from..from + 3000], prose(4, 300));
     std::fs::write(folder.path().join("leak.jsonl"), serde_json::json!({ "text": leak }).to_string()).unwrap();
     let args = ["model", "--calib", "clean.txt", "--calib", "leak.jsonl", "--eval", "eval.txt", "--seq-len", "128"];
-    check_fails(folder.path(), &args, &["`leak.jsonl` has 64 tokens in a row in common with `eval.txt`"]);
+    check_fails(folder.path(), &args, &["`leak.jsonl` shares 64 consecutive tokens with `eval.txt`"]);
     check_fails(folder.path(), &["model", "--calib", "wikitext2:test"], &["wikitext2:test", "measured"]);
     check_fails(
         folder.path(),

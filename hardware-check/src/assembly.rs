@@ -1,8 +1,10 @@
-//! [`Program`]: what a subgroup asks of a SIMD, by RADV's assembly, with costs as its compiler ACO has them
-//! (aco_statistics.cpp of Mesa 25) but with trip counts that are known. ACO's own sums take every loop for 8 trips and every
-//! branch for taken every other time: our kernels begin with an early return, so it halves nearly everything.
+//! [`Program`]: counts the cycles of a subgroup on each unit of a SIMD, from RADV's assembly.
+//!
+//! The costs per instruction are those of RADV's compiler ACO (aco_statistics.cpp of Mesa 25). The trip counts of loops
+//! are exact (`trips.rs`). ACO's own totals are unusable: they assume 8 trips per loop and that every branch is taken
+//! half the time, and our kernels begin with an early return, which halves nearly everything.
 
-/// Units of a SIMD, or its share of a compute unit's.
+/// Units of a SIMD, including its share of the compute unit's shared units.
 pub const UNITS: [&str; 8] =
     ["VALU", "transcendental", "scalar", "branch", "vector memory", "LDS", "cache bytes", "LDS bytes"];
 const VALU: usize = 0;
@@ -14,18 +16,19 @@ const LDS: usize = 5;
 const CACHE_BYTES: usize = 6;
 const LDS_BYTES: usize = 7;
 
-/// Bytes a cycle: the two SIMDs of a compute unit share 128 of its vector cache, and as many of its LDS.
+/// Bytes per cycle and SIMD. The two SIMDs of a compute unit share 128 bytes per cycle of vector cache, and as much of
+/// LDS.
 const SIMD_BYTES: f64 = 64.0;
-/// Cycles of a product of 16 x 16 x 16: 512 operations a cycle and compute unit in f16.
+/// Cycles of a 16 x 16 x 16 matrix product: a compute unit does 512 f16 operations per cycle.
 const MATRIX_CYCLES: f64 = 32.0;
 const MATRIX_PRODUCTS: f64 = 4096.0;
 
-/// What a subgroup takes.
+/// The work of a subgroup.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Work {
-    /// Of each of [`UNITS`].
+    /// Cycles of each of [`UNITS`].
     pub cycles: [f64; UNITS.len()],
-    /// Multiplications with an addition, of all lanes.
+    /// Multiply-add operations of all lanes.
     pub products: f64,
     pub instructions: f64,
 }
@@ -37,29 +40,29 @@ impl Work {
         self.instructions += times * other.instructions;
     }
 
-    /// The busiest unit, and its cycles: the least that a subgroup takes.
+    /// Cycles and name of the busiest unit. These cycles are a lower bound for the subgroup.
     pub fn busiest(&self) -> (f64, &'static str) {
         let all = self.cycles.into_iter().zip(UNITS);
         all.fold((0.0, UNITS[VALU]), |most, unit| if unit.0 > most.0 { unit } else { most })
     }
 }
 
-/// A loop: its blocks.
+/// A loop: its first and last basic block, inclusive.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Loop {
     first: usize,
     last: usize,
 }
 
-/// Assembly in basic blocks.
+/// The work of each basic block, and the loops.
 pub struct Program {
     blocks: Vec<Work>,
-    /// In the order in which they begin.
+    /// Loops in the order of their first blocks, outer before inner.
     pub loops: Vec<Loop>,
 }
 
 impl Program {
-    /// Reads RADV's assembly of subgroups of so many lanes.
+    /// Parses RADV's assembly. `lanes` is the subgroup size, `dual_issue` as in [`Speed`](crate::devices::Speed).
     pub fn parse(assembly: &str, lanes: u32, dual_issue: bool) -> Program {
         let (mut blocks, mut names) = (vec![Work::default()], vec!["BB0"]);
         let mut jumps: Vec<(usize, &str)> = Vec::new();
@@ -90,7 +93,7 @@ impl Program {
         Program { blocks, loops }
     }
 
-    /// The work of a subgroup whose loops run so often.
+    /// The work of a subgroup, given the trip count of each of [`loops`](Program::loops).
     pub fn work(&self, trips: &[f64]) -> Work {
         let mut sum = Work::default();
         for (at, block) in self.blocks.iter().enumerate() {
@@ -101,7 +104,7 @@ impl Program {
     }
 }
 
-/// Bytes that a lane loads or stores: `buffer_load_b128`, or in GFX10's words `buffer_load_dwordx4`.
+/// Bytes that a lane loads or stores, by instruction name: `buffer_load_b128`, or `buffer_load_dwordx4` on GFX10.
 fn access_bytes(name: &str) -> f64 {
     let widths = [("dwordx4", 16.0), ("dwordx3", 12.0), ("dwordx2", 8.0), ("b128", 16.0), ("b96", 12.0), ("b64", 8.0)];
     let small = [("16", 2.0), ("short", 2.0), ("u8", 1.0), ("i8", 1.0), ("byte", 1.0)];
@@ -109,7 +112,7 @@ fn access_bytes(name: &str) -> f64 {
     found.map_or(4.0, |(_, bytes)| bytes)
 }
 
-/// Instructions that RDNA3 issues for 64 lanes at once.
+/// Instructions that RDNA3 issues for 64 lanes in one cycle.
 const DUAL: &[&str] = &[
     "v_fma_f32",
     "v_fmac_f32",
@@ -139,10 +142,10 @@ const DUAL: &[&str] = &[
     "v_dot2_f16_f16",
 ];
 const TRANSCENDENTALS: &[&str] = &["v_rcp", "v_rsq", "v_sqrt", "v_exp", "v_log", "v_sin", "v_cos"];
-/// Products of 32 bits, at a quarter of the speed.
+/// 32-bit integer multiplications, at a quarter of the rate.
 const QUARTER: &[&str] =
     &["v_mul_lo_u32", "v_mul_hi_u32", "v_mul_hi_i32", "v_mul_lo_i32", "v_mad_u64_u32", "v_mad_i64_i32"];
-/// What costs no cycle of a unit.
+/// Instructions that cost no cycles of a unit.
 const FREE: &[&str] = &[
     "s_waitcnt",
     "s_delay_alu",
@@ -206,9 +209,9 @@ fn work_of(line: &str, lanes: u32, dual_issue: bool) -> Work {
 mod tests {
     use super::*;
 
-    /// Cycles counted by hand, by the tables of "RDNA3 Instruction Set Architecture" and ACO's costs.
+    /// Expected cycles: counted by hand from the tables of "RDNA3 Instruction Set Architecture" and ACO's costs.
     #[test]
-    fn instructions_cost_what_the_architecture_says() {
+    fn instruction_costs_match_the_architecture_manual() {
         let check = |line: &str, lanes, dual, unit: usize, cycles: f64, products: f64| {
             let work = work_of(line, lanes, dual);
             assert_eq!((work.cycles[unit], work.products), (cycles, products), "{line}");
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn loops_multiply_what_stands_in_them() {
+    fn trip_counts_multiply_the_work_of_loops() {
         let assembly = "BB0:\n\ts_mov_b32 s0, 0 ; 00\nBB1:\n\tv_fma_f32 v0, v1, v2, v3\nBB2:\n\tv_fma_f32 v0, v1, v2, v3\n\
                         \ts_cbranch_scc1 BB2\n\ts_cbranch_scc1 BB1\nBB3:\n\ts_endpgm\n";
         let program = Program::parse(assembly, 32, false);
@@ -235,7 +238,7 @@ mod tests {
         let work = program.work(&[3.0, 5.0]);
         assert_eq!(work.cycles[VALU], 3.0 + 15.0);
         assert_eq!(work.products, 32.0 * 18.0);
-        // The second jump stands in the inner block, as assembly has it.
+        // Both jumps are in the inner block, as in real assembly.
         assert_eq!(work.cycles[BRANCH], 15.0 * 6.0);
     }
 }

@@ -1,5 +1,5 @@
-//! The work of a child process: it announces a variant, then compiles it. A compiler may abort or hang; the last announced variant
-//! tells the parent which one.
+//! The work of a child process: it announces a variant, then compiles it. A compiler may abort or hang; the last
+//! announced variant tells the parent which one.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -22,10 +22,10 @@ use crate::{
     shader::Shader,
 };
 
-/// A line of a child's output.
+/// A line of a child's output, as JSON.
 #[derive(Serialize, Deserialize)]
-pub enum Told {
-    /// The variant that is compiled next.
+pub enum Message {
+    /// The label of the variant that is compiled next.
     Compiling(String),
     /// The result, at the end.
     Done(Box<Report>),
@@ -47,25 +47,25 @@ pub struct Report {
     pub rules: Vec<Value>,
 }
 
-/// A variant.
+/// The result of one variant.
 #[derive(Serialize, Deserialize)]
 pub struct Entry {
     pub kernel: String,
     pub variant: String,
     /// Statistics of the driver's compiler.
     pub compiled: Option<Compiled>,
-    /// The refusal, with its reason.
+    /// The compiler's reason for rejecting the variant.
     pub refused: Option<String>,
 }
 
 /// Sends a line to the parent and flushes it.
-pub fn tell(told: &Told) -> Result<()> {
+pub fn send(message: &Message) -> Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{}", serde_json::to_string(told)?)?;
+    writeln!(out, "{}", serde_json::to_string(message)?)?;
     Ok(out.flush()?)
 }
 
-/// Variants of all cases for a device with such capabilities.
+/// Variants of all test and benchmark cases for a device with these capabilities.
 fn variants_of_cases(caps: &Caps) -> impl Iterator<Item = (&'static Kernel, Variant)> {
     let of_kernel =
         |kernel: &'static Kernel, set| (kernel.cases)(caps, set).into_iter().map(move |case| (kernel, case.variant));
@@ -96,7 +96,7 @@ pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Re
     };
     for expected in device.expected {
         if !planned.iter().any(|(kernel, _)| kernel.name == *expected) {
-            report.faults.push(format!("missing: Llama-3.2-3B is not given `{expected}`"));
+            report.faults.push(format!("missing: Llama-3.2-3B does not use `{expected}`"));
         }
     }
     let mut seen = BTreeSet::new();
@@ -106,7 +106,7 @@ pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Re
         if skip.contains(&label) || !seen.insert(label.clone()) {
             continue;
         }
-        tell(&Told::Compiling(label))?;
+        send(&Message::Compiling(label))?;
         let compiled = compiler.compile(kernel, &variant);
         report.variants.push(Entry {
             kernel: kernel.name.into(),
@@ -117,10 +117,10 @@ pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Re
         all.insert((kernel.name, variant), compiled);
     }
     if let Some(speed) = device.speed {
-        tell(&Told::Compiling("what the cost model asks for".into()))?;
+        send(&Message::Compiling("variants of the cost model".into()))?;
         let announce = |label: &str| match skip.iter().any(|skipped| skipped == label) {
-            true => Err("its compiler died".into()),
-            false => tell(&Told::Compiling(label.into())).map_err(|error| error.to_string()),
+            true => Err("the compiler crashed".into()),
+            false => send(&Message::Compiling(label.into())).map_err(|error| error.to_string()),
         };
         let mut model = Model { gpu: &gpu, speed, compiler: &compiler, announce: &announce, compiled: all };
         match model.forecasts() {
@@ -142,7 +142,7 @@ pub fn device(device: &Device, skip: &[String], with_presets: bool) -> Result<Re
     Ok(report)
 }
 
-/// Writes part `part` of `parts` of all variants as HLSL and MSL. DXC, if available, compiles the HLSL.
+/// Translates part `part` of `parts` of all variants to HLSL and MSL. DXC, if available, compiles the HLSL.
 pub fn texts(part: usize, parts: usize, dxc: Option<&OsString>, skip: &[String]) -> Result<Report> {
     let dxc = dxc.map(|file| Dxc::load(file)).transpose()?;
     let languages = if dxc.is_some() { "HLSL (compiled by DXC) and MSL" } else { "HLSL (not compiled) and MSL" };
@@ -157,7 +157,7 @@ pub fn texts(part: usize, parts: usize, dxc: Option<&OsString>, skip: &[String])
         if !seen.insert(label.clone()) || seen.len() % parts != part || skip.contains(&label) {
             continue;
         }
-        tell(&Told::Compiling(label))?;
+        send(&Message::Compiling(label))?;
         let written = Shader::parse(kernel, &variant).and_then(|shader| {
             shader.msl()?;
             let (hlsl, entry_point) = shader.hlsl()?;

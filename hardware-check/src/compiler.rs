@@ -1,7 +1,7 @@
-//! [`Compiler`]: compute pipelines of a Vulkan device that need not exist, with what its compiler tells of them.
+//! [`Compiler`]: compiles compute pipelines on Mesa's null device and reads the compiler's statistics and assembly.
 //!
-//! Mesa's null device has no timeline semaphores, so wgpu does not open it; wgpu-hal does, with the one extension that makes
-//! the driver tell (VK_KHR_pipeline_executable_properties).
+//! The null device has no timeline semaphores, so wgpu does not open it. We open it through wgpu-hal, with the
+//! extension that reports statistics (VK_KHR_pipeline_executable_properties).
 
 use std::{
     collections::BTreeMap,
@@ -18,7 +18,7 @@ use wgpu::hal::{OpenDevice, api::Vulkan, vulkan::CreateDeviceCallback};
 
 use crate::shader::{Shader, SpirvTarget};
 
-/// The name of a variant in every message.
+/// The name of a variant in messages.
 pub fn label(kernel: &Kernel, variant: &Variant) -> String {
     format!("{} {variant}", kernel.name)
 }
@@ -28,42 +28,42 @@ pub struct Compiler {
     open: OpenDevice<Vulkan>,
     executables: khr::pipeline_executable_properties::Device,
     target: SpirvTarget,
-    /// Lanes that every subgroup is to have; `None` leaves them to the driver, as wgpu does.
+    /// Required subgroup size. `None`: the driver chooses, as with wgpu.
     required_lanes: Option<u32>,
 }
 
-/// What the driver made of a variant.
+/// A compiled variant.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Compiled {
     /// Lanes of a subgroup.
     pub lanes: u32,
     /// Lanes of a workgroup.
     pub workgroup: u32,
-    /// As the driver names them.
+    /// Statistics by the driver's names.
     pub statistics: BTreeMap<String, f64>,
     #[serde(skip)]
     pub assembly: String,
 }
 
 impl Compiled {
-    /// A number that the driver gives, 0 where it gives none.
+    /// A statistic, or 0 if the driver does not report it.
     pub fn statistic(&self, name: &str) -> f64 {
         self.statistics.get(name).copied().unwrap_or(0.0)
     }
 
-    /// Registers that found no place, vector and scalar ones.
+    /// Number of spilled vector and scalar registers.
     pub fn spills(&self) -> f64 {
         self.statistic("Spilled VGPRs") + self.statistic("Spilled SGPRs")
     }
 
-    /// Bytes of memory that each lane takes for what does not fit registers.
+    /// Scratch memory of the variant, in bytes.
     pub fn scratch(&self) -> f64 {
         self.statistic("Scratch size")
     }
 }
 
 impl Compiler {
-    /// Opens the Vulkan device of this process that is no software.
+    /// Opens the process's Vulkan device, ignoring software devices.
     pub fn open(caps: &Caps, required_lanes: Option<u32>) -> Result<Compiler> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
             backends: wgpu::Backends::VULKAN,
@@ -72,7 +72,7 @@ impl Compiler {
         let adapters = block_on(instance.enumerate_adapters(wgpu::Backends::VULKAN));
         let is_meant = |adapter: &wgpu::Adapter| adapter.get_info().device_type != wgpu::DeviceType::Cpu;
         let adapter = adapters.into_iter().find(is_meant).context("no Vulkan device")?;
-        // SAFETY: the adapter is asked to open a device, and is not destroyed.
+        // SAFETY: we only open a device with the adapter and do not destroy it.
         let hal = unsafe { adapter.as_hal::<Vulkan>() }.context("not a Vulkan device")?;
         let mut features = wgpu::Features::empty();
         features.set(wgpu::Features::SUBGROUP, caps.subgroups.is_some());
@@ -87,7 +87,7 @@ impl Compiler {
                 *args.create_info = std::mem::take(args.create_info).push_next(wanted);
             });
             let (limits, hints) = (wgpu::Limits::default(), wgpu::MemoryHints::MemoryUsage);
-            // SAFETY: the features are those that wgpu opens such a device with, and the adapter has them.
+            // SAFETY: the adapter has these features; wgpu would open the device with the same.
             unsafe { hal.open_with_callback(features, &limits, &hints, Some(callback)) }
                 .map_err(|e| anyhow!("cannot open the device: {e:?}"))?
         };
@@ -98,7 +98,7 @@ impl Compiler {
         let mut small = vk::PhysicalDeviceShaderFloat16Int8Features::default();
         let mut all =
             vk::PhysicalDeviceFeatures2::default().push_next(&mut robustness).push_next(&mut dot).push_next(&mut small);
-        // SAFETY: the physical device is this instance's.
+        // SAFETY: the physical device belongs to this instance.
         unsafe { instance.get_physical_device_features2(hal.raw_physical_device(), &mut all) };
         let target = SpirvTarget {
             robust_buffers: robustness.robust_buffer_access2 != 0,
@@ -109,15 +109,15 @@ impl Compiler {
         Ok(Compiler { open, executables, target, required_lanes })
     }
 
-    /// Compiles a variant. The error: who refuses it, and why.
+    /// Compiles a variant. The error names the rejecting compiler stage and its reason.
     pub fn compile(&self, kernel: &Kernel, variant: &Variant) -> Result<Compiled, String> {
         let spirv = Shader::parse(kernel, variant)?.spirv(&self.target)?;
         let workgroup = lanes_of_workgroup(&spirv);
         let device = self.open.device.raw_device();
-        let said = |e: vk::Result| format!("Vulkan: {e}");
+        let describe = |e: vk::Result| format!("Vulkan: {e}");
         let info = vk::ShaderModuleCreateInfo::default().code(&spirv);
         // SAFETY: the SPIR-V is valid: naga wrote it from a validated module.
-        let module = unsafe { device.create_shader_module(&info, None) }.map_err(said)?;
+        let module = unsafe { device.create_shader_module(&info, None) }.map_err(describe)?;
         let binding = |place: usize, kind| {
             vk::DescriptorSetLayoutBinding::default()
                 .binding(place as u32)
@@ -131,11 +131,11 @@ impl Compiler {
             std::iter::once(uniform).chain(kernel.bindings.iter().enumerate().map(storage)).collect();
         let info = vk::DescriptorSetLayoutCreateInfo::default().bindings(&bindings);
         // SAFETY: the description is complete.
-        let set = unsafe { device.create_descriptor_set_layout(&info, None) }.map_err(said)?;
+        let set = unsafe { device.create_descriptor_set_layout(&info, None) }.map_err(describe)?;
         let sets = [set];
         let info = vk::PipelineLayoutCreateInfo::default().set_layouts(&sets);
-        // SAFETY: the set is this device's.
-        let layout = unsafe { device.create_pipeline_layout(&info, None) }.map_err(said)?;
+        // SAFETY: the set belongs to this device.
+        let layout = unsafe { device.create_pipeline_layout(&info, None) }.map_err(describe)?;
         let mut required = vk::PipelineShaderStageRequiredSubgroupSizeCreateInfo::default();
         let mut stage = vk::PipelineShaderStageCreateInfo::default()
             .stage(vk::ShaderStageFlags::COMPUTE)
@@ -150,35 +150,35 @@ impl Compiler {
         let flags = vk::PipelineCreateFlags::CAPTURE_STATISTICS_KHR
             | vk::PipelineCreateFlags::CAPTURE_INTERNAL_REPRESENTATIONS_KHR;
         let info = vk::ComputePipelineCreateInfo::default().flags(flags).stage(stage).layout(layout);
-        // SAFETY: module and layout are this device's and agree, as tests of the kernels check.
-        let made = unsafe { device.create_compute_pipelines(vk::PipelineCache::null(), &[info], None) };
-        let told = made.map_err(|(_, e)| said(e)).and_then(|pipelines| {
-            let told = self.told(pipelines[0]).map_err(said);
-            // SAFETY: nothing else has it.
+        // SAFETY: module and layout belong to this device and match; tests of the kernels check this.
+        let pipelines = unsafe { device.create_compute_pipelines(vk::PipelineCache::null(), &[info], None) };
+        let compiled = pipelines.map_err(|(_, e)| describe(e)).and_then(|pipelines| {
+            let compiled = self.statistics(pipelines[0]).map_err(describe);
+            // SAFETY: nothing else uses it.
             unsafe { device.destroy_pipeline(pipelines[0], None) };
-            told
+            compiled
         });
-        // SAFETY: nothing else has it.
+        // SAFETY: nothing else uses it.
         unsafe { device.destroy_pipeline_layout(layout, None) };
-        // SAFETY: nothing else has it.
+        // SAFETY: nothing else uses it.
         unsafe { device.destroy_descriptor_set_layout(set, None) };
-        // SAFETY: nothing else has it.
+        // SAFETY: nothing else uses it.
         unsafe { device.destroy_shader_module(module, None) };
-        told.map(|told| Compiled { workgroup, ..told })
+        compiled.map(|compiled| Compiled { workgroup, ..compiled })
     }
 
-    /// What the driver tells of a pipeline.
-    fn told(&self, pipeline: vk::Pipeline) -> Result<Compiled, vk::Result> {
+    /// Statistics and assembly of a pipeline.
+    fn statistics(&self, pipeline: vk::Pipeline) -> Result<Compiled, vk::Result> {
         let of = vk::PipelineInfoKHR::default().pipeline(pipeline);
-        // SAFETY: the pipeline is this device's.
+        // SAFETY: the pipeline belongs to this device.
         let properties = unsafe { self.executables.get_pipeline_executable_properties(&of) }?;
         let lanes = properties.first().map_or(0, |executable| executable.subgroup_size);
         let mut compiled = Compiled { lanes, ..Compiled::default() };
         let of = vk::PipelineExecutableInfoKHR::default().pipeline(pipeline).executable_index(0);
-        // SAFETY: the pipeline was made with statistics.
+        // SAFETY: the pipeline was created with CAPTURE_STATISTICS.
         for statistic in unsafe { self.executables.get_pipeline_executable_statistics(&of) }? {
             use vk::PipelineExecutableStatisticFormatKHR as Format;
-            // SAFETY: every pattern of 8 bytes is a number.
+            // SAFETY: every 8-byte pattern is a valid u64.
             let bits = unsafe { statistic.value.u64 };
             let value = match statistic.format {
                 Format::BOOL32 => f64::from(bits as u32),
@@ -192,19 +192,19 @@ impl Compiler {
         Ok(compiled)
     }
 
-    /// Its last internal representation: ash has no wrapper for these.
+    /// The final assembly, which is one of the pipeline's internal representations. ash has no wrapper for these.
     fn assembly(&self, of: &vk::PipelineExecutableInfoKHR<'_>) -> Result<String, vk::Result> {
         let get = self.executables.fp().get_pipeline_executable_internal_representations_khr;
         let device = self.open.device.raw_device().handle();
         let mut count = 0;
-        // SAFETY: asked without memory, the driver says how many there are.
+        // SAFETY: with a null pointer, the driver returns only the count.
         unsafe { get(device, of, &mut count, null_mut()) }.result()?;
         let mut all = vec![vk::PipelineExecutableInternalRepresentationKHR::default(); count as usize];
-        // SAFETY: asked without memory for their texts, it says how long they are.
+        // SAFETY: the driver writes at most `count` structures. With null text pointers, it returns the text lengths.
         unsafe { get(device, of, &mut count, all.as_mut_ptr()) }.result()?;
         let mut texts: Vec<Vec<u8>> = all.iter().map(|one| vec![0; one.data_size]).collect();
         all.iter_mut().zip(&mut texts).for_each(|(one, text)| one.p_data = text.as_mut_ptr().cast());
-        // SAFETY: each has memory of the length that it asked for.
+        // SAFETY: each text has memory of its reported length.
         unsafe { get(device, of, &mut count, all.as_mut_ptr()) }.result()?;
         let assembly = all.iter().zip(&texts).find(|(one, _)| text(&one.name).contains("ssembly"));
         Ok(assembly.map_or(String::new(), |(_, text)| String::from_utf8_lossy(text).trim_end_matches('\0').into()))
@@ -212,11 +212,11 @@ impl Compiler {
 }
 
 fn text(chars: &[c_char]) -> String {
-    // SAFETY: Vulkan's texts end with a zero.
+    // SAFETY: Vulkan's texts are zero-terminated.
     unsafe { CStr::from_ptr(chars.as_ptr()) }.to_string_lossy().into_owned()
 }
 
-/// Lanes of a workgroup, by the instruction `OpExecutionMode LocalSize`.
+/// The workgroup size, from the instruction `OpExecutionMode LocalSize`.
 fn lanes_of_workgroup(spirv: &[u32]) -> u32 {
     const HEADER: usize = 5;
     let (execution_mode, local_size) = (16, 17);

@@ -1,5 +1,6 @@
-//! [`Forecast`]: what a model's work would take on a device, from what its compiler made of the kernels. A prediction: nothing
-//! is run, and LDS bank conflicts, latencies that are not hidden and clocks that fall are left out.
+//! [`Forecast`]: predicts the time of a model's work on a device from the compiled kernels.
+//!
+//! No kernel is executed. The model ignores LDS bank conflicts, latencies that are not hidden, and falling clocks.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use serde_json::Value;
 use webgpu_kernels::{
     Gpu, Kernel, KvDtype, Variant,
     gpu::{Recorder, Traced},
-    tuning::{Choice, Problem, TUNABLES},
+    tuning::{Choice, Problem},
 };
 
 use crate::{
@@ -21,55 +22,58 @@ use crate::{
     trips::trips,
 };
 
-/// Seconds between two dispatches that depend on each other: RADV's barrier, and a front end that starts anew.
+/// Seconds between two dependent dispatches: RADV's barrier and the restart of the front end.
 pub const GAP: f64 = 5e-6;
-/// Tokens before the decoded one.
+/// Number of tokens before the decoded token.
 pub const POSITION: usize = 1024;
-/// Tokens of a prompt.
+/// Number of tokens of the prompt.
 pub const PROMPT: usize = 512;
 /// SIMDs of a compute unit.
 const SIMDS: f64 = 2.0;
-/// Products that an assembly must have of those that a recorder expects, or its trip counts are wrong. The rest became a
-/// multiplication and an addition; of attention half is behind the diagonal.
+/// Lower limit for the multiply-adds counted in the assembly, as a share of those the recorder expects. Below it, the
+/// trip counts are wrong. The share is below 1 because compilers split some multiply-adds, and because half of
+/// attention's are masked by causality.
 const LEAST_PRODUCTS: f64 = 0.45;
 
-/// What is known of a dispatch.
+/// The prediction for one dispatch, or for several equal ones.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
     pub kernel: String,
     pub variant: String,
-    /// Dispatches that are like this one.
+    /// Number of equal dispatches. The other fields describe one of them.
     pub count: usize,
     pub workgroups: u64,
     pub registers: f64,
     pub spills: f64,
     /// Subgroups that a SIMD holds at once.
     pub occupancy: f64,
+    /// Bytes read and written.
     pub bytes: u64,
-    /// Seconds that memory takes for them.
+    /// Time of the memory transfers, in seconds.
     pub memory: f64,
-    /// Seconds that the SIMDs take.
+    /// Time of the SIMDs, in seconds.
     pub cycles: f64,
-    /// The unit of a SIMD that is busiest.
+    /// The busiest unit of a SIMD.
     pub unit: String,
 }
 
 impl Line {
-    /// Seconds of one of them.
+    /// Time of one dispatch, in seconds.
     pub fn seconds(&self) -> f64 {
         self.memory.max(self.cycles)
     }
 }
 
-/// What a model's work would take.
+/// The prediction for a forward pass.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Forecast {
-    /// Tokens that are run, and those before them.
+    /// Tokens in the pass.
     pub rows: usize,
+    /// Tokens before them.
     pub position: usize,
     pub lines: Vec<Line>,
     pub dispatches: usize,
-    /// Gaps included.
+    /// Total time, including the gaps between dispatches.
     pub seconds: f64,
 }
 
@@ -79,30 +83,30 @@ impl Forecast {
     }
 }
 
-/// A device that is modelled.
+/// The cost model of a device.
 pub struct Model<'a> {
     pub gpu: &'a Gpu,
     pub speed: Speed,
     pub compiler: &'a Compiler,
     /// Receives the label of a variant before its compilation. An error forbids the compilation.
     pub announce: &'a dyn Fn(&str) -> Result<(), String>,
-    /// What was compiled.
+    /// Cache of compiled variants and of rejections.
     pub compiled: HashMap<(&'static str, Variant), Result<Compiled, String>>,
 }
 
 /// The shape of a published model.
 pub fn shape(name: &str) -> DecoderConfig {
-    let shapes: Value = serde_json::from_str(include_str!("../../chat-cli/shapes.json")).expect("a file of ours");
-    DecoderConfig::from_hf(&shapes[name].to_string()).expect("a shape of ours")
+    let shapes: Value = serde_json::from_str(include_str!("../../chat-cli/shapes.json")).expect("shapes.json is valid");
+    DecoderConfig::from_hf(&shapes[name].to_string()).expect("a shape is a valid configuration")
 }
 
-/// The format that is modelled.
+/// The format of the modelled weights.
 pub fn format() -> &'static QuantFormat {
-    QuantFormat::by_name("q4f16_1").expect("a format of ours")
+    QuantFormat::by_name("q4f16_1").expect("q4f16_1 is a known format")
 }
 
 impl Model<'_> {
-    /// A decoded token of Llama-3.2-3B, and a prompt. The error: a kernel that the model knows too little of.
+    /// Predicts a decoded token and a prompt of Llama-3.2-3B. The error names a kernel that the model does not cover.
     pub fn forecasts(&mut self) -> Result<Vec<Forecast>, String> {
         [(1, POSITION), (PROMPT, 0)]
             .map(|(rows, position)| self.forecast("llama-3.2-3b", rows, position))
@@ -151,8 +155,8 @@ impl Model<'_> {
         let (counted, expected) = (work.products * subgroups, traced.work as f64 / 2.0);
         if counted < LEAST_PRODUCTS * expected {
             return Err(format!(
-                "the cost model counts {counted:.3e} products of {} {variant}, which has {expected:.3e}: its trip counts are \
-                 wrong",
+                "the cost model counts {counted:.3e} multiply-adds in {} {variant}, expected {expected:.3e}: its trip counts \
+                 are wrong",
                 kernel.name
             ));
         }
@@ -167,17 +171,17 @@ impl Model<'_> {
             occupancy: compiled.statistic("Subgroups per SIMD"),
             bytes: traced.bytes,
             memory: traced.bytes as f64 / bandwidth,
-            // However few subgroups there are, one takes its time.
+            // The time of one subgroup is a lower bound.
             cycles: cycles * (subgroups / (SIMDS * compute_units)).max(1.0) / clock,
             unit: unit.into(),
         })
     }
 
-    /// What a choice costs, in seconds. Of what bounds a kernel less a tenth is added: no overlap is perfect, and cycles that
-    /// are saved leave power and room for a clock that falls. `None`: it spills, is refused, or is not known enough of.
+    /// The cost of a choice in seconds: the larger of memory time and SIMD time, plus a tenth of the smaller. The tenth
+    /// accounts for imperfect overlap; saved cycles also save power, which keeps the clock up. `None` if a kernel of
+    /// the choice spills, is rejected by the compiler, or is not covered by the model.
     pub fn cost(&mut self, problem: &Problem, choice: Choice) -> Option<f64> {
-        let tunable = TUNABLES.iter().find(|tunable| tunable.name == problem.name)?;
-        let trial = (tunable.trial)(self.gpu.caps(), problem, choice);
+        let trial = problem.trial(self.gpu.caps(), choice);
         let mut recorder = Recorder::planning(self.gpu);
         let buffers: Vec<_> = trial.lens.iter().map(|&len| recorder.hollow::<u32>(len)).collect::<Option<_>>()?;
         (trial.case.record)(&mut recorder, &buffers);

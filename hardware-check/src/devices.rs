@@ -1,4 +1,4 @@
-//! [`DEVICES`]: GPUs that kernels are compiled for without having them, and what their users would see of them.
+//! [`DEVICES`]: the absent GPUs to compile for, with their driver properties and the cost model's parameters.
 
 use anyhow::{Result, bail};
 use infer_core::block_on;
@@ -7,45 +7,46 @@ use webgpu_kernels::{
     gpu::{AdapterSummary, Caps, DeviceType, OpenOptions, SubgroupSizes},
 };
 
-/// A GPU that need not be there.
+/// An absent GPU.
 pub struct Device {
-    /// Its name on the command line and in tables.
+    /// Name on the command line and in tables.
     pub name: &'static str,
-    /// The name its driver gives it, which presets go by.
+    /// Name reported by its driver. Presets match this name.
     pub product: &'static str,
-    /// The chip that Mesa's RADV is to compile for, as `RADV_FORCE_FAMILY` names it.
+    /// Chip that Mesa's RADV compiles for, as a value of `RADV_FORCE_FAMILY`.
     pub family: &'static str,
-    /// Where its own driver is not RADV: what it can do. RADV then compiles for its subgroup size on another vendor's chip,
-    /// which shows that drivers take the SPIR-V, and nothing of registers.
+    /// Capabilities, for a device whose own driver is not RADV. RADV then compiles with its subgroup size for another
+    /// vendor's chip. This checks that a driver accepts the SPIR-V; the register counts mean nothing.
     pub caps: Option<Caps>,
-    /// Kernels that it must be given for the shape of Llama-3.2-3B.
+    /// Kernels that the device must use for the shape of Llama-3.2-3B.
     pub expected: &'static [&'static str],
-    /// What the cost model takes it for. `None`: it is not modelled.
+    /// Parameters of the cost model. `None`: the device is not modelled.
     pub speed: Option<Speed>,
 }
 
-/// What a cost depends on. RDNA: two SIMDs in a compute unit, which issue an instruction of 32 lanes a cycle each.
+/// Parameters of the cost model. It assumes RDNA: a compute unit has two SIMDs, and each issues one instruction of 32
+/// lanes per cycle.
 #[derive(Debug, Clone, Copy)]
 pub struct Speed {
     pub compute_units: f64,
     /// Cycles per second.
     pub clock: f64,
-    /// Bytes per second that memory moves in practice.
+    /// Memory bandwidth in practice, in bytes per second.
     pub bandwidth: f64,
-    /// Whether it issues two operations of 32 lanes at once for a subgroup of 64: RDNA3.
+    /// True if a subgroup of 64 lanes can issue two operations of 32 lanes at once (RDNA3).
     pub dual_issue: bool,
-    /// Tokens per second that must be predicted: of decoding, and of a prompt of 512 tokens.
+    /// Lower limits for the predicted tokens per second: decoding, and a prompt of 512 tokens.
     pub least: (f64, f64),
-    /// Parts of names of the devices that get its presets.
+    /// The presets apply to devices whose name contains any of these.
     pub names: &'static [&'static str],
 }
 
-/// The decoder kernels of a device whose subgroups have one size.
+/// Decoder kernels of a device with a single subgroup size.
 const WITH_FIXED_SUBGROUPS: &[&str] = &["gemv_scaled", "gemv_rope", "gemv_add", "attention_teams", "attention_tile"];
 const WITH_MATRIX_UNITS: &[&str] =
     &["gemv_scaled", "gemv_rope", "gemv_add", "attention_teams", "attention_tile", "gemm_cooperative"];
 
-/// Every one of them.
+/// All devices to check.
 pub const DEVICES: &[Device] = &[
     Device {
         name: "780m",
@@ -120,34 +121,34 @@ impl Device {
         let found = DEVICES.iter().find(|device| device.name == name);
         found.ok_or_else(|| {
             let names: Vec<&str> = DEVICES.iter().map(|device| device.name).collect();
-            anyhow::anyhow!("there is no device `{name}`: {}", names.join(", "))
+            anyhow::anyhow!("unknown device `{name}`; known are: {}", names.join(", "))
         })
     }
 
-    /// A device in this one's role, to see what it is given; RADV's null device must be the Vulkan device of this process.
+    /// A planning device with this device's properties. RADV's null device must be the Vulkan device of this process.
     pub fn gpu(&self) -> Result<Gpu> {
         Ok(block_on(Gpu::in_role(self.summary()?, OpenOptions::default()))?)
     }
 
-    /// What a program sees of it: from the driver's own properties where RADV is its driver.
+    /// The adapter summary of this device. If RADV is its driver, from the driver's own properties.
     fn summary(&self) -> Result<AdapterSummary> {
         let adapters = block_on(Gpu::adapters());
         let Some(mut summary) = adapters.into_iter().find(|it| it.device_type != DeviceType::Cpu) else {
-            bail!(
-                "RADV has no null device here: its driver is Mesa's before 26.1, and `RADV_FORCE_FAMILY` names a chip"
-            );
+            bail!("RADV has no null device: it needs a Mesa before 26.1 and a chip in `RADV_FORCE_FAMILY`");
         };
         summary.name = self.product.into();
         match self.caps {
             Some(caps) => (summary.driver, summary.caps) = (String::new(), caps),
-            // The null device cannot run the probe; that real ones confirm it is a table's word (webgpu-kernels/src/gpu/known.rs).
+            // The null device cannot run the subgroup probe. webgpu-kernels/src/gpu/known.rs says that real devices
+            // pass it.
             None => summary.caps = summary.caps.confirmed(),
         }
         Ok(summary)
     }
 }
 
-/// Capabilities of devices under Direct3D 12, as far as they make other kernels: NVIDIA's, AMD's, Intel's, and none.
+/// Capabilities under Direct3D 12 that lead to different kernels: NVIDIA, AMD (64, and 32 to 64 lanes), Intel, and a
+/// device without subgroups.
 pub fn direct3d_caps() -> Vec<Caps> {
     let intel = Caps { registers: Some(128), ..direct3d(8, 32) };
     vec![direct3d(32, 32), direct3d(64, 64), direct3d(32, 64), intel, Caps { subgroups: None, ..direct3d(1, 1) }]
@@ -163,7 +164,7 @@ fn direct3d(min: u32, max: u32) -> Caps {
     }
 }
 
-/// The same under Metal: Apple's, Macs with another vendor's GPU, and none.
+/// The same under Metal: Apple's GPUs, Macs with another vendor's GPU, and a device without subgroups.
 pub fn metal_caps() -> Vec<Caps> {
     let with = |min, max| Caps { packed_dot: true, ..direct3d(min, max) };
     vec![with(32, 32), with(4, 64), Caps { subgroups: None, ..with(1, 1) }]

@@ -1,5 +1,7 @@
-//! [`Dxc`]: Microsoft's HLSL compiler, as Direct3D 12 has it, from its library for Linux. Its interface is COM: an object is a
-//! pointer to a table of functions, which begins with `QueryInterface`, `AddRef` and `Release` (dxcapi.h).
+//! [`Dxc`]: calls Microsoft's HLSL compiler for Direct3D 12, from its Linux library.
+//!
+//! The interface is COM: an object is a pointer to a table of functions, which begins with `QueryInterface`, `AddRef`
+//! and `Release` (dxcapi.h).
 
 use std::{
     ffi::{OsStr, c_void},
@@ -19,7 +21,7 @@ const CLSID_COMPILER: Guid = Guid(0x73e2_2d93, 0xe6ce, 0x47f3, [0xb5, 0xbf, 0xf0
 const IID_COMPILER3: Guid = Guid(0x228b_4687, 0x5a6a, 0x4730, [0x90, 0x0c, 0x97, 0x02, 0xb2, 0x20, 0x3f, 0x54]);
 const IID_RESULT: Guid = Guid(0xcedb_484a, 0xd4e9, 0x445a, [0xb9, 0x91, 0xca, 0x21, 0xca, 0x15, 0x7d, 0xc2]);
 
-// Places in the tables.
+// Indices in the function tables.
 const RELEASE: usize = 2;
 const COMPILER3_COMPILE: usize = 3;
 const RESULT_STATUS: usize = 3;
@@ -45,29 +47,30 @@ struct Source {
 }
 const UTF8: u32 = 65001;
 
-/// An object that is released in the end.
+/// A COM object, released on drop.
 struct Owned(Object);
 
 impl Owned {
-    /// The function in a place of the object's table.
+    /// The function at `index` in the object's table.
     ///
     /// # Safety
-    /// `F` is the type of that function.
-    unsafe fn function<F: Copy>(&self, place: usize) -> F {
+    ///
+    /// `F` must be the type of that function.
+    unsafe fn function<F: Copy>(&self, index: usize) -> F {
         // SAFETY: an object begins with a pointer to its table.
         let table = unsafe { *self.0.cast::<*const *const c_void>() };
-        // SAFETY: the table has this place, by dxcapi.h.
-        let entry = unsafe { table.add(place) };
-        // SAFETY: the caller names the type of what stands there.
+        // SAFETY: by dxcapi.h, the table has this index.
+        let entry = unsafe { table.add(index) };
+        // SAFETY: the caller guarantees the type.
         unsafe { *entry.cast::<F>() }
     }
 }
 
 impl Drop for Owned {
     fn drop(&mut self) {
-        // SAFETY: every object has this function there.
+        // SAFETY: every COM object has `Release` at this index.
         let release: Release = unsafe { self.function(RELEASE) };
-        // SAFETY: nothing uses the object any more.
+        // SAFETY: nothing uses the object after this.
         unsafe { release(self.0) };
     }
 }
@@ -75,7 +78,7 @@ impl Drop for Owned {
 /// The compiler.
 pub struct Dxc {
     compiler: Owned,
-    /// Unloaded last.
+    /// Declared last, so that it is unloaded after the compiler is released.
     _library: Library,
 }
 
@@ -83,22 +86,22 @@ impl Dxc {
     /// Loads `libdxcompiler.so`.
     pub fn load(file: &OsStr) -> Result<Dxc> {
         let name = file.display();
-        // SAFETY: the library has no initializers but its own.
+        // SAFETY: the library's initializers have no requirements.
         let library = unsafe { Library::new(file) }.with_context(|| format!("cannot load `{name}`"))?;
         // SAFETY: the type is the one in dxcapi.h.
         let create: Symbol<'_, Create> =
             unsafe { library.get(b"DxcCreateInstance\0") }.with_context(|| format!("`{name}` is not DXC"))?;
         let mut compiler = null_mut();
-        // SAFETY: the class and its interface are those in dxcapi.h.
+        // SAFETY: the class and interface ids are those in dxcapi.h.
         let code = unsafe { create(&CLSID_COMPILER, &IID_COMPILER3, &mut compiler) };
         ensure!(code >= 0 && !compiler.is_null(), "`{name}` has no compiler: {code:#x}");
         Ok(Dxc { compiler: Owned(compiler), _library: library })
     }
 
-    /// Compiles a compute shader to DXIL and validates it, with the options that wgpu-hal gives. The error: what DXC says.
+    /// Compiles a compute shader to DXIL and validates it, with wgpu-hal's options. The error is DXC's message.
     pub fn compile(&self, hlsl: &str, entry_point: &str) -> Result<(), String> {
         let words = ["-E", entry_point, "-T", "cs_6_5", "-HV", "2018", "-no-warnings", "-Ges", "-enable-16bit-types"];
-        // Characters are as wide as a `wchar_t` of Linux.
+        // `wchar_t` has 32 bits on Linux.
         let wide = |word: &&str| word.chars().map(u32::from).chain([0]).collect();
         let words: Vec<Vec<u32>> = words.iter().map(wide).collect();
         let words: Vec<*const u32> = words.iter().map(Vec::as_ptr).collect();
@@ -107,7 +110,7 @@ impl Dxc {
         let compile: Compile = unsafe { self.compiler.function(COMPILER3_COMPILE) };
         let mut result = null_mut();
         let count = words.len() as u32;
-        // SAFETY: words end with a zero, and all of it lives until the call returns.
+        // SAFETY: the words end with a zero, and all arguments live until the call returns.
         let code =
             unsafe { compile(self.compiler.0, &source, words.as_ptr(), count, null_mut(), &IID_RESULT, &mut result) };
         if code < 0 || result.is_null() {
@@ -123,7 +126,7 @@ impl Dxc {
     }
 }
 
-/// What a result says went wrong.
+/// The error messages of a result.
 fn errors(result: &Owned) -> String {
     // SAFETY: this is IDxcOperationResult's `GetErrorBuffer`.
     let get: GetObject = unsafe { result.function(RESULT_ERRORS) };
@@ -145,7 +148,7 @@ fn errors(result: &Owned) -> String {
     if start.is_null() {
         return String::new();
     }
-    // SAFETY: the blob is so long, and lives until the end of this function.
+    // SAFETY: the blob has this length and lives until the end of this function.
     let bytes = unsafe { std::slice::from_raw_parts(start, len) };
     String::from_utf8_lossy(bytes).trim_end_matches('\0').trim().to_string()
 }

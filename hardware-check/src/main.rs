@@ -1,14 +1,16 @@
-//! `cargo xtask hardware` runs this: our kernels through the compilers of GPUs that are not here.
+//! Compiles our kernels for absent GPUs and predicts their speed. `cargo xtask hardware` runs it.
 //!
-//! - AMD: Mesa's RADV opens a device without hardware. Every variant that a Radeon 780M, an RX 6600, a Renoir or a Vega would
-//!   be given becomes a pipeline, and the driver tells registers, spills, LDS and occupancy of it (`compiler.rs`).
-//! - Direct3D 12 and Metal: every variant becomes HLSL, which DXC compiles, and MSL (`shader.rs`, `dxc.rs`).
-//! - A cost model (`assembly.rs`, `trips.rs`, `cost.rs`) predicts a model's speed, and chooses presets (`presets.rs`).
+//! - AMD: Mesa's RADV opens a device without hardware. Compiles every kernel variant that a Radeon 780M, an RX 6600, a
+//!   Renoir or a Vega would run. The driver reports registers, spills, LDS and occupancy (`compiler.rs`).
+//! - Direct3D 12 and Metal: translates every variant to HLSL and MSL (`shader.rs`). DXC compiles the HLSL (`dxc.rs`).
+//! - A cost model (`assembly.rs`, `trips.rs`, `cost.rs`) predicts a model's speed and chooses presets (`presets.rs`).
 //!
-//! Not covered, for want of a compiler: Intel, NVIDIA (its SPIR-V is compiled by RADV for subgroups of 32), Metal, FXC.
+//! Not covered, because no compiler is available: Intel, NVIDIA (RADV compiles its SPIR-V for subgroups of 32), Metal,
+//! FXC.
 //!
-//! A refused variant, a spill, or a kernel that a device ought to be given and is not: exit code 1. Compilers abort, so each
-//! device is a child process; which variant it dies of is a failure like the others, and the rest is compiled without it.
+//! Exits with code 1 if a compiler rejects a variant, if a variant spills registers, or if a device does not get a
+//! kernel that it should. A compiler may abort, so each device has a child process. A variant that kills its child is a
+//! failure; the child restarts without it.
 
 mod assembly;
 mod check;
@@ -36,41 +38,41 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use check::{Report, Told};
+use check::{Message, Report};
 use devices::{DEVICES, Device};
 
-/// Our kernels through the compilers of GPUs that are not here.
+/// Compiles the kernels for absent GPUs and predicts their speed.
 #[derive(Parser)]
 struct Arguments {
-    /// Manifest of RADV, of a Mesa before 26.1; without it no AMD device is compiled for
+    /// Vulkan manifest of RADV from a Mesa before 26.1; without it, AMD devices are skipped
     #[arg(long, value_name = "FILE")]
     radv: Option<PathBuf>,
     /// Folder of the libraries that RADV needs
     #[arg(long, value_name = "FOLDER")]
     libraries: Option<PathBuf>,
-    /// DXC's library; without it HLSL is written and not compiled
+    /// DXC's library; without it, HLSL is generated but not compiled
     #[arg(long, value_name = "FILE")]
     dxc: Option<OsString>,
-    /// Write all that was found out to this file
+    /// Write all results to this JSON file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// List every variant with its registers
     #[arg(long)]
     all: bool,
-    /// Only these devices
+    /// Check only this device; may be repeated
     #[arg(long, value_name = "NAME")]
     device: Vec<String>,
-    /// Choose presets by the cost model and write them into this file
+    /// Choose presets by the cost model and write them to this file
     #[arg(long, value_name = "FILE")]
     presets: Option<PathBuf>,
-    /// What the presets say they were modelled at
+    /// Commit to name in the presets
     #[arg(long, value_name = "COMMIT", default_value = "an unknown commit")]
     commit: String,
     #[command(subcommand)]
     child: Option<Child>,
 }
 
-/// What a child process does.
+/// The job of a child process.
 #[derive(Subcommand)]
 enum Child {
     /// Compiles for a device
@@ -82,7 +84,7 @@ enum Child {
         #[arg(long)]
         skip: Vec<String>,
     },
-    /// Writes a part of all variants in other languages
+    /// Translates a part of all variants to HLSL and MSL
     #[command(hide = true)]
     Texts {
         part: usize,
@@ -115,10 +117,10 @@ fn run_child(child: &Child) -> Result<()> {
         Child::Device { name, presets, skip } => check::device(Device::by_name(name)?, skip, *presets)?,
         Child::Texts { part, parts, dxc, skip } => check::texts(*part, *parts, dxc.as_ref(), skip)?,
     };
-    check::tell(&Told::Done(Box::new(report)))
+    check::send(&Message::Done(Box::new(report)))
 }
 
-/// Runs all children, shows what they found, and says whether all is as it should be.
+/// Runs all children and prints their reports. Returns true if nothing failed.
 fn run(arguments: &Arguments) -> Result<bool> {
     let threads = thread::available_parallelism().map_or(1, |threads| threads.get());
     let is_meant =
@@ -132,7 +134,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             words
         }));
     } else {
-        println!("skipped: AMD's and NVIDIA's devices: no RADV");
+        println!("skipped: devices of AMD and NVIDIA, because RADV is not available");
     }
     if arguments.device.is_empty() && arguments.presets.is_none() {
         jobs.extend((0..threads).map(|part| {
@@ -141,7 +143,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
             words
         }));
         if arguments.dxc.is_none() {
-            println!("skipped: HLSL is written and not compiled: no DXC");
+            println!("skipped: compiling HLSL, because DXC is not available");
         }
     }
     let reports = in_threads(threads, &jobs, |words| child(arguments, words))?;
@@ -150,7 +152,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
         print!("{}", report.table(arguments.all));
         failures.extend(report.failures());
     }
-    println!("\nnot covered: compilers of Intel, NVIDIA and Apple, and FXC; nothing was run");
+    println!("\nnot covered: the compilers of Intel, NVIDIA and Apple, and FXC; no kernel was executed");
     if let Some(file) = &arguments.json {
         let found = json!({ "devices": reports.iter().map(Report::json).collect::<Vec<_>>(), "failures": failures });
         fs::write(file, format!("{found:#}\n")).with_context(|| format!("cannot write `{}`", file.display()))?;
@@ -164,7 +166,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
     Ok(failures.is_empty())
 }
 
-/// Jobs on so many threads; what comes of them, in their order.
+/// Runs `work` for all jobs on `threads` threads. Returns the results in the order of the jobs.
 fn in_threads<T: Send>(
     threads: usize,
     jobs: &[Vec<OsString>],
@@ -187,40 +189,40 @@ fn in_threads<T: Send>(
     done.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Runs a child, again without what it died of as often as that happens.
+/// Runs a child process. If a variant kills it, restarts it without that variant.
 fn child(arguments: &Arguments, words: &[OsString]) -> Result<Report> {
-    let mut died_of: Vec<String> = Vec::new();
+    let mut fatal: Vec<String> = Vec::new();
     loop {
         let mut command = Command::new(env::current_exe()?);
         command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
-        died_of.iter().for_each(|label| _ = command.args(["--skip", label]));
+        fatal.iter().for_each(|label| _ = command.args(["--skip", label]));
         if let (true, Some(manifest)) = (words[0] == "device", &arguments.radv) {
             let device = Device::by_name(&words[1].to_string_lossy())?;
             command.env("VK_DRIVER_FILES", manifest).env("VK_ICD_FILENAMES", manifest);
             command.env("RADV_FORCE_FAMILY", device.family).env("MESA_SHADER_CACHE_DISABLE", "true");
             command.envs(arguments.libraries.iter().map(|folder| ("LD_LIBRARY_PATH", folder)));
         }
-        let mut running = command.spawn().context("cannot run itself")?;
-        let stderr = running.stderr.take().expect("it is piped");
+        let mut running = command.spawn().context("cannot start a child process")?;
+        let stderr = running.stderr.take().expect("stderr is piped");
         let stderr = thread::spawn(move || std::io::read_to_string(stderr).unwrap_or_default());
         let mut at = None;
-        for line in BufReader::new(running.stdout.take().expect("it is piped")).lines() {
+        for line in BufReader::new(running.stdout.take().expect("stdout is piped")).lines() {
             match serde_json::from_str(&line?) {
-                Ok(Told::Compiling(label)) => at = Some(label),
-                Ok(Told::Done(mut report)) => {
+                Ok(Message::Compiling(label)) => at = Some(label),
+                Ok(Message::Done(mut report)) => {
                     running.wait()?;
-                    report.faults.extend(died_of.iter().map(|label| format!("{label}: its compiler died")));
+                    report.faults.extend(fatal.iter().map(|label| format!("{label}: the compiler crashed")));
                     return Ok(*report);
                 }
-                // A driver's own words.
+                // Output of the driver.
                 Err(_) => {}
             }
         }
         let status = running.wait()?;
         let stderr = stderr.join().expect("reading does not panic");
         match at {
-            Some(label) if !died_of.contains(&label) => died_of.push(label),
-            _ => bail!("`{}` ended with {status}: {}", words[1].display(), stderr.trim()),
+            Some(label) if !fatal.contains(&label) => fatal.push(label),
+            _ => bail!("the child process for `{}` ended with {status}: {}", words[1].display(), stderr.trim()),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Choices for a device by the cost model, and their rules in `webgpu-kernels/src/tuning/presets.json`.
+//! Chooses kernel variants for a device by the cost model, and writes them as rules to
+//! `webgpu-kernels/src/tuning/presets.json`.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
@@ -6,8 +7,8 @@ use anyhow::{Context, Result};
 use infer_core::planned_work;
 use serde_json::{Map, Value, json};
 use webgpu_kernels::{
-    KvDtype,
-    tuning::{Choice, Problem, TUNABLES, Tunable},
+    KvDtype, TUNABLES,
+    tuning::{Choice, Problem, Tunable},
 };
 
 use crate::{
@@ -15,17 +16,18 @@ use crate::{
     devices::Device,
 };
 
-/// Models whose problems are asked for, and rows that they run: a token, guesses at what follows, prompts.
+/// Models whose tuning problems are priced, and the (rows, position) of their steps: one token, a few rows as with
+/// speculative tokens, and prompts.
 const MODELS: [&str; 2] = ["llama-3.2-1b", "llama-3.2-3b"];
 const ROWS: [(usize, usize); 5] = [(1, POSITION), (4, POSITION), (32, 0), (64, 0), (512, 0)];
-/// The share of its own rule's cost below which another choice takes its place, as in tuning.
+/// A choice replaces the default if its cost is below this share of the default's, as in autotuning.
 const WORTH: f64 = 0.97;
-/// Choices that are this near to the best are as good.
+/// A choice counts as optimal up to this multiple of the lowest cost.
 const AS_GOOD: f64 = 1.01;
-/// Its workgroups wait for one another, which the model knows nothing of.
+/// Its workgroups wait for one another. The cost model does not cover that.
 const NOT_MODELLED: &str = "gemv_chain";
 
-/// A problem with what each of its candidates costs, its own rule first.
+/// A tuning problem with the cost of each candidate, the default first.
 struct Priced {
     problem: Problem,
     costs: Vec<(Choice, f64)>,
@@ -53,14 +55,14 @@ impl Priced {
     }
 }
 
-/// The rules of a device.
+/// Computes the preset rules of a device.
 pub fn rules(model: &mut Model<'_>) -> Result<Vec<Value>> {
     let mut by_kernel: BTreeMap<&str, Vec<Priced>> = BTreeMap::new();
     for name in MODELS {
         for (rows, position) in ROWS {
             let work = planned_work(&shape(name), format(), model.gpu, KvDtype::F16, position, rows)?;
-            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.name != NOT_MODELLED) {
-                let known = by_kernel.entry(problem.name).or_default();
+            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.tunable.name != NOT_MODELLED) {
+                let known = by_kernel.entry(problem.tunable.name).or_default();
                 if known.iter().any(|priced| priced.problem == problem) {
                     continue;
                 }
@@ -68,7 +70,7 @@ pub fn rules(model: &mut Model<'_>) -> Result<Vec<Value>> {
                 let own = candidates.first().copied();
                 let priced = |choice: Choice| model.cost(&problem, choice).map(|cost| (choice, cost));
                 let costs: Vec<_> = candidates.into_iter().filter_map(priced).collect();
-                // Nothing can be said where its own rule has no price.
+                // Skip the problem if the default has no cost: there is nothing to compare with.
                 if costs.first().map(|(choice, _)| *choice) == own {
                     known.push(Priced { problem, costs });
                 }
@@ -81,7 +83,8 @@ pub fn rules(model: &mut Model<'_>) -> Result<Vec<Value>> {
         .collect())
 }
 
-/// Rules of a kernel: a choice for as many problems as it is good for, as long as it harms none that lies among them.
+/// Rules of a kernel. Each rule gives one choice to as many problems as possible, unless the rule's ranges would also
+/// contain a problem that gets slower by the choice.
 fn rules_of(tunable: &Tunable, priced: &[Priced]) -> Vec<Value> {
     let mut open: Vec<&Priced> = priced.iter().filter(|priced| priced.wants_rule()).collect();
     let mut rules = Vec::new();
@@ -90,7 +93,7 @@ fn rules_of(tunable: &Tunable, priced: &[Priced]) -> Vec<Value> {
         let choices = first.costs.iter().filter(|(choice, _)| first.is_as_good(choice));
         let (choice, _) = choices
             .min_by(|(a, cost), (b, other)| reach(b).cmp(&reach(a)).then(cost.total_cmp(other)))
-            .expect("the best is as good as itself");
+            .expect("the choice with the lowest cost counts as optimal");
         let choice = *choice;
         let (mut covered, rest): (Vec<&Priced>, Vec<&Priced>) = open.into_iter().partition(|of| of.is_as_good(&choice));
         let harms = |covered: &[&Priced]| {
@@ -115,15 +118,14 @@ fn ranges(covered: &[&Priced]) -> Vec<(u32, u32)> {
 fn rule(tunable: &Tunable, ranges: &[(u32, u32)], choice: Choice) -> Value {
     let extents =
         tunable.extents.iter().zip(ranges).map(|(name, (least, most))| (name.to_string(), json!([least, most])));
-    let numbers = tunable.numbers.iter().zip(choice.0).map(|(name, number)| (name.to_string(), json!(number)));
     json!({
         "kernel": tunable.name,
         "where": extents.collect::<Map<_, _>>(),
-        "choice": numbers.collect::<Map<_, _>>(),
+        "choice": choice.fields(),
     })
 }
 
-/// Puts the rules of devices into the file, in the place of what it had for them.
+/// Writes the rules to the presets file. They replace earlier rules of the same devices.
 pub fn write(file: &Path, commit: &str, found: Vec<(&Device, Vec<Value>)>) -> Result<()> {
     let text = fs::read_to_string(file).with_context(|| format!("cannot read `{}`", file.display()))?;
     let mut presets: Value = serde_json::from_str(&text).with_context(|| format!("`{}`", file.display()))?;
@@ -149,7 +151,7 @@ pub fn write(file: &Path, commit: &str, found: Vec<(&Device, Vec<Value>)>) -> Re
     fs::rename(&partial, file).with_context(|| format!("cannot write `{}`", file.display()))
 }
 
-/// The file's text: a rule is a line.
+/// The text of the presets file, with one rule per line.
 fn laid_out(presets: &Value) -> String {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let device = |device: &Value| {
@@ -180,40 +182,47 @@ fn spaced(value: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use webgpu_kernels::tuning::AttentionTileChoice;
+
     use super::*;
 
-    /// The file keeps every letter when it is read and laid out again.
+    /// Parsing and formatting the file again does not change a byte.
     #[test]
-    fn the_file_is_laid_out_as_it_was() {
+    fn formatting_the_presets_file_changes_nothing() {
         let text = include_str!("../../webgpu-kernels/src/tuning/presets.json");
         assert_eq!(laid_out(&serde_json::from_str(text).unwrap()), text);
     }
 
+    fn tunable() -> &'static Tunable {
+        TUNABLES.iter().find(|tunable| tunable.name == "attention_tile").unwrap()
+    }
+
     fn priced(rows: u32, costs: [f64; 3]) -> Priced {
-        let problem = Problem { name: "attention_tile", format: None, extents: [rows, 0, 0, 0, 0] };
-        let costs = costs.into_iter().enumerate().map(|(i, cost)| (Choice([i as u32, 0, 0, 0]), cost)).collect();
+        let problem = Problem { tunable: tunable(), format: None, extents: [rows, 0, 0, 0, 0] };
+        let choice = |slots| Choice::from(AttentionTileChoice { slots });
+        let costs = costs.into_iter().zip(0..).map(|(cost, slots)| (choice(slots), cost)).collect();
         Priced { problem, costs }
     }
 
     #[test]
-    fn a_rule_reaches_as_far_as_its_choice_is_good() {
-        let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_tile").unwrap();
+    fn a_rule_covers_the_problems_that_its_choice_suits() {
+        let tunable = tunable();
         let check = |priced: &[Priced], expected: &[(u32, u32, u32)]| {
             let found: Vec<_> = rules_of(tunable, priced)
                 .iter()
                 .map(|rule| {
                     let number = |value: &Value| value.as_u64().unwrap() as u32;
                     let range = &rule["where"][tunable.extents[0]];
-                    (number(&range[0]), number(&range[1]), number(&rule["choice"][tunable.numbers[0]]))
+                    (number(&range[0]), number(&range[1]), number(&rule["choice"]["slots"]))
                 })
                 .collect();
             assert_eq!(found, expected);
         };
-        // Its own rule is near enough.
+        // The default is near enough to the best.
         check(&[priced(16, [1.0, 0.98, 2.0])], &[]);
         // One choice for both.
         check(&[priced(16, [1.0, 0.5, 2.0]), priced(64, [1.0, 0.5, 0.5])], &[(16, 64, 1)]);
-        // The one between them would be slower by it.
+        // The problem between the two would get slower, so the rule splits.
         check(
             &[priced(16, [1.0, 0.5, 2.0]), priced(32, [1.0, 3.0, 1.0]), priced(64, [1.0, 0.5, 2.0])],
             &[(16, 16, 1), (64, 64, 1)],

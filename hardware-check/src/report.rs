@@ -1,4 +1,4 @@
-//! What was found out, as tables and as JSON.
+//! Formats the results as tables and as JSON.
 
 use std::fmt::Write;
 
@@ -10,7 +10,7 @@ use crate::{
     devices::{DEVICES, Speed},
 };
 
-/// What every prediction is labelled with.
+/// The label of every prediction.
 const LABEL: &str = "PREDICTED by a cost model from the compiler's output; nothing was run on such a device";
 
 impl Entry {
@@ -20,25 +20,25 @@ impl Entry {
 }
 
 impl Report {
-    /// Whether registers of its compiler are those of the device.
+    /// True if the device's own driver compiled the variants, so that the register counts are the device's.
     fn is_of_own_compiler(&self) -> bool {
         DEVICES.iter().any(|device| device.name == self.name && device.caps.is_none())
     }
 
-    /// Variants that have registers in memory.
+    /// Variants with spilled registers or scratch memory.
     pub fn spills(&self) -> impl Iterator<Item = String> {
         let spills = |entry: &&Entry| entry.compiled.as_ref().is_some_and(|of| of.spills() > 0.0 || of.scratch() > 0.0);
         self.variants.iter().filter(spills).map(|entry| {
-            let of = entry.compiled.as_ref().expect("it was compiled");
+            let of = entry.compiled.as_ref().expect("the filter keeps compiled variants");
             format!("{}: spills {} registers, {} bytes of scratch", entry.label(), of.spills(), of.scratch())
         })
     }
 
-    /// What must not be: each with the device that it is found on.
+    /// All failures, each with its device.
     pub fn failures(&self) -> Vec<String> {
         let refused = self.variants.iter().filter_map(|entry| {
             let reason = entry.refused.as_ref()?;
-            Some(format!("{}: refused: {reason}", entry.label()))
+            Some(format!("{}: rejected: {reason}", entry.label()))
         });
         let spills = self.spills().filter(|_| self.is_of_own_compiler());
         let all = refused.chain(spills).chain(self.faults.iter().cloned());
@@ -49,13 +49,12 @@ impl Report {
         DEVICES.iter().find(|device| device.name == self.name)?.speed
     }
 
-    /// A table for people.
+    /// The report as readable text. `all` adds a line per variant.
     pub fn table(&self, all: bool) -> String {
         let mut text = format!("\n== {}: {}\n", self.name, self.about);
         let refused = self.variants.iter().filter(|entry| entry.refused.is_some()).count();
         let spills = self.spills().count();
-        let _ =
-            writeln!(text, "{} variants, {refused} refused, {spills} with registers in memory", self.variants.len());
+        let _ = writeln!(text, "{} variants, {refused} rejected, {spills} with spilled registers", self.variants.len());
         if !self.is_of_own_compiler() {
             self.spills().for_each(|spill| text.push_str(&format!("  another vendor's compiler: {spill}\n")));
         }
@@ -68,7 +67,7 @@ impl Report {
         text
     }
 
-    /// Every variant that a driver compiled.
+    /// A table of all variants compiled by a driver.
     fn variants_table(&self) -> String {
         let mut text = format!(
             "{:>5} {:>5} {:>6} {:>6} {:>5} {:>5} {:>9} {:>9}  kernel and variant\n",

@@ -1,4 +1,4 @@
-//! [`Shader`]: a kernel's variant as wgpu-hal 30 gives it to each driver: SPIR-V, HLSL, MSL.
+//! [`Shader`]: translates a kernel variant to SPIR-V, HLSL and MSL with the options of wgpu-hal 30.
 
 use naga::{
     Module, ResourceBinding, ShaderStage,
@@ -15,7 +15,7 @@ pub struct Shader<'a> {
     info: ModuleInfo,
 }
 
-/// What SPIR-V depends on in a Vulkan device.
+/// Properties of a Vulkan device that affect the SPIR-V.
 pub struct SpirvTarget {
     pub version: (u8, u8),
     pub subgroups: bool,
@@ -27,7 +27,7 @@ pub struct SpirvTarget {
 }
 
 impl SpirvTarget {
-    /// A target of Vulkan 1.3 with all that `caps` names.
+    /// A Vulkan 1.3 target with the capabilities in `caps`.
     pub fn of(caps: &Caps) -> SpirvTarget {
         SpirvTarget {
             version: (1, 6),
@@ -50,7 +50,7 @@ impl Shader<'_> {
         Ok(Shader { kernel, module, info })
     }
 
-    /// Each binding with how it is accessed; the uniform, which comes first, is only read.
+    /// Each binding with its access. The first is the uniform, which is read-only.
     fn bindings(&self) -> impl Iterator<Item = (ResourceBinding, Access)> {
         let storage = self.kernel.bindings.iter().copied();
         let all = std::iter::once(Access::Read).chain(storage).enumerate();
@@ -103,7 +103,7 @@ impl Shader<'_> {
                 binding_array: BoundsCheckPolicy::Unchecked,
             },
             zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
-            // As webgpu-kernels/src/gpu/pipeline.rs has it for devices that are no software.
+            // As in webgpu-kernels/src/gpu/pipeline.rs for hardware devices.
             force_loop_bounding: false,
             use_storage_input_output_16: false,
             fake_missing_bindings: false,
@@ -116,7 +116,7 @@ impl Shader<'_> {
 
     /// HLSL of shader model 6.5, and the name of its entry point.
     pub fn hlsl(&self) -> Result<(String, String), String> {
-        // The uniform is a root descriptor; registers of buffers count by how they are accessed.
+        // The uniform is a root descriptor. Read-only and read-write buffers have separate register numbers.
         let mut registers = [0, 0];
         let place = |(resource, access): (ResourceBinding, Access)| {
             let register = match resource.binding {

@@ -4,7 +4,7 @@
 use model_format::quant::group_quant::dot::Interleaved;
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
-    quant::group_quant::GroupQuant, rope::RopeScaling,
+    quant::group_quant::GroupQuant, rope_scaling::RopeScaling,
 };
 use webgpu_kernels::{KvCache, KvDtype, WeightFormat, gemm::scratch_cols};
 

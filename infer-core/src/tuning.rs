@@ -52,6 +52,8 @@ pub struct Tuned {
 /// Most devices, with driver and version of the kernels, that something is kept of.
 const MOST_KEPT: usize = 16;
 const FILE: &str = "tuning.json";
+/// Version of the file's format. A file of another version is replaced: its devices are tuned again.
+const FILE_VERSION: u64 = 2;
 
 /// What is known of a model's problems on a device.
 pub(crate) struct Known {
@@ -69,7 +71,7 @@ impl Known {
         let key = format!("{:016x}", selftest::device_key(gpu));
         let mut known = Known { devices: Map::new(), key, tuned: Vec::new(), left: Vec::new() };
         let Some(kept) = kept.filter(|_| tuning != Tuning::Presets) else { return known };
-        known.devices = read_json(kept, FILE);
+        known.devices = read_devices(kept);
         let of_device = known.devices.get(&known.key).unwrap_or(&Value::Null);
         for problem in problems.iter().filter(|problem| problem.candidates(gpu.caps()).len() > 1) {
             let entry = &of_device[problem.to_string()];
@@ -116,13 +118,24 @@ pub(crate) async fn ensure(
         devices.clear();
     }
     devices.insert(key, Value::Object(of_device));
-    if !kept.write(FILE, format!("{:#}", Value::Object(devices)).as_bytes()) {
+    let file = json!({ "version": FILE_VERSION, "devices": devices });
+    if !kept.write(FILE, format!("{file:#}").as_bytes()) {
         for (problem, choice) in left.iter().zip(before) {
             gpu.choose(*problem, choice);
         }
         return Ok(Vec::new());
     }
     Ok(all)
+}
+
+/// Devices of the file, by key. Empty if the file has another version.
+fn read_devices(kept: &dyn Kept) -> Map<String, Value> {
+    let mut file = read_json(kept, FILE);
+    let devices = file.remove("devices").filter(|_| file.get("version") == Some(&json!(FILE_VERSION)));
+    match devices {
+        Some(Value::Object(devices)) => devices,
+        _ => Map::new(),
+    }
 }
 
 fn tuned(
@@ -132,15 +145,15 @@ fn tuned(
     us: Option<f64>,
     candidates: Vec<(String, Option<f64>, Option<String>)>,
 ) -> Tuned {
-    let own = problem.candidates(gpu.caps()).first().map(|choice| problem.words(*choice)).unwrap_or_default();
-    Tuned { problem: problem.to_string(), own, chosen: problem.words(gpu.choice(*problem)), own_us, us, candidates }
+    let own = problem.candidates(gpu.caps()).first().map(Choice::to_string).unwrap_or_default();
+    Tuned { problem: problem.to_string(), own, chosen: gpu.choice(*problem).to_string(), own_us, us, candidates }
 }
 
 fn tuned_now(gpu: &Gpu, measured: &Measured) -> Tuned {
     let problem = &measured.problem;
     let wrong = |choice: &Choice| measured.wrong.iter().find(|(other, _)| other == choice).map(|(_, why)| why.clone());
     let candidate =
-        |(choice, seconds): &(Choice, Option<f64>)| (problem.words(*choice), microseconds(*seconds), wrong(choice));
+        |(choice, seconds): &(Choice, Option<f64>)| (choice.to_string(), microseconds(*seconds), wrong(choice));
     let us = |place: usize| microseconds(measured.candidates[place].1);
     tuned(gpu, problem, us(0), us(measured.chosen), measured.candidates.iter().map(candidate).collect())
 }
@@ -149,32 +162,34 @@ fn microseconds(seconds: Option<f64>) -> Option<f64> {
     seconds.map(|seconds| (1e8 * seconds).round() / 100.0)
 }
 
-/// All candidates in words: what was found out among others is not known of these.
-fn all_words(gpu: &Gpu, problem: &Problem) -> Vec<String> {
-    problem.candidates(gpu.caps()).iter().map(|choice| problem.words(*choice)).collect()
+/// All candidates, as the file stores them. A result measured among other candidates does not count.
+fn all_fields(gpu: &Gpu, problem: &Problem) -> Vec<Value> {
+    problem.candidates(gpu.caps()).iter().map(Choice::fields).collect()
 }
 
 fn entry(gpu: &Gpu, measured: &Measured) -> Value {
     let (choice, seconds) = measured.candidates[measured.chosen];
     json!({
-        "choice": measured.problem.words(choice),
+        "choice": choice.fields(),
         "us": microseconds(seconds),
         "own_us": microseconds(measured.candidates[0].1),
-        "among": all_words(gpu, &measured.problem),
+        "among": all_fields(gpu, &measured.problem),
     })
 }
 
 /// The choice that an entry of the file names, if it is one.
 fn recalled(gpu: &Gpu, problem: &Problem, entry: &Value) -> Option<Choice> {
-    let (words, all) = (entry["choice"].as_str()?, all_words(gpu, problem));
-    let among: Vec<&str> = entry["among"].as_array()?.iter().filter_map(Value::as_str).collect();
-    let place = all.iter().position(|other| other == words).filter(|_| among == all)?;
+    let all = all_fields(gpu, problem);
+    let place = all.iter().position(|fields| *fields == entry["choice"])?;
+    if *entry["among"].as_array()? != all {
+        return None;
+    }
     problem.candidates(gpu.caps()).get(place).copied()
 }
 
 #[cfg(all(test, feature = "native"))]
 mod tests {
-    use webgpu_kernels::{gpu::OpenOptions, tuning::TUNABLES};
+    use webgpu_kernels::{TUNABLES, gpu::OpenOptions};
 
     use super::*;
     use crate::device::gpu_for_test;
@@ -197,7 +212,7 @@ mod tests {
         let open = || gpu_for_test(options);
         let (Some(gpu), Some(next)) = (open(), open()) else { return };
         let tunable = TUNABLES.iter().find(|tunable| tunable.name == "attention_decode").unwrap();
-        let problem = Problem { name: tunable.name, format: None, extents: [2, 1, 32, 0, 0] };
+        let problem = Problem { tunable, format: None, extents: [2, 1, 32, 0, 0] };
         let folder = tempfile::tempdir().unwrap();
         let kept = &*crate::KeptFolder::at(folder.path());
         let run = |gpu: &Gpu, tuning, told: &mut Told| {
@@ -214,21 +229,36 @@ mod tests {
         assert!(run(&gpu, Tuning::FirstUse, &mut told).len() == 1 && told.0 == 0);
         // As if another candidate had been the fastest: the next start takes it.
         let choices = problem.candidates(gpu.caps());
-        let mut file = read_json(kept, FILE);
-        let of_device = file.iter_mut().next().unwrap().1;
-        of_device[&problem.to_string()]["choice"] = json!(problem.words(choices[2]));
-        kept.write(FILE, Value::Object(file.clone()).to_string().as_bytes());
-        assert_eq!(run(&next, Tuning::FirstUse, &mut told)[0].chosen, problem.words(choices[2]));
+        let file = Value::Object(read_json(kept, FILE));
+        let edit = |field: &str, value: Value| {
+            let mut file = file.clone();
+            let device = file["devices"].as_object_mut().unwrap().values_mut().next().unwrap();
+            device[&problem.to_string()][field] = value;
+            file
+        };
+        kept.write(FILE, edit("choice", choices[2].fields()).to_string().as_bytes());
+        assert_eq!(run(&next, Tuning::FirstUse, &mut told)[0].chosen, choices[2].to_string());
         assert_eq!(told.0, 0);
         assert_eq!(next.choice(problem), choices[2]);
-        // What is no candidate is not taken, and neither is what was the best of other candidates.
-        for (field, wrong) in [("choice", json!("groups 7")), ("among", json!(["groups 64"])), ("choice", Value::Null)]
-        {
-            let mut file = file.clone();
-            file.iter_mut().next().unwrap().1[&problem.to_string()][field] = wrong;
-            kept.write(FILE, Value::Object(file).to_string().as_bytes());
+        // A choice that is no candidate, one measured among other candidates, and files of other versions are ignored.
+        let unknown = json!({ "groups": 7, "teams": null });
+        let old = json!({ "0123456789abcdef": { problem.to_string(): { "choice": [256, 0, 0, 0] } } });
+        let mut newer = file.clone();
+        newer["version"] = json!(FILE_VERSION + 1);
+        let files = [
+            edit("choice", unknown.clone()),
+            edit("among", json!([unknown])),
+            edit("choice", json!("groups 64, no teams")),
+            edit("choice", json!([64, 0, 0, 0])),
+            edit("choice", Value::Null),
+            file["devices"].clone(),
+            newer,
+            old,
+        ];
+        for file in files {
+            kept.write(FILE, file.to_string().as_bytes());
             let known = Known::take_up(&next, &[problem], Tuning::FirstUse, Some(kept));
-            assert!(known.tuned.is_empty() && known.left == [problem], "{field}");
+            assert!(known.tuned.is_empty() && known.left == [problem], "{file}");
         }
         // Without a folder to keep it in, nothing is measured.
         let known = Known::take_up(&next, &[problem], Tuning::Again, None);

@@ -1,8 +1,8 @@
-//! Panics of other people's parsers as errors: [`caught`] runs a parser, [`silence_caught`] keeps a program quiet about them.
+//! Turns panics of third-party parsers into errors.
 //!
-//! Some parsers that we use trust parts of a file and panic where it lies. [`caught`] returns the panic's message instead.
-//! The panic hook of the process runs before that and would print the message with a backtrace. A library must not replace the
-//! hook, so the programs do: they call [`silence_caught`] when they start.
+//! Some parsers trust parts of a file and panic on invalid ones. [`caught`] returns the panic's message as an error.
+//! The process's panic hook runs before that and would print the message with a backtrace. A library must not replace
+//! the hook, so programs call [`silence_caught`] at start.
 
 use std::{
     cell::Cell,
@@ -13,7 +13,7 @@ thread_local! {
     static RUNNING: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Runs `parse`; if it panics, returns the panic's message. What `parse` was changing must not be used after a panic.
+/// Runs `parse`. If it panics, returns the panic's message. Discard all data that `parse` was changing after a panic.
 pub fn caught<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
     RUNNING.set(RUNNING.get() + 1);
     let result = panic::catch_unwind(AssertUnwindSafe(parse));
@@ -24,13 +24,13 @@ pub fn caught<T>(parse: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Whether this thread is inside [`caught`].
+/// True if this thread is inside [`caught`].
 pub fn is_caught() -> bool {
     RUNNING.get() > 0
 }
 
-/// Installs a panic hook for the whole process that is silent inside [`caught`], and calls the hook installed before it
-/// otherwise. For programs, once, when they start.
+/// Installs a process-wide panic hook that is silent inside [`caught`] and calls the previous hook in all other cases.
+/// Programs call it once at start.
 pub fn silence_caught() {
     let before = panic::take_hook();
     panic::set_hook(Box::new(move |info| {

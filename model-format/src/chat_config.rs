@@ -1,29 +1,29 @@
-//! mlc-chat-config.json, read. weight-convert writes it.
+//! [`ChatConfig`]: reads mlc-chat-config.json. weight-convert writes it.
 
 use serde_json::{Map, Value};
 
 use crate::{
     Error, Result,
-    decoder_config::ConfigJson,
+    config_json::ConfigJson,
     files::{ModelFiles, check_file_name},
 };
 
-/// mlc-chat-config.json.
+/// The content of mlc-chat-config.json.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ChatConfig {
     /// `model_type` as in config.json.
     pub model_type: String,
     /// Name of the quantization format.
     pub quantization: String,
-    /// The architecture's own fields, in MLC's order.
+    /// Fields of the architecture, in MLC's order ([`MlcConfig`](crate::arch::MlcConfig)).
     pub model_config: Map<String, Value>,
-    /// Longest context the engine should use; `None` where MLC says -1, that it has no end.
+    /// Longest context in tokens. `None` if unlimited (-1 in the file).
     pub context_window_size: Option<usize>,
-    /// Files of the tokenizer that lie beside this one.
+    /// Names of the tokenizer's files in the same folder.
     pub tokenizer_files: Vec<String>,
-    /// Ids that end an answer.
+    /// Ids of the tokens that end an answer.
     pub eos_token_id: Vec<u32>,
-    /// The whole file, for what is not listed above.
+    /// The whole file, for all other fields.
     pub value: Value,
 }
 
@@ -31,14 +31,22 @@ impl ChatConfig {
     /// The file's name.
     pub const FILE_NAME: &'static str = "mlc-chat-config.json";
 
-    /// Reads the file among a model's files.
+    /// Reads the file from a model's folder.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`], [`Error::Io`], and the errors of [`ChatConfig::parse`].
     pub async fn read(files: &impl ModelFiles) -> Result<ChatConfig> {
         let bytes = files.read(ChatConfig::FILE_NAME).await?;
         let not_utf8 = |_| Error::Malformed { file: ChatConfig::FILE_NAME.into(), reason: "not UTF-8".into() };
         ChatConfig::parse(&String::from_utf8(bytes).map_err(not_utf8)?)
     }
 
-    /// Reads the text of an mlc-chat-config.json.
+    /// Parses the content of an mlc-chat-config.json.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] for invalid JSON or a file name with a path, [`Error::MissingField`], [`Error::BadField`].
     pub fn parse(json: &str) -> Result<ChatConfig> {
         let config = ConfigJson::parse(ChatConfig::FILE_NAME, json)?;
         let bad = |field: &str, expected: &str, found: &Value| Error::BadField {

@@ -1,20 +1,20 @@
-//! [`DecoderConfig`]: the shape of a decoder, in the words of config.json.
+//! [`DecoderConfig`]: the shape of a decoder, with the field names of config.json.
 
 use serde_json::{Value, json};
 
-use crate::{Architecture, ChatConfig, Error, Result, arch::Context, rope::RopeScaling};
+use crate::{Error, Result, config_json::ConfigJson, rope_scaling::RopeScaling};
 
-/// More layers than any model has.
+/// Maximum number of layers.
 const MAX_LAYERS: usize = 1 << 12;
 
-/// The shape of a decoder. Field names are those of config.json.
+/// The shape of a decoder. Field names are those of config.json if it has the field.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DecoderConfig {
-    /// Which [`Architecture`] this is a shape of.
+    /// The [`Architecture`](crate::Architecture), by its `model_type`.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward's inner layer.
+    /// Width of the feed-forward's hidden layer.
     pub intermediate_size: usize,
     /// Number of decoder layers.
     pub num_hidden_layers: usize,
@@ -26,101 +26,67 @@ pub struct DecoderConfig {
     pub head_dim: usize,
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the square root.
     pub rms_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// Base of the RoPE frequencies.
     pub rope_theta: f64,
-    /// Base of the rotary frequencies, unscaled, of layers that have a window, where it is another.
+    /// Base of the RoPE frequencies in layers with a sliding window, without scaling. `None`: as in all layers.
     pub window_rope_theta: Option<f64>,
-    /// Elements of each head, the first ones, that are rotated.
+    /// Number of rotated elements in each head. These are the first ones.
     pub rotary_dim: usize,
-    /// Change of the rotary frequencies for long contexts.
+    /// Scaling of the RoPE frequencies for long contexts.
     pub rope_scaling: Option<RopeScaling>,
-    /// Whether the head is the embedding table.
+    /// True if the output projection is the embedding table.
     pub tie_word_embeddings: bool,
-    /// Longest context the model was trained for.
+    /// Longest context in training, in tokens.
     pub max_position_embeddings: usize,
-    /// Whether queries, keys and values have a bias.
+    /// True if the query, key and value projections have a bias.
     pub qkv_bias: bool,
-    /// Whether the attention's output projection has a bias.
+    /// True if the attention's output projection has a bias.
     pub attention_out_bias: bool,
-    /// Whether queries and keys are normed, head by head, before they are rotated.
+    /// True if queries and keys are normalized per head before RoPE.
     pub qk_norm: bool,
-    /// What the gate of the feed-forward goes through.
+    /// Activation of the feed-forward's gate.
     pub hidden_act: Activation,
-    /// What embeddings are multiplied by.
+    /// Factor of the embeddings.
     pub embedding_scale: f64,
-    /// Attention scores are divided by the root of this.
+    /// Attention scores are divided by the square root of this.
     pub query_pre_attn_scalar: f64,
-    /// Cap `c` of the attention scores: `c * tanh(score / c)`.
+    /// Soft cap `c` of the attention scores: `c * tanh(score / c)`.
     pub attn_logit_softcapping: Option<f64>,
-    /// Cap of the logits, in the same way.
+    /// Soft cap of the logits, by the same formula.
     pub final_logit_softcapping: Option<f64>,
-    /// For each layer how many keys a query sees, the last ones, its own among them. `None`: all.
+    /// Sliding window of each layer: the number of latest keys that a query sees, including its own. `None`: all keys.
     pub layer_windows: Vec<Option<usize>>,
 }
 
-/// What the gate of a feed-forward goes through.
+/// Activation of a feed-forward's gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
-    /// GELU by its formula with tanh.
+    /// GELU in its tanh approximation.
     GeluTanh,
 }
 
 impl DecoderConfig {
-    /// Reads the text of a Hugging Face config.json.
-    pub fn from_hf(json: &str) -> Result<DecoderConfig> {
-        let config = ConfigJson::parse("config.json", json)?;
-        let arch = Architecture::by_model_type(config.str("model_type")?)?;
-        (arch.decoder_config)(&config)?.checked(&config)
-    }
-
-    /// Reads the `model_config` of an mlc-chat-config.json.
-    pub fn from_mlc(chat_config: &ChatConfig) -> Result<DecoderConfig> {
-        let arch = Architecture::by_model_type(&chat_config.model_type)?;
-        let mut fields = chat_config.model_config.clone();
-        // The fields of an inner configuration, and what MLC could not name.
-        for inner in ["text_config", "kwargs"] {
-            if let Some(Value::Object(inner)) = fields.shift_remove(inner) {
-                for (name, value) in inner {
-                    fields.entry(name).or_insert(value);
-                }
-            }
-        }
-        fields.insert("model_type".into(), chat_config.model_type.clone().into());
-        // MLC's words for the same facts.
-        let mut words = vec![("position_embedding_base", "rope_theta"), ("sliding_window_size", "sliding_window")];
-        if arch.mlc_config.context == Context::Positions {
-            words.push(("context_window_size", "max_position_embeddings"));
-        }
-        for (mlc, hf) in words {
-            // MLC says -1 where there is none.
-            if let (Some(v), None) = (fields.get(mlc).filter(|v| v.as_i64() != Some(-1)).cloned(), fields.get(hf)) {
-                fields.insert(hf.into(), v);
-            }
-        }
-        let config = ConfigJson { file: ChatConfig::FILE_NAME.into(), value: Value::Object(fields) };
-        (arch.decoder_config)(&config)?.checked(&config)
-    }
-
-    /// The record of this decoder's family.
-    pub fn architecture(&self) -> &'static Architecture {
-        Architecture::by_model_type(&self.model_type).expect("a DecoderConfig is only made for a known architecture")
-    }
-
     /// Query heads per key and value head.
     pub fn group_heads(&self) -> usize {
         self.num_attention_heads / self.num_key_value_heads
     }
 
-    /// Outputs of the joined attention input projection: `q | k | v`.
+    /// Number of outputs of the joined attention input projection `q | k | v`.
     pub fn qkv_size(&self) -> usize {
         (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim
     }
 
-    /// Config of the Llama family and of those that kept its field names. `positions`: the context where it is not said.
+    /// Reads the configuration of families with Llama's field names. `positions` is the default of
+    /// `max_position_embeddings`. Biases, query and key norms and windows are unset; the caller sets those of its
+    /// family.
+    ///
+    /// # Errors
+    ///
+    /// An error for a missing or invalid field.
     pub fn from_llama_like(config: &ConfigJson, positions: usize) -> Result<DecoderConfig> {
         let hidden_size = config.usize("hidden_size")?;
         let num_attention_heads = config.usize("num_attention_heads")?;
@@ -152,12 +118,12 @@ impl DecoderConfig {
             qkv_bias: false,
             attention_out_bias: false,
             qk_norm: false,
-            hidden_act: config.activation(&["hidden_act"])?.unwrap_or(Activation::Silu),
+            hidden_act: activation(config, &["hidden_act"])?.unwrap_or(Activation::Silu),
             embedding_scale: 1.0,
             query_pre_attn_scalar: 0.0,
             attn_logit_softcapping: None,
             final_logit_softcapping: None,
-            // A number that is out of range is refused later; it must not be a size before.
+            // `checked` rejects an invalid number of layers later. Do not allocate by it before.
             layer_windows: vec![None; num_hidden_layers.min(MAX_LAYERS)],
         };
         decoder.set_head_dim(head_dim);
@@ -171,40 +137,45 @@ impl DecoderConfig {
         Ok(decoder)
     }
 
-    /// Config of the Gemma family from its second version on. `positions`: the context where it is not said.
+    /// Reads the configuration of Gemma 2 and later. `positions` is the default of `max_position_embeddings`.
+    ///
+    /// # Errors
+    ///
+    /// An error for a missing or invalid field.
     pub fn from_gemma_like(config: &ConfigJson, positions: usize) -> Result<DecoderConfig> {
         let mut config = config.clone();
-        // transformers' defaults: published configurations leave such out.
+        // Defaults of transformers: published configurations omit these fields.
         let defaults = json!({
             "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6, "vocab_size": 262_208,
         });
         let fields = config.value.as_object_mut().expect("a ConfigJson is an object");
-        for (name, value) in defaults.as_object().expect("just made") {
+        for (name, value) in defaults.as_object().expect("the literal is an object") {
             fields.entry(name.clone()).or_insert(value.clone());
         }
         let mut decoder = DecoderConfig::from_llama_like(&config, positions)?;
-        decoder.hidden_act = config.activation(&["hidden_activation", "hidden_act"])?.unwrap_or(Activation::GeluTanh);
+        decoder.hidden_act = activation(&config, &["hidden_activation", "hidden_act"])?.unwrap_or(Activation::GeluTanh);
         decoder.embedding_scale = (decoder.hidden_size as f64).sqrt();
         decoder.query_pre_attn_scalar = config.f64_or("query_pre_attn_scalar", 256.0)?;
         decoder.tie_word_embeddings = true;
         Ok(decoder)
     }
 
-    /// Takes another width of the heads, with what goes by it.
+    /// Sets the head width, and the fields whose defaults depend on it.
     pub(crate) fn set_head_dim(&mut self, head_dim: usize) {
         self.head_dim = head_dim;
         self.rotary_dim = head_dim;
         self.query_pre_attn_scalar = head_dim as f64;
     }
 
-    /// `sliding_window` in all layers but every `every`-th; or where the newer `layer_types` says.
-    pub(crate) fn window_all_but_every(&mut self, config: &ConfigJson, every: usize) -> Result<()> {
+    /// Sets `sliding_window` in all layers except every `every`-th. The newer field `layer_types` takes precedence.
+    pub(crate) fn set_windows_except_every(&mut self, config: &ConfigJson, every: usize) -> Result<()> {
         let size = Some(config.usize_or("sliding_window", 4096)?);
         self.set_windows(config, size, |layer| (layer + 1).checked_rem(every).is_none_or(|rest| rest != 0))
     }
 
-    /// `sliding_window` from layer `max_window_layers` on, where `use_sliding_window` says so.
-    pub(crate) fn window_layers_from_max_window_layers(&mut self, config: &ConfigJson) -> Result<()> {
+    /// Sets `sliding_window` from layer `max_window_layers` on, if `use_sliding_window` is true. The newer field
+    /// `layer_types` takes precedence.
+    pub(crate) fn set_windows_from_max_window_layers(&mut self, config: &ConfigJson) -> Result<()> {
         if !config.bool_or("use_sliding_window", false)? {
             return Ok(());
         }
@@ -237,8 +208,8 @@ impl DecoderConfig {
         Ok(())
     }
 
-    /// Refuses shapes that no decoder can have, so that nothing after this divides by zero or overflows.
-    fn checked(self, config: &ConfigJson) -> Result<DecoderConfig> {
+    /// Rejects impossible shapes, so that later code does not divide by zero or overflow.
+    pub(crate) fn checked(self, config: &ConfigJson) -> Result<DecoderConfig> {
         let bad = |field: &str, expected: &str, found: usize| Error::BadField {
             file: config.file.clone(),
             field: field.into(),
@@ -267,7 +238,7 @@ impl DecoderConfig {
         if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err(bad("num_key_value_heads", "a divisor of `num_attention_heads`", self.num_key_value_heads));
         }
-        // Every published decoder has such; kernels turn two pairs of elements at a time.
+        // All published decoders satisfy this. Kernels rotate two pairs of elements at a time.
         if !self.head_dim.is_multiple_of(4) || self.head_dim > 512 {
             return Err(bad("head_dim", "a multiple of 4, at most 512", self.head_dim));
         }
@@ -295,119 +266,14 @@ impl DecoderConfig {
     }
 }
 
-/// A parsed configuration that names itself in errors.
-#[derive(Debug, Clone)]
-pub struct ConfigJson {
-    /// Which file this is.
-    pub file: String,
-    /// Its content.
-    pub value: Value,
-}
-
-impl ConfigJson {
-    /// Parses `json`, which must be an object.
-    pub fn parse(file: &str, json: &str) -> Result<ConfigJson> {
-        let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
-        let value: Value = serde_json::from_str(json).map_err(|e| malformed(e.to_string()))?;
-        if !value.is_object() {
-            return Err(malformed("not a JSON object".into()));
-        }
-        Ok(ConfigJson { file: file.into(), value })
+/// The activation in the first of the fields `names` that is set.
+fn activation(config: &ConfigJson, names: &[&str]) -> Result<Option<Activation>> {
+    let is_set = |name: &&&str| config.value.get(**name).is_some_and(|v| !v.is_null());
+    let Some(name) = names.iter().find(is_set) else { return Ok(None) };
+    match config.str(name)? {
+        "silu" | "swish" => Ok(Some(Activation::Silu)),
+        // Early configurations use `gelu` for the tanh approximation.
+        "gelu_pytorch_tanh" | "gelu_new" | "gelu" => Ok(Some(Activation::GeluTanh)),
+        other => Err(config.bad(name, "`silu` or `gelu_pytorch_tanh`", &Value::from(other))),
     }
-
-    fn field(&self, name: &str) -> Result<&Value> {
-        self.value
-            .get(name)
-            .filter(|v| !v.is_null())
-            .ok_or_else(|| Error::MissingField { file: self.file.clone(), field: name.into() })
-    }
-
-    /// The error for a field that is there and wrong.
-    pub fn bad(&self, name: &str, expected: &str, found: &Value) -> Error {
-        Error::BadField {
-            file: self.file.clone(),
-            field: name.into(),
-            expected: expected.into(),
-            found: found.to_string(),
-        }
-    }
-
-    /// A required string.
-    pub fn str(&self, name: &str) -> Result<&str> {
-        let value = self.field(name)?;
-        value.as_str().ok_or_else(|| self.bad(name, "a string", value))
-    }
-
-    /// A required non-negative integer.
-    pub fn usize(&self, name: &str) -> Result<usize> {
-        let value = self.field(name)?;
-        value
-            .as_u64()
-            .and_then(|v| usize::try_from(v).ok())
-            .ok_or_else(|| self.bad(name, "a non-negative integer", value))
-    }
-
-    /// A non-negative integer, or `default` where the field is absent or null.
-    pub fn usize_or(&self, name: &str, default: usize) -> Result<usize> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.usize(name) }
-    }
-
-    /// A non-negative integer, or `None` where the field is absent or null.
-    pub fn opt_usize(&self, name: &str) -> Result<Option<usize>> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.usize(name).map(Some) }
-    }
-
-    /// A number, or `None` where the field is absent or null.
-    pub fn opt_f64(&self, name: &str) -> Result<Option<f64>> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(None) } else { self.f64(name).map(Some) }
-    }
-
-    /// A required number.
-    pub fn f64(&self, name: &str) -> Result<f64> {
-        self.to_f64(name, self.field(name)?)
-    }
-
-    /// A number, or `default` where the field is absent or null.
-    pub fn f64_or(&self, name: &str, default: f64) -> Result<f64> {
-        if self.value.get(name).is_none_or(Value::is_null) { Ok(default) } else { self.f64(name) }
-    }
-
-    /// `value` as a number; `name` is for the error.
-    pub fn to_f64(&self, name: &str, value: &Value) -> Result<f64> {
-        value.as_f64().ok_or_else(|| self.bad(name, "a number", value))
-    }
-
-    /// A boolean, or `default` where the field is absent or null.
-    pub fn bool_or(&self, name: &str, default: bool) -> Result<bool> {
-        match self.value.get(name) {
-            None | Some(Value::Null) => Ok(default),
-            Some(value) => value.as_bool().ok_or_else(|| self.bad(name, "true or false", value)),
-        }
-    }
-    /// transformers 5's `rope_parameters`; for models with two kinds of layers, those of one `kind`.
-    pub fn rope_parameters(&self, kind: &str) -> Option<&Value> {
-        let rope = self.value.get("rope_parameters").filter(|rope| rope.is_object())?;
-        match (rope.get(kind), rope.get("rope_theta")) {
-            (Some(inner), _) => Some(inner).filter(|inner| inner.is_object()),
-            // The other kind's are there, or a plain list of fields that stands for the layers without a window.
-            (None, theta) => Some(rope).filter(|_| kind == "full_attention" && (theta.is_some() || rope_type(rope))),
-        }
-    }
-
-    /// The activation that the first of `names` which is there tells.
-    fn activation(&self, names: &[&str]) -> Result<Option<Activation>> {
-        let Some(name) = names.iter().find(|name| self.value.get(**name).is_some_and(|v| !v.is_null())) else {
-            return Ok(None);
-        };
-        match self.str(name)? {
-            "silu" | "swish" => Ok(Some(Activation::Silu)),
-            // What the first configurations call GELU was computed by the formula with tanh.
-            "gelu_pytorch_tanh" | "gelu_new" | "gelu" => Ok(Some(Activation::GeluTanh)),
-            other => Err(self.bad(name, "`silu` or `gelu_pytorch_tanh`", &Value::from(other))),
-        }
-    }
-}
-
-fn rope_type(rope: &Value) -> bool {
-    rope.get("rope_type").is_some()
 }

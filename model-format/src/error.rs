@@ -1,21 +1,22 @@
-//! What can be wrong with a model's files, each with what to do about it.
+//! [`Error`]: errors of reading and writing a model's files, each with a hint.
 
 use std::path::PathBuf;
 
-/// The result of reading or writing a model's files.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can be wrong with a model's files. Messages name file, tensor, expected and found.
+/// An error of reading or writing a model's files. Messages name the file, the tensor, the expected and the found
+/// value. [`Error::hint`] gives the user's next step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused to read or write a file.
+    /// An error of the operating system.
     #[error("cannot {action} `{}`: {source}", path.display())]
     Io {
-        /// What was attempted: `read`, `write`, `create` ...
+        /// The attempted action: `read`, `write`, `create` ...
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
     /// Another process writes to the same folder.
@@ -24,30 +25,30 @@ pub enum Error {
         /// The folder.
         folder: String,
     },
-    /// The output folder holds files that no run of the program wrote.
-    #[error("`{folder}` holds files that no run of this program wrote: {}", some(names))]
+    /// The output folder contains files that no run of the program wrote.
+    #[error("`{folder}` contains files that this program did not write: {}", first_names(names))]
     ForeignFiles {
         /// The folder.
         folder: String,
-        /// Their names.
+        /// Names of these files.
         names: Vec<String>,
-        /// Whether all of them are named like files that the program writes, so that it could replace them.
+        /// True if the program writes files of all these names, so that it could replace them.
         replaceable: bool,
     },
-    /// A file that the model needs is not there.
+    /// A file of the model is missing.
     #[error("`{file}` is missing in `{folder}`")]
     MissingFile {
         /// The file's name.
         file: String,
-        /// Where it was looked for.
+        /// The folder, or another location of model files.
         folder: String,
     },
-    /// A JSON file does not parse or does not have the shape it must have.
-    #[error("`{file}` is not what it should be: {reason}")]
+    /// The content of a file is invalid: it does not parse, or its structure is wrong.
+    #[error("`{file}` is malformed: {reason}")]
     Malformed {
         /// The file.
         file: String,
-        /// What is wrong.
+        /// The fault of the file.
         reason: String,
     },
     /// A field of a configuration is missing.
@@ -58,73 +59,81 @@ pub enum Error {
         /// The field's name.
         field: String,
     },
-    /// A field of a configuration has a value that cannot be.
+    /// A field of a configuration has an invalid value.
     #[error("`{field}` in `{file}` must be {expected}, found: {found}")]
     BadField {
         /// The configuration file.
         file: String,
         /// The field's name.
         field: String,
-        /// What would be right.
+        /// Description of a valid value.
         expected: String,
-        /// What is there.
+        /// The invalid value.
         found: String,
     },
-    /// The configuration's `model_type` is not one we have.
+    /// The configuration's `model_type` is not supported.
     #[error("unsupported architecture: `{model_type}`")]
     UnsupportedArchitecture {
         /// The value of `model_type`.
         model_type: String,
+        /// All supported values of `model_type`.
+        supported: Vec<&'static str>,
     },
-    /// There is no quantization format of that name.
+    /// No quantization format has this name.
     #[error("unknown quantization format: `{name}`")]
     UnknownFormat {
-        /// The name that was given.
+        /// The unknown name.
         name: String,
+        /// The names of all formats.
+        known: Vec<&'static str>,
     },
-    /// There is no conversation template of that name.
+    /// No conversation template has this name.
     #[error("unknown conversation template: `{name}`")]
     UnknownConvTemplate {
-        /// The name that was given.
+        /// The unknown name.
         name: String,
+        /// The names of all templates.
+        known: Vec<&'static str>,
     },
-    /// No conversation template is known to fit a checkpoint.
+    /// No conversation template is known for a checkpoint.
     #[error("cannot tell which conversation template fits: {reason}")]
     NoConvTemplate {
-        /// What was looked at.
+        /// The evidence found in the checkpoint.
         reason: String,
+        /// The names of all templates.
+        known: Vec<&'static str>,
     },
-    /// The conversation template is that of another model.
+    /// The conversation template belongs to another model.
     #[error(
-        "conversation template `{name}` does not fit: it stops at tokens {ids:?}, which this tokenizer does not have as special tokens"
+        "conversation template `{name}` does not fit: it stops at tokens {ids:?}, which are not special tokens of this tokenizer"
     )]
     WrongConvTemplate {
-        /// The template that was named.
+        /// The template that the user named.
         name: String,
-        /// Its stop tokens that the tokenizer lacks.
+        /// Its stop tokens, which the tokenizer does not have.
         ids: Vec<u32>,
         /// The template that fits.
         fitting: String,
     },
-    /// A conversation has a role that the template does not know.
-    #[error("conversation template `{template}` has no place for a message of role `{role}`")]
+    /// A message has a role that the template does not support, or a system message is not the first message.
+    #[error("conversation template `{template}` does not support a message of role `{role}` here")]
     UnsupportedRole {
         /// The template.
         template: String,
         /// The role.
         role: String,
     },
-    /// A parameter that the architecture needs is not in the checkpoint.
+    /// A parameter of the architecture is missing in the checkpoint.
     #[error("parameter `{name}` is missing in `{file}`")]
     MissingParam {
         /// The parameter.
         name: String,
         /// The checkpoint.
         file: String,
-        /// The name in the file that is nearest to it, if any is near.
+        /// The most similar name in the file, if one is similar.
         nearest: Option<String>,
     },
-    /// A parameter has another shape than the configuration says.
+    /// A parameter's shape differs from the configuration.
     #[error("parameter `{name}` in `{file}` has shape {found:?}, expected {expected:?}")]
     ParamShape {
         /// The parameter.
@@ -133,10 +142,10 @@ pub enum Error {
         file: String,
         /// The shape in the file.
         found: Vec<usize>,
-        /// The shape that the configuration implies.
+        /// The shape required by the configuration.
         expected: Vec<usize>,
     },
-    /// A parameter has a number type that cannot be used here.
+    /// A parameter has an unsupported number type.
     #[error("parameter `{name}` in `{file}` has dtype {found}, expected {expected}")]
     ParamDtype {
         /// The parameter.
@@ -145,11 +154,11 @@ pub enum Error {
         file: String,
         /// The dtype in the file.
         found: String,
-        /// What would be right.
+        /// The supported dtypes.
         expected: String,
     },
     /// A weight is NaN or infinite.
-    #[error("parameter `{name}` in `{file}` holds {value} at index {index}")]
+    #[error("parameter `{name}` in `{file}` has {value} at index {index}")]
     NonFinite {
         /// The parameter.
         name: String,
@@ -160,38 +169,38 @@ pub enum Error {
         /// The value.
         value: f32,
     },
-    /// A file is shorter or longer than its index says.
+    /// A file's size differs from its index or header.
     #[error("`{file}` has {found} bytes, expected {expected}")]
     FileSize {
         /// The file.
         file: String,
-        /// Bytes there are.
+        /// Actual size in bytes.
         found: u64,
-        /// Bytes there should be.
+        /// Expected size in bytes.
         expected: u64,
     },
-    /// A file's checksum is not the recorded one.
+    /// A file's checksum differs from the recorded checksum.
     #[error("`{file}` has checksum {found}, expected {expected}")]
     Checksum {
         /// The file.
         file: String,
-        /// Of the bytes that are there.
+        /// Checksum of the file's content.
         found: String,
-        /// As recorded.
+        /// Recorded checksum.
         expected: String,
     },
-    /// A GPTQ tensor cannot be expressed in the wanted format without changing its values.
+    /// A GPTQ matrix has values that the target format cannot represent.
     #[error("`{name}` cannot be converted without loss: {reason}")]
     NotLossless {
         /// The module.
         name: String,
-        /// Why.
+        /// The first value or setting that the format cannot represent.
         reason: String,
     },
 }
 
-/// The messages of an error and of its causes, from the outermost on; a cause that the message before it names already is
-/// not repeated.
+/// Joins the messages of an error and its causes, outermost first. Skips a cause whose message the previous one already
+/// ends with.
 pub fn messages(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -206,65 +215,56 @@ pub fn messages(error: &dyn std::error::Error) -> String {
 }
 
 impl Error {
-    /// What the user can do about it, if anything.
+    /// The user's next step, if the user can act.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "free some disk space and run the same command again".into()
             }
-            Error::Io { .. } => "check that the path exists and that you may use it".into(),
-            Error::InUse { .. } => "wait for it, or write to another folder".into(),
+            Error::Io { .. } => "check that the path exists and that you have access to it".into(),
+            Error::InUse { .. } => "wait for that run, or write to another folder".into(),
             Error::ForeignFiles { replaceable: true, .. } => {
                 "choose another folder, or replace them with --overwrite".into()
             }
             Error::ForeignFiles { replaceable: false, .. } => "choose another folder, or move them away".into(),
             Error::MissingFile { .. } => {
-                "a model folder holds `config.json`, `tokenizer.json` and its weights; download it again if it is incomplete"
+                "a model folder needs `config.json`, `tokenizer.json` and the weights; download the model again if it is \
+                 incomplete"
                     .into()
             }
             Error::Malformed { .. } | Error::FileSize { .. } | Error::Checksum { .. } => {
                 "the file is damaged or incomplete: download or convert it again".into()
             }
             Error::MissingField { .. } | Error::BadField { .. } => {
-                "compare the file with the one published with the model".into()
+                "compare the file with the published file of this model".into()
             }
-            Error::UnsupportedArchitecture { .. } => {
-                let known: Vec<_> = crate::arch::ARCHITECTURES.iter().map(|a| a.model_type).collect();
-                format!("supported: {}", known.join(", "))
-            }
-            Error::UnknownFormat { .. } => {
-                let known: Vec<_> = crate::quant::QUANT_FORMATS.iter().map(|f| f.name).collect();
-                format!("formats: {}", known.join(", "))
-            }
-            Error::UnknownConvTemplate { .. } => format!("templates: {}", conv_templates()),
-            Error::NoConvTemplate { .. } => format!("name one with `--conv-template`: {}", conv_templates()),
+            Error::UnsupportedArchitecture { supported, .. } => format!("supported: {}", supported.join(", ")),
+            Error::UnknownFormat { known, .. } => format!("formats: {}", known.join(", ")),
+            Error::UnknownConvTemplate { known, .. } => format!("templates: {}", known.join(", ")),
+            Error::NoConvTemplate { known, .. } => format!("name one with `--conv-template`: {}", known.join(", ")),
             Error::WrongConvTemplate { fitting, .. } => {
-                format!("this model's template is `{fitting}`: name that one, or none")
+                format!("this model's template is `{fitting}`: name it, or omit the template")
             }
-            Error::UnsupportedRole { .. } => "a system message may only come first".into(),
-            Error::MissingParam { nearest: Some(near), .. } => format!("the nearest name in the file is `{near}`"),
-            Error::MissingParam { .. } => "is this a checkpoint of the architecture that `config.json` names?".into(),
-            Error::ParamShape { .. } => "`config.json` and the weights do not belong together".into(),
-            Error::ParamDtype { .. } => "float checkpoints are read in bf16, f16 and f32; GPTQ checkpoints with 4 bits".into(),
-            Error::NonFinite { .. } => "the checkpoint is damaged at its source; take another copy".into(),
+            Error::UnsupportedRole { .. } => "a system message must be the first message".into(),
+            Error::MissingParam { nearest: Some(near), .. } => format!("the most similar name in the file is `{near}`"),
+            Error::MissingParam { .. } => "check that the weights match the architecture in `config.json`".into(),
+            Error::ParamShape { .. } => "`config.json` and the weights are of different models".into(),
+            Error::ParamDtype { .. } => "float checkpoints may use bf16, f16 and f32; GPTQ checkpoints, i32 codes and f16 scales".into(),
+            Error::NonFinite { .. } => "the published checkpoint itself is damaged: use another copy".into(),
             Error::NotLossless { .. } => {
-                "`--refit` takes the nearest values the format has, and reports the error; or quantize again with \
-                 `gptq-quant --grid q4f16_1`, or symmetrically and without act-order over dynamic groups"
+                "`--refit` takes the nearest values of the format and reports the error; or quantize again with `gptq-quant \
+                 --grid q4f16_1`, or symmetrically and without act-order over dynamic groups"
                     .into()
             }
         })
     }
 }
 
-/// The first names of a list that may be long.
-fn some(names: &[String]) -> String {
+/// The first names of a list, for a message, and the number of the others.
+fn first_names(names: &[String]) -> String {
     const SHOWN: usize = 5;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     if names.len() > SHOWN { format!("{shown} and {} more", names.len() - SHOWN) } else { shown }
-}
-
-fn conv_templates() -> String {
-    crate::conv_template::names().collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_is_not_repeated() {
         let source = std::io::Error::other("no such luck");
         let error = Error::Io { action: "read", path: "a.json".into(), source };
         assert_eq!(messages(&error), "cannot read `a.json`: no such luck");

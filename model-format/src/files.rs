@@ -1,4 +1,4 @@
-//! [`ModelFiles`]: where the engine's files come from, be it a folder or the network.
+//! [`ModelFiles`]: access to a model's files, in a folder or on the network.
 
 use std::{
     fs::File,
@@ -11,34 +11,40 @@ use memmap2::{Mmap, MmapOptions};
 
 use crate::{Error, Result};
 
-/// The named files of one model. Reading is asynchronous because in a browser it is.
+/// The files of one model by name. Reading is asynchronous because browsers require it.
 #[expect(async_fn_in_trait, reason = "the engine owns no thread, so no Send bound is wanted")]
 pub trait ModelFiles {
-    /// Size of a file in bytes. Names are single components, such as `params_shard_0.bin`.
+    /// Size of a file in bytes. `name` is a plain file name without a path, for example `params_shard_0.bin`.
     ///
-    /// Errors: [`Error::MissingFile`], or it cannot be told.
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`], or another error if the size is unavailable.
     async fn size(&self, name: &str) -> Result<u64>;
-    /// The bytes of a file in `range`, all of them.
+    /// Reads all bytes in `range` of a file.
+    ///
+    /// # Errors
+    ///
+    /// An error of reading, or [`Error::FileSize`] if the file ends before `range.end`.
     async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>>;
-    /// What to call this place in messages.
+    /// Name of the folder or server, for messages.
     fn location(&self) -> String;
 
-    /// The same, without a copy where the files are in memory already.
+    /// As [`ModelFiles::read_range`]. An implementation may return a memory map instead of a copy.
     async fn view_range(&self, name: &str, range: Range<u64>) -> Result<FileBytes> {
         Ok(FileBytes::Read(self.read_range(name, range).await?))
     }
-    /// The whole content of a file.
+    /// Reads a whole file.
     async fn read(&self, name: &str) -> Result<Vec<u8>> {
         let size = self.size(name).await?;
         self.read_range(name, 0..size).await
     }
-    /// Whether the file is there.
+    /// True if the file exists.
     async fn exists(&self, name: &str) -> bool {
         self.size(name).await.is_ok()
     }
 }
 
-/// Whether `file` is still the file that `path` names.
+/// True if `path` still refers to the open `file`.
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -58,7 +64,7 @@ pub(crate) fn is_at(file: &File, path: &Path) -> bool {
 pub enum FileBytes {
     /// Read into memory.
     Read(Vec<u8>),
-    /// Mapped: where the system has the file in memory, it is not copied.
+    /// Memory-mapped, without a copy.
     Mapped(Mmap),
 }
 
@@ -73,7 +79,7 @@ impl Deref for FileBytes {
     }
 }
 
-/// The files of a folder.
+/// The model files in a folder.
 #[derive(Debug, Clone)]
 pub struct DirFiles {
     folder: PathBuf,
@@ -111,7 +117,7 @@ impl ModelFiles for DirFiles {
         let read = |path: &Path| {
             let mut file = File::open(path)?;
             file.seek(SeekFrom::Start(range.start))?;
-            // The range may come from a file's index: no more is taken than there is.
+            // The range may come from an untrusted index: allocate by the file's actual size only.
             let mut bytes = Vec::new();
             file.take(len).read_to_end(&mut bytes)?;
             Ok(bytes)
@@ -132,19 +138,20 @@ impl ModelFiles for DirFiles {
         let len = range.end.saturating_sub(range.start);
         let map = || {
             let file = File::open(self.folder.join(name)).ok()?;
-            // A map may be longer than its file, and what is beyond must not be read.
+            // A map may extend beyond the end of its file. Reading there is a bus error.
             if file.metadata().ok()?.len() < range.end || len == 0 {
                 return None;
             }
             let mut options = MmapOptions::new();
             options.offset(range.start).len(usize::try_from(len).ok()?).populate();
-            // SAFETY: the map is read-only. Another process that truncates the file while it is mapped ends this one with a
-            // bus error, as with every program that maps its weights; nothing here writes to a model's files.
+            // SAFETY: the map is read-only, and nothing here writes to a model's files. If another process truncates
+            // the file while it is mapped, this process gets a bus error. All programs that map weights have this
+            // limitation.
             unsafe { options.map(&file) }.ok()
         };
         match map() {
             Some(map) => Ok(FileBytes::Mapped(map)),
-            // What is wrong, reading tells.
+            // Fall back to reading, which reports the error.
             None => Ok(FileBytes::Read(self.read_range(name, range).await?)),
         }
     }
@@ -154,7 +161,12 @@ impl ModelFiles for DirFiles {
     }
 }
 
-/// Refuses a file name from an index that would leave the model's folder. `index` names the file it stands in.
+/// Checks that a file name from an index is plain: ASCII letters, digits, `.`, `_` and `-`, with no leading dot. Such a
+/// name cannot leave the model's folder. `index` is the index file, for the error.
+///
+/// # Errors
+///
+/// [`Error::Malformed`].
 pub fn check_file_name(index: &str, name: &str) -> Result<()> {
     let plain = !name.is_empty()
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
@@ -162,5 +174,5 @@ pub fn check_file_name(index: &str, name: &str) -> Result<()> {
     if plain {
         return Ok(());
     }
-    Err(Error::Malformed { file: index.into(), reason: format!("{name:?} is not the name of a file beside it") })
+    Err(Error::Malformed { file: index.into(), reason: format!("{name:?} is not a plain file name") })
 }

@@ -1,9 +1,11 @@
-//! A model on disk: what its files are called, what they hold, and what that means.
+//! Reads and writes a model's files: names, layouts and meaning.
 //!
-//! This crate knows the configuration of a decoder ([`DecoderConfig`]), the complete list of its parameters
-//! ([`params()`]), how each quantization format lays weights out in bytes ([`quant`]), and the files of the two worlds we
-//! stand between: a Hugging Face checkpoint ([`Checkpoint`], float or [`gptq`]) and an MLC folder ([`TensorCache`],
-//! [`ChatConfig`]). It knows nothing of GPUs, tokenizers, threads or the network.
+//! - [`DecoderConfig`]: the configuration of a decoder. [`params()`] lists all its parameters.
+//! - [`quant`]: the byte layout of each quantization format.
+//! - [`Checkpoint`]: a Hugging Face checkpoint, in floating point or quantized by GPTQ ([`gptq`]).
+//! - [`TensorCache`] and [`ChatConfig`]: the index and the configuration of an MLC folder.
+//!
+//! This crate has no knowledge of GPUs, tokenizers, threads or the network.
 //!
 //! ```
 //! use model_format::{Architecture, quant::QuantFormat};
@@ -20,6 +22,7 @@ pub mod arch;
 pub mod caught;
 pub mod chat_config;
 pub mod checkpoint;
+pub mod config_json;
 pub mod conv_template;
 pub mod decoder_config;
 pub mod error;
@@ -28,11 +31,14 @@ pub mod gptq;
 pub mod params;
 pub mod python_json;
 pub mod quant;
+pub mod role;
 pub mod rope;
+pub mod rope_scaling;
 pub mod staging;
 pub mod steps;
 pub mod tensor;
 pub mod tensor_cache;
+pub mod weight;
 
 pub use arch::Architecture;
 pub use chat_config::ChatConfig;
@@ -41,8 +47,10 @@ pub use conv_template::ConvTemplate;
 pub use decoder_config::DecoderConfig;
 pub use error::{Error, Result};
 pub use files::{DirFiles, FileBytes, ModelFiles};
-pub use params::{Param, Role, params};
+pub use params::{Param, params};
 pub use python_json::PythonJson;
 pub use quant::{QuantFormat, QuantizedMatrix};
-pub use tensor::{Dtype, HostTensor, Weight};
+pub use role::Role;
+pub use tensor::{Dtype, HostTensor};
 pub use tensor_cache::TensorCache;
+pub use weight::Weight;

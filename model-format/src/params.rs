@@ -1,129 +1,41 @@
-//! The complete list of a decoder's parameters. The converter writes this list, the engine reads it, the quantizer
-//! walks it; there is no second list.
+//! [`params`]: the complete list of a decoder's parameters.
+//!
+//! This is the only such list: the converter writes it, the engine loads it, and the quantizer walks it.
 
-use crate::{DecoderConfig, arch::Named};
+use crate::{DecoderConfig, Role, arch::Named};
 
-/// One parameter: its MLC name, its place in the decoder, its shape, and what it is made of.
+/// A parameter: its MLC name, function, shape and checkpoint tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Param {
     /// MLC's name, ending in `.weight` or `.bias`.
     pub name: String,
-    /// Where the decoder uses it.
+    /// Function in the decoder.
     pub role: Role,
-    /// Extents, outermost first: `[n, k]` of a matrix with `n` outputs and `k` inputs, `[n]` of a norm.
+    /// Dimensions, outermost first: `[n, k]` for a matrix with `n` outputs and `k` inputs, `[n]` for a norm.
     pub shape: Vec<usize>,
-    /// Checkpoint tensors that make it up, joined by rows in this order.
+    /// Checkpoint tensors, joined by rows in this order.
     pub sources: Vec<Source>,
-    /// Whether the parameter is one more than what the checkpoint has: the norms of some families.
+    /// True if one is added to the checkpoint's values, as for the norms of some families.
     pub adds_one: bool,
 }
 
-/// A checkpoint tensor that is the whole or a part of a [`Param`].
+/// A checkpoint tensor that forms a [`Param`] or a part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// Checkpoint name, ending in `.weight` or `.bias`.
     pub name: String,
-    /// Rows it contributes: its first extent.
+    /// Number of rows (its first dimension).
     pub rows: usize,
 }
 
 impl Source {
-    /// The module of this tensor: its name without the last part. GPTQ names a matrix's parts `MODULE.qweight` and so on.
+    /// The module: the tensor's name without the last part. GPTQ's tensors of a matrix are `MODULE.qweight` and so on.
     pub fn module(&self) -> &str {
         self.name.rsplit_once('.').expect("sources are parts of modules").0
     }
 }
 
-/// A parameter's place in the decoder. Numbers are layer indices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Role {
-    /// The token embedding table `[vocab_size, hidden_size]`.
-    Embedding,
-    /// The norm before attention.
-    InputNorm(usize),
-    /// Joined query, key and value projections.
-    Qkv(usize),
-    /// The bias of these.
-    QkvBias(usize),
-    /// Query projection, where it is not joined with the others.
-    Query(usize),
-    /// Key projection, likewise.
-    Key(usize),
-    /// Value projection, likewise.
-    Value(usize),
-    /// The norm of each query head.
-    QueryNorm(usize),
-    /// The norm of each key head.
-    KeyNorm(usize),
-    /// Attention output projection.
-    AttentionOut(usize),
-    /// Its bias.
-    AttentionOutBias(usize),
-    /// The norm of the attention's output, before it is added to the residual stream.
-    AttentionOutNorm(usize),
-    /// The norm before the feed-forward.
-    PostAttentionNorm(usize),
-    /// Joined gate and up projections.
-    GateUp(usize),
-    /// Feed-forward output projection.
-    Down(usize),
-    /// The norm of the feed-forward's output, before it is added to the residual stream.
-    DownNorm(usize),
-    /// The norm after the last layer.
-    FinalNorm,
-    /// The output projection to the vocabulary, where it is not the embedding table.
-    LmHead,
-}
-
-impl Role {
-    /// Whether this is one of a layer's matrices, the ones that GPTQ quantizes.
-    pub fn is_layer_matrix(self) -> bool {
-        matches!(
-            self,
-            Role::Qkv(_)
-                | Role::Query(_)
-                | Role::Key(_)
-                | Role::Value(_)
-                | Role::AttentionOut(_)
-                | Role::GateUp(_)
-                | Role::Down(_)
-        )
-    }
-
-    /// Whether this is the weight of a norm.
-    pub fn is_norm(self) -> bool {
-        !self.is_matrix() && !matches!(self, Role::QkvBias(_) | Role::AttentionOutBias(_))
-    }
-
-    /// Whether this is a matrix (and so may be quantized) and not a norm or a bias.
-    pub fn is_matrix(self) -> bool {
-        self.is_layer_matrix() || matches!(self, Role::Embedding | Role::LmHead)
-    }
-
-    /// The layer this belongs to.
-    pub fn layer(self) -> Option<usize> {
-        match self {
-            Role::InputNorm(i)
-            | Role::Qkv(i)
-            | Role::QkvBias(i)
-            | Role::Query(i)
-            | Role::Key(i)
-            | Role::Value(i)
-            | Role::QueryNorm(i)
-            | Role::KeyNorm(i)
-            | Role::AttentionOut(i)
-            | Role::AttentionOutBias(i)
-            | Role::AttentionOutNorm(i)
-            | Role::PostAttentionNorm(i)
-            | Role::GateUp(i)
-            | Role::Down(i)
-            | Role::DownNorm(i) => Some(i),
-            Role::Embedding | Role::FinalNorm | Role::LmHead => None,
-        }
-    }
-}
-
-/// Every parameter of `config`'s decoder, in the order of the forward pass.
+/// All parameters of a decoder, in the order of the forward pass.
 pub fn params(config: &DecoderConfig) -> Vec<Param> {
     let names = &config.architecture().names;
     let mut list = Vec::new();
@@ -151,8 +63,8 @@ pub fn params(config: &DecoderConfig) -> Vec<Param> {
     list
 }
 
-/// [`params`] as the forward pass multiplies with them: queries, keys and values are one matrix, joined by rows, in those
-/// decoders too where MLC keeps them apart.
+/// [`params`], with separate query, key and value projections joined by rows to one matrix. The forward pass multiplies
+/// by the joined matrix, also for families that MLC stores separately.
 pub fn joined_params(config: &DecoderConfig) -> Vec<Param> {
     let mut list: Vec<Param> = Vec::new();
     for param in params(config) {
@@ -170,7 +82,7 @@ pub fn joined_params(config: &DecoderConfig) -> Vec<Param> {
     list
 }
 
-/// The shape of what stands in a place; `None` where `config` has nothing there.
+/// The shape of the parameter with this role. `None` if the configuration has no such parameter.
 fn shape(config: &DecoderConfig, role: Role) -> Option<Vec<usize>> {
     let hidden = config.hidden_size;
     let query = config.num_attention_heads * config.head_dim;
@@ -197,7 +109,7 @@ fn shape(config: &DecoderConfig, role: Role) -> Option<Vec<usize>> {
     })
 }
 
-/// Rows of each of the `parts` that make up a parameter of `rows`.
+/// Rows of each of the `parts` checkpoint tensors of a parameter with `rows` rows.
 fn part_rows(config: &DecoderConfig, role: Role, parts: usize, rows: usize) -> Vec<usize> {
     let query = config.num_attention_heads * config.head_dim;
     let kv = config.num_key_value_heads * config.head_dim;
@@ -205,6 +117,6 @@ fn part_rows(config: &DecoderConfig, role: Role, parts: usize, rows: usize) -> V
         (_, 1) => vec![rows],
         (Role::Qkv(_) | Role::QkvBias(_), 3) => vec![query, kv, kv],
         (Role::GateUp(_), 2) => vec![config.intermediate_size; 2],
-        _ => panic!("{role:?} is not made of {parts} parts"),
+        _ => panic!("{role:?} cannot have {parts} checkpoint tensors"),
     }
 }

@@ -1,33 +1,34 @@
-//! JSON with the bytes that Python's `json.dumps` writes: MLC's files are written by it, and models saw such text in training.
+//! Writes JSON byte for byte like Python's `json.dumps`. MLC's files have this form, and chat templates render tool
+//! definitions in the form that models saw in training.
 
 use serde_json::Value;
 
-/// How `json.dumps` is to write, by its own arguments.
+/// The arguments of `json.dumps` with the same names.
 pub struct PythonJson {
-    /// Whether what is not ASCII is escaped.
+    /// True to escape non-ASCII characters.
     pub ensure_ascii: bool,
-    /// What a level is indented by; `None`: all in one line.
+    /// Indentation per level. `None`: everything in one line.
     pub indent: Option<String>,
-    /// Between items, and behind keys.
+    /// Separator between items, and separator after keys.
     pub separators: [String; 2],
-    /// Whether keys are sorted.
+    /// True to sort the keys of objects.
     pub sort_keys: bool,
 }
 
 impl PythonJson {
-    /// `indent=spaces`, and what is the default otherwise.
+    /// `json.dumps(value, indent=spaces)`: all other arguments have their defaults.
     pub fn indented(spaces: usize) -> PythonJson {
         let indent = Some(" ".repeat(spaces));
         let separators = PythonJson::usual_separators(true);
         PythonJson { ensure_ascii: true, indent, separators, sort_keys: false }
     }
 
-    /// The default of `separators`.
+    /// Python's default of `separators`, which depends on the presence of `indent`.
     pub fn usual_separators(is_indented: bool) -> [String; 2] {
         [if is_indented { "," } else { ", " }, ": "].map(str::to_string)
     }
 
-    /// `value` as Python writes it: floats by `repr`, no newline at the end.
+    /// Writes `value` like Python: floats by `repr`, no newline at the end.
     pub fn write(&self, value: &Value) -> String {
         let mut out = String::new();
         self.value(&mut out, value, 0);
@@ -96,7 +97,7 @@ impl PythonJson {
             return out.push_str(&quoted);
         }
         for c in quoted.chars() {
-            // 0x7f is ASCII to Python too.
+            // Python also leaves 0x7f unescaped.
             if c.is_ascii() {
                 out.push(c);
             } else {
@@ -106,12 +107,12 @@ impl PythonJson {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back as the same number, with an exponent of at least two
-/// digits below 1e-4 and from 1e16 on.
+/// Python's `repr` of a float: the shortest digits that parse to the same number. Below 1e-4 and from 1e16 on, with an
+/// exponent of at least two digits.
 fn float(v: f64) -> String {
     let scientific = format!("{v:e}");
     let (digits, exponent) = scientific.split_once('e').expect("{:e} writes an exponent");
-    let exponent: i32 = exponent.parse().expect("{:e} writes a number there");
+    let exponent: i32 = exponent.parse().expect("the exponent of {:e} is a number");
     if (-4..16).contains(&exponent) {
         return format!("{v:?}");
     }
@@ -123,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn floats_are_as_python_writes_them() {
+    fn floats_equal_python_repr() {
         for (v, expected) in [
             (1.0, "1.0"),
             (0.1, "0.1"),
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_ascii() {
+    fn ensure_ascii_escapes_text() {
         let value = serde_json::json!({"a": ["é\u{1f600}\u{7f}\u{1}\"\\/\n"], "b": [], "c": {}, "d": null});
         let expected = "{\n  \"a\": [\n    \"\\u00e9\\ud83d\\ude00\u{7f}\\u0001\\\"\\\\/\\n\"\n  ],\n  \"b\": [],\n  \"c\": {},\n  \"d\": null\n}";
         assert_eq!(PythonJson::indented(2).write(&value), expected);

@@ -1,20 +1,21 @@
-//! Algorithm numbers: which results of an interrupted process a newer program may go on with.
+//! Algorithm numbers: whether a newer program may resume the results of an interrupted run.
 //!
-//! Every step that turns inputs into kept results has a number. The numbers of a program's steps are part of its fingerprint
-//! (`gptq-quant/src/run.rs`, `weight-convert/src/fingerprint.rs`), so that a run is never continued by a program that computes
-//! something else.
+//! Each step that computes stored results has a number. The numbers of a program's steps are part of its fingerprint
+//! (`gptq-quant/src/run.rs`, `weight-convert/src/fingerprint.rs`). A program with a different algorithm therefore never
+//! resumes a run.
 //!
-//! The rule: a change that gives another result for the same input raises the number of its step, in the same commit. That
-//! includes other rounding, another order of a sum and other defaults inside a step. A change of speed alone raises nothing.
+//! The rule: a change that gives a different result for the same input raises the number of its step in the same
+//! commit. This includes different rounding, a different order of a sum, and different defaults inside a step. A change
+//! of speed alone raises no number.
 
 use serde_json::{Map, Value};
 
-/// A step.
+/// A step of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Its name in fingerprints and messages.
+    /// Name in fingerprints and messages.
     pub name: &'static str,
-    /// How often its results have changed.
+    /// Algorithm number, from 1. Raised with each change of results.
     pub number: u32,
 }
 
@@ -22,22 +23,22 @@ const fn step(name: &'static str, number: u32) -> Step {
     Step { name, number }
 }
 
-/// The forward pass: `infer-core/src/model/`, `infer-core/src/ops/` and the kernels that it runs.
+/// The forward pass: `infer-core/src/model/`, `infer-core/src/ops/` and their kernels.
 const FORWARD: Step = step("forward", 1);
 
 /// The steps of `gptq-quant` up to the finished folder.
 pub const QUANTIZE: &[Step] = &[
-    // Windows of calibration text, and text that the model writes: calib-data, `gptq-quant/src/self_text.rs`.
+    // Windows of calibration text, and self-generated text: calib-data, `gptq-quant/src/self_text.rs`.
     step("text", 1),
     FORWARD,
     // Sums over tokens: `gptq-quant/src/hessian.rs`, `gptq-quant/src/calibrate.rs`, `webgpu-kernels/src/gram/`.
     step("hessian", 1),
     // Scales and codes: `gptq-quant/src/gptq.rs`, `gptq-quant/src/grid.rs`, `gptq-quant/src/cholesky.rs`,
-    // `webgpu-kernels/src/gptq/`. 2: dead inputs are left out of the mean that damping is a share of.
+    // `webgpu-kernels/src/gptq/`. 2: the mean diagonal, of which damping is a share, excludes dead inputs.
     step("solve", 2),
     // Coordinate descent: `gptq-quant/src/refine.rs`.
     step("refine", 1),
-    // What is said of a matrix: `gptq-quant/src/report/matrix.rs`.
+    // The report's figures of a matrix: `gptq-quant/src/report/matrix.rs`.
     step("report", 1),
     // The checkpoint's files: `gptq-quant/src/checkpoint.rs`, `model-format/src/gptq/`.
     step("files", 1),
@@ -54,13 +55,13 @@ pub const EVALUATE: &[Step] = &[
 pub const CONVERT: &[Step] = &[
     // Round-to-nearest and packing: `model-format/src/quant/`, `weight-convert/src/encode.rs`.
     step("encode", 1),
-    // From GPTQ's grid to a format's: `model-format/src/gptq/to_format.rs`.
+    // Conversion from GPTQ's grid to a format's grid: `model-format/src/gptq/to_format.rs`.
     step("from_gptq", 1),
-    // Which tensor goes where: `weight-convert/src/shards.rs`, `weight-convert/src/plan.rs`.
+    // Assignment of tensors to shards: `weight-convert/src/shards.rs`, `weight-convert/src/plan.rs`.
     step("shards", 1),
 ];
 
-/// The numbers of some steps by name, as a fingerprint holds them.
+/// A JSON object with the number of each step by name, for a fingerprint.
 pub fn numbers(steps: &[Step]) -> Value {
     Value::Object(steps.iter().map(|step| (step.name.to_owned(), step.number.into())).collect::<Map<_, _>>())
 }
@@ -70,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_step_of_a_program_has_a_name_of_its_own() {
+    fn step_names_are_unique_in_a_program() {
         for steps in [QUANTIZE, EVALUATE, CONVERT] {
             let numbers = numbers(steps);
             assert_eq!(numbers.as_object().unwrap().len(), steps.len());

@@ -1,4 +1,5 @@
-//! tensor-cache.json (formerly ndarray-cache.json): which tensor lies where in which shard.
+//! [`TensorCache`]: tensor-cache.json (formerly ndarray-cache.json), the index of an MLC folder. It gives the shard and
+//! the offset of each tensor.
 
 use std::collections::HashSet;
 
@@ -14,41 +15,46 @@ pub struct TensorCache {
     pub shards: Vec<Shard>,
 }
 
-/// One file of tensors.
+/// A file of tensors.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Shard {
-    /// File name, a single component.
+    /// Plain file name.
     pub data_path: String,
-    /// Size of the file.
+    /// Size of the file in bytes.
     pub nbytes: usize,
-    /// Hex md5 of the file, where the index has it.
+    /// md5 of the file in hexadecimal, if recorded.
     pub md5sum: Option<String>,
-    /// What it holds, by rising offset.
+    /// Tensors in ascending order of offset.
     pub records: Vec<Record>,
 }
 
-/// One tensor in a shard.
+/// A tensor in a shard.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
-    /// `model.norm.weight`, `...q_weight`, `...q_scale`.
+    /// Name, for example `model.norm.weight`. Quantized matrices have `...q_weight` and `...q_scale`.
     pub name: String,
-    /// Extents, outermost first.
+    /// Dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Number type in memory.
     pub dtype: Dtype,
-    /// Whether an f32 tensor is stored as bf16 (`f32-to-bf16`).
+    /// True if an f32 tensor is stored as bf16 (format `f32-to-bf16`).
     pub f32_as_bf16: bool,
-    /// Bytes in the file.
+    /// Stored size in bytes.
     pub nbytes: usize,
-    /// Where they begin.
+    /// Position of the first byte in the shard.
     pub byte_offset: usize,
 }
 
 impl TensorCache {
-    /// The file's name, and the older name that WebLLM up to 0.2.79 asks for. Readers try them in this order.
+    /// The file's name, and the older name that WebLLM up to 0.2.79 requests. Readers try them in this order.
     pub const FILE_NAMES: [&'static str; 2] = ["tensor-cache.json", "ndarray-cache.json"];
 
-    /// Reads and checks the text of an index: names, sizes, offsets, overlaps.
+    /// Parses the content of an index. `file` is its name, for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] for invalid JSON, file names with a path, duplicate names, sizes that contradict shapes,
+    /// and tensors that overlap or exceed their shard.
     pub fn parse(file: &str, json: &str) -> Result<TensorCache> {
         let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
         let index: IndexJson = serde_json::from_str(json).map_err(|e| malformed(e.to_string()))?;
@@ -57,7 +63,7 @@ impl TensorCache {
         for shard in index.records {
             check_file_name(file, &shard.data_path)?;
             if !paths.insert(shard.data_path.clone()) {
-                return Err(malformed(format!("shard `{}` stands there twice", shard.data_path)));
+                return Err(malformed(format!("shard `{}` occurs twice", shard.data_path)));
             }
             if shard.format != "raw-shard" {
                 let (path, format) = (&shard.data_path, &shard.format);
@@ -80,49 +86,50 @@ impl TensorCache {
             for record in &shard.records {
                 let name = &record.name;
                 if !names.insert(name.clone()) {
-                    return Err(malformed(format!("tensor `{name}` stands there twice")));
+                    return Err(malformed(format!("tensor `{name}` occurs twice")));
                 }
                 if record.byte_offset < end {
                     return Err(malformed(format!(
-                        "tensor `{name}` overlaps the one before it in `{}`",
+                        "tensor `{name}` overlaps the previous tensor in `{}`",
                         shard.data_path
                     )));
                 }
-                end = record.byte_offset.checked_add(record.nbytes).filter(|&end| end <= shard.nbytes).ok_or_else(
-                    || malformed(format!("tensor `{name}` reaches beyond the end of `{}`", shard.data_path)),
-                )?;
+                end =
+                    record.byte_offset.checked_add(record.nbytes).filter(|&end| end <= shard.nbytes).ok_or_else(
+                        || malformed(format!("tensor `{name}` ends after the end of `{}`", shard.data_path)),
+                    )?;
             }
             shards.push(shard);
         }
         if shards.is_empty() {
-            return Err(malformed("`records` names no shard".into()));
+            return Err(malformed("`records` has no shards".into()));
         }
         Ok(TensorCache { shards })
     }
 
-    /// The shard and the record of a tensor.
+    /// Finds the shard and the record of a tensor.
     pub fn find(&self, name: &str) -> Option<(&Shard, &Record)> {
         self.shards.iter().find_map(|shard| shard.records.iter().find(|r| r.name == name).map(|r| (shard, r)))
     }
 }
 
-/// The checksum that the index records of a shard.
+/// Computes a shard's checksum as recorded in the index (md5).
 #[derive(Clone, Default)]
 pub struct ShardSum(Md5);
 
 impl ShardSum {
-    /// Takes in the next bytes of the shard.
+    /// Adds the next bytes of the shard.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The sum of all bytes, in hexadecimal.
+    /// The md5 of all bytes, in hexadecimal.
     pub fn finish(self) -> String {
         self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// The file, as far as it is read.
+/// The fields of the file that are read.
 #[derive(Deserialize)]
 struct IndexJson {
     records: Vec<ShardJson>,
@@ -161,24 +168,24 @@ impl RecordJson {
             "bfloat16" => Dtype::BF16,
             "uint32" => Dtype::U32,
             "int32" => Dtype::I32,
-            other => return Err(malformed(format!("tensor `{}` has dtype {other:?}, which is not known", self.name))),
+            other => return Err(malformed(format!("tensor `{}` has the unknown dtype {other:?}", self.name))),
         };
         let f32_as_bf16 = match self.format.as_str() {
-            // Written for every tensor, meant for f32 alone.
+            // MLC writes this format for every tensor. It applies to f32 only.
             "f32-to-bf16" => dtype == Dtype::F32,
             "raw" => false,
-            other => return Err(malformed(format!("tensor `{}` has format {other:?}, which is not known", self.name))),
+            other => return Err(malformed(format!("tensor `{}` has the unknown format {other:?}", self.name))),
         };
         let stored = if f32_as_bf16 { 2 } else { dtype.size() };
         let expected = self.shape.iter().try_fold(stored, |bytes, &extent| bytes.checked_mul(extent));
         if expected != Some(self.nbytes) {
             return Err(malformed(format!(
-                "tensor `{}` has {} bytes, but {} of shape {:?} takes {}",
+                "tensor `{}` has {} bytes, but {} of shape {:?} needs {}",
                 self.name,
                 self.nbytes,
                 self.dtype,
                 self.shape,
-                expected.map_or("more than there can be".into(), |n| n.to_string()),
+                expected.map_or("more than the address space".into(), |n| n.to_string()),
             )));
         }
         Ok(Record {

@@ -1,4 +1,4 @@
-//! GPTQ checkpoints of other programs are read rightly, ours come back as they were, and what is called lossless is.
+//! GPTQ checkpoints: reading those of other programs, writing and reading back, and lossless conversion.
 
 mod common;
 
@@ -28,10 +28,10 @@ fn q4f16_1() -> &'static QuantFormat {
     QuantFormat::by_name("q4f16_1").unwrap()
 }
 
-/// Codes rounded to nearest lie within half a step of the weights that they were made from. A wrong order of nibbles, of
-/// groups or of zeros is far away.
+/// Values rounded to nearest are within half a step of the original weights. With a wrong order of nibbles, groups or
+/// zeros they would be far off.
 #[test]
-fn values_are_near_the_weights_they_were_made_from() {
+fn values_are_near_the_original_weights() {
     let float = SafetensorsCheckpoint::open(&testdata("arch/llama/hf")).unwrap();
     for case in ["llama-sym-g128-v1", "llama-sym-g32-v1", "llama-asym-g32-v1", "llama-actorder-sym-g32-v1"] {
         for module in MODULES {
@@ -47,13 +47,13 @@ fn values_are_near_the_weights_they_were_made_from() {
     }
 }
 
-/// Cases that the real AutoGPTQ quantized, packed and saved.
+/// Checkpoints quantized, packed and saved by AutoGPTQ itself.
 const AUTOGPTQ: [&str; 2] = ["actorder-sym-g64", "static-actorder-sym-g32"];
 
-/// The values of every matrix are those of AutoGPTQ's own layers, bit for bit; a real checkpoint has biases of zero, a copy of the
-/// tied head and `null` in its configuration besides.
+/// All values equal those of AutoGPTQ's own layers, bit for bit. These checkpoints also have biases of zero, a copy of
+/// the tied head, and `null` in the configuration.
 #[test]
-fn checkpoints_of_autogptq_are_read_as_it_reads_them() {
+fn values_equal_autogptq_bit_for_bit() {
     for case in AUTOGPTQ {
         let folder = testdata(&format!("autogptq/{case}"));
         let checkpoint = SafetensorsCheckpoint::open(&folder).unwrap();
@@ -68,10 +68,10 @@ fn checkpoints_of_autogptq_are_read_as_it_reads_them() {
             let rows: Vec<f32> =
                 rows.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
             assert_eq!(matrix.dequantize()[..2 * matrix.cols], rows, "{case}: {module}");
-            // With static groups the order of columns is that of the file.
+            // With static groups, the groups are in the order of the columns.
             let is_natural = matrix.g_idx == config.natural_g_idx(matrix.cols);
             assert_eq!(is_natural, config.static_groups, "{case}: {module}");
-            // And what is read is written back byte for byte.
+            // Writing the matrix gives the same bytes.
             for (name, tensor) in matrix.to_tensors(&config, &module) {
                 assert!(tensor.bytes == checkpoint.tensor(&name).unwrap().bytes, "{case}: {name}");
             }
@@ -82,14 +82,14 @@ fn checkpoints_of_autogptq_are_read_as_it_reads_them() {
 }
 
 #[test]
-fn both_versions_of_a_checkpoint_are_the_same_matrix() {
+fn both_versions_of_a_checkpoint_give_the_same_matrix() {
     for module in MODULES {
         assert_eq!(matrix("qwen2-sym-g32-v1", module).0, matrix("qwen2-sym-g32-v2", module).0);
     }
 }
 
 #[test]
-fn what_is_read_is_written_back_byte_for_byte() {
+fn reading_then_writing_gives_the_same_bytes() {
     for case in ["llama-sym-g128-v1", "llama-asym-g32-v1", "llama-actorder-sym-g32-v1", "qwen2-actorder-asym-g64-v2"] {
         let (checkpoint, config) = open(case);
         for module in MODULES {
@@ -104,7 +104,7 @@ fn what_is_read_is_written_back_byte_for_byte() {
 }
 
 #[test]
-fn the_configuration_is_written_as_autogptq_writes_it() {
+fn the_written_configuration_equals_autogptq() {
     for case in ["llama-sym-g128-v1", "llama-sym-g32-v1"] {
         let (_, config) = open(case);
         let expected = common::read(&format!("gptq/{case}/quantize_config.json"));
@@ -113,7 +113,7 @@ fn the_configuration_is_written_as_autogptq_writes_it() {
 }
 
 #[test]
-fn an_old_checkpoint_keeps_its_configuration_apart() {
+fn a_separate_quantize_config_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let copy =
         |name: &str| std::fs::copy(testdata("gptq/llama-sym-g32-v1").join(name), folder.path().join(name)).unwrap();
@@ -141,18 +141,18 @@ fn symmetric_checkpoints_convert_without_loss() {
 }
 
 #[test]
-fn what_cannot_be_kept_is_refused() {
+fn a_lossy_conversion_is_an_error() {
     let (shuffled, _) = matrix("llama-actorder-sym-g32-v1", MODULES[0]);
     let (asymmetric, _) = matrix("llama-asym-g32-v1", MODULES[0]);
-    for (matrix, why) in [(shuffled, "act-order"), (asymmetric, "zero")] {
+    for (matrix, reason) in [(shuffled, "act-order"), (asymmetric, "zero")] {
         let error = matrix.to_format(q4f16_1(), "q_proj").unwrap_err();
-        assert!(matches!(error, Error::NotLossless { .. }) && error.to_string().contains(why), "{error}");
+        assert!(matches!(error, Error::NotLossless { .. }) && error.to_string().contains(reason), "{error}");
     }
 }
 
-/// Every code with every finite scale, of either sign, for both zeros that the format can hold in full.
+/// All codes with all finite scales of both signs, for the two zeros with which the format can represent all codes.
 #[test]
-fn every_code_and_scale_survives() {
+fn every_code_and_scale_converts_exactly() {
     let scales: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).filter(|s| s.is_finite()).collect();
     let rows = scales.len();
     for zero in [7, 8] {
@@ -169,9 +169,9 @@ fn every_code_and_scale_survives() {
     }
 }
 
-/// The grid of q4f16_1 travels in a GPTQ checkpoint of group 32: code 15 - n, scale -S.
+/// A GPTQ checkpoint with groups of 32 can store the grid of q4f16_1: code 15 - n, scale -S.
 #[test]
-fn our_grid_travels_in_a_gptq_checkpoint() {
+fn the_q4f16_1_grid_survives_a_gptq_checkpoint() {
     let config = GptqConfig {
         bits: 4,
         group_size: Some(32),
@@ -188,7 +188,7 @@ fn our_grid_travels_in_a_gptq_checkpoint() {
     let n: Vec<u8> = (0..rows * cols).map(|i| (i * 7 % 16) as u8).collect();
     let scales: Vec<f16> = (0..rows * 2).map(|i| f16::from_f32((i as f32 - 7.0) * 0.01)).collect();
     let ours = q4f16_1().pack(rows, cols, &n, Scales::f16(&scales));
-    let travelling = GptqMatrix {
+    let as_gptq = GptqMatrix {
         rows,
         cols,
         codes: n.iter().map(|n| 15 - n).collect(),
@@ -197,18 +197,18 @@ fn our_grid_travels_in_a_gptq_checkpoint() {
         g_idx: config.natural_g_idx(cols),
     };
     let mut memory = Memory::default();
-    for (name, tensor) in travelling.to_tensors(&config, "m") {
+    for (name, tensor) in as_gptq.to_tensors(&config, "m") {
         memory.add(&name, tensor);
     }
     let read = GptqMatrix::read(&memory, &config, "m").unwrap().unwrap();
-    let arrived = read.to_format(q4f16_1(), "m").unwrap();
-    assert_eq!(arrived.codes(), ours.codes());
-    assert_eq!(arrived.dequantize(), ours.dequantize());
+    let found = read.to_format(q4f16_1(), "m").unwrap();
+    assert_eq!(found.codes(), ours.codes());
+    assert_eq!(found.dequantize(), ours.dequantize());
 }
 
-/// 576 inputs are four groups of 128 and half a one.
+/// 576 inputs are four and a half groups of 128.
 #[test]
-fn a_ragged_last_group_is_kept() {
+fn an_incomplete_last_group_is_supported() {
     let config = GptqConfig { group_size: Some(128), ..open("llama-sym-g128-v1").1 };
     let matrix = GptqMatrix {
         rows: 8,
@@ -226,9 +226,9 @@ fn a_ragged_last_group_is_kept() {
     assert_eq!(matrix.to_format(q4f16_1(), "m").unwrap().dequantize(), matrix.dequantize());
 }
 
-/// What cannot be kept is fitted group by group; what can be kept is kept.
+/// A refit keeps each group that the format can represent exactly.
 #[test]
-fn a_refit_changes_only_what_it_must() {
+fn a_refit_changes_as_few_groups_as_possible() {
     let (symmetric, _) = matrix("llama-sym-g128-v1", MODULES[0]);
     assert_eq!(symmetric.refit(q4f16_1(), "m"), (symmetric.to_format(q4f16_1(), "m").unwrap(), None));
 
@@ -248,10 +248,10 @@ fn a_refit_changes_only_what_it_must() {
         let found = error(&refitted.dequantize());
         assert!((found.sqrt() - f64::from(refit.relative_error)).abs() < 1e-6, "{case}: {refit:?}");
         assert!(refit.groups > 0 && refit.groups <= refit.of_groups && refit.max_error > 0.0, "{case}: {refit:?}");
-        // Never further away than rounding to nearest, MLC's own way.
+        // Closer than MLC's round-to-nearest.
         let nearest = q4f16_1().quantize(matrix.rows, matrix.cols, &values);
         assert!(found < error(&nearest.dequantize()), "{case}: {found}");
-        // Where one group in two can be kept, it is.
+        // In this case some groups can be kept.
         if case == "llama-asym-g32-v1" {
             assert!(refit.groups < refit.of_groups, "{refit:?}");
         }
@@ -259,7 +259,7 @@ fn a_refit_changes_only_what_it_must() {
 }
 
 #[test]
-fn scales_that_the_format_cannot_hold_are_refused_and_refitted() {
+fn scales_that_the_format_cannot_hold_are_errors_or_refitted() {
     let matrix = |scale: f32| GptqMatrix {
         rows: 1,
         cols: 32,
@@ -268,7 +268,7 @@ fn scales_that_the_format_cannot_hold_are_refused_and_refitted() {
         zeros: vec![8],
         g_idx: vec![0; 32],
     };
-    // Below half of f16's last place, between two of its numbers, and above its largest.
+    // Below half of f16's smallest subnormal, between two f16 numbers, and above the largest.
     for scale in [1e-9, 0.1, 1e6] {
         let error = matrix(scale).to_format(q4f16_1(), "m").unwrap_err().to_string();
         assert!(error.contains("which `q4f16_1` cannot hold in f16"), "{error}");
@@ -281,8 +281,8 @@ fn scales_that_the_format_cannot_hold_are_refused_and_refitted() {
     assert!(matrix(0.125).to_format(q4f32_1, "m").is_ok());
 }
 
-/// GPTQModel's `dynamic`, as its documentation and Python's `re.match` have it: the first pattern that matches from the
-/// beginning of a name decides.
+/// GPTQModel's `dynamic`, by its documentation and Python's `re.match`: the first pattern that matches at the start of
+/// a name decides.
 #[test]
 fn rules_change_modules() {
     let config = r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": true, "dynamic": {
@@ -303,7 +303,7 @@ fn rules_change_modules() {
     check("model.layers.3.mlp.up_proj", 4, Some(128), true);
     assert_eq!(config.rules.change_of("model.layers.3.mlp.down_proj").unwrap(), Some(Change::Skip));
     assert_eq!(config.rules.change_of("model.layers.4.self_attn.q_proj").unwrap(), None);
-    // What is written is read again.
+    // The written configuration parses to the same configuration.
     let json = serde_json::json!({ "quantization_config": config.to_json() }).to_string();
     assert_eq!(GptqConfig::from_config(&json).unwrap().unwrap(), config);
 
@@ -324,7 +324,7 @@ fn rules_change_modules() {
 }
 
 #[test]
-fn rules_are_read_as_they_are_typed() {
+fn rules_are_parsed_from_the_command_line_syntax() {
     let some = |bits, group_size, sym| Change::Settings { bits, group_size, sym };
     for (text, change) in [
         (r".*\.(?:k|v)_proj:bits=8,group=32", some(Some(8), Some(Some(32)), None)),
@@ -339,14 +339,14 @@ fn rules_are_read_as_they_are_typed() {
     }
     let exact = Rule::exact("a.b", Change::Skip);
     assert_eq!(["a.b", "axb", "a.bc"].map(|name| exact.matches(name).unwrap()), [true, false, false]);
-    // Python's `match` begins at the beginning.
+    // Python's `re.match` matches at the start only.
     assert!(!Rule::parse("b:skip").unwrap().matches("a.b").unwrap());
 }
 
-/// 32 codes of 3 bits in three words, as AutoGPTQ packs them: ten in the first, the eleventh in both, ten, the
-/// twenty-second in both, ten.
+/// AutoGPTQ packs 32 codes of 3 bits into three words. Words 0, 1 and 2 have ten complete codes each. Codes 10 and 21
+/// cross a word boundary.
 #[test]
-fn three_bits_run_across_words() {
+fn three_bit_codes_cross_word_boundaries() {
     let code = |k: usize, n: usize| ((k * 5 + n * 3 + k / 7) % 8) as u32;
     let words = |code: &dyn Fn(usize) -> u32| {
         let mut words = [0u32; 3];
@@ -393,7 +393,7 @@ fn three_bits_run_across_words() {
     for (name, tensor) in matrix.to_tensors(&config, "m").into_iter().filter(|(name, _)| name.starts_with("m.q")) {
         assert_eq!(tensor.bytes, memory.tensor(&name).unwrap().bytes, "{name}");
     }
-    // Eight values around zero fit into sixteen.
+    // Sixteen codes can represent the eight values exactly.
     assert_eq!(matrix.to_format(q4f16_1(), "m").unwrap().dequantize(), matrix.dequantize());
 }
 
@@ -421,8 +421,8 @@ fn broken_modules_are_named() {
     check("scales", &|t| t.shape = vec![t.shape[1], t.shape[0]], "scales` in `memory` has shape");
     check("scales", &|t| t.dtype = Dtype::I32, "dtype i32");
     check("qzeros", &|t| t.bytes.to_mut()[0] = 0x88, "is `checkpoint_format` right");
-    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&99i32.to_le_bytes()), "names group 99");
-    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&(-1i32).to_le_bytes()), "names group -1");
+    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&99i32.to_le_bytes()), "refers to group 99");
+    check("g_idx", &|t| t.bytes.to_mut()[..4].copy_from_slice(&(-1i32).to_le_bytes()), "refers to group -1");
     check("qweight", &|t| t.dtype = Dtype::F32, "dtype f32");
     check("qweight", &|t| t.shape = vec![t.shape[0] * t.shape[1]], "has shape");
 
@@ -436,7 +436,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn packing_then_unpacking_changes_nothing(
+    fn writing_then_reading_gives_the_same_matrix(
         (bits, v2) in (prop_oneof![Just(2usize), Just(3), Just(4), Just(8)], any::<bool>()),
         rows in 1usize..6,
         words in 1usize..12,

@@ -1,4 +1,4 @@
-//! Broken files each give their error; no file makes a reader panic.
+//! Each broken file gives its error. No file makes a reader panic.
 
 mod common;
 
@@ -20,20 +20,20 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     folder
 }
 
-/// Whether an error says why, in one line, and what to do.
-fn is_told(error: &Error, reason: &str) -> bool {
+/// True if an error contains `reason`, has one line, and has a hint.
+fn is_explained(error: &Error, reason: &str) -> bool {
     let text = error.to_string();
     text.contains(reason) && text.lines().count() == 1 && error.hint().is_some()
 }
 
 fn open_error(folder: &Path) -> String {
     let error = SafetensorsCheckpoint::open(folder).unwrap_err();
-    assert!(is_told(&error, ""), "{error}");
+    assert!(is_explained(&error, ""), "{error}");
     error.to_string()
 }
 
 #[test]
-fn broken_safetensors_are_refused_with_their_reason() {
+fn broken_safetensors_are_rejected_with_a_reason() {
     for (case, reason) in [
         ("truncated", "bytes, expected"),
         ("trailing", "bytes, expected"),
@@ -41,12 +41,12 @@ fn broken_safetensors_are_refused_with_their_reason() {
         ("too-short", "has 3 bytes, expected 8"),
         ("header-too-long", "bytes, expected 1008"),
         ("header-huge", "not a safetensors file"),
-        ("overlap", "tensor `b` overlaps the one before: it begins at 4, expected 8"),
-        ("hole", "tensor `b` leaves a hole before it: it begins at 12, expected 8"),
-        ("wrong-size", "tensor `a` lies at 0..8, but F16 of shape [5] takes 10 bytes"),
+        ("overlap", "tensor `b` overlaps the previous tensor: it begins at 4, expected 8"),
+        ("hole", "tensor `b` leaves a gap before it: it begins at 12, expected 8"),
+        ("wrong-size", "tensor `a` has bytes 0..8, but F16 of shape [5] needs 10 bytes"),
         ("backwards", "tensor `a`"),
         ("overflow", "tensor `a` has an impossible shape"),
-        ("wraps", "tensor `a` lies at"),
+        ("wraps", "tensor `a` has bytes"),
         ("bad-name", "is not a tensor name"),
         ("empty-name", "is not a tensor name"),
         ("unknown-dtype", "tensor `a`: unknown variant `F17`"),
@@ -61,9 +61,9 @@ fn broken_safetensors_are_refused_with_their_reason() {
 }
 
 #[test]
-fn broken_indices_are_refused_with_their_reason() {
+fn broken_indices_are_rejected_with_a_reason() {
     for (case, reason) in [
-        ("index-path-escape", "is not the name of a file beside it"),
+        ("index-path-escape", "is not a plain file name"),
         ("index-no-map", "has no `weight_map`"),
         ("index-number", "`a` is not mapped to a file name"),
     ] {
@@ -75,7 +75,7 @@ fn broken_indices_are_refused_with_their_reason() {
 }
 
 #[test]
-fn missing_files_are_named() {
+fn missing_files_are_errors_with_their_names() {
     let empty = folder(&[]);
     assert!(open_error(empty.path()).contains("`config.json` is missing"));
     let no_weights = folder(&[("config.json", CONFIG.as_bytes())]);
@@ -86,7 +86,7 @@ fn missing_files_are_named() {
 }
 
 #[test]
-fn a_tensor_that_the_index_promises_must_be_there() {
+fn a_tensor_of_the_index_must_be_in_its_file() {
     let index = br#"{"weight_map": {"a": "s.safetensors", "b": "s.safetensors"}}"#;
     let folder = folder(&[("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", index)]);
     let tensor = HostTensor { dtype: Dtype::F32, shape: vec![1], bytes: vec![0; 4].into() };
@@ -96,7 +96,7 @@ fn a_tensor_that_the_index_promises_must_be_there() {
 }
 
 #[test]
-fn broken_configurations_are_refused_with_their_reason() {
+fn broken_configurations_are_rejected_with_a_reason() {
     for (case, reason) in [
         ("config-no-hidden-size", "`config.json` has no `hidden_size`"),
         ("config-unknown-model-type", "unsupported architecture: `llamma`"),
@@ -105,9 +105,9 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("config-negative", "`hidden_size` in `config.json` must be"),
         ("config-huge", "`vocab_size` in `config.json` must be between"),
         ("config-nan-theta", "`rope_theta` in `config.json` must be a number"),
-        ("config-not-json", "`config.json` is not what it should be"),
-        ("config-deep", "`config.json` is not what it should be: recursion limit exceeded"),
-        ("config-bom", "`config.json` is not what it should be: expected value at line 1 column 1"),
+        ("config-not-json", "`config.json` is malformed"),
+        ("config-deep", "`config.json` is malformed: recursion limit exceeded"),
+        ("config-bom", "`config.json` is malformed: expected value at line 1 column 1"),
         ("config-layers-4e9", "`num_hidden_layers` in `config.json` must be between 1 and 16777216, found: 4000000000"),
         ("config-eps-text", "`rms_norm_eps` in `config.json` must be a number, found: \"small\""),
         ("config-head-odd", "`head_dim` in `config.json` must be a multiple of 4, at most 512, found: 33"),
@@ -132,7 +132,7 @@ fn broken_configurations_are_refused_with_their_reason() {
         ),
     ] {
         let error = DecoderConfig::from_hf(&read(&format!("hostile/{case}.json"))).unwrap_err();
-        assert!(is_told(&error, reason), "{case}: {error}");
+        assert!(is_explained(&error, reason), "{case}: {error}");
     }
     for (case, reason) in [
         ("config-awq", "`quant_method` in `config.json: quantization_config` must be `gptq`, found: awq"),
@@ -140,41 +140,41 @@ fn broken_configurations_are_refused_with_their_reason() {
         ("config-group-zero", "`group_size` in"),
     ] {
         let error = GptqConfig::from_config(&read(&format!("hostile/{case}.json"))).unwrap_err();
-        assert!(is_told(&error, reason), "{case}: {error}");
+        assert!(is_explained(&error, reason), "{case}: {error}");
     }
     for (case, reason) in [
-        ("chat-config-path-escape", "\"../tokenizer.json\" is not the name of a file beside it"),
+        ("chat-config-path-escape", "\"../tokenizer.json\" is not a plain file name"),
         ("chat-config-eos", "`eos_token_id` in"),
         ("chat-config-no-model-config", "has no `model_config`"),
     ] {
         let error = ChatConfig::parse(&read(&format!("hostile/{case}.json"))).unwrap_err();
-        assert!(is_told(&error, reason), "{case}: {error}");
+        assert!(is_explained(&error, reason), "{case}: {error}");
     }
 }
 
 #[test]
-fn broken_tensor_caches_are_refused_with_their_reason() {
+fn broken_tensor_caches_are_rejected_with_a_reason() {
     for (case, reason) in [
-        ("path-escape", "is not the name of a file beside it"),
-        ("absolute-path", "is not the name of a file beside it"),
-        ("overlap", "tensor `b` overlaps the one before it in `params_shard_0.bin`"),
-        ("beyond-end", "tensor `a` reaches beyond the end of `params_shard_0.bin`"),
-        ("offset-wraps", "tensor `a` reaches beyond the end"),
-        ("wrong-nbytes", "tensor `a` has 6 bytes, but float16 of shape [4] takes 8"),
+        ("path-escape", "is not a plain file name"),
+        ("absolute-path", "is not a plain file name"),
+        ("overlap", "tensor `b` overlaps the previous tensor in `params_shard_0.bin`"),
+        ("beyond-end", "tensor `a` ends after the end of `params_shard_0.bin`"),
+        ("offset-wraps", "tensor `a` ends after the end"),
+        ("wrong-nbytes", "tensor `a` has 6 bytes, but float16 of shape [4] needs 8"),
         ("shape-wraps", "tensor `a` has 0 bytes"),
-        ("dtype", "tensor `a` has dtype \"float12\""),
-        ("twice", "tensor `a` stands there twice"),
+        ("dtype", "tensor `a` has the unknown dtype \"float12\""),
+        ("twice", "tensor `a` occurs twice"),
         ("md5", "is not an md5 sum"),
-        ("no-records", "names no shard"),
+        ("no-records", "`records` has no shards"),
         ("negative", "invalid value"),
     ] {
         let error = TensorCache::parse("tensor-cache.json", &read(&format!("hostile/cache-{case}.json"))).unwrap_err();
-        assert!(is_told(&error, reason), "{case}: {error}");
+        assert!(is_explained(&error, reason), "{case}: {error}");
     }
 }
 
 #[test]
-fn what_is_written_is_read_back() {
+fn written_safetensors_are_read_back() {
     let folder = folder(&[("config.json", CONFIG.as_bytes())]);
     let tensors: Vec<(String, HostTensor<'_>)> = [
         ("b", Dtype::F16, vec![3, 2], 12),
@@ -195,7 +195,7 @@ fn what_is_written_is_read_back() {
         let found = checkpoint.tensor(&name).unwrap();
         assert_eq!((found.dtype, &found.shape, &found.bytes), (tensor.dtype, &tensor.shape, &tensor.bytes), "{name}");
     }
-    // The file's own order, which is the library's: by falling alignment, then by name.
+    // The order in the file, as by the safetensors library: descending alignment, then name.
     let order: Vec<_> = checkpoint.tensors().iter().map(|info| info.name.as_str()).collect();
     assert_eq!(order, ["none", "w", "scalar", "a", "b"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "no temporary file is left");

@@ -1,4 +1,4 @@
-//! Spoilt files of every kind that this crate reads: none makes a reader panic or take much memory.
+//! Corrupted files of all kinds that this crate reads must not make a reader panic or allocate much memory.
 
 #[path = "common/mutation.rs"]
 mod mutation;
@@ -19,12 +19,12 @@ use model_format::{
 #[global_allocator]
 static COUNTING: mutation::Counting = mutation::Counting;
 
-/// Files of the test data.
+/// The contents of files in the test data.
 fn good(paths: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| read(path).into_bytes()).collect()
 }
 
-/// Every configuration of an architecture.
+/// The file of this name for each architecture.
 fn configurations(file: &str) -> Vec<Vec<u8>> {
     ["llama", "mistral", "qwen2", "qwen3", "phi3", "phi3-longrope", "gemma2", "gemma3"]
         .map(|arch| read(&format!("arch/{arch}/{file}")).into_bytes())
@@ -67,7 +67,7 @@ fn safetensors_indices() {
 
 #[test]
 fn tensor_caches() {
-    // One shard's worth of a real one, so that a change finds something that matters.
+    // Also a short index, in which random changes are more likely to hit significant bytes.
     let real: serde_json::Value = serde_json::from_str(&read("arch/llama/q4f16_1/tensor-cache.json")).unwrap();
     let mut short = real.clone();
     short["records"][0]["records"].as_array_mut().unwrap().truncate(4);
@@ -107,7 +107,7 @@ fn configurations_of_mlc_folders() {
 }
 
 #[test]
-fn tokenizers_that_tell_a_template() {
+fn tokenizers_for_template_inference() {
     let chatml = ConvTemplate::by_name(names().next().unwrap()).unwrap();
     let tokenizer = br#"{"added_tokens": [{"id": 1, "content": "<|im_start|>"}, {"id": 2, "content": "<|im_end|>", "special": true}]}"#;
     let config = br#"{"added_tokens_decoder": {"2": {"content": "<|im_end|>"}}, "chat_template": [{"name": "default", "template": "<|im_start|>"}]}"#;

@@ -1,4 +1,4 @@
-//! Writes any source as a plain Hugging Face folder: `cargo run --release -p model-hub --example save -- demo OUT`.
+//! Saves any model source as a Hugging Face folder: `cargo run --release -p model-hub --example save -- demo OUT`.
 
 use model_hub::{HubConfig, Progress, open, save_checkpoint};
 
@@ -9,7 +9,7 @@ impl Progress for Lines {
         eprintln!("{text}");
     }
     fn start(&mut self, file: &str, done: u64, total: Option<u64>) {
-        eprintln!("{file}: {} bytes, {done} of them here", total.map_or("?".into(), |total| total.to_string()));
+        eprintln!("{file}: {} bytes, {done} already present", total.map_or("?".into(), |total| total.to_string()));
     }
 }
 

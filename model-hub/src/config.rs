@@ -1,37 +1,37 @@
-//! [`HubConfig`]: which hub, as whom, through which proxy, kept where.
+//! [`HubConfig`]: address, token, proxy, time limits and cache folder of the hub.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// Which hub is asked, as whom, and where its files are kept.
+/// Settings for access to the hub and for the local cache.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HubConfig {
-    /// The folder of everything that is kept (`HF_HOME`). Files that do not come from the hub lie in `wheels/` below.
+    /// Folder for all downloads (`HF_HOME`). Its `wheels/` has files from the Python package index.
     pub home: PathBuf,
-    /// The hub's cache, in the layout that all its tools share (`HF_HUB_CACHE`).
+    /// The hub's cache, in the layout that all hub tools share (`HF_HUB_CACHE`).
     pub cache_dir: PathBuf,
     /// The user's token for private and gated repositories (`HF_TOKEN`, or the file at `HF_TOKEN_PATH`).
     pub token: Option<String>,
-    /// Scheme and host of the hub, no slash at the end (`HF_ENDPOINT`).
+    /// Scheme and host of the hub, without a trailing slash (`HF_ENDPOINT`).
     pub endpoint: String,
-    /// Whether only the cache may be used (`HF_HUB_OFFLINE`).
+    /// True to use the cache only, without network access (`HF_HUB_OFFLINE`).
     pub offline: bool,
-    /// The proxy to go through (`HTTPS_PROXY`, or `HTTP_PROXY` where the endpoint is plain http; `ALL_PROXY`).
+    /// Proxy address (`HTTPS_PROXY`, or `HTTP_PROXY` for a plain http endpoint; else `ALL_PROXY`).
     pub proxy: Option<String>,
-    /// Hosts that are reached without it, separated by commas (`NO_PROXY`).
+    /// Hosts to reach without the proxy, separated by commas (`NO_PROXY`).
     pub no_proxy: Option<String>,
-    /// How long the hub may take to answer before it counts as not reachable: 10 seconds.
+    /// Time limit for the hub's first response. After it the hub is unreachable. Default: 10 seconds.
     pub reach_timeout: Duration,
-    /// How long a transfer may stand still before it is tried again: 60 seconds.
+    /// Time without data after which a transfer is retried. Default: 60 seconds.
     pub stall_timeout: Duration,
-    /// Wait before the first new attempt, doubled for each after it: 1 second.
+    /// Delay before the first retry, doubled for each further one. Default: 1 second.
     pub retry_delay: Duration,
 }
 
 impl HubConfig {
-    /// The default configuration, everything kept below `home`.
+    /// The default configuration, with all downloads below `home`.
     pub fn new(home: impl Into<PathBuf>) -> HubConfig {
         let home = home.into();
         HubConfig {
@@ -48,9 +48,13 @@ impl HubConfig {
         }
     }
 
-    /// The configuration that the hub's own tools would read from these variables.
+    /// Reads the variables of the hub's own tools. Without a token variable, reads the token file.
     ///
-    /// Binaries pass `|name| std::env::var(name).ok()`. Reads the token's file where no variable holds the token.
+    /// Binaries pass `|name| std::env::var(name).ok()`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadVariable`] for an invalid endpoint or token, or if neither `HF_HOME` nor a home folder is set.
     pub fn from_vars(var: impl Fn(&str) -> Option<String>) -> Result<HubConfig> {
         let var = |name: &str| var(name).filter(|value| !value.trim().is_empty());
         let first = |names: &[&str]| names.iter().find_map(|name| var(name));
@@ -66,7 +70,7 @@ impl HubConfig {
             (Some(path), _) => Ok(expand(path)),
             (None, Some(home)) => Ok(home.join(".cache")),
             (None, None) => {
-                Err(Error::BadVariable { name: "HF_HOME", expected: "set where HOME is not", found: "nothing".into() })
+                Err(Error::BadVariable { name: "HF_HOME", expected: "set if HOME is unset", found: "nothing".into() })
             }
         };
         let home = match var("HF_HOME") {
@@ -75,7 +79,7 @@ impl HubConfig {
         };
         let mut config = HubConfig::new(home);
 
-        // The second names are the older ones, which the hub's tools still read.
+        // The second names are older. The hub's tools still read them.
         if let Some(path) = first(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]) {
             config.cache_dir = expand(path);
         }
@@ -100,7 +104,7 @@ impl HubConfig {
     }
 }
 
-/// Says nothing of the token and of the proxy, which may hold a password.
+/// Hides the token, and the proxy address because it may contain a password.
 impl std::fmt::Debug for HubConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("HubConfig")
@@ -114,22 +118,22 @@ impl std::fmt::Debug for HubConfig {
     }
 }
 
-/// What the hub's tools take for true.
+/// True for the values that the hub's tools treat as true.
 fn is_true(value: &str) -> bool {
     ["1", "on", "yes", "true"].iter().any(|word| value.trim().eq_ignore_ascii_case(word))
 }
 
-/// A token goes into a header, so it must not end one and begin another.
+/// Trims a token and rejects control characters, which could inject another HTTP header.
 fn checked_token(name: &'static str, token: &str) -> Result<String> {
     let token = token.trim();
     if token.bytes().all(|b| b.is_ascii_graphic()) {
         return Ok(token.into());
     }
-    let found = "something else, not shown because it is a secret".into();
+    let found = "another value (hidden, a secret)".into();
     Err(Error::BadVariable { name, expected: "a token of visible ASCII characters", found })
 }
 
-/// The token in a file, if there is a file with one.
+/// The token in a file. `None` if the file is missing or empty.
 fn token_from(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) if text.trim().is_empty() => Ok(None),
@@ -147,7 +151,7 @@ fn checked_endpoint(endpoint: &str) -> Result<String> {
     if sound && !endpoint.contains('@') {
         return Ok(endpoint.into());
     }
-    let expected = "an address such as `https://huggingface.co`";
+    let expected = "an address like `https://huggingface.co`";
     Err(Error::BadVariable { name: "HF_ENDPOINT", expected, found: format!("{endpoint:?}") })
 }
 
@@ -164,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn each_variable_is_honoured() {
+    fn each_variable_sets_its_field() {
         let default = HubConfig::new("/h/.cache/huggingface");
         assert_eq!(from(&[]).unwrap(), default);
         assert_eq!(default.cache_dir, Path::new("/h/.cache/huggingface/hub"));
@@ -206,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn the_token_comes_from_its_file() {
+    fn the_token_file_is_read_without_a_token_variable() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().to_str().unwrap();
         std::fs::write(folder.path().join("token"), "hf_file\n").unwrap();
@@ -220,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_values_are_refused_and_secrets_not_shown() {
+    fn invalid_values_are_rejected_and_secrets_hidden() {
         for (name, value) in [
             ("HF_ENDPOINT", "huggingface.co"),
             ("HF_ENDPOINT", "ftp://huggingface.co"),

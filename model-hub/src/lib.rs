@@ -1,26 +1,26 @@
-//! Where models come from: [`open`] turns what a user names into a checkpoint or an MLC folder.
+//! Opens models: [`open`] turns a model's path or name into a checkpoint or an MLC folder.
 //!
 //! | source | example |
 //! |---|---|
 //! | a Hugging Face folder: `config.json` and safetensors, float or GPTQ | `./SmolLM2-135M-Instruct` |
 //! | a GGUF file | `model.Q4_1.gguf` |
 //! | an MLC folder: `mlc-chat-config.json` and shards | `./SmolLM2-q4f16_1-MLC` |
-//! | a repository of the hub, of either kind | `HuggingFaceTB/SmolLM2-135M-Instruct@main` |
+//! | a repository of the hub with a checkpoint or an MLC folder | `HuggingFaceTB/SmolLM2-135M-Instruct@main` |
 //! | the demo model | `demo` |
 //!
-//! [`fetch_data_file`] gets a file of one of the hub's data sets.
+//! [`fetch_data_file`] downloads a file of a data set.
 //!
-//! A path that exists always wins over a name. Files from the hub are kept in its standard cache, shared with the other
-//! tools of a machine. This crate knows the network and the cache; what the files mean is `model_format`'s.
+//! An existing path takes precedence over a name. Downloads go to the hub's standard cache, which other tools on the
+//! machine share. This crate handles the network and the cache; `model_format` interprets the files.
 //!
 //! ```no_run
 //! use model_hub::{HubConfig, Model, open};
 //!
-//! // A binary passes its environment down; this crate reads none.
+//! // Pass the environment in; this crate does not read it.
 //! let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
 //! match open("HuggingFaceTB/SmolLM2-135M-Instruct", &hub, &mut ())? {
 //!     Model::Checkpoint(checkpoint) => println!("{} tensors", checkpoint.tensors().len()),
-//!     Model::Mlc(folder) => println!("converted already: {}", folder.display()),
+//!     Model::Mlc(folder) => println!("already converted: {}", folder.display()),
 //! }
 //! # Ok::<(), model_hub::Error>(())
 //! ```

@@ -1,25 +1,26 @@
-//! [`Progress`]: what a download tells its caller. Bars are drawn by the binaries.
+//! [`Progress`]: reports a download to the caller. The binaries draw the progress bars.
 
-/// Hears how a model is being fetched, and may stop it. Files come one after another.
+/// Receives the progress of downloads and can cancel them. Files are transferred one after another.
 ///
-/// `()` listens to nothing: `open(source, &hub, &mut ())`.
+/// `()` ignores all events: `open(source, &hub, &mut ())`.
 pub trait Progress {
-    /// Something the user should know, such as where a model comes from or what is waited for. One line.
+    /// A message for the user, for example about the model's origin or a wait. One line.
     fn message(&mut self, text: &str) {
         let _ = text;
     }
-    /// A file's transfer begins. `done` of its `total` bytes are there already (`None`: the size is not known).
+    /// A file's transfer starts. `done` of its `total` bytes are present from an earlier attempt (`None`: unknown
+    /// size).
     fn start(&mut self, file: &str, done: u64, total: Option<u64>) {
         let _ = (file, done, total);
     }
-    /// So many bytes of the current file are there now, of all its bytes. Falls when a transfer must begin anew.
+    /// `done` bytes of the current file are present, including earlier attempts. Decreases if the transfer restarts.
     fn update(&mut self, done: u64) {
         let _ = done;
     }
-    /// The current file is complete and checked.
+    /// The current file is complete and verified.
     fn finish(&mut self) {}
-    /// Asked between pieces: true ends the transfer with [`Error::Cancelled`](crate::Error::Cancelled). What has arrived
-    /// is kept, and the next attempt goes on from there.
+    /// Polled between chunks. True ends the transfer with [`Error::Cancelled`](crate::Error::Cancelled). Received bytes
+    /// are kept; the next attempt resumes.
     fn is_cancelled(&self) -> bool {
         false
     }

@@ -1,4 +1,4 @@
-//! [`save_checkpoint`]: any checkpoint as a plain Hugging Face folder.
+//! [`save_checkpoint`]: writes any checkpoint as a Hugging Face folder.
 
 use std::fs;
 use std::io::Write;
@@ -11,9 +11,14 @@ use model_format::files::check_file_name;
 use crate::Result;
 use crate::error::io;
 
-/// Writes `checkpoint` to `folder` as `model.safetensors` with `config.json` and the files that go with it.
+/// Writes `checkpoint` to `folder`: `model.safetensors`, `config.json` and the checkpoint's other companion files.
 ///
-/// The folder must be absent or empty. Each file appears complete or not at all, `config.json` last. Memory: one tensor at a time.
+/// Each file appears complete or not at all, `config.json` last. Only one tensor is in memory at a time.
+///
+/// # Errors
+///
+/// [`Error::Format`](crate::Error::Format): [`model_format::Error::ForeignFiles`] if the folder is not empty, or an
+/// error of reading a tensor or writing a file.
 pub fn save_checkpoint(checkpoint: &dyn Checkpoint, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(io("create", folder))?;
     check_empty(folder)?;
@@ -26,7 +31,7 @@ pub fn save_checkpoint(checkpoint: &dyn Checkpoint, folder: &Path) -> Result<()>
     writer.finish()?;
 
     let mut companions = checkpoint.companion_files()?;
-    // Without it the folder is no model.
+    // Write config.json last: without it, the folder does not open as a model.
     companions.sort_by_key(|(name, _)| name == "config.json");
     for (name, content) in &companions {
         check_file_name(&checkpoint.location(), name)?;
@@ -35,7 +40,7 @@ pub fn save_checkpoint(checkpoint: &dyn Checkpoint, folder: &Path) -> Result<()>
     Ok(())
 }
 
-/// Nothing here says who wrote a file, so that none is replaced.
+/// Rejects a folder with files: we cannot tell whether we wrote them, so we replace none.
 fn check_empty(folder: &Path) -> Result<()> {
     let entries =
         fs::read_dir(folder).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).map_err(io("list", folder))?;
@@ -48,11 +53,11 @@ fn check_empty(folder: &Path) -> Result<()> {
     Err(model_format::Error::ForeignFiles { folder, names, replaceable: false }.into())
 }
 
-/// Writes a small file under a temporary name in `folder`, and renames it when it is on the disk.
+/// Writes a small file under a temporary name in `folder`, syncs it and renames it.
 pub(crate) fn write_whole(folder: &Path, name: &str, content: &[u8]) -> Result<()> {
     let path = folder.join(name);
     let mut options = tempfile::Builder::new();
-    // Temporary files are for their owner alone; this one is to be as readable as any new file.
+    // By default only the owner can read a temporary file. Use the permissions of an ordinary new file.
     #[cfg(unix)]
     options.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let mut file = options.tempfile_in(folder).map_err(io("write", folder))?;

@@ -1,4 +1,4 @@
-//! [`open`]: from what a user names to a [`Model`].
+//! [`open`]: opens a path or a name as a [`Model`].
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,16 +9,20 @@ use crate::error::io;
 use crate::hub::{self, RepoName};
 use crate::{Error, GgufCheckpoint, HubConfig, Progress, Result, demo};
 
-/// What a source turned out to be.
+/// An opened source.
 pub enum Model {
-    /// Weights to convert, quantize or run as they are: a Hugging Face checkpoint (float or GPTQ), or a GGUF file.
+    /// A checkpoint to convert, quantize or run directly: a Hugging Face folder (float or GPTQ) or a GGUF file.
     Checkpoint(Box<dyn Checkpoint>),
-    /// A folder that the engine loads: `mlc-chat-config.json`, an index, shards, tokenizer.
+    /// A converted model: a folder with `mlc-chat-config.json`, an index, shards and a tokenizer.
     Mlc(PathBuf),
 }
 
 impl Model {
-    /// The checkpoint; an error that says what is needed where this is an MLC folder.
+    /// The checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotACheckpoint`] for an MLC folder.
     pub fn into_checkpoint(self) -> Result<Box<dyn Checkpoint>> {
         match self {
             Model::Checkpoint(checkpoint) => Ok(checkpoint),
@@ -36,7 +40,12 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// Opens what `source` names (see the [crate's](crate) table), fetching it first where it is not on this machine.
+/// Opens `source`, which is a path or a name of the [crate's](crate) table. Downloads missing files first.
+///
+/// # Errors
+///
+/// [`Error::UnknownSource`] for a path or name of no known kind; the errors of the download; [`Error::Format`],
+/// [`Error::BadGguf`] or [`Error::UnsupportedGguf`] if the files are unusable; [`Error::Cancelled`].
 pub fn open(source: &str, hub: &HubConfig, progress: &mut dyn Progress) -> Result<Model> {
     let path = Path::new(source);
     if path.exists() {
@@ -51,7 +60,7 @@ pub fn open(source: &str, hub: &HubConfig, progress: &mut dyn Progress) -> Resul
     }
 }
 
-/// Opens a folder or a file of this machine.
+/// Opens a local folder or file.
 fn open_path(path: &Path) -> Result<Model> {
     if path.is_dir() {
         if path.join(ChatConfig::FILE_NAME).is_file() {
@@ -60,7 +69,7 @@ fn open_path(path: &Path) -> Result<Model> {
         if !path.join("config.json").is_file()
             && let Some(file) = gguf_files(path).first()
         {
-            let reason = format!("the folder holds no `config.json`, but `{file}`: name that file");
+            let reason = format!("the folder has no `config.json`, but a GGUF file: name `{file}`");
             return Err(Error::UnknownSource { source_name: path.display().to_string(), reason });
         }
         return Ok(Model::Checkpoint(Box::new(SafetensorsCheckpoint::open(path)?)));
@@ -71,7 +80,7 @@ fn open_path(path: &Path) -> Result<Model> {
     if magic == b"GGUF" || path.extension().is_some_and(|extension| extension == "gguf") {
         return Ok(Model::Checkpoint(Box::new(GgufCheckpoint::open(path)?)));
     }
-    let reason = "it is a file and no GGUF file; of a checkpoint, name the folder".into();
+    let reason = "the file is not a GGUF file; for a checkpoint, name the folder".into();
     Err(Error::UnknownSource { source_name: path.display().to_string(), reason })
 }
 

@@ -1,5 +1,5 @@
-//! GGUF files written by llama.cpp's own Python package, against what that package and transformers make of them; and
-//! broken ones. `testdata/gguf/make.py` made them.
+//! GGUF files from llama.cpp's own Python package, compared with the tensors and tokenizers that this package and
+//! transformers read from them (`testdata/gguf/make.py`). Also damaged files.
 
 use std::path::{Path, PathBuf};
 
@@ -23,14 +23,14 @@ fn read_json(path: PathBuf) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-/// One of the files that go with a checkpoint.
+/// A companion file of a checkpoint, as JSON.
 fn companion(checkpoint: &dyn Checkpoint, name: &str) -> Value {
     let files = checkpoint.companion_files().unwrap();
     let (_, content) = files.iter().find(|(file, _)| file == name).unwrap();
     serde_json::from_slice(content).unwrap()
 }
 
-/// Merges are written in two ways that mean the same.
+/// Converts merges given as pairs to the equivalent form `left right`.
 fn with_merges_joined(mut tokenizer: Value) -> Value {
     for merge in tokenizer["model"]["merges"].as_array_mut().unwrap() {
         if let Some(pair) = merge.as_array() {
@@ -41,8 +41,8 @@ fn with_merges_joined(mut tokenizer: Value) -> Value {
 }
 
 #[test]
-fn tensors_are_those_that_llama_cpp_reads() {
-    // The recorded tensors lie in a file of their own: a folder with a configuration makes them a checkpoint.
+fn tensors_equal_those_of_llama_cpp() {
+    // Add a configuration to the recorded tensors, to open them as a checkpoint.
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(testdata("gguf/tiny.safetensors"), folder.path().join("model.safetensors")).unwrap();
     std::fs::write(folder.path().join("config.json"), "{}").unwrap();
@@ -53,14 +53,14 @@ fn tensors_are_those_that_llama_cpp_reads() {
     names.sort();
     assert_eq!(found.tensors().iter().map(|info| info.name.clone()).collect::<Vec<_>>(), names);
     for info in found.tensors() {
-        let (theirs, ours) = (expected.tensor(&info.name).unwrap(), found.tensor(&info.name).unwrap());
-        assert_eq!((ours.dtype, &ours.shape), (theirs.dtype, &theirs.shape), "{}", info.name);
-        assert_eq!((info.dtype, &info.shape), (ours.dtype, &ours.shape));
-        // Through f32, where the two zeros are equal: the K-quants' sums come out as either.
-        assert!(ours.to_f32() == theirs.to_f32(), "{} differs", info.name);
+        let (expected, found) = (expected.tensor(&info.name).unwrap(), found.tensor(&info.name).unwrap());
+        assert_eq!((found.dtype, &found.shape), (expected.dtype, &expected.shape), "{}", info.name);
+        assert_eq!((info.dtype, &info.shape), (found.dtype, &found.shape));
+        // Compare as f32, where 0 equals -0: the sums of K-quants give either.
+        assert!(found.to_f32() == expected.to_f32(), "{} differs", info.name);
     }
     let float = found.tensors().iter().filter(|info| info.dtype == Dtype::F32).count();
-    assert_eq!(float, 2, "one matrix and one norm that does not fit f16");
+    assert_eq!(float, 2, "one matrix and one norm that is not exact in f16");
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn the_configuration_is_rebuilt() {
     });
     assert_eq!(serde_json::from_str::<Value>(checkpoint.config_json()).unwrap(), expected);
     assert_eq!(companion(&checkpoint, "generation_config.json"), json!({ "bos_token_id": 0, "eos_token_id": [1, 2] }));
-    // Every parameter of the decoder can be read.
+    // All parameters of the decoder are readable.
     let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
     for param in params(&config) {
         assert_eq!(read_param(&checkpoint, &param).unwrap().len(), param.shape.iter().product::<usize>());
@@ -110,7 +110,7 @@ fn a_sentencepiece_tokenizer_is_rebuilt() {
 }
 
 #[test]
-fn a_saved_checkpoint_is_the_same_checkpoint() {
+fn a_saved_checkpoint_equals_its_source() {
     let (checkpoint, folder) = (tiny(), tempfile::tempdir().unwrap());
     let folder = folder.path().join("new/folder");
     save_checkpoint(&checkpoint, &folder).unwrap();
@@ -140,7 +140,7 @@ fn a_saved_checkpoint_is_the_same_checkpoint() {
     assert!(checkpoint.tensor("model.norm.wait").unwrap_err().hint().unwrap().contains("model.norm.weight"));
 }
 
-/// A small sound file, its metadata changed: `None` removes an entry.
+/// Opens a small valid file with changed metadata. `None` removes an entry. The embedding table has `rows` rows.
 fn changed(changes: &[(&str, Option<GgufValue>)], rows: usize) -> Result<GgufCheckpoint, Error> {
     use GgufValue::{Array, F32, String as Text, U32};
     let list = |words: &[&str]| Array(words.iter().map(|word| Text(word.to_string())).collect());
@@ -172,18 +172,18 @@ fn changed(changes: &[(&str, Option<GgufValue>)], rows: usize) -> Result<GgufChe
 }
 
 #[test]
-fn smollm_text_is_split_as_transformers_does() {
+fn the_smollm_pre_tokenizer_equals_transformers() {
     let found = companion(&changed(&[], 4).unwrap(), "tokenizer.json");
     let expected = read_json(testdata("tokenizer/smollm2/tokenizer.json"));
     for part in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
         assert_eq!(found[part], expected[part], "{part}");
     }
-    // Rows without a token, as some models have to round their tables up.
+    // More rows than tokens: some models pad their tables.
     assert!(changed(&[], 8).is_ok());
 }
 
 #[test]
-fn what_is_not_read_is_refused_with_its_name() {
+fn unsupported_and_invalid_metadata_is_named() {
     use GgufValue::{Array, Bool, F32, String as Text, U32};
     let text = |text: &str| Some(Text(text.into()));
     let list = |words: &[&str]| Some(Array(words.iter().map(|word| Text(word.to_string())).collect()));
@@ -196,21 +196,21 @@ fn what_is_not_read_is_refused_with_its_name() {
         ("llama.block_count", Some(U32(0)), "num_hidden_layers"),
         ("llama.block_count", Some(U32(u32::MAX)), "num_hidden_layers"),
         ("llama.attention.head_count", Some(U32(0)), "no attention heads"),
-        ("llama.attention.head_count_kv", Some(Array(vec![U32(1), U32(2)])), "its layers differ"),
+        ("llama.attention.head_count_kv", Some(Array(vec![U32(1), U32(2)])), "its layers have different values"),
         ("llama.attention.head_count_kv", Some(U32(3)), "num_key_value_heads"),
         ("llama.attention.layer_norm_rms_epsilon", Some(F32(f32::NAN)), "rms_norm_eps"),
         ("llama.expert_count", Some(U32(8)), "mixture of experts"),
-        ("llama.rope.dimension_count", Some(U32(8)), "16 wide in keys, 16 in values and 8 in the rotation"),
-        ("llama.rope.scaling.type", text("yarn"), "its rotary scaling is `yarn`"),
+        ("llama.rope.dimension_count", Some(U32(8)), "16 dimensions in keys, 16 in values and 8 in RoPE"),
+        ("llama.rope.scaling.type", text("yarn"), "its RoPE scaling is `yarn`"),
         ("tokenizer.ggml.model", text("bert"), "its tokenizer is `bert`"),
         ("tokenizer.ggml.pre", text("unheard-of"), "pre-tokenizer `unheard-of`"),
         ("tokenizer.ggml.pre", None, "pre-tokenizer `default`"),
         ("tokenizer.ggml.tokens", None, "`tokenizer.ggml.tokens` is missing"),
-        ("tokenizer.ggml.tokens", list(&["a", "b", "ab", "c", "d"]), "5 tokens, and embeddings of 4"),
+        ("tokenizer.ggml.tokens", list(&["a", "b", "ab", "c", "d"]), "5 tokens, but 4 embeddings"),
         ("tokenizer.ggml.tokens", list(&["a", "b", "ab", "a"]), "tokens 0 and 3 are both \"a\""),
         ("tokenizer.ggml.merges", list(&["a c"]), "the merge \"a c\""),
         ("tokenizer.ggml.merges", list(&["ab"]), "the merge \"ab\""),
-        ("tokenizer.ggml.token_type", Some(Array(vec![U32(1)])), "types of 1"),
+        ("tokenizer.ggml.token_type", Some(Array(vec![U32(1)])), "but 1 token types"),
         ("tokenizer.ggml.eos_token_id", Some(U32(4)), "outside the vocabulary of 4"),
         ("tokenizer.ggml.add_bos_token", Some(U32(1)), "not a boolean"),
         ("tokenizer.chat_template", Some(Bool(true)), "not a string"),
@@ -221,10 +221,10 @@ fn what_is_not_read_is_refused_with_its_name() {
         assert!(error.hint().is_some(), "{error}");
     }
     let sentencepiece = [("tokenizer.ggml.model", text("llama")), ("tokenizer.ggml.pre", None)];
-    assert!(changed(&sentencepiece, 4).unwrap_err().to_string().contains("scores of 0"));
+    assert!(changed(&sentencepiece, 4).unwrap_err().to_string().contains("but 0 scores"));
 }
 
-/// A header by hand: magic, version, counts, then what follows.
+/// A handmade header: magic, version, counts, then `rest`.
 fn header(tensors: u64, entries: u64, rest: &[u8]) -> Vec<u8> {
     [b"GGUF", &3u32.to_le_bytes()[..], &tensors.to_le_bytes(), &entries.to_le_bytes(), rest].concat()
 }
@@ -233,7 +233,7 @@ fn string(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// A metadata entry of a type by its number.
+/// A metadata entry. `kind` is the number of its type.
 fn entry(key: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     [&string(key), &kind.to_le_bytes()[..], value].concat()
 }
@@ -255,38 +255,38 @@ fn open_bytes(bytes: &[u8]) -> Result<GgufCheckpoint, Error> {
 }
 
 #[test]
-fn hostile_headers_are_refused() {
+fn hostile_headers_are_rejected() {
     let huge = u64::MAX;
     let cases: Vec<(Vec<u8>, &str)> = vec![
-        (vec![], "ends within its header"),
+        (vec![], "header is cut off"),
         (b"GGML\0\0\0\0".to_vec(), "does not begin with `GGUF`"),
         (b"GGUF\0\0\0\x03".to_vec(), "big-endian"),
-        (header(huge, 0, &[]), "more than any model has"),
-        (header(0, huge, &[]), "more than any model has"),
-        (header(5, 0, &[]), "ends within its header"),
+        (header(huge, 0, &[]), "exceed the limit of"),
+        (header(0, huge, &[]), "exceed the limit of"),
+        (header(5, 0, &[]), "header is cut off"),
         (header(0, 1, &huge.to_le_bytes()), "bytes in a name"),
         (header(0, 1, &entry("", 4, &[0; 4])), "a name is empty"),
-        (header(0, 1, &entry("k\n", 4, &[0; 4])), "not text"),
+        (header(0, 1, &entry("k\n", 4, &[0; 4])), "control characters"),
         (header(0, 1, &entry("k", 99, &[0; 4])), "metadata `k`: type 99"),
         (header(0, 1, &entry("k", 8, &huge.to_le_bytes())), "bytes in a string"),
-        (header(0, 1, &entry("k", 8, &1_000_000u64.to_le_bytes())), "ends within its header"),
+        (header(0, 1, &entry("k", 8, &1_000_000u64.to_le_bytes())), "header is cut off"),
         (header(0, 1, &entry("k", 9, &array(0, huge, &[]))), "elements in an array"),
-        (header(0, 1, &entry("k", 9, &array(0, 1 << 22, &[]))), "ends within its header"),
-        (header(0, 1, &entry("k", 9, &array(9, 1, &array(9, 1, &array(9, 1, &[]))))), "nested too deep"),
-        (header(0, 2, &[entry("k", 4, &[0; 4]), entry("k", 4, &[0; 4])].concat()), "`k` stands twice"),
+        (header(0, 1, &entry("k", 9, &array(0, 1 << 22, &[]))), "header is cut off"),
+        (header(0, 1, &entry("k", 9, &array(9, 1, &array(9, 1, &array(9, 1, &[]))))), "nested too deeply"),
+        (header(0, 2, &[entry("k", 4, &[0; 4]), entry("k", 4, &[0; 4])].concat()), "`k` occurs twice"),
         (header(0, 1, &entry("general.alignment", 4, &[0; 4])), "not a power of two"),
         (header(0, 1, &entry("general.alignment", 4, &48u32.to_le_bytes())), "not a power of two"),
         (header(0, 1, &entry("general.alignment", 0, &[0])), "not a u32"),
         (header(1, 0, &tensor("t", &[], 0, 0)), "0 dimensions"),
         (header(1, 0, &tensor("t", &[1; 5], 0, 0)), "5 dimensions"),
-        (header(1, 0, &tensor("t", &[0, 4], 0, 0)), "size of tensor `t`"),
-        (header(1, 0, &tensor("t", &[huge, 4], 0, 0)), "size of tensor `t`"),
-        (header(1, 0, &tensor("t", &[1 << 32, 1 << 32], 0, 0)), "size of tensor `t`"),
-        (header(1, 0, &tensor("t", &[32], 20, 0)), "type 20, which is not read"),
+        (header(1, 0, &tensor("t", &[0, 4], 0, 0)), "tensor `t` has an impossible size or offset"),
+        (header(1, 0, &tensor("t", &[huge, 4], 0, 0)), "tensor `t` has an impossible size or offset"),
+        (header(1, 0, &tensor("t", &[1 << 32, 1 << 32], 0, 0)), "tensor `t` has an impossible size or offset"),
+        (header(1, 0, &tensor("t", &[32], 20, 0)), "unsupported type 20"),
         (header(1, 0, &tensor("t", &[33], 8, 0)), "33 elements, not a multiple of 32"),
-        (header(1, 0, &tensor("t", &[32], 0, huge)), "size of tensor `t`"),
+        (header(1, 0, &tensor("t", &[32], 0, huge)), "tensor `t` has an impossible size or offset"),
         (header(1, 0, &tensor("t", &[32], 0, 0)), "ends at byte"),
-        (header(2, 0, &[tensor("t", &[1], 0, 0), tensor("t", &[1], 0, 0)].concat()), "`t` stands twice"),
+        (header(2, 0, &[tensor("t", &[1], 0, 0), tensor("t", &[1], 0, 0)].concat()), "`t` occurs twice"),
         (header(0, 0, &[]), "`general.architecture` is missing"),
     ];
     for (bytes, expected) in cases {
@@ -296,13 +296,13 @@ fn hostile_headers_are_refused() {
 }
 
 #[test]
-fn no_damage_panics() {
+fn damaged_files_do_not_panic() {
     let whole = std::fs::read(testdata("gguf/tiny.gguf")).unwrap();
     let tensor_data = whole.len() - 150_000;
     for length in (0..whole.len()).step_by(tensor_data / 150) {
         assert!(open_bytes(&whole[..length]).is_err(), "cut after {length} bytes");
     }
-    // Bytes changed by a fixed pseudo-random rule: any result but a panic.
+    // Change bytes by a fixed pseudo-random sequence: any result except a panic is correct.
     let mut state = 1u64;
     let mut next = |below: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,4 +1,4 @@
-//! Spoilt GGUF files: none makes the reader panic or take much memory.
+//! Corrupted GGUF files must not make the reader panic or allocate much memory.
 
 #[path = "../../model-format/tests/common/mutation.rs"]
 mod mutation;
@@ -13,7 +13,7 @@ use model_hub::GgufCheckpoint;
 #[global_allocator]
 static COUNTING: mutation::Counting = mutation::Counting;
 
-/// A whole model of one layer, a few thousand bytes long.
+/// A valid model with one layer, a few thousand bytes long.
 fn small() -> Vec<u8> {
     let list = |items: &[&str]| Value::Array(items.iter().map(|item| Value::String((*item).into())).collect());
     let entries = [
@@ -46,14 +46,14 @@ fn small() -> Vec<u8> {
 }
 
 #[test]
-fn gguf_headers() {
+fn corrupted_gguf_files_do_not_panic() {
     let good = small();
     let folder = tempfile::tempdir().unwrap();
-    let place = |thread| folder.path().join(format!("{thread}.gguf"));
-    std::fs::write(place(0), &good).unwrap();
-    assert!(!GgufCheckpoint::open(&place(0)).unwrap().tensors().is_empty());
+    let file_of = |thread| folder.path().join(format!("{thread}.gguf"));
+    std::fs::write(file_of(0), &good).unwrap();
+    assert!(!GgufCheckpoint::open(&file_of(0)).unwrap().tensors().is_empty());
     mutation::check_on_threads(&[good], |thread| {
-        let path = place(thread);
+        let path = file_of(thread);
         move |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
             if let Ok(checkpoint) = GgufCheckpoint::open(&path) {

@@ -1,7 +1,8 @@
-"""Quantizes a tiny Llama with the real AutoGPTQ, on a CPU: `python make.py FOLDER_OF_TESTDATA`.
+"""Quantizes a tiny Llama with AutoGPTQ itself, on a CPU: `python make.py FOLDER_OF_TESTDATA`.
 
-auto-gptq 0.7.1 from PyPI (`pip install --no-deps`), transformers 4.57.6, torch 2.8.0. AutoGPTQ asks for a GPU before it quantizes
-and imports packages that this needs nothing of; both are worked around here. Its own code calibrates, solves, packs and saves.
+Needs auto-gptq 0.7.1 from PyPI (`pip install --no-deps`), transformers 4.57.6 and torch 2.8.0. This script works around two
+obstacles: AutoGPTQ requires a GPU, and it imports packages that are not needed here. AutoGPTQ's own code calibrates, solves,
+packs and saves.
 """
 
 import json
@@ -40,7 +41,7 @@ from auto_gptq.modeling.llama import LlamaGPTQForCausalLM  # noqa: E402
 base.CUDA_0 = torch.device("cpu")
 torch.cuda.synchronize = lambda *args: None
 forward = llama.LlamaDecoderLayer.forward
-# Layers returned tuples when AutoGPTQ was written.
+# AutoGPTQ expects layers to return tuples, as in older versions of transformers.
 in_tuple = lambda *args, **kwargs: (forward(*args, **kwargs),)  # noqa: E731
 
 testdata = Path(sys.argv[1])
@@ -50,7 +51,7 @@ torch.set_num_threads(1)
 
 
 def windows(count, length, seed):
-    """As `gptq-quant/tests/common/mod.rs` makes them."""
+    """The same as in `gptq-quant/tests/common/mod.rs`."""
     state, all = seed, []
     for _ in range(count):
         window = []
@@ -62,7 +63,7 @@ def windows(count, length, seed):
 
 
 def source():
-    """The tiny Llama with embeddings that lie near a plane of 12 dimensions, as activations of models depend on each other, and
+    """The tiny Llama with embeddings near a subspace of 12 dimensions, because activations of real models are correlated, and
     with three channels that are eight times as large."""
     tensors = load_file(testdata / "arch/llama/hf/model.safetensors")
     table = tensors["model.embed_tokens.weight"].float()
@@ -107,10 +108,10 @@ for name, options in {
     model.quantize(examples, batch_size=1, use_triton=False, cache_examples_on_gpu=False)
     llama.LlamaDecoderLayer.forward = forward
     out = here / name
-    # As models are loaded on a GPU.
+    # The type of models loaded on a GPU.
     model.model.half()
     model.save_quantized(str(out), use_safetensors=True)
-    # The values of each matrix, by AutoGPTQ's own layers: outputs of the identity.
+    # The values of each matrix: the outputs of AutoGPTQ's own layer for the identity matrix.
     values, dequantized = {}, load(folder)
     with torch.no_grad():
         for module_name, module in model.model.named_modules():

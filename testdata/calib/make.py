@@ -1,4 +1,4 @@
-"""Writes the parquet files beside it, and what pyarrow itself reads from them (expected.json).
+"""Writes the parquet files in this folder, and the values that pyarrow reads from them (expected.json).
 
     pip install pyarrow==26.0.1 && python make.py
 """
@@ -16,7 +16,7 @@ texts[7] = ""
 texts[11] = None
 texts[12] = " = Heading = \n"
 table = pa.table({"id": pa.array(range(40), pa.int64()), "text": pa.array(texts), "score": [i / 7 for i in range(40)]})
-# Several row groups, dictionary pages, snappy: as the hub's own conversion writes them.
+# Several row groups, dictionary pages, snappy: like the hub's own conversions.
 pq.write_table(table, here / "text.parquet", row_group_size=16, compression="snappy")
 pq.write_table(table, here / "text-gzip-v2.parquet", compression="gzip", use_dictionary=False, data_page_version="2.0")
 
@@ -28,7 +28,7 @@ message = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 table = pa.table({"prompt_id": [f"{i:04x}" for i in range(9)], "messages": pa.array(chats, message)})
 pq.write_table(table, here / "chat.parquet", compression="zstd")
 
-# As `ptb` has its sentences.
+# The column name of `ptb`.
 sentences = [f"mr. <unk> of n words said so {i} times" for i in range(12)]
 pq.write_table(pa.table({"sentence": sentences}), here / "sentences.parquet", compression="snappy")
 

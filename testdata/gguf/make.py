@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the GGUF files of this folder with llama.cpp's own Python package, and what they should be read as.
+"""Makes the GGUF files of this folder with llama.cpp's own Python package, and the expected results of reading them.
 
 usage: make.py SHORT_TEXT OUT_DIR      (from the repository: make.py calib-data/src/short_text.txt testdata/gguf)
 needs: pip install gguf==0.19.0 safetensors==0.8.0 sentencepiece==0.2.3 "transformers==4.57.6" protobuf
 
-tiny.gguf          a Llama in every kind of block that is read, q and k permuted as convert_hf_to_gguf.py does;
-                   tiny.safetensors: the same by gguf.dequantize, permuted back, rounded to f16 where it was quantized.
+tiny.gguf          a Llama with all supported block types, q and k permuted as in convert_hf_to_gguf.py;
+                   tiny.safetensors: its tensors by gguf.dequantize, permuted back, quantized ones rounded to f16.
 sentencepiece.gguf the vocabulary of a SentencePiece model of SHORT_TEXT; sentencepiece.tokenizer.json: transformers'
                    conversion of the same model.
 """
@@ -25,7 +25,7 @@ HEAD_DIM = HIDDEN // HEADS
 
 
 def permute(w, heads):
-    """convert_hf_to_gguf.py, LlamaModel.permute."""
+    """As in convert_hf_to_gguf.py, LlamaModel.permute."""
     return w.reshape(heads, 2, w.shape[0] // heads // 2, *w.shape[1:]).swapaxes(1, 2).reshape(w.shape)
 
 
@@ -34,7 +34,7 @@ def unpermute(w, heads):
 
 
 def rope_divisors(factor, low=1.0, high=4.0, original=8192):
-    """convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors."""
+    """As in convert_hf_to_gguf.py, LlamaModel.generate_extra_tensors."""
     out = []
     for freq in 1.0 / (THETA ** (np.arange(0, HEAD_DIM, 2, dtype=np.float32) / HEAD_DIM)):
         wavelength = 2 * np.pi / freq
@@ -49,11 +49,11 @@ def rope_divisors(factor, low=1.0, high=4.0, original=8192):
 
 
 def blocks(rng, kind, rows, cols):
-    """K-quants, which the package only reads: random codes with small finite scales."""
+    """K-quants, which the package can read but not write: random codes with small finite scales."""
     block, size = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows * cols // block, size), dtype=np.uint8)
     scale = rng.uniform(1e-4, 2e-3, (raw.shape[0], 2)).astype(np.float16).view(np.uint8)
-    # Where the f16 scales lie in ggml's block_q4_K (d, dmin first) and block_q6_K (d last).
+    # Positions of the f16 scales in ggml's block_q4_K (d and dmin first) and block_q6_K (d last).
     if kind == T.Q4_K:
         raw[:, :4] = scale
     else:
@@ -116,7 +116,7 @@ def tiny(out):
         writer.add_tensor(name, w)
         expected[ours] = w.astype(np.float16) if exact else w
 
-    # In the order of llama.cpp's files: not the order of names.
+    # The order of llama.cpp's files, which is not sorted by name.
     writer.add_tensor("rope_freqs.weight", rope_divisors(32.0))
     add("token_embd.weight", "model.embed_tokens.weight", VOCAB, HIDDEN, T.Q8_0)
     for i in range(LAYERS):
@@ -142,7 +142,7 @@ def sentencepiece(text, out):
     from transformers import LlamaTokenizerFast
 
     with tempfile.TemporaryDirectory() as folder:
-        # As Meta trained Llama's: BPE, bytes as a last resort, no change of the text but the space in front.
+        # As Meta trained Llama's tokenizer: BPE with byte fallback, no normalization except the leading space.
         spm.SentencePieceTrainer.train(
             input=text, model_prefix=f"{folder}/m", model_type="bpe", vocab_size=400, byte_fallback=True,
             normalization_rule_name="identity", remove_extra_whitespaces=False, user_defined_symbols=["<tool>"])

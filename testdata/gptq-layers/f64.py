@@ -1,8 +1,8 @@
-"""How far f64 decides the codes that gptq.py finds in f32: fields `f64_*` of index.json.
+"""Measures the sensitivity of gptq.py's results to rounding: fields `f64_*` of index.json.
 
     git clone https://github.com/IST-DASLab/gptq && python f64.py gptq
 
-Runs gptq.py on each configuration in f64: as it is, and 15 times with weights and Hessian changed by 1e-14 of themselves.
+Runs gptq.py in f64 on each configuration: once unchanged, and 15 times with weights and Hessian changed by 1e-14 (relative).
 `f64_flipped_codes` is the largest number of codes that differ from the recorded ones, `f64_losses` the smallest and the
 largest sum of losses. Made with gptq at commit 2d65066, torch 2.15.0.
 """
@@ -26,7 +26,7 @@ def gptq_in_f64(checkout):
     sys.path.insert(0, str(checkout))
     source = (checkout / "gptq.py").read_text()
     source = source.replace("W = W.float()", "W = W.double()")
-    # Only its Conv1D is named, which none of the layers is.
+    # gptq.py refers only to the class Conv1D of this module. No layer here is one.
     source = source.replace("import transformers", "class transformers:\n    class Conv1D: pass\n")
     module = types.ModuleType("gptq_in_f64")
     exec(compile(source, "gptq.py", "exec"), module.__dict__)

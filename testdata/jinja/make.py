@@ -1,9 +1,9 @@
-"""Renders what chat templates are written of by Jinja2 itself, set up as transformers sets it up: expected.json.
+"""Renders expressions and statements of chat templates with Jinja2, configured as in transformers: expected.json.
 
     pip install jinja2==3.1.6 && python make.py
 
-Left out is what minijinja does otherwise: `%` between a text and its arguments, `loop.last` over the characters of a text,
-`varargs` and `kwargs` of macros, floats beyond 1e16 outside of JSON, iterating over none (an error in Python).
+Excludes cases in which minijinja behaves differently: `%` between a string and its arguments, `loop.last` over the characters
+of a string, `varargs` and `kwargs` of macros, floats beyond 1e16 outside of JSON, iterating over none (an error in Python).
 """
 
 import datetime
@@ -393,7 +393,7 @@ TEMPLATES = [
 
 
 class Generation(jinja2.ext.Extension):
-    """`{% generation %}`, which marks what to train on."""
+    """`{% generation %}`, which marks the text to train on."""
 
     tags = {"generation"}
 
@@ -417,7 +417,7 @@ def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)
 def render(template):
     try:
         return environment.from_string(template).render(**VARIABLES)
-    except Exception:  # What an error says is not compared.
+    except Exception:  # Error messages are not compared.
         return None
 
 

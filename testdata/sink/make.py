@@ -1,10 +1,10 @@
-"""Writes a tiny Llama that needs BOS, texts in its language, and what it makes of them with BOS and without.
+"""Writes a tiny Llama that needs BOS, texts in its language, and its losses and greedy text with and without BOS.
 
-Run as: python make.py     (numpy 2.4, safetensors 0.8; nothing of this repository)
+Run as: python make.py     (needs numpy 2.4 and safetensors 0.8; does not use the code of this repository)
 
-Heads attend by one direction of keys, which only BOS has. With BOS in front they attend to it and read nothing; without
-it they attend to the whole text and add what they read to the residual stream, which the head takes for words. Trained
-models rest their attention on the first token in the same way ("attention sinks", arXiv:2309.17453).
+The heads attend along one direction of the keys, and only BOS has this direction. With BOS in front, they attend to BOS, which
+adds nothing. Without BOS, they attend to the whole text and add its values to the residual stream, which changes the
+predicted words. Trained models use their first token as an attention sink in the same way (arXiv:2309.17453).
 """
 
 import json
@@ -19,14 +19,14 @@ UNK, BOS, END, FIRST_WORD = 0, 1, 2, 3
 VOCAB = FIRST_WORD + WORDS
 WINDOW = 64
 rng = np.random.default_rng(17)
-# The word that follows each word.
+# The successor of each word.
 order = rng.permutation(WORDS)
 follows = np.empty(WORDS, int)
 follows[order] = np.roll(order, -1)
 
 
 def weights():
-    """Dimension 0 of the residual stream is the same for every token, 1 marks BOS, 2 on are one for each word."""
+    """Residual stream: dimension 0 is equal for all tokens, dimension 1 marks BOS, and each word has one of the others."""
     embedding = np.zeros((VOCAB, HIDDEN))
     embedding[:, 0] = 1
     embedding[BOS, 1] = 8
@@ -35,7 +35,7 @@ def weights():
         embedding[FIRST_WORD + word, 2 + word] = 4
         head[FIRST_WORD + follows[word], 2 + word] += 0.8
     tensors = {"model.embed_tokens.weight": embedding, "lm_head.weight": head, "model.norm.weight": np.ones(HIDDEN)}
-    # The pair of dimensions that the rotation turns least.
+    # The pair of dimensions with the lowest RoPE frequency.
     slow = HEAD_DIM // 2 - 1
     for layer in range(LAYERS):
         q = rng.normal(0, 0.01, (HEADS * HEAD_DIM, HIDDEN))
@@ -46,7 +46,7 @@ def weights():
             q[h * HEAD_DIM + slow, 0] = 3
         k[:, 1] = 0
         k[slow, :2] = [0, 3]
-        # BOS itself is worth nothing: what dimension 0 adds for it, dimension 1 takes away.
+        # The value of BOS is zero: dimension 1 cancels the contribution of dimension 0.
         v[:, 1] = -v[:, 0] / 8
         name = f"model.layers.{layer}."
         tensors |= {
@@ -63,7 +63,7 @@ def weights():
 
 
 def logits(tensors, ids):
-    """The forward pass of Llama in f64, as its paper and transformers have it."""
+    """The forward pass of Llama in f64, as in its paper and in transformers."""
     w = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
     norm = lambda x, weight: x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight
     n = len(ids)
@@ -91,13 +91,13 @@ def logits(tensors, ids):
 
 
 def losses(tensors, ids):
-    """Of every token after the first."""
+    """The losses of all tokens after the first."""
     rows = logits(tensors, ids)[:-1]
     return np.log(np.exp(rows).sum(1)) - rows[np.arange(len(rows)), ids[1:]]
 
 
 def text(count):
-    """Words that follow each other, with one in ten out of turn."""
+    """A sequence of successors. One word in ten is random."""
     words = [int(rng.integers(WORDS))]
     while len(words) < count:
         words.append(int(rng.integers(WORDS)) if rng.random() < 0.1 else int(follows[words[-1]]))

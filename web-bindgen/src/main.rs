@@ -1,19 +1,19 @@
-//! Makes of a compiled wasm what a browser loads: the module, its JavaScript and its types.
+//! Prepares a compiled wasm file for browsers: writes the module, its JavaScript and its types.
 //!
-//! What `wasm-bindgen-cli` does, at the very version of `wasm-bindgen` that the workspace builds with: a program that
-//! someone has installed is mostly of another one. `cargo xtask web` runs it.
+//! It does the work of `wasm-bindgen-cli`, which must have exactly the workspace's version of `wasm-bindgen`; an installed
+//! one rarely does. `cargo xtask web` runs this program.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use wasm_bindgen_cli_support::Bindgen;
 
-/// Makes of a compiled wasm what a browser loads.
+/// Prepare a compiled wasm file for browsers.
 #[derive(Parser)]
 struct Arguments {
-    /// The wasm that cargo compiled
+    /// The wasm file that cargo compiled
     wasm: PathBuf,
-    /// The folder of what is made
+    /// Output folder
     out: PathBuf,
 }
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 
 fn generate(wasm: &PathBuf, out: &PathBuf) -> anyhow::Result<()> {
     let mut bindgen = Bindgen::new();
-    // The module's address is the bundler's business.
+    // The JavaScript names the wasm by `new URL(..., import.meta.url)`, which bundlers recognize.
     bindgen.input_path(wasm).web(true)?.typescript(true).omit_default_module_path(false).remove_producers_section(true);
     bindgen.generate(out)
 }

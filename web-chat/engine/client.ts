@@ -1,4 +1,4 @@
-// WorkerClient: the worker's methods as promises. A worker that ended by a fault is replaced at the next call.
+// WorkerClient: calls the worker's methods and returns promises. After a crash, the next call starts a new worker.
 
 import { EngineError } from './errors';
 import type { Methods, Reply, WorkerEvent } from './protocol';
@@ -12,29 +12,29 @@ interface Call {
 export class WorkerClient {
   private worker: Worker | undefined;
   private readonly calls = new Map<number, Call>();
-  private next = 0;
+  private nextId = 0;
 
   /** Calls a method of the worker. */
   call<M extends keyof Methods>(method: M, ...args: Parameters<Methods[M]>): Promise<ReturnType<Methods[M]>> {
     return this.watch(undefined, method, ...args);
   }
 
-  /** The same, with what happens on the way. */
+  /** Calls a method of the worker and reports its events. */
   watch<M extends keyof Methods>(
     onEvent: ((event: WorkerEvent) => void) | undefined,
     method: M,
     ...args: Parameters<Methods[M]>
   ): Promise<ReturnType<Methods[M]>> {
     const worker = (this.worker ??= this.start());
-    const id = this.next++;
+    const id = this.nextId++;
     return new Promise((resolve, reject) => {
       this.calls.set(id, { resolve: resolve as (value: unknown) => void, reject, onEvent });
       worker.postMessage({ id, method, args });
     });
   }
 
-  /** Ends the worker. What it was doing fails. */
-  end(error = new EngineError('NotLoaded', 'the engine was ended')): void {
+  /** Terminates the worker. Pending calls fail with `error`. */
+  end(error = new EngineError('NotLoaded', 'the engine was unloaded')): void {
     this.worker?.terminate();
     this.worker = undefined;
     for (const call of this.calls.values()) call.reject(error);
@@ -46,7 +46,7 @@ export class WorkerClient {
     worker.onmessage = ({ data }: MessageEvent<Reply>) => this.receive(data);
     worker.onerror = (event) => {
       event.preventDefault();
-      this.end(new EngineError('Stopped', `the engine's worker failed: ${event.message || 'it could not be started'}`, 'reload the page'));
+      this.end(new EngineError('Stopped', `the engine's worker failed: ${event.message || 'it did not start'}`, 'reload the page'));
     };
     return worker;
   }
@@ -63,9 +63,9 @@ export class WorkerClient {
       call.resolve(reply.result);
       return;
     }
-    const error = EngineError.revive(reply.error);
+    const error = EngineError.fromPlain(reply.error);
     call.reject(error);
-    // Its memory is not to be trusted any more.
+    // After a wasm trap, the worker's memory may be inconsistent.
     if (error.kind === 'Stopped') this.end(error);
   }
 }

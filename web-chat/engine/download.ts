@@ -1,14 +1,14 @@
-// A model from the network to the browser's storage: shards in parallel, each resumed where it stopped and checked against
-// the checksum of the index. What arrives goes to the disk piece by piece; nothing is held whole.
+// Downloads a model to the browser's storage: shards in parallel, each resumable and compared with the checksum in the
+// index. Data goes to the disk in pieces, so no file is in memory as a whole.
 
 import { Checksum, plan as planOf } from '../wasm/web_chat.js';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
 import type { Plan, Shard } from './protocol';
-import type { KeptModel } from './storage';
+import type { StoredModel } from './storage';
 
 export interface Transfer {
-  /** Bytes of shards that are in the storage. */
+  /** Stored bytes of the shards. */
   done: number;
   total: number;
 }
@@ -17,14 +17,14 @@ const CONFIG = 'mlc-chat-config.json';
 const INDEX_NAMES = ['tensor-cache.json', 'ndarray-cache.json'];
 const REQUIRED = [CONFIG, 'tokenizer.json'];
 const PARALLEL = 3;
-/** Seconds between attempts. */
+/** Pauses between attempts, in seconds. */
 const BACKOFF = [0.5, 1, 2, 4];
 
 interface TextFiles {
   text(name: string): Promise<string | undefined>;
 }
 
-/** The plan of a model whose small files are there; `undefined` while they are not. */
+/** The plan of a model, or `undefined` if its configuration or its index is missing. */
 export async function readPlan(files: TextFiles): Promise<Plan | undefined> {
   const config = await files.text(CONFIG);
   for (const name of INDEX_NAMES) {
@@ -34,52 +34,52 @@ export async function readPlan(files: TextFiles): Promise<Plan | undefined> {
   return undefined;
 }
 
-/** Fetches the two small files, so that size and needs are known before anything large is. */
-export async function fetchPlan(model: ModelRef, kept: KeptModel, signal: AbortSignal): Promise<Plan> {
-  const known = await readPlan(kept);
+/** Fetches configuration and index, so that the model's size and memory are known before the download. */
+export async function fetchPlan(model: ModelRef, stored: StoredModel, signal: AbortSignal): Promise<Plan> {
+  const known = await readPlan(stored);
   if (known) return known;
   const config = await fetchSmall(model, CONFIG, signal);
   if (!config) {
-    throw new EngineError('NotFound', `there is no \`${CONFIG}\` at ${model.id}`, 'name the repository of a model in MLC format: their names end in -MLC');
+    throw new EngineError('NotFound', `${model.id} has no \`${CONFIG}\``, 'enter the repository of a model in MLC format; most names end in -MLC');
   }
   for (const name of INDEX_NAMES) {
     const index = await fetchSmall(model, name, signal);
     if (!index) continue;
     const decoder = new TextDecoder();
-    // What the engine would refuse is refused before it is downloaded.
+    // Throws if the engine cannot run the model, before anything large is downloaded.
     const plan = JSON.parse(planOf(decoder.decode(config), name, decoder.decode(index))) as Plan;
-    await kept.write(CONFIG, config);
-    await kept.write(name, index);
+    await stored.write(CONFIG, config);
+    await stored.write(name, index);
     return plan;
   }
-  throw new EngineError('NotFound', `there is no \`${INDEX_NAMES[0]}\` at ${model.id}`, 'the folder is incomplete: upload it again');
+  throw new EngineError('NotFound', `${model.id} has no \`${INDEX_NAMES[0]}\``, 'upload the folder again: it is incomplete');
 }
 
-/** How much of a model is in the storage. */
-export async function transferred(plan: Plan, kept: KeptModel): Promise<Transfer & { isWhole: boolean }> {
+/** The stored part of a model. */
+export async function transferred(plan: Plan, stored: StoredModel): Promise<Transfer & { isWhole: boolean }> {
   let done = 0;
-  let isWhole = (await kept.size('tokenizer.json')) !== undefined;
+  let isWhole = (await stored.size('tokenizer.json')) !== undefined;
   for (const shard of plan.shards) {
-    const progress = await kept.progress(shard.name);
+    const progress = await stored.progress(shard.name);
     done += Math.min(progress.bytes, shard.bytes);
     isWhole &&= progress.isWhole && progress.bytes === shard.bytes;
   }
   return { done, total: plan.weightBytes, isWhole };
 }
 
-/** Downloads what is missing of a model. */
+/** Downloads the missing files of a model. */
 export async function download(
   model: ModelRef,
-  kept: KeptModel,
+  stored: StoredModel,
   plan: Plan,
   signal: AbortSignal,
   onProgress: (transfer: Transfer) => void,
 ): Promise<void> {
   for (const name of plan.textFiles) {
-    if ((await kept.size(name)) !== undefined) continue;
+    if ((await stored.size(name)) !== undefined) continue;
     const bytes = await fetchSmall(model, name, signal);
-    if (bytes) await kept.write(name, bytes);
-    else if (REQUIRED.includes(name)) throw new EngineError('NotFound', `there is no \`${name}\` at ${model.id}`);
+    if (bytes) await stored.write(name, bytes);
+    else if (REQUIRED.includes(name)) throw new EngineError('NotFound', `${model.id} has no \`${name}\``);
   }
 
   const done = new Map<string, number>();
@@ -87,23 +87,23 @@ export async function download(
     done.set(shard.name, bytes);
     onProgress({ done: [...done.values()].reduce((sum, one) => sum + one, 0), total: plan.weightBytes });
   };
-  const waiting: Shard[] = [];
+  const pending: Shard[] = [];
   for (const shard of plan.shards) {
-    const { bytes, isWhole } = await kept.progress(shard.name);
+    const { bytes, isWhole } = await stored.progress(shard.name);
     if (isWhole && bytes === shard.bytes) {
       report(shard, bytes);
       continue;
     }
-    if (isWhole) await kept.discard(shard.name);
+    if (isWhole) await stored.discard(shard.name);
     done.set(shard.name, isWhole ? 0 : Math.min(bytes, shard.bytes));
-    waiting.push(shard);
+    pending.push(shard);
   }
-  // The first failure ends the other transfers too.
+  // The first failure also stops the other transfers.
   const stop = new AbortController();
   const either = AbortSignal.any([signal, stop.signal]);
-  const loops = Array.from({ length: Math.min(PARALLEL, waiting.length) }, async () => {
-    for (let shard = waiting.shift(); shard; shard = waiting.shift()) {
-      await fetchShard(model, kept, shard, either, report);
+  const loops = Array.from({ length: Math.min(PARALLEL, pending.length) }, async () => {
+    for (let shard = pending.shift(); shard; shard = pending.shift()) {
+      await fetchShard(model, stored, shard, either, report);
     }
   });
   try {
@@ -115,27 +115,28 @@ export async function download(
   }
 }
 
+/** Downloads a shard and compares its checksum; a damaged shard is downloaded a second time. */
 async function fetchShard(
   model: ModelRef,
-  kept: KeptModel,
+  stored: StoredModel,
   shard: Shard,
   signal: AbortSignal,
   report: (shard: Shard, bytes: number) => void,
 ): Promise<void> {
-  const part = await kept.part(shard.name);
+  const part = await stored.part(shard.name);
   const sum = { of: new Checksum() };
   try {
     if (part.length > shard.bytes) part.truncate(0);
     for (const piece of part.pieces()) sum.of.update(piece);
-    for (let damaged = 0; ; damaged++) {
+    for (let attempt = 0; ; attempt++) {
       await fetchRest(model, shard, part, sum, signal, report);
       const found = sum.of.finish();
       sum.of = new Checksum();
       if (shard.md5 === null || found === shard.md5) break;
       part.truncate(0);
-      if (damaged > 0) {
+      if (attempt > 0) {
         throw new EngineError('DamagedFile', `\`${shard.name}\` has checksum ${found}, expected ${shard.md5}`,
-          'it arrived damaged twice: the copy on the server is broken, or something on the way changes it');
+          'two downloads were damaged: upload the file again, or look for a proxy that changes it');
       }
     }
     await part.finish();
@@ -145,7 +146,7 @@ async function fetchShard(
   }
 }
 
-/** Appends what a shard lacks, trying again where the network fails. */
+/** Downloads the missing end of a shard. Network errors are retried. */
 async function fetchRest(
   model: ModelRef,
   shard: Shard,
@@ -158,9 +159,9 @@ async function fetchRest(
     const before = part.length;
     try {
       const response = await request(model, shard.name, part.length, signal);
-      if (!response) throw new EngineError('NotFound', `there is no \`${shard.name}\` at ${model.id}`);
+      if (!response) throw new EngineError('NotFound', `${model.id} has no \`${shard.name}\``);
       if (part.length > 0 && !continues(response, part.length)) {
-        // The server sends the whole file.
+        // The server ignored the range and sends the whole file.
         part.truncate(0);
         sum.of.free();
         sum.of = new Checksum();
@@ -172,7 +173,7 @@ async function fetchRest(
         if (part.length + value.length > shard.bytes) {
           await reader.cancel();
           part.truncate(0);
-          throw new EngineError('DamagedFile', `\`${shard.name}\` is longer than its index says`, 'its index and its shards do not belong together');
+          throw new EngineError('DamagedFile', `\`${shard.name}\` is longer than its size in the index`, 'upload the folder again: index and shards do not match');
         }
         part.append(value);
         sum.of.update(value);
@@ -183,7 +184,7 @@ async function fetchRest(
       if (signal.aborted) throw paused();
       if (thrown instanceof EngineError && thrown.kind !== 'Network') throw thrown;
       if (!(thrown instanceof EngineError) && !(thrown instanceof TypeError)) throw thrown;
-      // A connection that brought something is worth another try.
+      // Data arrived: count the attempts from zero again.
       attempt = part.length > before ? 0 : attempt + 1;
       const wait = BACKOFF[attempt];
       if (wait === undefined) throw networkError(shard.name, thrown);
@@ -197,16 +198,16 @@ function continues(response: Response, from: number): boolean {
 }
 
 async function request(model: ModelRef, name: string, from: number, signal: AbortSignal): Promise<Response | undefined> {
-  if (!/^[A-Za-z0-9_-][A-Za-z0-9._-]*$/.test(name)) throw new EngineError('DamagedFile', `${JSON.stringify(name)} is no file name`);
+  if (!/^[A-Za-z0-9_-][A-Za-z0-9._-]*$/.test(name)) throw new EngineError('DamagedFile', `${JSON.stringify(name)} is not a file name`);
   const headers: HeadersInit = from > 0 ? { range: `bytes=${from}-` } : {};
-  // Kept once, in our own storage.
+  // Bypass the browser's cache, which would store the file a second time.
   const response = await fetch(model.base + name, { headers, signal, cache: 'no-store', credentials: 'omit' });
   if (response.status === 404) return undefined;
   if (response.status === 401 || response.status === 403) {
-    throw new EngineError('NotFound', `not everyone may have ${model.id} (${response.status})`, 'check the name; gated models have to be downloaded elsewhere and dropped here as a folder');
+    throw new EngineError('NotFound', `access to ${model.id} was denied (status ${response.status})`, 'check the name; download a gated model with another program and drop its folder on the page');
   }
-  if (response.status === 429 || response.status >= 500) throw new EngineError('Network', `the server says ${response.status}`);
-  if (!response.ok || !response.body) throw new EngineError('NotFound', `the server says ${response.status} to \`${name}\``);
+  if (response.status === 429 || response.status >= 500) throw new EngineError('Network', `the server answered with status ${response.status}`);
+  if (!response.ok || !response.body) throw new EngineError('NotFound', `the server answered with status ${response.status} for \`${name}\``);
   return response;
 }
 
@@ -216,7 +217,7 @@ async function fetchSmall(model: ModelRef, name: string, signal: AbortSignal): P
       const response = await request(model, name, 0, signal);
       if (!response) return undefined;
       const bytes = new Uint8Array(await response.arrayBuffer());
-      // A server that answers everything with its front page has no such file.
+      // Some servers answer with their front page instead of 404.
       if (name.endsWith('.json')) JSON.parse(new TextDecoder().decode(bytes));
       return bytes;
     } catch (thrown) {
@@ -233,7 +234,7 @@ async function fetchSmall(model: ModelRef, name: string, signal: AbortSignal): P
 
 function networkError(name: string, cause: Error): EngineError {
   return new EngineError('Network', `\`${name}\` could not be fetched: ${cause.message}`,
-    'check the connection and go on: what has arrived is kept');
+    'check the connection and try again: the downloaded part is stored');
 }
 
 function paused(): EngineError {

@@ -1,26 +1,26 @@
-// EngineError: what went wrong, of which kind, and what to do about it. Errors of the wasm come as `Error`s whose `name`
-// is the kind; between worker and page they travel as plain objects.
+// EngineError: kind, message and hint of an error. The wasm throws `Error`s whose `name` is the kind. Messages between worker
+// and page carry errors as plain objects.
 
 export type ErrorKind =
-  | 'NoWebGPU' // the browser has none, or not on this page
-  | 'NoGpu' // no adapter, or it does not open
+  | 'NoWebGPU' // not offered by the browser, or not to this page
+  | 'NoGpu' // no adapter, or it cannot be opened
   | 'OutOfMemory'
   | 'DeviceLost'
   | 'Gpu'
   | 'Network'
-  | 'NotFound' // no such model or file
+  | 'NotFound' // the model or file does not exist, or is not public
   | 'MissingFile'
   | 'DamagedFile'
   | 'Storage'
   | 'StorageFull'
   | 'OtherTab'
-  | 'NotRunnable' // an architecture or a format that the engine does not run
+  | 'NotRunnable' // unsupported architecture or format
   | 'ContextFull'
   | 'BadParameter'
   | 'Busy'
   | 'NotLoaded'
   | 'Paused'
-  | 'Stopped' // the engine ended by a fault of its own
+  | 'Stopped' // the engine crashed
   | 'Engine';
 
 export interface PlainError {
@@ -43,29 +43,29 @@ export class EngineError extends Error {
   static from(thrown: unknown): EngineError {
     if (thrown instanceof EngineError) return thrown;
     if (thrown instanceof WebAssembly.RuntimeError) {
-      return new EngineError('Stopped', `the engine stopped by a fault of its own: ${thrown.message}`, 'load the model again');
+      return new EngineError('Stopped', `the engine crashed: ${thrown.message}`, 'load the model again');
     }
     const error = thrown as Partial<Error & { hint: string }>;
     const message = error?.message ?? String(thrown);
     if (error?.name === 'QuotaExceededError') {
-      return new EngineError('StorageFull', message, 'delete a model you no longer need, or free space on the disk');
+      return new EngineError('StorageFull', message, 'delete a stored model, or free space on the disk');
     }
     if (thrown instanceof DOMException) return new EngineError('Storage', `${error.name}: ${message}`);
-    const kind = KINDS.has(error?.name ?? '') ? (error.name as ErrorKind) : 'Engine';
+    const kind = WASM_KINDS.has(error?.name ?? '') ? (error.name as ErrorKind) : 'Engine';
     return new EngineError(kind, message, error?.hint);
   }
 
-  static revive({ kind, message, hint }: PlainError): EngineError {
+  static fromPlain({ kind, message, hint }: PlainError): EngineError {
     return new EngineError(kind, message, hint);
   }
 
-  plain(): PlainError {
+  toPlain(): PlainError {
     return { kind: this.kind, message: this.message, hint: this.hint };
   }
 }
 
-/** The kinds that the wasm throws (`src/error.rs`). */
-const KINDS = new Set([
+/** Kinds that the wasm throws (`src/error.rs`). */
+const WASM_KINDS = new Set([
   'NoGpu', 'OutOfMemory', 'DeviceLost', 'Gpu', 'MissingFile', 'Storage', 'NotRunnable', 'DamagedFile', 'ContextFull',
   'BadParameter', 'Engine',
 ]);

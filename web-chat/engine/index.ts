@@ -1,13 +1,13 @@
 // The engine for JavaScript: `createEngine(model, { onProgress })`, then `engine.chat.completions.create(request)`.
-// It runs in a worker of its own. The page beside this folder uses it as any other app would.
+// It runs in its own worker. `page/` uses it as any other app would.
 
 import { WorkerClient } from './client';
 import { EngineError } from './errors';
 import { localRef, modelRef, recordRef, type AppConfig, type ModelRecord, type ModelRef } from './model';
 import {
-  chatForm, readMessages, readSampling, textForm, usage,
-  type ChatCompletion, type ChatCompletionChunk, type ChatCompletionRequest, type Completion, type CompletionRequest, type Form,
-  type GenerationSettings,
+  chatFormat, readMessages, readSampling, textFormat, usage,
+  type ChatCompletion, type ChatCompletionChunk, type ChatCompletionRequest, type Completion, type CompletionRequest,
+  type GenerationSettings, type ResponseFormat,
 } from './openai';
 import type {
   AnswerReport, ChatMessage, DeviceInfo, KeptInfo, LoadedInfo, LoadOptions, PlanInfo, Sampling, TextEvent, TokenLogprob, TransferEvent,
@@ -15,7 +15,7 @@ import type {
 } from './protocol';
 
 export { EngineError, type ErrorKind } from './errors';
-export { MODELS, memoryNeeded, prebuiltAppConfig, type Listed } from './catalogue';
+export { MODELS, memoryNeeded, prebuiltAppConfig, type CatalogEntry } from './catalog';
 export { localRef, modelRef, type AppConfig, type ModelRecord, type ModelRef } from './model';
 export type {
   ChatCompletion, ChatCompletionChunk, ChatCompletionRequest, Completion, CompletionRequest, CompletionUsage, FinishReason,
@@ -23,41 +23,42 @@ export type {
 } from './openai';
 export type { ChatMessage, TokenLogprob, DeviceInfo, KeptInfo, LoadedInfo, LoadOptions, PlanInfo } from './protocol';
 
-/** How far a model is on its way. */
+/** Progress of a download or of loading. */
 export interface ProgressReport {
-  /** `download`: to the browser's storage. `load`: from there to the GPU. */
+  /** `download`: from the network to the browser's storage. `load`: from the storage to the GPU. */
   phase: 'download' | 'load';
-  /** From 0 to 1, of this phase. */
+  /** Done part of this phase, 0 to 1. */
   progress: number;
   bytes: number;
   totalBytes: number;
-  /** Over the last seconds. */
+  /** Average of the last seconds. */
   bytesPerSecond: number;
-  /** Seconds since the beginning. */
+  /** Seconds since the call. */
   timeElapsed: number;
-  /** The same in words. */
+  /** The same as a sentence. */
   text: string;
 }
 
 export interface EngineOptions extends LoadOptions {
   onProgress?: (report: ProgressReport) => void;
-  /** The name that WebLLM's users know. */
+  /** WebLLM's name for `onProgress`. */
   initProgressCallback?: (report: ProgressReport) => void;
-  /** The GPU was lost in an answer, which goes on when the model is loaded again. */
+  /** Called if the GPU is lost during an answer. The model is loaded again, and the answer continues. */
   onDeviceLost?: (message: string) => void;
-  /** An app's own list of models, as WebLLM's users have it: their names stand for its addresses. */
+  /** An app's list of models, as in WebLLM. A `model_id` in it names its address. */
   appConfig?: AppConfig;
 }
 
-/** What WebLLM's users load a model with: room for so many tokens, and settings for requests that have none of their own. */
+/** WebLLM's options for loading: the context, and default settings for requests. */
 export interface ChatOptions extends GenerationSettings {
+  /** Capacity in tokens. */
   context_window_size?: number;
 }
 
-/** A repository of the hub (`owner/name`), an address, the files of a folder, or what those were made into. */
+/** A repository of the hub (`owner/name`), an address, the files of a folder, or a `ModelRef` of these. */
 export type ModelSource = string | File[] | ModelRef;
 
-/** Downloads a model unless it is kept already, and loads it onto the GPU. */
+/** Downloads a model unless it is stored, and loads it onto the GPU. */
 export async function createEngine(model: ModelSource, options: EngineOptions = {}, chatOptions: ChatOptions = {}): Promise<Engine> {
   const engine = new Engine(options);
   try {
@@ -69,10 +70,10 @@ export async function createEngine(model: ModelSource, options: EngineOptions = 
   return engine;
 }
 
-/** {@link createEngine} by WebLLM's name. */
+/** WebLLM's name for {@link createEngine}. */
 export const CreateMLCEngine = createEngine;
 
-/** The same for an app that has a worker for WebLLM's engine. This one has its own, and the app's is ended. */
+/** For apps that start a worker for WebLLM's engine. This engine has its own worker and terminates the app's. */
 export async function CreateWebWorkerMLCEngine(
   worker: Worker, model: ModelSource, options: EngineOptions = {}, chatOptions: ChatOptions = {},
 ): Promise<Engine> {
@@ -80,21 +81,21 @@ export async function CreateWebWorkerMLCEngine(
   return createEngine(model, options, chatOptions);
 }
 
-/** Whether all of a model is kept in this browser. */
+/** True if a complete model is stored in this browser. */
 export async function hasModelInCache(model: ModelSource, appConfig?: AppConfig): Promise<boolean> {
   const { id } = refOf(model, appConfig);
   return withEngine(async ({ models }) => (await models.kept()).some((kept) => kept.id === id && kept.isWhole));
 }
 
-/** Removes what is kept of a model. */
+/** Deletes the stored files of a model. */
 export async function deleteModelAllInfoInCache(model: ModelSource, appConfig?: AppConfig): Promise<void> {
   await withEngine(({ models }) => models.remove(refOf(model, appConfig)));
 }
 
-/** {@link deleteModelAllInfoInCache}: there is nothing that is kept apart from the model. */
+/** The same as {@link deleteModelAllInfoInCache}: nothing else is stored for a model. */
 export const deleteModelInCache = deleteModelAllInfoInCache;
 
-/** Works with an engine that is there for that alone. */
+/** Runs `work` with a temporary engine. */
 async function withEngine<T>(work: (engine: Engine) => Promise<T>): Promise<T> {
   const engine = new Engine();
   try {
@@ -112,7 +113,7 @@ export class Engine {
   private message = '';
   private lastReport: AnswerReport | undefined;
 
-  /** An engine that has no model yet: `reload` gives it one. */
+  /** An engine without a model; `reload` loads one. */
   constructor(private options: EngineOptions = {}) {}
 
   readonly chat = {
@@ -125,22 +126,24 @@ export class Engine {
     create: ((request: CompletionRequest) => this.create(request)) as Create<CompletionRequest, Completion, Completion>,
   };
 
-  /** `chat.completions.create` and `completions.create` by other names. */
+  /** WebLLM's short names for `chat.completions.create` and `completions.create`. */
   readonly chatCompletion = this.chat.completions.create;
   readonly completion = this.completions.create;
 
-  /** What is kept in this browser, and the device. */
+  /** Models stored in this browser. */
   readonly models = {
+    /** Lists the stored models, complete or not. */
     kept: (): Promise<KeptInfo[]> => this.client.call('kept'),
+    /** A model's size and required memory, from its two small files. */
     plan: (model: ModelSource): Promise<PlanInfo> => this.client.call('plan', refOf(model)),
     download: (model: ModelSource, onProgress?: (report: ProgressReport) => void): Promise<void> =>
       this.client.watch(meter(onProgress), 'download', refOf(model)),
-    /** Stops a download; what has arrived is kept. */
+    /** Stops the download. The downloaded part stays stored. */
     pause: (): Promise<void> => this.client.call('pause'),
     remove: (model: ModelSource): Promise<void> => this.client.call('remove', refOf(model).id),
   };
 
-  /** Loads a model in place of the one that is there; downloads it first unless it is kept already. */
+  /** Replaces the loaded model. Downloads the new one unless it is stored. */
   async reload(model: ModelSource, options: EngineOptions & ChatOptions = {}): Promise<LoadedInfo> {
     const { appConfig } = { ...this.options, ...options };
     const overrides = recordOf(model, appConfig)?.overrides as ChatOptions | undefined;
@@ -158,26 +161,26 @@ export class Engine {
     return this.options.initProgressCallback;
   }
 
-  /** Frees the GPU's memory and ends the worker. */
+  /** Frees the GPU's memory and terminates the worker. */
   async unload(): Promise<void> {
     this.isLoaded = false;
     this.source = undefined;
     this.client.end();
   }
 
-  /** Ends the answer that is being made. */
+  /** Stops the current answer. */
   interruptGenerate(): Promise<void> {
     return this.client.call('stop');
   }
 
-  /** Forgets what the GPU remembers of the conversation. */
+  /** Clears the KV cache. */
   async resetChat(keepStats = false): Promise<void> {
     if (!keepStats) this.lastReport = undefined;
     this.message = '';
     await this.client.call('reset');
   }
 
-  /** The answer so far, or the last one. */
+  /** The text of the current answer, or of the last one. */
   async getMessage(): Promise<string> {
     return this.message;
   }
@@ -187,7 +190,7 @@ export class Engine {
     return `prefill: ${prefillTokensPerSecond.toFixed(4)} tokens/sec, decoding: ${decodeTokensPerSecond.toFixed(4)} tokens/sec`;
   }
 
-  /** The model that is loaded and what it holds of the device's memory. */
+  /** The loaded model and the device memory that it uses. */
   loaded(): Promise<LoadedInfo | undefined> {
     return this.client.call('loaded');
   }
@@ -204,7 +207,7 @@ export class Engine {
     return (await this.device()).limits['maxStorageBufferBindingSize'] ?? 0;
   }
 
-  /** Measures the bandwidth of the GPU's memory, in bytes per second. Keeps it busy for a moment. */
+  /** Measures the bandwidth of the GPU's memory, in bytes per second, reads plus writes. Takes a moment. */
   measureBandwidth(): Promise<number> {
     return this.client.call('bandwidth');
   }
@@ -227,29 +230,29 @@ export class Engine {
 
   private create(request: ChatCompletionRequest | CompletionRequest): Promise<unknown> {
     const head = { id: `chatcmpl-${crypto.randomUUID()}`, created: Math.floor(Date.now() / 1000), model: this.source?.model.id ?? '' };
-    const answer = <Whole, Piece>(form: Form<Whole, Piece>, input: () => ChatMessage[] | string) => {
+    const answer = <Whole, Piece>(format: ResponseFormat<Whole, Piece>, input: () => ChatMessage[] | string) => {
       const read = () => ({ input: input(), sampling: readSampling(request, this.source?.options ?? {}) });
       const includesUsage = request.stream_options?.include_usage ?? false;
-      return request.stream ? Promise.resolve().then(() => this.stream(form, read, includesUsage)) : this.answer(form, read);
+      return request.stream ? Promise.resolve().then(() => this.stream(format, read, includesUsage)) : this.answer(format, read);
     };
-    if (!('prompt' in request)) return answer(chatForm(head), () => readMessages(request));
+    if (!('prompt' in request)) return answer(chatFormat(head), () => readMessages(request));
     const { prompt, echo } = request;
-    return answer(textForm({ ...head, id: head.id.replace('chat', '') }, echo ? prompt : undefined), () => {
-      if (typeof prompt !== 'string') throw new EngineError('BadParameter', '`prompt` must be a text');
+    return answer(textFormat({ ...head, id: head.id.replace('chat', '') }, echo ? prompt : undefined), () => {
+      if (typeof prompt !== 'string') throw new EngineError('BadParameter', '`prompt` must be a string');
       return prompt;
     });
   }
 
-  private async answer<Whole>(form: Form<Whole, unknown>, read: () => Question): Promise<Whole> {
+  private async answer<Whole>(format: ResponseFormat<Whole, unknown>, read: () => Question): Promise<Whole> {
     const start = performance.now();
     const logprobs: TokenLogprob[] = [];
     const question = read();
     const report = await this.run(question, (event) => logprobs.push(...event.logprobs));
     const content = question.sampling.logprobs === undefined ? null : { content: logprobs };
-    return form.whole({ text: this.message, reason: report.finishReason, logprobs: content }, usage(report, (performance.now() - start) / 1000));
+    return format.whole({ text: this.message, reason: report.finishReason, logprobs: content }, usage(report, (performance.now() - start) / 1000));
   }
 
-  private async *stream<Piece>(form: Form<unknown, Piece>, read: () => Question, includesUsage: boolean): AsyncGenerator<Piece> {
+  private async *stream<Piece>(format: ResponseFormat<unknown, Piece>, read: () => Question, includesUsage: boolean): AsyncGenerator<Piece> {
     const start = performance.now();
     let text = '';
     let logprobs: TokenLogprob[] = [];
@@ -263,28 +266,28 @@ export class Engine {
       wake();
     }).then((done) => { report = done; }, (thrown: unknown) => { failure = { thrown }; }).finally(() => wake());
     try {
-      if (form.first) yield form.first;
+      if (format.first) yield format.first;
       for (;;) {
         if (text) {
-          const piece = form.piece(text, null, question.sampling.logprobs === undefined ? null : { content: logprobs });
+          const piece = format.piece(text, null, question.sampling.logprobs === undefined ? null : { content: logprobs });
           [text, logprobs] = ['', []];
           yield piece;
         } else if (failure) throw failure.thrown;
         else if (report) break;
         else await new Promise<void>((resolve) => { wake = resolve; });
       }
-      // Tokens without text of their own, such as the one that ended the answer.
-      yield form.piece('', report.finishReason, logprobs.length > 0 ? { content: logprobs } : null);
-      if (includesUsage) yield form.usage(usage(report, (performance.now() - start) / 1000));
+      // Remaining tokens without text, for example the stop token.
+      yield format.piece('', report.finishReason, logprobs.length > 0 ? { content: logprobs } : null);
+      if (includesUsage) yield format.usage(usage(report, (performance.now() - start) / 1000));
     } finally {
-      // Whoever breaks out of the loop wants no more.
+      // The caller left its loop early: stop the answer.
       if (!report && !failure) await this.interruptGenerate();
       await running;
     }
   }
 
   private async run({ input, sampling }: Question, onText: (event: TextEvent) => void): Promise<AnswerReport> {
-    // After a lost device or a fault the model is loaded again.
+    // Load the model again after a lost device or a crash.
     if (!this.isLoaded) await this.load();
     this.message = '';
     try {
@@ -302,7 +305,7 @@ export class Engine {
   }
 }
 
-/** {@link Engine} by WebLLM's name. */
+/** WebLLM's name for {@link Engine}. */
 export { Engine as MLCEngine };
 
 interface Question {
@@ -327,9 +330,10 @@ function refOf(model: ModelSource, appConfig?: AppConfig): ModelRef {
   return Array.isArray(model) ? localRef(model) : model;
 }
 
-/** Speed over the last seconds, from bytes that are done. */
+/** The speed is an average of this many milliseconds. */
 const WINDOW_MS = 4000;
 
+/** Converts transfer events to progress reports. */
 function meter(onProgress: ((report: ProgressReport) => void) | undefined): (event: WorkerEvent) => void {
   const begin = performance.now();
   let phase = '';

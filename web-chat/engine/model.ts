@@ -1,11 +1,11 @@
-// ModelRef: from what a user names (a repository of the hub, an address, a folder that was dropped) to where its files are.
+// ModelRef: the location of a model's files, from a repository of the hub, an address, or a dropped folder.
 
 import { EngineError } from './errors';
 
 export interface ModelRef {
-  /** What the model is kept under, and called. */
+  /** Name of the model in the storage and on the page. */
   id: string;
-  /** The address that a file's name is appended to; none for a local folder. */
+  /** Address to which a file's name is appended. Missing for a local folder. */
   base?: string;
   /** The files of a local folder. */
   files?: File[];
@@ -13,9 +13,9 @@ export interface ModelRef {
 
 export const HUB = 'https://huggingface.co';
 
-/** A model of an app's own list, in WebLLM's form. What else such a record has, this engine has no use for. */
+/** A model in an app's list, in WebLLM's form. Other fields are ignored. */
 export interface ModelRecord {
-  /** The address of a repository, or of a folder that is laid out as one. */
+  /** The address of a repository, or of a folder with the same layout. */
   model: string;
   /** The name that the app uses. */
   model_id: string;
@@ -24,22 +24,22 @@ export interface ModelRecord {
   [other: string]: unknown;
 }
 
-/** An app's own list. */
+/** An app's list of models. */
 export interface AppConfig {
   model_list: ModelRecord[];
   [other: string]: unknown;
 }
 
-/** Who owns a repository that is named without its owner, as WebLLM's lists name them. */
-const OWNER = 'mlc-ai';
+/** Owner of repositories that WebLLM's lists name without an owner. */
+const DEFAULT_OWNER = 'mlc-ai';
 
 /**
- * A repository `owner/name` or `owner/name@revision` (of MLC's own `name-MLC` will do), or the address of a folder or of a
- * repository's page. An address of this site may be relative; it begins with `/` or `.` then.
+ * The model that `name` refers to: a repository (`owner/name`, `owner/name@revision`, or `name-MLC` for those of mlc-ai), or
+ * the address of a folder or of a repository's page. An address on this site may be relative, beginning with `/` or `.`.
  */
 export function modelRef(name: string): ModelRef {
   const text = name.trim().replace(/\/+$/, '');
-  if (/^[\w.-]+-MLC$/.test(text)) return modelRef(`${OWNER}/${text}`);
+  if (/^[\w.-]+-MLC$/.test(text)) return modelRef(`${DEFAULT_OWNER}/${text}`);
   const repository = /^([\w.-]+\/[\w.-]+)(?:@([\w./-]+))?$/.exec(text);
   if (repository) {
     const [, repo, revision] = repository;
@@ -61,14 +61,14 @@ export function modelRef(name: string): ModelRef {
   return { id: url.href, base: `${url.href}/` };
 }
 
-/** Where a record's files are, by WebLLM's rule: in the revision that the address has, else in `resolve/main`. */
+/** The model of a record, by WebLLM's rule: the revision in the address, else `resolve/main`. */
 export function recordRef({ model }: ModelRecord): ModelRef {
   const address = model.trim().replace(/\/+$/, '');
   const hasRevision = /\/resolve\/./.test(address) || address.startsWith(`${HUB}/`);
   return modelRef(hasRevision ? address : `${address}/resolve/main`);
 }
 
-/** The model in a folder of files, by the folder's name where the files do not tell it. */
+/** The model in a local folder. `name` is the folder's name, if the files do not have it in their paths. */
 export function localRef(files: File[], name?: string): ModelRef {
   if (!files.some((file) => file.name === 'mlc-chat-config.json')) {
     throw new EngineError(
@@ -85,6 +85,6 @@ function badName(name: string): EngineError {
   return new EngineError(
     'BadParameter',
     `"${name}" is neither a repository (owner/name) nor an https address`,
-    'name a repository of the hub that holds an MLC folder, such as mlc-ai/SmolLM2-360M-Instruct-q4f16_1-MLC',
+    'enter a repository with an MLC folder, for example mlc-ai/SmolLM2-360M-Instruct-q4f16_1-MLC',
   );
 }

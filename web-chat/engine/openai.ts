@@ -1,9 +1,9 @@
-// Requests and answers in the form that users of OpenAI's and WebLLM's interfaces know.
+// Requests and responses in the form of OpenAI's and WebLLM's interfaces.
 
 import { EngineError } from './errors';
 import type { AnswerReport, ChatMessage, Sampling, TokenLogprob } from './protocol';
 
-/** Settings that a request may have, and those that a model is loaded with. */
+/** Settings of a request, or defaults that a model is loaded with. */
 export interface GenerationSettings {
   temperature?: number | null;
   top_p?: number | null;
@@ -15,23 +15,23 @@ export interface GenerationSettings {
   max_tokens?: number | null;
   stop?: string | string[] | null;
   seed?: number | null;
-  /** From -100 to 100, by a token's id. */
+  /** Values from -100 to 100, by token id. */
   logit_bias?: Record<string, number> | null;
 }
 
 interface RequestBase extends GenerationSettings {
   stream?: boolean | null;
   stream_options?: { include_usage?: boolean } | null;
-  /** Whether to tell how likely each token was, by the model's own distribution. */
+  /** True to report the log probability of each token in the model's own distribution, before temperature and penalties. */
   logprobs?: boolean | null;
-  /** How many of the likeliest in its place as well, up to 20. */
+  /** Number of most likely tokens to report at each position, up to 20. */
   top_logprobs?: number | null;
-  /** Ignored: an engine has one model. */
+  /** Accepted for compatibility and ignored: an engine has one model. */
   model?: string | null;
   n?: number | null;
 }
 
-/** A message; its content may come in parts, of text alone. */
+/** A message. Its content may be a list of text parts. */
 export interface RequestMessage {
   role: ChatMessage['role'];
   content: string | { type: 'text'; text: string }[];
@@ -41,10 +41,10 @@ export interface ChatCompletionRequest extends RequestBase {
   messages: RequestMessage[];
 }
 
-/** A plain text that is gone on with, without the model's chat template. */
+/** A plain text to continue, without the model's chat template. */
 export interface CompletionRequest extends RequestBase {
   prompt: string;
-  /** Whether the prompt comes first in the text. */
+  /** True to repeat the prompt at the beginning of the text. */
   echo?: boolean | null;
 }
 
@@ -58,14 +58,14 @@ export interface CompletionUsage {
     decode_tokens_per_s: number;
     time_to_first_token_s: number;
     time_per_output_token_s: number;
-    /** Tokens of the prompt that the cache held already. */
+    /** Tokens of the prompt that were in the KV cache. */
     cached_prompt_tokens: number;
   };
 }
 
 export type FinishReason = 'stop' | 'length' | 'abort';
 
-/** `null` where they were not asked for. */
+/** `null` if not requested. */
 export type Logprobs = { content: TokenLogprob[] } | null;
 
 export interface ChatCompletion {
@@ -96,7 +96,7 @@ export interface ChatCompletionChunk {
   usage?: CompletionUsage;
 }
 
-/** Of either form, whole or in a stream. */
+/** A response to a completion request, whole or as a part of a stream. */
 export interface Completion {
   id: string;
   object: 'text_completion';
@@ -114,7 +114,7 @@ const KNOWN = new Set<string>([
   ...NUMBERS, 'messages', 'prompt', 'echo', 'stream', 'stream_options', 'stop', 'logit_bias', 'logprobs', 'top_logprobs', 'model', 'n',
   'user',
 ]);
-const MOST_LOGPROBS = 20;
+const MAX_TOP_LOGPROBS = 20;
 const ROLES = ['system', 'user', 'assistant', 'tool'];
 
 /** The conversation of a request. */
@@ -122,17 +122,17 @@ export function readMessages({ messages }: ChatCompletionRequest): ChatMessage[]
   if (!Array.isArray(messages) || messages.length === 0) throw bad('`messages` must be a list of at least one message');
   const read = messages.map(({ role, content }, i) => {
     if (!ROLES.includes(role)) throw bad(`\`messages[${i}].role\` must be one of ${ROLES.join(', ')}`);
-    if (role === 'system' && i > 0) throw bad('a system message may only come first');
+    if (role === 'system' && i > 0) throw bad('only the first message may have the role `system`');
     const parts = Array.isArray(content) ? content.map((part) => (part?.type === 'text' ? part.text : undefined)) : [content];
-    if (parts.some((part) => typeof part !== 'string')) throw bad(`\`messages[${i}].content\` must be a text, or parts of type \`text\``);
+    if (parts.some((part) => typeof part !== 'string')) throw bad(`\`messages[${i}].content\` must be a string, or a list of parts of type \`text\``);
     return { role, content: parts.join('') };
   });
   const last = read.at(-1)!.role;
-  if (last !== 'user' && last !== 'tool') throw bad('the last message must be of `user` or `tool`');
+  if (last !== 'user' && last !== 'tool') throw bad('the last message must have the role `user` or `tool`');
   return read;
 }
 
-/** The settings of a request, over those of the model. What this engine cannot do is refused, not passed over. */
+/** The settings of a request, else the defaults. An unsupported setting is an error, not ignored. */
 export function readSampling(request: RequestBase, defaults: GenerationSettings): Sampling {
   for (const [name, value] of Object.entries(request)) {
     if (value !== null && value !== undefined && !KNOWN.has(name)) throw bad(`\`${name}\` is not supported`);
@@ -143,7 +143,7 @@ export function readSampling(request: RequestBase, defaults: GenerationSettings)
     const value = request[name] ?? defaults[name];
     if (value === null || value === undefined) continue;
     if (typeof value !== 'number' || !Number.isFinite(value)) throw bad(`\`${name}\` must be a number`);
-    if (COUNTS.includes(name) && (!Number.isSafeInteger(value) || value < 0)) throw bad(`\`${name}\` must be a whole number of 0 or more`);
+    if (COUNTS.includes(name) && (!Number.isSafeInteger(value) || value < 0)) throw bad(`\`${name}\` must be an integer of 0 or more`);
     sampling[name] = value;
   }
   const stop = request.stop ?? defaults.stop;
@@ -151,24 +151,24 @@ export function readSampling(request: RequestBase, defaults: GenerationSettings)
   const bias = request.logit_bias ?? defaults.logit_bias;
   for (const [id, value] of Object.entries(bias ?? {})) {
     if (!/^\d+$/.test(id) || typeof value !== 'number' || !(Math.abs(value) <= 100)) {
-      throw bad('`logit_bias` must have numbers from -100 to 100 by ids of tokens');
+      throw bad('`logit_bias` must map token ids to numbers from -100 to 100');
     }
   }
   if (bias) sampling['logit_bias'] = bias;
   const top = request.top_logprobs ?? 0;
-  if (!Number.isSafeInteger(top) || top < 0 || top > MOST_LOGPROBS) throw bad(`\`top_logprobs\` must be a whole number up to ${MOST_LOGPROBS}`);
+  if (!Number.isSafeInteger(top) || top < 0 || top > MAX_TOP_LOGPROBS) throw bad(`\`top_logprobs\` must be an integer from 0 to ${MAX_TOP_LOGPROBS}`);
   if (request.logprobs) sampling['logprobs'] = top;
-  else if (top > 0) throw bad('`top_logprobs` wants `logprobs` to be true');
+  else if (top > 0) throw bad('`top_logprobs` requires `logprobs: true`');
   return sampling as Sampling;
 }
 
-/** How one of the two interfaces says an answer: whole, and piece by piece. */
-export interface Form<Whole, Piece> {
+/** Response objects of one of the two interfaces, whole and in pieces. */
+export interface ResponseFormat<Whole, Piece> {
   whole(answer: Answer, usage: CompletionUsage): Whole;
-  /** What comes before the first piece of text. */
+  /** Sent before the first piece of text. */
   first?: Piece | undefined;
   piece(text: string, reason: FinishReason | null, logprobs: Logprobs): Piece;
-  /** What comes last, where it is asked for. */
+  /** Sent last, if requested. */
   usage(usage: CompletionUsage): Piece;
 }
 
@@ -184,7 +184,7 @@ interface Head {
   model: string;
 }
 
-export function chatForm(head: Head): Form<ChatCompletion, ChatCompletionChunk> {
+export function chatFormat(head: Head): ResponseFormat<ChatCompletion, ChatCompletionChunk> {
   const chunk = (choices: ChatCompletionChunk['choices']): ChatCompletionChunk => ({ ...head, object: 'chat.completion.chunk', choices });
   return {
     whole: ({ text, reason, logprobs }, usage) => ({
@@ -199,7 +199,7 @@ export function chatForm(head: Head): Form<ChatCompletion, ChatCompletionChunk> 
   };
 }
 
-export function textForm(head: Head, prompt: string | undefined): Form<Completion, Completion> {
+export function textFormat(head: Head, prompt: string | undefined): ResponseFormat<Completion, Completion> {
   const piece = (text: string, finish_reason: FinishReason | null, logprobs: Logprobs): Completion => ({
     ...head, object: 'text_completion', choices: [{ index: 0, text, finish_reason, logprobs }],
   });

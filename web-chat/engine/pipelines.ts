@@ -1,62 +1,64 @@
-// Compute pipelines made side by side. wgpu asks a browser for a pipeline when it is to be used, so that one is compiled after
-// the other; it has no word for those that will be wanted. So the device is given a `createComputePipeline` that begins to
-// make pipelines while they are gathered, and has them when they are asked for.
+// Compiles compute pipelines in parallel. wgpu creates a pipeline synchronously at its first use and has no way to announce
+// later ones, so a browser compiles one after another. This module replaces `createComputePipeline` of the device: during
+// `compile` it starts asynchronous compilations, and afterwards it returns the compiled pipelines.
 
-interface Made { module: GPUShaderModule; pipeline?: GPUComputePipeline }
+interface Compiled { module: GPUShaderModule; pipeline?: GPUComputePipeline }
 
-/** How pipelines of one device are made. */
+/** Compiles the pipelines of one device. */
 export class Pipelines {
-  /** What was gathered and not asked for since, by the text of its shader. */
-  readonly #made = new Map<string, Made>();
-  readonly #texts = new WeakMap<GPUShaderModule, string>();
+  /** Pipelines that were compiled ahead and not used yet, by WGSL source. */
+  readonly #compiled = new Map<string, Compiled>();
+  /** WGSL source of each module. */
+  readonly #sources = new WeakMap<GPUShaderModule, string>();
   #device: GPUDevice | undefined;
-  #coming: Promise<unknown>[] | undefined;
+  /** Running compilations; `undefined` outside of `compile`. */
+  #pending: Promise<unknown>[] | undefined;
 
-  /** Takes a device over. */
-  of(device: GPUDevice): void {
+  /** Replaces the device's methods for shader modules and compute pipelines. */
+  attach(device: GPUDevice): void {
     this.#device = device;
     const [createModule, create] = [device.createShaderModule.bind(device), device.createComputePipeline.bind(device)];
     device.createShaderModule = (descriptor) => {
-      const module = this.#made.get(descriptor.code)?.module ?? createModule(descriptor);
-      this.#texts.set(module, descriptor.code);
+      const module = this.#compiled.get(descriptor.code)?.module ?? createModule(descriptor);
+      this.#sources.set(module, descriptor.code);
       return module;
     };
     device.createComputePipeline = (descriptor) => {
-      const text = this.#texts.get(descriptor.compute.module)!;
-      const made = this.#made.get(text);
-      if (!this.#coming) {
-        this.#made.delete(text);
-        return made?.pipeline ?? create(descriptor);
+      const source = this.#sources.get(descriptor.compute.module)!;
+      const compiled = this.#compiled.get(source);
+      if (!this.#pending) {
+        this.#compiled.delete(source);
+        return compiled?.pipeline ?? create(descriptor);
       }
-      if (!made) this.#coming.push(this.#begin(device, text, descriptor));
-      // Who asks makes no use of it.
+      if (!compiled) this.#pending.push(this.#start(device, source, descriptor));
+      // The caller of `compile` discards the pipelines it requests.
       return undefined as unknown as GPUComputePipeline;
     };
   }
 
-  async #begin(device: GPUDevice, text: string, descriptor: GPUComputePipelineDescriptor): Promise<void> {
-    const made: Made = { module: descriptor.compute.module };
-    this.#made.set(text, made);
+  async #start(device: GPUDevice, source: string, descriptor: GPUComputePipelineDescriptor): Promise<void> {
+    const compiled: Compiled = { module: descriptor.compute.module };
+    this.#compiled.set(source, compiled);
     try {
-      made.pipeline = await device.createComputePipelineAsync(descriptor);
+      compiled.pipeline = await device.createComputePipelineAsync(descriptor);
     } catch {
-      // Asked for again it says why.
-      this.#made.delete(text);
+      // The synchronous creation at first use reports the error.
+      this.#compiled.delete(source);
     }
   }
 
-  /** Calls `ask`, which asks the device for pipelines, and waits until they are made. */
-  async gather(ask: () => void): Promise<void> {
-    const coming: Promise<unknown>[] = [];
-    // A shader that is refused is told of when its pipeline is wanted.
+  /** Calls `request`, which asks the device for pipelines, and waits until they are compiled. */
+  async compile(request: () => void): Promise<void> {
+    const pending: Promise<unknown>[] = [];
+    // Hide validation errors here: they are reported when the pipeline is used.
     this.#device?.pushErrorScope('validation');
-    this.#coming = coming;
+    this.#pending = pending;
     try {
-      ask();
+      request();
     } finally {
-      this.#coming = undefined;
+      this.#pending = undefined;
       await this.#device?.popErrorScope().catch(() => null);
     }
-    await Promise.all(coming);
+    await Promise.all(pending);
   }
 }

@@ -1,4 +1,4 @@
-// What page and worker say to each other. A request has a number; its answer, and events on the way, carry it.
+// Messages between page and worker. A request has an id; its reply and its events carry the same id.
 
 import type { PlainError } from './errors';
 import type { ModelRef } from './model';
@@ -8,7 +8,7 @@ export interface ChatMessage {
   content: string;
 }
 
-/** Sampling settings; what is not given is as the model's files recommend, else the engine's default (`LoadedInfo.sampling`). */
+/** Sampling settings. A missing one is the model's recommendation, else the engine's default (`LoadedInfo.sampling`). */
 export interface Sampling {
   temperature?: number;
   top_p?: number;
@@ -21,20 +21,20 @@ export interface Sampling {
   max_tokens?: number;
   stop?: string[];
   logit_bias?: Record<string, number>;
-  /** How many of the likeliest tokens are told in a token's place, beside the token itself. */
+  /** Report log probabilities: of each token and of this many most likely tokens at its position. */
   logprobs?: number;
 }
 
-/** How likely a token was, in the form of OpenAI's interface. */
+/** Log probability of a token, in the form of OpenAI's interface. */
 export interface TokenLogprob {
   token: string;
-  /** Of its text; `null` where it is a part of a character. */
+  /** UTF-8 bytes of the text; `null` if the token is a part of a character. */
   bytes: number[] | null;
   logprob: number;
   top_logprobs: { token: string; bytes: number[] | null; logprob: number }[];
 }
 
-/** Why an answer ended, and what it took: `src/engine.rs`. */
+/** Reason for an answer's end, token counts and times in seconds: `src/engine.rs`. */
 export interface AnswerReport {
   finishReason: 'stop' | 'length' | 'abort';
   promptTokens: number;
@@ -47,7 +47,7 @@ export interface AnswerReport {
   decodeTokensPerSecond: number;
 }
 
-/** The browser's adapter, and what the engine uses of it. */
+/** The browser's adapter, and the features and limits that the engine uses. */
 export interface DeviceInfo {
   vendor: string;
   architecture: string;
@@ -62,7 +62,7 @@ export interface DeviceInfo {
   maxBuffer: number;
 }
 
-/** A loaded model. */
+/** A loaded model and its memory. */
 export interface LoadedInfo {
   id: string;
   modelType: string;
@@ -70,19 +70,19 @@ export interface LoadedInfo {
   weightBytes: number;
   cacheBytes: number;
   scratchBytes: number;
-  /** Cases of kernels that were checked when it was loaded; 0 where it was known before how they come out. */
+  /** Cases of the kernels' self-test that ran while loading; 0 if their results were stored earlier. */
   checkedCases: number;
   checkedSeconds: number;
-  /** Bytes of weights that decoding a token reads. */
+  /** Bytes of weights that decode reads per token. */
   bytesPerToken: number;
   cacheBytesPerToken: number;
-  /** The settings of a request that gives none: the model's recommendation, else the engine's default. */
+  /** Default settings of a request: the model's recommendation, else the engine's default. */
   sampling: Required<Omit<Sampling, 'seed' | 'stop' | 'logit_bias' | 'logprobs'>>;
-  /** Most bytes of the wasm's own memory so far. */
+  /** Size of the wasm's memory, which never shrinks. */
   heapBytes: number;
 }
 
-/** What a model's two small files say of it: `src/plan.rs`. */
+/** A model's files and memory, from its configuration and its index: `src/plan.rs`. */
 export interface Plan {
   shards: Shard[];
   textFiles: string[];
@@ -100,20 +100,26 @@ export interface Shard {
   md5: string | null;
 }
 
-/** A model of which something is kept. */
+/** A stored model, complete or not. */
 export interface KeptInfo {
   id: string;
+  /** Stored bytes. */
   bytes: number;
+  /** True if the model is complete. */
   isWhole: boolean;
+  /** Bytes of the weights, if the index is stored. */
   total: number | undefined;
 }
 
 export interface PlanInfo extends Plan {
+  /** Stored bytes of the shards. */
   done: number;
+  /** True if the model is complete. */
   isWhole: boolean;
 }
 
 export interface LoadOptions {
+  /** Capacity in tokens. */
   context?: number;
 }
 
@@ -129,7 +135,7 @@ export interface Methods {
   load(model: ModelRef, options: LoadOptions): LoadedInfo;
   loaded(): LoadedInfo | undefined;
   unload(): void;
-  /** A conversation's answer, or a plain text's continuation. */
+  /** Answers a conversation or continues a plain text. */
   answer(input: ChatMessage[] | string, sampling: Sampling): AnswerReport;
   stop(): void;
   reset(): void;
@@ -149,7 +155,7 @@ export interface TextEvent {
   logprobs: TokenLogprob[];
 }
 
-/** The GPU was lost; the model is loaded again, and the answer goes on. */
+/** The GPU was lost. The model is loaded again, and the answer continues. */
 export interface LostEvent {
   type: 'lost';
   message: string;

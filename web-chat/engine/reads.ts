@@ -1,30 +1,30 @@
-// Reads that come back when they are done. Firefox looks ten times a second whether a buffer can be read, and whenever
-// something is submitted: an answer, whose tokens are read one by one, would have ten of them a second on any GPU. So
-// something is submitted until it has looked.
+// Faster buffer reads in Firefox. Firefox checks for completed reads ten times a second and at each submission. Decode reads
+// one token after another, which would limit it to ten tokens per second on any GPU. While a read is pending, this module
+// submits empty work.
 
-/** Milliseconds between two looks. A browser makes four of less. */
+/** Milliseconds between two submissions. Browsers raise nested timeouts to 4 ms. */
 const PAUSE = 1;
 
-/** Gives the buffers of a device reads that do not wait for the browser's clock, where it has one. */
-export function hurryReads(device: GPUDevice): void {
+/** In Firefox, replaces `mapAsync` of the device's buffers, so that pending reads are polled. */
+export function pollReads(device: GPUDevice): void {
   if (!/\bFirefox\//.test(navigator.userAgent)) return;
-  let reads = 0;
-  const look = () => {
-    if (reads === 0) return;
+  let pending = 0;
+  const poll = () => {
+    if (pending === 0) return;
     device.queue.submit([]);
-    setTimeout(look, PAUSE);
+    setTimeout(poll, PAUSE);
   };
   const create = device.createBuffer.bind(device);
   device.createBuffer = (descriptor) => {
     const buffer = create(descriptor);
     const map = buffer.mapAsync.bind(buffer);
     buffer.mapAsync = async (...range) => {
-      reads += 1;
-      if (reads === 1) setTimeout(look, PAUSE);
+      pending += 1;
+      if (pending === 1) setTimeout(poll, PAUSE);
       try {
         return await map(...range);
       } finally {
-        reads -= 1;
+        pending -= 1;
       }
     };
     return buffer;

@@ -1,28 +1,28 @@
-// Where models are kept: a folder per model in the browser's private file system. A file has its own name only once it is
-// whole; until then it is `NAME.part`, which a later download goes on with. Runs in the worker: only there can a file be
-// written at a position without copying it.
+// Stored models: a folder per model in the browser's private file system. An incomplete file is `NAME.part`, which a later
+// download resumes; a complete file is renamed to `NAME`. This module runs in the worker, because only workers can write to a
+// file in place.
 
 import type { ModelFiles } from '../wasm/web_chat.js';
 import { EngineError } from './errors';
 
 const FOLDER = 'models';
-const NOTES = 'adapter.json';
+const ADAPTER_CACHE = 'adapter.json';
 const PART = '.part';
 
-/** How many bytes a checksum or a copy takes at a time. */
-export const PIECE = 4 << 20;
+/** Bytes that are read at a time. */
+const PIECE = 4 << 20;
 
-/** The files of one kept model. */
-export class KeptModel implements ModelFiles {
-  private readonly open = new Map<string, File>();
+/** The files of one stored model. */
+export class StoredModel implements ModelFiles {
+  private readonly opened = new Map<string, File>();
 
   private constructor(
     readonly id: string,
     private readonly folder: FileSystemDirectoryHandle,
   ) {}
 
-  static async at(id: string): Promise<KeptModel> {
-    return new KeptModel(id, await (await models()).getDirectoryHandle(encodeURIComponent(id), { create: true }));
+  static async at(id: string): Promise<StoredModel> {
+    return new StoredModel(id, await (await models()).getDirectoryHandle(encodeURIComponent(id), { create: true }));
   }
 
   async size(name: string): Promise<number | undefined> {
@@ -40,23 +40,23 @@ export class KeptModel implements ModelFiles {
   }
 
   location(): string {
-    return `the browser's copy of ${this.id}`;
+    return `the stored copy of ${this.id}`;
   }
 
-  /** Opens the unfinished copy of a file. It is this tab's until it is closed. */
+  /** Opens the incomplete file `NAME.part`. Other tabs cannot open it until it is closed. */
   async part(name: string): Promise<Part> {
     const handle = await this.folder.getFileHandle(name + PART, { create: true });
     try {
       return new Part(this.folder, handle, name, await handle.createSyncAccessHandle());
     } catch (thrown) {
       if ((thrown as Error).name === 'NoModificationAllowedError') {
-        throw new EngineError('OtherTab', `another tab is downloading ${this.id}`, 'wait for it, or close that tab');
+        throw new EngineError('OtherTab', `another tab is downloading ${this.id}`, 'wait for that download, or close the other tab');
       }
       throw thrown;
     }
   }
 
-  /** Writes a small file whole. */
+  /** Writes a small file. */
   async write(name: string, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     const part = await this.part(name);
     try {
@@ -66,10 +66,10 @@ export class KeptModel implements ModelFiles {
     } finally {
       part.close();
     }
-    this.open.delete(name);
+    this.opened.delete(name);
   }
 
-  /** Bytes that are there of a file, finished or not. */
+  /** Stored bytes of a file, complete or not. */
   async progress(name: string): Promise<{ bytes: number; isWhole: boolean }> {
     const whole = await this.size(name);
     if (whole !== undefined) return { bytes: whole, isWhole: true };
@@ -77,7 +77,7 @@ export class KeptModel implements ModelFiles {
     return { bytes: part ? (await part.getFile()).size : 0, isWhole: false };
   }
 
-  /** Bytes of everything in the folder. */
+  /** Total size of the folder. */
   async bytes(): Promise<number> {
     let sum = 0;
     for await (const handle of this.folder.values()) {
@@ -86,27 +86,27 @@ export class KeptModel implements ModelFiles {
     return sum;
   }
 
-  /** Leaves no folder behind of which there is nothing. */
+  /** Removes the folder if it is empty. */
   async removeIfEmpty(): Promise<void> {
     for await (const _ of this.folder.keys()) return;
     await removeModel(this.id);
   }
 
   async discard(name: string): Promise<void> {
-    this.open.delete(name);
+    this.opened.delete(name);
     if (await existing(this.folder, name)) await this.folder.removeEntry(name);
   }
 
   private async file(name: string): Promise<File | undefined> {
-    const known = this.open.get(name);
+    const known = this.opened.get(name);
     if (known) return known;
     const file = await (await existing(this.folder, name))?.getFile();
-    if (file) this.open.set(name, file);
+    if (file) this.opened.set(name, file);
     return file;
   }
 }
 
-/** A file that is not whole yet. */
+/** An incomplete file. */
 export class Part {
   private size: number;
   private isClosed = false;
@@ -129,17 +129,17 @@ export class Part {
     if (written !== bytes.length) {
       this.access.truncate(this.size);
       throw new EngineError('StorageFull', `\`${this.name}\`: only ${written} of ${bytes.length} bytes could be written`,
-        'delete a model you no longer need, or free space on the disk');
+        'delete a stored model, or free space on the disk');
     }
     this.size += written;
   }
 
-  /** Every byte so far, in pieces. */
+  /** The bytes written so far, in pieces. */
   *pieces(): Generator<Uint8Array> {
     const buffer = new Uint8Array(Math.min(PIECE, this.size));
     for (let at = 0; at < this.size; ) {
       const read = this.access.read(buffer.subarray(0, Math.min(PIECE, this.size - at)), { at });
-      if (read === 0) throw new EngineError('Storage', `\`${this.name}\` cannot be read back`);
+      if (read === 0) throw new EngineError('Storage', `the stored part of \`${this.name}\` cannot be read`);
       yield buffer.subarray(0, read);
       at += read;
     }
@@ -150,12 +150,12 @@ export class Part {
     this.size = size;
   }
 
-  /** Gives the file its own name: it is whole. */
+  /** Renames the complete file from `NAME.part` to `NAME`. */
   async finish(): Promise<void> {
     this.access.flush();
     this.close();
     const handle = this.handle as FileSystemFileHandle & { move?: (folder: FileSystemDirectoryHandle, name: string) => Promise<void> };
-    if (!handle.move) throw new EngineError('Storage', 'this browser cannot rename its files', 'update the browser');
+    if (!handle.move) throw new EngineError('Storage', 'this browser cannot rename stored files', 'update the browser');
     await handle.move(this.folder, this.name);
   }
 
@@ -165,7 +165,7 @@ export class Part {
   }
 }
 
-/** The files of a folder that was dropped on the page: nothing is copied. */
+/** The files of a local folder, read in place. */
 export class LocalFiles implements ModelFiles {
   constructor(
     private readonly id: string,
@@ -203,40 +203,41 @@ async function bytesOf(file: File, start: number, end: number): Promise<Uint8Arr
   }
 }
 
-/** What was found out about this adapter's kernels in this browser, so that it is found out once. */
-export interface AdapterNotes {
-  /** Adapter and browser: of others it says nothing. */
+/** Results of the kernels' self-test, stored so that it runs once per adapter and browser. */
+export interface AdapterCache {
+  /** Key: adapter and browser. The results are valid only for these. */
   about: string;
+  /** The engine's small files, by name. */
   files: Record<string, string>;
 }
 
-export async function readNotes(): Promise<AdapterNotes | undefined> {
+export async function readAdapterCache(): Promise<AdapterCache | undefined> {
   try {
     const folder = await navigator.storage.getDirectory();
-    return JSON.parse((await (await (await folder.getFileHandle(NOTES)).getFile()).text())) as AdapterNotes;
+    return JSON.parse((await (await (await folder.getFileHandle(ADAPTER_CACHE)).getFile()).text())) as AdapterCache;
   } catch {
-    // None, or half of them: they are made again.
+    // Missing or incomplete: the self-test runs again.
     return undefined;
   }
 }
 
-export async function writeNotes(notes: AdapterNotes): Promise<void> {
+export async function writeAdapterCache(cache: AdapterCache): Promise<void> {
   try {
-    const handle = await (await navigator.storage.getDirectory()).getFileHandle(NOTES, { create: true });
+    const handle = await (await navigator.storage.getDirectory()).getFileHandle(ADAPTER_CACHE, { create: true });
     const access = await handle.createSyncAccessHandle();
     try {
       access.truncate(0);
-      access.write(new TextEncoder().encode(JSON.stringify(notes)), { at: 0 });
+      access.write(new TextEncoder().encode(JSON.stringify(cache)), { at: 0 });
     } finally {
       access.close();
     }
   } catch {
-    // Another tab writes the same, or there is no storage: kernels are checked again next time.
+    // Another tab is writing the file, or there is no storage. The self-test runs again next time.
   }
 }
 
-/** The ids of all models of which something is kept. */
-export async function keptIds(): Promise<string[]> {
+/** The ids of all stored models, complete or not. */
+export async function storedIds(): Promise<string[]> {
   const ids: string[] = [];
   for await (const name of (await models()).keys()) ids.push(decodeURIComponent(name));
   return ids.sort();
@@ -252,8 +253,8 @@ async function models(): Promise<FileSystemDirectoryHandle> {
   } catch (thrown) {
     throw new EngineError(
       'Storage',
-      `the browser gives this page no storage: ${(thrown as Error).message}`,
-      'leave private browsing, or allow this site to keep data; a folder dropped on the page needs no storage',
+      `the browser denies storage to this page: ${(thrown as Error).message}`,
+      'leave private browsing, or allow this site to store data; a folder dropped on the page needs no storage',
     );
   }
 }

@@ -1,14 +1,14 @@
-// The worker: owns the device, the engine and the storage, so that the page never waits. One request at a time runs on the
-// engine; `stop`, `pause` and questions about the storage come in between.
+// The worker: owns the device, the engine and the storage, so that the page never blocks. The engine handles one request at
+// a time. `stop`, `pause` and requests about the storage are handled at once.
 
 import init, { ChatEngine, WebGpu } from '../wasm/web_chat.js';
 import { download, fetchPlan, readPlan, transferred } from './download';
 import { EngineError } from './errors';
 import type { ModelRef } from './model';
 import { Pipelines } from './pipelines';
-import { hurryReads } from './reads';
+import { pollReads } from './reads';
 import type { DeviceInfo, KeptInfo, LoadedInfo, Methods, Plan, Reply, Request, WorkerEvent } from './protocol';
-import { KeptModel, LocalFiles, keptIds, readNotes, removeModel, writeNotes } from './storage';
+import { LocalFiles, StoredModel, readAdapterCache, removeModel, storedIds, writeAdapterCache } from './storage';
 
 type Emit = (event: WorkerEvent) => void;
 type Implementation = {
@@ -21,15 +21,15 @@ const LIMITS = [
 ] as const;
 
 const wasm = init();
-/** How often the GPU may be lost in an answer that goes on. */
-const MOST_LOSSES = 3;
+/** An answer continues after at most this many losses of the GPU. */
+const MAX_DEVICE_LOSSES = 3;
 interface OpenGpu { device: WebGpu; info: DeviceInfo }
 let gpu: OpenGpu | undefined;
-let engine: { chat: ChatEngine; files: KeptModel | LocalFiles; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
+let engine: { chat: ChatEngine; files: StoredModel | LocalFiles; id: string; bytesPerToken: number; cacheBytesPerToken: number } | undefined;
 let transfer: AbortController | undefined;
 let isStopped = false;
-/** Work on the engine, one after the other. */
-let turn: Promise<unknown> = Promise.resolve();
+/** Resolves when the queued work on the engine is done. */
+let queue: Promise<unknown> = Promise.resolve();
 
 const methods: Implementation = {
   async device() {
@@ -37,28 +37,28 @@ const methods: Implementation = {
   },
 
   bandwidth() {
-    return inTurn(async () => (await openGpu()).device.copyBandwidth());
+    return enqueue(async () => (await openGpu()).device.copyBandwidth());
   },
 
   async plan(_emit, model) {
     if (model.files) {
       const plan = await readPlan(new LocalFiles(model.id, model.files));
-      if (!plan) throw new EngineError('MissingFile', `there is no index of shards in ${model.id}`);
+      if (!plan) throw new EngineError('MissingFile', `${model.id} has no \`tensor-cache.json\``);
       return { ...plan, done: plan.weightBytes, isWhole: true };
     }
-    const kept = await KeptModel.at(model.id);
-    const plan = await planOf(model, kept, AbortSignal.timeout(60_000));
-    const { done, isWhole } = await transferred(plan, kept);
+    const stored = await StoredModel.at(model.id);
+    const plan = await planOf(model, stored, AbortSignal.timeout(60_000));
+    const { done, isWhole } = await transferred(plan, stored);
     return { ...plan, done, isWhole };
   },
 
   async kept() {
     const list: KeptInfo[] = [];
-    for (const id of await keptIds()) {
-      const kept = await KeptModel.at(id);
-      const plan = await readPlan(kept).catch(() => undefined);
-      const isWhole = plan !== undefined && (await transferred(plan, kept)).isWhole;
-      list.push({ id, bytes: await kept.bytes(), isWhole, total: plan?.weightBytes });
+    for (const id of await storedIds()) {
+      const stored = await StoredModel.at(id);
+      const plan = await readPlan(stored).catch(() => undefined);
+      const isWhole = plan !== undefined && (await transferred(plan, stored)).isWhole;
+      list.push({ id, bytes: await stored.bytes(), isWhole, total: plan?.weightBytes });
     }
     return list;
   },
@@ -67,9 +67,9 @@ const methods: Implementation = {
     if (transfer) throw new EngineError('Busy', 'another download is running');
     transfer = new AbortController();
     try {
-      const kept = await KeptModel.at(model.id);
-      const plan = await planOf(model, kept, transfer.signal);
-      await download(model, kept, plan, transfer.signal, ({ done, total }) => {
+      const stored = await StoredModel.at(model.id);
+      const plan = await planOf(model, stored, transfer.signal);
+      await download(model, stored, plan, transfer.signal, ({ done, total }) => {
         emit({ type: 'transfer', phase: 'download', done, total });
       });
     } finally {
@@ -87,20 +87,20 @@ const methods: Implementation = {
   },
 
   load(emit, model, options) {
-    return inTurn(async () => {
+    return enqueue(async () => {
       unloadNow();
-      const files = model.files ? new LocalFiles(model.id, model.files) : await KeptModel.at(model.id);
+      const files = model.files ? new LocalFiles(model.id, model.files) : await StoredModel.at(model.id);
       const plan = await readPlan(files);
-      if (!plan) throw new EngineError('MissingFile', `the browser has no copy of ${model.id}`, 'download it first');
+      if (!plan) throw new EngineError('MissingFile', `${model.id} is not stored in this browser`, 'download it first');
       const loadOnto = async ({ device, info }: OpenGpu) => {
         const about = JSON.stringify([info.vendor, info.architecture, info.description, info.features, navigator.userAgent]);
-        const notes = await readNotes();
-        const kept = notes?.about === about ? notes.files : {};
-        const chat = await ChatEngine.load(device, files, JSON.stringify({ ...options, kept }), (done: number, total: number) => {
+        const cache = await readAdapterCache();
+        const deviceCache = cache?.about === about ? cache.files : {};
+        const chat = await ChatEngine.load(device, files, JSON.stringify({ ...options, deviceCache }), (done: number, total: number) => {
           emit({ type: 'transfer', phase: 'load', done, total });
         });
-        const found = chat.kept();
-        if (found !== JSON.stringify(kept)) await writeNotes({ about, files: JSON.parse(found) });
+        const updated = chat.deviceCache();
+        if (updated !== JSON.stringify(deviceCache)) await writeAdapterCache({ about, files: JSON.parse(updated) });
         return chat;
       };
       let chat: ChatEngine;
@@ -109,7 +109,7 @@ const methods: Implementation = {
       } catch (thrown) {
         const error = EngineError.from(thrown);
         closeGpu();
-        // A driver that refuses a kernel with subgroups may take the one without.
+        // If the driver rejects a kernel with subgroups, try the kernels without.
         if (error.kind !== 'Gpu') throw error;
         chat = await loadOnto(await openGpu(false));
       }
@@ -129,7 +129,7 @@ const methods: Implementation = {
 
   answer(emit, input, sampling) {
     isStopped = false;
-    return inTurn(async () => {
+    return enqueue(async () => {
       if (!engine) throw new EngineError('NotLoaded', 'no model is loaded');
       const onText = (text: string, tokens: Uint32Array, logprobs: string | null) => {
         emit({ type: 'text', text, tokens: tokens.length, logprobs: logprobs ? JSON.parse(logprobs) : [] });
@@ -137,27 +137,27 @@ const methods: Implementation = {
       };
       const { chat, files } = engine;
       const settings = JSON.stringify(sampling);
-      let answering = typeof input === 'string'
+      let answer = typeof input === 'string'
         ? chat.complete(input, settings, onText) : chat.answer(JSON.stringify(input), settings, onText);
       let lost: EngineError | undefined;
       for (let losses = 0; ; losses++) {
         try {
-          return JSON.parse(await answering);
+          return JSON.parse(await answer);
         } catch (thrown) {
           const error = EngineError.from(thrown);
           const isLost = error.kind === 'DeviceLost';
-          if (isLost && losses < MOST_LOSSES && !isStopped) {
+          if (isLost && losses < MAX_DEVICE_LOSSES && !isStopped) {
             lost ??= error;
             closeGpu();
             emit({ type: 'lost', message: error.message });
-            answering = openGpu().then(({ device }) => chat.resume(device, files, () => {}, onText));
+            answer = openGpu().then(({ device }) => chat.resume(device, files, () => {}, onText));
             continue;
           }
           if (isLost || lost) {
             unloadNow();
             closeGpu();
           }
-          // What went wrong first says more than what went wrong after it.
+          // The first error is the cause of later ones.
           throw lost ?? error;
         }
       }
@@ -169,28 +169,30 @@ const methods: Implementation = {
   },
 
   reset() {
-    return inTurn(async () => engine?.chat.reset());
+    return enqueue(async () => engine?.chat.reset());
   },
 };
 
-async function planOf(model: ModelRef, kept: KeptModel, signal: AbortSignal): Promise<Plan> {
+/** The plan of a model. If it has none, no empty folder stays behind. */
+async function planOf(model: ModelRef, stored: StoredModel, signal: AbortSignal): Promise<Plan> {
   try {
-    return await fetchPlan(model, kept, signal);
+    return await fetchPlan(model, stored, signal);
   } catch (thrown) {
-    await kept.removeIfEmpty();
+    await stored.removeIfEmpty();
     throw thrown;
   }
 }
 
-function inTurn<T>(work: () => Promise<T>): Promise<T> {
-  const result = turn.then(work);
-  turn = result.catch(() => undefined);
+/** Runs `work` on the engine after the work before it. */
+function enqueue<T>(work: () => Promise<T>): Promise<T> {
+  const result = queue.then(work);
+  queue = result.catch(() => undefined);
   return result;
 }
 
 function unload(): Promise<void> {
   isStopped = true;
-  return inTurn(async () => unloadNow());
+  return enqueue(async () => unloadNow());
 }
 
 function unloadNow(): void {
@@ -214,20 +216,20 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
   if (gpu) return gpu;
   await wasm;
   if (!navigator.gpu) {
-    throw new EngineError('NoWebGPU', 'this browser offers no WebGPU here', self.isSecureContext
-      ? 'use a current Chrome, Edge, Safari or Firefox; in Chrome on Linux, WebGPU may have to be switched on in chrome://flags'
-      : 'WebGPU is for pages on https or on localhost alone');
+    throw new EngineError('NoWebGPU', 'this browser does not offer WebGPU to this page', self.isSecureContext
+      ? 'use a current Chrome, Edge, Safari or Firefox; on Linux, Chrome may need WebGPU enabled in chrome://flags'
+      : 'open the page by https or on localhost: browsers offer WebGPU to no other page');
   }
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' });
   if (!adapter) {
-    throw new EngineError('NoGpu', 'the browser finds no GPU that it would use',
-      'switch on hardware acceleration in its settings, and update the graphics driver; chrome://gpu says what is wrong');
+    throw new EngineError('NoGpu', 'the browser found no usable GPU',
+      'enable hardware acceleration in its settings, and update the graphics driver; chrome://gpu shows the reason');
   }
-  // The text of the kernels that use them needs both.
+  // Kernels with subgroups need the feature and the language extension.
   const subgroups =
     wantsSubgroups && adapter.features.has('subgroups') && navigator.gpu.wgslLanguageFeatures.has('subgroup_id');
   const pipelines = new Pipelines();
-  takeOver(subgroups, pipelines);
+  patchRequestDevice(subgroups, pipelines);
   const device = await WebGpu.open(subgroups, true, pipelines);
   const { vendor, architecture, description } = adapter.info;
   const info: DeviceInfo = {
@@ -242,14 +244,14 @@ async function openGpu(wantsSubgroups = true): Promise<OpenGpu> {
 
 const requestDevice = globalThis.GPUAdapter?.prototype.requestDevice;
 
-/** The Rust side has no word for subgroups in a browser, nor for pipelines made side by side: both are done on its behalf. */
-function takeOver(subgroups: boolean, pipelines: Pipelines): void {
+/** Adds what wgpu cannot request in a browser: subgroups, parallel compilation of pipelines, and faster reads in Firefox. */
+function patchRequestDevice(subgroups: boolean, pipelines: Pipelines): void {
   if (!requestDevice) return;
   GPUAdapter.prototype.requestDevice = async function (descriptor?: GPUDeviceDescriptor) {
     const requiredFeatures = [...(descriptor?.requiredFeatures ?? []), ...(subgroups ? ['subgroups' as const] : [])];
     const device = await requestDevice.call(this, { ...descriptor, requiredFeatures });
-    pipelines.of(device);
-    hurryReads(device);
+    pipelines.attach(device);
+    pollReads(device);
     return device;
   };
 }
@@ -265,7 +267,7 @@ self.onmessage = async ({ data: { id, method, args } }: MessageEvent<Request>) =
     const run = methods[method] as (emit: Emit, ...args: unknown[]) => Promise<unknown>;
     reply({ id, result: await run(emit, ...args) });
   } catch (thrown) {
-    reply({ id, error: EngineError.from(thrown).plain() });
+    reply({ id, error: EngineError.from(thrown).toPlain() });
   }
 };
 

@@ -1,4 +1,4 @@
-// A plugin for vite: the service worker, with the list of all files of the page in it.
+// Vite plugin: writes the service worker with the list of the page's files.
 
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';

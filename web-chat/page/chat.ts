@@ -1,9 +1,9 @@
-// The conversation: asks, shows the answer as it comes, and what can be done with what was said.
+// The chat panel: sends messages, shows the answer while it is generated, and offers Copy, Edit and Regenerate.
 
 import { EngineError, type CompletionUsage, type Engine } from '../engine';
 import { byId, h } from './dom';
 import { rate } from './format';
-import { keep, newConversation, type Conversation, type Said } from './history';
+import { newConversation, save, type Conversation, type StoredMessage } from './history';
 import { markdown } from './markdown';
 import { dismiss, failure, notice } from './notices';
 import type { SettingsForm } from './settings';
@@ -12,7 +12,7 @@ export class ChatPanel {
   private conversation: Conversation = newConversation();
   private isReady = false;
   private isAnswering = false;
-  /** Which message is in the box to be said otherwise. */
+  /** Index of the message that is being edited. */
   private edited: number | undefined;
   private readonly log = byId('messages');
   private readonly text = byId<HTMLTextAreaElement>('composer-text');
@@ -29,12 +29,12 @@ export class ChatPanel {
       this.submit();
     });
     this.text.addEventListener('keydown', (event) => {
-      // Enter that ends the writing of a character by an input method is not meant for us.
+      // An input method uses Enter to finish a character.
       if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.submit();
     });
-    this.text.addEventListener('input', () => this.enable());
+    this.text.addEventListener('input', () => this.updateButtons());
     this.stop.addEventListener('click', () => void engine.interruptGenerate());
     document.addEventListener('keydown', (event) => {
       if (event.key === 'Escape' && this.isAnswering) void engine.interruptGenerate();
@@ -44,20 +44,20 @@ export class ChatPanel {
       this.edit(undefined);
     });
     byId('reset').addEventListener('click', () => void this.open(newConversation()));
-    this.show();
+    this.render();
   }
 
   get current(): Conversation {
     return this.conversation;
   }
 
-  /** Whether there is a model to talk to. */
-  ready(isReady: boolean): void {
+  /** Enables the chat when a model is loaded, disables it when not. */
+  setReady(isReady: boolean): void {
     this.isReady = isReady;
-    this.text.placeholder = isReady ? 'Message (Enter sends, Shift+Enter begins a new line)' : 'Load a model to begin';
+    this.text.placeholder = isReady ? 'Message (Enter sends, Shift+Enter starts a new line)' : 'Load a model to start';
     this.text.disabled = !isReady;
-    this.enable();
-    this.show();
+    this.updateButtons();
+    this.render();
   }
 
   focus(): void {
@@ -68,7 +68,7 @@ export class ChatPanel {
   async open(conversation: Conversation): Promise<void> {
     if (this.isAnswering) await this.engine.interruptGenerate();
     this.conversation = conversation;
-    this.show();
+    this.render();
     this.onChange();
     this.edit(undefined);
   }
@@ -85,17 +85,17 @@ export class ChatPanel {
     void this.answer();
   }
 
-  /** Answers what was said last. */
+  /** Generates the answer to the last message. */
   private async answer(isRetry = false): Promise<void> {
     const { conversation } = this;
     const { system, sampling } = this.settings.read();
-    const asked = conversation.messages.map(({ role, content }) => ({ role, content }));
-    const said: Said = { role: 'assistant', content: '' };
-    conversation.messages.push(said);
+    const request = conversation.messages.map(({ role, content }) => ({ role, content }));
+    const reply: StoredMessage = { role: 'assistant', content: '' };
+    conversation.messages.push(reply);
     this.isAnswering = true;
     if (!isRetry) dismiss('chat');
-    this.show();
-    this.say('The answer begins.');
+    this.render();
+    this.announce('The answer starts.');
     const article = this.log.lastElementChild as HTMLElement;
     article.setAttribute('aria-busy', 'true');
     const body = article.querySelector<HTMLElement>('.body')!;
@@ -104,17 +104,17 @@ export class ChatPanel {
       clearTimeout(timer);
       frame = timer = 0;
       const follows = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < 60;
-      body.replaceChildren(markdown(said.content));
+      body.replaceChildren(markdown(reply.content));
       if (follows) this.log.scrollTop = this.log.scrollHeight;
     };
-    // Once per frame; where the GPU that draws is the one that answers, frames can be seconds apart.
+    // Draw once per frame. A busy GPU can delay frames by seconds, so a timer also draws.
     let frame = 0;
     let timer = 0;
     const drawSoon = () => {
       frame ||= requestAnimationFrame(draw);
       timer ||= window.setTimeout(draw, 250);
     };
-    const drawNoMore = () => {
+    const stopDrawing = () => {
       cancelAnimationFrame(frame);
       clearTimeout(timer);
     };
@@ -122,38 +122,38 @@ export class ChatPanel {
     let reason: string | undefined;
     try {
       const chunks = await this.engine.chat.completions.create({
-        messages: system ? [{ role: 'system', content: system }, ...asked] : asked,
+        messages: system ? [{ role: 'system', content: system }, ...request] : request,
         ...sampling,
         stream: true,
         stream_options: { include_usage: true },
       });
       for await (const { choices: [choice], usage } of chunks) {
-        said.content += choice?.delta.content ?? '';
+        reply.content += choice?.delta.content ?? '';
         reason = choice?.finish_reason ?? reason;
         used = usage ?? used;
         drawSoon();
       }
-      if (used) said.stats = stats(used, reason);
+      if (used) reply.stats = stats(used, reason);
     } catch (thrown) {
       const error = EngineError.from(thrown);
       const isLost = error.kind === 'DeviceLost' || error.kind === 'Stopped';
-      conversation.messages = conversation.messages.filter((message) => message !== said || said.content !== '');
+      conversation.messages = conversation.messages.filter((message) => message !== reply || reply.content !== '');
       if (isLost && !isRetry) {
-        // The engine loads the model again with the next question.
-        conversation.messages = conversation.messages.filter((message) => message !== said);
+        // The engine loads the model again with the next request.
+        conversation.messages = conversation.messages.filter((message) => message !== reply);
         notice('chat', error.kind === 'DeviceLost' ? 'The GPU was lost' : 'The engine stopped',
-          `${error.message}. The model is loaded again, and the answer begins anew.`);
-        drawNoMore();
+          `${error.message}. The model is being loaded again, and the answer restarts.`);
+        stopDrawing();
         return await this.answer(true);
       }
       failure('chat', error, [{ label: 'Try again', run: () => void this.regenerate() }]);
     }
-    drawNoMore();
+    stopDrawing();
     this.isAnswering = false;
     conversation.changed = Date.now();
-    await keep(conversation).catch((thrown: unknown) => failure('history', thrown));
-    if (this.conversation === conversation) this.show();
-    this.say(reason === 'abort' ? 'Stopped.' : said.content);
+    await save(conversation).catch((thrown: unknown) => failure('history', thrown));
+    if (this.conversation === conversation) this.render();
+    this.announce(reason === 'abort' ? 'Stopped.' : reply.content);
     this.onChange(used);
     this.focus();
   }
@@ -165,24 +165,24 @@ export class ChatPanel {
     if (messages.length > 0) await this.answer();
   }
 
-  /** Takes a message back into the box. What came after it goes when it is sent. */
+  /** Starts to edit a message (`undefined`: ends editing). Sending it deletes the messages after it. */
   private edit(index: number | undefined): void {
     this.edited = index;
     byId('editing').hidden = index === undefined;
     if (index !== undefined) this.text.value = this.conversation.messages[index]?.content ?? '';
-    this.enable();
+    this.updateButtons();
     this.focus();
   }
 
-  private show(): void {
+  private render(): void {
     const { messages } = this.conversation;
     this.log.replaceChildren(...messages.map((message, index) => this.article(message, index)));
-    if (messages.length === 0) this.log.append(this.isReady ? h('p', { class: 'hint' }, 'Say something. It stays on this machine.') : welcome());
+    if (messages.length === 0) this.log.append(this.isReady ? h('p', { class: 'hint' }, 'Type a message. It stays on this machine.') : welcome());
     this.log.scrollTop = this.log.scrollHeight;
-    this.enable();
+    this.updateButtons();
   }
 
-  private article(message: Said, index: number): HTMLElement {
+  private article(message: StoredMessage, index: number): HTMLElement {
     const isUser = message.role === 'user';
     const isLast = index === this.conversation.messages.length - 1;
     const body = h('div', { class: 'body', dir: 'auto' });
@@ -205,38 +205,38 @@ export class ChatPanel {
   private async copy(text: string): Promise<void> {
     try {
       await navigator.clipboard.writeText(text);
-      this.say('Copied.');
+      this.announce('Copied.');
     } catch (thrown) {
       failure('chat', thrown);
     }
   }
 
-  private enable(): void {
+  private updateButtons(): void {
     this.send.disabled = !this.isReady || this.isAnswering || this.text.value.trim() === '';
     this.stop.disabled = !this.isAnswering;
   }
 
-  /** To a screen reader: whole sentences, not every token. */
-  private say(text: string): void {
-    byId('spoken').textContent = text;
+  /** Announces text to screen readers: once per answer, not once per token. */
+  private announce(text: string): void {
+    byId('announcement').textContent = text;
   }
 }
 
-/** Before there is a model. */
+/** Shown before a model is loaded. */
 function welcome(): HTMLElement {
   return h('div', { class: 'welcome' },
     h('h2', {}, 'A language model in this page'),
     h('ol', {},
-      h('li', {}, 'Choose a model. A small one is there in a minute, a large one says more.'),
-      h('li', {}, 'It is downloaded once and kept in this browser; then it works with the network off.'),
-      h('li', {}, 'It runs on your own GPU. What you write stays on this machine.')),
+      h('li', {}, 'Choose a model. A small model loads faster; a large model answers better.'),
+      h('li', {}, 'The model is downloaded once and stored in this browser. After that, it works offline.'),
+      h('li', {}, 'The model runs on your own GPU. Your messages stay on this machine.')),
     h('button', { type: 'button', class: 'primary', click: () => document.querySelector<HTMLButtonElement>('nav [data-show=models]')!.click() },
       'Choose a model'));
 }
 
 function stats({ prompt_tokens, completion_tokens, extra }: CompletionUsage, reason: string | undefined): string {
-  const cached = extra.cached_prompt_tokens > 0 ? ` (${extra.cached_prompt_tokens} remembered)` : '';
-  const end = reason === 'length' ? ' · cut off: longest answer, or no more room' : reason === 'abort' ? ' · stopped' : '';
+  const cached = extra.cached_prompt_tokens > 0 ? ` (${extra.cached_prompt_tokens} cached)` : '';
+  const end = reason === 'length' ? ' · cut off by the token limit or a full context' : reason === 'abort' ? ' · stopped' : '';
   return `${completion_tokens} tokens at ${rate(extra.decode_tokens_per_s)}/s · prompt ${prompt_tokens}${cached} at `
     + `${rate(extra.prefill_tokens_per_s)}/s · first token after ${extra.time_to_first_token_s.toFixed(2)} s${end}`;
 }

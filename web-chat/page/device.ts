@@ -1,5 +1,5 @@
-// The GPU panel: what the browser says of the adapter, what the engine holds of its memory, and how far decoding is from
-// what the memory could do. Asked when something has happened, never on a clock.
+// The GPU panel: the browser's adapter, the memory that the engine uses, and decode speed as a share of the memory
+// bandwidth. Updated by events, without a timer.
 
 import type { CompletionUsage, DeviceInfo, Engine, LoadedInfo } from '../engine';
 import { byId, h } from './dom';
@@ -14,75 +14,75 @@ export class DevicePanel {
   private usage: CompletionUsage | undefined;
 
   constructor(private readonly engine: Engine) {
-    this.show();
+    this.render();
   }
 
-  /** Asks the browser for its adapter. */
+  /** Opens the browser's adapter. */
   async open(): Promise<DeviceInfo | undefined> {
     try {
       this.info = await this.engine.device();
     } catch (thrown) {
       failure('device', thrown, [{ label: 'Try again', run: () => void this.open() }]);
     }
-    this.show();
+    this.render();
     return this.info;
   }
 
   update(loaded: LoadedInfo | undefined, usage?: CompletionUsage): void {
     this.loaded = loaded;
     this.usage = loaded ? (usage ?? this.usage) : undefined;
-    this.show();
+    this.render();
   }
 
   private async measure(): Promise<void> {
     this.isMeasuring = true;
-    this.show();
+    this.render();
     try {
       this.bandwidth = await this.engine.measureBandwidth();
     } catch (thrown) {
       failure('device', thrown);
     }
     this.isMeasuring = false;
-    this.show();
+    this.render();
   }
 
-  private show(): void {
+  private render(): void {
     const facts: [string, string][] = [];
     const { info, loaded, usage } = this;
     if (info) {
       const name = [info.vendor, info.architecture, info.description].filter(Boolean).join(' ');
-      facts.push(['Adapter', `${name || 'the browser does not say'}${info.isSoftware ? ' (software: slow)' : ''}`]);
-      facts.push(['f16 in shaders', info.f16 ? 'yes' : 'no (weights stay f16, arithmetic is f32 either way)']);
+      facts.push(['Adapter', `${name || 'not reported by the browser'}${info.isSoftware ? ' (software, slow)' : ''}`]);
+      facts.push(['f16 in shaders', info.f16 ? 'yes' : 'no (scales are stored as f16; arithmetic is f32 in both cases)']);
       facts.push(['Subgroups', info.subgroups ? `${info.subgroups[0]} to ${info.subgroups[1]} lanes` : 'not used']);
     } else {
       facts.push(['Adapter', 'not opened yet']);
     }
     if (loaded) {
       facts.push(['Memory: weights', bytes(loaded.weightBytes)]);
-      facts.push([`Memory: cache of ${loaded.context} tokens`, bytes(loaded.cacheBytes)]);
-      facts.push(['Memory: scratch', bytes(loaded.scratchBytes)], ['Memory of the page’s own engine', bytes(loaded.heapBytes)]);
+      facts.push([`Memory: KV cache of ${loaded.context} tokens`, bytes(loaded.cacheBytes)]);
+      facts.push(['Memory: scratch', bytes(loaded.scratchBytes)], ['Memory: wasm', bytes(loaded.heapBytes)]);
     }
     if (loaded) {
-      facts.push(['Kernels against their references', loaded.checkedCases > 0
-        ? `${loaded.checkedCases} checked in ${loaded.checkedSeconds.toFixed(1)} s` : 'checked before on this adapter']);
+      facts.push(['Self-test of the kernels', loaded.checkedCases > 0
+        ? `${loaded.checkedCases} cases in ${loaded.checkedSeconds.toFixed(1)} s` : 'done earlier on this adapter']);
     }
-    facts.push(['Measured copy bandwidth', this.bandwidth ? `${(this.bandwidth / 1e9).toFixed(1)} GB/s, read and written together` : 'not measured']);
+    facts.push(['Memory bandwidth', this.bandwidth ? `${(this.bandwidth / 1e9).toFixed(1)} GB/s, reads plus writes of a copy` : 'not measured']);
     if (loaded && usage && usage.extra.decode_tokens_per_s > 0) {
       const perToken = loaded.bytesPerToken + loaded.cacheBytesPerToken * usage.total_tokens;
       const used = perToken * usage.extra.decode_tokens_per_s;
-      facts.push(['Decoding reads', `${bytes(perToken)} per token: ${(used / 1e9).toFixed(1)} GB/s`]);
+      facts.push(['Decode reads', `${bytes(perToken)} per token: ${(used / 1e9).toFixed(1)} GB/s`]);
       if (this.bandwidth) {
         const limit = this.bandwidth / perToken;
-        facts.push(['Decoding, of what the memory could do', `${((100 * used) / this.bandwidth).toFixed(0)} % (limit: ${rate(limit)} tokens/s)`]);
+        facts.push(['Decode, share of the memory bandwidth', `${((100 * used) / this.bandwidth).toFixed(0)} % (limit: ${rate(limit)} tokens/s)`]);
       }
     }
     const button = h('button', { type: 'button', disabled: this.isMeasuring || !info, click: () => void this.measure() },
-      this.isMeasuring ? 'Measuring …' : 'Measure the memory’s bandwidth');
+      this.isMeasuring ? 'Measuring …' : 'Measure the memory bandwidth');
     byId('device-facts').replaceChildren(listOf(facts), button, ...(info ? [limits(info)] : []));
   }
 }
 
-/** What seldom matters, to be opened. */
+/** Details, closed at first. */
 function limits(info: DeviceInfo): HTMLElement {
   const facts: [string, string][] = [
     ['Largest buffer', bytes(info.maxBuffer)],

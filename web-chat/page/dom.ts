@@ -1,8 +1,8 @@
-// Elements in one line each.
+// Creates and finds elements of the page.
 
 type Props = Record<string, string | boolean | ((event: Event) => void) | undefined>;
 
-/** An element. Properties that are functions are listeners, `true` is an attribute without a value. */
+/** Creates an element. A function in `props` becomes a listener, `true` an attribute without a value. */
 export function h<K extends keyof HTMLElementTagNameMap>(
   tag: K,
   props: Props = {},
@@ -18,7 +18,7 @@ export function h<K extends keyof HTMLElementTagNameMap>(
   return element;
 }
 
-/** The element that index.html has under this id. */
+/** The element with this id in index.html. */
 export function byId<T extends HTMLElement>(id: string): T {
   const element = document.getElementById(id);
   if (!element) throw new Error(`index.html has no #${id}`);

@@ -1,4 +1,4 @@
-// Numbers as people read them.
+// Formats byte counts, rates and durations.
 
 export function bytes(count: number): string {
   if (count < 1e6) return `${Math.ceil(count / 1e3)} kB`;

@@ -1,34 +1,35 @@
-// Conversations, kept in the browser's database.
+// Conversations, stored in the browser's database.
 
 import type { ChatMessage } from '../engine';
 
-export interface Said extends ChatMessage {
-  /** What an answer took, in words. */
+export interface StoredMessage extends ChatMessage {
+  /** Tokens and speed of an answer, as text. */
   stats?: string;
 }
 
 export interface Conversation {
   id: string;
   title: string;
+  /** Time of the last change, in milliseconds since 1970. */
   changed: number;
-  messages: Said[];
+  messages: StoredMessage[];
 }
 
 const STORE = 'conversations';
-let opened: Promise<IDBDatabase> | undefined;
+let database: Promise<IDBDatabase> | undefined;
 
 export function newConversation(): Conversation {
   return { id: crypto.randomUUID(), title: 'New conversation', changed: Date.now(), messages: [] };
 }
 
-/** Keeps a conversation; an empty one is not worth it. */
-export async function keep(conversation: Conversation): Promise<void> {
+/** Stores a conversation unless it is empty. */
+export async function save(conversation: Conversation): Promise<void> {
   if (conversation.messages.length === 0) return;
   await run('readwrite', (store) => store.put(conversation));
 }
 
-/** All of them, the last one first. */
-export async function all(): Promise<Conversation[]> {
+/** All conversations, newest first. */
+export async function loadAll(): Promise<Conversation[]> {
   const list = await run('readonly', (store) => store.getAll() as IDBRequest<Conversation[]>);
   return list.sort((a, b) => b.changed - a.changed);
 }
@@ -38,17 +39,17 @@ export async function remove(id: string): Promise<void> {
 }
 
 async function run<T>(mode: IDBTransactionMode, act: (store: IDBObjectStore) => IDBRequest<T>): Promise<T> {
-  opened ??= open();
-  return settled(act((await opened).transaction(STORE, mode).objectStore(STORE)));
+  database ??= open();
+  return resultOf(act((await database).transaction(STORE, mode).objectStore(STORE)));
 }
 
 function open(): Promise<IDBDatabase> {
   const request = indexedDB.open('web-chat', 1);
   request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: 'id' });
-  return settled(request);
+  return resultOf(request);
 }
 
-function settled<T>(request: IDBRequest<T>): Promise<T> {
+function resultOf<T>(request: IDBRequest<T>): Promise<T> {
   return new Promise((resolve, reject) => {
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error ?? new Error('the database failed'));

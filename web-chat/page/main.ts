@@ -1,24 +1,24 @@
-// The page: puts its panels together. Start with `chat.ts` for the conversation and `models.ts` for what it runs on.
+// Entry point: connects the page's panels. Read `chat.ts` next for the conversation, and `models.ts` for downloads.
 
 import { Engine } from '../engine';
 import { ChatPanel } from './chat';
 import { DevicePanel } from './device';
 import { byId, h } from './dom';
-import { all, newConversation, remove } from './history';
+import { loadAll, newConversation, remove } from './history';
 import { ModelPanel, nameOf } from './models';
 import { failure, notice } from './notices';
 import { SettingsForm } from './settings';
 
-// Scripts come from where the page comes from, and from nowhere else.
+// Trusted Types: allow scripts only from the page's own origin.
 (globalThis as { trustedTypes?: { createPolicy(name: string, rules: object): unknown } }).trustedTypes?.createPolicy('default', {
   createScriptURL: (url: string) => {
-    if (new URL(url, location.href).origin !== location.origin) throw new TypeError(`a script from elsewhere: ${url}`);
+    if (new URL(url, location.href).origin !== location.origin) throw new TypeError(`script from another origin: ${url}`);
     return url;
   },
 });
 
 const engine = new Engine({
-  onDeviceLost: (message) => notice('chat', 'The GPU was lost', `${message}. The model is loaded again, and the answer goes on.`),
+  onDeviceLost: (message) => notice('chat', 'The GPU was lost', `${message}. The model is being loaded again, and the answer continues.`),
 });
 const settings = new SettingsForm();
 const device = new DevicePanel(engine);
@@ -30,23 +30,23 @@ const models = new ModelPanel(engine, {
   loaded(info) {
     byId('model-state').textContent = nameOf(info.id);
     byId('model-state').title = info.id;
-    settings.recommend(info);
+    settings.showDefaults(info);
     device.update(info);
-    chat.ready(true);
+    chat.setReady(true);
     show('chat');
     chat.focus();
-    // When it can be talked to, since the page was opened.
+    // Milliseconds from opening the page until the chat is usable, for tests/measure.mjs.
     document.documentElement.dataset['ready'] = String(Math.round(performance.now()));
   },
   unloaded() {
     byId('model-state').textContent = 'No model is loaded';
     device.update(undefined);
-    chat.ready(false);
+    chat.setReady(false);
   },
 }, () => settings.read().context);
 
 async function showHistory(): Promise<void> {
-  const list = await all().catch((thrown: unknown) => {
+  const list = await loadAll().catch((thrown: unknown) => {
     failure('history', thrown);
     return [];
   });
@@ -56,7 +56,7 @@ async function showHistory(): Promise<void> {
       void chat.open(conversation);
       show('chat');
     };
-    const forget = async () => {
+    const discard = async () => {
       await remove(conversation.id);
       if (isCurrent) await chat.open(newConversation());
       await showHistory();
@@ -65,11 +65,11 @@ async function showHistory(): Promise<void> {
       h('strong', {}, conversation.title), h('span', { class: 'hint' }, new Date(conversation.changed).toLocaleString()),
       h('div', { class: 'row' },
         h('button', { type: 'button', click: open, 'aria-label': `Open: ${conversation.title}` }, 'Open'),
-        h('button', { type: 'button', click: () => void forget(), 'aria-label': `Delete: ${conversation.title}` }, 'Delete')));
+        h('button', { type: 'button', click: () => void discard(), 'aria-label': `Delete: ${conversation.title}` }, 'Delete')));
   }));
 }
 
-/** Shows a part of the page. Where there is room, the chat stays beside it. */
+/** Shows a panel. On wide screens, the chat stays beside it. */
 function show(panel: string): void {
   document.body.dataset['panel'] = panel;
   for (const button of document.querySelectorAll<HTMLButtonElement>('nav button')) {
@@ -93,11 +93,11 @@ byId('new-chat').addEventListener('click', () => {
 show('models');
 void showHistory();
 if ('serviceWorker' in navigator) {
-  navigator.serviceWorker.register('./service-worker.js').catch((thrown: unknown) => console.warn('no service worker:', thrown));
+  navigator.serviceWorker.register('./service-worker.js').catch((thrown: unknown) => console.warn('the service worker was not registered:', thrown));
 }
 await models.refresh();
 if (await device.open()) {
   const last = localStorage.getItem('model');
-  if (last) await models.loadKept(last);
+  if (last) await models.loadStored(last);
 }
 document.documentElement.dataset['started'] = 'true';

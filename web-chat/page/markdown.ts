@@ -1,5 +1,5 @@
-// A model's Markdown as elements. What a model writes never becomes live HTML: tags in it are shown as text, and what
-// Markdown makes is sanitized besides. Pictures are left out: their addresses would tell someone else what was said.
+// Renders a model's Markdown as elements. HTML in it is shown as text, and the rendered Markdown is sanitized. Images are
+// not loaded: a request for an image could leak the conversation in its address.
 
 import DOMPurify from 'dompurify';
 import { Marked } from 'marked';
@@ -33,12 +33,12 @@ export function markdown(text: string): DocumentFragment {
     link.rel = 'noopener noreferrer nofollow';
   }
   for (const box of fragment.querySelectorAll('input')) {
-    // Check boxes of task lists, which nobody can press.
+    // Check boxes of task lists, which are disabled.
     if (box.type !== 'checkbox') box.remove();
     else box.setAttribute('aria-label', box.checked ? 'done' : 'not done');
   }
   for (const block of fragment.querySelectorAll('pre, table')) block.setAttribute('tabindex', '0');
-  // A page has its own outline.
+  // Level 1 and 2 headings belong to the page.
   for (const heading of fragment.querySelectorAll('h1, h2')) {
     const lower = document.createElement('h3');
     lower.append(...heading.childNodes);

@@ -1,12 +1,13 @@
-// The list of models: what can be had, what is kept, downloading, loading, deleting.
+// The panel of models: lists stored models and the catalog; downloads, loads and deletes them.
 
-import { EngineError, MODELS, localRef, memoryNeeded, modelRef, type Engine, type KeptInfo, type Listed, type LoadedInfo, type ModelRef, type ProgressReport } from '../engine';
+import { EngineError, MODELS, localRef, memoryNeeded, modelRef, type Engine, type CatalogEntry, type KeptInfo, type LoadedInfo, type ModelRef, type ProgressReport } from '../engine';
 import { byId, h } from './dom';
 import { bytes, duration } from './format';
 import { dismiss, failure, notice } from './notices';
 
-/** Where the smallest model that did not fit this device is noted. */
+/** Key in localStorage: bytes of the smallest model that did not fit on this device. */
 const TOO_LARGE = 'too-large';
+/** Lock that a tab holds while it has a model loaded. */
 const LOCK = 'loaded-model';
 
 export interface ModelEvents {
@@ -15,10 +16,10 @@ export interface ModelEvents {
 }
 
 export class ModelPanel {
-  private kept: KeptInfo[] = [];
+  private stored: KeptInfo[] = [];
   private current: string | undefined;
   private isBusy = false;
-  private release: (() => void) | undefined;
+  private releaseLock: (() => void) | undefined;
 
   constructor(
     private readonly engine: Engine,
@@ -48,37 +49,37 @@ export class ModelPanel {
     }
   }
 
-  /** Asks the storage again what it holds. */
+  /** Reads the storage again and updates the list. */
   async refresh(): Promise<void> {
     try {
-      this.kept = await this.engine.models.kept();
+      this.stored = await this.engine.models.kept();
       const { usage = 0, quota = 0 } = await navigator.storage.estimate();
       const isLasting = await navigator.storage.persisted();
       byId('storage').textContent = `${bytes(usage)} used, ${bytes(quota - usage)} free for this page. `
-        + (isLasting ? 'The browser keeps it until you delete it.' : 'The browser may delete it when the disk is full.');
+        + (isLasting ? 'The browser keeps models until you delete them.' : 'The browser may delete models when the disk is full.');
     } catch (thrown) {
       failure('storage', thrown);
     }
-    this.show();
+    this.render();
   }
 
-  /** Loads a model that is kept, from the page's address or the last visit. */
-  async loadKept(id: string): Promise<void> {
-    if (this.kept.some((kept) => kept.id === id && kept.isWhole)) await this.attempt(() => this.load(modelRef(id)), id);
+  /** Loads a model if it is completely stored. */
+  async loadStored(id: string): Promise<void> {
+    if (this.stored.some((stored) => stored.id === id && stored.isWhole)) await this.attempt(() => this.load(modelRef(id)), id);
   }
 
-  private show(): void {
-    const kept = this.kept.map((model) => this.keptCard(model));
-    byId('kept').replaceChildren(...(kept.length ? kept : [h('li', {}, 'Nothing yet.')]));
-    const ids = new Set(this.kept.filter((model) => model.isWhole).map((model) => model.id));
-    const listed = MODELS.filter((model) => !ids.has(model.id));
-    byId('catalogue').replaceChildren(...listed.map((model) => this.listedCard(model)));
+  private render(): void {
+    const stored = this.stored.map((model) => this.storedCard(model));
+    byId('stored').replaceChildren(...(stored.length ? stored : [h('li', {}, 'No models yet.')]));
+    const ids = new Set(this.stored.filter((model) => model.isWhole).map((model) => model.id));
+    const others = MODELS.filter((model) => !ids.has(model.id));
+    byId('catalog').replaceChildren(...others.map((model) => this.catalogCard(model)));
   }
 
-  private keptCard(model: KeptInfo): HTMLLIElement {
+  private storedCard(model: KeptInfo): HTMLLIElement {
     const isLoaded = model.id === this.current;
     const state = isLoaded ? 'loaded' : model.isWhole ? 'complete' : `${bytes(model.bytes)} of ${model.total ? bytes(model.total) : 'unknown'}`;
-    const label = model.isWhole ? 'Load' : 'Go on';
+    const label = model.isWhole ? 'Load' : 'Resume';
     return h('li', { 'data-model': model.id },
       h('strong', {}, nameOf(model.id)), h('span', { class: 'hint' }, `${bytes(model.bytes)}, ${state}. ${model.id}`),
       h('div', { class: 'row' },
@@ -88,28 +89,28 @@ export class ModelPanel {
           click: () => void this.attempt(() => this.remove(model.id), model.id) }, 'Delete')));
   }
 
-  private listedCard(model: Listed): HTMLLIElement {
+  private catalogCard(model: CatalogEntry): HTMLLIElement {
     const memory = memoryNeeded(model, this.context());
     return h('li', { 'data-model': model.id },
-      h('strong', {}, model.name, ...(model.ours ? [' ', h('span', { class: 'badge' }, 'ours')] : [])),
-      h('span', { class: 'hint' }, `${bytes(model.bytes)} to download, ${bytes(memory)} of GPU memory (${fits(memory)}). Licence: ${model.licence}.`),
+      h('strong', {}, model.name, ...(model.ours ? [' ', h('span', { class: 'badge' }, 'this project')] : [])),
+      h('span', { class: 'hint' }, `${bytes(model.bytes)} to download, ${bytes(memory)} of GPU memory (${fits(memory)}). License: ${model.license}.`),
       h('div', { class: 'row' },
         h('button', { type: 'button', disabled: this.isBusy, 'aria-label': `Download: ${model.name}`,
           click: () => void this.attempt(() => this.fetchAndLoad(modelRef(model.id)), model.id) }, 'Download')));
   }
 
-  /** Runs what a button asks for; one thing at a time. */
+  /** Runs an action unless another one is running. Errors become notices. */
   private async attempt(work: () => Promise<void>, id: string): Promise<void> {
     if (this.isBusy) return;
     this.isBusy = true;
     dismiss('models');
-    this.show();
+    this.render();
     const again = { label: 'Try again', run: () => void this.attempt(work, id) };
     try {
       await work();
     } catch (thrown) {
       const error = EngineError.from(thrown);
-      if (error.kind === 'Paused') notice('models', 'The download is paused', 'What has arrived is kept.', [{ ...again, label: 'Go on' }]);
+      if (error.kind === 'Paused') notice('models', 'The download is paused', 'The downloaded part is stored.', [{ ...again, label: 'Resume' }]);
       else if (error.kind === 'OtherTab') failure('models', error, [{ label: 'Load here too', run: () => void this.attempt(() => this.load(modelRef(id), true), id) }]);
       else failure('models', error, error.kind === 'BadParameter' || error.kind === 'NotRunnable' ? [] : [again]);
     }
@@ -125,9 +126,9 @@ export class ModelPanel {
       const missing = plan.weightBytes - plan.done;
       if (missing > quota - usage) {
         throw new EngineError('StorageFull', `the model needs ${bytes(missing)} more, and the browser has ${bytes(quota - usage)} for this page`,
-          'delete a model you no longer need, free space on the disk, or drop a folder on the page, which is not copied');
+          'delete a stored model, free space on the disk, or drop a folder on the page, which is not copied');
       }
-      // Browsers that ask people do so now, when it is clear what for. Firefox answers when the person does, if ever.
+      // Some browsers ask the user. Do not wait: Firefox may never resolve this.
       void navigator.storage.persist().catch(() => undefined);
       await this.engine.models.download(model, (report) => this.meter(model, report));
     }
@@ -165,17 +166,17 @@ export class ModelPanel {
     }
   }
 
-  /** Two tabs with a model each need twice the memory: people should know. The lock goes with the tab. */
+  /** Takes the lock of this browser's loaded model, because two tabs need twice the memory. The browser frees it with the tab. */
   private async lock(shares: boolean): Promise<void> {
-    if (this.release || !navigator.locks) return;
+    if (this.releaseLock || !navigator.locks) return;
     const isMine = await new Promise<boolean>((resolve) => {
       void navigator.locks.request(LOCK, { ifAvailable: true }, (lock) => {
         resolve(lock !== null);
-        return lock === null ? undefined : new Promise<void>((release) => { this.release = release; });
+        return lock === null ? undefined : new Promise<void>((release) => { this.releaseLock = release; });
       });
     });
     if (!isMine && !shares) {
-      throw new EngineError('OtherTab', 'another tab of this page has a model loaded', 'close it, or load the model here too: it takes the memory twice');
+      throw new EngineError('OtherTab', 'another tab of this page has a model loaded', 'close that tab, or load the model here too, which needs the memory twice');
     }
   }
 
@@ -191,28 +192,28 @@ export class ModelPanel {
   }
 }
 
-/** What a model is called: as the list has it, else the last part of its address. */
+/** Display name of a model: from the catalog, else the last part of its address. */
 export function nameOf(id: string): string {
   return MODELS.find((model) => model.id === id)?.name ?? decodeURIComponent(id.replace(/^local:/, '').split('/').at(-1) || id);
 }
 
-/** Sizes in which GPUs come, in GB. */
+/** Common memory sizes of GPUs, in GB. */
 const GPU_SIZES = [1, 2, 3, 4, 6, 8, 12, 16, 24];
 
-/** A browser does not tell how much memory the GPU has. What it tells of the machine, and what failed before, does help. */
+/** Estimates if a model fits. Browsers do not report GPU memory, so this uses earlier failures and the machine's memory. */
 function fits(memory: number): string {
   const failed = Number(localStorage.getItem(TOO_LARGE) ?? Infinity);
-  if (memory >= failed) return 'as much as did not fit here before';
+  if (memory >= failed) return 'a model of this size did not fit before';
   const machine = (navigator as { deviceMemory?: number }).deviceMemory;
-  if (machine !== undefined && machine < 8 && memory > machine * 0.6e9) return `may be too much for this machine of ${machine} GB`;
-  // The screen and other programs take their share.
+  if (machine !== undefined && machine < 8 && memory > machine * 0.6e9) return `may be too much for this machine’s ${machine} GB`;
+  // Other programs need about a tenth.
   const size = GPU_SIZES.find((size) => memory < size * 0.9e9);
   return size === undefined ? 'for a very large GPU' : `for a GPU of ${size} GB or more`;
 }
 
-/** What was dropped: a folder, or the files out of one. */
+/** The model in dropped items: a folder, or its files. */
 async function droppedFolder(transfer: DataTransfer): Promise<ModelRef> {
-  // Both are gone with the event.
+  // Read both before the event ends, which empties them.
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry());
   const files = [...transfer.files];
   const folder = entries.find((entry): entry is FileSystemDirectoryEntry => entry?.isDirectory === true);

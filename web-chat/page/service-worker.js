@@ -1,16 +1,16 @@
-// Keeps the page's own files, so that it works with the network off. Models are none of its business: the engine keeps
-// those itself, and their requests pass by.
+// Service worker: caches the page's own files, so that the page works offline. It ignores requests for models, which the
+// engine stores itself.
 
 const FILES = __FILES__;
 const CACHE = 'page-__VERSION__';
 
 self.addEventListener('install', (event) => {
-  const keep = async () => {
-    // From the server: what the browser remembers may be of another version.
+  const fill = async () => {
+    // Bypass the HTTP cache, which may hold another version.
     await (await caches.open(CACHE)).addAll(FILES.map((file) => new Request(file, { cache: 'reload' })));
     await self.skipWaiting();
   };
-  event.waitUntil(keep());
+  event.waitUntil(fill());
 });
 
 self.addEventListener('activate', (event) => {
@@ -28,8 +28,8 @@ self.addEventListener('fetch', (event) => {
   const url = new URL(request.url);
   if (request.method !== 'GET' || url.origin !== self.location.origin || request.headers.has('range')) return;
   const answer = async () => {
-    const kept = await caches.match(request.mode === 'navigate' ? './' : request, { ignoreSearch: true });
-    return kept ?? fetch(request);
+    const cached = await caches.match(request.mode === 'navigate' ? './' : request, { ignoreSearch: true });
+    return cached ?? fetch(request);
   };
   const scope = new URL('./', self.location.href).pathname;
   const own = FILES.some((file) => new URL(file, self.location.href).pathname === url.pathname);

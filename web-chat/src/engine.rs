@@ -1,4 +1,4 @@
-//! [`ChatEngine`]: a loaded model that answers.
+//! [`ChatEngine`]: a loaded model that answers conversations.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,23 +19,24 @@ use crate::{
     error::{JsResult, bad_request, js_error},
 };
 
-/// A loaded model that answers.
+/// A loaded model that answers conversations.
 #[wasm_bindgen]
 pub struct ChatEngine {
     engine: Engine,
     gpu: infer_core::Gpu,
-    kept: Arc<KeptByPage>,
+    device_cache: Arc<PageCache>,
     weight_bytes: u64,
+    /// Device memory in use after loading, in bytes: weights and KV cache.
     loaded_bytes: u64,
-    /// The answer whose device was lost.
+    /// The answer that a lost device interrupted.
     suspended: Option<Suspended>,
 }
 
 #[derive(Deserialize, Default)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 struct Options {
     context: Option<usize>,
-    kept: BTreeMap<String, String>,
+    device_cache: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -53,7 +54,7 @@ enum RoleJson {
     Tool,
 }
 
-/// What is given is taken instead of the defaults (`infer_core::ChatDefaults`).
+/// Sampling settings of a request. A missing field means the default (`infer_core::ChatDefaults`).
 #[derive(Deserialize, Default)]
 #[serde(default, deny_unknown_fields)]
 struct ParamsJson {
@@ -93,24 +94,27 @@ impl ParamsJson {
 
 #[wasm_bindgen]
 impl ChatEngine {
-    /// Loads an MLC folder. `options` is JSON: `context`, tokens there should be room for; `kept`, what [`ChatEngine::kept`]
-    /// gave before on this adapter. `progress` is called with bytes that are done and bytes in all.
+    /// Loads an MLC folder.
+    ///
+    /// `options` is JSON: `context`, the capacity in tokens; `deviceCache`, an earlier result of
+    /// [`ChatEngine::device_cache`] on this adapter. `progress` gets the loaded bytes and the total bytes.
     pub async fn load(gpu: &WebGpu, files: JsFiles, options: &str, progress: Function) -> JsResult<ChatEngine> {
-        let Options { context, kept } = serde_json::from_str(options).map_err(|e| bad_request(&e))?;
+        let Options { context, device_cache } = serde_json::from_str(options).map_err(|e| bad_request(&e))?;
         let gpu = gpu.gpu.clone();
         let device = Device::Gpu(gpu.clone(), KvDtype::default());
         let mut meter = Meter { progress, total: 0 };
-        let kept = Arc::new(KeptByPage(Mutex::new(kept)));
-        let loaded = Engine::load_mlc(&files, device, &load_options(context, &kept), &mut meter).await;
+        let device_cache = Arc::new(PageCache(Mutex::new(device_cache)));
+        let options = load_options(context, &device_cache);
+        let loaded = Engine::load_mlc(&files, device, &options, &mut meter).await;
         let mut engine = loaded.map_err(js_error)?;
         let loaded_bytes = gpu.bytes_in_use();
-        // A browser reports what did not fit with the first read; kernels are compiled on the way.
+        // A browser reports out-of-memory errors at the first read. The warm-up also compiles the kernels.
         engine.warm_up().await.map_err(js_error)?;
-        Ok(ChatEngine { engine, gpu, kept, weight_bytes: meter.total, loaded_bytes, suspended: None })
+        Ok(ChatEngine { engine, gpu, device_cache, weight_bytes: meter.total, loaded_bytes, suspended: None })
     }
 
-    /// Goes on with the answer whose device was lost: loads the model again, on another, and tells `on_text` what comes after
-    /// that which it was told. `progress` as of [`ChatEngine::load`], the rest as of [`ChatEngine::answer`].
+    /// Continues the answer that a lost device interrupted: loads the model onto `gpu`, a new device, and calls `on_text`
+    /// with the rest of the text. `progress` is that of [`ChatEngine::load`], `on_text` that of [`ChatEngine::answer`].
     pub async fn resume(
         &mut self,
         gpu: &WebGpu,
@@ -120,22 +124,23 @@ impl ChatEngine {
     ) -> JsResult<String> {
         let gpu = gpu.gpu.clone();
         let device = Device::Gpu(gpu.clone(), KvDtype::default());
-        let options = load_options(Some(self.engine.context()), &self.kept);
+        let options = load_options(Some(self.engine.context()), &self.device_cache);
         let loaded = LoadedModel::load_mlc(&files, device, &options, &mut Meter { progress, total: 0 }).await;
         let model = loaded.map_err(js_error)?;
         self.loaded_bytes = gpu.bytes_in_use();
         self.gpu = gpu;
-        let suspended = self.suspended.take().ok_or_else(|| js_sys::Error::new("no answer was broken off"))?;
+        let suspended = self.suspended.take().ok_or_else(|| js_sys::Error::new("no answer was interrupted"))?;
         let tokenizer = self.engine.tokenizer().clone();
         deliver(self.engine.resume(model, suspended), &mut self.suspended, &tokenizer, on_text).await
     }
 
-    /// What was found out about the adapter's kernels, for the next [`ChatEngine::load`], as JSON.
-    pub fn kept(&self) -> String {
-        json!(*self.kept.files()).to_string()
+    /// Results about this adapter (the kernels' self-test) for the next [`ChatEngine::load`], as JSON.
+    #[wasm_bindgen(js_name = deviceCache)]
+    pub fn device_cache(&self) -> String {
+        json!(*self.device_cache.files()).to_string()
     }
 
-    /// The model and what it holds of the device's memory, as JSON.
+    /// The model, its device memory in bytes, and its default sampling settings, as JSON.
     pub fn info(&self) -> String {
         let config = self.engine.config();
         let sampling = self.engine.chat_defaults().params();
@@ -163,9 +168,11 @@ impl ChatEngine {
         info.to_string()
     }
 
-    /// Answers a conversation, both JSON: a list of `role` and `content`, and sampling settings. `on_text` gets each
-    /// piece of text, its tokens and, where asked for, JSON of how likely they were, and ends the answer by returning
-    /// anything but `true`. The result is JSON: why it ended, and what it took.
+    /// Answers a conversation.
+    ///
+    /// `messages` is JSON, a list of `role` and `content`; `params` is JSON, sampling settings. `on_text` gets each piece of
+    /// text, its token ids, and their log probabilities as JSON if requested; it stops the answer by returning anything but
+    /// `true`. The result is JSON: the reason for the end, token counts and times in seconds.
     pub async fn answer(&mut self, messages: &str, params: &str, on_text: &Function) -> JsResult<String> {
         let messages: Vec<MessageJson> = serde_json::from_str(messages).map_err(|e| bad_request(&e))?;
         let messages: Vec<Message> = messages.into_iter().map(MessageJson::into_message).collect();
@@ -174,14 +181,14 @@ impl ChatEngine {
         deliver(self.engine.chat(&messages, params).map_err(js_error)?, &mut self.suspended, &tokenizer, on_text).await
     }
 
-    /// Continues a plain text, without the model's chat template; otherwise as [`ChatEngine::answer`].
+    /// Continues a plain text without the model's chat template. Parameters and result are those of [`ChatEngine::answer`].
     pub async fn complete(&mut self, text: &str, params: &str, on_text: &Function) -> JsResult<String> {
         let params = self.params(params)?;
         let tokenizer = self.engine.tokenizer().clone();
         deliver(self.engine.complete(text, params).map_err(js_error)?, &mut self.suspended, &tokenizer, on_text).await
     }
 
-    /// Forgets the conversation's cache.
+    /// Clears the KV cache.
     pub fn reset(&mut self) {
         self.engine.reset();
     }
@@ -204,12 +211,12 @@ impl MessageJson {
     }
 }
 
-fn load_options(context: Option<usize>, kept: &Arc<KeptByPage>) -> LoadOptions {
-    // The clock of a browser is too coarse to tune by.
-    LoadOptions { context, kept: Some(kept.clone()), tuning: Tuning::Presets, ..Default::default() }
+fn load_options(context: Option<usize>, device_cache: &Arc<PageCache>) -> LoadOptions {
+    // Autotuning needs a finer clock than browsers offer.
+    LoadOptions { context, kept: Some(device_cache.clone()), tuning: Tuning::Presets, ..Default::default() }
 }
 
-/// Pulls an answer to its end, or until `on_text` has enough. Where its device is lost it is left in `suspended`.
+/// Pulls an answer until it ends or `on_text` stops it. If the device is lost, the answer goes to `suspended`.
 async fn deliver(
     mut generation: Generation<'_>,
     suspended: &mut Option<Suspended>,
@@ -233,8 +240,8 @@ async fn deliver(
             [] => JsValue::NULL,
             some => logprobs_json(some, tokenizer)?.to_string().into(),
         };
-        let goes_on = on_text.call3(&JsValue::UNDEFINED, &chunk.text.into(), &tokens, &logprobs)?;
-        if goes_on != JsValue::TRUE && generation.finish_reason().is_none() {
+        let continues = on_text.call3(&JsValue::UNDEFINED, &chunk.text.into(), &tokens, &logprobs)?;
+        if continues != JsValue::TRUE && generation.finish_reason().is_none() {
             is_stopped = true;
             break;
         }
@@ -243,11 +250,11 @@ async fn deliver(
     Ok(report(finish_reason, &generation.stats()).to_string())
 }
 
-/// Of each token, in the form of OpenAI's interface.
+/// Log probabilities of tokens, in the form of OpenAI's interface.
 fn logprobs_json(logprobs: &[TokenLogprobs], tokenizer: &Tokenizer) -> JsResult<Value> {
     let entry = |&(id, logprob): &(u32, f32)| {
         let token = tokenizer.decode(&[id], false).map_err(js_error)?;
-        // A part of a character has bytes that a text does not tell.
+        // Decoding replaces the bytes of an incomplete character, so they are unknown.
         let bytes = (!token.contains(char::REPLACEMENT_CHARACTER)).then_some(token.as_bytes());
         Ok(json!({"token": token, "bytes": bytes, "logprob": logprob}))
     };
@@ -273,17 +280,17 @@ fn report(finish_reason: Option<&str>, stats: &Stats) -> Value {
     })
 }
 
-/// Files that the page keeps.
+/// Small files that the page stores between visits.
 #[derive(Debug)]
-struct KeptByPage(Mutex<BTreeMap<String, String>>);
+struct PageCache(Mutex<BTreeMap<String, String>>);
 
-impl KeptByPage {
+impl PageCache {
     fn files(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept for KeptByPage {
+impl Kept for PageCache {
     fn read(&self, name: &str) -> Option<Vec<u8>> {
         self.files().get(name).map(|text| text.clone().into_bytes())
     }
@@ -295,7 +302,7 @@ impl Kept for KeptByPage {
     }
 }
 
-/// Tells JavaScript how far loading has come.
+/// Reports loading progress to JavaScript.
 struct Meter {
     progress: Function,
     total: u64,
@@ -304,7 +311,7 @@ struct Meter {
 impl Progress for Meter {
     fn loaded(&mut self, done: u64, total: u64) {
         self.total = total;
-        // A meter that throws is not a reason to stop loading.
+        // An exception in the callback must not stop loading.
         let _ = self.progress.call2(&JsValue::UNDEFINED, &(done as f64).into(), &(total as f64).into());
     }
 }

@@ -1,14 +1,14 @@
-//! [`js_error`]: an error of ours as JavaScript throws it: an `Error` whose `name` is the kind and which has a `hint`.
+//! [`js_error`]: converts an engine error to a JavaScript `Error` with the kind as `name`, and a `hint`.
 
 use infer_core::{Error, GpuError};
 use js_sys::Reflect;
 use model_format::Error as FormatError;
 use wasm_bindgen::{JsValue, prelude::wasm_bindgen};
 
-/// The result of what JavaScript calls.
+/// Result of a function that JavaScript calls.
 pub type JsResult<T> = Result<T, JsValue>;
 
-/// The error that JavaScript sees.
+/// Converts an engine error to the JavaScript error that is thrown.
 pub fn js_error(error: impl Into<Error>) -> JsValue {
     let error = error.into();
     let kind = match &error {
@@ -27,7 +27,7 @@ pub fn js_error(error: impl Into<Error>) -> JsValue {
     thrown(kind, &model_format::error::messages(&error), error.hint())
 }
 
-/// A request that is not what it should be.
+/// Error for a request that is not valid JSON of the expected form.
 pub fn bad_request(reason: &serde_json::Error) -> JsValue {
     thrown("BadParameter", &format!("the request cannot be read: {reason}"), None)
 }
@@ -48,7 +48,7 @@ extern "C" {
     fn console_error(message: &str);
 }
 
-/// Says what a panic said, before it ends the worker's engine.
+/// Writes panic messages to the console before the panic ends the engine.
 #[wasm_bindgen(start)]
 pub fn report_panics() {
     std::panic::set_hook(Box::new(|panic| console_error(&panic.to_string())));

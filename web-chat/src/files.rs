@@ -1,4 +1,4 @@
-//! [`JsFiles`]: a model's files as JavaScript reads them, be it from the browser's storage or a folder that was dropped.
+//! [`JsFiles`]: a model's files, read by JavaScript from the browser's storage or from a local folder.
 
 use std::{io, ops::Range, path::PathBuf};
 
@@ -10,11 +10,11 @@ use wasm_bindgen::{JsCast, JsValue, prelude::wasm_bindgen};
 const TYPES: &str = r#"
 /** A model's files. */
 export interface ModelFiles {
-  /** Size in bytes, or undefined where the file is not there. */
+  /** Size in bytes, or undefined if the file does not exist. */
   size(name: string): Promise<number | undefined>;
-  /** The bytes from `start` up to `end`. */
+  /** The bytes from `start` to `end`, without `end`. */
   read(name: string, start: number, end: number): Promise<Uint8Array>;
-  /** What to call the place in messages. */
+  /** Name of the folder in error messages. */
   location(): string;
 }
 "#;
@@ -35,7 +35,7 @@ extern "C" {
 
 impl ModelFiles for JsFiles {
     async fn size(&self, name: &str) -> Result<u64> {
-        let size = self.js_size(name).await.map_err(|thrown| refused(name, &thrown))?;
+        let size = self.js_size(name).await.map_err(|thrown| read_error(name, &thrown))?;
         match size.as_f64() {
             Some(size) => Ok(size as u64),
             None => Err(Error::MissingFile { file: name.into(), folder: self.location() }),
@@ -44,7 +44,7 @@ impl ModelFiles for JsFiles {
 
     async fn read_range(&self, name: &str, range: Range<u64>) -> Result<Vec<u8>> {
         let read = self.js_read(name, range.start as f64, range.end as f64).await;
-        let bytes: Uint8Array = read.map_err(|thrown| refused(name, &thrown))?.unchecked_into();
+        let bytes: Uint8Array = read.map_err(|thrown| read_error(name, &thrown))?.unchecked_into();
         let (found, expected) = (range.start + u64::from(bytes.length()), range.end);
         if found != expected {
             return Err(Error::FileSize { file: name.into(), found, expected });
@@ -57,7 +57,7 @@ impl ModelFiles for JsFiles {
     }
 }
 
-fn refused(name: &str, thrown: &JsValue) -> Error {
+fn read_error(name: &str, thrown: &JsValue) -> Error {
     let reason = thrown.dyn_ref::<js_sys::Error>().map_or_else(|| format!("{thrown:?}"), |e| String::from(e.message()));
     Error::Io { action: "read", path: PathBuf::from(name), source: io::Error::other(reason) }
 }

@@ -1,4 +1,4 @@
-//! [`WebGpu`]: the browser's device, open.
+//! [`WebGpu`]: an open device of the browser.
 
 use std::rc::Rc;
 
@@ -10,7 +10,7 @@ use wasm_bindgen_futures::JsFuture;
 
 use crate::error::{JsResult, js_error};
 
-/// The browser's device, open.
+/// An open device of the browser.
 #[wasm_bindgen]
 pub struct WebGpu {
     pub(crate) gpu: Gpu,
@@ -18,32 +18,34 @@ pub struct WebGpu {
 
 #[wasm_bindgen]
 extern "C" {
-    /// What makes pipelines side by side: `engine/pipelines.ts`.
+    /// Compiles pipelines in parallel: `engine/pipelines.ts`.
     pub type Pipelines;
-    /// Calls `ask`, which asks the device for pipelines, and promises that they are made.
+    /// Calls `request`, which asks the device for pipelines. Resolves when they are compiled.
     #[wasm_bindgen(method)]
-    fn gather(this: &Pipelines, ask: &mut dyn FnMut()) -> Promise;
+    fn compile(this: &Pipelines, request: &mut dyn FnMut()) -> Promise;
 }
 
 #[wasm_bindgen]
 impl WebGpu {
-    /// Opens the device. `subgroups`: the caller sees to it that the browser's device is asked for them. `software_kernels`:
-    /// whether a software device gets those that are made for such; without, it has a GPU's. `pipelines`: who makes them side
-    /// by side; without, they are made one after the other.
+    /// Opens the device.
+    ///
+    /// - `subgroups`: use subgroups. The caller must add this feature to the browser's device request.
+    /// - `software_kernels`: a software device uses the kernel variants for software devices, instead of a GPU's.
+    /// - `pipelines`: compiles pipelines in parallel. Without it, they are compiled one by one.
     pub async fn open(subgroups: bool, software_kernels: bool, pipelines: Option<Pipelines>) -> JsResult<WebGpu> {
         let options = OpenOptions { subgroups, software_kernels, ..OpenOptions::default() };
         let gpu = Gpu::open(&Selection::Auto, options).await.map_err(js_error)?;
         if let Some(pipelines) = pipelines {
-            gpu.gather_with(Rc::new(move |ask| {
-                let made = JsFuture::from(pipelines.gather(&mut || ask()));
-                // What could not be made is told of when it is wanted.
-                Box::pin(async move { drop(made.await) })
+            gpu.gather_with(Rc::new(move |request| {
+                let compiled = JsFuture::from(pipelines.compile(&mut || request()));
+                // A failed compilation is reported when its pipeline is used.
+                Box::pin(async move { drop(compiled.await) })
             }));
         }
         Ok(WebGpu { gpu })
     }
 
-    /// What the engine uses of the device, as JSON.
+    /// The features and limits that the engine uses, as JSON.
     pub fn info(&self) -> String {
         let caps = self.gpu.caps();
         let info = json!({
@@ -57,13 +59,13 @@ impl WebGpu {
         info.to_string()
     }
 
-    /// Bytes of device memory that the engine holds.
+    /// Device memory that the engine uses, in bytes.
     #[wasm_bindgen(js_name = bytesInUse)]
     pub fn bytes_in_use(&self) -> f64 {
         self.gpu.bytes_in_use() as f64
     }
 
-    /// Bytes per second of a large copy on the device, read and written bytes together. Keeps the device busy a moment.
+    /// Bandwidth of a large copy on the device, in bytes per second, reads plus writes. Takes a moment.
     #[wasm_bindgen(js_name = copyBandwidth)]
     pub async fn copy_bandwidth(&self) -> JsResult<f64> {
         self.gpu.copy_bandwidth().await.map_err(js_error)

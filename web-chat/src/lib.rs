@@ -1,8 +1,8 @@
 //! The engine in a browser's worker: `infer-core` over WebGPU, behind a few functions for JavaScript.
 //!
-//! `WebGpu` opens a device, `ChatEngine` loads a model from files that JavaScript reads and answers conversations,
-//! `plan` says which files a model has, `Checksum` whether one arrived whole. Who calls them is `engine/worker.ts`,
-//! beside this folder. On any other target than wasm the crate is empty.
+//! `WebGpu` opens a device. `ChatEngine` loads a model from files that JavaScript reads, and answers conversations. `plan`
+//! lists a model's files. `Checksum` computes the checksum of a downloaded file. The caller is `engine/worker.ts`, beside
+//! this folder. On targets other than wasm the crate is empty.
 //!
 //! ```js
 //! const gpu = await WebGpu.open(false, true);

@@ -1,5 +1,5 @@
-//! [`plan`]: which files a model has, and whether this engine runs it, from its two small files. [`Checksum`]: whether a
-//! file arrived as it was sent.
+//! [`plan`]: a model's files and memory, from its configuration and its index; an error if this engine cannot run it.
+//! [`Checksum`]: the checksum of a downloaded shard.
 
 use infer_core::Engine;
 use model_format::{
@@ -11,8 +11,8 @@ use wasm_bindgen::prelude::wasm_bindgen;
 
 use crate::error::{JsResult, js_error};
 
-/// What `mlc-chat-config.json` and the index say of a model, as JSON: the shards with sizes and checksums, the small files
-/// that belong to it where they exist, and what it takes on a device.
+/// Plan of a model from the texts of `mlc-chat-config.json` and of the index, as JSON: the shards with sizes in bytes and
+/// checksums, the names of the small files (some are optional), and the required device memory.
 #[wasm_bindgen]
 pub fn plan(chat_config: &str, index_name: &str, index: &str) -> JsResult<String> {
     read(chat_config, index_name, index).map_err(js_error)
@@ -24,11 +24,11 @@ fn read(chat_config: &str, index_name: &str, index: &str) -> infer_core::Result<
     let format = QuantFormat::by_name(&chat_config.quantization)?;
     let cache = TensorCache::parse(index_name, index)?;
     let shard = |shard: &Shard| json!({ "name": shard.data_path, "bytes": shard.nbytes, "md5": shard.md5sum });
-    // Of the embedding table one row is read, unless the table is the head too.
+    // Decode reads one row of the embedding table, unless the table is also the head.
     let read = params(&config).into_iter().filter(|param| config.tie_word_embeddings || param.role != Role::Embedding);
     let stored = read.flat_map(|param| format.stored(&param));
     let bytes_per_token: u64 = stored.map(|stored| stored.disk_bytes() as u64).sum();
-    // Keys and values of f16.
+    // Keys and values, f16: 2 * 2 bytes.
     let cache_bytes = 4 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
     let plan = json!({
         "shards": cache.shards.iter().map(shard).collect::<Vec<_>>(),
@@ -43,7 +43,7 @@ fn read(chat_config: &str, index_name: &str, index: &str) -> infer_core::Result<
     Ok(plan.to_string())
 }
 
-/// The checksum that the index records of a shard.
+/// The checksum of a shard, computed as in the index.
 #[wasm_bindgen]
 #[derive(Default)]
 pub struct Checksum {
@@ -52,18 +52,18 @@ pub struct Checksum {
 
 #[wasm_bindgen]
 impl Checksum {
-    /// Of nothing yet.
+    /// The checksum of zero bytes.
     #[wasm_bindgen(constructor)]
     pub fn new() -> Checksum {
         Checksum::default()
     }
 
-    /// Takes in the next bytes of the file.
+    /// Adds the next bytes of the file.
     pub fn update(&mut self, bytes: &[u8]) {
         self.sum.update(bytes);
     }
 
-    /// Of all bytes, in hexadecimal.
+    /// The checksum of all bytes, in hexadecimal.
     pub fn finish(self) -> String {
         self.sum.finish()
     }

@@ -1,4 +1,4 @@
-// A browser without a GPU: WebGPU by its software adapter.
+// Starts Chromium with WebGPU on its software adapter, and operates the page in it.
 
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, readdir, rm, writeFile } from 'node:fs/promises';
@@ -12,10 +12,10 @@ const ARGUMENTS = [
   '--disable-component-update', '--disable-sync', '--no-sandbox',
 ];
 
-/** How long anything in a test may take, in milliseconds: two slow cores are enough. */
+/** Time limit of a single action, in milliseconds, generous enough for two slow cores. */
 export const PATIENCE = 60_000;
 
-/** A browser with a profile of its own, which is gone afterwards. */
+/** Starts a browser with a temporary profile. */
 export async function launch({ args = [], env = {}, ...options } = {}) {
   const profile = await mkdtemp(join(tmpdir(), 'web-chat-'));
   const context = await chromium.launchPersistentContext(profile, {
@@ -36,56 +36,59 @@ export async function launch({ args = [], env = {}, ...options } = {}) {
   };
 }
 
-/** What the engine notes of an adapter and its kernels. One test's browser has it from another's: a software GPU takes seconds. */
-const NOTES = 'adapter.json';
-const KEPT_NOTES = join(OUTPUT, NOTES);
+/** The engine's file with the results of the kernels' self-test. Tests share it, because a software GPU needs seconds for the test. */
+const ADAPTER_CACHE = 'adapter.json';
+const SHARED_ADAPTER_CACHE = join(OUTPUT, ADAPTER_CACHE);
 
-export async function writeNotes(page, text) {
+export async function writeAdapterCache(page, text) {
   await page.evaluate(async ([name, content]) => {
     const file = await (await navigator.storage.getDirectory()).getFileHandle(name, { create: true });
     const stream = await file.createWritable();
     await stream.write(content);
     await stream.close();
-  }, [NOTES, text]);
+  }, [ADAPTER_CACHE, text]);
 }
 
-export async function readNotes(page) {
+export async function readAdapterCache(page) {
   return page.evaluate(async (name) => {
     const file = await (await navigator.storage.getDirectory()).getFileHandle(name);
     return (await file.getFile()).text();
-  }, NOTES);
+  }, ADAPTER_CACHE);
 }
 
-/** What another test's browser found out, where there was one. */
-export async function giveNotes(page) {
-  const known = await readFile(KEPT_NOTES, 'utf8').catch(() => undefined);
-  if (known) await writeNotes(page, known);
+/** Gives a browser the adapter cache of earlier tests, if there is one. */
+export async function shareAdapterCache(page) {
+  const cache = await readFile(SHARED_ADAPTER_CACHE, 'utf8').catch(() => undefined);
+  if (cache) await writeAdapterCache(page, cache);
 }
 
-/** Runs a test in a browser of its own, and fails it where the page had a fault that no notice shows. */
+/**
+ * Runs a test in its own browser. Errors in the console fail the test, except those that match `expects`. `settings` are the
+ * page's settings. `isFirst` starts without the adapter cache.
+ */
 export async function inBrowser(server, options, test) {
   const { expects = [], settings, isFirst = false, ...launchOptions } = options;
   const browser = await launch(launchOptions);
-  const faults = [];
-  browser.context.on('weberror', (error) => faults.push(String(error.error())));
+  const errors = [];
+  browser.context.on('weberror', (error) => errors.push(String(error.error())));
   browser.context.on('console', (message) => {
-    if (message.type() === 'error') faults.push(message.text());
+    if (message.type() === 'error') errors.push(message.text());
   });
-  if (settings) await browser.context.addInitScript((kept) => localStorage.setItem('settings', kept), JSON.stringify(settings));
+  if (settings) await browser.context.addInitScript((text) => localStorage.setItem('settings', text), JSON.stringify(settings));
   try {
     const page = await openPage(browser.context, server);
-    if (!isFirst) await giveNotes(page);
+    if (!isFirst) await shareAdapterCache(page);
     await test(page, browser.context);
-    const notes = page.isClosed() ? undefined : await readNotes(page).catch(() => undefined);
-    if (notes) await writeFile(KEPT_NOTES, notes);
-    const unexpected = faults.filter((fault) => !expects.some((pattern) => pattern.test(fault)));
-    assert.deepEqual(unexpected, [], 'faults in the console');
+    const cache = page.isClosed() ? undefined : await readAdapterCache(page).catch(() => undefined);
+    if (cache) await writeFile(SHARED_ADAPTER_CACHE, cache);
+    const unexpected = errors.filter((error) => !expects.some((pattern) => pattern.test(error)));
+    assert.deepEqual(unexpected, [], 'errors in the console');
   } finally {
     await browser.close();
   }
 }
 
-/** The page, when it has asked storage and device. */
+/** Opens the page and waits until it has read the storage and opened the device. */
 export async function openPage(context, server) {
   const page = context.pages().find((one) => one.url() === 'about:blank') ?? (await context.newPage());
   await page.goto(`${server.origin}/`);
@@ -97,7 +100,7 @@ export async function started(page) {
   await page.waitForSelector('html[data-started]');
 }
 
-/** Replaces what the worker's script finds in its browser, before it runs. */
+/** Runs `code` in the worker before its script. */
 export async function patchWorker(context, code) {
   const assets = new URL('../dist/assets/', import.meta.url);
   const name = (await readdir(assets)).find((file) => /^worker-.*\.js$/.test(file));
@@ -109,24 +112,24 @@ export async function show(page, panel) {
   await page.click(`nav [data-show=${panel}]`);
 }
 
-/** Types a model's address and asks for it. */
+/** Enters a model's address and starts its download. */
 export async function choose(page, server, model) {
   await show(page, 'models');
-  await page.getByLabel('A repository of the hub').fill(`${server.origin}/models/${model}`);
+  await page.getByLabel('Repository in MLC format').fill(`${server.origin}/models/${model}`);
   await page.locator('#other').getByRole('button', { name: 'Download' }).click();
 }
 
-/** A model that is there and can be talked to. */
+/** Waits until a model is loaded. */
 export async function loaded(page) {
   await page.locator('#composer-text:not([disabled])').waitFor();
 }
 
-/** Waits for a condition, by the clock: a software GPU that answers leaves the page few frames. */
+/** Waits for a condition. It polls by time, because a software GPU that generates leaves the page few frames. */
 export async function until(page, condition, argument) {
   await page.waitForFunction(condition, argument, { polling: 50 });
 }
 
-/** Asks, waits for the end of the answer, and gives its article. */
+/** Sends a message, waits for the end of the answer, and returns its article. */
 export async function ask(page, text) {
   const stats = await page.locator('#messages .stats').count();
   await page.getByLabel('Message', { exact: true }).fill(text);
@@ -135,7 +138,7 @@ export async function ask(page, text) {
   return page.locator('#messages article').last();
 }
 
-/** The model's messages as they were received, out of the browser's database. */
+/** The stored conversations, from the browser's database. */
 export async function conversations(page) {
   return page.evaluate(() => new Promise((resolve, reject) => {
     const opening = indexedDB.open('web-chat', 1);

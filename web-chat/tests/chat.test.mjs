@@ -1,10 +1,10 @@
-// The conversation: what the model says, and what can be done with it.
+// The chat panel: answers equal those of `chat-cli`; stop, edit, regenerate, history and settings work.
 
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import {
-  PATIENCE, ask, choose, conversations, inBrowser, loaded, noticeText, openPage, readNotes, show, started, until, writeNotes,
+  PATIENCE, ask, choose, conversations, inBrowser, loaded, noticeText, openPage, readAdapterCache, show, started, until, writeAdapterCache,
 } from './browser.mjs';
 import { DEMO, MODELS, nativeAnswer, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
@@ -24,17 +24,17 @@ async function lastMessages(page) {
   return all.sort((a, b) => b.changed - a.changed)[0].messages;
 }
 
-test('greedy text is the native engine’s, turn after turn', options, async () => {
+test('greedy answers equal those of chat-cli, in each turn', options, async () => {
   await inBrowser(server, { settings: { temperature: 0, max_tokens: 48 } }, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
     for (const prompt of ['What is the capital of France?', 'One, two, three,']) {
       const expected = await nativeAnswer(join(MODELS, 'tiny'), prompt, 48);
       await ask(page, prompt);
-      const said = (await lastMessages(page)).at(-1);
-      assert.equal(said.content, expected.text);
-      assert.match(said.stats, new RegExp(`^${expected.token_ids.length} tokens at .*/s · prompt ${expected.prompt_token_ids.length} (\\(\\d+ remembered\\) )?at .*/s · first token after`));
-      await page.getByRole('button', { name: 'New', exact: true }).click();
+      const answer = (await lastMessages(page)).at(-1);
+      assert.equal(answer.content, expected.text);
+      assert.match(answer.stats, new RegExp(`^${expected.token_ids.length} tokens at .*/s · prompt ${expected.prompt_token_ids.length} (\\(\\d+ cached\\) )?at .*/s · first token after`));
+      await page.getByRole('button', { name: 'New chat', exact: true }).click();
     }
     // With a system prompt.
     await show(page, 'settings');
@@ -45,27 +45,27 @@ test('greedy text is the native engine’s, turn after turn', options, async () 
   });
 });
 
-test('the demo model answers as the native engine does', { ...options, skip: !DEMO && 'the demo model could not be had' }, async () => {
+test('the demo model answers as in chat-cli', { ...options, skip: !DEMO && 'no demo model' }, async () => {
   await inBrowser(server, { settings: { temperature: 0, max_tokens: 24 } }, async (page) => {
     await choose(page, server, DEMO.split('/').at(-1));
     await loaded(page);
     const prompt = 'What is the capital of France?';
     const expected = await nativeAnswer(DEMO, prompt, 24);
     await ask(page, prompt);
-    const said = (await lastMessages(page)).at(-1).content;
-    assert.equal(said, expected.text);
-    assert.match(said, /Paris/);
+    const answer = (await lastMessages(page)).at(-1).content;
+    assert.equal(answer, expected.text);
+    assert.match(answer, /Paris/);
   });
 });
 
-test('an answer is stopped, regenerated, edited, copied; a conversation is reset, kept, opened and deleted', options, async () => {
+test('answers are stopped, regenerated, edited and copied; conversations are started, stored, opened and deleted', options, async () => {
   const permissions = ['clipboard-read', 'clipboard-write'];
   await inBrowser(server, { permissions, settings: { temperature: 0, max_tokens: 900 } }, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
     const box = page.getByLabel('Message', { exact: true });
-    // From within: a software GPU that answers leaves the page so few frames that a click from outside comes late.
-    const whenItTalks = (act) => page.evaluate((name) => {
+    // Act inside the page: a software GPU that generates leaves so few frames that a click from outside comes too late.
+    const duringAnswer = (act) => page.evaluate((name) => {
       const timer = setInterval(() => {
         if (!(document.querySelector('article[aria-busy] .body')?.textContent.length > 30)) return;
         clearInterval(timer);
@@ -73,7 +73,7 @@ test('an answer is stopped, regenerated, edited, copied; a conversation is reset
         else document.activeElement.dispatchEvent(new KeyboardEvent('keydown', { key: name, bubbles: true }));
       }, 10);
     }, act);
-    await whenItTalks('click');
+    await duringAnswer('click');
     await box.fill('Tell me a long story.');
     await page.keyboard.press('Enter');
     const stats = page.locator('#messages .stats');
@@ -82,8 +82,8 @@ test('an answer is stopped, regenerated, edited, copied; a conversation is reset
     const stopped = (await lastMessages(page)).at(-1).content;
     assert.ok(stopped.length > 30 && stopped.length < 2000, `${stopped.length} characters`);
 
-    // Stopping by the keyboard, in the answer that is made instead.
-    await whenItTalks('Escape');
+    // Stop the regenerated answer by keyboard.
+    await duringAnswer('Escape');
     await page.getByRole('button', { name: 'Regenerate' }).click();
     await until(page, () => document.querySelector('article[aria-busy]'));
     await stats.waitFor();
@@ -94,12 +94,12 @@ test('an answer is stopped, regenerated, edited, copied; a conversation is reset
     assert.equal((await lastMessages(page)).length, 2);
 
     await show(page, 'settings');
-    await page.getByLabel('Longest answer, in tokens').fill('12');
+    await page.getByLabel('Maximum tokens').fill('12');
     await ask(page, 'And then?');
-    assert.match(await stats.last().innerText(), /^12 tokens .*remembered.* cut off/);
+    assert.match(await stats.last().innerText(), /^12 tokens .*cached.* cut off/);
     assert.equal((await lastMessages(page)).length, 4);
 
-    // Editing the first question: leaving it changes nothing, sending it replaces what came after.
+    // Edit the first question: canceling changes nothing, sending replaces the later messages.
     const edit = page.locator('article.user').first().getByRole('button', { name: 'Edit' });
     await edit.click();
     assert.equal(await box.inputValue(), 'Tell me a long story.');
@@ -116,7 +116,7 @@ test('an answer is stopped, regenerated, edited, copied; a conversation is reset
     await page.locator('article.assistant').getByRole('button', { name: 'Copy' }).click();
     await until(page, (text) => navigator.clipboard.readText().then((copied) => copied === text), expected.text);
 
-    await page.getByRole('button', { name: 'New', exact: true }).click();
+    await page.getByRole('button', { name: 'New chat', exact: true }).click();
     assert.equal(await page.locator('article').count(), 0);
     await ask(page, 'Another one');
     await page.reload();
@@ -134,19 +134,19 @@ test('an answer is stopped, regenerated, edited, copied; a conversation is reset
   });
 });
 
-test('settings are kept, sent, and given back to the model’s own', options, async () => {
+test('settings are stored, sent with requests, and reset to the model’s defaults', options, async () => {
   await inBrowser(server, {}, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
     await show(page, 'settings');
-    assert.ok(await page.getByLabel('Temperature').getAttribute('placeholder'), 'what the model recommends is shown');
+    assert.ok(await page.getByLabel('Temperature').getAttribute('placeholder'), 'the model’s default is shown');
     await page.getByLabel('Seed').fill('7');
     await page.getByLabel('Temperature').fill('1.5');
-    await page.getByLabel('Longest answer').fill('16');
+    await page.getByLabel('Maximum tokens').fill('16');
     const first = await (await ask(page, 'Hello')).locator('.body').textContent();
     await page.getByRole('button', { name: 'Regenerate' }).click();
     await until(page, () => document.querySelectorAll('.stats').length === 1);
-    assert.equal(await page.locator('article.assistant .body').textContent(), first, 'one seed, one answer');
+    assert.equal(await page.locator('article.assistant .body').textContent(), first, 'the same seed gives the same answer');
     await page.getByLabel('Seed').fill('8');
     await page.getByRole('button', { name: 'Regenerate' }).click();
     await until(page, () => document.querySelectorAll('.stats').length === 1);
@@ -155,12 +155,12 @@ test('settings are kept, sent, and given back to the model’s own', options, as
     await started(page);
     assert.equal(await page.getByLabel('Seed').inputValue(), '8');
     await show(page, 'settings');
-    await page.getByRole('button', { name: /Back to the model/ }).click();
+    await page.getByRole('button', { name: /Reset to the model/ }).click();
     assert.equal(await page.getByLabel('Seed').inputValue(), '');
   });
 });
 
-test('a conversation that outgrows the context says so', options, async () => {
+test('a conversation longer than the context shows a notice', options, async () => {
   await inBrowser(server, { settings: { temperature: 0, max_tokens: 8, context: 64 } }, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
@@ -170,7 +170,7 @@ test('a conversation that outgrows the context says so', options, async () => {
   });
 });
 
-test('what a model writes is Markdown and never live HTML', options, async () => {
+test('answers are rendered as Markdown, never as live HTML', options, async () => {
   const hostile = [
     '# Title', '', '**bold**, `code` and [a link](https://example.com/)', '', '| a | b |', '|---|---|', '| 1 | 2 |', '',
     '```html', '<script>window.hacked = 1</script>', '```', '', '<script>window.hacked = 2</script>',
@@ -186,8 +186,8 @@ test('what a model writes is Markdown and never live HTML', options, async () =>
         store.put({ id: 'x', title: 'Hostile <i>title</i>', changed: Date.now(), messages }).onsuccess = resolve;
       };
     }), hostile);
-    const asked = [];
-    context.on('request', (request) => asked.push(request.url()));
+    const requests = [];
+    context.on('request', (request) => requests.push(request.url()));
     await page.reload();
     await started(page);
     await show(page, 'history');
@@ -203,11 +203,11 @@ test('what a model writes is Markdown and never live HTML', options, async () =>
     assert.match(await body.innerText(), /<img src=x onerror/, 'tags are shown as text');
     assert.equal(await page.locator('article.user .plain').innerText(), '<b>me</b>');
     assert.equal(await page.evaluate(() => window.hacked), undefined);
-    assert.deepEqual(asked.filter((url) => url.includes('example.com')), []);
+    assert.deepEqual(requests.filter((url) => url.includes('example.com')), []);
   });
 });
 
-test('the GPU panel says what there is and how far decoding is from it', options, async () => {
+test('the GPU panel shows adapter, memory, and decode as a share of the bandwidth', options, async () => {
   await inBrowser(server, { settings: { temperature: 0, max_tokens: 16 } }, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
@@ -215,19 +215,19 @@ test('the GPU panel says what there is and how far decoding is from it', options
     await show(page, 'device');
     const facts = page.locator('#device-facts');
     await facts.getByRole('button', { name: /^Measure/ }).click();
-    await page.getByText(/GB\/s, read and written together/).waitFor();
+    await page.getByText(/GB\/s, reads plus writes/).waitFor();
     await facts.getByText('Limits and features').click();
     const text = await facts.innerText();
     assert.match(text, /Largest binding\s+\d/);
     assert.match(text, /Features\s+\S/);
     for (const pattern of [/Adapter\s+\S/, /f16 in shaders\s+(yes|no)/, /Subgroups\s+\S/,
-      /weights\s+(?:0\.2 MB|\d+ kB)/i, /cache of 1024 tokens\s+\d/, /scratch\s+\d/, /of what the memory could do\s+\d+ %/]) {
+      /weights\s+(?:0\.2 MB|\d+ kB)/i, /cache of 1024 tokens\s+\d/, /scratch\s+\d/, /share of the memory bandwidth\s+\d+ %/]) {
       assert.match(text, pattern);
     }
   });
 });
 
-test('kernels are checked once on an adapter, and what came out is kept', options, async () => {
+test('the kernels’ self-test runs once per adapter, and its result is stored', options, async () => {
   await inBrowser(server, { isFirst: true, settings: { temperature: 0, max_tokens: 4 } }, async (page) => {
     const kernels = async () => {
       await loaded(page);
@@ -235,19 +235,19 @@ test('kernels are checked once on an adapter, and what came out is kept', option
       return page.locator('#device-facts').innerText();
     };
     await choose(page, server, 'tiny');
-    assert.match(await kernels(), /Kernels against their references\s+\d{2,} checked in [\d.]+ s/);
+    assert.match(await kernels(), /Self-test of the kernels\s+\d{2,} cases in [\d.]+ s/);
     await page.reload();
     await started(page);
-    assert.match(await kernels(), /Kernels against their references\s+checked before/);
-    // Notes of another adapter or another browser are none of this one's.
-    await writeNotes(page, (await readNotes(page)).replace('"about":"', '"about":"x'));
+    assert.match(await kernels(), /Self-test of the kernels\s+done earlier/);
+    // The result of another adapter or browser does not count.
+    await writeAdapterCache(page, (await readAdapterCache(page)).replace('"about":"', '"about":"x'));
     await page.reload();
     await started(page);
-    assert.match(await kernels(), /checked in/);
+    assert.match(await kernels(), /cases in/);
   });
 });
 
-test('two pages of one browser share what is kept', options, async () => {
+test('two pages of one browser share stored models', options, async () => {
   await inBrowser(server, {}, async (page, context) => {
     await choose(page, server, 'tiny');
     await loaded(page);

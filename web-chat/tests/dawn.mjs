@@ -1,5 +1,5 @@
-// The wasm over Chromium's WebGPU without Chromium: Dawn in Node.js, which `cargo xtask dawn` fetches. For GPUs of machines
-// that have no browser. `DAWN_FLAGS` are Dawn's own, with commas between.
+// Runs the wasm in Node.js on Dawn, Chromium's WebGPU implementation, for machines with a GPU and no browser. `cargo xtask dawn`
+// fetches Dawn. `DAWN_FLAGS` has Dawn's flags, separated by commas.
 
 import { open, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -8,26 +8,26 @@ const PIPELINES = new URL('../engine/pipelines.ts', import.meta.url);
 const WASM = new URL('../wasm/', import.meta.url);
 const DAWN = new URL('../../webgpu-kernels/tests/dawn/node_modules/webgpu/index.js', import.meta.url);
 
-/** A model on Dawn's device, as `measure.mjs` asks it. */
+/** Loads a model on Dawn's device, for `measure.mjs`. */
 export async function inDawn(folder) {
   const { create, globals } = await import(DAWN);
   const gpu = create((process.env.DAWN_FLAGS ?? '').split(',').filter(Boolean));
-  // What the wasm looks for to tell that it is in a browser.
+  // The wasm detects a browser by these.
   Object.assign(globalThis, globals, { Window: class {} });
   Object.defineProperty(globalThis, 'navigator', { value: { gpu }, configurable: true });
   const { default: init, WebGpu, ChatEngine } = await import(new URL('web_chat.js', WASM));
   const { memory } = await init({ module_or_path: await readFile(new URL('web_chat_bg.wasm', WASM)) });
 
-  // As engine/worker.ts does it.
+  // The same as in engine/worker.ts.
   const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' });
   const subgroups = adapter.features.has('subgroups') && gpu.wgslLanguageFeatures.has('subgroup_id');
   const prototype = Object.getPrototypeOf(adapter);
   const request = prototype.requestDevice;
-  const pipelines = await sideBySide();
+  const pipelines = await loadPipelines();
   prototype.requestDevice = async function (descriptor = {}) {
     const requiredFeatures = [...(descriptor.requiredFeatures ?? []), ...(subgroups ? ['subgroups'] : [])];
     const device = await request.call(this, { ...descriptor, requiredFeatures });
-    pipelines.of(device);
+    pipelines.attach(device);
     return device;
   };
   const device = await WebGpu.open(subgroups, true, pipelines);
@@ -62,8 +62,8 @@ export async function inDawn(folder) {
   };
 }
 
-/** The engine's own, which is TypeScript. */
-async function sideBySide() {
+/** The engine's `Pipelines`, compiled from TypeScript. */
+async function loadPipelines() {
   const { transformWithOxc } = await import('vite');
   const { code } = await transformWithOxc(await readFile(PIPELINES, 'utf8'), 'pipelines.ts');
   const { Pipelines } = await import(`data:text/javascript,${encodeURIComponent(code)}`);

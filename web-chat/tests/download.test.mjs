@@ -1,4 +1,4 @@
-// From the network to the browser's storage: everything that can happen on the way.
+// Downloads to the browser's storage: pausing, resuming, network errors, damaged files, full storage, several tabs.
 
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
@@ -28,31 +28,31 @@ function requested(name) {
   return server.requests.filter(({ path }) => path.endsWith(`/${name}`));
 }
 
-/** The bytes of the storage's copies against the server's. */
-async function assertKept(page, from, model) {
+/** Compares the stored shards with the server's. */
+async function assertStored(page, from, model) {
   const folder = join(MODELS, model);
   for (const name of shards) {
     const expected = await readFile(join(folder, name));
-    const kept = await page.evaluate(async ([id, file]) => {
+    const stored = await page.evaluate(async ([id, file]) => {
       const models = await (await navigator.storage.getDirectory()).getDirectoryHandle('models');
       const bytes = await (await (await (await models.getDirectoryHandle(encodeURIComponent(id))).getFileHandle(file)).getFile()).arrayBuffer();
       const hash = await crypto.subtle.digest('SHA-256', bytes);
       return [...new Uint8Array(hash)].map((byte) => byte.toString(16).padStart(2, '0')).join('');
     }, [`${from.origin}/models/${model}`, name]);
-    assert.equal(kept, createHash('sha256').update(expected).digest('hex'), name);
+    assert.equal(stored, createHash('sha256').update(expected).digest('hex'), name);
   }
 }
 
-test('a model is downloaded, kept, loaded again with nothing to ask, and deleted', options, async () => {
+test('a model is downloaded, stored, loaded again without a server, and deleted', options, async () => {
   const server = await serve({ '/': DIST, '/models/': `${MODELS}/` });
   await inBrowser(server, { settings: SETTINGS }, async (page) => {
     assert.match(await page.locator('#storage').innerText(), /used, .* free for this page/);
     await choose(page, server, 'sharded');
     await loaded(page);
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
     const first = await (await ask(page, 'Hello')).locator('.body').innerText();
 
-    // Page and model come from what is kept: there is no server any more.
+    // Page and model load without the server.
     await page.evaluate(() => navigator.serviceWorker.ready);
     server.close();
     await page.reload();
@@ -62,10 +62,10 @@ test('a model is downloaded, kept, loaded again with nothing to ask, and deleted
     assert.equal(again, first);
 
     await show(page, 'models');
-    const card = page.locator('#kept li');
+    const card = page.locator('#stored li');
     assert.match(await card.innerText(), /MB, loaded/);
     await card.getByRole('button', { name: /^Delete/ }).click();
-    await page.getByText('Nothing yet.').waitFor();
+    await page.getByText('No models yet.').waitFor();
     assert.match(await page.locator('#model-state').innerText(), /No model/);
     assert.ok(await page.locator('#composer-text').isDisabled());
     const left = await page.evaluate(async () => {
@@ -76,7 +76,7 @@ test('a model is downloaded, kept, loaded again with nothing to ask, and deleted
   });
 });
 
-test('a download is paused, survives the page, and goes on where it was', options, async () => {
+test('a paused download resumes after the page was reloaded', options, async () => {
   await inBrowser(server, {}, async (page) => {
     server.faults.bytesPerSecond = 400_000;
     await choose(page, server, 'sharded');
@@ -84,21 +84,21 @@ test('a download is paused, survives the page, and goes on where it was', option
     assert.match(await page.locator('#transfer-text').innerText(), /Downloading .* of .* MB, .* [kM]B\/s, .* left/);
     await page.getByRole('button', { name: 'Pause' }).click();
     assert.match(await noticeText(page, 'models'), /paused/);
-    const card = page.locator('#kept li');
+    const card = page.locator('#stored li');
     await card.filter({ hasText: / of / }).waitFor();
 
     await page.reload();
     await started(page);
     delete server.faults.bytesPerSecond;
     server.requests.length = 0;
-    await card.getByRole('button', { name: /^Go on/ }).click();
+    await card.getByRole('button', { name: /^Resume/ }).click();
     await loaded(page);
-    assert.ok(server.requests.some(({ range }) => range), 'no request asked for the rest of a file');
-    await assertKept(page, server, 'sharded');
+    assert.ok(server.requests.some(({ range }) => range), 'no request had a range');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('a server that sends no ranges sends the file again', options, async () => {
+test('a server without range requests sends the whole file again', options, async () => {
   await inBrowser(server, {}, async (page) => {
     server.faults.bytesPerSecond = 400_000;
     await choose(page, server, 'sharded');
@@ -106,15 +106,15 @@ test('a server that sends no ranges sends the file again', options, async () => 
     await page.getByRole('button', { name: 'Pause' }).click();
     delete server.faults.bytesPerSecond;
     server.faults.refuseRanges = true;
-    await page.locator('#notices').getByRole('button', { name: 'Go on' }).click();
+    await page.locator('#notices').getByRole('button', { name: 'Resume' }).click();
     await loaded(page);
     delete server.faults.refuseRanges;
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('a connection that breaks half-way is taken up again', options, async () => {
-  // The browser says so in its console too.
+test('a broken connection is resumed', options, async () => {
+  // The browser also logs the error in its console.
   await inBrowser(server, { expects: [/net::ERR/] }, async (page) => {
     server.faults.break = shards[1];
     server.requests.length = 0;
@@ -122,11 +122,11 @@ test('a connection that breaks half-way is taken up again', options, async () =>
     await loaded(page);
     assert.equal(requested(shards[1]).length, 2);
     assert.match(requested(shards[1])[1].range, /^bytes=[1-9]/);
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('the network goes away and comes back', options, async () => {
+test('a download continues when the network is back', options, async () => {
   await inBrowser(server, { expects: [/net::ERR/] }, async (page, context) => {
     server.faults.bytesPerSecond = 400_000;
     await choose(page, server, 'sharded');
@@ -135,27 +135,27 @@ test('the network goes away and comes back', options, async () => {
     server.closeConnections();
     const text = await noticeText(page, 'models');
     assert.match(text, /The network failed/);
-    assert.match(text, /what has arrived is kept/);
+    assert.match(text, /the downloaded part is stored/);
     await context.setOffline(false);
     delete server.faults.bytesPerSecond;
     await page.locator('#notices').getByRole('button', { name: 'Try again' }).click();
     await loaded(page);
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('a shard that arrives damaged is fetched again', options, async () => {
+test('a damaged shard is downloaded again', options, async () => {
   await inBrowser(server, {}, async (page) => {
     server.faults.damage = { name: shards[2], times: 1 };
     server.requests.length = 0;
     await choose(page, server, 'sharded');
     await loaded(page);
     assert.equal(requested(shards[2]).length, 2);
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('a shard that is damaged for good is named, and is not kept as whole', options, async () => {
+test('a shard that is damaged twice is named and not stored as complete', options, async () => {
   await inBrowser(server, {}, async (page) => {
     server.faults.damage = { name: shards[2], times: 2 };
     await choose(page, server, 'sharded');
@@ -163,37 +163,37 @@ test('a shard that is damaged for good is named, and is not kept as whole', opti
     assert.match(text, /damaged/);
     assert.ok(text.includes(shards[2]), text);
     assert.match(text, /checksum [0-9a-f]{32}, expected [0-9a-f]{32}/);
-    await page.locator('#kept li').filter({ hasText: / of / }).waitFor();
+    await page.locator('#stored li').filter({ hasText: / of / }).waitFor();
     assert.ok(await page.locator('#composer-text').isDisabled());
-    // The copy on the server is repaired: nothing but that shard is fetched.
+    // The server's copy is repaired. The next attempt succeeds.
     delete server.faults.damage;
     server.requests.length = 0;
     await page.locator('#notices').getByRole('button', { name: 'Try again' }).click();
     await loaded(page);
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('what is no model is said to be none', options, async () => {
+test('addresses without a model are rejected', options, async () => {
   const cases = [
-    ['/models/nothing', /That is not there[\s\S]*mlc-chat-config\.json[\s\S]*MLC format/],
+    ['/models/nothing', /model was not found[\s\S]*mlc-chat-config\.json[\s\S]*MLC format/],
     ['not a name', /neither a repository .* nor an https address/],
     ['http://example.com/model', /neither a repository .* nor an https address/],
   ];
   await inBrowser(server, { expects: [/404/] }, async (page) => {
     for (const [name, pattern] of cases) {
-      await page.getByLabel('A repository of the hub').fill(name.startsWith('/') ? server.origin + name : name);
+      await page.getByLabel('Repository in MLC format').fill(name.startsWith('/') ? server.origin + name : name);
       await page.locator('#other').getByRole('button', { name: 'Download' }).click();
       assert.match(await noticeText(page, 'models'), pattern);
       await page.locator('#notices').getByRole('button', { name: 'Dismiss' }).click();
     }
     await page.reload();
     await started(page);
-    assert.equal(await page.locator('#kept').innerText(), 'Nothing yet.');
+    assert.equal(await page.locator('#stored').innerText(), 'No models yet.');
   });
 });
 
-test('too little storage is said before anything large is fetched', options, async () => {
+test('too little storage is reported before the download', options, async () => {
   await inBrowser(server, {}, async (page) => {
     await page.evaluate(() => { navigator.storage.estimate = async () => ({ usage: 5e6, quota: 7e6 }); });
     server.requests.length = 0;
@@ -203,7 +203,7 @@ test('too little storage is said before anything large is fetched', options, asy
   });
 });
 
-test('storage that fills up on the way keeps what it has', options, async () => {
+test('a download resumes after the storage was full', options, async () => {
   await inBrowser(server, {}, async (page, context) => {
     const devtools = await context.newCDPSession(page);
     server.faults.bytesPerSecond = 400_000;
@@ -212,16 +212,16 @@ test('storage that fills up on the way keeps what it has', options, async () => 
     await devtools.send('Storage.overrideQuotaForOrigin', { origin: server.origin, quotaSize: 2.5e6 });
     const text = await noticeText(page, 'models');
     assert.match(text, /storage is full/);
-    assert.match(text, /delete a model/);
+    assert.match(text, /delete a stored model/);
     delete server.faults.bytesPerSecond;
     await devtools.send('Storage.overrideQuotaForOrigin', { origin: server.origin });
     await page.locator('#notices').getByRole('button', { name: 'Try again' }).click();
     await loaded(page);
-    await assertKept(page, server, 'sharded');
+    await assertStored(page, server, 'sharded');
   });
 });
 
-test('a second tab neither breaks a download nor loads the model unasked', options, async () => {
+test('a second tab does not disturb a download, and loads the model only on request', options, async () => {
   await inBrowser(server, {}, async (page, context) => {
     server.faults.bytesPerSecond = 400_000;
     await choose(page, server, 'sharded');
@@ -239,14 +239,14 @@ test('a second tab neither breaks a download nor loads the model unasked', optio
     await second.locator('#notices').getByRole('button', { name: 'Load here too' }).click();
     await loaded(second);
     await page.close();
-    await assertKept(second, server, 'sharded');
+    await assertStored(second, server, 'sharded');
   });
 });
 
-test('a folder of this machine is read where it lies, chosen or dropped', options, async () => {
+test('a local folder is read in place, chosen or dropped', options, async () => {
   await inBrowser(server, { settings: SETTINGS }, async (page, context) => {
     server.requests.length = 0;
-    await page.getByLabel('A folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
+    await page.getByLabel('Local folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
     await loaded(page);
     await ask(page, 'Hello');
 
@@ -261,6 +261,6 @@ test('a folder of this machine is read where it lies, chosen or dropped', option
     await ask(page, 'Hello');
     assert.equal(server.requests.filter(({ path }) => path.startsWith('/models/')).length, 0);
     await show(page, 'models');
-    assert.equal(await page.locator('#kept').innerText(), 'Nothing yet.');
+    assert.equal(await page.locator('#stored').innerText(), 'No models yet.');
   });
 });

@@ -1,9 +1,9 @@
-// What goes wrong on other people's machines: each with what happened and what to do.
+// Failures of browsers and GPUs: each shows a notice with a hint, or is handled without the user.
 
 import assert from 'node:assert/strict';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { PATIENCE, ask, choose, conversations, giveNotes, inBrowser, launch, loaded, noticeText, patchWorker, show, started, until } from './browser.mjs';
+import { PATIENCE, ask, choose, conversations, inBrowser, launch, loaded, noticeText, patchWorker, shareAdapterCache, show, started, until } from './browser.mjs';
 import { MODELS, nativeAnswer, tinyModel } from './models.mjs';
 import { serve } from './server.mjs';
 
@@ -18,17 +18,17 @@ before(async () => {
 });
 after(() => server.close());
 
-/** A page whose worker finds another browser. */
+/** Runs a test on a page whose worker runs `code` first, which changes the browser's interfaces. */
 async function patched(code, test, settings = GREEDY) {
   const { context, close } = await launch({ serviceWorkers: 'block' });
   try {
-    await context.addInitScript((kept) => localStorage.setItem('settings', kept), JSON.stringify(settings));
+    await context.addInitScript((text) => localStorage.setItem('settings', text), JSON.stringify(settings));
     await patchWorker(context, code);
     const page = await context.newPage();
     await page.goto(`${server.origin}/`);
     await started(page);
-    // Where the browser under test gives storage.
-    await giveNotes(page).catch(() => undefined);
+    // Fails if the browser under test has no storage.
+    await shareAdapterCache(page).catch(() => undefined);
     await test(page);
   } finally {
     await close();
@@ -49,7 +49,7 @@ test('no adapter', options, async () => {
   });
 });
 
-test('an adapter without f16 and without subgroups answers the same', options, async () => {
+test('an adapter without f16 and subgroups gives the same answer', options, async () => {
   const without = `
     const has = GPUSupportedFeatures.prototype.has;
     GPUSupportedFeatures.prototype.has = function (name) { return name !== 'shader-f16' && name !== 'subgroups' && has.call(this, name); };`;
@@ -64,69 +64,69 @@ test('an adapter without f16 and without subgroups answers the same', options, a
   });
 });
 
-/** Counts how a worker's pipelines are made. */
-const COUNTED = `
-  globalThis.made = { sideBySide: 0, oneByOne: 0 };
-  const { createComputePipelineAsync: later, createComputePipeline: now } = GPUDevice.prototype;
+/** Counts a worker's asynchronous and synchronous pipeline creations. */
+const COUNT_PIPELINES = `
+  globalThis.created = { async: 0, sync: 0 };
+  const { createComputePipelineAsync: createAsync, createComputePipeline: create } = GPUDevice.prototype;
   GPUDevice.prototype.createComputePipelineAsync = async function (descriptor) {
-    made.sideBySide += 1;
-    if (globalThis.refusesLater) throw new GPUPipelineError('refused', { reason: 'internal' });
-    return later.call(this, descriptor);
+    created.async += 1;
+    if (globalThis.rejectsAsync) throw new GPUPipelineError('refused', { reason: 'internal' });
+    return createAsync.call(this, descriptor);
   };
-  GPUDevice.prototype.createComputePipeline = function (descriptor) { made.oneByOne += 1; return now.call(this, descriptor); };`;
+  GPUDevice.prototype.createComputePipeline = function (descriptor) { created.sync += 1; return create.call(this, descriptor); };`;
 
 for (const [name, code, expected] of [
-  ['pipelines are made side by side', '', ({ sideBySide, oneByOne }) => sideBySide > 10 && oneByOne < sideBySide / 2],
-  ['pipelines that cannot be made so are made one by one', 'globalThis.refusesLater = true;', ({ oneByOne }) => oneByOne > 10],
+  ['pipelines are compiled in parallel', '', (created) => created.async > 10 && created.sync < created.async / 2],
+  ['pipelines are compiled one by one if parallel compilation fails', 'globalThis.rejectsAsync = true;', (created) => created.sync > 10],
 ]) {
   test(name, options, async () => {
-    await patched(code + COUNTED, async (page) => {
+    await patched(code + COUNT_PIPELINES, async (page) => {
       await choose(page, server, 'tiny');
       await loaded(page);
       await ask(page, 'Hello');
       const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 8);
       assert.equal((await conversations(page))[0].messages.at(-1).content, text);
-      const made = await page.workers()[0].evaluate(() => globalThis.made);
-      assert.ok(expected(made), JSON.stringify(made));
+      const created = await page.workers()[0].evaluate(() => globalThis.created);
+      assert.ok(expected(created), JSON.stringify(created));
     });
   });
 }
 
-test('a browser that looks for reads by its clock is made to look', options, async () => {
-  // Firefox: it looks when something is submitted, too.
-  const clocked = `
+test('in Firefox, pending reads are polled by empty submissions', options, async () => {
+  // Acts like Firefox: a read completes only at a submission.
+  const likeFirefox = `
     Object.defineProperty(WorkerNavigator.prototype, 'userAgent', { value: 'Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0' });
-    globalThis.looks = 0;
+    globalThis.polls = 0;
     const submit = GPUQueue.prototype.submit;
     const { mapAsync } = GPUBuffer.prototype;
     let wake = [];
     GPUQueue.prototype.submit = function (commands) {
       submit.call(this, commands);
       if (commands.length > 0) return;
-      looks += 1;
+      polls += 1;
       wake.splice(0).forEach((resolve) => resolve());
     };
     GPUBuffer.prototype.mapAsync = async function (...range) {
       await mapAsync.apply(this, range);
       await new Promise((resolve) => wake.push(resolve));
     };`;
-  await patched(clocked, async (page) => {
+  await patched(likeFirefox, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
     await ask(page, 'Hello');
     const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 8);
     assert.equal((await conversations(page))[0].messages.at(-1).content, text);
-    const before = await page.workers()[0].evaluate(() => globalThis.looks);
-    assert.ok(before >= 8, `${before} looks`);
-    // Nothing is read: nothing is looked for.
+    const before = await page.workers()[0].evaluate(() => globalThis.polls);
+    assert.ok(before >= 8, `${before} polls`);
+    // Without pending reads, nothing is submitted.
     await new Promise((resolve) => { setTimeout(resolve, 300); });
-    const after = await page.workers()[0].evaluate(() => globalThis.looks);
-    assert.ok(after <= before + 1, `${after - before} looks when nothing is read`);
+    const after = await page.workers()[0].evaluate(() => globalThis.polls);
+    assert.ok(after <= before + 1, `${after - before} polls without pending reads`);
   });
 });
 
-test('not enough memory on the GPU', options, async () => {
-  // As a browser says it: the buffer is there, the error comes afterwards.
+test('out of GPU memory', options, async () => {
+  // Browsers report this after the buffer was created.
   const full = `
     const create = GPUDevice.prototype.createBuffer;
     let bytes = 0;
@@ -137,23 +137,23 @@ test('not enough memory on the GPU', options, async () => {
     };`;
   await patched(full, async (page) => {
     await choose(page, server, 'tiny');
-    assert.match(await noticeText(page, 'models'), /not enough memory[\s\S]*shorter context[\s\S]*smaller model/);
+    assert.match(await noticeText(page, 'models'), /not have enough memory[\s\S]*shorter context[\s\S]*smaller model/);
     assert.ok(await page.locator('#composer-text').isDisabled());
   });
 });
 
-test('a browser that gives no storage', options, async () => {
+test('a browser without storage', options, async () => {
   await patched("StorageManager.prototype.getDirectory = async () => { throw new DOMException('denied', 'SecurityError'); };", async (page) => {
     assert.match(await noticeText(page, 'storage'), /storage failed[\s\S]*private browsing/);
-    // A folder needs none.
-    await page.getByLabel('A folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
+    // A local folder needs no storage.
+    await page.getByLabel('Local folder in MLC format').setInputFiles(join(MODELS, 'tiny'));
     await loaded(page);
     await ask(page, 'Hello');
   });
 });
 
-test('a fault of the engine itself', options, async () => {
-  const fault = `
+test('a crash of the engine', options, async () => {
+  const crash = `
     const instantiate = WebAssembly.instantiateStreaming;
     let calls = 0;
     WebAssembly.instantiateStreaming = async (...args) => {
@@ -163,10 +163,10 @@ test('a fault of the engine itself', options, async () => {
       exports.chatengine_answer = (...given) => { if (calls++ === 0) throw new WebAssembly.RuntimeError('unreachable'); return answer(...given); };
       return { module: source.module, instance: { exports } };
     };`;
-  await patched(fault, async (page) => {
+  await patched(crash, async (page) => {
     await choose(page, server, 'tiny');
     await loaded(page);
-    // The worker is replaced, the model loaded again; its first answer fails there too, since it is patched alike.
+    // The page starts a new worker and loads the model again. The new worker is patched too, so its first answer also fails.
     await page.getByLabel('Message', { exact: true }).fill('Hello');
     await page.keyboard.press('Enter');
     assert.match(await noticeText(page, 'chat'), /The engine stopped/);
@@ -174,7 +174,7 @@ test('a fault of the engine itself', options, async () => {
 });
 
 for (const [kind, sampling] of [['greedy', { temperature: 0 }], ['random', { temperature: 1 }]]) {
-  test(`the GPU is lost, and the ${kind} answer goes on`, options, async () => {
+  test(`a ${kind} answer continues after the GPU was lost`, options, async () => {
     await inBrowser(server, { settings: { ...sampling, max_tokens: 200 }, expects: [/GPU|lost|context/i] }, async (page, context) => {
       await choose(page, server, 'tiny');
       await loaded(page);
@@ -183,17 +183,17 @@ for (const [kind, sampling] of [['greedy', { temperature: 0 }], ['random', { tem
       const body = page.locator('article.assistant .body');
       await until(page, () => document.querySelector('article.assistant .body')?.textContent.length > 10);
       const before = await body.textContent();
-      // Ends the process that drives it.
+      // Ends the browser's GPU process.
       const devtools = await context.newCDPSession(page);
       await devtools.send('Browser.crashGpuProcess');
-      assert.match(await noticeText(page, 'chat'), /The GPU was lost[\s\S]*loaded again, and the answer goes on/);
+      assert.match(await noticeText(page, 'chat'), /The GPU was lost[\s\S]*loaded again, and the answer continues/);
       await page.locator('#messages .stats').waitFor();
       const { content } = (await conversations(page))[0].messages.at(-1);
       const letters = (text) => text.replace(/[^\p{L}]+/gu, '');
-      // As it was drawn: without what Markdown takes.
+      // The drawn text has no Markdown characters: compare letters.
       assert.ok(letters(await body.textContent()).startsWith(letters(before).slice(0, 8)), `${before} / ${content}`);
       if (kind === 'greedy') assert.equal(content, (await nativeAnswer(join(MODELS, 'tiny'), 'Hello', 200)).text);
-      // The device is there for the next one.
+      // The new device also answers the next message.
       await ask(page, 'And?');
     });
   });

@@ -1,4 +1,4 @@
-// What the page looks like, and whether it can be used without looking: by keyboard and by a screen reader.
+// Layout and accessibility: screenshots in several looks, axe's rules, operation by keyboard, announcements for screen readers.
 
 import assert from 'node:assert/strict';
 import { mkdir, readFile } from 'node:fs/promises';
@@ -28,7 +28,7 @@ before(async () => {
 });
 after(() => server.close());
 
-/** Takes pictures, in the dark too, and asks axe of both. */
+/** Takes screenshots in light and dark, checks both with axe, and checks that nothing is wider than the window. */
 async function lookAt(page, look, part) {
   for (const colorScheme of ['light', 'dark']) {
     await page.emulateMedia({ colorScheme });
@@ -40,9 +40,9 @@ async function lookAt(page, look, part) {
   assert.ok(scrollWidth <= clientWidth, `${part}: ${scrollWidth} wide in ${clientWidth}`);
 }
 
-/** Every finding of axe, of any weight. */
+/** All findings of axe, of every severity. */
 async function findings(page) {
-  // Not as a script of the page, whose policy allows none from elsewhere.
+  // Evaluate it: the page's policy does not allow a script element.
   await page.evaluate(axe);
   return page.evaluate(async () => (await globalThis.axe.run()).violations.map(({ id, impact, nodes }) => (
     `${impact} ${id}: ${nodes.map(({ target, failureSummary }) => `${target} ${failureSummary}`).join('; ')}`)));
@@ -53,7 +53,7 @@ async function widths(page) {
 }
 
 for (const [look, context] of Object.entries(LOOKS)) {
-  test(`${look}: nothing is cut off, axe finds nothing`, options, async () => {
+  test(`${look}: nothing is cut off, and axe has no findings`, options, async () => {
     await inBrowser(server, { ...context, settings: { temperature: 0, max_tokens: 40 } }, async (page) => {
       await lookAt(page, look, 'first');
       server.faults.bytesPerSecond = 60_000;
@@ -63,12 +63,12 @@ for (const [look, context] of Object.entries(LOOKS)) {
       delete server.faults.bytesPerSecond;
       await loaded(page);
       if (DEMO && look === 'wide') {
-        // Sentences rather than syllables, for whoever looks at the pictures: once, for it takes a software GPU ten seconds.
+        // Use real sentences in the screenshots. Only once, because a software GPU needs ten seconds.
         await choose(page, server, DEMO.split('/').at(-1));
         await until(page, () => document.querySelector('#model-state').textContent.includes('SmolLM2'));
       }
       if (look === 'narrow') await show(page, 'chat');
-      await ask(page, 'List three primary colours in Markdown.');
+      await ask(page, 'List three primary colors in Markdown.');
       for (const panel of PANELS) {
         if (panel === 'chat' && look !== 'narrow') continue;
         await show(page, panel);
@@ -86,19 +86,19 @@ const ANSWER = [
 ].join('\n');
 
 for (const [look, context] of Object.entries(LOOKS)) {
-  test(`${look}: code, tables, words without end and what went wrong`, options, async () => {
+  test(`${look}: code, tables, very long words and errors fit`, options, async () => {
     await inBrowser(server, { ...context, expects: [/404/] }, async (page) => {
       await page.evaluate((content) => new Promise((resolve) => {
         indexedDB.open('web-chat', 1).onsuccess = ({ target }) => {
           const store = target.result.transaction('conversations', 'readwrite').objectStore('conversations');
-          const messages = [{ role: 'user', content: 'Show me all that you can.' }, { role: 'assistant', content }];
+          const messages = [{ role: 'user', content: 'Show me all kinds of content.' }, { role: 'assistant', content }];
           store.put({ id: 'x', title: 'Everything '.repeat(9), changed: Date.now(), messages }).onsuccess = resolve;
         };
       }), ANSWER);
       await page.reload();
       await started(page);
       await show(page, 'models');
-      await page.getByLabel('A repository of the hub').fill(`${server.origin}/models/${'a-model-with-a-name-without-end-'.repeat(4)}`);
+      await page.getByLabel('Repository in MLC format').fill(`${server.origin}/models/${'a-model-with-a-name-without-end-'.repeat(4)}`);
       await page.locator('#other').getByRole('button', { name: 'Download' }).click();
       await noticeText(page, 'models');
       await lookAt(page, look, 'error');
@@ -110,7 +110,7 @@ for (const [look, context] of Object.entries(LOOKS)) {
   });
 }
 
-test('everything can be done by keyboard, and is said', options, async () => {
+test('the page works by keyboard, and announces answers', options, async () => {
   await inBrowser(server, { settings: { temperature: 0, max_tokens: 12 } }, async (page) => {
     const focused = () => page.evaluate(() => {
       const { activeElement: element } = document;
@@ -135,16 +135,16 @@ test('everything can be done by keyboard, and is said', options, async () => {
     await page.keyboard.type(`${server.origin}/models/tiny`);
     await page.keyboard.press('Enter');
     await loaded(page);
-    // Where one can type next.
+    // The message box has the focus.
     assert.equal(await focused(), 'composer-text');
     await page.keyboard.type('Hello');
     await page.keyboard.press('Enter');
     await page.locator('#messages .stats').waitFor();
     assert.equal(await focused(), 'composer-text');
     // One announcement per answer, not one per token.
-    const spoken = await page.getByRole('status').filter({ hasNotText: 'tiny' }).textContent();
-    const said = await page.locator('article.assistant .body').textContent();
-    assert.ok(spoken.length > 0 && said.includes(spoken.trim().slice(0, 3)), `${spoken} / ${said}`);
+    const announced = await page.getByRole('status').filter({ hasNotText: 'tiny' }).textContent();
+    const answer = await page.locator('article.assistant .body').textContent();
+    assert.ok(announced.length > 0 && answer.includes(announced.trim().slice(0, 3)), `${announced} / ${answer}`);
     assert.equal(await page.locator('#messages').getAttribute('aria-live'), 'off');
     await page.keyboard.press('Shift+Enter');
     await page.keyboard.type('a');
@@ -152,7 +152,7 @@ test('everything can be done by keyboard, and is said', options, async () => {
   });
 });
 
-test('pages of large type and no motion lose nothing', options, async () => {
+test('large type and reduced motion: nothing is cut off', options, async () => {
   await inBrowser(server, { viewport: { width: 640, height: 400 }, reducedMotion: 'reduce' }, async (page) => {
     await page.evaluate(() => { document.documentElement.style.fontSize = '200%'; });
     for (const panel of PANELS) {

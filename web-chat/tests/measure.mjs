@@ -1,7 +1,6 @@
-// Figures for docs/laboratory/browser.md: `node web-chat/tests/measure.mjs [--dawn] MODEL...`, each an MLC folder, or the name of a
-// shape below, of which random weights are made. Needs what `cargo xtask web --build` makes, and chat-cli; where the
-// browser's adapter is a Vulkan driver's that the terminal can use too, `VK_DRIVER_FILES` names it for the terminal. With
-// `--dawn` there is no browser, only its WebGPU: `dawn.mjs`.
+// Measures the figures of docs/laboratory/browser.md: `node web-chat/tests/measure.mjs [--dawn] MODEL...`. A MODEL is an MLC
+// folder, or the name of a shape below, which gets random weights. Needs the output of `cargo xtask web --build`, and chat-cli.
+// Set `VK_DRIVER_FILES` so that chat-cli uses the browser's driver. `--dawn` measures in Dawn without a browser: `dawn.mjs`.
 
 import { readFile, readdir, symlink, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -10,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { brotliCompressSync, gzipSync } from 'node:zlib';
 import { launch, loaded, started } from './browser.mjs';
-import { made, nativeAnswer, randomCheckpoint } from './models.mjs';
+import { convertOnce, nativeAnswer, randomCheckpoint } from './models.mjs';
 import { serve } from './server.mjs';
 
 const WEB_CHAT = fileURLToPath(new URL('../', import.meta.url));
@@ -27,7 +26,8 @@ const SHAPES = {
   },
 };
 
-async function weight() {
+/** Prints the size of the page, raw and compressed. */
+async function printPageSize() {
   const names = (await readdir(join(WEB_CHAT, 'dist'), { recursive: true, withFileTypes: true })).filter((entry) => entry.isFile());
   const files = await Promise.all(names.map((entry) => readFile(join(entry.parentPath, entry.name))));
   const sum = (size) => files.reduce((all, file) => all + size(file), 0);
@@ -36,7 +36,7 @@ async function weight() {
     + `brotli ${megabytes(sum((file) => brotliCompressSync(file).length))}`);
 }
 
-/** The page and the package in Chromium. */
+/** Measures page loading, and loads the model by the package in Chromium. */
 async function inChromium(folder) {
   const name = basename(folder);
   const models = await mkdtemp(join(tmpdir(), 'web-chat-models-'));
@@ -91,7 +91,7 @@ async function measure(open, folder, tokens) {
   console.log(`\n${basename(folder)}`);
   const engine = await open(folder);
   const loading = await engine.info();
-  // In turn, so that whatever else the machine does is in both.
+  // Alternate, so that other load on the machine affects both.
   const browser = [];
   const native = [];
   const texts = new Set();
@@ -107,7 +107,7 @@ async function measure(open, folder, tokens) {
   await engine.close();
   const mebibytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
   console.log(`  adapter ${JSON.stringify(engine.adapter)}; terminal ${device}`);
-  console.log(`  weights ${(loading.weightBytes / 1e6).toFixed(0)} MB; wasm memory at its peak: loading ${mebibytes(loading.heapBytes)}, `
+  console.log(`  weights ${(loading.weightBytes / 1e6).toFixed(0)} MB; wasm memory: after loading ${mebibytes(loading.heapBytes)}, `
     + `after answers ${mebibytes(heapBytes)}`);
   console.log(`  greedy, ${tokens} tokens: browser and terminal ${texts.size === 1 ? 'equal' : 'DIFFER'}`);
   const best = (rounds, field) => Math.max(...rounds.map((round) => round[field]));
@@ -118,12 +118,12 @@ async function measure(open, folder, tokens) {
 }
 
 const { values, positionals } = parseArgs({ options: { dawn: { type: 'boolean' }, tokens: { type: 'string', default: '64' } }, allowPositionals: true });
-if (!values.dawn) await weight();
+if (!values.dawn) await printPageSize();
 const open = values.dawn ? (await import('./dawn.mjs')).inDawn : inChromium;
 for (const model of positionals) {
   const shape = SHAPES[model];
-  const folder = shape ? await made(model, (checkpoint) => randomCheckpoint(checkpoint, shape)) : model;
+  const folder = shape ? await convertOnce(model, (checkpoint) => randomCheckpoint(checkpoint, shape)) : model;
   await measure(open, folder, Number(values.tokens));
 }
-// Dawn keeps the process.
+// Dawn's threads would keep the process alive.
 process.exit();

@@ -1,4 +1,4 @@
-// The models under test, converted by our own program, and what our own terminal answers with them.
+// Test models, converted by `weight-convert`, and the answers of `chat-cli` to compare with.
 
 import { execFile } from 'node:child_process';
 import { copyFile, mkdir, open, readFile, rm, stat, writeFile } from 'node:fs/promises';
@@ -10,11 +10,11 @@ const run = promisify(execFile);
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const TESTDATA = join(ROOT, 'testdata');
 
-/** Where tests leave models and screenshots. */
+/** Output folder for models and screenshots. */
 export const OUTPUT = join(ROOT, process.env.WEB_TEST_OUTPUT ?? 'target/web-test');
-/** The folder under which a server offers models. */
+/** Folder of the models, which the test server offers. */
 export const MODELS = join(OUTPUT, 'models');
-/** The demo model's folder, where it could be had. */
+/** Folder of the demo model, if it could be fetched. */
 export const DEMO = process.env.WEB_TEST_DEMO_MODEL && join(ROOT, process.env.WEB_TEST_DEMO_MODEL);
 
 const CHAT_TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}<|end|>{% endfor %}"
@@ -24,24 +24,24 @@ function program(name) {
   return join(ROOT, 'target', 'release', process.platform === 'win32' ? `${name}.exe` : name);
 }
 
-/** The tiny model of `testdata/arch/llama`: 0.2 MB in one shard, and as quick as it is senseless. */
+/** The model of `testdata/arch/llama`: 0.2 MB, one shard. It is fast and its text has no meaning. */
 export async function tinyModel() {
   const source = join(TESTDATA, 'arch', 'llama', 'hf');
-  return made('tiny', async (checkpoint) => {
+  return convertOnce('tiny', async (checkpoint) => {
     for (const name of ['config.json', 'generation_config.json', 'model.safetensors']) {
       await copyFile(join(source, name), join(checkpoint, name));
     }
   });
 }
 
-/** A model of random weights of the tiny one's kind, with more layers: some 6 MB in 6 shards or so. */
+/** A model with random weights and more layers: about 6 MB in about 6 shards. */
 export async function shardedModel() {
-  return made('sharded', (checkpoint) => randomCheckpoint(checkpoint, {
+  return convertOnce('sharded', (checkpoint) => randomCheckpoint(checkpoint, {
     hidden_size: 256, intermediate_size: 640, num_hidden_layers: 14, num_attention_heads: 8, num_key_value_heads: 4,
   }));
 }
 
-/** Writes a checkpoint of random weights; `shape` is what its config.json has besides the tiny model's. */
+/** Writes a checkpoint with random weights. `shape` overrides fields of the tiny model's config.json. */
 export async function randomCheckpoint(folder, shape) {
   const config = { ...JSON.parse(await readFile(join(TESTDATA, 'arch/llama/hf/config.json'), 'utf8')), ...shape };
   const { hidden_size: hidden, intermediate_size: inner, num_key_value_heads: kvHeads, head_dim: headDim, vocab_size: vocab } = config;
@@ -71,7 +71,7 @@ export async function randomCheckpoint(folder, shape) {
   length.writeBigUInt64LE(BigInt(json.length));
   await file.write(length);
   await file.write(json);
-  // f16 of either sign between 2^-6 and 2^-4, the same megabytes again and again: a linear congruential generator.
+  // 2 Mi values from a linear congruential generator, repeated: f16 of either sign with magnitudes from 2^-6 to 2^-4.
   const piece = new Uint16Array(1 << 21);
   let state = 12345;
   for (let i = 0; i < piece.length; i++) {
@@ -83,8 +83,8 @@ export async function randomCheckpoint(folder, shape) {
   await file.close();
 }
 
-/** Converts a checkpoint that `write` writes, unless that was done before. */
-export async function made(name, write) {
+/** Converts the checkpoint that `write` writes, unless the result exists. */
+export async function convertOnce(name, write) {
   const folder = join(MODELS, name);
   if (await stat(join(folder, 'tensor-cache.json')).catch(() => undefined)) return folder;
   const checkpoint = join(OUTPUT, 'checkpoints', name);
@@ -99,7 +99,7 @@ export async function made(name, write) {
   return folder;
 }
 
-/** What the terminal answers greedily, on a GPU, software included, where it finds one. */
+/** The greedy answer of `chat-cli`, as its JSON report, on the first GPU (software counts), else on the CPU. */
 export async function nativeAnswer(folder, prompt, maxTokens, { system, flags = [] } = {}) {
   const devices = JSON.parse((await run(program('chat-cli'), ['devices', '--json'])).stdout);
   const device = devices.length > 0 ? '0' : 'cpu';

@@ -1,4 +1,4 @@
-// The package, as an app uses it: its README's own page, and every part of its interface.
+// The package as an app uses it: the page in its README, and its whole interface.
 
 import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
@@ -30,20 +30,20 @@ after(async () => {
   await rm(app, { recursive: true, force: true });
 });
 
-test('the page of the README runs as it stands there', options, async () => {
+test('the page in the README runs', options, async () => {
   const readme = await readFile(join(PACKAGE, 'README.md'), 'utf8');
   const [, html] = /```html\n([\s\S]*?)```/.exec(readme);
   const page = await browser.context.newPage();
   const model = /createEngine\('([^']+)'/.exec(html)[1];
-  const asked = html.replace(model, '/models/tiny').replace('stream: true', 'stream: true, temperature: 0, max_tokens: 16');
-  assert.notEqual(asked, html);
-  await writeFile(join(app, 'index.html'), asked);
+  const adapted = html.replace(model, '/models/tiny').replace('stream: true', 'stream: true, temperature: 0, max_tokens: 16');
+  assert.notEqual(adapted, html);
+  await writeFile(join(app, 'index.html'), adapted);
   await page.goto(`${server.origin}/`);
   const { text } = await nativeAnswer(join(MODELS, 'tiny'), 'Why is the sky blue?', 16);
   await until(page, (expected) => document.querySelector('#answer').textContent === expected, text);
 });
 
-test('the interface is the one that is known', options, async () => {
+test('the interface has OpenAI’s and WebLLM’s form', options, async () => {
   const page = await browser.context.newPage();
   await page.goto(`${server.origin}/empty/`);
   const seen = await page.evaluate(async () => {
@@ -59,7 +59,7 @@ test('the interface is the one that is known', options, async () => {
     const message = await engine.getMessage();
     const stats = await engine.runtimeStatsText();
 
-    // Interrupted from outside, and by leaving the loop.
+    // Interrupt by the method, and by leaving the loop.
     const long = { messages, temperature: 0, max_tokens: 400, stream: true };
     let reason;
     let pieces = 0;
@@ -85,7 +85,7 @@ test('the interface is the one that is known', options, async () => {
       last: { messages: [{ role: 'assistant', content: 'I' }] }, temperature: { temperature: -1 }, top_p: { top_p: 2 }, seed: { seed: 1.5 },
     })) {
       refusals[name] = await engine.chat.completions.create({ ...request, ...bad })
-        .then(() => 'taken', (error) => `${error instanceof EngineError} ${error.kind} ${error.message}`);
+        .then(() => 'accepted', (error) => `${error instanceof EngineError} ${error.kind} ${error.message}`);
     }
     const kept = await engine.models.kept();
     const plan = await engine.models.plan('/models/tiny');
@@ -138,7 +138,7 @@ test('the interface is the one that is known', options, async () => {
   assert.equal(seen.unloaded, 'NotLoaded');
 });
 
-test('what apps for WebLLM use besides', options, async () => {
+test('further parts of WebLLM’s interface', options, async () => {
   const page = await browser.context.newPage();
   await page.goto(`${server.origin}/empty/`);
   const seen = await page.evaluate(async () => {
@@ -150,7 +150,7 @@ test('what apps for WebLLM use besides', options, async () => {
     const { context } = await engine.loaded();
     const parts = [{ type: 'text', text: 'Hel' }, { type: 'text', text: 'lo' }];
     const request = { messages: [{ role: 'user', content: parts }], max_tokens: 12, stream: null, stream_options: null };
-    const likely = await engine.chatCompletion({ ...request, logprobs: true, top_logprobs: 2 });
+    const withLogprobs = await engine.chatCompletion({ ...request, logprobs: true, top_logprobs: 2 });
     const streamed = [];
     for await (const { choices: [choice] } of await engine.chatCompletion({ ...request, logprobs: true, stream: true })) {
       streamed.push(...(choice.logprobs?.content ?? []));
@@ -163,27 +163,27 @@ test('what apps for WebLLM use besides', options, async () => {
     const refusals = [];
     for (const bad of [{ top_logprobs: 2 }, { logprobs: true, top_logprobs: 21 }, { logit_bias: { x: 1 } }, { logit_bias: { 1: 101 } },
       { messages: [{ role: 'user', content: [{ type: 'image_url', image_url: { url: '' } }] }] }]) {
-      refusals.push(await engine.chatCompletion({ ...request, ...bad }).then(() => 'taken', ({ kind }) => kind));
+      refusals.push(await engine.chatCompletion({ ...request, ...bad }).then(() => 'accepted', ({ kind }) => kind));
     }
     await engine.unload();
     const before = await hasModelInCache('/models/tiny');
     await deleteModelAllInfoInCache('/models/tiny');
     const after = await hasModelInCache('/models/tiny');
     const named = modelRef('SmolLM2-360M-Instruct-q4f16_1-MLC').base;
-    return { context, likely, streamed, biased, completed, pieces, refusals, before, after, named, reports: reports.length };
+    return { context, withLogprobs, streamed, biased, completed, pieces, refusals, before, after, named, reports: reports.length };
   });
 
   const folder = join(MODELS, 'tiny');
   const expected = await nativeAnswer(folder, 'Hello', 12, { flags: ['--logprobs', '2'] });
   assert.equal(seen.context, 384);
   assert.ok(seen.reports > 0);
-  const [{ message, logprobs: { content } }] = seen.likely.choices;
+  const [{ message, logprobs: { content } }] = seen.withLogprobs.choices;
   assert.equal(message.content, expected.text);
   assert.equal(content.length, expected.token_ids.length);
   for (const [i, { token, bytes, logprob, top_logprobs: top }] of content.entries()) {
     assert.ok(Math.abs(logprob - expected.logprobs[i].logprob) < 1e-3);
     assert.deepEqual(bytes, token.includes('\ufffd') ? null : [...new TextEncoder().encode(token)]);
-    // Greedily, the likeliest is the one.
+    // A greedy answer takes the most likely token.
     assert.equal(top.length, 2);
     assert.deepEqual([top[0].token, top[0].logprob], [token, logprob]);
     assert.ok(Math.abs(top[1].logprob - expected.logprobs[i].top[1].logprob) < 1e-3);
@@ -192,7 +192,7 @@ test('what apps for WebLLM use besides', options, async () => {
   const always = await nativeAnswer(folder, 'Hello', 12, { flags: ['--logit-bias', '300=100'] });
   assert.equal(seen.biased.choices[0].message.content, always.text);
   assert.notEqual(always.text, expected.text);
-  // The prompt as the model's chat template has it.
+  // The prompt is the chat template's, so the answer is the chat's.
   assert.equal(seen.completed.object, 'text_completion');
   assert.equal(seen.completed.choices[0].text, `user: Hello<|end|>assistant:${expected.text}`);
   assert.equal(seen.completed.usage.prompt_tokens, expected.prompt_token_ids.length);
@@ -202,7 +202,7 @@ test('what apps for WebLLM use besides', options, async () => {
   assert.equal(seen.named, 'https://huggingface.co/mlc-ai/SmolLM2-360M-Instruct-q4f16_1-MLC/resolve/main/');
 });
 
-test('an app’s own list of models, and its worker', options, async () => {
+test('an app’s list of models and its worker are accepted', options, async () => {
   const page = await browser.context.newPage();
   await page.goto(`${server.origin}/empty/`);
   const seen = await page.evaluate(async (origin) => {

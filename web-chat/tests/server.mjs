@@ -1,4 +1,4 @@
-// A server on this machine: the built page, and models with the faults that a test asks for.
+// A local server for the built page and the models, which can misbehave as a test requires.
 
 import { createReadStream } from 'node:fs';
 import { readFile, stat } from 'node:fs/promises';
@@ -13,8 +13,8 @@ const TYPES = {
 /**
  * Serves folders under path prefixes.
  *
- * `server.faults` may have: `bytesPerSecond` (of shards), `damage` (a name whose bytes are changed, as often as `times`
- * says), `break` (a name whose connection ends in the middle, once), `refuseRanges`. `server.requests` lists what was asked.
+ * `server.faults` may have: `bytesPerSecond` (speed of shards), `damage` (changes a byte of the file `name`, `times` times),
+ * `break` (closes the connection in the middle of this file, once), `refuseRanges`. `server.requests` lists all requests.
  */
 export async function serve(folders) {
   const faults = {};
@@ -26,16 +26,16 @@ export async function serve(folders) {
     const rest = normalize(path.slice(prefix?.length ?? 0)).replace(/^(\.\.[/\\])+/, '');
     const file = prefix && join(folders[prefix], rest.endsWith('/') || rest === '.' ? 'index.html' : rest);
     const info = file && (await stat(file).catch(() => undefined));
-    // As the hub does: models may be fetched from any page.
+    // The hub also allows requests from any page.
     const headers = { 'access-control-allow-origin': '*', 'access-control-expose-headers': 'content-range' };
     if (!info?.isFile()) return response.writeHead(404, headers).end('not found');
     const name = file.split('/').at(-1);
     headers['content-type'] = TYPES[name.slice(name.lastIndexOf('.'))] ?? 'application/octet-stream';
     const isShard = name.endsWith('.bin');
     let start = 0;
-    const asked = /^bytes=(\d+)-$/.exec(request.headers.range ?? '');
-    if (asked && !faults.refuseRanges) {
-      start = Number(asked[1]);
+    const range = /^bytes=(\d+)-$/.exec(request.headers.range ?? '');
+    if (range && !faults.refuseRanges) {
+      start = Number(range[1]);
       headers['content-range'] = `bytes ${start}-${info.size - 1}/${info.size}`;
     }
     headers['content-length'] = info.size - start;
@@ -70,7 +70,7 @@ export async function serve(folders) {
     origin,
     faults,
     requests,
-    /** Breaks every transfer. */
+    /** Closes all open connections. */
     closeConnections: () => server.closeAllConnections(),
     close: () => {
       server.closeAllConnections();

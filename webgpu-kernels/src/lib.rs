@@ -104,3 +104,17 @@ pub const KERNELS: &[&Kernel] = &[
     &gptq::ARRANGE_KERNEL,
     &gptq::DIAGONAL_KERNEL,
 ];
+
+/// Every kernel with several variants.
+pub const TUNABLES: &[&tuning::Tunable] = &[
+    &gemv::TUNABLE,
+    &gemv::ADD_TUNABLE,
+    &gemv::SCALED_TUNABLE,
+    &gemv::ROPE_TUNABLE,
+    &gemv_chain::TUNABLE,
+    &gemm::TUNABLE,
+    &gemm::SPLITS_TUNABLE,
+    &gemm::COOPERATIVE_TUNABLE,
+    &attention::DECODE_TUNABLE,
+    &attention::TILE_TUNABLE,
+];

@@ -136,7 +136,7 @@ async fn run_with(
         let mut left: Vec<Left> = Vec::new();
         let of_presets = gpu.presets().into_iter().flat_map(|(problem, choice)| {
             let (kernel, cases) = checks_of(gpu.caps(), &problem, choice);
-            cases.into_iter().map(move |case| (kernel, case, Some(problem.name)))
+            cases.into_iter().map(move |case| (kernel, case, Some(problem.tunable.name)))
         });
         for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_presets) {
             let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());

@@ -6,8 +6,8 @@ use model_format::{
     ChatConfig, Checkpoint, ConvTemplate, DecoderConfig, Error as FormatError, PythonJson, QuantFormat,
     arch::Context,
     checkpoint::companion_files,
+    config_json::ConfigJson,
     conv_template::{check_fits, infer},
-    decoder_config::ConfigJson,
     staging::Staging,
 };
 use serde::Serialize;

@@ -3,8 +3,8 @@
 use model_format::{
     DecoderConfig, Error as FormatError,
     arch::{Architecture, Context, Field},
-    decoder_config::ConfigJson,
-    rope::RopeScaling,
+    config_json::ConfigJson,
+    rope_scaling::RopeScaling,
 };
 use serde_json::{Map, Value, json};
 

@@ -260,7 +260,7 @@ impl Fit {
 impl Args {
     /// True if the model writes some of the calibration text.
     pub fn is_on_own_text(&self) -> bool {
-        let is_own = |name: &String| Source::parse(name).is_ok_and(|source| source.place == Place::Myself);
+        let is_own = |name: &String| Source::parse(name).is_ok_and(|source| source.place == Place::SelfGenerated);
         self.calib.iter().any(is_own)
     }
 

@@ -176,7 +176,7 @@ impl<'a> Sources<'a> {
 }
 
 fn is_own(source: &Source) -> bool {
-    source.place == Place::Myself
+    source.place == Place::SelfGenerated
 }
 
 /// Reads texts and encodes them with the model's tokenizer.
@@ -203,7 +203,7 @@ impl<'a> Reader<'a> {
         progress: &mut RunProgress,
     ) -> Result<TokenWindows> {
         let documents = self.documents(&source.place, self.args.calib_column.as_deref(), progress)?;
-        if documents.is_cut {
+        if documents.is_truncated {
             progress.say(&format!("reading only the first {} MiB of `{}`", TEXT_LIMIT >> 20, source.name));
         }
         let encode = |text: &str| self.tokenizer.encode(text);
@@ -235,7 +235,7 @@ impl<'a> Reader<'a> {
     fn documents(&self, place: &Place, column: Option<&str>, progress: &mut RunProgress) -> Result<Documents> {
         let render = |messages: &[ChatMessage]| self.conversation(messages);
         Ok(match place {
-            Place::Myself => unreachable!("the model's own text is not read"),
+            Place::SelfGenerated => unreachable!("the model's own text is not read"),
             Place::File(path) => read_documents(path, Records { column, join: None }, render)?,
             Place::Hub(data_set) => {
                 let path = data_set.fetch(self.hub, progress.bars())?;

@@ -79,7 +79,7 @@ impl Report {
 
     /// In words, what each window begins with.
     pub fn beginning(&self) -> String {
-        calib_data::perplexity::beginning(&self.prefix_tokens)
+        calib_data::perplexity::describe_prefix(&self.prefix_tokens)
     }
 
     /// Bits per weight that the quantized matrices of the layers take.

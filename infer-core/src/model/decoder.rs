@@ -5,11 +5,7 @@
 
 use std::collections::HashMap;
 
-use model_format::{
-    DecoderConfig, Role, Weight,
-    decoder_config::Activation,
-    rope::{self, RopeScaling},
-};
+use model_format::{DecoderConfig, Role, Weight, decoder_config::Activation, rope, rope_scaling::RopeScaling};
 
 use super::session::PREFILL_CHUNK;
 use crate::{

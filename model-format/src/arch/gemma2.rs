@@ -1,9 +1,9 @@
-//! Gemma 2: norms before and after each half of a layer, capped attention scores and logits, a window in every other
-//! layer.
+//! Gemma 2: norms before and after attention and feed-forward, soft caps on attention scores and logits, a sliding
+//! window in every other layer.
 
 use super::{
     Architecture, Context, MlcConfig, Names, llama,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
     named, same,
 };
 use crate::{DecoderConfig, Role};
@@ -14,7 +14,7 @@ pub(super) const GEMMA2: Architecture = Architecture {
         let mut decoder = DecoderConfig::from_gemma_like(config, 8192)?;
         decoder.attn_logit_softcapping = config.opt_f64("attn_logit_softcapping")?;
         decoder.final_logit_softcapping = config.opt_f64("final_logit_softcapping")?;
-        decoder.window_all_but_every(config, 2)?;
+        decoder.set_windows_except_every(config, 2)?;
         Ok(decoder)
     },
     names: Names {
@@ -34,25 +34,25 @@ pub(super) const GEMMA2: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            needed("hidden_size"),
-            needed("intermediate_size"),
-            needed("attention_bias"),
-            needed("num_attention_heads"),
-            needed("num_key_value_heads"),
-            needed("head_dim"),
-            needed("num_hidden_layers"),
-            needed("rms_norm_eps"),
-            needed("vocab_size"),
-            needed("hidden_activation"),
-            needed("position_embedding_base"),
-            needed("context_window_size"),
-            needed("prefill_chunk_size"),
-            or("tensor_parallel_shards", "1"),
-            needed("max_batch_size"),
-            or("attn_logit_softcapping", "null"),
-            or("final_logit_softcapping", "null"),
-            or("query_pre_attn_scalar", "null"),
-            needed("sliding_window"),
+            required("hidden_size"),
+            required("intermediate_size"),
+            required("attention_bias"),
+            required("num_attention_heads"),
+            required("num_key_value_heads"),
+            required("head_dim"),
+            required("num_hidden_layers"),
+            required("rms_norm_eps"),
+            required("vocab_size"),
+            required("hidden_activation"),
+            required("position_embedding_base"),
+            required("context_window_size"),
+            required("prefill_chunk_size"),
+            optional("tensor_parallel_shards", "1"),
+            required("max_batch_size"),
+            optional("attn_logit_softcapping", "null"),
+            optional("final_logit_softcapping", "null"),
+            optional("query_pre_attn_scalar", "null"),
+            required("sliding_window"),
         ],
         text_config: None,
         context: Context::Window,

@@ -1,9 +1,9 @@
-//! Gemma 3, text only: Gemma 2 without the caps, with normed queries and keys, and a base of rotation of their own for the
-//! layers that have a window.
+//! Gemma 3, text only. Differences from Gemma 2: no soft caps, normalized queries and keys, and a separate RoPE base
+//! for layers with a sliding window.
 
 use super::{
     Architecture, Context, MlcConfig, Names, llama,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
     named, same,
 };
 use crate::{DecoderConfig, Role};
@@ -18,7 +18,7 @@ pub(super) const GEMMA3: Architecture = Architecture {
             Some(theta) => config.to_f64("rope_parameters.sliding_attention.rope_theta", theta)?,
             None => config.f64_or("rope_local_base_freq", 10000.0)?,
         });
-        decoder.window_all_but_every(config, config.usize_or("sliding_window_pattern", 6)?)?;
+        decoder.set_windows_except_every(config, config.usize_or("sliding_window_pattern", 6)?)?;
         Ok(decoder)
     },
     names: Names {
@@ -45,30 +45,30 @@ pub(super) const GEMMA3: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            or("vocab_size", "262208"),
-            or("tensor_parallel_shards", "1"),
-            needed("max_batch_size"),
-            needed("context_window_size"),
-            needed("sliding_window_size"),
-            needed("prefill_chunk_size"),
-            or("is_text_model", "true"),
+            optional("vocab_size", "262208"),
+            optional("tensor_parallel_shards", "1"),
+            required("max_batch_size"),
+            required("context_window_size"),
+            required("sliding_window_size"),
+            required("prefill_chunk_size"),
+            optional("is_text_model", "true"),
         ],
         text_config: Some(&[
-            needed("hidden_size"),
-            needed("intermediate_size"),
-            needed("num_hidden_layers"),
-            or("attention_bias", "false"),
-            or("num_attention_heads", "8"),
-            or("num_key_value_heads", "4"),
-            or("head_dim", "256"),
-            or("rms_norm_eps", "1e-06"),
-            or("hidden_activation", "\"gelu_pytorch_tanh\""),
-            needed("position_embedding_base"),
-            or("rope_scaling", "0"),
-            needed("context_window_size"),
-            needed("prefill_chunk_size"),
-            or("query_pre_attn_scalar", "256"),
-            needed("sliding_window_size"),
+            required("hidden_size"),
+            required("intermediate_size"),
+            required("num_hidden_layers"),
+            optional("attention_bias", "false"),
+            optional("num_attention_heads", "8"),
+            optional("num_key_value_heads", "4"),
+            optional("head_dim", "256"),
+            optional("rms_norm_eps", "1e-06"),
+            optional("hidden_activation", "\"gelu_pytorch_tanh\""),
+            required("position_embedding_base"),
+            optional("rope_scaling", "0"),
+            required("context_window_size"),
+            required("prefill_chunk_size"),
+            optional("query_pre_attn_scalar", "256"),
+            required("sliding_window_size"),
         ]),
         context: Context::AtLeast(8192),
         prefill_limit: 8192,

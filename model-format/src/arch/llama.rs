@@ -1,8 +1,8 @@
-//! Llama, and everything that publishes itself as Llama: Llama 2, 3, 3.1, 3.2, SmolLM2, WizardMath ...
+//! Llama, and the models published with this `model_type`: Llama 2, 3, 3.1, 3.2, SmolLM2, WizardMath ...
 
 use super::{
     Architecture, Context, Gguf, MlcConfig, Named, Names,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
     named, same,
 };
 use crate::{DecoderConfig, Role};
@@ -15,23 +15,23 @@ pub(super) const LLAMA: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            needed("hidden_size"),
-            needed("intermediate_size"),
-            needed("num_attention_heads"),
-            needed("num_hidden_layers"),
-            needed("rms_norm_eps"),
-            needed("vocab_size"),
-            or("tie_word_embeddings", "false"),
-            needed("position_embedding_base"),
-            needed("rope_scaling"),
-            needed("context_window_size"),
-            needed("prefill_chunk_size"),
-            needed("num_key_value_heads"),
-            needed("head_dim"),
-            or("tensor_parallel_shards", "1"),
-            or("pipeline_parallel_stages", "1"),
-            needed("max_batch_size"),
-            or("disaggregation", "false"),
+            required("hidden_size"),
+            required("intermediate_size"),
+            required("num_attention_heads"),
+            required("num_hidden_layers"),
+            required("rms_norm_eps"),
+            required("vocab_size"),
+            optional("tie_word_embeddings", "false"),
+            required("position_embedding_base"),
+            required("rope_scaling"),
+            required("context_window_size"),
+            required("prefill_chunk_size"),
+            required("num_key_value_heads"),
+            required("head_dim"),
+            optional("tensor_parallel_shards", "1"),
+            optional("pipeline_parallel_stages", "1"),
+            required("max_batch_size"),
+            optional("disaggregation", "false"),
         ],
         text_config: None,
         context: Context::Positions,
@@ -40,7 +40,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     gguf: Some(Gguf { architecture: "llama", interleaves_qk: true, class: "LlamaForCausalLM" }),
 };
 
-/// Llama's names, which others have kept.
+/// Llama's names, shared by other families.
 pub(super) const NAMES: Names = Names {
     embedding: same(&["model.embed_tokens.weight"]),
     layers: same(&["model.layers"]),
@@ -56,9 +56,9 @@ pub(super) const NAMES: Names = Names {
     lm_head: same(&["lm_head.weight"]),
 };
 
-/// What MLC joins to the attention's input projection.
+/// The tensors that MLC joins to the attention's input projection.
 pub(super) const QKV_WEIGHTS: &[&str] =
     &["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"];
 
-/// What MLC joins to the feed-forward's input projection.
+/// The tensors that MLC joins to the feed-forward's input projection.
 pub(super) const GATE_UP: Named = named("mlp.gate_up_proj.weight", &["mlp.gate_proj.weight", "mlp.up_proj.weight"]);

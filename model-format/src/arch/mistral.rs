@@ -1,8 +1,8 @@
-//! Mistral: Llama with a sliding window, in its first versions.
+//! Mistral: Llama with a sliding window in all layers (early versions only).
 
 use super::{
     Architecture, Context, MlcConfig, llama,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
 };
 use crate::DecoderConfig;
 
@@ -19,21 +19,21 @@ pub(super) const MISTRAL: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            needed("hidden_size"),
-            needed("intermediate_size"),
-            needed("num_attention_heads"),
-            needed("num_hidden_layers"),
-            needed("rms_norm_eps"),
-            needed("vocab_size"),
-            needed("position_embedding_base"),
-            needed("num_key_value_heads"),
-            needed("head_dim"),
-            needed("context_window_size"),
-            needed("sliding_window_size"),
-            needed("prefill_chunk_size"),
-            or("attention_sink_size", "4"),
-            or("tensor_parallel_shards", "1"),
-            needed("max_batch_size"),
+            required("hidden_size"),
+            required("intermediate_size"),
+            required("num_attention_heads"),
+            required("num_hidden_layers"),
+            required("rms_norm_eps"),
+            required("vocab_size"),
+            required("position_embedding_base"),
+            required("num_key_value_heads"),
+            required("head_dim"),
+            required("context_window_size"),
+            required("sliding_window_size"),
+            required("prefill_chunk_size"),
+            optional("attention_sink_size", "4"),
+            optional("tensor_parallel_shards", "1"),
+            required("max_batch_size"),
         ],
         text_config: None,
         context: Context::Rolling,

@@ -1,47 +1,47 @@
-//! What MLC writes as `model_config`, per architecture: [`MlcConfig`]. weight-convert fills it in.
+//! [`MlcConfig`]: the fields of `model_config` that MLC writes for an architecture. weight-convert fills in the values.
 
 /// The layout of `model_config` in mlc-chat-config.json.
 #[derive(Debug, Clone, Copy)]
 pub struct MlcConfig {
-    /// Its fields, in MLC's order.
+    /// Fields in MLC's order.
     pub fields: &'static [Field],
-    /// The fields of an inner `text_config`, which stands first and ends with everything else that config.json has, as
-    /// `kwargs`.
+    /// Fields of an inner object `text_config`. It comes first and ends with `kwargs`, an object with all other fields
+    /// of config.json.
     pub text_config: Option<&'static [Field]>,
-    /// What becomes of the context.
+    /// Rule for the context window.
     pub context: Context,
-    /// Most tokens of a prompt that are processed at a time, where nobody says otherwise.
+    /// Default of the largest number of prompt tokens per prefill step.
     pub prefill_limit: u64,
 }
 
 /// A field of `model_config`.
 #[derive(Debug, Clone, Copy)]
 pub struct Field {
-    /// Its name, mostly that of config.json.
+    /// Name of the field, in most cases as in config.json.
     pub name: &'static str,
-    /// MLC's value where config.json has none, as JSON. `None`: config.json must have it.
+    /// MLC's default, as JSON. `None`: config.json must have the field, or it is computed.
     pub default: Option<&'static str>,
 }
 
 /// A field that config.json must have, or that is computed.
-pub(super) const fn needed(name: &'static str) -> Field {
+pub(super) const fn required(name: &'static str) -> Field {
     Field { name, default: None }
 }
 
 /// A field with a default.
-pub(super) const fn or(name: &'static str, default: &'static str) -> Field {
+pub(super) const fn optional(name: &'static str, default: &'static str) -> Field {
     Field { name, default: Some(default) }
 }
 
-/// How MLC chooses `context_window_size`, and with it `prefill_chunk_size`.
+/// MLC's rule for `context_window_size`, which also affects `prefill_chunk_size`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Context {
-    /// The positions that the model was trained for.
+    /// The context that the model was trained for (`max_position_embeddings`).
     Positions,
-    /// Without end (-1) where the model has a sliding window, which then is the prefill chunk; else its positions.
+    /// With a sliding window: unlimited (-1), and the window is the prefill chunk. Without: as `Positions`.
     Rolling,
-    /// The sliding window, whatever is asked for.
+    /// The sliding window, regardless of the request.
     Window,
-    /// At least so many tokens, and the sliding window where that is more.
+    /// The larger of this number of tokens and the sliding window.
     AtLeast(u64),
 }

@@ -1,8 +1,7 @@
-//! Architectures as records: one file each, listed in [`ARCHITECTURES`].
+//! The supported architectures: one record per file, listed in [`ARCHITECTURES`].
 //!
-//! A record says how to read the configuration, what the parameters are called, which of them are joined, and what MLC
-//! writes into its configuration. `params.rs` expands it into the list of parameters; nothing outside this folder names an
-//! architecture.
+//! A record has the reader of config.json, the names of the parameters, the joined parameters, and the fields of MLC's
+//! configuration. `params.rs` expands it to the list of parameters. No code outside this folder names an architecture.
 
 mod gemma2;
 mod gemma3;
@@ -12,89 +11,94 @@ mod mlc_config;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod read_config;
 
 pub use mlc_config::{Context, Field, MlcConfig};
 
-use crate::{DecoderConfig, Error, Result, Role, decoder_config::ConfigJson};
+use crate::{DecoderConfig, Error, Result, Role, config_json::ConfigJson};
 
-/// Every architecture there is.
+/// All supported architectures.
 pub const ARCHITECTURES: &[Architecture] =
     &[llama::LLAMA, mistral::MISTRAL, qwen2::QWEN2, qwen3::QWEN3, phi3::PHI3, gemma2::GEMMA2, gemma3::GEMMA3];
 
-/// What sets one family of decoders apart from another.
+/// A family of decoders.
 #[derive(Debug, Clone, Copy)]
 pub struct Architecture {
     /// `model_type` of config.json.
     pub model_type: &'static str,
     /// Reads the family's config.json.
     pub decoder_config: fn(&ConfigJson) -> Result<DecoderConfig>,
-    /// What its parameters are called.
+    /// Names of the parameters.
     pub names: Names,
-    /// Whether norms multiply by one plus their weight. MLC's folders hold the sum, checkpoints the weight.
+    /// True if norms multiply by one plus their weight. MLC's folders store the sum, checkpoints the weight.
     pub norm_adds_one: bool,
-    /// Ends of checkpoint names that are known and not needed.
+    /// Suffixes of checkpoint tensors to ignore.
     pub unused: &'static [&'static str],
-    /// `model_config` of mlc-chat-config.json.
+    /// Fields of `model_config` in mlc-chat-config.json.
     pub mlc_config: MlcConfig,
-    /// How llama.cpp writes the family, where its GGUF files are read.
+    /// llama.cpp's conventions for the family. `None` if its GGUF files are not supported.
     pub gguf: Option<Gguf>,
 }
 
-/// A family in llama.cpp's GGUF files.
+/// llama.cpp's conventions for a family in GGUF files.
 #[derive(Debug, Clone, Copy)]
 pub struct Gguf {
-    /// `general.architecture`, which also begins the keys of the configuration.
+    /// Value of `general.architecture`, also the prefix of the configuration's keys.
     pub architecture: &'static str,
-    /// Whether the rows of q and k were reordered, head by head, so that the two elements a rotation pairs are neighbours.
+    /// True if the rows of q and k are interleaved in each head, so that the two rows of each RoPE pair are adjacent.
     pub interleaves_qk: bool,
-    /// transformers' class, for `architectures` of config.json.
+    /// Class in transformers, for `architectures` in config.json.
     pub class: &'static str,
 }
 
-/// What the parameters of a family are called.
+/// Names of a family's parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct Names {
     /// The token embedding table.
     pub embedding: Named,
-    /// What stands before the number of a layer.
+    /// Prefix of a layer's parameters, before the layer's number.
     pub layers: Named,
-    /// The parameters of a layer, named inside it, in the order of the forward pass. Those that a configuration does
-    /// without are passed over.
+    /// Parameters of a layer without the layer prefix, in the order of the forward pass. Optional ones are skipped if
+    /// the configuration does not use them.
     pub layer: &'static [LayerParam],
     /// The norm after the last layer.
     pub final_norm: Named,
-    /// The output projection, where it is not the embedding table.
+    /// The output projection. Skipped if it is the embedding table.
     pub lm_head: Named,
 }
 
-/// The place of a layer's parameter, by the layer's number, and its names.
+/// A layer's parameter: constructor of its [`Role`] from the layer index, and its names.
 pub type LayerParam = (fn(usize) -> Role, Named);
 
-/// A parameter under MLC's name, and the checkpoint's tensors that make it up, joined by rows (rows are outputs).
+/// The names of a parameter in MLC folders and in checkpoints.
 #[derive(Debug, Clone, Copy)]
 pub struct Named {
     /// MLC's name.
     pub mlc: &'static str,
-    /// The checkpoint's names, in order.
+    /// Checkpoint tensors in order. MLC joins them by rows (rows are outputs).
     pub sources: &'static [&'static str],
 }
 
-/// A parameter that is called the same on both sides.
+/// A parameter with the same name in MLC folders and checkpoints.
 const fn same(name: &'static [&'static str; 1]) -> Named {
     Named { mlc: name[0], sources: name }
 }
 
-/// A parameter that MLC calls otherwise, or joins.
+/// A parameter with a different name in MLC folders, or joined from several tensors.
 const fn named(mlc: &'static str, sources: &'static [&'static str]) -> Named {
     Named { mlc, sources }
 }
 
 impl Architecture {
-    /// The record of a `model_type`.
+    /// The architecture with this `model_type`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnsupportedArchitecture`].
     pub fn by_model_type(model_type: &str) -> Result<&'static Architecture> {
-        ARCHITECTURES
-            .iter()
-            .find(|arch| arch.model_type == model_type)
-            .ok_or_else(|| Error::UnsupportedArchitecture { model_type: model_type.into() })
+        ARCHITECTURES.iter().find(|arch| arch.model_type == model_type).ok_or_else(|| Error::UnsupportedArchitecture {
+            model_type: model_type.into(),
+            supported: ARCHITECTURES.iter().map(|arch| arch.model_type).collect(),
+        })
     }
 }

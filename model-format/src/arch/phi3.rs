@@ -1,9 +1,9 @@
-//! Phi 3, 3.5 and 4 mini: Llama whose checkpoints have joined matrices already, under other names at MLC. Long contexts
-//! by "longrope", with a list of factors for short texts and one for long.
+//! Phi 3, 3.5 and 4 mini. Differences from Llama: checkpoints have joined matrices, MLC uses other names, and long
+//! contexts use "longrope", with one list of RoPE divisors for short texts and one for long texts.
 
 use super::{
     Architecture, Context, MlcConfig, Names,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
     named, same,
 };
 use crate::{DecoderConfig, Role};
@@ -13,7 +13,7 @@ pub(super) const PHI3: Architecture = Architecture {
     decoder_config: |config| {
         let mut decoder = DecoderConfig::from_llama_like(config, 4096)?;
         let window = config.opt_usize("sliding_window")?;
-        // A window that no text can fill is none.
+        // A window as long as the context has no effect.
         decoder.layer_windows.fill(window.filter(|&window| window < decoder.max_position_embeddings));
         Ok(decoder)
     },
@@ -35,25 +35,25 @@ pub(super) const PHI3: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            needed("model_type"),
-            needed("hidden_size"),
-            needed("vocab_size"),
-            needed("num_hidden_layers"),
-            needed("num_attention_heads"),
-            needed("intermediate_size"),
-            needed("rms_norm_eps"),
-            needed("num_key_value_heads"),
-            needed("max_position_embeddings"),
-            needed("position_embedding_base"),
-            needed("rope_scaling"),
-            or("original_max_position_embeddings", "0"),
-            needed("context_window_size"),
-            needed("prefill_chunk_size"),
-            needed("head_dim"),
-            or("tensor_parallel_shards", "1"),
-            needed("max_batch_size"),
-            or("tie_word_embeddings", "false"),
-            or("partial_rotary_factor", "1.0"),
+            required("model_type"),
+            required("hidden_size"),
+            required("vocab_size"),
+            required("num_hidden_layers"),
+            required("num_attention_heads"),
+            required("intermediate_size"),
+            required("rms_norm_eps"),
+            required("num_key_value_heads"),
+            required("max_position_embeddings"),
+            required("position_embedding_base"),
+            required("rope_scaling"),
+            optional("original_max_position_embeddings", "0"),
+            required("context_window_size"),
+            required("prefill_chunk_size"),
+            required("head_dim"),
+            optional("tensor_parallel_shards", "1"),
+            required("max_batch_size"),
+            optional("tie_word_embeddings", "false"),
+            optional("partial_rotary_factor", "1.0"),
         ],
         text_config: None,
         context: Context::Positions,

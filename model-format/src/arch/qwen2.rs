@@ -2,7 +2,7 @@
 
 use super::{
     Architecture, Context, MlcConfig, Named, Names, llama,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
     named, same,
 };
 use crate::{DecoderConfig, Role};
@@ -12,7 +12,7 @@ pub(super) const QWEN2: Architecture = Architecture {
     decoder_config: |config| {
         let mut decoder = DecoderConfig::from_llama_like(config, 32_768)?;
         decoder.qkv_bias = true;
-        decoder.window_layers_from_max_window_layers(config)?;
+        decoder.set_windows_from_max_window_layers(config)?;
         Ok(decoder)
     },
     names: Names {
@@ -31,22 +31,22 @@ pub(super) const QWEN2: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            needed("hidden_act"),
-            needed("hidden_size"),
-            needed("intermediate_size"),
-            needed("num_attention_heads"),
-            needed("num_hidden_layers"),
-            needed("num_key_value_heads"),
-            needed("rms_norm_eps"),
-            needed("rope_theta"),
-            needed("vocab_size"),
-            or("tie_word_embeddings", "false"),
-            needed("context_window_size"),
-            needed("prefill_chunk_size"),
-            or("tensor_parallel_shards", "1"),
-            needed("head_dim"),
-            or("dtype", "\"float32\""),
-            needed("max_batch_size"),
+            required("hidden_act"),
+            required("hidden_size"),
+            required("intermediate_size"),
+            required("num_attention_heads"),
+            required("num_hidden_layers"),
+            required("num_key_value_heads"),
+            required("rms_norm_eps"),
+            required("rope_theta"),
+            required("vocab_size"),
+            optional("tie_word_embeddings", "false"),
+            required("context_window_size"),
+            required("prefill_chunk_size"),
+            optional("tensor_parallel_shards", "1"),
+            required("head_dim"),
+            optional("dtype", "\"float32\""),
+            required("max_batch_size"),
         ],
         text_config: None,
         context: Context::Positions,
@@ -55,9 +55,9 @@ pub(super) const QWEN2: Architecture = Architecture {
     gguf: None,
 };
 
-/// What Qwen calls the attention's input projection at MLC.
+/// Names of the attention's input projection.
 pub(super) const QKV: Named = named("self_attn.c_attn.weight", llama::QKV_WEIGHTS);
 
-/// Its bias.
+/// Names of its bias.
 pub(super) const QKV_BIAS: Named =
     named("self_attn.c_attn.bias", &["self_attn.q_proj.bias", "self_attn.k_proj.bias", "self_attn.v_proj.bias"]);

@@ -1,8 +1,9 @@
-//! Qwen 3, dense: queries and keys are normed head by head; the bias is gone, though a configuration may ask for it.
+//! Qwen 3, dense. Differences from Qwen 2: queries and keys are normalized per head, and the bias is optional (off by
+//! default).
 
 use super::{
     Architecture, Context, MlcConfig, Names, llama,
-    mlc_config::{needed, or},
+    mlc_config::{optional, required},
     qwen2::{QKV, QKV_BIAS},
     same,
 };
@@ -12,12 +13,12 @@ pub(super) const QWEN3: Architecture = Architecture {
     model_type: "qwen3",
     decoder_config: |config| {
         let mut decoder = DecoderConfig::from_llama_like(config, 32_768)?;
-        // transformers' default, whatever the hidden size.
+        // transformers' default does not depend on the hidden size.
         decoder.set_head_dim(config.usize_or("head_dim", 128)?);
         decoder.qk_norm = true;
         decoder.qkv_bias = config.bool_or("attention_bias", false)?;
         decoder.attention_out_bias = decoder.qkv_bias;
-        decoder.window_layers_from_max_window_layers(config)?;
+        decoder.set_windows_from_max_window_layers(config)?;
         Ok(decoder)
     },
     names: Names {
@@ -39,24 +40,24 @@ pub(super) const QWEN3: Architecture = Architecture {
     unused: &["rotary_emb.inv_freq"],
     mlc_config: MlcConfig {
         fields: &[
-            needed("hidden_act"),
-            needed("hidden_size"),
-            needed("intermediate_size"),
-            needed("attention_bias"),
-            needed("num_attention_heads"),
-            needed("num_hidden_layers"),
-            needed("num_key_value_heads"),
-            needed("rms_norm_eps"),
-            needed("rope_theta"),
-            needed("vocab_size"),
-            or("tie_word_embeddings", "false"),
-            needed("context_window_size"),
-            needed("prefill_chunk_size"),
-            or("tensor_parallel_shards", "1"),
-            needed("head_dim"),
-            or("dtype", "\"float32\""),
-            needed("max_batch_size"),
-            or("weight_block_size", "null"),
+            required("hidden_act"),
+            required("hidden_size"),
+            required("intermediate_size"),
+            required("attention_bias"),
+            required("num_attention_heads"),
+            required("num_hidden_layers"),
+            required("num_key_value_heads"),
+            required("rms_norm_eps"),
+            required("rope_theta"),
+            required("vocab_size"),
+            optional("tie_word_embeddings", "false"),
+            required("context_window_size"),
+            required("prefill_chunk_size"),
+            optional("tensor_parallel_shards", "1"),
+            required("head_dim"),
+            optional("dtype", "\"float32\""),
+            required("max_batch_size"),
+            optional("weight_block_size", "null"),
         ],
         text_config: None,
         context: Context::Positions,

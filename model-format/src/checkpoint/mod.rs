@@ -1,32 +1,32 @@
-//! [`Checkpoint`]: named tensors with the configuration that explains them, whatever file they come from.
+//! [`Checkpoint`]: named tensors and their configuration, independent of the file format.
 //!
-//! [`SafetensorsCheckpoint`] is a Hugging Face folder; model-hub adds others. [`read_param`] is how everybody turns a
-//! [`Param`] into numbers.
+//! [`SafetensorsCheckpoint`] reads a Hugging Face folder; model-hub adds other sources. [`read_param`] reads the values
+//! of a [`Param`].
 
 mod nearest;
+mod read_param;
 mod safetensors;
 mod writer;
 
 pub use self::nearest::nearest;
+pub use self::read_param::read_param;
 pub use self::safetensors::{COMPANIONS, SafetensorsCheckpoint, companion_files, indexed_files, tensor_ranges};
 pub use writer::{SafetensorsWriter, write_safetensors};
 
 use std::ops::Range;
 
-use crate::{
-    Dtype, Error, HostTensor, Param, Result, gptq::GptqConfig, gptq::GptqMatrix, params::Source, tensor::widen,
-};
+use crate::{Dtype, Error, HostTensor, Param, Result, params::Source, tensor::widen};
 
-/// What a checkpoint says of one of its tensors.
+/// Name, type and location of a tensor in a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
-    /// Checkpoint name, such as `model.norm.weight`.
+    /// Checkpoint name, for example `model.norm.weight`.
     pub name: String,
     /// Number type as stored.
     pub dtype: Dtype,
-    /// Extents, outermost first.
+    /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// The file that holds it, for messages and for MLC's record order.
+    /// The tensor's file, for messages and for MLC's record order.
     pub file: String,
 }
 
@@ -37,38 +37,41 @@ impl TensorInfo {
     }
 }
 
-/// Named tensors, whatever file they come from.
+/// Named tensors and their configuration, independent of the file format.
 pub trait Checkpoint: Send + Sync {
-    /// Every tensor, in the order in which `convert_weight` meets them: the order of the index, or of the file.
+    /// All tensors, in the order of the index, or else of the file. MLC's `convert_weight` uses the same order.
     fn tensors(&self) -> &[TensorInfo];
-    /// One tensor's bytes, as stored. A missing one is an error that names the nearest.
+    /// A tensor as stored.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingParam`] with the most similar name, or an error of reading.
     fn tensor(&self, name: &str) -> Result<HostTensor<'_>>;
-    /// What to call this checkpoint in messages.
+    /// Path of the checkpoint, for messages.
     fn location(&self) -> String;
-    /// The text of config.json.
+    /// Content of config.json.
     fn config_json(&self) -> &str;
-    /// The files that go with the weights (tokenizer.json, tokenizer_config.json, generation_config.json,
-    /// chat_template.jinja ...): name and content, those that exist. Includes config.json.
+    /// Name and content of the existing companion files (see [`COMPANIONS`]), including config.json.
     fn companion_files(&self) -> Result<Vec<(String, Vec<u8>)>>;
 
-    /// Tells that a tensor's bytes will not be wanted again soon: memory that only repeats a file may be given back.
+    /// Hints that a tensor is not needed soon, so that memory-mapped pages can be dropped.
     fn release(&self, name: &str) {
         let _ = name;
     }
 
-    /// What the checkpoint says of one tensor.
+    /// The info of a tensor. `None` if it does not exist.
     fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors().iter().find(|info| info.name == name)
     }
 }
 
-/// The error for a tensor that `checkpoint` lacks.
+/// The error for a tensor that is missing in `checkpoint`, with the most similar name.
 pub fn missing_param(checkpoint: &dyn Checkpoint, name: &str) -> Error {
     let names = checkpoint.tensors().iter().map(|info| info.name.as_str());
     Error::MissingParam { name: name.into(), file: checkpoint.location(), nearest: nearest(name, names) }
 }
 
-/// The path of the file that holds a tensor, for messages.
+/// Path of a tensor's file, for messages.
 pub fn file_of(checkpoint: &dyn Checkpoint, name: &str) -> String {
     let location = checkpoint.location();
     match checkpoint.info(name) {
@@ -77,7 +80,11 @@ pub fn file_of(checkpoint: &dyn Checkpoint, name: &str) -> String {
     }
 }
 
-/// Checks that a tensor has floating-point values of `shape`. For use before anything is read.
+/// Checks that a tensor has a floating-point type and this shape, without reading it.
+///
+/// # Errors
+///
+/// [`Error::ParamShape`], [`Error::ParamDtype`].
 pub fn check_float(checkpoint: &dyn Checkpoint, info: &TensorInfo, shape: &[usize]) -> Result<()> {
     let file = || file_of(checkpoint, &info.name);
     if info.shape != shape {
@@ -99,13 +106,17 @@ pub fn check_float(checkpoint: &dyn Checkpoint, info: &TensorInfo, shape: &[usiz
     Ok(())
 }
 
-/// The values of a floating-point tensor in f32, of the expected shape and finite.
+/// Reads a floating-point tensor, converted to f32. Checks its shape and that all values are finite.
+///
+/// # Errors
+///
+/// [`Error::MissingParam`], [`Error::ParamShape`], [`Error::ParamDtype`], [`Error::NonFinite`], or an error of reading.
 pub fn read_float(checkpoint: &dyn Checkpoint, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
     let tensor = float_tensor(checkpoint, name, shape)?;
     float_rows(checkpoint, name, &tensor, 0..shape[0])
 }
 
-/// A floating-point tensor of the expected shape.
+/// A floating-point tensor of this shape, in its stored form.
 fn float_tensor<'a>(checkpoint: &'a dyn Checkpoint, name: &str, shape: &[usize]) -> Result<HostTensor<'a>> {
     let tensor = checkpoint.tensor(name)?;
     let info = TensorInfo { name: name.into(), dtype: tensor.dtype, shape: tensor.shape.clone(), file: String::new() };
@@ -113,7 +124,7 @@ fn float_tensor<'a>(checkpoint: &'a dyn Checkpoint, name: &str, shape: &[usize])
     Ok(tensor)
 }
 
-/// Some rows of it in f32, finite.
+/// Some rows of a tensor, converted to f32. Checks that all values are finite.
 fn float_rows(
     checkpoint: &dyn Checkpoint,
     name: &str,
@@ -133,12 +144,16 @@ fn float_rows(
     }
 }
 
-/// As [`read_param`] for a matrix of a checkpoint that is not quantized, some rows at a time, so that the values are
-/// never all in memory: in order, at most `most` rows of one source at once.
+/// As [`read_param`] for an unquantized matrix, in chunks of rows to bound the memory. A chunk has at most `max_rows`
+/// rows of one source. The chunks are in the order of the rows.
+///
+/// # Errors
+///
+/// As [`read_float`].
 pub fn read_rows<'a>(
     checkpoint: &'a dyn Checkpoint,
     param: &'a Param,
-    most: usize,
+    max_rows: usize,
 ) -> Result<impl Iterator<Item = Result<Vec<f32>>> + 'a> {
     let tensor = |source: &'a Source| {
         let mut shape = param.shape.clone();
@@ -147,8 +162,8 @@ pub fn read_rows<'a>(
     };
     let tensors = param.sources.iter().map(tensor).collect::<Result<Vec<_>>>()?;
     let read = move |(source, tensor): (&'a Source, HostTensor<'a>)| {
-        (0..source.rows).step_by(most).map(move |first| {
-            let rows = first..source.rows.min(first + most);
+        (0..source.rows).step_by(max_rows).map(move |first| {
+            let rows = first..source.rows.min(first + max_rows);
             let mut values = float_rows(checkpoint, &source.name, &tensor, rows)?;
             if param.adds_one {
                 values.iter_mut().for_each(|v| *v += 1.0);
@@ -157,30 +172,4 @@ pub fn read_rows<'a>(
         })
     };
     Ok(tensors.into_iter().flat_map(read))
-}
-
-/// The values of `param` in f32, its sources joined by rows: shapes checked, NaN and infinity refused. GPTQ matrices are
-/// dequantized. Values of float tensors are widened, not rounded. A parameter that is one more than its source is, in f32.
-pub fn read_param(checkpoint: &dyn Checkpoint, param: &Param) -> Result<Vec<f32>> {
-    let gptq = if param.role.is_matrix() { GptqConfig::from_config(checkpoint.config_json())? } else { None };
-    let mut values = Vec::with_capacity(param.shape.iter().product());
-    for source in &param.sources {
-        let mut shape = param.shape.clone();
-        shape[0] = source.rows;
-        let matrix = match &gptq {
-            Some(config) => GptqMatrix::read(checkpoint, config, source.module())?,
-            None => None,
-        };
-        match matrix {
-            Some(matrix) => {
-                matrix.check_shape(checkpoint, source.module(), &shape)?;
-                values.extend(matrix.dequantize());
-            }
-            None => values.extend(read_float(checkpoint, &source.name, &shape)?),
-        }
-    }
-    if param.adds_one {
-        values.iter_mut().for_each(|v| *v += 1.0);
-    }
-    Ok(values)
 }

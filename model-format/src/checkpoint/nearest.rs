@@ -1,6 +1,6 @@
-//! The name that someone probably meant.
+//! [`nearest`]: suggests a similar name for a missing one.
 
-/// The candidate with the fewest edits to `name`, if that is fewer than a third of its length.
+/// The candidate with the smallest edit distance to `name`, if the distance is at most a third of the name's length.
 pub fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
     let limit = name.len() / 3;
     candidates
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_name_is_the_one_with_fewest_edits() {
+    fn nearest_has_the_smallest_edit_distance() {
         let names = ["model.norm.weight", "transformer.h.0.attn.q.weight", "model.layers.0.self_attn.q.weight"];
         let near = |name| nearest(name, names.into_iter());
         assert_eq!(near("model.layers.0.self_attn.q_proj.weight").as_deref(), Some(names[2]));

@@ -1,4 +1,4 @@
-//! Hugging Face folders of safetensors files, memory-mapped.
+//! [`SafetensorsCheckpoint`]: a Hugging Face folder with memory-mapped safetensors files.
 
 use std::{
     borrow::Cow,
@@ -17,10 +17,10 @@ use serde_json::{Map, Value};
 use super::{Checkpoint, TensorInfo, missing_param};
 use crate::{Dtype, Error, HostTensor, Result, files::check_file_name};
 
-/// Longest header that the format allows.
+/// Maximum header length of the safetensors format, in bytes.
 const MAX_HEADER: usize = 100_000_000;
 
-/// The files beside the weights that belong to a model.
+/// Names of a model's companion files, which accompany the weights.
 pub const COMPANIONS: &[&str] = &[
     "config.json",
     "generation_config.json",
@@ -35,7 +35,8 @@ pub const COMPANIONS: &[&str] = &[
     "chat_template.json",
 ];
 
-/// A folder with `config.json` and `model.safetensors`, or shards and `model.safetensors.index.json`. Memory-mapped.
+/// A folder with `config.json` and either `model.safetensors`, or shards and `model.safetensors.index.json`. The
+/// weights are memory-mapped.
 #[derive(Debug)]
 pub struct SafetensorsCheckpoint {
     folder: PathBuf,
@@ -43,26 +44,31 @@ pub struct SafetensorsCheckpoint {
     maps: Vec<Mmap>,
     tensors: Vec<TensorInfo>,
     places: HashMap<String, Place>,
-    /// Tensors of number types that no architecture here has, which may lie unused in a file.
+    /// File and dtype of tensors with unsupported number types. They are an error only when read.
     other_dtypes: HashMap<String, (String, String)>,
 }
 
-/// Where a tensor is.
+/// Location of a tensor.
 #[derive(Debug)]
 struct Place {
     /// Index in `tensors`.
     info: usize,
     /// Index in `maps`.
     map: usize,
-    /// Its bytes in the file.
+    /// Byte range in the file.
     range: Range<usize>,
 }
 
 impl SafetensorsCheckpoint {
-    /// Opens a folder: reads the configuration and every header, checks them, maps the files.
+    /// Opens a folder: reads the configuration, maps the files and checks their headers.
     ///
-    /// Where an old GPTQ checkpoint keeps `quantize_config.json` apart, its content is found in
-    /// [`Checkpoint::config_json`] as `quantization_config`.
+    /// Old GPTQ checkpoints have a separate `quantize_config.json`. Its content becomes `quantization_config` in
+    /// [`Checkpoint::config_json`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingFile`], [`Error::Io`], [`Error::Malformed`] for an invalid header or index, [`Error::FileSize`]
+    /// for a truncated file, [`Error::MissingParam`] for a tensor of the index that its file does not have.
     pub fn open(folder: &Path) -> Result<SafetensorsCheckpoint> {
         let config_json = with_quantize_config(folder, read_text(folder, "config.json")?)?;
         let mut checkpoint = SafetensorsCheckpoint {
@@ -85,7 +91,7 @@ impl SafetensorsCheckpoint {
         Ok(checkpoint)
     }
 
-    /// Maps one file and lists its tensors: `names` in that order, or all by offset.
+    /// Maps a file and adds its tensors: those in `names` in this order, or all in the order of their offsets.
     fn add_file(&mut self, file: &str, names: Option<&[String]>) -> Result<()> {
         let path = self.folder.join(file);
         let io = |action, source: std::io::Error| match source.kind() {
@@ -95,8 +101,8 @@ impl SafetensorsCheckpoint {
             _ => Error::Io { action, path: path.clone(), source },
         };
         let opened = File::open(&path).map_err(|e| io("open", e))?;
-        // SAFETY: the map is read-only. Another process that truncates the file while it is mapped ends this one with a
-        // bus error, as with every program that maps its weights; nothing here writes to a source.
+        // SAFETY: the map is read-only, and nothing here writes to a checkpoint. If another process truncates the file
+        // while it is mapped, this process gets a bus error. All programs that map weights have this limitation.
         let map = unsafe { Mmap::map(&opened) }.map_err(|e| io("map", e))?;
         let path = path.display().to_string();
         let mut headers = read_headers(&path, &map)?;
@@ -152,9 +158,9 @@ impl Checkpoint for SafetensorsCheckpoint {
     fn release(&self, name: &str) {
         let Some(place) = self.places.get(name) else { return };
         let (map, range) = (&self.maps[place.map], &place.range);
-        // SAFETY: the map is of a file and read-only, so its pages are read again when they are wanted again.
+        // SAFETY: the map is read-only and backed by a file, so dropped pages are read again on access.
         let advised = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
-        // Advice: where the system does not take it, memory is used for longer.
+        // Ignore a failure: the memory then stays in use for longer.
         let _ = advised;
     }
 
@@ -175,7 +181,11 @@ impl Checkpoint for SafetensorsCheckpoint {
     }
 }
 
-/// The files of a Hugging Face folder that go with its weights: name and content, those that exist.
+/// Name and content of the existing [`COMPANIONS`] in a Hugging Face folder.
+///
+/// # Errors
+///
+/// [`Error::Io`] if a file exists and cannot be read.
 pub fn companion_files(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
     for &name in COMPANIONS {
@@ -201,7 +211,7 @@ fn read_text(folder: &Path, name: &str) -> Result<String> {
     })
 }
 
-/// config.json with the content of quantize_config.json, where only that has it.
+/// config.json with the content of quantize_config.json added, if config.json has no `quantization_config` of its own.
 fn with_quantize_config(folder: &Path, config_json: String) -> Result<String> {
     const FILE: &str = "quantize_config.json";
     if !folder.join(FILE).is_file() {
@@ -212,22 +222,22 @@ fn with_quantize_config(folder: &Path, config_json: String) -> Result<String> {
         return Ok(config_json);
     }
     let path = folder.join(FILE).display().to_string();
-    let mut quantize = crate::decoder_config::ConfigJson::parse(&path, &read_text(folder, FILE)?)?.value;
-    let fields = quantize.as_object_mut().expect("ConfigJson is an object");
-    // The first AutoGPTQ versions knew one method only and did not name it.
+    let mut quantize = crate::config_json::ConfigJson::parse(&path, &read_text(folder, FILE)?)?.value;
+    let fields = quantize.as_object_mut().expect("a ConfigJson is an object");
+    // Early AutoGPTQ versions supported one method and did not write its name.
     fields.entry("quant_method").or_insert_with(|| "gptq".into());
     config.insert("quantization_config".into(), quantize);
     Ok(Value::Object(config).to_string())
 }
 
-/// The one file of weights in a folder without an index.
+/// The single safetensors file of a folder without an index.
 fn single_file(folder: &Path) -> Result<String> {
     const USUAL: &str = "model.safetensors";
     let missing = || Error::MissingFile { file: USUAL.into(), folder: folder.display().to_string() };
     if folder.join(USUAL).is_file() {
         return Ok(USUAL.into());
     }
-    // GPTQ checkpoints of old are called `gptq_model-4bit-128g.safetensors` and the like.
+    // Old GPTQ checkpoints have names like `gptq_model-4bit-128g.safetensors`.
     let entries = fs::read_dir(folder).map_err(|source| Error::Io { action: "list", path: folder.into(), source })?;
     let mut found = Vec::new();
     for entry in entries {
@@ -242,8 +252,13 @@ fn single_file(folder: &Path) -> Result<String> {
     }
 }
 
-/// The files of a `model.safetensors.index.json`, each with its tensors, both in the order of first mention. `file` is for
-/// the error.
+/// The files in a `model.safetensors.index.json` with their tensors, both in the order of the index. `file` is the
+/// index's path, for errors.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] for invalid JSON, file names with a path, and an empty map; [`Error::MissingField`] without a
+/// `weight_map`.
 pub fn indexed_files(file: &str, index_json: &str) -> Result<Vec<(String, Vec<String>)>> {
     let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
     let index: Value = serde_json::from_str(index_json).map_err(|e| malformed(e.to_string()))?;
@@ -263,22 +278,26 @@ pub fn indexed_files(file: &str, index_json: &str) -> Result<Vec<(String, Vec<St
         shards[at].1.push(name.clone());
     }
     if shards.is_empty() {
-        return Err(malformed("`weight_map` names no tensor".into()));
+        return Err(malformed("`weight_map` is empty".into()));
     }
     Ok(shards)
 }
 
-/// Names of the tensors of a whole safetensors file, with the ranges of their bytes in it, by offset. Everything that its
-/// header says is checked. `file` is for the error.
+/// Names and byte ranges of the tensors in a safetensors file, in the order of their offsets. `bytes` is the whole
+/// file, `file` its path, for errors. Checks the header completely.
+///
+/// # Errors
+///
+/// [`Error::Malformed`] for an invalid header, [`Error::FileSize`] if the file's size does not match it.
 pub fn tensor_ranges(file: &str, bytes: &[u8]) -> Result<Vec<(String, Range<usize>)>> {
     Ok(read_headers(file, bytes)?.into_iter().map(|(name, (_, range))| (name, range)).collect())
 }
 
-/// A tensor's name, what the header says of it, and where its bytes lie in the file.
+/// A tensor's name, its entry in the header, and its byte range in the file.
 type Entry = (String, (Header, Range<usize>));
 
-/// The tensors of a safetensors file by offset, with the ranges of their bytes in it. Everything is checked: sizes
-/// against shapes and types, no overlap, no hole, nothing beyond the end.
+/// Parses and checks the header of a safetensors file. Returns the tensors in the order of their offsets. Sizes must
+/// match shapes and types, and the tensors must fill the file without overlaps and gaps.
 fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
     let size = |expected: u64| Error::FileSize { file: file.into(), found: bytes.len() as u64, expected };
@@ -310,7 +329,7 @@ fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     for (name, header) in tensors {
         let (first, last) = header.data_offsets;
         if first != end {
-            let what = if first < end { "overlaps the one before" } else { "leaves a hole before it" };
+            let what = if first < end { "overlaps the previous tensor" } else { "leaves a gap before it" };
             return Err(malformed(format!("tensor `{name}` {what}: it begins at {first}, expected {end}")));
         }
         let expected = header
@@ -321,7 +340,7 @@ fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
             .div_ceil(8);
         if last.checked_sub(first) != Some(expected) {
             return Err(malformed(format!(
-                "tensor `{name}` lies at {first}..{last}, but {} of shape {:?} takes {expected} bytes",
+                "tensor `{name}` has bytes {first}..{last}, but {} of shape {:?} needs {expected} bytes",
                 header.dtype, header.shape
             )));
         }
@@ -336,7 +355,7 @@ fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     Ok(placed)
 }
 
-/// Ours for the file's number type; `None` where we have no use for it.
+/// Converts the library's number type. `None` if it is unsupported.
 fn dtype(stored: StoredDtype) -> Option<Dtype> {
     Some(match stored {
         StoredDtype::F32 => Dtype::F32,

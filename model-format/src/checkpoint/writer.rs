@@ -1,4 +1,4 @@
-//! [`SafetensorsWriter`]: a safetensors file whose tensors come one at a time, in any order.
+//! [`SafetensorsWriter`]: writes a safetensors file one tensor at a time, in any order.
 
 use std::{
     collections::HashMap,
@@ -11,30 +11,38 @@ use safetensors::tensor::{Dtype as StoredDtype, Metadata, TensorInfo as Header};
 
 use crate::{Dtype, Error, HostTensor, Result};
 
-/// A safetensors file being written under a temporary name. It takes its place when [`SafetensorsWriter::finish`] is
-/// called, and is removed when it is dropped before that.
+/// Writes a safetensors file under a temporary name. [`SafetensorsWriter::finish`] renames it. Dropping the writer
+/// before that removes the file.
 ///
-/// Tensors are laid out as the safetensors library does: by falling alignment, then by name.
+/// The layout is that of the safetensors library: tensors in descending order of alignment, then by name.
 pub struct SafetensorsWriter {
     path: PathBuf,
     temporary: PathBuf,
     file: Option<BufWriter<File>>,
-    /// Shape, number type, and offset in the file of each tensor that is still to come.
+    /// Number type, shape and file offset of each tensor that is not written yet.
     missing: HashMap<String, (Dtype, Vec<usize>, u64)>,
-    /// Bytes that have been appended to a tensor so far.
+    /// Bytes appended to the current tensor so far.
     appended: usize,
-    /// Whether the file is in its place.
+    /// True if the file has its final name.
     finished: bool,
 }
 
 impl SafetensorsWriter {
-    /// Begins the file with what it will hold: names, number types and shapes.
+    /// Creates the file and writes its header. `tensors` has the name, number type and shape of every tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    ///
+    /// If a name occurs twice.
     pub fn create(path: &Path, tensors: &[(String, Dtype, Vec<usize>)]) -> Result<SafetensorsWriter> {
         let name = path.file_name().expect("a path to a file").to_string_lossy();
         SafetensorsWriter::begin(path, path.with_file_name(format!(".{name}.{}.tmp", std::process::id())), tensors)
     }
 
-    /// The same for a path that is a temporary one already.
+    /// As [`SafetensorsWriter::create`], for a path that is already temporary. The writer writes to it directly.
     pub fn create_staged(path: &Path, tensors: &[(String, Dtype, Vec<usize>)]) -> Result<SafetensorsWriter> {
         SafetensorsWriter::begin(path, path.into(), tensors)
     }
@@ -50,7 +58,7 @@ impl SafetensorsWriter {
             let header = Header { dtype: stored(*dtype), shape: shape.clone(), data_offsets: (first, end) };
             headers.push((name.clone(), header));
         }
-        // transformers refuses files that do not say this.
+        // transformers rejects files without this entry.
         let marks = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let metadata = Metadata::new(Some(marks), headers.clone()).expect("offsets and sizes were just computed");
         let mut json = serde_json::to_vec(&metadata).expect("a header serializes");
@@ -64,7 +72,7 @@ impl SafetensorsWriter {
                 (name.clone(), (*dtype, shape.clone(), data_start + header.data_offsets.0 as u64))
             })
             .collect();
-        assert_eq!(missing.len(), tensors.len(), "SafetensorsWriter: a name stands there twice");
+        assert_eq!(missing.len(), tensors.len(), "SafetensorsWriter: a name occurs twice");
 
         let io = |action, source| Error::Io { action, path: path.into(), source };
         let file = File::create(&temporary).map_err(|e| io("create", e))?;
@@ -81,7 +89,15 @@ impl SafetensorsWriter {
         Ok(writer)
     }
 
-    /// Writes one tensor. Panics when it was not announced so, or was written before.
+    /// Writes a tensor.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    ///
+    /// If the tensor was not announced, differs from its announcement, or was written before.
     pub fn write(&mut self, name: &str, tensor: &HostTensor<'_>) -> Result<()> {
         let (dtype, shape, offset) =
             self.missing.remove(name).unwrap_or_else(|| panic!("SafetensorsWriter: `{name}` is not expected"));
@@ -94,8 +110,15 @@ impl SafetensorsWriter {
         self.write_at(offset, &tensor.bytes)
     }
 
-    /// Writes the next bytes of one tensor, which is there when the last have come; no other is written meanwhile. Panics
-    /// when it was not announced, or gets more than was announced.
+    /// Appends bytes to a tensor. Complete the tensor before writing another one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    ///
+    /// If the tensor was not announced, or exceeds its announced size.
     pub fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let (dtype, shape, offset) =
             self.missing.get(name).unwrap_or_else(|| panic!("SafetensorsWriter: `{name}` is not expected"));
@@ -109,12 +132,20 @@ impl SafetensorsWriter {
         self.write_at(offset, bytes)
     }
 
-    /// Puts the complete file in its place. Panics when a tensor is missing.
+    /// Syncs the complete file and renames it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    ///
+    /// # Panics
+    ///
+    /// If a tensor is missing.
     pub fn finish(mut self) -> Result<()> {
         assert!(self.missing.is_empty(), "SafetensorsWriter: not written: {:?}", self.missing.keys());
         let io = |source| Error::Io { action: "write", path: self.path.clone(), source };
         let file = self.file.take().expect("open until finished");
-        // Closed before it is renamed, which Windows wants.
+        // Close the file before renaming it: Windows requires this.
         file.into_inner().map_err(|e| io(e.into_error()))?.sync_all().map_err(io)?;
         fs::rename(&self.temporary, &self.path).map_err(io)?;
         self.finished = true;
@@ -134,13 +165,17 @@ impl SafetensorsWriter {
 impl Drop for SafetensorsWriter {
     fn drop(&mut self) {
         if !self.finished {
-            // There is nobody to tell when this fails; the name says what it is.
+            // Ignore a failure: a destructor cannot report it, and the name marks the file as temporary.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
-/// Writes one safetensors file of tensors that are all there. It appears whole or not at all.
+/// Writes a safetensors file with these tensors. The file appears complete or not at all.
+///
+/// # Errors
+///
+/// [`Error::Io`].
 pub fn write_safetensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (String, HostTensor<'a>)>) -> Result<()> {
     let tensors: Vec<_> = tensors.into_iter().collect();
     let announced: Vec<_> = tensors.iter().map(|(name, t)| (name.clone(), t.dtype, t.shape.clone())).collect();
@@ -151,7 +186,7 @@ pub fn write_safetensors<'a>(path: &Path, tensors: impl IntoIterator<Item = (Str
     writer.finish()
 }
 
-/// The library's name for one of our number types.
+/// The library's equivalent of a number type.
 fn stored(dtype: Dtype) -> StoredDtype {
     match dtype {
         Dtype::F32 => StoredDtype::F32,

@@ -1,4 +1,4 @@
-//! Which template fits a checkpoint, told by its Jinja template and its special tokens.
+//! Finds the conversation template of a checkpoint by its Jinja template and its special tokens.
 
 use std::collections::HashMap;
 
@@ -7,11 +7,13 @@ use serde_json::Value;
 use super::ConvTemplate;
 use crate::{Error, Result};
 
-/// Signs of a template: texts that the Jinja template (or, without one, the list of special tokens) contains, and a
-/// special token with its id.
+/// Conditions for a template.
 struct Rule {
     template: &'static str,
+    /// Texts that the Jinja template must contain. Without a Jinja template, the list of special tokens must contain
+    /// them.
     contains: &'static [&'static str],
+    /// A special token that must have this id.
     token: Option<(&'static str, u32)>,
 }
 
@@ -23,7 +25,7 @@ const fn token_rule(template: &'static str, contains: &'static [&'static str], t
     Rule { template, contains, token: Some((token, id)) }
 }
 
-/// The first that applies wins, so the particular stand before the general.
+/// The first matching rule decides, so specific rules come before general ones.
 const RULES: &[Rule] = &[
     rule("llama-3_1", &["<|start_header_id|>", "ipython"]),
     rule("llama-3_1", &["<|start_header_id|>", "<|eom_id|>"]),
@@ -54,11 +56,17 @@ const RULES: &[Rule] = &[
     rule("wizard_coder_or_math", &["Below is an instruction that describes a task", "### Instruction", "### Response"]),
 ];
 
-/// Refuses a template that was named although a checkpoint's files (name and content) tell that it is another's: none of
-/// the tokens that end its answers is a special token of this tokenizer, while those of the template that is told are.
-/// Where nothing can be told, the caller knows better.
+/// Checks that a template named by the user fits a checkpoint. `files` has names and contents of the checkpoint's
+/// files.
+///
+/// The check fails only if the tokenizer has none of the template's stop tokens, but has a stop token of the inferred
+/// template. If no template can be inferred, the check passes.
+///
+/// # Errors
+///
+/// [`Error::WrongConvTemplate`].
 pub fn check_fits(template: &ConvTemplate, files: &[(String, Vec<u8>)]) -> Result<()> {
-    let Ok(told) = infer(files) else { return Ok(()) };
+    let Ok(inferred) = infer(files) else { return Ok(()) };
     let json = |name: &str| {
         let content = files.iter().find(|(file, _)| file == name).map(|(_, content)| content)?;
         serde_json::from_slice::<Value>(content).ok()
@@ -67,15 +75,19 @@ pub fn check_fits(template: &ConvTemplate, files: &[(String, Vec<u8>)]) -> Resul
     let is_known = |id: &u32| tokens.values().any(|known| known == id);
     if template.stop_token_ids.is_empty()
         || template.stop_token_ids.iter().any(is_known)
-        || !told.stop_token_ids.iter().any(is_known)
+        || !inferred.stop_token_ids.iter().any(is_known)
     {
         return Ok(());
     }
     let ids = template.stop_token_ids.clone();
-    Err(Error::WrongConvTemplate { name: template.name.clone(), ids, fitting: told.name.clone() })
+    Err(Error::WrongConvTemplate { name: template.name.clone(), ids, fitting: inferred.name.clone() })
 }
 
-/// The template that fits a checkpoint, from its files (name and content). An error where it cannot be told.
+/// Infers the template of a checkpoint from its files (names and contents).
+///
+/// # Errors
+///
+/// [`Error::NoConvTemplate`] if no rule matches.
 pub fn infer(files: &[(String, Vec<u8>)]) -> Result<&'static ConvTemplate> {
     let text = |name: &str| {
         let content = files.iter().find(|(file, _)| file == name).map(|(_, content)| content)?;
@@ -98,15 +110,17 @@ pub fn infer(files: &[(String, Vec<u8>)]) -> Result<&'static ConvTemplate> {
         Some(rule) => ConvTemplate::by_name(rule.template),
         None => Err(Error::NoConvTemplate {
             reason: if has_jinja {
-                "its Jinja template is none that is known".into()
+                "its Jinja template is unknown".into()
             } else {
-                "the checkpoint has no Jinja template, and its special tokens do not tell".into()
+                "the checkpoint has no Jinja template, and its special tokens match no template".into()
             },
+            known: super::names().collect(),
         }),
     }
 }
 
-/// tokenizer_config.json's `chat_template`: a text, or a list of named ones of which the default counts.
+/// The Jinja template in tokenizer_config.json's `chat_template`: a string, or a list of named templates, of which
+/// `default` counts.
 fn jinja_of(chat_template: &Value) -> Option<String> {
     let one = match chat_template {
         Value::Array(list) => list.iter().find(|t| t["name"] == "default").or(list.first())?.get("template")?,
@@ -115,7 +129,7 @@ fn jinja_of(chat_template: &Value) -> Option<String> {
     one.as_str().map(str::to_owned)
 }
 
-/// The added tokens of both files, with their ids.
+/// The added tokens of tokenizer.json and tokenizer_config.json, with their ids.
 fn special_tokens(tokenizer: Option<&Value>, config: Option<&Value>) -> HashMap<String, u32> {
     let mut tokens = HashMap::new();
     let mut add = |content: Option<&str>, id: Option<u64>| {
@@ -153,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn families_are_told_apart() {
+    fn families_are_distinguished() {
         let chatml = Some("{{ '<|im_start|>' + role }}");
         check(Some("chatml"), chatml, &[("<|im_end|>", 2)]);
         check(Some("qwen2"), chatml, &[("<|im_end|>", 151645)]);
@@ -165,13 +179,13 @@ mod tests {
     }
 
     #[test]
-    fn without_jinja_the_special_tokens_tell() {
+    fn special_tokens_decide_without_a_jinja_template() {
         check(Some("llama-3"), None, &[("<|start_header_id|>", 3)]);
         check(Some("chatml"), None, &[("<|im_start|>", 1), ("<|im_end|>", 2)]);
     }
 
     #[test]
-    fn what_cannot_be_told_is_refused() {
+    fn unknown_templates_are_errors() {
         check(None, None, &[("<s>", 1)]);
         check(None, Some("{{ messages }}"), &[("<|im_start|>", 1), ("<|im_end|>", 2)]);
         check(None, Some("<|im_start|>"), &[("<|im_end|>", 77)]);
@@ -182,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_names_a_template() {
+    fn every_rule_has_an_existing_template() {
         for rule in RULES {
             assert!(ConvTemplate::by_name(rule.template).is_ok(), "{}", rule.template);
         }

@@ -1,8 +1,8 @@
-//! MLC's conversation templates: [`ConvTemplate`], the 53 of them in `templates.json`, and which one fits a checkpoint.
+//! MLC's conversation templates ([`ConvTemplate`]). `templates.json` has 53 of them.
 //!
-//! A template is what a model gets whose checkpoint brings no Jinja template of its own, and what every
-//! mlc-chat-config.json carries. To add one, add a record to `templates.json`; to have it found for a checkpoint, add a
-//! rule to `infer.rs`.
+//! Every mlc-chat-config.json contains a template. A model without a Jinja template renders its prompts by this one. To
+//! add a template, add a record to `templates.json`. To select it automatically for a checkpoint, add a rule to
+//! `infer.rs`.
 
 mod infer;
 mod render;
@@ -21,83 +21,84 @@ static TEMPLATES: LazyLock<Vec<ConvTemplate>> = LazyLock::new(|| {
     serde_json::from_str(include_str!("templates.json")).expect("templates.json is a list of records")
 });
 
-/// Names of all templates, in alphabetical order.
+/// Names of all templates, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     TEMPLATES.iter().map(|template| template.name.as_str())
 }
 
-/// How a conversation becomes a prompt. Fields and their order are those of mlc-chat-config.json's `conv_template`.
+/// A conversation template: turns messages into a prompt. Fields and their order are those of `conv_template` in
+/// mlc-chat-config.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConvTemplate {
     /// MLC's name.
     #[serde(default)]
     pub name: String,
-    /// The system part, with `{system_message}` in it.
+    /// System part of the prompt, with the placeholder `{system_message}`.
     #[serde(default = "system_placeholder")]
     pub system_template: String,
-    /// What stands for `{system_message}` when the conversation has no system message.
+    /// Default for `{system_message}` if the conversation has no system message.
     #[serde(default)]
     pub system_message: String,
-    /// Token ids before everything else: the beginning-of-text token, mostly.
+    /// Token ids at the start of the prompt, typically the BOS token.
     #[serde(default)]
     pub system_prefix_token_ids: Option<Vec<u32>>,
-    /// Whether the first message names its role although a system part stands before it.
+    /// True if the first message has its role prefix even after a system part.
     #[serde(default = "yes")]
     pub add_role_after_system_message: bool,
-    /// What introduces each role.
+    /// Prefix of each role's messages.
     pub roles: Roles,
-    /// How each role's content is wrapped.
+    /// Template of each role's content.
     #[serde(default)]
     pub role_templates: RoleTemplates,
-    /// The conversation, in MLC's own use of the record; empty in files.
+    /// Messages of a conversation. MLC uses this field at run time; it is empty in files.
     #[serde(default)]
     pub messages: Vec<Value>,
-    /// What ends a message: one text for all, or one for the user's and one for the assistant's.
+    /// Text after a message: one for all roles, or one for the user and one for the assistant.
     pub seps: Vec<String>,
-    /// Between role and content.
+    /// Separator between role prefix and content.
     #[serde(default)]
     pub role_content_sep: String,
-    /// After the role of the answer that is to come.
+    /// Text after the role prefix of the answer to generate.
     #[serde(default)]
     pub role_empty_sep: String,
-    /// Texts that end an answer.
+    /// Strings that end an answer.
     #[serde(default)]
     pub stop_str: Vec<String>,
     /// Tokens that end an answer.
     #[serde(default)]
     pub stop_token_ids: Vec<u32>,
-    /// Whether earlier answers lose what stands before `</think>`.
+    /// True to remove the text up to `</think>` from earlier answers.
     #[serde(default)]
     pub strip_reasoning_in_history: bool,
-    /// Descriptions of functions that the model may call.
+    /// Descriptions of the functions that the model may call.
     #[serde(default)]
     pub function_string: String,
-    /// Whether functions are described.
+    /// True if the prompt describes functions.
     #[serde(default)]
     pub use_function_calling: bool,
 }
 
-/// What introduces each role.
+/// Prefix of each role's messages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Roles {
-    /// The person.
+    /// Prefix of the user's messages.
     pub user: String,
-    /// The model.
+    /// Prefix of the model's messages.
     pub assistant: String,
-    /// The result of a tool, where the model knows such.
+    /// Prefix of tool results, if the model supports them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
 }
 
-/// How each role's content is wrapped: texts with `{user_message}` and so on in them.
+/// Template of each role's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RoleTemplates {
-    /// With `{user_message}`.
+    /// With the placeholder `{user_message}`.
     pub user: String,
-    /// With `{assistant_message}`.
+    /// With the placeholder `{assistant_message}`.
     pub assistant: String,
-    /// With `{tool_message}`.
+    /// With the placeholder `{tool_message}`.
     pub tool: String,
 }
 
@@ -120,15 +121,23 @@ fn yes() -> bool {
 }
 
 impl ConvTemplate {
-    /// The template of that name.
+    /// The template with this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownConvTemplate`].
     pub fn by_name(name: &str) -> Result<&'static ConvTemplate> {
         TEMPLATES
             .iter()
             .find(|template| template.name == name)
-            .ok_or_else(|| Error::UnknownConvTemplate { name: name.into() })
+            .ok_or_else(|| Error::UnknownConvTemplate { name: name.into(), known: names().collect() })
     }
 
-    /// The template in an mlc-chat-config.json: a record, or in old files a name. `Ok(None)` where there is none.
+    /// The template in an mlc-chat-config.json: a record, or a name in old files. `Ok(None)` if the field is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownConvTemplate`], [`Error::Malformed`].
     pub fn from_chat_config(config: &ChatConfig) -> Result<Option<ConvTemplate>> {
         let template = match config.value.get("conv_template") {
             None | Some(Value::Null) => return Ok(None),

@@ -1,4 +1,4 @@
-//! From messages to a prompt, in segments that say what the template wrote and what a person did.
+//! Renders messages as a prompt. Segments separate the template's markup from the content of messages.
 
 use super::ConvTemplate;
 use crate::{Error, Result};
@@ -8,21 +8,21 @@ use crate::{Error, Result};
 pub struct Turn<'a> {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: &'a str,
-    /// What was said.
+    /// Text of the message.
     pub content: &'a str,
 }
 
-/// A piece of a prompt.
+/// A part of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
-    /// Written by the template: control tokens in it are control tokens.
+    /// Text of the template. Tokenize its special tokens as special tokens.
     Markup(String),
-    /// Written by somebody: whatever looks like a control token in it is plain text.
+    /// Content of a message, untrusted. Tokenize it as plain text, even if it contains the text of a special token.
     Content(String),
 }
 
 impl Segment {
-    /// The text, whoever wrote it.
+    /// The text of the segment.
     pub fn text(&self) -> &str {
         match self {
             Segment::Markup(text) | Segment::Content(text) => text,
@@ -33,10 +33,14 @@ impl Segment {
 const FUNCTION: &str = "{function_string}";
 
 impl ConvTemplate {
-    /// The prompt of a conversation, ready for the assistant's next answer. `system_prefix_token_ids` are the caller's to
-    /// put before it.
+    /// Renders a conversation as a prompt that ends with the prefix of the assistant's next answer. The caller adds
+    /// `system_prefix_token_ids` before it.
     ///
-    /// A system message may only come first; it takes the place of the template's own.
+    /// A system message replaces the template's default. It must be the first message.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnsupportedRole`] for an unsupported role, or a system message at another position.
     pub fn render(&self, messages: &[Turn<'_>]) -> Result<Vec<Segment>> {
         let mut prompt = Prompt::default();
         let (system, messages) = match messages {
@@ -73,14 +77,14 @@ impl ConvTemplate {
         Ok(prompt.with_functions(&self.function_string))
     }
 
-    /// What ends a message of `role`.
+    /// The text after a message of `role`.
     fn separator(&self, role: &str) -> &str {
         let own = if role == "assistant" { self.seps.get(1) } else { None };
         own.or(self.seps.first()).map_or("", String::as_str)
     }
 }
 
-/// Segments being put together.
+/// Collects segments, and merges adjacent markup.
 #[derive(Default)]
 struct Prompt {
     segments: Vec<Segment>,
@@ -101,17 +105,17 @@ impl Prompt {
         }
     }
 
-    /// `template` with `content` in every place of `placeholder`.
+    /// Adds `template` with each `placeholder` replaced by `content`.
     fn wrapped(&mut self, template: &str, placeholder: &str, content: &str) {
-        for (i, piece) in template.split(placeholder).enumerate() {
+        for (i, markup) in template.split(placeholder).enumerate() {
             if i > 0 {
                 self.content(content);
             }
-            self.markup(piece);
+            self.markup(markup);
         }
     }
 
-    /// The last place for functions gets them, those before get nothing.
+    /// Replaces the last placeholder for functions by their descriptions, and removes the other placeholders.
     fn with_functions(mut self, functions: &str) -> Vec<Segment> {
         let mut functions = Some(functions);
         for segment in self.segments.iter_mut().rev() {

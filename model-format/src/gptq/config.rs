@@ -1,37 +1,41 @@
-//! [`GptqConfig`]: `quantization_config` of config.json, which is also quantize_config.json.
+//! [`GptqConfig`]: the object `quantization_config` of config.json. quantize_config.json has the same content.
 
 use serde_json::{Map, Value, json};
 
 use super::rules::{Change, Rules, is_known_width};
-use crate::{Error, Result, decoder_config::ConfigJson};
+use crate::{Error, Result, config_json::ConfigJson};
 
-/// `quantization_config` of config.json, which is also quantize_config.json.
+/// The object `quantization_config` of config.json. Field names are AutoGPTQ's, except `v2` and `rules`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GptqConfig {
-    /// Bits per code.
+    /// Bits per code: 2, 3, 4 or 8.
     pub bits: usize,
-    /// Inputs per scale; `None` for the whole row (`-1` in the file).
+    /// Inputs per scale. `None` for one scale per row (`-1` in the file).
     pub group_size: Option<usize>,
-    /// Act-order: columns were quantized by falling Hessian diagonal.
+    /// Act-order: columns were quantized in descending order of the Hessian's diagonal.
     pub desc_act: bool,
-    /// With act-order, scales belong to groups of the original order, so that `g_idx` stays `k / group_size`.
+    /// True if act-order kept the groups of the original column order, so that `g_idx` is `k / group_size`.
     pub static_groups: bool,
-    /// Zero fixed in the middle of the codes.
+    /// True if the zero is fixed in the middle of the codes.
     pub sym: bool,
-    /// Each matrix was quantized with the inputs that the quantized ones before it in the layer give.
+    /// True if each matrix was quantized with inputs computed by the already quantized matrices of its layer.
     pub true_sequential: bool,
-    /// Share of the mean diagonal that was added to the Hessian's diagonal.
+    /// Damping: this share of the mean diagonal was added to the Hessian's diagonal.
     pub damp_percent: f64,
-    /// Whether zeros are stored as they are (`gptq_v2`) and not minus one.
+    /// True if zeros are stored unchanged (`gptq_v2`), false if minus one (`gptq`).
     pub v2: bool,
-    /// Whether lm_head is quantized too.
+    /// True if lm_head is quantized.
     pub lm_head: bool,
-    /// Which modules are quantized otherwise, or not at all.
+    /// Modules with other settings, and modules that are not quantized (`dynamic` in the file).
     pub rules: Rules,
 }
 
 impl GptqConfig {
-    /// Reads config.json's `quantization_config`; `Ok(None)` where there is none. Another `quant_method` is an error.
+    /// Reads `quantization_config` from the content of config.json. `Ok(None)` if there is no such field.
+    ///
+    /// # Errors
+    ///
+    /// An error for another `quant_method` than `gptq`, and for missing or invalid fields.
     pub fn from_config(config_json: &str) -> Result<Option<GptqConfig>> {
         let config = ConfigJson::parse("config.json", config_json)?;
         match config.value.get("quantization_config") {
@@ -91,8 +95,12 @@ impl GptqConfig {
         })
     }
 
-    /// The configuration of one module, as its rules have it. Of one that is skipped it is that of the others: whether a
-    /// module is quantized, its tensors say.
+    /// The configuration of a module, after applying the rules. A skipped module has the model's configuration; its
+    /// tensors determine whether it is quantized.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if matching a pattern takes too long.
     pub fn of_module(&self, module: &str) -> Result<GptqConfig> {
         let base = GptqConfig { rules: Rules::default(), ..self.clone() };
         Ok(match self.rules.change_of(module)? {
@@ -106,7 +114,7 @@ impl GptqConfig {
         })
     }
 
-    /// The object for `quantization_config` and quantize_config.json, in the words of AutoGPTQ.
+    /// The JSON object for `quantization_config` and quantize_config.json, in AutoGPTQ's order of fields.
     pub fn to_json(&self) -> Map<String, Value> {
         let mut fields = json!({
             "bits": self.bits,
@@ -129,17 +137,17 @@ impl GptqConfig {
         fields
     }
 
-    /// What the number of rows and that of columns must be a multiple of, so that codes fill whole words.
+    /// The numbers of rows and columns must be multiples of this, so that codes fill whole words.
     pub fn multiple(&self) -> usize {
         if self.bits == 3 { 32 } else { 32 / self.bits }
     }
 
-    /// Groups in a row of `cols` inputs; the last may be ragged.
+    /// Number of groups in a row of `cols` inputs. The last group may be incomplete.
     pub fn groups(&self, cols: usize) -> usize {
         self.group_size.map_or(1, |size| cols.div_ceil(size))
     }
 
-    /// The group of each of `cols` inputs, without act-order or with static groups.
+    /// `g_idx` of `cols` inputs without act-order, or with static groups: `k / group_size`.
     pub fn natural_g_idx(&self, cols: usize) -> Vec<u32> {
         (0..cols).map(|k| self.group_size.map_or(0, |size| (k / size) as u32)).collect()
     }

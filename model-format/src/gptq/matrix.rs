@@ -1,4 +1,4 @@
-//! [`GptqMatrix`]: one quantized matrix, read from and written to the four tensors of its module.
+//! [`GptqMatrix`]: a quantized matrix. Reads and writes the four tensors of its module.
 
 use std::borrow::Cow;
 
@@ -10,29 +10,34 @@ use super::{
 };
 use crate::{Checkpoint, Dtype, Error, HostTensor, Result, checkpoint::missing_param};
 
-/// One quantized matrix, unpacked.
+/// A quantized matrix, unpacked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GptqMatrix {
-    /// Outputs, N.
+    /// Number of outputs, N.
     pub rows: usize,
-    /// Inputs, K.
+    /// Number of inputs, K.
     pub cols: usize,
-    /// `[rows, cols]`.
+    /// Codes `[rows, cols]`.
     pub codes: Vec<u8>,
-    /// `[rows, groups]`. Files of these have f16, a few a wider type.
+    /// Scales `[rows, groups]`. Files store f16, a few a wider type.
     pub scales: Vec<f32>,
-    /// `[rows, groups]`, the true zeros (8 for symmetric 4 bits).
+    /// Zeros `[rows, groups]`, without the offset of version 1 (8 for symmetric 4 bits).
     pub zeros: Vec<u8>,
-    /// `[cols]`, the group of each input.
+    /// The group of each input, `[cols]`.
     pub g_idx: Vec<u32>,
 }
 
 impl GptqMatrix {
-    /// Reads `MODULE.qweight`, `.qzeros`, `.scales`, `.g_idx` (absent: `k / group_size`). `Ok(None)` where the module is
-    /// not quantized.
+    /// Reads `MODULE.qweight`, `.qzeros`, `.scales` and `.g_idx` (default: `k / group_size`). `Ok(None)` if the module
+    /// is not quantized.
     ///
-    /// A zero of 0 in a version 1 checkpoint is read as it was meant (stored as all ones), though its writer may have
-    /// spoilt its neighbours.
+    /// Version 1 stores a zero of 0 as all ones; it is read as 0. Some writers let it overflow into the neighboring
+    /// zeros, which cannot be repaired.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingParam`], [`Error::ParamShape`], [`Error::ParamDtype`], [`Error::NonFinite`] for a scale,
+    /// [`Error::Malformed`] for an invalid group index or, if symmetric, a zero outside the middle.
     pub fn read(checkpoint: &dyn Checkpoint, config: &GptqConfig, module: &str) -> Result<Option<GptqMatrix>> {
         let qweight_name = format!("{module}.qweight");
         if checkpoint.info(&qweight_name).is_none() {
@@ -72,7 +77,7 @@ impl GptqMatrix {
                 file: checkpoint.location(),
                 reason: format!(
                     "`{module}.qzeros` decodes to zero {zero}, but symmetric quantization has {}; is `checkpoint_format` \
-                     right (`gptq` stores zeros minus one, `gptq_v2` as they are)?",
+                     right (`gptq` stores zeros minus one, `gptq_v2` unchanged)?",
                     1 << (config.bits - 1)
                 ),
             });
@@ -87,8 +92,12 @@ impl GptqMatrix {
         }))
     }
 
-    /// Whether `module` is quantized. If so, its tensors are checked to be those of a matrix `[rows, cols]`, by what the
-    /// checkpoint says of them and without reading them.
+    /// True if `module` is quantized. In this case, checks the shapes of its tensors for a matrix `[rows, cols]`
+    /// without reading them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingParam`], [`Error::ParamShape`].
     pub fn is_quantized(
         checkpoint: &dyn Checkpoint,
         config: &GptqConfig,
@@ -118,11 +127,13 @@ impl GptqMatrix {
         }
     }
 
-    /// The four tensors, named `MODULE.qweight` and so on, with shape and little-endian bytes, for a safetensors file.
-    /// `config` is that [of the module](GptqConfig::of_module).
+    /// The four tensors, named `MODULE.qweight` and so on, for a safetensors file. `config` is the configuration
+    /// [of the module](GptqConfig::of_module).
     ///
-    /// Panics where codes do not fill whole words (N or K is no multiple of [`GptqConfig::multiple`]), and on a zero of 0
-    /// in version 1, which every reader understands differently.
+    /// # Panics
+    ///
+    /// If N or K is not a multiple of [`GptqConfig::multiple`], and for a zero of 0 in version 1, because readers
+    /// disagree on its meaning.
     pub fn to_tensors(&self, config: &GptqConfig, module: &str) -> Vec<(String, HostTensor<'static>)> {
         let groups = self.groups();
         let name = |part: &str| format!("{module}.{part}");
@@ -165,12 +176,12 @@ impl GptqMatrix {
         ]
     }
 
-    /// Groups per row.
+    /// Number of groups per row.
     pub fn groups(&self) -> usize {
         self.scales.len() / self.rows
     }
 
-    /// The values `[rows, cols]` in f32.
+    /// The values `[rows, cols]` in f32, row-major.
     pub fn dequantize(&self) -> Vec<f32> {
         let groups = self.groups();
         let mut values = Vec::with_capacity(self.rows * self.cols);
@@ -184,13 +195,17 @@ impl GptqMatrix {
         values
     }
 
-    /// What `code` stands for in `row` and `group`.
+    /// The value of `code` in `row` and `group`.
     pub(super) fn value(&self, row: usize, code: u8, group: u32) -> f32 {
         let at = row * self.groups() + group as usize;
         (f32::from(code) - f32::from(self.zeros[at])) * self.scales[at]
     }
 
-    /// Refuses a matrix that is not `[n, k]` as the configuration says.
+    /// Checks that the matrix has this shape `[n, k]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ParamShape`].
     pub fn check_shape(&self, checkpoint: &dyn Checkpoint, module: &str, shape: &[usize]) -> Result<()> {
         if [self.rows, self.cols] == *shape {
             return Ok(());
@@ -204,7 +219,7 @@ impl GptqMatrix {
     }
 }
 
-/// Reads the parts of one module.
+/// Reads the tensors of one module.
 struct Reader<'a> {
     checkpoint: &'a dyn Checkpoint,
     module: &'a str,
@@ -286,7 +301,7 @@ impl<'a> Reader<'a> {
             .map(|&g| {
                 u32::try_from(g).ok().filter(|&g| (g as usize) < groups).ok_or_else(|| Error::Malformed {
                     file: self.checkpoint.location(),
-                    reason: format!("`{}.g_idx` names group {g}, but there are {groups}", self.module),
+                    reason: format!("`{}.g_idx` refers to group {g}, but the matrix has {groups} groups", self.module),
                 })
             })
             .collect()

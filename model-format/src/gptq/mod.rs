@@ -1,8 +1,14 @@
-//! GPTQ checkpoints as AutoGPTQ, GPTQModel and vLLM read them: the layout of `qweight`, `qzeros`, `scales`, `g_idx`.
+//! GPTQ checkpoints in the layout of AutoGPTQ, GPTQModel and vLLM.
 //!
-//! `w[n, k] = (code[n, k] - zero[n, g]) * scale[n, g]` with `g = g_idx[k]`. `qweight` is `[K / 8, N]` (4 bits; the low
-//! nibble is the lower k), `qzeros` `[groups, N / 8]`, `scales` `[groups, N]` f16, `g_idx` `[K]`. Version 1 (`gptq`)
-//! stores zeros minus one, version 2 (`gptq_v2`) stores them as they are.
+//! A quantized matrix is `w[n, k] = (code[n, k] - zero[n, g]) * scale[n, g]` with `g = g_idx[k]`. Its module has four
+//! tensors (shapes for 4 bits; the lowest bits of a word are the first code):
+//!
+//! - `qweight` `[K / 8, N]`: packed codes,
+//! - `qzeros` `[groups, N / 8]`: packed zeros,
+//! - `scales` `[groups, N]`, f16,
+//! - `g_idx` `[K]`: the group of each input.
+//!
+//! Version 1 (`gptq`) stores each zero minus one. Version 2 (`gptq_v2`) stores it unchanged.
 
 mod config;
 mod matrix;

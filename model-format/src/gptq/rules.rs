@@ -1,33 +1,34 @@
-//! [`Rules`]: `dynamic` of a GPTQ configuration, by which modules are quantized otherwise than the rest, or not at all.
+//! [`Rules`]: the field `dynamic` of a GPTQ configuration. It gives some modules other settings, or excludes them from
+//! quantization.
 //!
-//! GPTQModel writes it, vLLM reads it too. Patterns are regular expressions of Python, matched from the beginning of a
-//! module's name; the first that matches decides.
+//! GPTQModel writes this field; GPTQModel and vLLM read it. Patterns are Python regular expressions that must match at
+//! the start of a module's name. The first match decides.
 
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::{Error, Result, decoder_config::ConfigJson};
+use crate::{Error, Result, config_json::ConfigJson};
 
-/// What a rule says of a module.
+/// The effect of a rule on a module.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It is not quantized.
+    /// Do not quantize the module.
     Skip,
-    /// These are other than in the rest of the model.
+    /// Override settings of the model. `None` keeps a setting.
     Settings {
         /// Bits per code.
         bits: Option<usize>,
-        /// Inputs per scale; the inner `None` for the whole row.
+        /// Inputs per scale. The inner `None` is one scale per row.
         group_size: Option<Option<usize>>,
-        /// Zero fixed in the middle of the codes.
+        /// True for a zero fixed in the middle of the codes.
         sym: Option<bool>,
     },
 }
 
-/// A pattern, and what it means for the modules that it matches.
+/// A pattern, and its effect on matching modules.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// As it was written.
+    /// The original pattern.
     pattern: String,
     regex: Regex,
     change: Change,
@@ -40,20 +41,20 @@ impl PartialEq for Rule {
 }
 
 impl Rule {
-    /// A rule for the modules whose names begin with a match of `pattern`; what is wrong with the pattern.
+    /// A rule for the modules whose names match `pattern` at the start. The error is the fault of the pattern.
     pub fn new(pattern: &str, change: Change) -> Result<Rule, String> {
-        // Python's `match`: anchored where the name begins, not where it ends.
+        // Like Python's `re.match`: anchored at the start of the name only.
         let regex = Regex::new(&format!(r"\A(?:{pattern})")).map_err(|error| format!("`{pattern}`: {error}"))?;
         Ok(Rule { pattern: pattern.into(), regex, change })
     }
 
-    /// A rule for the one module of this name.
+    /// A rule for the module with exactly this name.
     pub fn exact(module: &str, change: Change) -> Rule {
         let pattern = format!("^{}$", fancy_regex::escape(module));
-        Rule::new(&pattern, change).expect("an escaped name is a pattern")
+        Rule::new(&pattern, change).expect("an escaped name is a valid pattern")
     }
 
-    /// Reads `PATTERN:skip` or `PATTERN:bits=8,group=32,sym=false`; what is wrong with it.
+    /// Parses `PATTERN:skip` or `PATTERN:bits=8,group=32,sym=false`. The error is the fault of the text.
     pub fn parse(text: &str) -> Result<Rule, String> {
         let (pattern, settings) = text.rsplit_once(':').ok_or("it has no `:` between pattern and settings")?;
         if settings == "skip" {
@@ -70,24 +71,28 @@ impl Rule {
                 ("sym", _) => sym = value.parse().ok(),
                 _ => return Err(wrong()),
             }
-            let taken = match name {
+            let is_valid = match name {
                 "bits" => bits.is_some(),
                 "sym" => sym.is_some(),
                 _ => group_size.is_some(),
             };
-            if !taken {
+            if !is_valid {
                 return Err(format!("`{value}` cannot be the value of `{name}`"));
             }
         }
         Rule::new(pattern, Change::Settings { bits, group_size, sym })
     }
 
-    /// What it means for the modules that it matches.
+    /// The effect on matching modules.
     pub fn change(&self) -> Change {
         self.change
     }
 
-    /// Whether it is about `module`. An error is that of a pattern which takes too long.
+    /// True if the pattern matches `module`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Malformed`] if matching takes too long.
     pub fn matches(&self, module: &str) -> Result<bool> {
         self.regex.is_match(module).map_err(|error| Error::Malformed {
             file: "dynamic".into(),
@@ -96,7 +101,7 @@ impl Rule {
     }
 }
 
-/// Written as [`Rule::parse`] reads it.
+/// The syntax of [`Rule::parse`].
 impl std::fmt::Display for Rule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Change::Settings { bits, group_size, sym } = self.change else {
@@ -109,12 +114,16 @@ impl std::fmt::Display for Rule {
     }
 }
 
-/// The rules of a configuration, in their order.
+/// The rules of a configuration, in order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rules(pub Vec<Rule>);
 
 impl Rules {
-    /// What is said of `module`: by the first rule that matches it.
+    /// The effect of the first rule that matches `module`. `None` if no rule matches.
+    ///
+    /// # Errors
+    ///
+    /// As [`Rule::matches`].
     pub fn change_of(&self, module: &str) -> Result<Option<Change>> {
         for rule in &self.0 {
             if rule.matches(module)? {
@@ -124,7 +133,7 @@ impl Rules {
         Ok(None)
     }
 
-    /// Reads `dynamic`; none where there is no such field.
+    /// Reads the field `dynamic`. No rules if it is missing.
     pub(super) fn read(config: &ConfigJson) -> Result<Rules> {
         let malformed = |reason: String| Error::Malformed { file: format!("{}: dynamic", config.file), reason };
         let fields = match config.value.get("dynamic") {
@@ -135,7 +144,7 @@ impl Rules {
         let rule = |(pattern, value): (&String, &Value)| {
             let change = match pattern.strip_prefix("-:") {
                 Some(_) => Change::Skip,
-                None => settings(value).map_err(|field| malformed(format!("`{pattern}` has a bad `{field}`")))?,
+                None => settings(value).map_err(|field| malformed(format!("`{pattern}` has an invalid `{field}`")))?,
             };
             let pattern = pattern.strip_prefix("-:").or(pattern.strip_prefix("+:")).unwrap_or(pattern);
             Rule::new(pattern, change).map_err(malformed)
@@ -143,7 +152,7 @@ impl Rules {
         Ok(Rules(fields.iter().map(rule).collect::<Result<_>>()?))
     }
 
-    /// The object for `dynamic`.
+    /// The JSON object for `dynamic`.
     pub(super) fn to_json(&self) -> Value {
         let entry = |rule: &Rule| {
             let Change::Settings { bits, group_size, sym } = rule.change else {
@@ -158,12 +167,13 @@ impl Rules {
     }
 }
 
-/// Bits that a code may have.
+/// True for a supported number of bits per code.
 pub(super) fn is_known_width(bits: usize) -> bool {
     matches!(bits, 2 | 3 | 4 | 8)
 }
 
-/// The fields of a rule that matter to a reader; the name of one that makes no sense.
+/// The settings of a rule in JSON. Ignores settings that only matter to quantizers. The error is the name of an invalid
+/// field.
 fn settings(value: &Value) -> Result<Change, &'static str> {
     let number = |name: &'static str| match value.get(name) {
         None | Some(Value::Null) => Ok(None),

@@ -1,8 +1,8 @@
-//! From GPTQ's grid to that of a group format: without changing a value where that can be, else to the nearest.
+//! Converts a GPTQ matrix to a group format: exactly if possible, else to the nearest values.
 //!
-//! GPTQ: `(q - zero) * s`. The format: `(n - max_int) * S`. The two are equal for `n = q - zero + max_int, S = s`, and
-//! also for the mirror image `n = max_int + zero - q, S = -s`. Symmetric 4-bit codes have zero 8 and `max_int` is 7: the
-//! mirror image `n = 15 - q` holds all sixteen of them.
+//! GPTQ's values are `(q - zero) * s`, the format's `(n - max_int) * S`. They are equal for `n = q - zero + max_int, S
+//! = s` (direct) and for `n = max_int + zero - q, S = -s` (mirrored). Symmetric 4-bit codes have zero 8, and `max_int`
+//! is 7. Only the mirrored form `n = 15 - q` has all sixteen codes.
 
 use super::GptqMatrix;
 use crate::{
@@ -10,52 +10,57 @@ use crate::{
     quant::group_quant::{GroupQuant, Scales, narrow},
 };
 
-/// What it cost to put a matrix on a grid that cannot hold its values.
+/// The error of a conversion to a grid that cannot represent all values exactly.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refit {
     /// The module.
     pub name: String,
-    /// Why the first group that was changed had to be.
+    /// Why the first changed group cannot be represented exactly.
     pub reason: String,
-    /// Groups of the format that hold other values now.
+    /// Number of changed groups of the format.
     pub groups: usize,
-    /// Groups that there are.
+    /// Number of all groups of the format.
     pub of_groups: usize,
-    /// Largest change of a value.
+    /// Largest absolute change of a value.
     pub max_error: f32,
-    /// Root of the mean square of the changes over that of the values.
+    /// Root mean square of the changes, relative to the root mean square of the values.
     pub relative_error: f32,
 }
 
 impl GptqMatrix {
-    /// The same values in a group format, exactly (but for the sign of zero); an error that says why where that cannot
-    /// be.
+    /// Converts to a group format with exactly the same values, except for the sign of zero.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotLossless`] if the format cannot represent a value.
     pub fn to_format(&self, format: &'static QuantFormat, module: &str) -> Result<QuantizedMatrix> {
         self.convert(format, module, None)
     }
 
-    /// The nearest values in a group format, group by group exact where that can be, and what it cost: `None` where
-    /// nothing was changed.
+    /// Converts to a group format. Keeps each group exactly if possible; else uses the nearest values. Also returns the
+    /// error of the conversion, or `None` if all values are exact.
     ///
-    /// Panics when `format` has no codes.
+    /// # Panics
+    ///
+    /// If `format` has no codes.
     pub fn refit(&self, format: &'static QuantFormat, module: &str) -> (QuantizedMatrix, Option<Refit>) {
         assert!(format.group().is_some(), "refit: `{}` has no codes", format.name);
         let mut first = None;
-        let matrix = self.convert(format, module, Some(&mut first)).expect("a refit changes what it cannot keep");
+        let matrix = self.convert(format, module, Some(&mut first)).expect("a refit does not fail");
         let Some((reason, groups)) = first else { return (matrix, None) };
         let (mut max, mut changes, mut size) = (0f32, 0f64, 0f64);
-        for (found, meant) in matrix.dequantize().into_iter().zip(self.dequantize()) {
-            max = max.max((found - meant).abs());
-            changes += f64::from(found - meant).powi(2);
-            size += f64::from(meant).powi(2);
+        for (found, expected) in matrix.dequantize().into_iter().zip(self.dequantize()) {
+            max = max.max((found - expected).abs());
+            changes += f64::from(found - expected).powi(2);
+            size += f64::from(expected).powi(2);
         }
         let relative_error = if size > 0.0 { (changes / size).sqrt() as f32 } else { 0.0 };
         let of_groups = matrix.q_scale.len();
         (matrix, Some(Refit { name: module.into(), reason, groups, of_groups, max_error: max, relative_error }))
     }
 
-    /// Group by group. What a group cannot hold is an error, or with `refitted` its nearest values, whose first reason and
-    /// number are left there.
+    /// Converts group by group. A group that cannot be represented exactly is an error. With `refitted`, it gets the
+    /// nearest values instead; `refitted` receives the reason of the first such group and their number.
     fn convert(
         &self,
         format: &'static QuantFormat,
@@ -73,7 +78,7 @@ impl GptqMatrix {
         for (row, (q, n)) in self.codes.chunks_exact(self.cols).zip(codes.chunks_exact_mut(self.cols)).enumerate() {
             let blocks = q.chunks(grid.group_size).zip(n.chunks_mut(grid.group_size));
             for ((q, n), g_idx) in blocks.zip(self.g_idx.chunks(grid.group_size)) {
-                let scale = match (self.keep(format, grid, row, q, g_idx, n), &mut refitted) {
+                let scale = match (self.exact_codes(format, grid, row, q, g_idx, n), &mut refitted) {
                     (Ok(scale), _) => scale,
                     (Err(reason), None) => return Err(fail(reason)),
                     (Err(reason), Some(refitted)) => {
@@ -89,8 +94,9 @@ impl GptqMatrix {
         Ok(format.pack(self.rows, self.cols, &codes, scales))
     }
 
-    /// The codes `n` and the scale that mean the same as `q`; why there are none.
-    fn keep(
+    /// Writes the codes with exactly the same values as `q` to `n` and returns their scale. The error is the reason why
+    /// there are no such codes.
+    fn exact_codes(
         &self,
         format: &QuantFormat,
         grid: GroupQuant,
@@ -102,8 +108,8 @@ impl GptqMatrix {
         let group = g_idx[0];
         if g_idx.iter().any(|&g| g != group) {
             return Err(format!(
-                "its scales do not belong to whole runs of {} inputs (a smaller or odd group size, or act-order \
-                 without static groups)",
+                "its groups are not multiples of {} consecutive inputs (a smaller or odd group size, or act-order without \
+                 static groups)",
                 grid.group_size
             ));
         }
@@ -117,10 +123,10 @@ impl GptqMatrix {
         let direct = |q: u8| i16::from(q) - zero + max_int;
         let mirrored = |q: u8| max_int + zero - i16::from(q);
         let fits = |map: &dyn Fn(u8) -> i16| q.iter().all(|&q| (0..=largest).contains(&map(q)));
-        let kept: (&dyn Fn(u8) -> i16, f32) = (&direct, scale);
-        let turned: (&dyn Fn(u8) -> i16, f32) = (&mirrored, -scale);
-        // The mirror image first where only it holds all codes, so that equal scales give equal codes.
-        let order = if zero > max_int { [turned, kept] } else { [kept, turned] };
+        let direct: (&dyn Fn(u8) -> i16, f32) = (&direct, scale);
+        let mirrored: (&dyn Fn(u8) -> i16, f32) = (&mirrored, -scale);
+        // Try the mirrored form first if only it can have all codes (zero 8), so that all groups get the same form.
+        let order = if zero > max_int { [mirrored, direct] } else { [direct, mirrored] };
         let Some((map, scale)) = order.into_iter().find(|(map, _)| fits(map)) else {
             return Err(format!("row {row}, group {group} has zero {zero}, which `{}` cannot hold", format.name));
         };
@@ -131,16 +137,16 @@ impl GptqMatrix {
     }
 }
 
-/// The codes of the values' nearest points on the grid, and its scale: of many scales, the one that leaves the smallest
-/// sum of squares. The grid has one step more above zero than below, so the scale takes the sign of the largest value.
+/// Writes the codes nearest to `values` and returns their scale, which is the one with the smallest squared error among
+/// many candidates. The grid has one step more above zero than below, so both signs of the scale are tried.
 fn nearest_codes(grid: GroupQuant, values: &[f32], codes: &mut [u8]) -> f32 {
-    /// Largest values from all of the grid's range down to this part of it are tried, the rest being cut off.
+    /// The grid's range is tried from the largest value down to this share of it. Values beyond the range are clipped.
     const SMALLEST: f32 = 0.7;
     const STEPS: u8 = 30;
     let extreme = values.iter().fold(0f32, |max, &v| if v.abs() > max.abs() { v } else { max });
     let (below, above) = (f32::from(grid.max_int()), f32::from(grid.largest_code() - grid.max_int()));
     let code = |value: f32, scale: f32| {
-        // A scale of zero has no quotient: `max` drops NaN.
+        // With a scale of zero the quotient may be NaN, which `max` turns into 0.
         (value / scale + below).round_ties_even().max(0.0).min(below + above) as u8
     };
     let mut best = (f64::INFINITY, 0f32);

@@ -1,18 +1,20 @@
-//! Quantization formats: records in [`QUANT_FORMATS`], one folder per family with both halves of the layout, packing in
-//! Rust and unpacking in WGSL.
+//! Quantization formats, listed in [`QUANT_FORMATS`].
 //!
-//! Nothing outside this folder knows how a quantized weight is laid out.
+//! Each family has a folder with both sides of its layout: packing in Rust and unpacking in WGSL. No code outside this
+//! folder depends on the layout of quantized weights.
 
 pub mod group_quant;
 pub mod no_quant;
 mod stored;
 
-pub use stored::{StoredTensor, bf16_on_disk};
+pub use group_quant::bf16_on_disk;
+pub use stored::StoredTensor;
 
 use crate::{Dtype, Error, Param, Result, Role};
 use group_quant::{GroupQuant, Scales};
 
-/// Every format there is, under MLC's names: bits of a code, number type of the model, and a layout.
+/// All formats under MLC's names. A name `q4f16_1` gives the bits per code, the model's number type, and a layout
+/// variant.
 pub const QUANT_FORMATS: &[QuantFormat] = &[
     group("q4f16_1", 4, 32, Dtype::F16),
     group("q4f32_1", 4, 32, Dtype::F32),
@@ -27,55 +29,62 @@ pub const QUANT_FORMATS: &[QuantFormat] = &[
     plain("q0bf16", Dtype::BF16),
 ];
 
-/// A format of codes in groups, stored as MLC stores most.
+/// A group format with MLC's default layout.
 const fn group(name: &'static str, bits: usize, group_size: usize, dtype: Dtype) -> QuantFormat {
     let kind = Kind::Group(GroupQuant { bits, group_size, dtype });
     QuantFormat { name, kind, layout: Layout::Nk, keeps_ends: false }
 }
 
-/// A format without codes.
+/// An unquantized format.
 const fn plain(name: &'static str, dtype: Dtype) -> QuantFormat {
     QuantFormat { name, kind: Kind::Plain(dtype), layout: Layout::Nk, keeps_ends: false }
 }
 
-/// A named way to store a model's weights.
+/// A format of a model's weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct QuantFormat {
-    /// MLC's name, `q4f16_1`.
+    /// MLC's name, for example `q4f16_1`.
     pub name: &'static str,
-    /// Family, with its numbers.
+    /// Family and its parameters.
     pub kind: Kind,
-    /// How the codes and scales of linear layers lie in a folder. In memory they are always [`Layout::Nk`].
+    /// Orientation of the codes and scales of linear layers in files. In memory it is always [`Layout::Nk`].
     pub layout: Layout,
-    /// Whether the embedding table and the head stay plain numbers.
+    /// True if the embedding table and the output projection are not quantized.
     pub keeps_ends: bool,
 }
 
-/// Which way round a folder stores the codes and scales of a linear layer. Embedding tables are never turned.
+/// Orientation of a linear layer's codes and scales in files. Embedding tables are always [`Layout::Nk`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// A row per output.
+    /// One row per output.
     Nk,
-    /// A row per word, or per group, of inputs: the transposed of the other.
+    /// One row per word (codes) or group (scales) of inputs: the transpose of `Nk`.
     Kn,
 }
 
 /// The families of formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Stored as numbers of the model's type, which is this.
+    /// Unquantized, in this number type.
     Plain(Dtype),
     /// Codes in groups that share a scale.
     Group(GroupQuant),
 }
 
 impl QuantFormat {
-    /// The format of that name.
+    /// The format with this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnknownFormat`].
     pub fn by_name(name: &str) -> Result<&'static QuantFormat> {
-        QUANT_FORMATS.iter().find(|f| f.name == name).ok_or_else(|| Error::UnknownFormat { name: name.into() })
+        QUANT_FORMATS.iter().find(|f| f.name == name).ok_or_else(|| Error::UnknownFormat {
+            name: name.into(),
+            known: QUANT_FORMATS.iter().map(|f| f.name).collect(),
+        })
     }
 
-    /// The numbers of a group format, `None` for a plain one.
+    /// Parameters of a group format. `None` for an unquantized format.
     pub fn group(&self) -> Option<GroupQuant> {
         match self.kind {
             Kind::Group(group) => Some(group),
@@ -83,7 +92,7 @@ impl QuantFormat {
         }
     }
 
-    /// Number type of what is not quantized, of the scales, and of the arithmetic of quantizing.
+    /// Number type of unquantized parameters, of scales, and of the arithmetic while quantizing.
     pub fn model_dtype(&self) -> Dtype {
         match self.kind {
             Kind::Group(group) => group.dtype,
@@ -91,28 +100,32 @@ impl QuantFormat {
         }
     }
 
-    /// Whether `param` is stored in codes.
+    /// True if the format quantizes `param`.
     pub fn quantizes(&self, param: &Param) -> bool {
         self.quantizes_role(param.role)
     }
 
-    /// Whether a matrix in this place is stored in codes.
+    /// True if the format quantizes parameters of this role.
     pub fn quantizes_role(&self, role: Role) -> bool {
         self.group().is_some() && role.is_matrix() && (role.is_layer_matrix() || !self.keeps_ends)
     }
 
-    /// Round-to-nearest, exactly as MLC does it. `weights` is row-major `[rows, cols]`.
+    /// Quantizes by round-to-nearest, bit for bit like MLC. `weights` is row-major `[rows, cols]`.
     ///
-    /// Panics when this is a plain format or `weights` has another length.
+    /// # Panics
+    ///
+    /// If this is not a group format, or the length of `weights` is wrong.
     pub fn quantize(&'static self, rows: usize, cols: usize, weights: &[f32]) -> QuantizedMatrix {
         let group = self.group().unwrap_or_else(|| panic!("quantize: {} has no codes", self.name));
         let (q_weight, q_scale) = group.quantize(rows, cols, weights);
         QuantizedMatrix { format: self, rows, cols, q_weight, q_scale }
     }
 
-    /// Packs codes `[rows, cols]` with scales `[rows, groups]` that were chosen elsewhere, by GPTQ say.
+    /// Packs codes `[rows, cols]` and scales `[rows, groups]` from another quantizer, for example GPTQ.
     ///
-    /// Panics when this is a plain format or a length is wrong.
+    /// # Panics
+    ///
+    /// If this is not a group format, or a length is wrong.
     pub fn pack(&'static self, rows: usize, cols: usize, codes: &[u8], q_scale: Scales) -> QuantizedMatrix {
         let group = self.group().unwrap_or_else(|| panic!("pack: {} has no codes", self.name));
         assert_eq!(q_scale.len(), rows * group.groups(cols), "pack: one scale per row and group");
@@ -124,30 +137,30 @@ impl QuantFormat {
 /// A matrix `[rows, cols]` in a group format: `rows` outputs, `cols` inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
-    /// The format; always one with codes.
+    /// The format, always a group format.
     pub format: &'static QuantFormat,
-    /// Outputs, N.
+    /// Number of outputs, N.
     pub rows: usize,
-    /// Inputs, K.
+    /// Number of inputs, K.
     pub cols: usize,
-    /// `[rows, groups * words per group]` packed codes.
+    /// Packed codes `[rows, groups * words per group]`.
     pub q_weight: Vec<u32>,
-    /// `[rows, groups]` scales.
+    /// Scales `[rows, groups]`.
     pub q_scale: Scales,
 }
 
 impl QuantizedMatrix {
-    /// The numbers of the format.
+    /// Parameters of the format.
     pub fn group(&self) -> GroupQuant {
         self.format.group().expect("a QuantizedMatrix has a group format")
     }
 
-    /// The values, row-major `[rows, cols]`, in f32 (not rounded to f16).
+    /// The values, row-major `[rows, cols]`, in f32 without rounding to f16.
     pub fn dequantize(&self) -> Vec<f32> {
         self.group().dequantize(self.rows, self.cols, &self.q_weight, &self.q_scale)
     }
 
-    /// The distance between two neighboring values at each weight, row-major `[rows, cols]`: its group's scale without sign.
+    /// The grid step at each weight, row-major `[rows, cols]`: the absolute value of its group's scale.
     pub fn steps(&self) -> Vec<f32> {
         let group = self.group();
         let ones = group.pack(self.rows, self.cols, &vec![group.max_int() + 1; self.rows * self.cols]);
@@ -160,12 +173,16 @@ impl QuantizedMatrix {
         self.group().unpack(self.rows, self.cols, &self.q_weight)
     }
 
-    /// Bytes that the matrix takes in memory and on disk.
+    /// Size in bytes, in memory and on disk.
     pub fn size(&self) -> usize {
         self.q_weight.len() * 4 + self.q_scale.len() * 2
     }
 
-    /// Matrices with the same inputs, one above the other. Rows are outputs, so this is exact.
+    /// Joins matrices with the same inputs by rows. Rows are outputs, so this is exact.
+    ///
+    /// # Panics
+    ///
+    /// If `parts` is empty, or formats or numbers of inputs differ.
     pub fn concat_rows(parts: Vec<QuantizedMatrix>) -> QuantizedMatrix {
         let mut parts = parts.into_iter();
         let mut whole = parts.next().expect("concat_rows: at least one matrix");

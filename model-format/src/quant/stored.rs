@@ -1,45 +1,36 @@
-//! How an MLC folder stores a parameter: one tensor, or codes and scales. The converter writes these, the engine reads
-//! them.
+//! [`StoredTensor`]: the tensors of a parameter in an MLC folder, either one tensor or codes and scales. The converter
+//! writes them, the engine reads them.
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{Layout, QuantFormat, QuantizedMatrix, group_quant::Scales};
 use crate::{Dtype, Error, HostTensor, Param, Result, Role, Weight};
 
-/// A tensor as an MLC folder names and shapes it.
+/// Name, shape and type of a tensor in an MLC folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredTensor {
-    /// `X.weight` or `X.bias`, or `X.q_weight` and `X.q_scale`.
+    /// `X.weight` or `X.bias`; for a quantized matrix `X.q_weight` or `X.q_scale`.
     pub name: String,
-    /// Extents, outermost first.
+    /// Dimensions, outermost first.
     pub shape: Vec<usize>,
     /// Number type in memory.
     pub dtype: Dtype,
 }
 
 impl StoredTensor {
-    /// Number type in the file: MLC writes f32 as bf16.
+    /// Number type in the file. MLC stores f32 as bf16.
     pub fn disk_dtype(&self) -> Dtype {
         if self.dtype == Dtype::F32 { Dtype::BF16 } else { self.dtype }
     }
 
-    /// Bytes in the file.
+    /// Size in the file, in bytes.
     pub fn disk_bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.disk_dtype().size()
     }
 }
 
-/// An f32 number as MLC writes it: bf16, halves to even; what lies beyond bf16's range is cut off to its largest.
-pub fn bf16_on_disk(value: f32) -> bf16 {
-    let limit = bf16::MAX.to_f32();
-    if value > -limit && value < limit {
-        return bf16::from_f32(value);
-    }
-    bf16::from_bits((value.to_bits() >> 16) as u16)
-}
-
 impl QuantFormat {
-    /// What is stored for `param`, in the order of the records.
+    /// The stored tensors of `param`, in the order of the index.
     pub fn stored(&self, param: &Param) -> Vec<StoredTensor> {
         let (Some(group), true) = (self.group(), self.quantizes(param)) else {
             return vec![StoredTensor {
@@ -51,7 +42,7 @@ impl QuantFormat {
         let [rows, cols] = param.shape[..] else { panic!("stored: `{}` is not a matrix", param.name) };
         let module = param.name.strip_suffix("weight").expect("matrices end in .weight");
         let mut shapes = [vec![rows, group.row_words(cols)], vec![rows, group.groups(cols)]];
-        if self.turns(param) {
+        if self.is_transposed(param) {
             shapes.iter_mut().for_each(|shape| shape.reverse());
         }
         let [codes, scales] = shapes;
@@ -61,26 +52,30 @@ impl QuantFormat {
         ]
     }
 
-    /// Whether a row of `param` lies in one piece, behind the row before it, so that some rows can be read alone.
+    /// True if the rows of `param` are stored contiguously and in order, so that a range of rows can be read alone.
     pub fn stores_rows(&self, param: &Param) -> bool {
-        param.shape.len() == 2 && !(self.quantizes(param) && self.turns(param))
+        param.shape.len() == 2 && !(self.quantizes(param) && self.is_transposed(param))
     }
 
-    /// Whether codes and scales of `param` are stored transposed.
-    fn turns(&self, param: &Param) -> bool {
+    /// True if the codes and scales of `param` are stored transposed.
+    fn is_transposed(&self, param: &Param) -> bool {
         self.layout == Layout::Kn && param.role != Role::Embedding
     }
 
-    /// Codes `[rows, words]` and scales `[rows, groups]` of a quantized parameter as a folder stores them.
+    /// Converts codes `[rows, words]` and scales `[rows, groups]` of a quantized parameter to their stored orientation.
     pub fn arranged(&self, param: &Param, q_weight: Vec<u32>, q_scale: Vec<u16>) -> (Vec<u32>, Vec<u16>) {
-        if !self.turns(param) {
+        if !self.is_transposed(param) {
             return (q_weight, q_scale);
         }
         (transpose(&q_weight, param.shape[0]), transpose(&q_scale, param.shape[0]))
     }
 
-    /// Refuses a stored tensor of `param`, the one that should be `expected`, that has another shape or dtype. `file` is
-    /// for the error.
+    /// Checks shape and dtype of a stored tensor of `param` against `expected`. An unquantized tensor may have any
+    /// floating-point type. `file` is the tensor's file, for the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ParamShape`], [`Error::ParamDtype`].
     pub fn check_stored(
         &self,
         file: &str,
@@ -110,8 +105,16 @@ impl QuantFormat {
         }
     }
 
-    /// The parameter out of its stored tensors, in the order of [`QuantFormat::stored`], whose shapes and dtypes are
-    /// checked. `file` is for the error.
+    /// Builds a parameter from its stored tensors, in the order of [`QuantFormat::stored`]. Checks their shapes and
+    /// dtypes. `file` is their file, for the error.
+    ///
+    /// # Errors
+    ///
+    /// As [`QuantFormat::check_stored`].
+    ///
+    /// # Panics
+    ///
+    /// If the number of tensors is wrong.
     pub fn weight_from_stored(&'static self, file: &str, param: &Param, tensors: &[HostTensor<'_>]) -> Result<Weight> {
         let stored = self.stored(param);
         assert_eq!(stored.len(), tensors.len(), "weight_from_stored: all tensors of `{}`", param.name);
@@ -125,7 +128,7 @@ impl QuantFormat {
                     codes.bytes.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
                 let mut bits: Vec<u16> =
                     scales.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-                if self.turns(param) {
+                if self.is_transposed(param) {
                     q_weight = transpose(&q_weight, q_weight.len() / rows);
                     bits = transpose(&bits, bits.len() / rows);
                 }
@@ -142,7 +145,7 @@ impl QuantFormat {
     }
 }
 
-/// `[rows, ..]` to `[.., rows]`, in tiles, so that neither side strides through memory.
+/// Transposes `[rows, cols]` to `[cols, rows]`, in tiles for cache locality on both sides.
 fn transpose<T: Copy + Default>(values: &[T], rows: usize) -> Vec<T> {
     const TILE: usize = 16;
     let cols = values.len() / rows;

@@ -1,8 +1,9 @@
-//! [`difference`]: in what a work is another than the one whose fingerprint a journal holds.
+//! [`difference`]: finds the first difference between two fingerprints.
 
 use serde_json::Value;
 
-/// The first thing in which `is` differs from `was`, below `name`: its name, what it was and what it is.
+/// The first difference between the JSON values `was` and `is`: its path, the old and the new value as JSON. The path
+/// starts with `name`, if that is not empty.
 pub fn difference(name: &str, was: &Value, is: &Value) -> Option<(String, String, String)> {
     match (was, is) {
         (Value::Object(was), Value::Object(is)) => {

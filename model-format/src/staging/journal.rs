@@ -1,7 +1,7 @@
-//! [`Journal`]: which files of a long work are finished, so that one that was ended can be taken up again.
+//! [`Journal`]: lists the finished files of a long run, so that a later process can resume it.
 //!
-//! A file of lines: a fingerprint of the work, then one finished file each. A line is written when its file is on the
-//! disk; a half-written last line is passed over.
+//! The journal is a text file. The first line is the fingerprint of the run. Each further line is a finished file,
+//! written after that file is synced. A truncated last line is ignored.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,29 +14,29 @@ use serde_json::Value;
 
 use crate::tensor_cache::ShardSum;
 
-/// A file that is complete and on the disk.
+/// A file that is complete and synced.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finished {
-    /// What it will be called.
+    /// Final name.
     pub name: String,
-    /// Its size.
+    /// Size in bytes.
     pub nbytes: u64,
-    /// Its sum.
+    /// md5 of the content, in hexadecimal.
     pub md5sum: String,
-    /// What else the program notes with it.
+    /// Additional data of the program.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub note: Value,
 }
 
 impl Finished {
-    /// Whether `path` is this file.
-    pub(crate) fn is(&self, path: &Path) -> bool {
+    /// True if the file at `path` has this size and checksum.
+    pub(crate) fn matches(&self, path: &Path) -> bool {
         let same_size = fs::metadata(path).is_ok_and(|metadata| metadata.len() == self.nbytes);
         same_size && sum_of_file(path).is_ok_and(|sum| sum == self.md5sum)
     }
 }
 
-/// The file that finished ones are noted in.
+/// The open journal of a run.
 pub(crate) struct Journal {
     file: File,
     len: usize,
@@ -45,12 +45,12 @@ pub(crate) struct Journal {
 impl Journal {
     pub(crate) const NAME: &str = "journal";
 
-    /// What the journal at `path` is about.
+    /// The fingerprint in the journal at `path`, if one exists.
     pub(crate) fn fingerprint(path: &Path) -> Option<String> {
         fs::read_to_string(path).ok()?.lines().next().map(str::to_owned)
     }
 
-    /// The files that a journal at `path` lists, if it is of the work with this fingerprint.
+    /// The files in the journal at `path`. Empty if it is missing or has another fingerprint.
     pub(crate) fn read(path: &Path, fingerprint: &str) -> Vec<Finished> {
         let Ok(text) = fs::read_to_string(path) else { return Vec::new() };
         let mut lines = text.lines();
@@ -60,20 +60,20 @@ impl Journal {
         lines.map_while(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Writes the journal anew, with what is finished so far.
+    /// Writes a new journal with the files finished so far, and opens it.
     pub(crate) fn begin(path: &Path, fingerprint: &str, finished: &[Finished]) -> std::io::Result<Journal> {
         let mut text = format!("{fingerprint}\n");
         for file in finished {
             text += &line(file);
         }
-        // In one step, so that a list of finished files is not lost while it is copied.
+        // Replace the old journal atomically, so that its list is not lost if the process ends here.
         let beside = path.with_extension("new.tmp");
         fs::write(&beside, text)?;
         fs::rename(&beside, path)?;
         Ok(Journal { file: OpenOptions::new().append(true).open(path)?, len: finished.len() })
     }
 
-    /// Files that are finished.
+    /// Number of finished files.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -89,7 +89,7 @@ fn line(file: &Finished) -> String {
     format!("{}\n", serde_json::to_string(file).expect("an entry serializes"))
 }
 
-/// The md5 of a file.
+/// The md5 of a file, in hexadecimal.
 pub fn sum_of_file(path: &Path) -> std::io::Result<String> {
     let mut file = File::open(path)?;
     let mut sum = ShardSum::default();

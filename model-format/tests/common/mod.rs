@@ -1,6 +1,6 @@
-//! Checkpoints out of memory, and paths of the test data.
+//! An in-memory checkpoint, and paths of the test data.
 
-#![allow(dead_code, reason = "each test file uses its part of this one")]
+#![allow(dead_code, reason = "each test file uses a part of this module")]
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub fn read(path: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Tensors in memory.
+/// A checkpoint in memory.
 #[derive(Default)]
 pub struct Memory {
     pub config_json: String,

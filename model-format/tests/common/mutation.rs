@@ -1,6 +1,6 @@
-//! Many spoilt copies of a good file, and what a reader may take of memory while it looks at one.
+//! Mutation tests: gives corrupted copies of a valid file to a reader, and limits its memory.
 //!
-//! `MUTATIONS=1000000` asks for more than the usual slice.
+//! `MUTATIONS=1000000` sets the number of copies.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -8,12 +8,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
-/// Copies that are tried where nobody says otherwise.
-const SLICE: u64 = 50_000;
-/// Memory that a reader may take, beyond twice its input.
+/// Default number of copies.
+const COPIES: u64 = 50_000;
+/// Memory limit of a reader in bytes, in addition to twice its input.
 const ALLOWANCE: usize = 64 << 20;
 
-/// The system's allocator, counting what the current thread holds.
+/// The system's allocator, with a count of the current thread's allocated bytes.
 pub struct Counting;
 
 thread_local! {
@@ -22,18 +22,18 @@ thread_local! {
 }
 
 fn count(change: isize) {
-    // A thread that ends has no counters any more.
+    // Ignore the failure in an ending thread, whose counters are already destroyed.
     let _ = HELD.try_with(|held| {
         held.set(held.get() + change);
         PEAK.with(|peak| peak.set(peak.get().max(held.get())));
     });
 }
 
-// SAFETY: every call is passed on to the system's allocator with the caller's own arguments.
+// SAFETY: every call forwards the caller's arguments to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);
-        // SAFETY: the caller keeps the contract of this function, which is that one's.
+        // SAFETY: the caller keeps this function's contract, which is the same.
         unsafe { System.alloc(layout) }
     }
 
@@ -50,7 +50,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
-/// What `run` returns, and the most bytes that this thread held meanwhile, beyond those before.
+/// The result of `run`, and the peak of the thread's allocated bytes during `run`, relative to the start.
 pub fn held_by<T>(run: impl FnOnce() -> T) -> (T, usize) {
     let before = HELD.get();
     PEAK.set(before);
@@ -58,47 +58,52 @@ pub fn held_by<T>(run: impl FnOnce() -> T) -> (T, usize) {
     (result, (PEAK.get() - before).max(0) as usize)
 }
 
-/// Gives spoilt copies of `good` files to `read`. It may take them or refuse them, but neither panic nor take much memory.
-#[allow(dead_code, reason = "each of the tests that share this file calls one of these")]
+/// Gives corrupted copies of the `good` files to `read`. It may accept or reject them, but must not panic or exceed the
+/// memory limit.
+#[allow(dead_code, reason = "each test that includes this file calls one of these functions")]
 pub fn check(good: &[Vec<u8>], read: impl FnMut(&[u8])) {
-    check_slice(SLICE, good, read);
+    check_copies(COPIES, good, read);
 }
 
-/// The same with another slice, for a reader that takes long.
+/// As [`check`], with another default number of copies, for a slow reader.
 #[allow(dead_code, reason = "as above")]
-pub fn check_slice(slice: u64, good: &[Vec<u8>], read: impl FnMut(&[u8])) {
-    check_share(slice, good, 0, 1, read);
+pub fn check_copies(copies: u64, good: &[Vec<u8>], read: impl FnMut(&[u8])) {
+    check_share(copies, good, 0, 1, read);
 }
 
-/// The same as [`check`] on two threads, each with a reader of its own and every other copy.
+/// As [`check`], on two threads. Each has its own reader and half of the copies.
 #[allow(dead_code, reason = "as above")]
 pub fn check_on_threads<R: FnMut(&[u8])>(good: &[Vec<u8>], reader: impl Fn(u64) -> R + Sync) {
     const THREADS: u64 = 2;
     std::thread::scope(|scope| {
         for thread in 0..THREADS {
             let reader = &reader;
-            scope.spawn(move || check_share(SLICE, good, thread, THREADS, reader(thread)));
+            scope.spawn(move || check_share(COPIES, good, thread, THREADS, reader(thread)));
         }
     });
 }
 
-/// Every `of`th copy of a slice, from number `share` on.
-fn check_share(slice: u64, good: &[Vec<u8>], share: u64, of: u64, mut read: impl FnMut(&[u8])) {
-    let copies = std::env::var("MUTATIONS").map_or(slice, |count| count.parse().expect("MUTATIONS is a number"));
+/// Checks every `of`th copy, starting at number `share`.
+fn check_share(default: u64, good: &[Vec<u8>], share: u64, of: u64, mut read: impl FnMut(&[u8])) {
+    let copies = std::env::var("MUTATIONS").map_or(default, |count| count.parse().expect("MUTATIONS is a number"));
     let mut random = Random(0x5eed);
     for copy in 0..copies {
         let input = spoilt(&good[random.below(good.len())], &mut random);
         if copy % of != share {
             continue;
         }
-        let (lived, taken) = held_by(|| catch_unwind(AssertUnwindSafe(|| read(&input))).is_ok());
-        assert!(lived, "copy {copy} makes the reader panic: {}", String::from_utf8_lossy(&input));
+        let (survived, peak) = held_by(|| catch_unwind(AssertUnwindSafe(|| read(&input))).is_ok());
+        assert!(survived, "copy {copy} makes the reader panic: {}", String::from_utf8_lossy(&input));
         let allowed = ALLOWANCE + 2 * input.len();
-        assert!(taken <= allowed, "copy {copy} takes {taken} bytes: {}", String::from_utf8_lossy(&input));
+        assert!(
+            peak <= allowed,
+            "copy {copy} makes the reader allocate {peak} bytes: {}",
+            String::from_utf8_lossy(&input)
+        );
     }
 }
 
-/// splitmix64.
+/// A pseudo-random generator (splitmix64).
 pub struct Random(pub u64);
 
 impl Random {
@@ -111,13 +116,13 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// The next number from 0 to `bound`, exclusive; 0 where that is none.
+    /// The next number below `bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
         (self.next() % bound.max(1) as u64) as usize
     }
 }
 
-/// What readers stumble over, in JSON and in binary headers.
+/// Values that readers often handle wrongly, in JSON and in binary headers.
 const TOKENS: &[&[u8]] = &[
     b"0",
     b"-1",
@@ -147,7 +152,7 @@ const TOKENS: &[&[u8]] = &[
     b"\0\0\0\x01\0\0\0\0",
 ];
 
-/// Some changes to a copy of `good`.
+/// A copy of `good` with a few random changes.
 pub fn spoilt(good: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for _ in 0..=random.below(5) {
@@ -161,20 +166,20 @@ pub fn spoilt(good: &[u8], random: &mut Random) -> Vec<u8> {
             2 if !bytes.is_empty() => bytes[at] = b"{}[]\",:0123456789-.eatn\\ "[random.below(25)],
             3 => drop(bytes.drain(at..at + length)),
             4 => {
-                let piece = bytes[at..at + length].to_vec();
-                bytes.splice(other..other, piece);
+                let copied = bytes[at..at + length].to_vec();
+                bytes.splice(other..other, copied);
             }
             5 => {
-                let piece = bytes[at..at + length].to_vec();
+                let copied = bytes[at..at + length].to_vec();
                 let end = (other + length).min(bytes.len());
-                bytes.splice(other..end, piece);
+                bytes.splice(other..end, copied);
             }
             6 => {
                 let token = TOKENS[random.below(TOKENS.len())];
                 let end = (at + token.len()).min(bytes.len());
                 bytes.splice(at..end, token.iter().copied());
             }
-            // A number for a number.
+            // Replace a number by another one.
             7 | 8 => {
                 let digit = bytes[at..].iter().position(u8::is_ascii_digit).map_or(at, |first| at + first);
                 let end = bytes[digit..].iter().position(|b| !b.is_ascii_digit()).map_or(bytes.len(), |n| digit + n);

@@ -1,4 +1,4 @@
-//! config.json and generation_config.json, rebuilt from a GGUF file's metadata.
+//! Rebuilds config.json and generation_config.json from a GGUF file's metadata.
 
 use model_format::arch::{ARCHITECTURES, Architecture, Gguf};
 use serde_json::{Map, Value, json};
@@ -6,27 +6,27 @@ use serde_json::{Map, Value, json};
 use super::metadata::{Metadata, decimal};
 use crate::Result;
 
-/// The family that a file is of, and how llama.cpp writes it.
+/// The file's architecture, and llama.cpp's conventions for it.
 pub(super) fn architecture(metadata: &Metadata) -> Result<(&'static Architecture, Gguf)> {
     let name = metadata.str("general.architecture")?;
     let found = ARCHITECTURES.iter().find_map(|arch| Some((arch, arch.gguf.filter(|gguf| gguf.architecture == name)?)));
     found.ok_or_else(|| {
         let known: Vec<_> = ARCHITECTURES.iter().filter_map(|arch| arch.gguf).map(|gguf| gguf.architecture).collect();
-        metadata.unsupported(format!("its architecture is `{name}`; GGUF files are read of: {}", known.join(", ")))
+        metadata.unsupported(format!("its architecture is `{name}`; supported in GGUF files: {}", known.join(", ")))
     })
 }
 
-/// What the tensors say of the configuration.
+/// Facts about the configuration that only the tensors show.
 pub(super) struct Facts<'a> {
     /// Rows of the embedding table.
     pub vocab_size: usize,
-    /// Whether there is no output matrix.
+    /// True if the output matrix is the embedding table.
     pub tied: bool,
-    /// The tensor of divisors of the rotary frequencies, if there is one.
+    /// Divisors of the rotary frequencies, `head_dim / 2` values. `None` without this tensor.
     pub rope_divisors: Option<&'a [f32]>,
 }
 
-/// The text of config.json.
+/// Content of config.json.
 pub(super) fn config_json(metadata: &Metadata, facts: &Facts<'_>) -> Result<String> {
     let (arch, gguf) = architecture(metadata)?;
     let key = |name: &str| format!("{}.{name}", gguf.architecture);
@@ -43,7 +43,7 @@ pub(super) fn config_json(metadata: &Metadata, facts: &Facts<'_>) -> Result<Stri
     let rotated = metadata.opt_usize(&key("rope.dimension_count"))?.unwrap_or(head_dim);
     if value_dim != head_dim || rotated != head_dim {
         return Err(metadata.unsupported(format!(
-            "its heads are {head_dim} wide in keys, {value_dim} in values and {rotated} in the rotation"
+            "its heads have {head_dim} dimensions in keys, {value_dim} in values and {rotated} in RoPE; these must be equal"
         )));
     }
     let rope_theta = metadata.opt_f64(&key("rope.freq_base"))?.unwrap_or(10000.0);
@@ -72,12 +72,13 @@ pub(super) fn config_json(metadata: &Metadata, facts: &Facts<'_>) -> Result<Stri
     Ok(pretty(&Value::Object(config)))
 }
 
-/// The text of generation_config.json.
+/// Content of generation_config.json.
 pub(super) fn generation_config_json(metadata: &Metadata, vocab_size: usize) -> Result<String> {
     Ok(pretty(&Value::Object(special_tokens(metadata, vocab_size)?)))
 }
 
-/// `bos_token_id`, `eos_token_id` (a list where another id ends a turn of chat), `pad_token_id`, those that there are.
+/// The existing ones of `bos_token_id`, `eos_token_id` and `pad_token_id`. `eos_token_id` is a list if a different
+/// token (EOT) ends a chat turn.
 fn special_tokens(metadata: &Metadata, vocab_size: usize) -> Result<Map<String, Value>> {
     let id = |name: &str| metadata.opt_token_id(&format!("tokenizer.ggml.{name}_token_id"), vocab_size);
     let eos = match (id("eos")?, id("eot")?) {
@@ -92,7 +93,7 @@ fn special_tokens(metadata: &Metadata, vocab_size: usize) -> Result<Map<String, 
     Ok(ids.into_iter().filter_map(|(name, value)| Some((name.into(), value?))).collect())
 }
 
-/// `rope_scaling` of config.json, from the keys below `prefix` or from the tensor of divisors.
+/// `rope_scaling` of config.json, from the keys below `prefix` or from the divisors.
 fn rope_scaling(metadata: &Metadata, prefix: &str, facts: &Facts<'_>, head_dim: usize, theta: f64) -> Result<Value> {
     let kind = metadata.opt_str(&format!("{prefix}.type"))?.unwrap_or("none");
     match (kind, facts.rope_divisors) {
@@ -103,14 +104,16 @@ fn rope_scaling(metadata: &Metadata, prefix: &str, facts: &Facts<'_>, head_dim: 
         })),
         ("none", Some(divisors)) => {
             let scaling = llama3_scaling(divisors, head_dim, theta);
-            scaling.ok_or_else(|| metadata.unsupported("its `rope_freqs.weight` is not the scaling of Llama 3.1"))
+            scaling
+                .ok_or_else(|| metadata.unsupported("its `rope_freqs.weight` does not match the scaling of Llama 3.1"))
         }
-        (other, _) => Err(metadata.unsupported(format!("its rotary scaling is `{other}`"))),
+        (other, _) => Err(metadata.unsupported(format!("its RoPE scaling is `{other}`"))),
     }
 }
 
-/// The published parameters that give these divisors. llama.cpp's converter keeps only the divisors; every model
-/// published with this scaling has the three constants below, so only `factor` must be found, and the rest is compared.
+/// The `rope_scaling` parameters that give these divisors. llama.cpp's converter stores only the divisors. All
+/// published models with this scaling use the three constants below, so this takes `factor` from the largest divisor
+/// and compares the others. `None` if they differ.
 fn llama3_scaling(divisors: &[f32], head_dim: usize, theta: f64) -> Option<Value> {
     let (low, high, original) = (1.0, 4.0, 8192.0);
     let factor = decimal(divisors.iter().copied().fold(1.0, f32::max));
@@ -132,7 +135,7 @@ fn llama3_scaling(divisors: &[f32], head_dim: usize, theta: f64) -> Option<Value
     })
 }
 
-/// Indented by two, as transformers writes its files.
+/// JSON indented by two spaces, like the files of transformers.
 pub(super) fn pretty(value: &Value) -> String {
     let mut text = serde_json::to_string_pretty(value).expect("a JSON value serializes");
     text.push('\n');

@@ -1,7 +1,7 @@
-//! The header of a GGUF file: candle reads it, after every size in it has been checked against the file's length.
+//! Reads the header of a GGUF file with candle, after checking all its sizes against the file's length.
 //!
-//! candle trusts some of what it reads (a zero alignment is divided by, an array of a million bytes becomes a million
-//! 32-byte values), so [`check`] walks the header first and stores nothing.
+//! candle trusts the header: it divides by a zero alignment, and it expands an array of a million bytes to a million
+//! 32-byte values. [`check`] therefore walks the header first, without storing values.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -14,35 +14,37 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use crate::error::io;
 use crate::{Error, Result};
 
-/// Most tensors a file may have.
+/// Maximum number of tensors.
 const MAX_TENSORS: u64 = 100_000;
-/// Most metadata entries.
+/// Maximum number of metadata entries.
 const MAX_ENTRIES: u64 = 10_000;
-/// Most elements of all arrays together: four times those of a vocabulary of 256,000 tokens with merges.
+/// Maximum number of array elements in the whole file. Four times the need of a vocabulary of 256,000 tokens with
+/// merges.
 const MAX_ELEMENTS: u64 = 4 << 20;
-/// Longest string: a chat template or a licence.
+/// Maximum string length in bytes. The longest strings are chat templates and licenses.
 const MAX_STRING: u64 = 16 << 20;
-/// Nesting of arrays.
+/// Maximum nesting depth of arrays.
 const MAX_DEPTH: usize = 2;
 
-/// Types of tensors that candle reads, numbered as in the specification: F32, F16, Q4_0 to Q8_1, Q2_K to Q8_K, BF16.
+/// Tensor types that candle reads, by their numbers in the GGUF specification: F32, F16, Q4_0 to Q8_1, Q2_K to Q8_K,
+/// BF16.
 const CANDLE_TYPES: [u32; 15] = [0, 1, 2, 3, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 30];
 
 /// One tensor as the file stores it.
 #[derive(Debug, Clone)]
 pub(super) struct Stored {
-    /// llama.cpp's name.
+    /// Name in the file, for example `blk.0.attn_q.weight`.
     pub name: String,
-    /// Type of its blocks.
+    /// Block type.
     pub dtype: GgmlDType,
-    /// Extents, outermost first.
+    /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Where it begins in the file.
+    /// Position of its first byte in the file.
     pub offset: u64,
 }
 
 impl Stored {
-    /// Bytes of one row: of its innermost extent.
+    /// Bytes of one row (the innermost dimension).
     pub fn row_bytes(&self) -> usize {
         self.shape.last().copied().unwrap_or(1) / self.dtype.block_size() * self.dtype.type_size()
     }
@@ -50,9 +52,9 @@ impl Stored {
 
 /// A checked header.
 pub(super) struct Header {
-    /// Key and value.
+    /// Metadata values by key.
     pub metadata: std::collections::HashMap<String, Value>,
-    /// In the order of the file; every one lies inside it.
+    /// Tensors in the order of the file, each completely inside the file.
     pub tensors: Vec<Stored>,
 }
 
@@ -88,7 +90,7 @@ pub(super) fn read(path: &Path) -> Result<Header> {
             .and_then(|bytes| bytes.checked_add(stored.offset))
             .ok_or_else(|| bad(overflow(name)))?;
         if end > file_len {
-            return Err(bad(format!("tensor `{name}` ends at byte {end}, the file has {file_len}")));
+            return Err(bad(format!("tensor `{name}` ends at byte {end}, but the file has {file_len} bytes")));
         }
         tensors.push(stored);
     }
@@ -97,14 +99,14 @@ pub(super) fn read(path: &Path) -> Result<Header> {
 }
 
 fn overflow(name: &str) -> String {
-    format!("the size of tensor `{name}` is impossible")
+    format!("tensor `{name}` has an impossible size or offset")
 }
 
-/// What [`check`] objects to.
+/// An error of [`check`].
 enum Fault {
     /// The file is damaged.
     Bad(String),
-    /// The file is sound, and we cannot read it.
+    /// The file is valid but not supported.
     Unsupported(String),
 }
 
@@ -114,7 +116,7 @@ impl From<String> for Fault {
     }
 }
 
-/// Walks the header, storing only the names it must compare.
+/// Walks and checks the header. Stores only the names, to detect duplicates.
 fn check(reader: &mut (impl Read + Seek), file_len: u64) -> Result<(), Fault> {
     let mut walk = Walk { reader, file_len, wide: true, elements: 0 };
     let magic = walk.u32()?;
@@ -123,7 +125,7 @@ fn check(reader: &mut (impl Read + Seek), file_len: u64) -> Result<(), Fault> {
     }
     let version = walk.u32()?;
     if !(1..=3).contains(&version) {
-        return Err(Fault::Bad(format!("version {version} is not known (or the file is big-endian)")));
+        return Err(Fault::Bad(format!("version {version} is unknown, or the file is big-endian")));
     }
     walk.wide = version > 1;
     let tensors = walk.length("tensors", MAX_TENSORS)?;
@@ -139,7 +141,7 @@ fn check(reader: &mut (impl Read + Seek), file_len: u64) -> Result<(), Fault> {
             walk.value(kind, 0).map_err(|reason| format!("metadata `{key}`: {reason}"))?;
         }
         if !keys.insert(key.clone()) {
-            return Err(Fault::Bad(format!("metadata `{key}` stands twice")));
+            return Err(Fault::Bad(format!("metadata `{key}` occurs twice")));
         }
     }
     let mut names = HashSet::new();
@@ -156,11 +158,11 @@ fn check(reader: &mut (impl Read + Seek), file_len: u64) -> Result<(), Fault> {
         }
         let kind = walk.u32()?;
         if !CANDLE_TYPES.contains(&kind) {
-            return Err(Fault::Unsupported(format!("tensor `{name}` is of type {kind}, which is not read")));
+            return Err(Fault::Unsupported(format!("tensor `{name}` has the unsupported type {kind}")));
         }
         walk.u64()?;
         if !names.insert(name.clone()) {
-            return Err(Fault::Bad(format!("tensor `{name}` stands twice")));
+            return Err(Fault::Bad(format!("tensor `{name}` occurs twice")));
         }
     }
     Ok(())
@@ -169,9 +171,9 @@ fn check(reader: &mut (impl Read + Seek), file_len: u64) -> Result<(), Fault> {
 struct Walk<'a, R> {
     reader: &'a mut R,
     file_len: u64,
-    /// Whether lengths are 64-bit (since version 2).
+    /// True if lengths are 64-bit (version 2 and later).
     wide: bool,
-    /// Elements of arrays met so far.
+    /// Array elements so far.
     elements: u64,
 }
 
@@ -190,7 +192,7 @@ impl<R: Read + Seek> Walk<'_, R> {
     }
 
     fn truncated(&self) -> String {
-        format!("it ends within its header, after {} bytes", self.file_len)
+        format!("its header is cut off after {} bytes", self.file_len)
     }
 
     fn u32(&mut self) -> Result<u32, String> {
@@ -203,7 +205,7 @@ impl<R: Read + Seek> Walk<'_, R> {
 
     fn length(&mut self, what: &str, max: u64) -> Result<u64, String> {
         let length = if self.wide { self.u64()? } else { self.u32()?.into() };
-        if length > max { Err(format!("{length} {what} are more than any model has")) } else { Ok(length) }
+        if length > max { Err(format!("{length} {what} exceed the limit of {max}")) } else { Ok(length) }
     }
 
     fn skip(&mut self, bytes: u64) -> Result<(), String> {
@@ -220,11 +222,11 @@ impl<R: Read + Seek> Walk<'_, R> {
         self.reader.read_exact(&mut bytes).map_err(|error| self.unreadable(&error))?;
         match String::from_utf8(bytes) {
             Ok(name) if !name.is_empty() && !name.contains(char::is_control) => Ok(name),
-            _ => Err("a name is empty or not text".into()),
+            _ => Err("a name is empty, not UTF-8, or has control characters".into()),
         }
     }
 
-    /// Skips a value of a type that is numbered as in the GGUF specification.
+    /// Skips a value. `kind` is the value type's number in the GGUF specification.
     fn value(&mut self, kind: u32, depth: usize) -> Result<(), String> {
         match kind {
             0 | 1 | 7 => self.skip(1),
@@ -240,21 +242,21 @@ impl<R: Read + Seek> Walk<'_, R> {
                 let length = self.length("elements in an array", MAX_ELEMENTS)?;
                 self.elements += length;
                 if self.elements > MAX_ELEMENTS {
-                    return Err(format!("{} elements in arrays are more than any model has", self.elements));
+                    return Err(format!("{} elements in arrays exceed the limit of {MAX_ELEMENTS}", self.elements));
                 }
                 (0..length).try_for_each(|_| self.value(kind, depth + 1))
             }
-            9 => Err("arrays are nested too deep".into()),
-            other => Err(format!("type {other} is not known")),
+            9 => Err("arrays are nested too deeply".into()),
+            other => Err(format!("type {other} is unknown")),
         }
     }
 
-    /// Reads the value of `general.alignment`, a u32 by the specification.
+    /// Reads and checks the value of `general.alignment`, a u32 by the specification.
     fn alignment(&mut self, kind: u32) -> Result<(), String> {
         let value = if kind == 4 { self.u32()? } else { return Err("`general.alignment` is not a u32".into()) };
         if value.is_power_of_two() && value <= 1 << 20 {
             return Ok(());
         }
-        Err(format!("`general.alignment` is {value}, not a power of two"))
+        Err(format!("`general.alignment` is {value}, not a power of two up to 2^20"))
     }
 }

@@ -1,4 +1,4 @@
-//! The metadata of a GGUF file, by key, with errors that name file and key.
+//! Typed access to the metadata of a GGUF file. Errors name the file and the key.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -7,21 +7,21 @@ use candle_core::quantized::gguf_file::Value;
 
 use crate::{Error, Result};
 
-/// Keys and values of one file.
+/// The metadata of one file. The `opt_` methods return `None` for a missing key and an error for another type.
 pub(super) struct Metadata {
-    /// The file, for messages.
+    /// The file, for error messages.
     pub file: PathBuf,
-    /// Its entries.
+    /// Values by key.
     pub entries: HashMap<String, Value>,
 }
 
 impl Metadata {
-    /// The file is damaged, or was written wrongly.
+    /// An error: the file is invalid.
     pub fn bad(&self, reason: impl Into<String>) -> Error {
         Error::BadGguf { file: self.file.clone(), reason: reason.into() }
     }
 
-    /// The file holds something that we do not read.
+    /// An error: the file is valid but not supported.
     pub fn unsupported(&self, reason: impl Into<String>) -> Error {
         Error::UnsupportedGguf { file: self.file.clone(), reason: reason.into() }
     }
@@ -34,7 +34,7 @@ impl Metadata {
         value.ok_or_else(|| self.bad(format!("metadata `{key}` is missing")))
     }
 
-    /// A string, if it is there.
+    /// An optional string.
     pub fn opt_str(&self, key: &str) -> Result<Option<&str>> {
         match self.entries.get(key) {
             None => Ok(None),
@@ -48,8 +48,7 @@ impl Metadata {
         self.required(key, self.opt_str(key)?)
     }
 
-    /// A non-negative integer of any width, if it is there. An array that holds one number again and again (a value per
-    /// layer) counts as that number.
+    /// An optional non-negative integer of any width. An array of equal numbers (one per layer) counts as that number.
     pub fn opt_usize(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.entries.get(key) else { return Ok(None) };
         let found = match value {
@@ -57,7 +56,7 @@ impl Metadata {
                 let mut values = layers.iter().map(integer);
                 let first = values.next().flatten();
                 if !values.all(|value| value == first) {
-                    return Err(self.unsupported(format!("its layers differ in `{key}`")));
+                    return Err(self.unsupported(format!("its layers have different values of `{key}`")));
                 }
                 first
             }
@@ -74,7 +73,7 @@ impl Metadata {
         self.required(key, self.opt_usize(key)?)
     }
 
-    /// A number, if it is there: what its shortest decimal form says (`1e-5` and not `9.99999974e-6`).
+    /// An optional number. An f32 is converted by its shortest decimal form: `1e-5`, not `9.99999974e-6`.
     pub fn opt_f64(&self, key: &str) -> Result<Option<f64>> {
         match self.entries.get(key) {
             None => Ok(None),
@@ -89,7 +88,7 @@ impl Metadata {
         self.required(key, self.opt_f64(key)?)
     }
 
-    /// A boolean, if it is there.
+    /// An optional boolean.
     pub fn opt_bool(&self, key: &str) -> Result<Option<bool>> {
         match self.entries.get(key) {
             None => Ok(None),
@@ -98,7 +97,7 @@ impl Metadata {
         }
     }
 
-    /// A list of strings, if it is there.
+    /// An optional list of strings.
     pub fn opt_strings(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.list(key, "a list of strings", |value| match value {
             Value::String(value) => Some(value.as_str()),
@@ -111,12 +110,12 @@ impl Metadata {
         self.required(key, self.opt_strings(key)?)
     }
 
-    /// A list of non-negative integers, if it is there.
+    /// An optional list of non-negative integers.
     pub fn opt_integers(&self, key: &str) -> Result<Option<Vec<u64>>> {
         self.list(key, "a list of non-negative integers", integer)
     }
 
-    /// A list of 32-bit floats, if it is there.
+    /// An optional list of 32-bit floats.
     pub fn opt_floats(&self, key: &str) -> Result<Option<Vec<f32>>> {
         self.list(key, "a list of f32", |value| match value {
             Value::F32(value) => Some(*value),
@@ -140,10 +139,10 @@ impl Metadata {
         }
     }
 
-    /// A token id inside a vocabulary of `vocab_size`, if it is there.
+    /// An optional token id below `vocab_size`.
     pub fn opt_token_id(&self, key: &str, vocab_size: usize) -> Result<Option<usize>> {
         match self.opt_usize(key)? {
-            // llama.cpp's converters write this for "none".
+            // llama.cpp's converters write this value for "none".
             Some(id) if id == u32::MAX as usize => Ok(None),
             Some(id) if id >= vocab_size => {
                 Err(self.bad(format!("metadata `{key}` is {id}, outside the vocabulary of {vocab_size}")))
@@ -167,7 +166,7 @@ fn integer(value: &Value) -> Option<u64> {
     }
 }
 
-/// The f64 that has the shortest decimal form of `value`.
+/// The f64 with the shortest decimal form of `value`.
 pub(super) fn decimal(value: f32) -> f64 {
     value.to_string().parse().expect("a float prints as a float")
 }

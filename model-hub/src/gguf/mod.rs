@@ -1,7 +1,7 @@
-//! [`GgufCheckpoint`]: a GGUF file, read as if it were the Hugging Face checkpoint it was made from.
+//! [`GgufCheckpoint`]: reads a GGUF file as the Hugging Face checkpoint that it was converted from.
 //!
-//! candle reads the header and the blocks; names, the order of rows, the configuration and the tokenizer are put back
-//! here. Next to read: `header.rs`.
+//! candle reads the header and the blocks. This module restores the checkpoint's tensor names, row order, configuration
+//! and tokenizer. Next file to read: `header.rs`.
 
 mod config;
 mod header;
@@ -25,7 +25,7 @@ use self::metadata::Metadata;
 use crate::error::io;
 use crate::{Error, Result};
 
-/// llama.cpp's name of a module and ours; `blk.N.` stands for `model.layers.N.` before those that have a layer.
+/// Module names in GGUF and in checkpoints. In a layer, the prefixes are `blk.N.` and `model.layers.N.`.
 const MODULES: &[(&str, &str)] = &[
     ("token_embd", "model.embed_tokens"),
     ("output_norm", "model.norm"),
@@ -43,34 +43,40 @@ const MODULES: &[(&str, &str)] = &[
     ("ffn_down", "mlp.down_proj"),
 ];
 
-/// Divisors of the rotary frequencies; the configuration says the same.
+/// Divisors of the rotary frequencies. Not a checkpoint tensor; `config.rs` turns it into `rope_scaling`.
 const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
-/// Bytes of blocks that are dequantized at a time, so that a large table never stands in memory in f32.
-const PIECE: usize = 8 << 20;
+/// Bytes of blocks to dequantize at a time. Bounds the memory for f32 values.
+const CHUNK: usize = 8 << 20;
 
-/// A GGUF file as a checkpoint: names and order of rows as on the hub, configuration and tokenizer rebuilt.
+/// A GGUF file as a checkpoint, with the tensor names and row order of Hugging Face checkpoints and a rebuilt
+/// configuration and tokenizer.
 ///
-/// Quantized tensors are dequantized in f32 and rounded to f16. Unquantized ones keep their type, except that a vector
-/// in f32 whose values all exist in f16 is given in f16, as the checkpoint it came from had it.
+/// Quantized tensors are dequantized in f32 and rounded to f16. Unquantized tensors keep their type. Exception: an f32
+/// vector whose values are all exact in f16 becomes f16, its type before llama.cpp's converter widened it.
 pub struct GgufCheckpoint {
     path: PathBuf,
     tensors: Vec<TensorInfo>,
-    /// Where each of `tensors` comes from.
+    /// The stored form of each of `tensors`.
     origins: Vec<Origin>,
     config_json: String,
     companions: Vec<(String, Vec<u8>)>,
 }
 
-/// A tensor in the file.
+/// The stored form of a tensor.
 struct Origin {
     stored: Stored,
-    /// Heads whose rows llama.cpp interleaved, if it did.
+    /// Number of heads whose rows llama.cpp interleaved; `None` if the rows are in order.
     interleaved_heads: Option<usize>,
 }
 
 impl GgufCheckpoint {
-    /// Opens a file: reads and checks its header, rebuilds what lies beside a checkpoint's weights.
+    /// Opens a file: reads and checks its header, and rebuilds the companion files. Weights are read on demand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadGguf`] for a damaged file, [`Error::UnsupportedGguf`] for an unsupported architecture, tensor or
+    /// tokenizer, [`Error::Format`] if the file is unreadable or its configuration is invalid.
     pub fn open(path: &Path) -> Result<GgufCheckpoint> {
         let Header { metadata, tensors: stored } = header::read(path)?;
         let metadata = Metadata { file: path.into(), entries: metadata };
@@ -105,11 +111,11 @@ impl GgufCheckpoint {
             if heads.is_some_and(|heads| stored.shape[0] != heads * decoder.head_dim) {
                 return Err(metadata.bad(format!("tensor `{}` has {} rows", stored.name, stored.shape[0])));
             }
-            let dtype = given_dtype(path, &stored)?;
+            let dtype = output_dtype(path, &stored)?;
             let info = TensorInfo { name, dtype, shape: stored.shape.clone(), file: file.clone() };
             found.push((info, Origin { stored, interleaved_heads: heads }));
         }
-        // The order in which transformers writes a checkpoint.
+        // Sort by name: `tensor` searches by bisection, and transformers writes checkpoints in this order.
         found.sort_by(|a, b| a.0.name.cmp(&b.0.name));
         let (tensors, origins) = found.into_iter().unzip();
 
@@ -142,13 +148,13 @@ impl Checkpoint for GgufCheckpoint {
         };
         let (info, origin) = (&self.tensors[index], &self.origins[index]);
         let mut bytes = Vec::with_capacity(info.shape.iter().product::<usize>() * info.dtype.size());
-        let read = for_each_piece(&self.path, &origin.stored, |values| push_as(info.dtype, values, &mut bytes));
+        let read = for_each_chunk(&self.path, &origin.stored, |values| push_as(info.dtype, values, &mut bytes));
         read.map_err(|error| match error {
             Error::Format(error) => error,
             other => model_format::Error::Malformed { file: self.location(), reason: other.to_string() },
         })?;
         if let Some(heads) = origin.interleaved_heads {
-            bytes = gather_halves(&bytes, info.shape[0], heads);
+            bytes = deinterleave_rows(&bytes, info.shape[0], heads);
         }
         Ok(HostTensor { dtype: info.dtype, shape: info.shape.clone(), bytes: Cow::Owned(bytes) })
     }
@@ -166,25 +172,25 @@ impl Checkpoint for GgufCheckpoint {
     }
 }
 
-/// The name on the hub of `blk.3.attn_q.weight` and its like.
+/// The checkpoint's name of a GGUF tensor, for example of `blk.3.attn_q.weight`.
 fn checkpoint_name(name: &str) -> Option<String> {
     let (stem, suffix) = name.rsplit_once('.').filter(|(_, suffix)| matches!(*suffix, "weight" | "bias"))?;
     let (layer, module) = match stem.strip_prefix("blk.") {
         Some(rest) => rest.split_once('.').map(|(layer, module)| (Some(layer), module))?,
         None => (None, stem),
     };
-    let (_, ours) = MODULES.iter().find(|(theirs, _)| *theirs == module)?;
+    let (_, module) = MODULES.iter().find(|(gguf, _)| *gguf == module)?;
     match layer {
         Some(layer) if layer.bytes().all(|b| b.is_ascii_digit()) => {
-            Some(format!("model.layers.{layer}.{ours}.{suffix}"))
+            Some(format!("model.layers.{layer}.{module}.{suffix}"))
         }
         Some(_) => None,
-        None => Some(format!("{ours}.{suffix}")),
+        None => Some(format!("{module}.{suffix}")),
     }
 }
 
-/// The type in which a tensor is given.
-fn given_dtype(path: &Path, stored: &Stored) -> Result<Dtype> {
+/// The type in which the checkpoint provides a tensor.
+fn output_dtype(path: &Path, stored: &Stored) -> Result<Dtype> {
     Ok(match stored.dtype {
         GgmlDType::BF16 => Dtype::BF16,
         GgmlDType::F32 if stored.shape.len() > 1 => Dtype::F32,
@@ -199,12 +205,12 @@ fn given_dtype(path: &Path, stored: &Stored) -> Result<Dtype> {
 /// All values of a tensor.
 fn read_rows(path: &Path, stored: &Stored) -> Result<Vec<f32>> {
     let mut all = Vec::new();
-    for_each_piece(path, stored, |values| all.extend_from_slice(values))?;
+    for_each_chunk(path, stored, |values| all.extend_from_slice(values))?;
     Ok(all)
 }
 
-/// Reads a tensor's rows and hands their values on, some rows at a time.
-fn for_each_piece(path: &Path, stored: &Stored, mut take: impl FnMut(&[f32])) -> Result<()> {
+/// Reads a tensor's rows in chunks and calls `take` with the dequantized values of each chunk.
+fn for_each_chunk(path: &Path, stored: &Stored, mut take: impl FnMut(&[f32])) -> Result<()> {
     let bad = |error: candle_core::Error| Error::BadGguf {
         file: path.into(),
         reason: format!("tensor `{}`: {error}", stored.name),
@@ -213,14 +219,14 @@ fn for_each_piece(path: &Path, stored: &Stored, mut take: impl FnMut(&[f32])) ->
     file.seek(SeekFrom::Start(stored.offset)).map_err(io("read", path))?;
     let (&cols, outer) = stored.shape.split_last().expect("a tensor has a dimension");
     let rows: usize = outer.iter().product();
-    let step = (PIECE / stored.row_bytes().max(1)).max(1);
+    let step = (CHUNK / stored.row_bytes().max(1)).max(1);
     let mut raw = Vec::new();
     for first in (0..rows).step_by(step) {
         let rows = step.min(rows - first);
         raw.resize(rows * stored.row_bytes(), 0);
         file.read_exact(&mut raw).map_err(io("read", path))?;
-        let piece = qtensor_from_ggml(stored.dtype, &raw, vec![rows, cols], &Device::Cpu).map_err(bad)?;
-        let values = piece.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(bad)?;
+        let chunk = qtensor_from_ggml(stored.dtype, &raw, vec![rows, cols], &Device::Cpu).map_err(bad)?;
+        let values = chunk.dequantize(&Device::Cpu).and_then(|t| t.flatten_all()?.to_vec1::<f32>()).map_err(bad)?;
         take(&values);
     }
     Ok(())
@@ -232,20 +238,20 @@ fn push_as(dtype: Dtype, values: &[f32], bytes: &mut Vec<u8>) {
         Dtype::F32 => bytes.extend(values.iter().flat_map(|value| value.to_le_bytes())),
         Dtype::F16 => bytes.extend(values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes())),
         Dtype::BF16 => bytes.extend(values.iter().flat_map(|&value| bf16::from_f32(value).to_le_bytes())),
-        other => unreachable!("given_dtype never says {other}"),
+        other => unreachable!("output_dtype never returns {other}"),
     }
 }
 
-/// Undoes llama.cpp's order of rows. Its converter puts, in each head, row `j + half` behind row `j`, because it rotates
-/// neighbours; the hub's order rotates `j` with `j + half`.
-fn gather_halves(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+/// Restores the row order of checkpoints, in which RoPE rotates row `j` of a head with row `j + half`. llama.cpp
+/// rotates adjacent rows, so its converter interleaves the two halves of each head.
+fn deinterleave_rows(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
     let (row_bytes, head_dim) = (bytes.len() / rows, rows / heads);
     let half = head_dim / 2;
     let mut ordered = Vec::with_capacity(bytes.len());
     for head in 0..heads {
         for j in 0..head_dim {
-            let theirs = head * head_dim + (j % half) * 2 + j / half;
-            ordered.extend_from_slice(&bytes[theirs * row_bytes..][..row_bytes]);
+            let stored_row = head * head_dim + (j % half) * 2 + j / half;
+            ordered.extend_from_slice(&bytes[stored_row * row_bytes..][..row_bytes]);
         }
     }
     ordered

@@ -1,8 +1,8 @@
-//! tokenizer.json and tokenizer_config.json, rebuilt from a GGUF file's metadata.
+//! Rebuilds tokenizer.json and tokenizer_config.json from a GGUF file's metadata.
 //!
-//! A GGUF file holds the vocabulary and, by name only, the way text is split before it is looked up. `vocabularies.json`
-//! says what those names stand for, in the words of tokenizer.json; a name that is not there is refused, because a
-//! tokenizer that is nearly right makes a model that is nearly right.
+//! A GGUF file has the vocabulary, but only the name of the pre-tokenizer. `vocabularies.json` maps these names to the
+//! settings of tokenizer.json. An unknown name is an error, because a slightly wrong tokenizer silently degrades the
+//! model.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -14,24 +14,25 @@ use super::config::pretty;
 use super::metadata::Metadata;
 use crate::Result;
 
-/// How text becomes tokens: a row of `vocabularies.json`.
+/// A tokenizer family: one entry of `vocabularies.json`.
 #[derive(Deserialize)]
 struct Vocabulary {
     /// `tokenizer.ggml.model`.
     model: String,
-    /// Values of `tokenizer.ggml.pre` that mean this.
+    /// Values of `tokenizer.ggml.pre` for this entry.
     pre: Vec<String>,
-    /// SentencePiece: bytes outside the vocabulary are tokens of their own, and the order of merges follows from scores.
+    /// True for SentencePiece: characters outside the vocabulary become byte tokens, and scores determine the merge
+    /// order.
     byte_fallback: bool,
     ignore_merges: bool,
-    /// Whether texts begin with the token of beginning where `tokenizer.ggml.add_bos_token` does not say.
+    /// Default of `tokenizer.ggml.add_bos_token`: true if the BOS token is added before a text.
     add_bos: bool,
     normalizer: Value,
     pre_tokenizer: Value,
     decoder: Value,
 }
 
-/// Kinds of tokens, numbered as in `tokenizer.ggml.token_type`.
+/// Token types, as numbered in `tokenizer.ggml.token_type`.
 mod kind {
     pub const NORMAL: u64 = 1;
     pub const UNKNOWN: u64 = 2;
@@ -49,16 +50,16 @@ pub(super) struct TokenizerFiles {
     pub special_tokens: String,
 }
 
-/// Rebuilds the tokenizer of a file whose embedding table has `vocab_size` rows.
+/// Rebuilds the tokenizer files. `vocab_size` is the number of rows in the embedding table.
 pub(super) fn tokenizer_files(metadata: &Metadata, vocab_size: usize) -> Result<TokenizerFiles> {
     let vocabulary = vocabulary(metadata)?;
     let tokens = metadata.strings("tokenizer.ggml.tokens")?;
     if tokens.len() > vocab_size {
-        return Err(metadata.bad(format!("it has {} tokens, and embeddings of {vocab_size}", tokens.len())));
+        return Err(metadata.bad(format!("it has {} tokens, but {vocab_size} embeddings", tokens.len())));
     }
     let kinds = metadata.opt_integers("tokenizer.ggml.token_type")?.unwrap_or_else(|| vec![kind::NORMAL; tokens.len()]);
     if kinds.len() != tokens.len() {
-        return Err(metadata.bad(format!("it has {} tokens, and types of {}", tokens.len(), kinds.len())));
+        return Err(metadata.bad(format!("it has {} tokens, but {} token types", tokens.len(), kinds.len())));
     }
     let mut ids = HashMap::with_capacity(tokens.len());
     for (id, &token) in tokens.iter().enumerate() {
@@ -88,7 +89,7 @@ pub(super) fn tokenizer_files(metadata: &Metadata, vocab_size: usize) -> Result<
         "added_tokens": added.iter().map(|(id, token)| with_id(*id, token)).collect::<Vec<_>>(),
         "normalizer": vocabulary.normalizer,
         "pre_tokenizer": vocabulary.pre_tokenizer,
-        "post_processor": first.map_or(Value::Null, |id| begin_with(tokens[id], id)),
+        "post_processor": first.map_or(Value::Null, |id| prepend_token(tokens[id], id)),
         "decoder": vocabulary.decoder,
         "model": {
             "type": "BPE",
@@ -124,7 +125,7 @@ pub(super) fn tokenizer_files(metadata: &Metadata, vocab_size: usize) -> Result<
     })
 }
 
-/// The row of the table that the metadata names, its parts adjusted to `tokenizer.ggml.add_space_prefix`.
+/// The tokenizer family of the file, adjusted to `tokenizer.ggml.add_space_prefix`.
 fn vocabulary(metadata: &Metadata) -> Result<Vocabulary> {
     let table: Vec<Vocabulary> = serde_json::from_str(include_str!("vocabularies.json")).expect("the table is valid");
     let model = metadata.str("tokenizer.ggml.model")?;
@@ -142,7 +143,7 @@ fn vocabulary(metadata: &Metadata) -> Result<Vocabulary> {
     Ok(found)
 }
 
-/// The merges that the file lists, as `left right`.
+/// The merges listed in the file, each as `left right`.
 fn listed_merges(metadata: &Metadata, ids: &HashMap<&str, usize>) -> Result<Vec<String>> {
     let merges = metadata.strings("tokenizer.ggml.merges")?;
     for merge in &merges {
@@ -150,14 +151,15 @@ fn listed_merges(metadata: &Metadata, ids: &HashMap<&str, usize>) -> Result<Vec<
             ids.contains_key(left) && ids.contains_key(right) && ids.contains_key(format!("{left}{right}").as_str())
         });
         if !known {
-            return Err(metadata.bad(format!("the merge {merge:?} is not of two tokens that make a third")));
+            return Err(metadata.bad(format!("the merge {merge:?} does not join two tokens to a third")));
         }
     }
     Ok(merges.into_iter().map(String::from).collect())
 }
 
-/// SentencePiece merges whatever makes the piece of the highest score: every way to split a piece in two pieces is a
-/// merge, by falling score (the same order as in transformers' conversion).
+/// Merges of a SentencePiece vocabulary, which has scores instead of merges: it always forms the piece with the highest
+/// score. Each split of a piece into two pieces is a merge. The merges are in descending order of score, as in
+/// transformers' conversion.
 fn merges_from_scores(
     metadata: &Metadata,
     tokens: &[&str],
@@ -166,12 +168,16 @@ fn merges_from_scores(
 ) -> Result<Vec<String>> {
     let scores = metadata.opt_floats("tokenizer.ggml.scores")?.unwrap_or_default();
     if scores.len() != tokens.len() || scores.iter().any(|score| score.is_nan()) {
-        return Err(metadata.bad(format!("it has {} tokens, and scores of {}", tokens.len(), scores.len())));
+        return Err(metadata.bad(format!(
+            "it has {} tokens, but {} scores, or a score is NaN",
+            tokens.len(),
+            scores.len()
+        )));
     }
     let normal = |piece: &str| ids.get(piece).copied().filter(|&id| kinds[id] == kind::NORMAL);
     let mut merges = Vec::new();
     for (id, piece) in tokens.iter().enumerate().filter(|&(id, _)| kinds[id] == kind::NORMAL) {
-        // A piece of a thousand characters is no piece, and would take a million steps.
+        // Reject implausibly long pieces: the time per piece is quadratic in its length.
         if piece.len() > 1024 {
             return Err(metadata.bad(format!("token {id} has {} bytes", piece.len())));
         }
@@ -191,7 +197,7 @@ fn merges_from_scores(
     Ok(merges.into_iter().map(|(_, left, right)| format!("{left} {right}")).collect())
 }
 
-/// Ids of the tokens with a role.
+/// Ids of the special tokens.
 struct SpecialTokens {
     bos: Option<usize>,
     eos: Option<usize>,
@@ -205,7 +211,7 @@ impl SpecialTokens {
         Ok(SpecialTokens { bos: id("bos")?, eos: id("eos")?, pad: id("padding")?, unk: id("unknown")? })
     }
 
-    /// By the names that special_tokens_map.json gives them.
+    /// The special tokens under their names in special_tokens_map.json.
     fn named(&self, tokens: &[&str]) -> Map<String, Value> {
         [("bos_token", self.bos), ("eos_token", self.eos), ("pad_token", self.pad), ("unk_token", self.unk)]
             .into_iter()
@@ -231,8 +237,8 @@ fn with_id(id: usize, token: &Value) -> Value {
     Value::Object(entry)
 }
 
-/// The post-processor that puts one token before every text.
-fn begin_with(token: &str, id: usize) -> Value {
+/// A post-processor that adds one token before every text.
+fn prepend_token(token: &str, id: usize) -> Value {
     let special = |type_id: usize| json!({ "SpecialToken": { "id": token, "type_id": type_id } });
     let sequence = |name: &str, type_id: usize| json!({ "Sequence": { "id": name, "type_id": type_id } });
     json!({

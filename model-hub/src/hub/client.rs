@@ -1,4 +1,4 @@
-//! Requests to the hub: redirects that leave the token at home, time limits, and what its refusals mean.
+//! Requests to the hub: redirects without leaking the token, time limits, retries, and errors from status codes.
 
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,33 +10,33 @@ use ureq::{Agent, Body, Proxy};
 use super::{RepoName, is_hex};
 use crate::{Error, HubConfig, Progress, Result};
 
-/// Hops after which a redirect is a loop.
+/// Maximum number of redirects of one request.
 const MAX_REDIRECTS: usize = 10;
-/// Longest list of a repository's files.
+/// Maximum size of a repository's file list, in bytes.
 const MAX_INFO: u64 = 64 << 20;
 
-/// The hub, as one configuration sees it.
+/// An HTTP client for the hub of one configuration.
 pub(super) struct Client<'a> {
     pub config: &'a HubConfig,
     agent: Agent,
     origin: Uri,
 }
 
-/// What the hub says of a file before it is transferred.
+/// Metadata of a file, requested before its transfer.
 pub(super) struct FileInfo {
-    /// Hash of the content, or whatever names this content.
+    /// Hash of the content, or another identifier of the content.
     pub etag: String,
-    /// Whether the etag came from the server that also sends the content, and so can be used in `If-Range`.
-    pub is_servers_own: bool,
-    /// Its size.
+    /// True if the etag came from the server that also sends the content. Only then is it valid in `If-Range`.
+    pub is_from_content_server: bool,
+    /// Size in bytes, if known.
     pub size: Option<u64>,
 }
 
-/// How far a request got.
+/// A failed request.
 pub(super) enum Failure {
-    /// Worth another attempt: what happened, and how long the server wants to be left alone.
-    Passing(String, Option<Duration>),
-    /// Not worth one.
+    /// Retry: the reason, and the delay that the server requests.
+    Transient(String, Option<Duration>),
+    /// Do not retry.
     Final(Error),
 }
 
@@ -50,11 +50,11 @@ impl<'a> Client<'a> {
     pub fn new(config: &'a HubConfig) -> Result<Client<'a>> {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            // Followed by `send`, which knows where the token may go.
+            // `send` follows redirects, because it restricts the token to the hub.
             .max_redirects(0)
             .proxy(proxy(config)?)
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
-            // Sizes, ranges and hashes are those of the file itself.
+            // Without compression, sizes, ranges and hashes apply to the file itself.
             .accept_encoding("identity")
             .timeout_resolve(Some(config.reach_timeout))
             .timeout_connect(Some(config.reach_timeout))
@@ -69,8 +69,8 @@ impl<'a> Client<'a> {
         Ok(Client { config, agent, origin })
     }
 
-    /// The commit that a revision stands for, and the files it has. The first question to the hub: [`Error::Unreachable`]
-    /// unless it is answered in time.
+    /// The commit of a revision and its files. This is the first request to the hub; without a response within
+    /// [`HubConfig::reach_timeout`] it fails with [`Error::Unreachable`].
     pub fn repo_info(&self, name: &RepoName, progress: &dyn Progress) -> Result<RepoInfo> {
         let url = format!("{}/api/{}", self.config.endpoint, name.repo().api_url());
         let deadline = Instant::now() + self.config.reach_timeout;
@@ -78,16 +78,16 @@ impl<'a> Client<'a> {
             let mut response = self.send("GET", &url, &[], left)?.0;
             self.accept(response.status(), response.headers(), name, None)?;
             let body = response.body_mut().with_config().limit(MAX_INFO).read_to_string();
-            body.map_err(|error| Failure::Passing(describe(&error), None))
+            body.map_err(|error| Failure::Transient(describe(&error), None))
         });
         let text = text.map_err(|failure| match failure {
             Failure::Final(error) => error,
-            Failure::Passing(reason, _) => Error::Unreachable { endpoint: self.config.endpoint.clone(), reason },
+            Failure::Transient(reason, _) => Error::Unreachable { endpoint: self.config.endpoint.clone(), reason },
         })?;
-        let nonsense = |reason: String| Error::BadAnswer { url: url.clone(), reason };
-        let info: RepoInfo = serde_json::from_str(&text).map_err(|error| nonsense(error.to_string()))?;
-        // It becomes the name of a folder.
-        if is_hex(&info.sha, 40) { Ok(info) } else { Err(nonsense(format!("{:?} is not a commit", info.sha))) }
+        let invalid = |reason: String| Error::BadAnswer { url: url.clone(), reason };
+        let info: RepoInfo = serde_json::from_str(&text).map_err(|error| invalid(error.to_string()))?;
+        // The commit becomes a folder name.
+        if is_hex(&info.sha, 40) { Ok(info) } else { Err(invalid(format!("{:?} is not a commit", info.sha))) }
     }
 
     /// Etag and size of a file.
@@ -102,23 +102,25 @@ impl<'a> Client<'a> {
         });
         let (response, seen) = answer.map_err(|failure| transfer_error(failure, file))?;
         let headers = response.headers();
-        let nonsense = |reason: &str| Error::BadAnswer { url: url.clone(), reason: reason.into() };
-        let is_servers_own = seen.linked_etag.is_none();
-        let etag = seen.linked_etag.or_else(|| text(headers, "etag")).ok_or_else(|| nonsense("it has no etag"))?;
-        let is_servers_own = is_servers_own && !etag.starts_with("W/");
+        let invalid = |reason: &str| Error::BadAnswer { url: url.clone(), reason: reason.into() };
+        let is_from_content_server = seen.linked_etag.is_none();
+        let etag = seen.linked_etag.or_else(|| text(headers, "etag")).ok_or_else(|| invalid("it has no etag"))?;
+        // A weak etag is invalid in `If-Range`.
+        let is_from_content_server = is_from_content_server && !etag.starts_with("W/");
         let etag = etag.trim_start_matches("W/").trim_matches('"').to_owned();
-        // It becomes the name of a file.
+        // The etag becomes a file name.
         if model_format::files::check_file_name("", &etag).is_err() {
-            return Err(nonsense("its etag is not a hash"));
+            return Err(invalid("its etag is not a hash"));
         }
         let size = seen.linked_size.or_else(|| {
             let own = response.status().is_success().then(|| text(headers, "content-length")).flatten();
             own.and_then(|size| size.parse().ok())
         });
-        Ok(FileInfo { etag, is_servers_own, size })
+        Ok(FileInfo { etag, is_from_content_server, size })
     }
 
-    /// Begins the transfer of a file's bytes from `first` on, if `only_if` (an etag in quotes) still holds.
+    /// Requests a file's bytes from `first` on. `only_if` is an etag in quotes (`If-Range`): if the content's etag
+    /// differs, the server sends the whole file.
     pub fn get(
         &self,
         name: &RepoName,
@@ -144,8 +146,8 @@ impl<'a> Client<'a> {
         format!("{}/{}/resolve/{commit}/{file}", self.config.endpoint, name.repo().url())
     }
 
-    /// Sends a request and follows its redirects. The token goes to the hub's own address and, once a redirect has led
-    /// away from it, nowhere.
+    /// Sends a request and follows redirects. Only requests to the hub's own origin carry the token; after a redirect
+    /// to another origin no further request does.
     fn send(
         &self,
         method: &str,
@@ -153,39 +155,41 @@ impl<'a> Client<'a> {
         headers: &[(&str, &str)],
         limit: Option<Duration>,
     ) -> Result<(Response<Body>, Linked), Failure> {
-        let nonsense = |url: &str, reason: &str| Error::BadAnswer { url: url.into(), reason: reason.into() };
-        let Ok(mut at) = url.parse::<Uri>() else { return Err(nonsense(url, "it is no address").into()) };
-        let mut at_home = true;
+        let invalid = |url: &str, reason: &str| Error::BadAnswer { url: url.into(), reason: reason.into() };
+        let Ok(mut at) = url.parse::<Uri>() else { return Err(invalid(url, "not a valid address").into()) };
+        let mut is_on_hub = true;
         let mut seen = Linked::default();
         for _ in 0..=MAX_REDIRECTS {
-            at_home = at_home && same_origin(&at, &self.origin);
+            is_on_hub = is_on_hub && same_origin(&at, &self.origin);
             let mut request = match method {
                 "HEAD" => self.agent.head(&at),
                 _ => self.agent.get(&at),
             };
-            if let Some(token) = self.config.token.as_ref().filter(|_| at_home) {
+            if let Some(token) = self.config.token.as_ref().filter(|_| is_on_hub) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
             for (name, value) in headers {
                 request = request.header(*name, *value);
             }
             let response = request.config().timeout_global(limit).build().call();
-            let response = response.map_err(|error| Failure::Passing(describe(&error), None))?;
-            if at_home {
+            let response = response.map_err(|error| Failure::Transient(describe(&error), None))?;
+            if is_on_hub {
                 seen.note(response.headers());
             }
             let is_redirect = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-            // Of a large file, the hub says all there is to know before it sends us away.
+            // For a large file, the hub's redirect already has the etag and the size.
             if !is_redirect || (method == "HEAD" && seen.linked_etag.is_some()) {
                 return Ok((response, seen));
             }
-            let target = text(response.headers(), "location").ok_or_else(|| nonsense(url, "a redirect to nowhere"))?;
-            at = redirected(&at, &target).ok_or_else(|| nonsense(url, "a redirect to no secure address"))?;
+            let target = text(response.headers(), "location");
+            let target = target.ok_or_else(|| invalid(url, "a redirect without a location"))?;
+            at =
+                redirected(&at, &target).ok_or_else(|| invalid(url, "a redirect to an invalid or insecure address"))?;
         }
-        Err(nonsense(url, "it redirects in a circle").into())
+        Err(invalid(url, "too many redirects").into())
     }
 
-    /// Passes an answer that is a success, and says what any other means.
+    /// Returns `Ok` for a success status and the matching failure for any other.
     fn accept(
         &self,
         status: StatusCode,
@@ -203,7 +207,7 @@ impl<'a> Client<'a> {
             },
         };
         Err(Failure::Final(match (status.as_u16(), text(headers, "x-error-code").as_deref()) {
-            // To a stranger, what is not there and what is private look the same.
+            // The hub does not reveal whether a private repository exists.
             (404, _) | (_, Some("RepoNotFound" | "RevisionNotFound" | "EntryNotFound")) => missing(),
             (401 | 403, _) => Error::AccessDenied {
                 repo: name.to_string(),
@@ -213,7 +217,7 @@ impl<'a> Client<'a> {
             (408 | 425 | 429 | 500..=599, _) => {
                 let wait = text(headers, "retry-after").and_then(|seconds| seconds.parse().ok());
                 let wait = wait.map(|seconds| Duration::from_secs(seconds).min(self.config.stall_timeout));
-                return Err(Failure::Passing(format!("status {status}"), wait));
+                return Err(Failure::Transient(format!("status {status}"), wait));
             }
             _ => Error::BadAnswer {
                 url: format!("{}/{name}/{}", self.config.endpoint, file.unwrap_or_default()),
@@ -222,8 +226,8 @@ impl<'a> Client<'a> {
         }))
     }
 
-    /// Repeats `attempt` while it fails in passing, with growing waits: five times, or until `deadline`. The attempt is
-    /// told how much time is left.
+    /// Repeats `attempt` after transient failures, with growing delays: at most five attempts, until `deadline`.
+    /// `attempt` receives the time left before the deadline.
     pub fn retry<T>(
         &self,
         progress: &dyn Progress,
@@ -237,12 +241,12 @@ impl<'a> Client<'a> {
             }
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             match attempt(left) {
-                Err(Failure::Passing(reason, wait)) => {
+                Err(Failure::Transient(reason, wait)) => {
                     failures += 1;
                     let wait = wait.unwrap_or_default().max(self.backoff(failures));
                     let too_late = deadline.is_some_and(|deadline| Instant::now() + wait >= deadline);
                     if failures == 5 || too_late {
-                        return Err(Failure::Passing(reason, None));
+                        return Err(Failure::Transient(reason, None));
                     }
                     sleep(wait);
                 }
@@ -251,13 +255,13 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The wait after so many failures in a row.
+    /// The delay after this number of consecutive failures.
     pub fn backoff(&self, failures: u32) -> Duration {
         self.config.retry_delay * 2u32.pow(failures.saturating_sub(1).min(5))
     }
 }
 
-/// What the hub's own answers say of a file that lies elsewhere.
+/// Headers of the hub's redirects for a file on another server.
 #[derive(Default)]
 struct Linked {
     linked_etag: Option<String>,
@@ -271,21 +275,21 @@ impl Linked {
     }
 }
 
-/// A failed transfer, when no more attempts are made.
+/// The error of a transfer after the last attempt.
 pub(super) fn transfer_error(failure: Failure, file: &str) -> Error {
     match failure {
         Failure::Final(error) => error,
-        Failure::Passing(reason, _) => Error::Transfer { file: file.into(), reason },
+        Failure::Transient(reason, _) => Error::Transfer { file: file.into(), reason },
     }
 }
 
-/// A header as printable text of bounded length, for it may end up in a message.
+/// A header as printable text of bounded length, because it may become part of a message.
 pub(super) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     let value = headers.get(name)?.to_str().ok()?;
     Some(value.chars().filter(|c| !c.is_control()).take(2000).collect())
 }
 
-/// An error of the network in a few words.
+/// A short text for a network error.
 pub(super) fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "its name cannot be resolved".into(),
@@ -301,7 +305,7 @@ fn proxy(config: &HubConfig) -> Result<Option<Proxy>> {
     let bad = |_| Error::BadVariable {
         name: "HTTPS_PROXY",
         expected: "the address of a proxy",
-        found: "something else, not shown because it may hold a password".into(),
+        found: "another value (hidden, it may contain a password)".into(),
     };
     let plain = Proxy::new(address).map_err(bad)?;
     let mut builder = Proxy::builder(plain.protocol()).host(plain.host()).port(plain.port());
@@ -329,7 +333,7 @@ fn same_origin(a: &Uri, b: &Uri) -> bool {
     a.scheme() == b.scheme() && same_host && port(a) == port(b)
 }
 
-/// Where a `Location` leads from `from`; `None` where that is no address, or leads from https to http.
+/// Resolves a `Location` header relative to `from`. `None` if it is invalid or leads from https to http.
 fn redirected(from: &Uri, location: &str) -> Option<Uri> {
     let scheme = from.scheme_str()?;
     let to: Uri = if location.contains("://") {
@@ -365,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_is_scheme_host_and_port() {
+    fn same_origin_compares_scheme_host_and_port() {
         let same = |a: &str, b: &str| same_origin(&a.parse().unwrap(), &b.parse().unwrap());
         assert!(same("https://h.example/a", "https://H.example:443"));
         assert!(!same("https://h.example", "http://h.example"));

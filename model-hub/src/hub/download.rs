@@ -1,4 +1,4 @@
-//! One file of a repository into the cache: resumed where it stopped, checked against the hub's hash.
+//! Downloads one file of a repository to the cache: resumes an earlier attempt and verifies the hub's hash.
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
@@ -17,12 +17,12 @@ use super::{RepoName, is_hex};
 use crate::error::io;
 use crate::{Error, Progress, Result};
 
-/// Bytes between two looks at the caller's wish to stop.
-const PIECE: usize = 256 << 10;
-/// Failures in a row, no byte having arrived between them, after which a transfer is given up.
+/// Bytes per read. The caller can cancel between reads.
+const CHUNK: usize = 256 << 10;
+/// Maximum number of consecutive failures without received bytes.
 const MAX_FAILURES: u32 = 5;
 
-/// Makes `file` of a commit appear in its snapshot.
+/// Downloads `file` of a commit and links it into the commit's snapshot.
 pub(super) fn download(
     client: &Client<'_>,
     cache: &Cache,
@@ -33,7 +33,7 @@ pub(super) fn download(
 ) -> Result<()> {
     let info = client.file_info(name, commit, file, progress)?;
     let blob = cache.blob(&info.etag);
-    let folder = blob.parent().expect("blobs lie in a folder");
+    let folder = blob.parent().expect("a blob path has a parent");
     fs::create_dir_all(folder).map_err(io("create", folder))?;
     let _lock = cache.lock(&info.etag, progress)?;
     if !blob.is_file() {
@@ -45,7 +45,7 @@ pub(super) fn download(
     cache.link(&info.etag, commit, file)
 }
 
-/// Brings `part` to its end and checks it.
+/// Completes `part` and verifies it.
 fn transfer(
     client: &Client<'_>,
     name: &RepoName,
@@ -54,9 +54,9 @@ fn transfer(
     mut part: Part,
     progress: &mut dyn Progress,
 ) -> Result<Part> {
-    // The etag of the server that sends the content, once it has said it. Until then resuming is safe where the hub's
-    // etag is a hash, because the whole is checked against it.
-    let mut servers_etag = info.is_servers_own.then(|| format!("\"{}\"", info.etag));
+    // Etag of the content server, once known. Until then, resuming is safe only if the hub's etag is a hash: the
+    // complete file is checked against it.
+    let mut content_etag = info.is_from_content_server.then(|| format!("\"{}\"", info.etag));
     let mut failures = 0;
     let mut is_second_copy = false;
     loop {
@@ -64,10 +64,10 @@ fn transfer(
             return Err(Error::Cancelled);
         }
         let before = part.have;
-        match fetch_rest(client, name, commit, info, &mut part, &mut servers_etag, progress) {
+        match fetch_rest(client, name, commit, info, &mut part, &mut content_etag, progress) {
             Ok(()) => match part.check(info) {
                 Ok(()) => return Ok(part),
-                // The part may have been damaged before, or on its way: once more, from the beginning.
+                // The old part or the transfer was corrupted: download again from the start, once.
                 Err(error) => {
                     part.restart()?;
                     if is_second_copy {
@@ -75,14 +75,14 @@ fn transfer(
                         return Err(error);
                     }
                     is_second_copy = true;
-                    progress.message(&format!("{error}; downloading it once more"));
+                    progress.message(&format!("{error}; downloading it again"));
                     progress.update(0);
                 }
             },
-            Err(Failure::Passing(reason, wait)) => {
+            Err(Failure::Transient(reason, wait)) => {
                 failures = if part.have > before { 1 } else { failures + 1 };
                 if failures == MAX_FAILURES {
-                    return Err(transfer_error(Failure::Passing(reason, None), &part.file));
+                    return Err(transfer_error(Failure::Transient(reason, None), &part.file));
                 }
                 sleep(wait.unwrap_or_default().max(client.backoff(failures)));
             }
@@ -91,14 +91,14 @@ fn transfer(
     }
 }
 
-/// Asks for the bytes that are missing and appends them.
+/// Requests the missing bytes and appends them.
 fn fetch_rest(
     client: &Client<'_>,
     name: &RepoName,
     commit: &str,
     info: &FileInfo,
     part: &mut Part,
-    servers_etag: &mut Option<String>,
+    content_etag: &mut Option<String>,
     progress: &mut dyn Progress,
 ) -> Result<(), Failure> {
     if info.size.is_some_and(|size| part.have > size) {
@@ -107,7 +107,7 @@ fn fetch_rest(
     if part.have > 0 && info.size == Some(part.have) {
         return Ok(());
     }
-    let response = client.get(name, commit, &part.file, part.have, servers_etag.as_deref())?;
+    let response = client.get(name, commit, &part.file, part.have, content_etag.as_deref())?;
     let headers = response.headers();
     if response.status() == StatusCode::PARTIAL_CONTENT {
         let range = text(headers, "content-range").and_then(|range| first_and_total(&range));
@@ -115,22 +115,22 @@ fn fetch_rest(
             first == part.have && (total.is_none() || info.size.is_none() || total == info.size)
         });
         if !expected {
-            // Not the piece that was asked for: what is here belongs to something else.
+            // Another range than requested: the part may belong to other content.
             part.restart()?;
             progress.update(0);
-            return Err(Failure::Passing("the server sent another part of the file than asked for".into(), None));
+            return Err(Failure::Transient("the server sent a different range than requested".into(), None));
         }
     } else if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
         part.restart()?;
         progress.update(0);
-        return Err(Failure::Passing("the server has fewer bytes than are here".into(), None));
+        return Err(Failure::Transient("the server's file is shorter than the downloaded part".into(), None));
     } else if part.have > 0 {
-        // The whole file again: the server does not resume, or the content is another one.
+        // The server sent the whole file: it does not support ranges, or the content has changed.
         part.restart()?;
         progress.update(0);
     }
     if let Some(etag) = strong_etag(headers) {
-        *servers_etag = Some(etag);
+        *content_etag = Some(etag);
     }
     append(response, info, part, progress)
 }
@@ -145,64 +145,64 @@ fn append(
     let length = text(response.headers(), "content-length").and_then(|length| length.parse::<u64>().ok());
     let end = info.size.or_else(|| Some(part.have + length?));
     let mut body = response.body_mut().as_reader();
-    let mut piece = vec![0; PIECE];
+    let mut chunk = vec![0; CHUNK];
     loop {
         if progress.is_cancelled() {
             return Err(Error::Cancelled.into());
         }
-        let count = match body.read(&mut piece) {
+        let count = match body.read(&mut chunk) {
             Ok(0) => break,
             Ok(count) => count,
-            Err(error) => return Err(Failure::Passing(error.to_string(), None)),
+            Err(error) => return Err(Failure::Transient(error.to_string(), None)),
         };
         if end.is_some_and(|end| part.have + count as u64 > end) {
             part.restart()?;
-            return Err(Failure::Passing("the server sent more bytes than the file has".into(), None));
+            return Err(Failure::Transient("the server sent more bytes than the file has".into(), None));
         }
-        part.append(&piece[..count])?;
+        part.append(&chunk[..count])?;
         progress.update(part.have);
     }
     match end {
         Some(end) if part.have < end => {
-            Err(Failure::Passing(format!("the connection ended after {} of {end} bytes", part.have), None))
+            Err(Failure::Transient(format!("the connection ended after {} of {end} bytes", part.have), None))
         }
         _ => Ok(()),
     }
 }
 
-/// `bytes FIRST-LAST/TOTAL`.
+/// First byte and total size from a `Content-Range` header: `bytes FIRST-LAST/TOTAL`.
 fn first_and_total(range: &str) -> Option<(u64, Option<u64>)> {
     let (span, total) = range.trim().strip_prefix("bytes ")?.split_once('/')?;
     Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }
 
-/// The etag as it stands, with its quotes; a weak one promises nothing of bytes.
+/// The etag with its quotes. `None` for a weak etag, which does not guarantee identical bytes.
 fn strong_etag(headers: &HeaderMap) -> Option<String> {
     text(headers, "etag").filter(|etag| etag.starts_with('"') && etag.ends_with('"') && etag.len() > 2)
 }
 
-/// A file on its way.
+/// A partially downloaded file.
 struct Part {
     path: PathBuf,
     handle: File,
-    /// Its name in the repository.
+    /// Name in the repository.
     file: String,
-    /// Bytes that are there.
+    /// Number of bytes present.
     have: u64,
-    /// Of those bytes.
+    /// Hash state of these bytes.
     sha256: Sha256,
 }
 
 impl Part {
-    /// Opens what an earlier attempt left, or begins. Without a hash to check the whole against, what is left is not
-    /// trusted.
+    /// Opens the part of an earlier attempt, or an empty one. Discards the earlier part if the etag is not a hash,
+    /// because the complete file could then not be verified.
     fn open(path: PathBuf, file: &str, info: &FileInfo) -> Result<Part> {
         let handle = File::options().create(true).read(true).append(true).open(&path).map_err(io("create", &path))?;
         let mut part = Part { path, handle, file: file.into(), have: 0, sha256: Sha256::new() };
         if !is_hex(&info.etag, 64) && !is_hex(&info.etag, 40) {
             part.restart()?;
         }
-        let mut reader = BufReader::with_capacity(PIECE, File::open(&part.path).map_err(io("read", &part.path))?);
+        let mut reader = BufReader::with_capacity(CHUNK, File::open(&part.path).map_err(io("read", &part.path))?);
         part.have = hash_all(&mut reader, &mut part.sha256).map_err(io("read", &part.path))?;
         Ok(part)
     }
@@ -221,7 +221,7 @@ impl Part {
         Ok(())
     }
 
-    /// Size, and hash: sha256 of large files (git-lfs and Xet), git's sha1 of small ones.
+    /// Verifies the size and the hash: sha256 of large files (git-lfs and Xet), git's sha1 of small ones.
     fn check(&self, info: &FileInfo) -> Result<()> {
         if let Some(expected) = info.size.filter(|&size| size != self.have) {
             return Err(FormatError::FileSize { file: self.file.clone(), found: self.have, expected }.into());
@@ -229,7 +229,7 @@ impl Part {
         let found = if is_hex(&info.etag, 64) {
             hex(&self.sha256.clone().finalize())
         } else if is_hex(&info.etag, 40) {
-            // git hashes a header with the content; some mirrors hash the content alone.
+            // git hashes a header and the content; some mirrors hash only the content.
             let (git, plain) = (self.sha1(&format!("blob {}\0", self.have))?, self.sha1("")?);
             if plain.eq_ignore_ascii_case(&info.etag) { plain } else { git }
         } else {
@@ -249,7 +249,7 @@ impl Part {
         Ok(hex(&sha1.finalize()))
     }
 
-    /// Puts the complete file in its place.
+    /// Moves the complete file to `blob`.
     fn persist(self, blob: &Path) -> Result<()> {
         self.handle.sync_all().map_err(io("write", &self.path))?;
         drop(self.handle);
@@ -258,20 +258,20 @@ impl Part {
 
     fn remove(self) {
         drop(self.handle);
-        // It is empty, and the next attempt would find it so.
+        // Ignore a failure: the file is empty, so the next attempt starts from zero anyway.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Feeds all that is left of `reader` to `hash`, and counts it.
+/// Hashes the rest of `reader` and returns its length in bytes.
 fn hash_all(reader: &mut impl Read, hash: &mut impl Digest) -> std::io::Result<u64> {
-    let mut piece = vec![0; PIECE];
+    let mut chunk = vec![0; CHUNK];
     let mut count = 0;
     loop {
-        match reader.read(&mut piece)? {
+        match reader.read(&mut chunk)? {
             0 => return Ok(count),
             read => {
-                hash.update(&piece[..read]);
+                hash.update(&chunk[..read]);
                 count += read as u64;
             }
         }
@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn content_ranges() {
+    fn content_ranges_are_parsed_or_rejected() {
         assert_eq!(first_and_total("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(first_and_total("bytes 0-0/*"), Some((0, None)));
         for bad in ["", "bytes", "bytes */10", "bytes x-9/10", "items 5-9/10"] {

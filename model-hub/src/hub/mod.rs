@@ -1,6 +1,6 @@
-//! Repositories of the hub: which files of one are a model, and getting them, or one file of a data set, into the cache.
+//! Repositories of the hub: selects the files of a model, and downloads them or one file of a data set to the cache.
 //!
-//! `client.rs` asks, `download.rs` transfers, `cache.rs` keeps.
+//! `client.rs` sends requests, `download.rs` transfers files, `cache.rs` stores them.
 
 mod cache;
 mod client;
@@ -28,22 +28,22 @@ pub(crate) struct RepoName {
     pub id: String,
     /// Branch, tag or commit.
     pub revision: String,
-    /// Whether it holds a data set; else a model.
+    /// True for a data set, false for a model.
     pub is_data_set: bool,
 }
 
 impl RepoName {
-    /// Parses `org/name` or `org/name@revision`; the error says what it looks like instead.
+    /// Parses `org/name` or `org/name@revision`. The error is the reason for [`Error::UnknownSource`].
     pub fn parse(source: &str) -> Result<RepoName, String> {
         let (id, revision) = source.split_once('@').unwrap_or((source, "main"));
         let plain = |part: &str| check_file_name("", part).is_ok() && part.len() <= 96 && !part.contains("..");
         let parts: Vec<_> = id.split('/').collect();
         match parts[..] {
             [org, name] if plain(org) && plain(name) => {}
-            [_] => return Err("there is no such file or folder, and names on the hub are `org/name`".into()),
-            _ => return Err("there is no such file or folder".into()),
+            [_] => return Err("no such file or folder, and not a name on the hub (`org/name`)".into()),
+            _ => return Err("no such file or folder".into()),
         }
-        // A revision becomes a path below `refs/`.
+        // The revision becomes a path below `refs/`, so its parts must be plain file names.
         if !revision.split('/').all(|part| plain(part) && !part.ends_with(".lock")) {
             return Err(format!("{revision:?} is not a branch, tag or commit"));
         }
@@ -65,7 +65,7 @@ impl std::fmt::Display for RepoName {
     }
 }
 
-/// Gets the files of a model into the cache, those that are not there yet, and says in which folder they are.
+/// Downloads the missing files of a model to the cache and returns its folder.
 pub(crate) fn fetch_model(name: &RepoName, config: &HubConfig, progress: &mut dyn Progress) -> Result<PathBuf> {
     fetch(name, config, progress, &|snapshot, progress| {
         snapshot.fetch_model(progress)?;
@@ -73,9 +73,15 @@ pub(crate) fn fetch_model(name: &RepoName, config: &HubConfig, progress: &mut dy
     })
 }
 
-/// Gets one file of a data set of the hub into the cache, if it is not there yet, and says where it is.
+/// Returns the path of a data set's file in the cache, after downloading it if it is missing.
 ///
-/// `repository` is `org/name` or `org/name@revision`, `file` a path within it.
+/// `repository` is `org/name` or `org/name@revision`. `file` is a path in the repository.
+///
+/// # Errors
+///
+/// [`Error::NotFound`] for an unknown repository, revision or file; [`Error::Offline`] if the file is not in the cache
+/// and the configuration is offline; [`Error::Unreachable`], [`Error::AccessDenied`], [`Error::BadAnswer`],
+/// [`Error::Transfer`], [`Error::Cancelled`]; [`Error::Format`] for a failed checksum or a disk error.
 pub fn fetch_data_file(
     repository: &str,
     file: &str,
@@ -88,8 +94,8 @@ pub fn fetch_data_file(
     fetch(&name, config, progress, &|snapshot, progress| snapshot.get(file, progress))
 }
 
-/// Gets what `get` wants of a repository: from the hub what is not in the cache, and all of it from the cache where the
-/// hub may not be asked or does not answer.
+/// Calls `get` with a snapshot of the repository. The snapshot downloads files that are missing in the cache. If the
+/// configuration is offline or the hub is unreachable, the snapshot has the cached files only.
 fn fetch<T>(
     name: &RepoName,
     config: &HubConfig,
@@ -108,7 +114,7 @@ fn fetch<T>(
     let info = match client.repo_info(name, progress) {
         Ok(info) => info,
         Err(unreachable @ Error::Unreachable { .. }) => {
-            // As the hub's own tools do: what is here is better than nothing.
+            // Fall back to the cache, like the hub's own tools.
             let Ok(found) = cached(&mut ()) else { return Err(unreachable) };
             progress.message(&format!("{unreachable}; using the copy in the cache"));
             return Ok(found);
@@ -119,29 +125,30 @@ fn fetch<T>(
     let files = info.siblings.into_iter().map(|file| file.rfilename).collect();
     let remote = Remote { client, commit: info.sha.clone(), files };
     let found = get(&mut Snapshot { name, cache: &cache, folder, remote: Some(remote) }, progress)?;
-    // Last, so that working offline finds a revision only when it is complete.
+    // Write the ref last, so that offline runs find complete revisions only.
     cache.write_ref(&name.revision, &info.sha)?;
     Ok(found)
 }
 
-/// One revision of a repository: in the cache, and on the hub where that may be asked.
+/// One revision of a repository, in the cache and on the hub.
 struct Snapshot<'a> {
     name: &'a RepoName,
     cache: &'a Cache,
-    /// Where its files appear.
+    /// Folder of its files in the cache.
     folder: PathBuf,
+    /// The hub; `None` to use the cache only.
     remote: Option<Remote<'a>>,
 }
 
 struct Remote<'a> {
     client: Client<'a>,
     commit: String,
-    /// Every file that the repository has.
+    /// All files of the repository.
     files: BTreeSet<String>,
 }
 
 impl Snapshot<'_> {
-    /// Gets what a model needs.
+    /// Fetches the files of a model.
     fn fetch_model(&mut self, progress: &mut dyn Progress) -> Result<()> {
         if self.has(ChatConfig::FILE_NAME) {
             self.fetch_mlc(progress)
@@ -154,7 +161,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// An MLC folder: configuration, index, tokenizer, shards.
+    /// Fetches an MLC folder: configuration, index, tokenizer, shards.
     fn fetch_mlc(&mut self, progress: &mut dyn Progress) -> Result<()> {
         let config = ChatConfig::parse(&self.read(ChatConfig::FILE_NAME, progress)?)?;
         let index =
@@ -166,7 +173,7 @@ impl Snapshot<'_> {
         index.shards.iter().try_for_each(|shard| self.get(&shard.data_path, progress).map(drop))
     }
 
-    /// A Hugging Face folder: configuration, tokenizer, weights in safetensors.
+    /// Fetches a Hugging Face folder: configuration, tokenizer, weights in safetensors.
     fn fetch_checkpoint(&mut self, progress: &mut dyn Progress) -> Result<()> {
         const INDEX: &str = "model.safetensors.index.json";
         for file in COMPANIONS.iter().chain(&["quantize_config.json"]).filter(|file| self.has(file)).collect::<Vec<_>>()
@@ -187,7 +194,7 @@ impl Snapshot<'_> {
         Ok(())
     }
 
-    /// Whether the repository has the file; of a cached one only what is there is known.
+    /// True if the repository has the file. Without the hub, true if the cache has the file.
     fn has(&self, file: &str) -> bool {
         match &self.remote {
             Some(remote) => remote.files.contains(file),
@@ -195,7 +202,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Files of the repository's top folder with this extension.
+    /// Files with this extension in the repository's top folder.
     fn with_extension(&self, extension: &str) -> Vec<String> {
         let wanted = |name: &String| check_file_name("", name).is_ok() && name.ends_with(&format!(".{extension}"));
         match &self.remote {
@@ -207,7 +214,7 @@ impl Snapshot<'_> {
         }
     }
 
-    /// Path of a file of this snapshot, which is downloaded where it is not there yet.
+    /// Path of a file in this snapshot, after downloading it if it is missing.
     fn get(&mut self, file: &str, progress: &mut dyn Progress) -> Result<PathBuf> {
         file.split('/').try_for_each(|part| check_file_name(&self.name.to_string(), part))?;
         let path = self.folder.join(file);
@@ -219,7 +226,7 @@ impl Snapshot<'_> {
         Ok(path)
     }
 
-    /// Text of a small file of this snapshot.
+    /// Content of a small text file in this snapshot.
     fn read(&mut self, file: &str, progress: &mut dyn Progress) -> Result<String> {
         let path = self.get(file, progress)?;
         std::fs::read_to_string(&path).map_err(io("read", path))
@@ -235,7 +242,7 @@ impl Snapshot<'_> {
     }
 }
 
-/// The shards that an index of safetensors files names.
+/// The distinct shards in an index of safetensors files.
 fn shard_names(index_json: &str) -> Result<BTreeSet<String>> {
     const FILE: &str = "model.safetensors.index.json";
     let malformed = |reason: String| model_format::Error::Malformed { file: FILE.into(), reason };
@@ -244,19 +251,20 @@ fn shard_names(index_json: &str) -> Result<BTreeSet<String>> {
     let map = map.ok_or_else(|| malformed("it has no `weight_map`".into()))?;
     map.values()
         .map(|file| {
-            let file = file.as_str().ok_or_else(|| malformed(format!("{file} is not the name of a file")))?;
+            let file = file.as_str().ok_or_else(|| malformed(format!("{file} is not a file name")))?;
             check_file_name(FILE, file)?;
             Ok(file.to_owned())
         })
         .collect()
 }
 
-/// Whether `text` is `digits` hexadecimal digits.
+/// True if `text` consists of `digits` hexadecimal digits.
 fn is_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// A file that may have been written by another user of the cache.
+/// The trimmed content of a small file of the cache. `None` if it is missing or not UTF-8; another tool may have
+/// written it.
 fn read_small(path: &Path) -> Option<String> {
     std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
@@ -266,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_repositories() {
+    fn repository_names_are_parsed_or_rejected() {
         let parse = |source| RepoName::parse(source).map(|name| (name.id, name.revision));
         let found = |id: &str, revision: &str| Ok((id.to_owned(), revision.to_owned()));
         assert_eq!(parse("org/name"), found("org/name", "main"));
@@ -297,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_names_only_files_beside_it() {
+    fn an_index_with_a_path_is_rejected() {
         let names =
             shard_names(r#"{"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "b.safetensors"}}"#);
         assert_eq!(names.unwrap().into_iter().collect::<Vec<_>>(), ["a.safetensors", "b.safetensors"]);

@@ -1,4 +1,4 @@
-//! Downloads, against a hub on this machine that misbehaves in every way that the real one has.
+//! Downloads from a local hub that reproduces the faults observed on the real hub.
 
 mod server;
 
@@ -14,7 +14,7 @@ use server::{COMMIT, Host, Reply, Request, Server, etag};
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "{\n  \"model_type\": \"tiny\"\n}\n";
 
-/// A checkpoint whose weights are large enough to be interrupted.
+/// A checkpoint with weights large enough for an interrupted transfer.
 fn checkpoint() -> Vec<(&'static str, Vec<u8>)> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(WEIGHTS);
@@ -33,11 +33,11 @@ fn weights() -> Vec<u8> {
     checkpoint().pop().unwrap().1
 }
 
-/// Hears everything; stops the download when it is told to.
+/// Records all events, and cancels the download after `stop_after` bytes.
 #[derive(Default)]
 struct Listener {
     events: Vec<String>,
-    /// Bytes of the weights after which to stop.
+    /// Cancel after this many bytes of a file.
     stop_after: Option<u64>,
     stopped: bool,
 }
@@ -60,7 +60,7 @@ impl Progress for Listener {
     }
 }
 
-/// A home for the cache, and `org/tiny` in it.
+/// A folder with the cache, and paths of `org/tiny` in it.
 struct Home(tempfile::TempDir);
 
 impl Home {
@@ -91,20 +91,20 @@ fn fetch(server: &Server, home: &Home) -> Result<Model> {
     open("org/tiny", &server.config(home.path()), &mut ())
 }
 
-/// Fetches, and checks that what lies in the cache is what the hub has.
+/// Fetches `org/tiny` and checks that the cached weights equal the hub's.
 #[track_caller]
-fn fetch_whole(server: &Server, home: &Home) {
+fn fetch_and_compare(server: &Server, home: &Home) {
     let checkpoint = fetch(server, home).unwrap().into_checkpoint().unwrap();
     assert_eq!(checkpoint.tensors().len(), 1);
     assert!(std::fs::read(home.snapshot(WEIGHTS)).unwrap() == weights());
     assert!(!home.incomplete().exists());
 }
 
-fn as_it_is(_: &Request, reply: Reply) -> Reply {
+fn unaltered(_: &Request, reply: Reply) -> Reply {
     reply
 }
 
-/// Changes the replies that carry content; `change` gets the number of such requests before.
+/// Alters replies with content. `change` receives the number of earlier content requests.
 fn content(
     change: impl Fn(usize, Reply) -> Reply + Send + Sync + 'static,
 ) -> impl Fn(&Request, Reply) -> Reply + Send + Sync {
@@ -112,9 +112,9 @@ fn content(
 }
 
 #[test]
-fn a_file_of_a_data_set_arrives_in_its_folder() {
+fn a_data_set_file_is_cached() {
     let file = "en/train/0000.bin";
-    let (server, home) = (Server::start(&[(file, b"rows".into()), ("README.md", b"".into())], as_it_is), Home::new());
+    let (server, home) = (Server::start(&[(file, b"rows".into()), ("README.md", b"".into())], unaltered), Home::new());
     let config = server.config(home.path());
     let path = fetch_data_file("org/texts@refs/convert/parquet", file, &config, &mut ()).unwrap();
     let repo = home.path().join("hub/datasets--org--texts");
@@ -131,8 +131,8 @@ fn a_file_of_a_data_set_arrives_in_its_folder() {
 }
 
 #[test]
-fn a_model_arrives_in_the_standard_cache_once() {
-    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+fn a_model_is_downloaded_once_to_the_standard_cache() {
+    let (server, home) = (Server::start(&checkpoint(), unaltered), Home::new());
     let mut progress = Listener::default();
     let config = server.config(home.path());
     let found = open("org/tiny", &config, &mut progress).unwrap().into_checkpoint().unwrap();
@@ -148,7 +148,7 @@ fn a_model_arrives_in_the_standard_cache_once() {
     ];
     assert_eq!(progress.events, expected);
 
-    // `git hash-object` of config.json, and of tokenizer.json.
+    // Hashes by `git hash-object` of config.json and tokenizer.json.
     let config_hash = "90ffa959fdbaec0d261ea3bd7dba7b14cecce48a";
     assert_eq!(etag("tokenizer.json", b"{}"), "9e26dfeeb6e641a33dae4961196235bdb965b21b");
     assert_eq!(etag("config.json", CONFIG.as_bytes()), config_hash);
@@ -158,9 +158,9 @@ fn a_model_arrives_in_the_standard_cache_once() {
     #[cfg(unix)]
     assert_eq!(std::fs::read_link(home.snapshot("config.json")).unwrap(), Path::new("../../blobs").join(config_hash));
 
-    // The second time only the list is asked for; offline, not even that.
+    // The second run requests the file list only. An offline run sends no request.
     let before = server.log().len();
-    fetch_whole(&server, &home);
+    fetch_and_compare(&server, &home);
     assert_eq!(server.log().len(), before + 1);
     let offline = HubConfig { offline: true, ..config };
     assert!(open("org/tiny", &offline, &mut ()).is_ok());
@@ -169,8 +169,8 @@ fn a_model_arrives_in_the_standard_cache_once() {
 }
 
 #[test]
-fn the_token_goes_to_the_hub_alone() {
-    // The hub also redirects within itself, and there the token goes along.
+fn only_the_hub_receives_the_token() {
+    // A redirect within the hub keeps the token.
     let server = Server::start(&checkpoint(), |request, reply| match request.path.as_str() {
         path if path.ends_with("/tokenizer.json") => Reply::status(307).with("location", "/elsewhere"),
         "/elsewhere" => Reply::status(200).with("etag", format!("\"{}\"", etag("tokenizer.json", b"{}"))).body("{}"),
@@ -189,8 +189,8 @@ fn the_token_goes_to_the_hub_alone() {
 }
 
 #[test]
-fn a_token_that_left_does_not_come_back() {
-    // hub -> content -> hub: the last hop was chosen by a stranger.
+fn a_redirect_back_to_the_hub_carries_no_token() {
+    // hub -> content -> hub: another server chose the last address.
     let server = Server::start(&checkpoint(), |request, reply| match request.is_content() {
         true => Reply::status(302).with("location", format!("http://127.0.0.1:{}/trap", request.hub_port)),
         false => reply,
@@ -204,10 +204,10 @@ fn a_token_that_left_does_not_come_back() {
 }
 
 #[test]
-fn a_cut_connection_resumes_where_it_was() {
+fn a_cut_connection_resumes() {
     let server =
         Server::start(&checkpoint(), content(|before, reply| Reply { cut: (before < 2).then_some(200_000), ..reply }));
-    fetch_whole(&server, &Home::new());
+    fetch_and_compare(&server, &Home::new());
     assert_eq!(server.ranges(), [None, Some("bytes=200000-".into()), Some("bytes=400000-".into())]);
     let if_ranges: Vec<_> =
         server.log().into_iter().filter(Request::is_content).map(|r| r.header("if-range").map(str::to_owned)).collect();
@@ -215,8 +215,8 @@ fn a_cut_connection_resumes_where_it_was() {
 }
 
 #[test]
-fn a_stopped_download_goes_on_in_the_next_run() {
-    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+fn a_cancelled_download_resumes_in_the_next_run() {
+    let (server, home) = (Server::start(&checkpoint(), unaltered), Home::new());
     let mut progress = Listener { stop_after: Some(150_000), ..Listener::default() };
     let config = server.config(home.path());
     let error = open("org/tiny", &config, &mut progress).unwrap_err();
@@ -232,18 +232,18 @@ fn a_stopped_download_goes_on_in_the_next_run() {
     open("org/tiny", &config, &mut progress).unwrap();
     assert_eq!(progress.events[0], format!("start {WEIGHTS} {have} Some({})", weights().len()));
     assert_eq!(server.ranges()[1].as_deref(), Some(format!("bytes={have}-").as_str()));
-    fetch_whole(&server, &home);
+    fetch_and_compare(&server, &home);
 }
 
 #[test]
-fn servers_that_do_not_resume_start_again() {
-    // The whole file instead of the rest; because it ignores ranges, or because the content's etag is another.
+fn a_whole_file_instead_of_a_range_restarts() {
+    // The server ignores ranges, or the content's etag has changed.
     let ignores = Server::start(&checkpoint(), |request, reply| match (request.is_content(), request.before) {
         (true, 0) => Reply { cut: Some(200_000), ..reply },
         (true, _) => Reply::status(200).body(weights()),
         _ => reply,
     });
-    fetch_whole(&ignores, &Home::new());
+    fetch_and_compare(&ignores, &Home::new());
     let changed = Server::start(
         &checkpoint(),
         content(|before, reply| match before {
@@ -251,12 +251,12 @@ fn servers_that_do_not_resume_start_again() {
             _ => reply,
         }),
     );
-    fetch_whole(&changed, &Home::new());
+    fetch_and_compare(&changed, &Home::new());
     assert_eq!(changed.ranges().len(), 2);
 }
 
 #[test]
-fn another_part_than_asked_for_is_not_appended() {
+fn a_wrong_range_is_not_appended() {
     let server = Server::start(
         &checkpoint(),
         content(|before, reply| match before {
@@ -265,12 +265,12 @@ fn another_part_than_asked_for_is_not_appended() {
             _ => reply,
         }),
     );
-    fetch_whole(&server, &Home::new());
+    fetch_and_compare(&server, &Home::new());
     assert_eq!(server.ranges()[2], None);
 }
 
 #[test]
-fn a_range_that_is_refused_starts_again() {
+fn a_rejected_range_restarts() {
     let server = Server::start(
         &checkpoint(),
         content(|before, reply| match before {
@@ -279,29 +279,29 @@ fn a_range_that_is_refused_starts_again() {
             _ => reply,
         }),
     );
-    fetch_whole(&server, &Home::new());
+    fetch_and_compare(&server, &Home::new());
 }
 
 #[test]
-fn a_flipped_bit_is_found() {
+fn a_flipped_bit_is_detected() {
     let flip = |mut reply: Reply| {
         reply.body[300_000] ^= 0x10;
         reply
     };
-    // Once: the file is fetched once more.
+    // Flipped once: the file is downloaded again.
     let server =
         Server::start(&checkpoint(), content(move |before, reply| if before == 0 { flip(reply) } else { reply }));
-    fetch_whole(&server, &Home::new());
+    fetch_and_compare(&server, &Home::new());
     assert_eq!(server.ranges(), [None, None]);
 
-    // Always: an error, and nothing that looks whole.
+    // Always flipped: an error, and no file that looks complete.
     let (server, home) = (Server::start(&checkpoint(), content(move |_, reply| flip(reply))), Home::new());
     let error = fetch(&server, &home).unwrap_err();
     assert!(matches!(&error, Error::Format(FormatError::Checksum { file, .. }) if file == WEIGHTS), "{error}");
     assert!(!home.snapshot(WEIGHTS).exists() && !home.repo().join("refs").exists());
     assert_eq!(home.blobs().len(), 2);
 
-    // In a small file, where git's hash is what is known.
+    // In a small file, which has git's hash.
     let server = Server::start(&checkpoint(), |request, reply| match request.path.ends_with("/config.json") {
         true if request.method == "GET" => reply.body(CONFIG.replace("tiny", "tinY")),
         _ => reply,
@@ -311,23 +311,23 @@ fn a_flipped_bit_is_found() {
 }
 
 #[test]
-fn what_an_earlier_run_left_is_not_trusted() {
+fn a_corrupted_part_of_an_earlier_run_is_replaced() {
     for left in [vec![7; 1000], vec![7; weights().len()], vec![7; weights().len() + 5]] {
-        let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+        let (server, home) = (Server::start(&checkpoint(), unaltered), Home::new());
         std::fs::create_dir_all(home.repo().join("blobs")).unwrap();
         std::fs::write(home.incomplete(), left).unwrap();
-        fetch_whole(&server, &home);
+        fetch_and_compare(&server, &home);
     }
-    // What is complete and right needs no transfer.
-    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+    // A complete and correct part needs no transfer.
+    let (server, home) = (Server::start(&checkpoint(), unaltered), Home::new());
     std::fs::create_dir_all(home.repo().join("blobs")).unwrap();
     std::fs::write(home.incomplete(), weights()).unwrap();
-    fetch_whole(&server, &home);
+    fetch_and_compare(&server, &home);
     assert_eq!(server.ranges(), []);
 }
 
 #[test]
-fn a_download_that_never_ends_is_given_up_and_kept() {
+fn a_failed_download_keeps_its_part() {
     let cut = |_, reply: Reply| match reply.status {
         206 => Reply { cut: Some(0), ..reply },
         _ => Reply { cut: Some(100_000), ..reply },
@@ -335,12 +335,12 @@ fn a_download_that_never_ends_is_given_up_and_kept() {
     let (server, home) = (Server::start(&checkpoint(), content(cut)), Home::new());
     let error = fetch(&server, &home).unwrap_err();
     assert!(matches!(&error, Error::Transfer { file, .. } if file == WEIGHTS), "{error}");
-    assert!(error.hint().unwrap().contains("goes on where it stopped"));
+    assert!(error.hint().unwrap().contains("the download resumes"));
     assert_eq!(home.incomplete().metadata().unwrap().len(), 100_000);
 }
 
 #[test]
-fn more_bytes_than_announced_are_refused() {
+fn more_bytes_than_announced_are_an_error() {
     let longer = |_, reply: Reply| Reply { body: [reply.body, vec![0; 1000]].concat(), ..reply };
     let home = Home::new();
     assert!(fetch(&Server::start(&checkpoint(), content(longer)), &home).is_err());
@@ -348,13 +348,13 @@ fn more_bytes_than_announced_are_refused() {
 }
 
 #[test]
-fn a_busy_hub_is_asked_again() {
+fn requests_to_a_busy_hub_are_retried() {
     let server = Server::start(&checkpoint(), |request, reply| match request.before {
         0 => Reply::status(503),
         1 => Reply::status(429).with("retry-after", 0),
         _ => reply,
     });
-    fetch_whole(&server, &Home::new());
+    fetch_and_compare(&server, &Home::new());
     let server = Server::start(&checkpoint(), |request, reply| match request.is_head_of(WEIGHTS) {
         true => Reply::status(500),
         false => reply,
@@ -364,12 +364,12 @@ fn a_busy_hub_is_asked_again() {
 }
 
 #[test]
-fn refusals_say_what_to_do() {
+fn access_errors_have_hints() {
     let answer = |reply: fn() -> Reply, token: Option<&str>| {
         let (server, home) = (Server::start(&checkpoint(), move |_, _| reply()), Home::new());
         let config = HubConfig { token: token.map(str::to_owned), ..server.config(home.path()) };
         let error = open("org/tiny", &config, &mut ()).unwrap_err();
-        assert_eq!(server.log().len(), 1, "asked again after {error}");
+        assert_eq!(server.log().len(), 1, "retried after {error}");
         (error.to_string(), error.hint().unwrap())
     };
     let gated = || {
@@ -384,7 +384,7 @@ fn refusals_say_what_to_do() {
     let (error, hint) = answer(gated, None);
     assert!(error.contains("Access to org/tiny is restricted.") && hint.contains("set HF_TOKEN"), "{error} {hint}");
     let (error, hint) = answer(gated, Some("hf_x"));
-    assert!(error.contains("refuses access") && hint.contains("is valid"), "{error} {hint}");
+    assert!(error.contains("denies access") && hint.contains("is valid"), "{error} {hint}");
     let (error, _) = answer(|| Reply::status(403), Some("hf_x"));
     assert!(error.contains("403") && !error.contains("hf_x"), "{error}");
     let (error, _) = answer(|| Reply::status(418), None);
@@ -392,7 +392,7 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
-fn answers_that_make_no_sense_are_refused() {
+fn invalid_responses_are_errors() {
     let info = |sha: &str| serde_json::json!({ "sha": sha, "siblings": [{ "rfilename": "config.json" }] }).to_string();
     let infos = ["".into(), "<html>".into(), "{}".into(), info("../../../x"), info("main")];
     for body in infos {
@@ -410,23 +410,23 @@ fn answers_that_make_no_sense_are_refused() {
     }
     let server = Server::start(&checkpoint(), |request, _| Reply::status(302).with("location", &request.path));
     let error = fetch(&server, &Home::new()).unwrap_err();
-    assert!(error.to_string().contains("circle"), "{error}");
+    assert!(error.to_string().contains("too many redirects"), "{error}");
 }
 
 #[test]
-fn names_from_the_hub_stay_inside_the_folder() {
+fn shard_names_cannot_leave_the_folder() {
     let index = |shard: &str| serde_json::json!({ "weight_map": { "x": shard } }).to_string();
     for shard in ["../../../../evil.safetensors", "/etc/passwd", "a/b.safetensors", "..", ""] {
         let index = index(shard);
         let files = [("config.json", CONFIG.into()), ("model.safetensors.index.json", index.into_bytes())];
-        let (server, home) = (Server::start(&files, as_it_is), Home::new());
+        let (server, home) = (Server::start(&files, unaltered), Home::new());
         let error = fetch(&server, &home).unwrap_err();
         assert!(matches!(error, Error::Format(FormatError::Malformed { .. })), "{error}");
     }
 }
 
 #[test]
-fn shards_are_those_of_the_index() {
+fn the_index_determines_the_shards() {
     let index = serde_json::json!({ "weight_map": { "model.norm.weight": "model-00001-of-00001.safetensors" } });
     let files = [
         ("config.json", CONFIG.into()),
@@ -434,17 +434,17 @@ fn shards_are_those_of_the_index() {
         ("model-00001-of-00001.safetensors", weights()),
         ("other.safetensors", weights()),
     ];
-    let (server, home) = (Server::start(&files, as_it_is), Home::new());
+    let (server, home) = (Server::start(&files, unaltered), Home::new());
     assert_eq!(fetch(&server, &home).unwrap().into_checkpoint().unwrap().tensors().len(), 1);
     assert!(!home.snapshot("other.safetensors").exists());
-    // A shard that the repository lacks.
-    let (server, home) = (Server::start(&files[..2], as_it_is), Home::new());
+    // A shard of the index is missing in the repository.
+    let (server, home) = (Server::start(&files[..2], unaltered), Home::new());
     let error = fetch(&server, &home).unwrap_err();
     assert!(matches!(&error, Error::NotFound { what } if what.contains("model-00001-of-00001")), "{error}");
 }
 
 #[test]
-fn an_mlc_repository_is_a_folder_for_the_engine() {
+fn an_mlc_repository_opens_as_a_folder() {
     let config = serde_json::json!({
         "model_type": "llama", "quantization": "q4f16_1", "context_window_size": 512, "model_config": {},
         "tokenizer_files": ["tokenizer.json", "merges.txt"], "eos_token_id": 2, "conv_template": { "name": "chatml" },
@@ -462,13 +462,13 @@ fn an_mlc_repository_is_a_folder_for_the_engine() {
         ("params_shard_0.bin", vec![1; 8]),
         ("README.md", b"not fetched".into()),
     ];
-    let (server, home) = (Server::start(&files, as_it_is), Home::new());
+    let (server, home) = (Server::start(&files, unaltered), Home::new());
     let Model::Mlc(folder) = fetch(&server, &home).unwrap() else { panic!("not an MLC folder") };
     let mut names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["mlc-chat-config.json", "ndarray-cache.json", "params_shard_0.bin", "tokenizer.json"]);
 
-    // The same folder by its path, and what it is not.
+    // The same folder by its path. It is not a checkpoint.
     let path = folder.to_str().unwrap();
     let config = server.config(home.path());
     assert!(matches!(open(path, &config, &mut ()), Ok(Model::Mlc(found)) if found == folder));
@@ -477,7 +477,7 @@ fn an_mlc_repository_is_a_folder_for_the_engine() {
 }
 
 #[test]
-fn repositories_without_safetensors_say_what_they_have() {
+fn hints_list_the_weights_in_other_formats() {
     type Files = [(&'static str, Vec<u8>)];
     let cases: [(&Files, &str); 3] = [
         (&[("tiny.Q4_0.gguf", vec![]), ("README.md", vec![])], "tiny.Q4_0.gguf"),
@@ -485,17 +485,17 @@ fn repositories_without_safetensors_say_what_they_have() {
         (&[("README.md", vec![])], "language model"),
     ];
     for (files, expected) in cases {
-        let error = fetch(&Server::start(files, as_it_is), &Home::new()).unwrap_err();
+        let error = fetch(&Server::start(files, unaltered), &Home::new()).unwrap_err();
         assert!(matches!(error, Error::NoWeights { .. }) && error.hint().unwrap().contains(expected), "{error}");
     }
 }
 
 #[test]
-fn a_hub_out_of_reach_leaves_what_is_in_the_cache() {
-    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
-    fetch_whole(&server, &home);
+fn the_cache_is_used_if_the_hub_is_unreachable() {
+    let (server, home) = (Server::start(&checkpoint(), unaltered), Home::new());
+    fetch_and_compare(&server, &home);
 
-    // An address where nobody listens, and one where nobody speaks.
+    // A closed port, and a server that never replies.
     let silent = Server::start(&checkpoint(), |_, _| Reply { hangs: true, ..Reply::default() });
     let closed = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -515,7 +515,7 @@ fn a_hub_out_of_reach_leaves_what_is_in_the_cache() {
 }
 
 #[test]
-fn a_transfer_that_stands_still_is_tried_again() {
+fn a_stalled_transfer_is_retried() {
     let server = Server::start(&checkpoint(), content(|before, reply| Reply { hangs: before == 0, ..reply }));
     let home = Home::new();
     let config = HubConfig { stall_timeout: Duration::from_millis(200), ..server.config(home.path()) };
@@ -524,7 +524,7 @@ fn a_transfer_that_stands_still_is_tried_again() {
 }
 
 #[test]
-fn sources_that_are_nothing_say_so() {
+fn invalid_sources_are_errors() {
     let home = Home::new();
     let config = HubConfig { offline: true, ..HubConfig::new(home.path()) };
     let message = |source: &str| {
@@ -532,12 +532,12 @@ fn sources_that_are_nothing_say_so() {
         assert!(error.hint().is_some(), "{error}");
         error.to_string()
     };
-    assert!(message("nowhere").contains("there is no such file or folder"));
-    assert!(message("./nowhere/at/all").contains("there is no such file or folder"));
+    assert!(message("nowhere").contains("no such file or folder"));
+    assert!(message("./nowhere/at/all").contains("no such file or folder"));
     assert!(message("org/name@../x").contains("not a branch, tag or commit"));
     assert!(message("org/name").contains("not in the cache"));
     std::fs::write(home.path().join("x.txt"), "hello").unwrap();
-    assert!(message(home.path().join("x.txt").to_str().unwrap()).contains("no GGUF file"));
+    assert!(message(home.path().join("x.txt").to_str().unwrap()).contains("not a GGUF file"));
     std::fs::write(home.path().join("x.gguf"), "hello").unwrap();
     assert!(message(home.path().to_str().unwrap()).contains("`x.gguf`"));
     assert!(message(home.path().join("x.gguf").to_str().unwrap()).contains("does not begin with `GGUF`"));
@@ -546,13 +546,13 @@ fn sources_that_are_nothing_say_so() {
 }
 
 #[test]
-fn the_demo_model_comes_from_the_hub_where_there_is_one() {
-    let (server, home) = (Server::start(&checkpoint(), as_it_is), Home::new());
+fn the_demo_model_comes_from_the_hub() {
+    let (server, home) = (Server::start(&checkpoint(), unaltered), Home::new());
     let config = server.config(home.path());
     assert!(matches!(open("demo", &config, &mut ()), Ok(Model::Checkpoint(_))));
     assert!(server.log()[0].path.starts_with("/api/models/HuggingFaceTB/SmolLM2-135M-Instruct/"));
     assert!(open("demo", &HubConfig { offline: true, ..config.clone() }, &mut ()).is_ok());
-    // Offline and not here, it is not looked for elsewhere.
+    // Offline and not in the cache: the package index is not used either.
     let other = Home::new();
     let offline = HubConfig { offline: true, ..server.config(other.path()) };
     assert!(matches!(open("demo", &offline, &mut ()), Err(Error::Offline { .. })));

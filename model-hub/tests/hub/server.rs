@@ -1,5 +1,5 @@
-//! A small hub on this machine, with a second address for the content of large files, as the real one has. Each test
-//! says how it misbehaves.
+//! A small local hub for tests. Like the real hub, it sends large files from a second address. Each test passes a
+//! function that alters its replies.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,7 +12,7 @@ use sha2::Sha256;
 
 pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
-/// Which of the two addresses is asked.
+/// One of the server's two addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
     Hub,
@@ -26,9 +26,9 @@ pub struct Request {
     pub path: String,
     /// By lower-case name.
     pub headers: BTreeMap<String, String>,
-    /// The port of the hub itself, for redirects back to it.
+    /// Port of the hub address, for redirects back to it.
     pub hub_port: u16,
-    /// How many requests of this method, host and path came before.
+    /// Number of earlier requests with this method, host and path.
     pub before: usize,
 }
 
@@ -37,12 +37,12 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// Whether this asks the content host for bytes.
+    /// True for a request for bytes from the content host.
     pub fn is_content(&self) -> bool {
         self.host == Host::Content && self.method == "GET"
     }
 
-    /// Whether this asks the hub what `file` is.
+    /// True for a request for the metadata of `file`.
     pub fn is_head_of(&self, file: &str) -> bool {
         self.method == "HEAD" && self.path.ends_with(&format!("/{file}"))
     }
@@ -53,9 +53,9 @@ pub struct Reply {
     pub status: u16,
     pub headers: Vec<(&'static str, String)>,
     pub body: Vec<u8>,
-    /// Bytes of the body after which the connection is cut.
+    /// Close the connection after this many bytes of the body.
     pub cut: Option<usize>,
-    /// Whether the connection is kept open without a word.
+    /// True to keep the connection open without a reply.
     pub hangs: bool,
 }
 
@@ -84,7 +84,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A hub whose repositories all have these files. `tamper` changes its replies.
+    /// Starts a hub. All its repositories have these files. `tamper` alters its replies.
     pub fn start(
         files: &[(&str, Vec<u8>)],
         tamper: impl Fn(&Request, Reply) -> Reply + Send + Sync + 'static,
@@ -110,7 +110,7 @@ impl Server {
                         log.push(request.clone());
                         drop(log);
                         let reply = tamper(&request, reply(&files, &request, content_port));
-                        // A client that has heard enough may be gone.
+                        // Ignore errors: the client may have closed the connection.
                         let _ = send(stream, &request, &reply);
                     });
                 }
@@ -119,7 +119,7 @@ impl Server {
         Server { hub_port, log }
     }
 
-    /// Everything that was asked, in order.
+    /// All requests so far, in order.
     pub fn log(&self) -> Vec<Request> {
         self.log.lock().unwrap().clone()
     }
@@ -129,7 +129,7 @@ impl Server {
         self.log().iter().filter(|r| r.is_content()).map(|r| r.header("range").map(str::to_owned)).collect()
     }
 
-    /// A configuration that asks this hub, patient for no longer than a test is.
+    /// A configuration for this hub, with a short retry delay.
     pub fn config(&self, home: &std::path::Path) -> HubConfig {
         let mut config = HubConfig::new(home);
         config.endpoint = format!("http://127.0.0.1:{}", self.hub_port);
@@ -146,7 +146,7 @@ fn port(listener: &TcpListener) -> u16 {
     listener.local_addr().unwrap().port()
 }
 
-/// The hub's etag of a file: sha256 of a large one, git's hash of a small one.
+/// The hub's etag of a file: sha256 for a large file, git's hash for a small one.
 pub fn etag(name: &str, bytes: &[u8]) -> String {
     let digest = match is_large(name) {
         true => Sha256::digest(bytes).to_vec(),
@@ -159,7 +159,7 @@ fn is_large(name: &str) -> bool {
     [".safetensors", ".bin", ".parquet", ".gz"].iter().any(|end| name.ends_with(end))
 }
 
-/// What a well-behaved hub answers.
+/// The reply of a correct hub.
 fn reply(files: &BTreeMap<String, Vec<u8>>, request: &Request, content_port: u16) -> Reply {
     let path = &request.path;
     if request.host == Host::Content {
@@ -183,7 +183,7 @@ fn reply(files: &BTreeMap<String, Vec<u8>>, request: &Request, content_port: u16
     }
 }
 
-/// The content host's own etag is another than the hub's, as that of the real one is.
+/// The content host's etag. It differs from the hub's etag, as on the real hub.
 pub const CONTENT_ETAG: &str = "\"content-1\"";
 
 fn ranged(request: &Request, bytes: &[u8]) -> Reply {
@@ -218,7 +218,7 @@ fn read_request(stream: &TcpStream, host: Host, hub_port: u16) -> Option<Request
 
 fn send(mut stream: TcpStream, request: &Request, reply: &Reply) -> std::io::Result<()> {
     if reply.hangs {
-        // Until the client gives up.
+        // Block until the client closes the connection.
         return stream.read(&mut [0]).map(drop);
     }
     let mut head = format!("HTTP/1.1 {} Some Reason\r\nConnection: close\r\n", reply.status);

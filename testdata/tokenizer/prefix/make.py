@@ -1,4 +1,4 @@
-"""Writes cases.json: what transformers puts before a text, by tokenizer.json and tokenizer_config.json.
+"""Writes cases.json: the prefix tokens that transformers adds before a text, by tokenizer.json and tokenizer_config.json.
 
 Run in two environments, one after the other:
     python make.py transformers==4.57.6     (tokenizers 0.22.2)
@@ -106,7 +106,7 @@ def tokenizer_json(post_processor):
 
 
 def before(model_type, post_processor, config):
-    """The tokens that the model's own tokenizer puts before a text."""
+    """The tokens that the model's own tokenizer adds before a text."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"config.json": {"model_type": model_type}, "tokenizer.json": tokenizer_json(post_processor),
                  "tokenizer_config.json": config}

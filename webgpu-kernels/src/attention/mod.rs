@@ -10,19 +10,20 @@ mod cases;
 mod reference;
 mod teams;
 
+pub use crate::tuning::Teams;
 use crate::{
     Kernel, KvCache, KvDtype, Variant,
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, Params, params, product},
     kv::padded,
-    tuning::{Choice, Problem, Trial, Tunable},
+    tuning::{AttentionDecodeChoice, AttentionTileChoice, Problem, Trial, Tunable},
 };
 pub(crate) use cases::cases_of;
 pub use cases::{HeadShape, choice_cases};
 use cases::{Shape, choice_case, decode_cases, reduce_cases, teams_cases, tile_case, tile_cases};
 pub use reference::{Shape as AttentionShape, attention, join_splits};
 pub(crate) use teams::UNSPLIT_KEYS;
-pub use teams::{DecodeChoice, DecodeShape, Teams, choices};
+pub use teams::{DecodeChoice, DecodeShape, choices};
 
 /// Causal attention of some rows of one sequence.
 pub struct Attention {
@@ -94,13 +95,11 @@ pub static REDUCE_KERNEL: Kernel = Kernel {
     cases: reduce_cases,
 };
 
-/// The choice for few rows: how many workgroups are wanted, as far as there are keys to divide among them, and how
-/// `attention_teams` is built; `attention_decode` where those numbers are zero.
+/// The choice of an [`AttentionDecodeChoice`], for few rows.
 pub static DECODE_TUNABLE: Tunable = Tunable {
     name: "attention_decode",
     kernel: |_| &DECODE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim"],
-    numbers: &["groups", "workgroup", "heads", "keys"],
     candidates: |caps, problem| {
         let [heads, kv_heads, head_dim, ..] = problem.sizes();
         teams::candidates(caps, heads / kv_heads, head_dim)
@@ -108,7 +107,7 @@ pub static DECODE_TUNABLE: Tunable = Tunable {
     trial: |caps, problem, choice| {
         let [heads, kv_heads, head_dim, ..] = problem.sizes();
         let case = |shape: Shape| {
-            let choice = shape.attention().decode_shape(shape.cache_shape(KvDtype::F16)).choice(choice);
+            let choice = shape.attention().decode_shape(shape.cache_shape(KvDtype::F16)).choice(choice.get());
             choice_case(caps, shape, choice, KvDtype::F16)
         };
         // A conversation of some length.
@@ -127,15 +126,15 @@ pub static TILE_TUNABLE: Tunable = Tunable {
     name: "attention_tile",
     kernel: |_| &TILE_KERNEL,
     extents: &["heads", "kv_heads", "head_dim", "rows"],
-    numbers: &["slots"],
     candidates: |caps, problem| {
         let [heads, kv_heads, head_dim, rows, _] = problem.sizes();
         let own = Shape::new(rows, 0, heads, kv_heads, head_dim).attention().own_slots(caps, kv_heads, head_dim);
         let others = tile_choices(caps, head_dim).filter(|slots| *slots != own);
-        std::iter::once(own).chain(others).map(|slots| Choice([slots as u32, 0, 0, 0])).collect()
+        std::iter::once(own).chain(others).map(|slots| AttentionTileChoice { slots: slots as u32 }.into()).collect()
     },
     trial: |_, problem, choice| {
-        let ([heads, kv_heads, head_dim, rows, _], slots) = (problem.sizes(), choice.0[0] as usize);
+        let [heads, kv_heads, head_dim, rows, _] = problem.sizes();
+        let slots = choice.get::<AttentionTileChoice>().slots as usize;
         let shape = Shape::new(rows, 0, heads, kv_heads, head_dim);
         Trial {
             case: tile_case(shape, slots, KvDtype::F16),
@@ -226,7 +225,7 @@ impl Attention {
         let [.., last] = TILE_CLASSES;
         let class = TILE_CLASSES.into_iter().find(|most| self.rows <= *most).unwrap_or(last);
         let extents = [self.heads, cache.kv_heads, cache.head_dim, class];
-        gpu.choice(Problem::new(&TILE_TUNABLE, None, extents)).0[0] as usize
+        gpu.choice(Problem::new(&TILE_TUNABLE, None, extents)).get::<AttentionTileChoice>().slots as usize
     }
 
     /// Where nothing is known of the device: fewer where there would be too few workgroups for a large one.
@@ -250,9 +249,9 @@ impl Attention {
     /// How few rows are divided among workgroups.
     fn choice(&self, gpu: &Gpu, cache: &KvCache) -> DecodeChoice {
         let problem = Problem::new(&DECODE_TUNABLE, None, [self.heads, cache.kv_heads, cache.head_dim]);
-        let mut chosen = gpu.choice(problem);
+        let mut chosen: AttentionDecodeChoice = gpu.choice(problem).get();
         if gpu.is_off(TEAMS_KERNEL.name) {
-            chosen.0[1..].fill(0);
+            chosen.teams = None;
         }
         self.decode_shape(CacheShape::of(cache)).choice(chosen)
     }

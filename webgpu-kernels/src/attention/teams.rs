@@ -1,19 +1,12 @@
 //! How a row's attention is divided on the device: [`DecodeChoice`], and [`choices`], all that fit.
 
-use crate::{KvDtype, Variant, gpu::Caps, tuning::Choice};
+use crate::{
+    KvDtype, Variant,
+    gpu::Caps,
+    tuning::{AttentionDecodeChoice, Choice, Teams},
+};
 
 use super::{DECODE_KEYS, ENOUGH_GROUPS, MAX_SPLITS, workgroup_heads};
-
-/// How `attention_teams` is built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Teams {
-    /// Lanes of a workgroup.
-    pub workgroup: u32,
-    /// Heads of a workgroup, of those that share a key head.
-    pub heads: u32,
-    /// Keys that a team takes at a time.
-    pub keys: u32,
-}
 
 /// How few rows attend: by which kernel, and in how many parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,15 +104,14 @@ impl DecodeShape {
         most.min(groups.div_ceil(self.groups(heads))).clamp(1, MAX_SPLITS)
     }
 
-    /// A choice in numbers, as [`candidates`] has them, for this shape.
-    pub(super) fn choice(&self, Choice([groups, workgroup, heads, keys]): Choice) -> DecodeChoice {
-        let mut teams = (workgroup > 0).then_some(Teams { workgroup, heads, keys });
+    /// A tuned choice, applied to this shape.
+    pub(super) fn choice(&self, AttentionDecodeChoice { groups, mut teams }: AttentionDecodeChoice) -> DecodeChoice {
         let splits = self.splits(teams, groups as usize);
         if let Some(teams) = &mut teams
             && self.keys <= UNSPLIT_KEYS
         {
             // What fits with more heads fits with one.
-            *teams = Teams { workgroup, heads: 1, keys: 8 };
+            *teams = Teams { heads: 1, keys: 8, ..*teams };
         }
         DecodeChoice { teams, splits }
     }
@@ -133,7 +125,7 @@ impl DecodeShape {
 
 /// Every way that the device and the shape allow, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &DecodeShape) -> Vec<DecodeChoice> {
-    let own = shape.choice(candidates(caps, shape.group(), shape.head_dim)[0]);
+    let own = shape.choice(candidates(caps, shape.group(), shape.head_dim)[0].get());
     let of_teams = all_teams(caps, shape.group(), shape.head_dim).into_iter().flat_map(|teams| {
         let splits = shape.splits(Some(teams), ENOUGH_GROUPS);
         around(splits, shape.keys).map(move |splits| DecodeChoice { teams: Some(teams), splits })
@@ -156,16 +148,15 @@ fn all_teams(caps: &Caps, group: usize, head_dim: usize) -> Vec<Teams> {
     all
 }
 
-/// The few that are worth the time of trying them on a user's device: workgroups that are wanted, and the numbers of
-/// [`Teams`] or zeros.
+/// The candidates of autotuning, the default first.
 pub(super) fn candidates(caps: &Caps, group: usize, head_dim: usize) -> Vec<Choice> {
-    let teams = all_teams(caps, group, head_dim);
+    let choice = |groups: usize, teams| Choice::from(AttentionDecodeChoice { groups: groups as u32, teams });
     let mut all = Vec::new();
-    for (i, Teams { workgroup, heads, keys }) in teams.into_iter().enumerate().take(TRIED) {
+    for (i, teams) in all_teams(caps, group, head_dim).into_iter().enumerate().take(TRIED) {
         let groups: &[usize] = if i == 0 { &GROUPS } else { &GROUPS[..1] };
-        all.extend(groups.iter().map(|&groups| Choice([groups as u32, workgroup, heads, keys])));
+        all.extend(groups.iter().map(|&groups| choice(groups, Some(teams))));
     }
-    all.extend(GROUPS.map(|groups| Choice([groups as u32, 0, 0, 0])));
+    all.extend(GROUPS.map(|groups| choice(groups, None)));
     all
 }
 

@@ -12,7 +12,7 @@ use crate::{
     gpu::{Buffer, Caps, FEWEST_ROWS, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     matrix::Slice,
-    tuning::{Choice, Problem, Trial, Tunable},
+    tuning::{GemmCooperativeChoice, Problem, Trial, Tunable},
 };
 use half::f16;
 use std::ops::RangeInclusive;
@@ -56,17 +56,16 @@ pub static TUNABLE: Tunable = Tunable {
     name: Cooperative::NAME,
     kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
-    numbers: &["warps_m", "warps_n", "frags_m", "frags_n"],
     candidates: |_, problem| {
         let [rows, _, m, ..] = problem.sizes();
         let own = own_tile(m, rows);
         // A tile for many more rows has most of its subgroups idle.
         let others = TILES.into_iter().map(|(_, tile)| tile).filter(|tile| *tile != own && tile.m() <= 2 * m);
-        std::iter::once(own).chain(others).map(Tile::choice).collect()
+        std::iter::once(own).chain(others).map(|tile| tile.choice().into()).collect()
     },
     trial: |caps, problem, choice| {
         let ([rows, cols, m, ..], format) = (problem.sizes(), matrix_format(problem));
-        let tile = chosen_tile(choice);
+        let tile = chosen_tile(choice.get());
         Trial {
             case: case(*caps, tile, format, m, rows, cols),
             lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
@@ -83,7 +82,7 @@ fn own_tile(m: usize, rows: usize) -> Tile {
     suiting.find(|tile| tile.tiles(m, rows) >= ENOUGH_TILES).unwrap_or(last)
 }
 
-fn chosen_tile(choice: Choice) -> Tile {
+fn chosen_tile(choice: GemmCooperativeChoice) -> Tile {
     let is_chosen = |(_, tile): &&(RangeInclusive<usize>, Tile)| tile.choice() == choice;
     TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
 }
@@ -151,7 +150,7 @@ impl Cooperative {
     /// `x`: [m, w.cols], made for `w`'s format. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
         let problem = Problem::new(&TUNABLE, Some(w.format), [w.rows, w.cols, class(self.m)]);
-        let tile = chosen_tile(recorder.gpu().choice(problem));
+        let tile = chosen_tile(recorder.gpu().choice(problem).get());
         self.record_tile(recorder, tile, w, x, y);
     }
 
@@ -165,8 +164,13 @@ impl Cooperative {
 }
 
 impl Tile {
-    fn choice(self) -> Choice {
-        Choice([self.warps.0, self.warps.1, self.fragments.0, self.fragments.1].map(|number| number as u32))
+    fn choice(self) -> GemmCooperativeChoice {
+        GemmCooperativeChoice {
+            warps_m: self.warps.0 as u32,
+            warps_n: self.warps.1 as u32,
+            frags_m: self.fragments.0 as u32,
+            frags_n: self.fragments.1 as u32,
+        }
     }
 
     fn m(&self) -> usize {

@@ -15,7 +15,7 @@ use crate::{
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params, product},
     matrix::Slice,
-    tuning::{Choice, Problem, Trial, Tunable},
+    tuning::{GemmChoice, GemmSplitsChoice, Problem, Trial, Tunable},
 };
 
 pub use cooperative::{
@@ -82,19 +82,18 @@ pub static TUNABLE: Tunable = Tunable {
     name: "gemm",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
-    numbers: &["lane_m", "lane_n"],
     candidates: |caps, problem| {
         let ([_, _, m, ..], format) = (problem.sizes(), matrix_format(problem));
         let own = own_tile(caps, m, format);
         // A tile for many more rows has most of its lanes idle.
         let suits = |tile: &Tile| *tile != own && tile.m() < 2 * m;
         let others = tiles(caps, format).map(|(_, tile)| tile).filter(suits);
-        std::iter::once(own).chain(others).map(Tile::choice).collect()
+        std::iter::once(own).chain(others).map(|tile| tile.choice().into()).collect()
     },
     trial: |_, problem, choice| {
         let [rows, cols, m, ..] = problem.sizes();
         let splits = own_splits(matrix_format(problem), rows, cols);
-        plan_trial(problem, Plan { tile: chosen_tile(choice), splits }, m)
+        plan_trial(problem, Plan { tile: chosen_tile(choice.get()), splits }, m)
     },
 };
 
@@ -104,17 +103,17 @@ pub static SPLITS_TUNABLE: Tunable = Tunable {
     name: "gemm_splits",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols"],
-    numbers: &["splits"],
     candidates: |_, problem| {
         let ([rows, cols, ..], format) = (problem.sizes(), matrix_format(problem));
         let own = own_splits(format, rows, cols);
         // No more than there is room for: `scratch_cols` counts on it.
         let others = (1..=own).rev().filter(|splits| *splits != own && splits.is_power_of_two());
-        std::iter::once(own).chain(others).map(|splits| Choice([splits as u32, 0, 0, 0])).collect()
+        std::iter::once(own).chain(others).map(|splits| GemmSplitsChoice { splits: splits as u32 }.into()).collect()
     },
     trial: |caps, problem, choice| {
         let tile = own_tile(caps, TIMED_ROWS, matrix_format(problem));
-        plan_trial(problem, Plan { tile, splits: choice.0[0] as usize }, TIMED_ROWS)
+        let GemmSplitsChoice { splits } = choice.get();
+        plan_trial(problem, Plan { tile, splits: splits as usize }, TIMED_ROWS)
     },
 };
 
@@ -132,7 +131,7 @@ fn matrix_format(problem: &Problem) -> WeightFormat {
     problem.format.expect("a matrix has a format")
 }
 
-fn chosen_tile(choice: Choice) -> Tile {
+fn chosen_tile(choice: GemmChoice) -> Tile {
     let is_chosen = |(_, tile): &&(usize, Tile)| tile.choice() == choice;
     TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
 }
@@ -200,8 +199,8 @@ impl Tile {
         m.div_ceil(self.m()) * n.div_ceil(self.n())
     }
 
-    fn choice(self) -> Choice {
-        Choice([self.outputs.0 as u32, self.outputs.1 as u32, 0, 0])
+    fn choice(self) -> GemmChoice {
+        GemmChoice { lane_m: self.outputs.0 as u32, lane_n: self.outputs.1 as u32 }
     }
 
     /// Registers that a lane takes: sums, what meets them at a time, and what is fetched for the next step; half as much again
@@ -250,7 +249,7 @@ impl Plan {
     fn of(gpu: &Gpu, m: usize, w: &Slice) -> Plan {
         let tile = gpu.choice(Problem::new(&TUNABLE, Some(w.format), [w.rows, w.cols, class(m)]));
         let splits = gpu.choice(Problem::new(&SPLITS_TUNABLE, Some(w.format), [w.rows, w.cols]));
-        Plan { tile: chosen_tile(tile), splits: splits.0[0] as usize }
+        Plan { tile: chosen_tile(tile.get()), splits: splits.get::<GemmSplitsChoice>().splits as usize }
     }
 }
 

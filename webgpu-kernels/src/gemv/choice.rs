@@ -1,8 +1,9 @@
-//! How a product of one row is divided among lanes: [`GemvChoice`], and [`choices`], all that are worth a try.
+//! How a product of one row is divided among lanes: the meaning of a [`GemvChoice`], the default, and the candidates of autotuning.
 
 use crate::{
     Variant, WeightFormat,
     gpu::{Caps, SubgroupSizes},
+    tuning::{GemvChoice, Team},
 };
 
 /// What is done around a product.
@@ -35,25 +36,6 @@ pub struct GemvShape {
     pub kind: GemvKind,
 }
 
-/// How lanes are divided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct GemvChoice {
-    /// Lanes of a workgroup.
-    pub workgroup: u32,
-    /// Whether each cluster of a subgroup has outputs of its own; otherwise the workgroup has them together.
-    pub teams: bool,
-    /// Outputs of a team. Even where outputs are pairs, a multiple of four where pairs are.
-    pub rows: u32,
-    /// Blocks of each output that a lane has on their way at a time.
-    pub steps: u32,
-    /// Parts that a group of weights is divided in, each a block: 1, 2 or 4.
-    pub parts: u32,
-    /// Whether all of `x` comes from workgroup memory.
-    pub shared: bool,
-    /// Whether codes are multiplied as integers, `x` in fixed point.
-    pub integer: bool,
-}
-
 /// Clusters of a workgroup at most whose sums are exchanged one by one where subgroups may be larger: adding up the sums of
 /// whole subgroups takes less then.
 const MOST_CLUSTERS: u32 = 16;
@@ -63,7 +45,7 @@ const SHARED_COLS: usize = 3584;
 impl GemvShape {
     /// What a lane takes at a time, in a row.
     pub(super) fn blocks(&self, choice: &GemvChoice) -> usize {
-        self.format.blocks(self.cols) * choice.parts as usize
+        self.format.blocks(self.cols) * choice.lanes_per_group as usize
     }
 
     /// Whether a word has eight codes and a group four words, which may be divided and multiplied as bytes.
@@ -78,9 +60,14 @@ impl GemvShape {
 }
 
 impl GemvChoice {
-    fn team(&self, caps: &Caps) -> u32 {
+    fn has_subgroup_teams(&self) -> bool {
+        self.team == Team::Subgroup
+    }
+
+    /// Lanes of a team.
+    fn team_lanes(&self, caps: &Caps) -> u32 {
         match caps.subgroups {
-            Some(sizes) if self.teams => sizes.min,
+            Some(sizes) if self.has_subgroup_teams() => sizes.min,
             _ => self.workgroup,
         }
     }
@@ -93,12 +80,12 @@ impl GemvChoice {
 
     /// Rows of the matrix that a workgroup computes.
     pub(super) fn workgroup_rows(&self, caps: &Caps) -> usize {
-        (self.workgroup / self.team(caps) * self.rows) as usize
+        (self.workgroup / self.team_lanes(caps) * self.rows) as usize
     }
 
     /// Whether the device and the shape allow it.
     pub(super) fn suits(&self, caps: &Caps, shape: &GemvShape) -> bool {
-        let teams_fit = !self.teams
+        let teams_fit = !self.has_subgroup_teams()
             || caps.subgroups.is_some_and(|SubgroupSizes { min: lanes, .. }| {
                 // Sums of a team lie in its lanes.
                 self.workgroup.is_multiple_of(lanes) && self.rows * shape.batch as u32 <= lanes
@@ -109,20 +96,20 @@ impl GemvChoice {
             _ => true,
         };
         // Each output of a team, and the sum of squares, has a lane that adds up.
-        let sums_fit = self.teams || self.rows * shape.batch as u32 + 1 < self.workgroup;
-        let shared = !self.shared || shape.batch == 1 && shape.cols <= SHARED_COLS;
-        let integer = !self.integer || caps.packed_dot && shape.batch == 1 && shape.has_nibbles() && !self.shared;
+        let sums_fit = self.has_subgroup_teams() || self.rows * shape.batch as u32 + 1 < self.workgroup;
+        let shared = !self.shared_x || shape.batch == 1 && shape.cols <= SHARED_COLS;
+        let integer = !self.integer || caps.packed_dot && shape.batch == 1 && shape.has_nibbles() && !self.shared_x;
         teams_fit && rows && sums_fit && shared && integer
     }
 
     /// The variant for a shape; `parts`: parts of the sum of squares where there is one.
     pub(super) fn variant(&self, caps: &Caps, shape: &GemvShape, parts: usize) -> Variant {
         let GemvShape { format, cols, batch, kind, .. } = *shape;
-        let (blocks, team) = (shape.blocks(self), self.team(caps) as usize);
+        let (blocks, team) = (shape.blocks(self), self.team_lanes(caps) as usize);
         let at_once = team * self.steps as usize;
         let is_whole = cols.is_multiple_of(format.block_size());
         let variant = Variant::new()
-            .weights_in_parts(format, self.parts)
+            .weights_in_parts(format, self.lanes_per_group)
             .constant_is("WORKGROUP", self.workgroup)
             .constant_is("STEPS", self.steps)
             .constant_is("ROWS", self.rows)
@@ -130,7 +117,7 @@ impl GemvChoice {
             .flag_if("ONCE", blocks <= at_once)
             .flag_if("EXACT", is_whole && blocks.is_multiple_of(at_once))
             .flag_if("RAGGED", !cols.is_multiple_of(4))
-            .flag_if("TEAMS", self.teams)
+            .flag_if("TEAMS", self.has_subgroup_teams())
             .flag_if("INTEGER", self.integer)
             .flag_if("PAIRS", shape.has_pairs())
             .flag_if("EPILOGUE", kind != GemvKind::Plain)
@@ -145,23 +132,30 @@ impl GemvChoice {
         // Sums are exchanged between lanes that are known to be there.
         let is_full = |sizes: SubgroupSizes| {
             let clusters = self.workgroup / sizes.min;
-            let are_few = self.teams || sizes.fixed().is_some() || clusters <= MOST_CLUSTERS;
+            let are_few = self.has_subgroup_teams() || sizes.fixed().is_some() || clusters <= MOST_CLUSTERS;
             self.workgroup.is_multiple_of(sizes.min) && self.rows <= sizes.min && are_few
         };
         let is_together = batch == 1 && matches!(self.rows, 4 | 8) && caps.subgroups.is_some_and(is_full);
         let variant = variant
             .flag_if("TOGETHER", is_together)
-            .flag_if("SIDE_BY_SIDE", is_together || self.teams)
+            .flag_if("SIDE_BY_SIDE", is_together || self.has_subgroup_teams())
             .flag_if("EIGHT", is_together && self.rows == 8);
-        let variant = if self.integer { variant.constant_is("X_WORDS", 4 / self.parts) } else { variant };
-        if self.shared { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
+        let variant = if self.integer { variant.constant_is("X_WORDS", 4 / self.lanes_per_group) } else { variant };
+        if self.shared_x { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
     }
 }
 
 /// The choice where nothing is known of the device.
 pub(super) fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
-    let parts = shape.format.lane_parts();
-    let whole = GemvChoice { workgroup: 64, teams: false, rows: 4, steps: 1, parts, shared: false, integer: false };
+    let whole = GemvChoice {
+        workgroup: 64,
+        team: Team::Workgroup,
+        rows: 4,
+        steps: 1,
+        lanes_per_group: shape.format.lane_parts(),
+        shared_x: false,
+        integer: false,
+    };
     // More rows of `x` have no registers for more blocks, and no workgroup memory for more lanes.
     if shape.batch > 1 {
         return whole;
@@ -184,18 +178,23 @@ const MANY_ROWS: usize = 8192;
 /// Every way that is worth a try, the one that is taken where nothing is known of the device first.
 pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
     let mut all = vec![choice_of(caps, shape)];
-    let parts: &[u32] = if shape.has_nibbles() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
+    let lane_counts: &[u32] = if shape.has_nibbles() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
     if shape.batch == 1 {
-        for (&parts, integer) in parts.iter().flat_map(|parts| [(parts, true), (parts, false)]) {
-            for (rows, shared) in [(4, false), (8, false), (2, false), (4, true), (2, true), (8, true)] {
-                for workgroup in [64, 128, 256] {
-                    let choice = GemvChoice { workgroup, teams: true, rows, steps: 1, parts, shared, integer };
-                    all.extend(with_steps(caps, shape, choice));
-                }
-                for workgroup in [32, 64, 96, 128, 192, 256] {
-                    let choice = GemvChoice { workgroup, teams: false, rows, steps: 1, parts, shared: false, integer };
-                    all.extend((!shared).then(|| with_steps(caps, shape, choice)).into_iter().flatten());
-                }
+        for (&lanes_per_group, integer) in lane_counts.iter().flat_map(|lanes| [(lanes, true), (lanes, false)]) {
+            for (rows, shared_x) in [(4, false), (8, false), (2, false), (4, true), (2, true), (8, true)] {
+                let of = |workgroup, team| GemvChoice {
+                    workgroup,
+                    team,
+                    rows,
+                    steps: 1,
+                    lanes_per_group,
+                    shared_x,
+                    integer,
+                };
+                let subgroups = [64, 128, 256].map(|workgroup| of(workgroup, Team::Subgroup));
+                let workgroups = [32, 64, 96, 128, 192, 256].map(|workgroup| of(workgroup, Team::Workgroup));
+                let workgroups = workgroups.into_iter().filter(|_| !shared_x);
+                all.extend(subgroups.into_iter().chain(workgroups).flat_map(|choice| with_steps(caps, shape, choice)));
             }
         }
     }
@@ -215,15 +214,17 @@ pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
             GemvChoice { workgroup: half, rows: 8, ..usual },
         ]);
         // A lane for each block as far as there may be so many, and small workgroups that go through a row.
-        for (parts, rows, most) in [(2, 8, 256), (2, 4, 256), (1, 8, 256), (4, 8, 256), (2, 8, 64), (2, 4, 32)] {
-            let integer = GemvChoice { parts, rows, integer: true, ..usual };
+        for (lanes_per_group, rows, most) in
+            [(2, 8, 256), (2, 4, 256), (1, 8, 256), (4, 8, 256), (2, 8, 64), (2, 4, 32)]
+        {
+            let integer = GemvChoice { lanes_per_group, rows, integer: true, ..usual };
             let blocks = shape.blocks(&integer);
             let workgroup = blocks.next_multiple_of(32).min(most) as u32;
             let steps = if blocks.div_ceil(workgroup as usize) == 2 { 2 } else { 1 };
             all.push(GemvChoice { workgroup, steps, ..integer });
         }
-        for (workgroup, rows, shared) in [(64, 4, false), (128, 4, false), (256, 4, true), (64, 8, false)] {
-            let choice = GemvChoice { workgroup, rows, shared, teams: true, steps: 1, ..usual };
+        for (workgroup, rows, shared_x) in [(64, 4, false), (128, 4, false), (256, 4, true), (64, 8, false)] {
+            let choice = GemvChoice { workgroup, rows, shared_x, team: Team::Subgroup, steps: 1, ..usual };
             all.extend(with_steps(caps, shape, choice).pop());
         }
     }
@@ -246,11 +247,11 @@ const WORDS: std::ops::RangeInclusive<u32> = 8..=48;
 
 /// The numbers of steps that divide a row evenly.
 fn with_steps(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Vec<GemvChoice> {
-    let lanes = choice.team(caps) as usize;
+    let lanes = choice.team_lanes(caps) as usize;
     let rounds = shape.blocks(&choice) / lanes;
     let is_even = shape.blocks(&choice).is_multiple_of(lanes);
     let fits = |&steps: &u32| {
-        let words = steps * choice.rows * 4 / choice.parts;
+        let words = steps * choice.rows * 4 / choice.lanes_per_group;
         is_even && rounds.is_multiple_of(steps as usize) && WORDS.contains(&words)
     };
     (1..=12).filter(fits).map(|steps| GemvChoice { steps, ..choice }).collect()

@@ -8,8 +8,7 @@
 use model_format::decoder_config::Activation;
 
 use super::{
-    GemvChoice, GemvKind, GemvParams, GemvShape, KERNEL, NUMBERS, candidates, choice_of, odd_choices, pick, reference,
-    shape_of, trial,
+    GemvKind, GemvParams, GemvShape, KERNEL, candidates, choice_of, odd_choices, pick, reference, shape_of, trial,
 };
 use crate::{
     Case, CaseSet, Kernel, WeightFormat,
@@ -17,7 +16,7 @@ use crate::{
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params},
     matrix::Slice,
-    tuning::Tunable,
+    tuning::{GemvChoice, Tunable},
 };
 
 /// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`, and `squares`, whose total is that of
@@ -74,11 +73,10 @@ pub static ADD_TUNABLE: Tunable = Tunable {
     name: "gemv_add",
     kernel: |_| &ADD_KERNEL,
     extents: &["rows", "cols", "batch"],
-    numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Add)),
     trial: |caps, problem, choice| {
         let GemvShape { rows, cols, .. } = shape_of(problem, GemvKind::Add);
-        let parts = GemvAdd { choice: GemvChoice::of(choice) }.parts(caps, rows);
+        let parts = GemvAdd { choice: choice.get() }.parts(caps, rows);
         trial(caps, problem, GemvKind::Add, choice, &[cols, rows, rows, rows, parts])
     },
 };
@@ -88,7 +86,6 @@ pub static SCALED_TUNABLE: Tunable = Tunable {
     name: "gemv_scaled",
     kernel: |_| &SCALED_KERNEL,
     extents: &["rows", "cols", "swiglu"],
-    numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, scaled_kind(problem.sizes()[2] == 1))),
     trial: |caps, problem, choice| {
         let kind = scaled_kind(problem.sizes()[2] == 1);

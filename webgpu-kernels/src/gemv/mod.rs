@@ -19,11 +19,11 @@ use crate::{
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, Params, params},
     matrix::Slice,
-    tuning::{Choice, Problem, Trial, Tunable},
+    tuning::{Choice, GemvChoice, Problem, Team, Trial, Tunable},
 };
 
 use choice::choice_of;
-pub use choice::{GemvChoice, GemvKind, GemvShape, choices};
+pub use choice::{GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
 pub(crate) use rope::case_of as turned_case_of;
@@ -68,7 +68,6 @@ pub static TUNABLE: Tunable = Tunable {
     name: "gemv",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols", "batch"],
-    numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Plain)),
     trial: |caps, problem, choice| {
         let GemvShape { rows, cols, batch, .. } = shape_of(problem, GemvKind::Plain);
@@ -76,32 +75,9 @@ pub static TUNABLE: Tunable = Tunable {
     },
 };
 
-/// Names of a [`GemvChoice`]'s numbers. The form is its parts, 8 more with teams, 16 more with `x` in workgroup
-/// memory, and 32 more with integers.
-const NUMBERS: [&str; 4] = ["workgroup", "steps", "rows", "form"];
 /// Rows of a small matrix: no multiple of what a workgroup has, but of what heads are made of where there are such.
 const CHECKED_ROWS: usize = 10;
 const CHECKED_HEADS: usize = 40;
-
-impl GemvChoice {
-    fn of(Choice([workgroup, steps, rows, form]): Choice) -> GemvChoice {
-        GemvChoice {
-            workgroup,
-            steps,
-            rows,
-            parts: form & 7,
-            teams: form & 8 != 0,
-            shared: form & 16 != 0,
-            integer: form & 32 != 0,
-        }
-    }
-
-    fn numbers(self) -> Choice {
-        let flags = [self.teams, self.shared, self.integer].map(u32::from);
-        let form = self.parts + 8 * flags[0] + 16 * flags[1] + 32 * flags[2];
-        Choice([self.workgroup, self.steps, self.rows, form])
-    }
-}
 
 /// What a problem of this folder is; its extents are rows, columns and, of some kinds, a third.
 fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
@@ -112,12 +88,12 @@ fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
 
 /// The few that are worth the time of trying them on a user's device.
 fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<Choice> {
-    choice::best(caps, shape).into_iter().map(GemvChoice::numbers).collect()
+    choice::best(caps, shape).into_iter().map(Choice::from).collect()
 }
 
 /// A choice to be timed and checked. `lens`: words of the buffers behind the matrix.
 fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &[usize]) -> Trial {
-    let (shape, choice) = (shape_of(problem, kind), GemvChoice::of(choice));
+    let (shape, choice) = (shape_of(problem, kind), choice.get::<GemvChoice>());
     let rows = if kind == GemvKind::Rope { CHECKED_HEADS } else { CHECKED_ROWS };
     Trial {
         case: choice_case(caps, &shape, choice),
@@ -143,7 +119,7 @@ fn pick(gpu: &Gpu, shape: &GemvShape) -> GemvChoice {
         GemvKind::Swiglu => Problem::new(&SCALED_TUNABLE, Some(format), [rows, cols, 1]),
         GemvKind::Rope => Problem::new(&ROPE_TUNABLE, Some(format), [rows, cols]),
     };
-    GemvChoice::of(gpu.choice(problem))
+    gpu.choice(problem).get()
 }
 
 impl Gemv {
@@ -270,28 +246,28 @@ fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usiz
 
 /// Choices of each kind in a small shape of each number of rows: what no default takes is right too.
 fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
-    let choice = |workgroup, teams, rows, steps, parts, shared| GemvChoice {
+    let choice = |workgroup, team, rows, steps, lanes_per_group, shared_x| GemvChoice {
         workgroup,
-        teams,
-        rows,
         steps,
-        parts,
-        shared,
+        rows,
+        lanes_per_group,
+        team,
+        shared_x,
         integer: false,
     };
     let integer = |choice| GemvChoice { integer: true, ..choice };
     let all = [
-        (576, choice(64, true, 4, 1, 2, false)),
-        (3072, choice(128, true, 8, 2, 2, true)),
-        (2048, choice(256, true, 4, 2, 1, false)),
-        (3072, choice(96, false, 8, 1, 1, false)),
-        (8192, choice(256, false, 4, 2, 4, false)),
-        (576, choice(64, true, 4, 3, 4, true)),
-        (2048, choice(64, false, 8, 2, 2, true)),
-        (576, integer(choice(64, true, 4, 1, 2, false))),
-        (3072, integer(choice(96, false, 8, 1, 1, false))),
-        (8192, integer(choice(256, false, 4, 2, 4, false))),
-        (100, integer(choice(64, false, 4, 1, 1, false))),
+        (576, choice(64, Team::Subgroup, 4, 1, 2, false)),
+        (3072, choice(128, Team::Subgroup, 8, 2, 2, true)),
+        (2048, choice(256, Team::Subgroup, 4, 2, 1, false)),
+        (3072, choice(96, Team::Workgroup, 8, 1, 1, false)),
+        (8192, choice(256, Team::Workgroup, 4, 2, 4, false)),
+        (576, choice(64, Team::Subgroup, 4, 3, 4, true)),
+        (2048, choice(64, Team::Workgroup, 8, 2, 2, true)),
+        (576, integer(choice(64, Team::Subgroup, 4, 1, 2, false))),
+        (3072, integer(choice(96, Team::Workgroup, 8, 1, 1, false))),
+        (8192, integer(choice(256, Team::Workgroup, 4, 2, 4, false))),
+        (100, integer(choice(64, Team::Workgroup, 4, 1, 1, false))),
     ];
     let shapes = all.into_iter().enumerate().map(|(i, (cols, choice))| {
         let rows = if kind == GemvKind::Rope {
@@ -332,7 +308,7 @@ mod tests {
                 let all = choices(&caps, &shape);
                 assert_eq!(all[0], choice_of(&caps, &shape));
                 assert!(all.len() > 20 && all.iter().all(|choice| choice.suits(&caps, &shape)), "{kind:?}");
-                assert_eq!(all.iter().any(|choice| choice.teams), caps.subgroups.is_some());
+                assert_eq!(all.iter().any(|choice| choice.team == Team::Subgroup), caps.subgroups.is_some());
             }
         }
     }

@@ -5,7 +5,7 @@
 //! of their own, are turned in part, or go to a cache of eight bits.
 
 use super::{
-    GemvChoice, GemvKind, GemvShape, KERNEL as GEMV, NUMBERS, candidates, choice_of,
+    GemvKind, GemvShape, KERNEL as GEMV, candidates, choice_of,
     fused::{random_squares, usual_parts},
     odd_choices, pick, reference, shape_of, trial,
 };
@@ -17,7 +17,7 @@ use crate::{
     kv::padded,
     matrix::Slice,
     rope::{RopeShape, rope},
-    tuning::Tunable,
+    tuning::{GemvChoice, Tunable},
 };
 
 use half::f16;
@@ -64,7 +64,6 @@ pub static TUNABLE: Tunable = Tunable {
     name: "gemv_rope",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols"],
-    numbers: &NUMBERS,
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Rope)),
     trial: |caps, problem, choice| {
         let GemvShape { format, rows, cols, .. } = shape_of(problem, GemvKind::Rope);

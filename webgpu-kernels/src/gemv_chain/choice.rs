@@ -6,23 +6,10 @@ use super::{
 };
 use crate::{
     Case, Kernel, KvDtype, Variant, WeightFormat,
-    attention::{Teams, UNSPLIT_KEYS},
+    attention::UNSPLIT_KEYS,
     gpu::{Caps, Gpu},
-    tuning::{Choice, Problem, Trial, Tunable},
+    tuning::{ChainChoice, Choice, GemvChainChoice, Problem, Teams, Trial, Tunable},
 };
-
-/// How work is divided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ChainChoice {
-    /// Lanes of a workgroup.
-    pub workgroup: u32,
-    /// Outputs that a workgroup has at a time where a lane has one half group of each, 4 or 8.
-    pub rows: u32,
-    /// Workgroups of a product at most.
-    pub groups: u32,
-    /// Keys of a range, of many that attention divides.
-    pub range: u32,
-}
 
 /// Extents of a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,7 +47,6 @@ pub static TUNABLE: Tunable = Tunable {
     name: "gemv_chain",
     kernel: |problem| ChainShape::of(problem).kernel(),
     extents: &["hidden", "inner", "heads", "kv_heads", "head_dim"],
-    numbers: &["workgroup", "rows", "groups", "range"],
     candidates,
     trial,
 };
@@ -159,7 +145,7 @@ impl ChainShape {
         if !gpu.caps().forward_progress || gpu.is_off(self.kernel().name) {
             return None;
         }
-        ChainChoice::of(gpu.choice(self.problem()))
+        gpu.choice(self.problem()).get::<GemvChainChoice>().chain
     }
 
     fn problem(&self) -> Problem {
@@ -183,14 +169,6 @@ impl ChainShape {
 }
 
 impl ChainChoice {
-    fn of(Choice([workgroup, rows, groups, range]): Choice) -> Option<ChainChoice> {
-        (workgroup > 0).then_some(ChainChoice { workgroup, rows, groups, range })
-    }
-
-    fn numbers(self) -> Choice {
-        Choice([self.workgroup, self.rows, self.groups, self.range])
-    }
-
     /// Half groups of a row that a lane has.
     fn steps(&self, cols: usize) -> u32 {
         (cols / HALF).div_ceil(self.workgroup as usize) as u32
@@ -315,14 +293,13 @@ pub(super) fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
 }
 
 fn candidates(caps: &Caps, problem: &Problem) -> Vec<Choice> {
-    let chains = chains(caps, &ChainShape::of(problem)).into_iter().map(ChainChoice::numbers);
-    let chains = chains.filter(|_| caps.forward_progress);
-    std::iter::once(Choice([0; 4])).chain(chains).collect()
+    let chains = chains(caps, &ChainShape::of(problem)).into_iter().map(Some).filter(|_| caps.forward_progress);
+    std::iter::once(None).chain(chains).map(|chain| GemvChainChoice { chain }.into()).collect()
 }
 
 fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
     let shape = ChainShape::of(problem);
-    let choice = ChainChoice::of(choice);
+    let GemvChainChoice { chain: choice } = choice.get();
     Trial {
         case: cases::case(caps, &shape, choice),
         lens: cases::lens(&shape),

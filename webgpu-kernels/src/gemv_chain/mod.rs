@@ -22,7 +22,8 @@ use crate::{
     selftest::Switch,
 };
 
-pub use choice::{ChainChoice, ChainShape, EndShape, Heads, TUNABLE, choice_cases};
+pub use crate::tuning::ChainChoice;
+pub use choice::{ChainShape, EndShape, Heads, TUNABLE, choice_cases};
 use choice::{FORMAT, HALF, MOST_SPLITS};
 pub use full::check_full;
 pub use links::Links;

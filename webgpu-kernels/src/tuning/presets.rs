@@ -1,72 +1,87 @@
-//! `presets.json`: choices for devices that are known, for who does not tune.
+//! `presets.json`: choices for known devices, used where autotuning has not run.
 
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
-use super::{Choice, Problem, Tunable};
+use super::{Choice, Problem};
 use crate::gpu::AdapterSummary;
 
-static FILE: LazyLock<Value> =
-    LazyLock::new(|| serde_json::from_str(include_str!("presets.json")).expect("a file of ours"));
+static FILE: LazyLock<Presets> =
+    LazyLock::new(|| serde_json::from_str(include_str!("presets.json")).expect("presets.json is valid"));
 
-/// What to choose for some problems of a kernel.
-#[derive(Debug, Clone)]
+/// The file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Presets {
+    #[serde(rename = "about")]
+    _about: String,
+    devices: Vec<Device>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Device {
+    /// Parts of adapter names, in any case.
+    names: Vec<String>,
+    /// Source of the rules: measured, modelled or derived.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the file's readers"))]
+    from: String,
+    rules: Vec<Rule>,
+}
+
+/// A choice for some problems of a kernel.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Rule {
-    name: &'static str,
-    /// Extent by its place, with least and most.
-    extents: Vec<(usize, u32, u32)>,
-    /// Number by its place. Those that are not named may be any.
-    numbers: Vec<(usize, u32)>,
+    kernel: String,
+    /// Least and most of each extent. An extent without a range may have any value.
+    #[serde(default, rename = "where")]
+    ranges: BTreeMap<String, (u32, u32)>,
+    /// Fields of the choice. A field that is not named may have any value.
+    choice: Map<String, Value>,
 }
 
-/// The rules for a device, the first that fits a problem to be taken.
-pub(super) fn rules_of(summary: &AdapterSummary) -> Vec<Rule> {
+/// The rules for a device. For each problem, the first match applies.
+pub(super) fn rules_of(summary: &AdapterSummary) -> &'static [Rule] {
     let name = summary.name.to_lowercase();
-    let is_meant = |device: &&Value| {
-        let mut names = list(&device["names"]).iter().filter_map(Value::as_str);
-        names.any(|part| name.contains(&part.to_lowercase()))
-    };
-    let devices = list(&FILE["devices"]).iter().find(is_meant);
-    devices.into_iter().flat_map(|device| list(&device["rules"])).map(Rule::read).collect()
-}
-
-fn list(value: &Value) -> &[Value] {
-    value.as_array().map_or(&[], Vec::as_slice)
+    let is_listed = |device: &&Device| device.names.iter().any(|part| name.contains(&part.to_lowercase()));
+    FILE.devices.iter().find(is_listed).map_or(&[], |device| &device.rules)
 }
 
 impl Rule {
-    /// Panics where the file, which is part of this crate, is wrong: a test reads all of it.
-    fn read(value: &Value) -> Rule {
-        let tunable = Tunable::by_name(value["kernel"].as_str().expect("a rule names its kernel"));
-        let place = |names: &[&str], name: &str| {
-            let place = names.iter().position(|other| *other == name);
-            place.unwrap_or_else(|| panic!("presets.json: `{}` has no `{name}`", tunable.name))
-        };
-        let number = |value: &Value| u32::try_from(value.as_u64().expect("a whole number")).expect("32 bits");
-        let fields = |key: &str| value[key].as_object().into_iter().flatten();
-        let extents = fields("where").map(|(name, range)| {
-            let [least, most] = list(range) else { panic!("presets.json: `{name}` is a least and a most") };
-            (place(tunable.extents, name), number(least), number(most))
-        });
-        let numbers = fields("choice").map(|(name, value)| (place(tunable.numbers, name), number(value)));
-        Rule { name: tunable.name, extents: extents.collect(), numbers: numbers.collect() }
+    /// True if the rule covers the problem and names this choice.
+    pub fn names(&self, problem: &Problem, choice: &Choice) -> bool {
+        self.covers(problem) && agrees(&self.choice, &choice.fields())
     }
 
-    /// Whether this is what the rule says of the problem.
-    pub fn names(&self, problem: &Problem, choice: &Choice) -> bool {
-        let fits = |(place, least, most): &(usize, u32, u32)| (*least..=*most).contains(&problem.extents[*place]);
-        let agrees = |(place, value): &(usize, u32)| choice.0[*place] == *value;
-        self.name == problem.name && self.extents.iter().all(fits) && self.numbers.iter().all(agrees)
+    fn covers(&self, problem: &Problem) -> bool {
+        let is_in_range = |(name, (least, most)): (&String, &(u32, u32))| {
+            problem.extent(name).is_some_and(|extent| (*least..=*most).contains(&extent))
+        };
+        self.kernel == problem.tunable.name && self.ranges.iter().all(is_in_range)
     }
+}
+
+/// True if `fields` has every named value.
+fn agrees(named: &Map<String, Value>, fields: &Value) -> bool {
+    named.iter().all(|(name, value)| match (value, &fields[name]) {
+        (Value::Object(named), fields) => agrees(named, fields),
+        (value, field) => value == field,
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gpu::{Caps, DeviceType};
+    use crate::{
+        TUNABLES,
+        cases::four_bits,
+        gpu::{Caps, DeviceType, SubgroupSizes},
+    };
 
-    fn rules(name: &str) -> Vec<Rule> {
+    fn rules(name: &str) -> &'static [Rule] {
         rules_of(&AdapterSummary {
             name: name.into(),
             backend: "vulkan".into(),
@@ -78,15 +93,11 @@ mod tests {
     }
 
     #[test]
-    fn every_rule_is_read_and_every_device_says_where_its_rules_come_from() {
-        for device in list(&FILE["devices"]) {
-            assert!(
-                device["from"]
-                    .as_str()
-                    .is_some_and(|from| ["measured", "modelled", "derived"].iter().any(|word| from.starts_with(word)))
-            );
-            for name in list(&device["names"]) {
-                assert_eq!(rules(name.as_str().unwrap()).len(), list(&device["rules"]).len(), "{name}");
+    fn every_device_names_its_source_and_known_adapters_have_rules() {
+        for device in &FILE.devices {
+            assert!(["measured", "modelled", "derived"].iter().any(|word| device.from.starts_with(word)));
+            for name in &device.names {
+                assert_eq!(rules(name).len(), device.rules.len(), "{name}");
             }
         }
         let known = [
@@ -96,5 +107,39 @@ mod tests {
         ];
         assert!(known.iter().all(|name| !rules(name).is_empty()));
         assert!(rules("llvmpipe (LLVM 15.0.6, 256 bits)").is_empty());
+    }
+
+    /// A misspelt kernel, extent or field would never match.
+    #[test]
+    fn every_rule_names_a_candidate() {
+        let caps = Caps {
+            subgroups: Some(SubgroupSizes { min: 32, max: 32 }),
+            packed_dot: true,
+            forward_progress: true,
+            chains: true,
+            narrow_chains: true,
+            wide_teams: true,
+            max_bindings: 32,
+            ..Caps::WEBGPU_DEFAULTS
+        };
+        // Llama 3.2 3B, for the extents that a rule leaves open.
+        let usual = |extent: &str| match extent {
+            "heads" => 24,
+            "kv_heads" => 8,
+            "head_dim" => 128,
+            "inner" => 8192,
+            "batch" => 1,
+            "swiglu" => 0,
+            _ => 3072,
+        };
+        for rule in FILE.devices.iter().flat_map(|device| &device.rules) {
+            let tunable = *TUNABLES.iter().find(|tunable| tunable.name == rule.kernel).expect("a kernel");
+            let mut problem = Problem { tunable, format: Some(four_bits()), extents: [0; 5] };
+            for (extent, name) in problem.extents.iter_mut().zip(tunable.extents) {
+                *extent = rule.ranges.get(*name).map_or(usual(name), |(least, _)| *least);
+            }
+            let candidates = problem.candidates(&caps);
+            assert!(candidates.iter().any(|choice| rule.names(&problem, choice)), "{rule:?}: {problem}");
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use web_time::Instant;
 
-use super::{Choice, Problem, Trial, Tunable};
+use super::{Choice, Problem, Trial};
 use crate::{
     Error, Result,
     case_check::{Outcome, check_all},
@@ -124,7 +124,7 @@ impl<'a> Bench<'a> {
         // No more than what makes the largest problem's runs take turns, on devices with little memory.
         let largest = problems.iter().filter_map(|problem| {
             let first = *problem.candidates(gpu.caps()).first()?;
-            let Trial { lens, rotated, .. } = (Tunable::by_name(problem.name).trial)(gpu.caps(), problem, first);
+            let Trial { lens, rotated, .. } = problem.trial(gpu.caps(), first);
             Some(4 * lens[rotated].iter().sum::<usize>() as u64)
         });
         let mut bytes = most.min(16 * largest.max().unwrap_or(0)).max(1 << 20);
@@ -182,9 +182,8 @@ impl<'a> Bench<'a> {
     /// The candidates that give what they should. `None`: the kernel's own rule is not among them, or the problem does not
     /// fit.
     async fn right_ones(&mut self, problem: &Problem, measured: &mut Measured) -> Result<Option<Vec<Runner>>> {
-        let tunable = Tunable::by_name(problem.name);
         let trials: Vec<Trial> =
-            measured.candidates.iter().map(|(choice, _)| (tunable.trial)(self.gpu.caps(), problem, *choice)).collect();
+            measured.candidates.iter().map(|(choice, _)| problem.trial(self.gpu.caps(), *choice)).collect();
         let checks: Vec<_> = trials.iter().flat_map(|trial| &trial.checks).collect();
         let mut outcomes = check_all(self.gpu, &checks).await?.into_iter();
         self.gpu.shared.forgive();

@@ -1,11 +1,11 @@
-//! Floating-point weights that lie on a group grid already, such as a table that a quantizer wrote back as numbers: their
-//! codes and scales are found again, exactly.
+//! Recovers the codes and scales of floating-point weights that already lie on a group grid, for example of an
+//! embedding table that a quantizer wrote in floating point.
 
 use super::{GroupQuant, scales::narrow};
 
 impl GroupQuant {
-    /// As [`GroupQuant::quantize_into`], but groups whose values the format can hold keep them. Returns the number of
-    /// groups that were rounded.
+    /// As [`GroupQuant::quantize_into`], but a group whose values the format can represent exactly keeps them. Returns
+    /// the number of rounded groups.
     pub fn keep_into(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) -> usize {
         self.quantize_into(cols, weights, words, scales);
         let (row_words, groups) = (self.row_words(cols), self.groups(cols));
@@ -28,7 +28,7 @@ impl GroupQuant {
         rounded
     }
 
-    /// The scale with which `codes` mean exactly `values`; `None` where there is none, or all values are zero.
+    /// Finds a scale and `codes` with exactly these values. `None` if no scale is exact, or all values are zero.
     fn exact(self, values: &[f32], codes: &mut [u8]) -> Option<f32> {
         let largest = values.iter().fold(0f32, |max, v| max.max(v.abs()));
         let max_int = f32::from(self.max_int());
@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn other_values_are_rounded_as_ever() {
+    fn other_values_are_rounded_as_by_quantize() {
         let weights: Vec<f32> = (0..64).map(|i| if i < 32 { (i as f32 * 0.7).sin() } else { 0.5 }).collect();
         let (mut words, mut scales) = (vec![0; 8], vec![0; 2]);
         assert_eq!(Q4.keep_into(64, &weights, &mut words, &mut scales), 1);

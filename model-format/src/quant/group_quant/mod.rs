@@ -1,26 +1,26 @@
-//! Group quantization as MLC defines it: weights in groups along K, one scale per group, zero point in the middle.
+//! MLC's group quantization: groups of weights along K, one scale per group, zero in the middle of the codes.
 //!
-//! `value = (code - max_int) * scale`. A group takes a whole number of u32 words; element `r` of a word is in its bits
-//! `bits * r ..`, lowest first, and bits that hold no whole element are zero; words of a ragged last group are padded with
-//! zero bits. MLC writes codes `0..=2 * max_int` and positive scales. Every reader takes the one code beyond and negative
-//! scales too, and our quantizer uses them.
+//! A value is `(code - max_int) * scale`. A group takes a whole number of u32 words. Element `r` of a word has the bits
+//! from `bits * r` on, lowest first. Unused bits are zero, also in an incomplete last group. MLC writes codes `0..=2 *
+//! max_int` and positive scales. All readers also support the one code above this range and negative scales; our
+//! quantizer uses both.
 //!
-//! The arithmetic of [`GroupQuant::quantize`] is done in the format's own number type, every step rounded, in MLC's order,
-//! so that the words are equal bit for bit.
+//! [`GroupQuant::quantize`] computes in the format's number type, rounds after each step and keeps MLC's order, so that
+//! the words equal MLC's bit for bit.
 
 pub mod dot;
 mod kept;
 mod rounding;
 mod scales;
 
-pub use scales::Scales;
+pub use scales::{Scales, bf16_on_disk};
 
 use crate::Dtype;
 use rounding::{BF16, F16, F32, Rounding};
 pub(crate) use scales::narrow;
 use scales::scale_bits;
 
-/// The numbers of a group format.
+/// Parameters of a group format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GroupQuant {
     /// Bits per code.
@@ -32,15 +32,15 @@ pub struct GroupQuant {
 }
 
 impl GroupQuant {
-    /// WGSL of the same layout.
+    /// WGSL that reads the same layout.
     pub const UNPACK_WGSL: &str = include_str!("unpack.wgsl");
 
-    /// The code of the value zero, and the largest multiple of the scale that MLC uses.
+    /// The code of zero. Also the largest multiple of the scale that MLC uses.
     pub fn max_int(self) -> u8 {
         (1 << (self.bits - 1)) - 1
     }
 
-    /// The largest code that the bits hold.
+    /// The largest code, `2^bits - 1`.
     pub fn largest_code(self) -> u8 {
         ((1u16 << self.bits) - 1) as u8
     }
@@ -55,7 +55,7 @@ impl GroupQuant {
         self.group_size / self.codes_per_word()
     }
 
-    /// Groups in a row of `cols` weights; the last may be ragged.
+    /// Groups in a row of `cols` weights. The last may be incomplete.
     pub fn groups(self, cols: usize) -> usize {
         cols.div_ceil(self.group_size)
     }
@@ -65,17 +65,22 @@ impl GroupQuant {
         self.groups(cols) * self.words_per_group()
     }
 
-    /// Number type that scales are stored in. f32 scales lie on disk as bf16, like all that MLC stores in f32.
+    /// Number type of stored scales. MLC stores f32 as bf16.
     pub fn scale_dtype(self) -> Dtype {
         if self.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::BF16 }
     }
 
-    /// What a code stands for, in f32.
+    /// The value of a code, in f32.
     pub fn value(self, code: u8, scale: f32) -> f32 {
         (f32::from(code) - f32::from(self.max_int())) * scale
     }
 
-    /// Round-to-nearest of `[rows, cols]`: packed words and scales.
+    /// Quantizes row-major `[rows, cols]` by round-to-nearest. Returns packed words `[rows, row_words]` and scales
+    /// `[rows, groups]`.
+    ///
+    /// # Panics
+    ///
+    /// If the length of `weights` is wrong, or no format has these parameters.
     pub fn quantize(self, rows: usize, cols: usize, weights: &[f32]) -> (Vec<u32>, Scales) {
         assert_eq!(weights.len(), rows * cols, "quantize: {rows} x {cols} weights");
         let mut words = vec![0; rows * self.row_words(cols)];
@@ -84,9 +89,13 @@ impl GroupQuant {
         (words, scales)
     }
 
-    /// The same into memory that is there: `[rows, row_words]` words and `[rows, groups]` scales.
+    /// As [`GroupQuant::quantize`], into existing memory: words `[rows, row_words]` and scales `[rows, groups]`.
+    ///
+    /// # Panics
+    ///
+    /// If a length is wrong, or no format has these parameters.
     pub fn quantize_into(self, cols: usize, weights: &[f32], words: &mut [u32], scales: &mut [u16]) {
-        // The numbers of the formats that there are, so that the loops over a group have fixed lengths.
+        // Specialize for the existing formats, so that loops over a group have constant lengths.
         match (self.bits, self.group_size) {
             (4, 32) => self.quantize_groups::<4, 32>(cols, weights, words, scales),
             (3, 40) => self.quantize_groups::<3, 40>(cols, weights, words, scales),
@@ -116,14 +125,22 @@ impl GroupQuant {
         scales: &mut [u16],
     ) {
         let (row_words, groups) = (self.row_words(cols), self.groups(cols));
-        assert_eq!(weights.len() / cols * row_words, words.len(), "quantize: words of rows of {cols} weights");
-        assert_eq!(weights.len() / cols * groups, scales.len(), "quantize: scales of rows of {cols} weights");
+        assert_eq!(
+            weights.len() / cols * row_words,
+            words.len(),
+            "quantize: number of words for rows of {cols} weights"
+        );
+        assert_eq!(
+            weights.len() / cols * groups,
+            scales.len(),
+            "quantize: number of scales for rows of {cols} weights"
+        );
         let scale_dtype = self.scale_dtype();
         let rows = words.chunks_exact_mut(row_words).zip(scales.chunks_exact_mut(groups));
         for (row, (words, scales)) in weights.chunks_exact(cols).zip(rows) {
             let groups = words.chunks_exact_mut(self.words_per_group()).zip(scales);
             for (weights, (words, scale)) in row.chunks(GROUP).zip(groups) {
-                // A ragged group is filled up with zeros, which change no maximum; their codes are cleared.
+                // Pad an incomplete group with zeros, which do not affect the maximum. Their codes are cleared below.
                 let mut values = [0f32; GROUP];
                 match <&[f32; GROUP]>::try_from(weights) {
                     Ok(weights) => values.iter_mut().zip(weights).for_each(|(value, &weight)| *value = T::cast(weight)),
@@ -140,6 +157,10 @@ impl GroupQuant {
     }
 
     /// Packs codes `[rows, cols]` into words `[rows, groups * words_per_group]`.
+    ///
+    /// # Panics
+    ///
+    /// If the length of `codes` is wrong.
     pub fn pack(self, rows: usize, cols: usize, codes: &[u8]) -> Vec<u32> {
         assert_eq!(codes.len(), rows * cols, "pack: {rows} x {cols} codes");
         let row_words = self.row_words(cols);
@@ -154,7 +175,11 @@ impl GroupQuant {
         words
     }
 
-    /// The codes `[rows, cols]` of packed words.
+    /// Unpacks words to codes `[rows, cols]`.
+    ///
+    /// # Panics
+    ///
+    /// If the length of `q_weight` is wrong.
     pub fn unpack(self, rows: usize, cols: usize, q_weight: &[u32]) -> Vec<u8> {
         let row_words = self.row_words(cols);
         assert_eq!(q_weight.len(), rows * row_words, "unpack: words of {rows} x {cols} codes");
@@ -169,7 +194,11 @@ impl GroupQuant {
         codes
     }
 
-    /// The values `[rows, cols]` of packed words and scales.
+    /// The values `[rows, cols]` of packed words and scales, in f32.
+    ///
+    /// # Panics
+    ///
+    /// If a length is wrong.
     pub fn dequantize(self, rows: usize, cols: usize, q_weight: &[u32], q_scale: &Scales) -> Vec<f32> {
         let groups = self.groups(cols);
         assert_eq!(q_scale.len(), rows * groups, "dequantize: one scale per row and group");
@@ -184,26 +213,27 @@ impl GroupQuant {
     }
 }
 
-/// MLC's scale of a group, `max|w| / max_int`, and its codes. The values are of the type already.
+/// MLC's scale of a group, `max|w| / max_int`, and the codes. `values` must already be rounded to the format's type.
 #[inline(always)]
 fn group_codes<T: Rounding, const BITS: usize, const GROUP: usize>(values: &[f32; GROUP]) -> (f32, [u32; GROUP]) {
     let max_int = ((1 << (BITS - 1)) - 1) as f32;
     let mut codes = [0; GROUP];
-    // Sizes of floats are in the order of their bits, and NaN is above all: a maximum that vector code can take.
+    // The bits of non-negative floats have the same order as the floats, and NaN is the largest. Compilers vectorize
+    // this maximum.
     let largest = values.iter().fold(0, |max: i32, v| max.max(v.abs().to_bits() as i32));
     let scale = T::cast(f32::from_bits(largest as u32) / max_int);
-    // Nearest, halves to even, clamped.
+    // Round to nearest even, and clamp.
     if scale > 0.0 && scale.is_finite() {
         for (code, &value) in codes.iter_mut().zip(values) {
             let shifted = T::near(T::near(value / scale) + max_int);
             let shifted = if shifted > 0.0 { shifted } else { 0.0 };
             let clamped = if shifted < 2.0 * max_int { shifted } else { 2.0 * max_int };
-            // The last place of 2^23 is one: adding it rounds to a whole number, which is then in the low bits.
+            // Adding 2^23, whose last place is 1, rounds to an integer and puts it into the low bits.
             *code = (clamped + 8_388_608.0).to_bits() & 0xff;
         }
         return (scale, codes);
     }
-    // NaN has no size; as a quotient, of 0 / 0 say, it becomes code 0.
+    // `max` ignores NaN weights here. A NaN quotient, for example 0 / 0, becomes code 0.
     let max_abs = values.iter().fold(0f32, |max, v| max.max(v.abs()));
     let scale = T::cast(max_abs / max_int);
     for (code, &value) in codes.iter_mut().zip(values) {

@@ -1,15 +1,15 @@
-//! Arithmetic in a narrow number type, done in f32 and rounded after every step.
+//! Emulates arithmetic in f16 and bf16: computes in f32 and rounds after each step.
 //!
-//! A sum or quotient of f16 or bf16 numbers, computed in f32 and rounded once more, is the correctly rounded one: 24 bits
-//! are at least `2 p + 2` for `p` of 11 and 8. Plain integer arithmetic on the bits keeps the loops free of branches and
-//! calls, so that they become vector code.
+//! The sum or quotient of two f16 or bf16 numbers, computed in f32 and then rounded, is correctly rounded: f32's 24
+//! bits are at least `2 p + 2` for the precisions `p` of 11 and 8. Rounding uses integer arithmetic on the bits,
+//! without branches and calls, so that compilers vectorize the loops.
 
-/// Rounding f32 to the number type that a format computes in, halves to even. The result is an f32 that the type holds.
+/// Rounds f32 to a format's number type, to nearest even. The result is an f32 that is exact in this type.
 pub(super) trait Rounding {
-    /// Any value, subnormals and what becomes infinite included.
+    /// Rounds any value, including subnormals, overflow and NaN.
     fn cast(x: f32) -> f32;
-    /// A value whose size is between the type's smallest and largest normal number, or one to which a number of ordinary
-    /// size will be added.
+    /// Rounds faster, for values in the type's normal range. Also for smaller values if a number of ordinary size is
+    /// added to the result.
     fn near(x: f32) -> f32;
 }
 
@@ -21,7 +21,7 @@ impl Rounding for F16 {
     #[inline(always)]
     fn cast(x: f32) -> f32 {
         let size = x.abs();
-        // 0.5 has the last place of f16's subnormals, 2^-24.
+        // In f32, the last place of 0.5 is 2^-24, as of f16's subnormals. Adding 0.5 therefore rounds to a subnormal.
         let subnormal = (size + 0.5) - 0.5;
         let size = if size < 6.103_515_6e-5 { subnormal } else { F16::near(size) };
         let size = if size > 65504.0 { f32::INFINITY } else { size };
@@ -66,9 +66,9 @@ mod tests {
 
     use super::*;
 
-    /// Every f16 number, its neighbours in f32, and the halfway points between them.
+    /// All upper halves of an f32, with lower halves that include f16's neighbors and halfway points.
     #[test]
-    fn casts_are_those_of_half() {
+    fn casts_equal_the_half_crate() {
         let mut seen = 0u32;
         for high in 0..=u16::MAX {
             for low in [0u32, 1, 0x0fff, 0x1000, 0x1001, 0x2000, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff] {

@@ -1,18 +1,18 @@
-// Group quantization, the WGSL half: see mod.rs beside this file.
-// BITS, GROUP_SIZE, MAX_INT and the bindings `q_weight: array<Words>` ([rows, blocks], a block being a group of four
-// words, half or a quarter of one) and `q_scale: array<u32>` ([rows, groups] f16, two per word) come from the kernel that imports
-// this; with OWN_LOADS it reads them itself.
+// Reads group-quantized weights. mod.rs in this folder defines the layout.
+// The importing kernel declares the constants BITS, GROUP_SIZE and MAX_INT, and two bindings: `q_weight: array<Words>`
+// [rows, blocks], where a block is a group of four words, half a group (HALVES) or a quarter (QUARTERS), and
+// `q_scale: array<u32>` [rows, groups] in f16, two per word. With OWN_LOADS, the kernel itself loads from them.
 
 const CODES_PER_WORD: u32 = 32u / BITS;
 const CODE_MASK: u32 = (1u << BITS) - 1u;
 
 #ifdef QUARTERS
-// A word of a group is a block.
+// A block is one of a group's four words.
 alias Words = u32;
 const BLOCKS_PER_GROUP: u32 = 4u;
 #else
 #ifdef HALVES
-// Half a group is a block.
+// A block is half a group.
 alias Words = vec2<u32>;
 const BLOCKS_PER_GROUP: u32 = 2u;
 #else
@@ -25,7 +25,7 @@ const BLOCKS_PER_GROUP: u32 = 1u;
 struct Block { words: Words, scale: f32 }
 
 #ifndef OWN_LOADS
-// Block `b` of row `row`, where a row has `blocks` of them.
+// Block `b` of row `row`. A row has `blocks` blocks.
 fn load_block(row: u32, b: u32, blocks: u32) -> Block {
     let i = row * blocks + b;
     return Block(q_weight[i], group_scale(i / BLOCKS_PER_GROUP));
@@ -37,12 +37,12 @@ fn group_scale(group: u32) -> f32 {
 }
 #endif
 
-// A dot product of block and x is block_scale(block) * sum over i of dot(raw4(block, i), spread(x4)): what can be done
-// once per block, or once per x for many rows, is not done per weight.
+// The dot product of a block and x is block_scale(block) * sum over i of dot(raw4(block, i), spread(x4)). The scale is
+// applied once per block, and spread(x4) is computed once for many rows.
 
 #ifdef EIGHT_NIBBLES
-// A nibble that is put into the low bits of 2^23's mantissa is a float without a conversion: 2^23 + code * 16^j for the
-// j-th nibble. The 16^j is divided out of x. All of this is exact.
+// Converts nibbles to floats without conversion instructions: OR-ing the j-th nibble, in place, into the mantissa of
+// 2^23 gives 2^23 + code * 16^j. Division of x by 16^j compensates the factor. All steps are exact.
 const SPREAD: vec4<f32> = vec4<f32>(1.0, 1.0 / 16.0, 1.0 / 256.0, 1.0 / 4096.0);
 const MAGIC: vec4<f32> = vec4<f32>(8388608.0) + f32(MAX_INT) / SPREAD;
 
@@ -50,7 +50,7 @@ fn spread(x: vec4<f32>) -> vec4<f32> {
     return x * SPREAD;
 }
 
-// Weights 4 * i .. 4 * i + 4 without their scale, times 1 / SPREAD.
+// Weights 4 * i .. 4 * i + 4 without the scale, divided by SPREAD.
 fn raw4(block: Block, i: u32) -> vec4<f32> {
 #ifdef QUARTERS
     return of_nibbles(block.words >> (16u * i));
@@ -70,7 +70,7 @@ fn block4(block: Block, i: u32) -> vec4<f32> {
 }
 
 #ifdef INTEGER
-// Weights 8 * i .. 8 * i + 8 without their scale, MAX_INT too much, as bytes: the even ones, the odd ones.
+// Codes of weights 8 * i .. 8 * i + 8 as bytes (MAX_INT is not subtracted): the even codes, then the odd codes.
 fn code_bytes(block: Block, i: u32) -> vec2<u32> {
 #ifdef QUARTERS
     return bytes_of(block.words);
@@ -79,14 +79,14 @@ fn code_bytes(block: Block, i: u32) -> vec2<u32> {
 #endif
 }
 
-// The same of a word.
+// The eight codes of a word: even, then odd.
 fn bytes_of(word: u32) -> vec2<u32> {
     return vec2<u32>(word, word >> 4u) & vec2<u32>(0x0f0f0f0fu);
 }
 #endif
 
 #ifndef OWN_LOADS
-// PART_QUADS quads of weights, as they are fetched from memory.
+// PART_QUADS quads of weights, in the form loaded from memory.
 struct Part { word: u32, scale: f32 }
 
 // Part `part` of block `b` of row `row`.
@@ -109,9 +109,9 @@ fn spread(x: vec4<f32>) -> vec4<f32> {
     return x;
 }
 
-// Weights 4 * i .. 4 * i + 4 without their scale.
+// Weights 4 * i .. 4 * i + 4 without the scale.
 fn raw4(block: Block, i: u32) -> vec4<f32> {
-    // Four codes may straddle two words when a word does not hold a multiple of four.
+    // Four codes may be in two words if the number of codes per word is not a multiple of four.
     let first = 4u * i;
     let r = vec4<u32>(first, first + 1u, first + 2u, first + 3u);
     let w = vec4<u32>(

@@ -1,17 +1,17 @@
-//! No quantization: q0f16, q0f32 and q0bf16, numbers of the model's type. For baselines, calibration, and everything that has no codes.
+//! The unquantized formats q0f16, q0f32 and q0bf16, for baselines, calibration and unquantized parameters.
 //!
-//! On the device a row is padded with zeros to whole blocks of [`BLOCK_SIZE`] weights, so that kernels read it through
-//! the interface of the quantized formats.
+//! On the device, rows are padded with zeros to whole blocks of [`BLOCK_SIZE`] weights, so that kernels read them
+//! through the interface of the quantized formats.
 
 use half::f16;
 
-/// WGSL that reads f16 weights, or f32 ones with the flag `PLAIN_F32`, through the interface of the quantized ones.
+/// WGSL that reads f16 weights through the interface of the quantized formats. With the flag `PLAIN_F32` it reads f32.
 pub const UNPACK_WGSL: &str = include_str!("unpack.wgsl");
 
-/// Weights in a block.
+/// Number of weights in a block.
 pub const BLOCK_SIZE: usize = 32;
 
-/// Row-major f16 `[rows, cols]` as the words that the device reads.
+/// Packs row-major f16 weights `[rows, cols]` into words for the device, two weights per word.
 pub fn f16_words(cols: usize, weights: &[f16]) -> Vec<u32> {
     let padded = cols.next_multiple_of(BLOCK_SIZE);
     let mut words = Vec::with_capacity(weights.len() / cols.max(1) * padded / 2);
@@ -22,7 +22,7 @@ pub fn f16_words(cols: usize, weights: &[f16]) -> Vec<u32> {
     words
 }
 
-/// Row-major f32 `[rows, cols]` as the words that the device reads.
+/// Packs row-major f32 weights `[rows, cols]` into words for the device, one weight per word.
 pub fn f32_words(cols: usize, weights: &[f32]) -> Vec<u32> {
     let padded = cols.next_multiple_of(BLOCK_SIZE);
     let mut words = Vec::with_capacity(weights.len() / cols.max(1) * padded);

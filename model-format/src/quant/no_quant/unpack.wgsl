@@ -1,13 +1,13 @@
-// Plain weights, read through the same interface as group_quant/unpack.wgsl: 32 weights are a block, or what a
-// kernel divides them in. The binding `q_weight: array<Words>` and the constant BLOCK_WORDS come from the kernel that
-// imports this: [rows, blocks, BLOCK_WORDS], where a quad of words holds eight f16, or with PLAIN_F32 four f32. A ragged
-// last block is padded with zeros.
+// Reads unquantized weights through the interface of group_quant/unpack.wgsl. A block has 32 weights, or another number
+// chosen by the kernel. The importing kernel declares the constant BLOCK_WORDS and the binding `q_weight: array<Words>`
+// [rows, blocks, BLOCK_WORDS]. A vector of four words has eight f16 weights, or with PLAIN_F32 four f32 weights. An
+// incomplete last block is padded with zeros.
 
 alias Words = vec4<u32>;
 
 struct Block { words: array<vec4<u32>, BLOCK_WORDS> }
 
-// Block `b` of row `row`, where a row has `blocks` of them.
+// Block `b` of row `row`. A row has `blocks` blocks.
 fn load_block(row: u32, b: u32, blocks: u32) -> Block {
     let first = (row * blocks + b) * BLOCK_WORDS;
     var block: Block;
@@ -28,7 +28,7 @@ fn block4(block: Block, i: u32) -> vec4<f32> {
 #endif
 }
 
-// The three parts of a dot product, see group_quant/unpack.wgsl: here the weights are what they are.
+// The factors of a dot product, see group_quant/unpack.wgsl. Without quantization, the weights need no scaling.
 fn spread(x: vec4<f32>) -> vec4<f32> {
     return x;
 }
@@ -41,7 +41,7 @@ fn block_scale(block: Block) -> f32 {
     return 1.0;
 }
 
-// PART_QUADS quads of weights, as they are fetched from memory.
+// PART_QUADS quads of weights, in the form loaded from memory.
 struct Part { words: vec4<u32> }
 
 // Part `part` of block `b` of row `row`.

@@ -1,17 +1,17 @@
-//! Products in integers, for the CPU: a matrix whose rows lie side by side ([`Interleaved`]) times inputs that are rounded
-//! to eight bits ([`RoundedRows`]).
+//! Integer matrix products on the CPU: a matrix with interleaved rows ([`Interleaved`]) times inputs rounded to eight
+//! bits ([`RoundedRows`]).
 //!
-//! A group's dot product is a sum of `code * input` in integers, from which `max_int` times the sum of the inputs is taken
-//! off; it is exact. Then `y += dot as f32 * input scale * weight scale`, group after group. Every implementation does this
-//! in the same order with the same roundings, so that they agree bit for bit, whatever the number of rows.
+//! The dot product of a group is the integer sum of `code * input`, minus `max_int` times the sum of the inputs. It is
+//! exact. Then `y += dot as f32 * input_scale * weight_scale` for each group in order. All implementations use this
+//! order and the same rounding, so their results are equal bit for bit, for any number of rows.
 //!
-//! `portable` is the reference. `x86` has the same for vector units, chosen when the program runs: this folder is the
-//! only place that knows one processor from another.
+//! `portable` is the reference. `x86` uses vector units and is selected at run time. No code outside this folder
+//! distinguishes processors.
 //!
-//! How the rows lie: a strip is [`STRIP`] rows. Of each of its groups there are `group_size / 8` `Line`s: byte `4 r + j`
-//! of line `s` holds row `r`'s codes `4 s + j`, in the low half, and `group_size / 2 + 4 s + j`. So four neighbouring
-//! inputs, repeated, meet a whole line. Formats of three bits lie in halves of bytes as well. Of codes in eight bits, which no
-//! format has, there are twice as many lines, and byte `4 r + j` of line `s` is row `r`'s code `4 s + j`.
+//! Layout: a strip is [`STRIP`] rows. Each group of a strip has `group_size / 8` `Line`s. Byte `4 r + j` of line `s`
+//! has two codes of row `r`: code `4 s + j` in the low half, and code `group_size / 2 + 4 s + j` in the high half. Four
+//! consecutive inputs, repeated, therefore match a whole line. Three-bit codes also take half a byte each. Eight-bit
+//! codes, which no format has, need twice as many lines; byte `4 r + j` of line `s` is code `4 s + j` of row `r`.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -24,38 +24,38 @@ use half::f16;
 use super::GroupQuant;
 use crate::{Dtype, quant::QuantizedMatrix};
 
-/// Rows that lie side by side.
+/// Number of interleaved rows.
 pub const STRIP: usize = 16;
 
-/// Rows of inputs that are multiplied before the next strip is, so that they stay in a core's cache.
+/// Number of input rows to multiply by a strip before the next strip. They fit into a core's cache.
 const INPUT_ROWS: usize = 64;
 
-/// How matrices in floating point are rounded for products in integers.
+/// The format for rounding floating-point matrices.
 const EIGHT_BITS: GroupQuant = GroupQuant { bits: 8, group_size: 32, dtype: Dtype::F16 };
 
-/// Four codes of each half of a group, or four of eight bits, of every row of a strip. As wide as a line of the cache.
+/// Four codes from each half of a group, or four eight-bit codes, of all rows in a strip. The size of a cache line.
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Line([u8; 4 * STRIP]);
 
-/// The instructions that products are computed with.
+/// Instruction sets for the products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Instructions {
-    /// What every processor has.
+    /// Instructions of every processor.
     Portable,
-    /// AVX2: products of bytes in pairs.
+    /// AVX2: sums of two byte products.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// AVX-VNNI: products of bytes in fours.
+    /// AVX-VNNI: sums of four byte products, 32 bytes at a time.
     #[cfg(target_arch = "x86_64")]
     AvxVnni,
-    /// The same, of 64 bytes at a time.
+    /// AVX-512 VNNI: sums of four byte products, 64 bytes at a time.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
 }
 
 impl Instructions {
-    /// Those that this machine has, the fastest last.
+    /// The sets of this machine, the fastest last.
     pub fn available() -> Vec<Instructions> {
         #[cfg(target_arch = "x86_64")]
         let others = x86::available();
@@ -64,12 +64,12 @@ impl Instructions {
         [vec![Instructions::Portable], others].concat()
     }
 
-    /// The fastest that this machine has.
+    /// The fastest set of this machine.
     pub fn best() -> Instructions {
-        Instructions::available().pop().expect("there is the portable way")
+        Instructions::available().pop().expect("`Portable` is always available")
     }
 
-    /// Most rows of inputs that are multiplied together: as many as there are registers for.
+    /// Maximum number of input rows to multiply together, limited by the number of registers. A power of two.
     fn largest_tile(self) -> usize {
         match self {
             Instructions::Portable => 1,
@@ -81,7 +81,7 @@ impl Instructions {
     }
 }
 
-/// A matrix `[rows, cols]` of a group format, its rows side by side.
+/// A matrix `[rows, cols]` of a group format, with interleaved rows.
 #[derive(Debug, Clone)]
 pub struct Interleaved {
     group: GroupQuant,
@@ -89,28 +89,28 @@ pub struct Interleaved {
     cols: usize,
     /// `[strips, groups, lines of a group]`.
     lines: Vec<Line>,
-    /// `[strips, groups]`, one of each row.
+    /// `[strips, groups]`, each with one scale per row.
     scales: Vec<[f16; STRIP]>,
     instructions: Instructions,
 }
 
-/// Rows of inputs in eight bits, a scale for each group.
+/// Input rows in eight bits, with a scale per group.
 ///
-/// Rows that are multiplied together lie together, in tiles of `Instructions::largest_tile` rows, the last ones of fewer:
-/// of each group first one row's numbers, then the next one's.
+/// Rows that are multiplied together form a tile of at most `Instructions::largest_tile` rows. In a tile, each group
+/// has the codes of all rows, one row after the other.
 #[derive(Debug, Clone)]
 pub struct RoundedRows {
     groups: usize,
     largest_tile: usize,
-    /// `[tiles, groups, rows of the tile, group_size]`, from -127 to 127; what a row lacks to whole groups is zero.
+    /// `[tiles, groups, rows of the tile, group_size]`, from -127 to 127. Zeros complete the last group of a row.
     codes: Vec<i8>,
-    /// `[tiles, groups, rows of the tile]`: the value of a code of one.
+    /// `[tiles, groups, rows of the tile]`: the scale, which is the value of code 1.
     scales: Vec<f32>,
-    /// `[tiles, groups, rows of the tile]`: what is left to take off a sum of products, `-max_int` times the sum of the codes.
+    /// `[tiles, groups, rows of the tile]`: `-max_int` times the sum of the codes, to add to the sum of products.
     offsets: Vec<i32>,
 }
 
-/// One strip.
+/// A strip of rows.
 #[derive(Clone, Copy)]
 struct Strip<'a> {
     /// `[groups, lines of a group]`.
@@ -119,7 +119,7 @@ struct Strip<'a> {
     scales: &'a [[f16; STRIP]],
 }
 
-/// A tile of inputs: rows that are multiplied together.
+/// A tile of input rows, which are multiplied together.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
     /// `[groups, rows, group_size]`.
@@ -131,7 +131,7 @@ struct Tile<'a> {
 }
 
 impl Interleaved {
-    /// The same values side by side; `None` where a scale is no f16 number.
+    /// Interleaves the rows of a matrix. `None` if a scale is not exact in f16.
     pub fn new(matrix: &QuantizedMatrix) -> Option<Interleaved> {
         let (group, rows, cols) = (matrix.group(), matrix.rows, matrix.cols);
         let scales = matrix.q_scale.to_f16()?;
@@ -146,16 +146,18 @@ impl Interleaved {
         Some(interleaved)
     }
 
-    /// Values `[rows, cols]` rounded to eight bits, in groups of 32 with a scale each, side by side; `None` where a scale is no
-    /// f16 number.
+    /// Rounds values `[rows, cols]` to eight bits in groups of 32, and interleaves the rows. `None` if a scale is not
+    /// finite in f16.
     ///
-    /// Panics when `values` has another length.
+    /// # Panics
+    ///
+    /// If the length of `values` is wrong.
     pub fn rounded(rows: usize, cols: usize, values: &[f32]) -> Option<Interleaved> {
         assert_eq!(values.len(), rows * cols, "rounded: {rows} x {cols} values");
         let mut interleaved = Interleaved::empty(EIGHT_BITS, rows, cols);
         for (row, values) in values.chunks_exact(cols).enumerate() {
             for (i, values) in values.chunks(EIGHT_BITS.group_size).enumerate() {
-                // NaN is above all.
+                // NaN counts as the largest value, and makes the scale NaN.
                 let largest = values.iter().fold(0.0, |max: f32, v| if v.abs() <= max { max } else { v.abs() });
                 let middle = f32::from(EIGHT_BITS.max_int());
                 let scale = f16::from_f32(largest / middle);
@@ -165,7 +167,7 @@ impl Interleaved {
                 let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
                 let lines = interleaved.put_scale(row, i, scale);
                 for (k, value) in values.iter().enumerate() {
-                    // The scale may have been rounded down: the largest is then beyond the last code.
+                    // Clamp: if the scale was rounded down, the largest value exceeds the last code.
                     let code = (value * inverse).round_ties_even().clamp(-middle, middle) + middle;
                     lines[k / 4].0[4 * (row % STRIP) + k % 4] = code as u8;
                 }
@@ -186,50 +188,56 @@ impl Interleaved {
         }
     }
 
-    /// Puts the scale of group `i` of a row, and returns the lines that its codes belong in.
+    /// Stores the scale of group `i` of a row, and returns the lines for its codes.
     fn put_scale(&mut self, row: usize, i: usize, scale: f16) -> &mut [Line] {
         let (at, lines) = (row / STRIP * self.group.groups(self.cols) + i, lines_per_group(self.group));
         self.scales[at][row % STRIP] = scale;
         &mut self.lines[at * lines..][..lines]
     }
 
-    /// Computes with other instructions, of [`Instructions::available`]: for tests and measurements.
+    /// Selects the instructions, for tests and measurements.
     ///
-    /// Panics when this machine does not have them.
+    /// # Panics
+    ///
+    /// If [`Instructions::available`] does not list them.
     pub fn with_instructions(self, instructions: Instructions) -> Interleaved {
-        assert!(Instructions::available().contains(&instructions), "{instructions:?} on this machine");
+        assert!(Instructions::available().contains(&instructions), "{instructions:?} is not available on this machine");
         Interleaved { instructions, ..self }
     }
 
-    /// Outputs.
+    /// Number of outputs.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Inputs.
+    /// Number of inputs.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// Strips: [`STRIP`] rows each, but for the last.
+    /// Number of strips of [`STRIP`] rows. The last may have fewer.
     pub fn strips(&self) -> usize {
         self.rows.div_ceil(STRIP)
     }
 
-    /// The rows of some strips.
+    /// The range of rows in a range of strips.
     pub fn rows_of(&self, strips: &Range<usize>) -> Range<usize> {
         strips.start * STRIP..(strips.end * STRIP).min(self.rows)
     }
 
-    /// Bytes that a matrix `[rows, cols]` takes so.
+    /// Size in bytes of an interleaved matrix `[rows, cols]`.
     pub fn bytes(group: GroupQuant, rows: usize, cols: usize) -> usize {
         let groups = rows.div_ceil(STRIP) * group.groups(cols);
         groups * (lines_per_group(group) * size_of::<Line>() + size_of::<[f16; STRIP]>())
     }
 
-    /// The values of one row, in f32.
+    /// The values of a row, in f32.
+    ///
+    /// # Panics
+    ///
+    /// If `row` is out of range.
     pub fn row(&self, row: usize) -> Vec<f32> {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert!(row < self.rows, "row: {row} is out of range for {} rows", self.rows);
         let (strip, lane) = (self.strip(row / STRIP), row % STRIP);
         let mut values = Vec::with_capacity(strip.scales.len() * self.group.group_size);
         for (lines, scales) in strip.lines.chunks_exact(lines_per_group(self.group)).zip(strip.scales) {
@@ -248,18 +256,31 @@ impl Interleaved {
         values
     }
 
-    /// Rounds rows of inputs `[rows, cols]` for this matrix.
+    /// Rounds input rows `[rows, cols]` for multiplication by this matrix.
+    ///
+    /// # Panics
+    ///
+    /// If the length of `inputs` is not a multiple of the number of inputs.
     pub fn round(&self, inputs: &[f32]) -> RoundedRows {
         RoundedRows::new(self.group, self.cols, self.instructions.largest_tile(), inputs)
     }
 
-    /// `output[m, n] = sum over k of inputs[m, k] * w[n, k]` for the rows `n` of `strips`: `[inputs, rows of strips]`.
+    /// Computes `output[m, n] = sum over k of inputs[m, k] * w[n, k]` for the rows `n` of `strips`. The shape of
+    /// `output` is `[input rows, rows of strips]`.
+    ///
+    /// # Panics
+    ///
+    /// If `inputs` were rounded for another matrix or other instructions, or the length of `output` is wrong.
     pub fn multiply(&self, inputs: &RoundedRows, strips: Range<usize>, output: &mut [f32]) {
         let rows = self.rows_of(&strips);
         let width = rows.len();
-        assert_eq!(inputs.groups, self.group.groups(self.cols), "multiply: inputs of another matrix");
+        assert_eq!(inputs.groups, self.group.groups(self.cols), "multiply: inputs rounded for another matrix");
         assert_eq!(output.len(), inputs.len() * width, "multiply: {} x {width} outputs", inputs.len());
-        assert_eq!(inputs.largest_tile, self.instructions.largest_tile(), "multiply: inputs of other instructions");
+        assert_eq!(
+            inputs.largest_tile,
+            self.instructions.largest_tile(),
+            "multiply: inputs rounded for other instructions"
+        );
         for first in (0..inputs.len()).step_by(INPUT_ROWS) {
             let block = first..(first + INPUT_ROWS).min(inputs.len());
             for index in strips.clone() {
@@ -277,7 +298,7 @@ impl Interleaved {
         }
     }
 
-    /// The products of a tile of so many rows and a strip.
+    /// Multiplies a tile of `rows` input rows by a strip. Calls `put` with each row and its outputs.
     #[inline(always)]
     fn multiply_tile(&self, strip: Strip<'_>, tile: Tile<'_>, rows: usize, mut put: impl FnMut(usize, &[f32; STRIP])) {
         macro_rules! by_rows {
@@ -288,11 +309,11 @@ impl Interleaved {
                             put(row, values);
                         }
                     })+
-                    _ => unreachable!("tiles have fewer rows"),
+                    _ => unreachable!("tiles have at most `largest_tile` rows"),
                 }
             };
         }
-        // Lines of a group are a parameter of their own: the language cannot divide there.
+        // The number of lines per group is a separate parameter: const generics do not support division.
         match (self.instructions, self.group.group_size) {
             #[cfg(target_arch = "x86_64")]
             (Instructions::Avx512Vnni, 32) if self.group.bits == 8 => by_rows!(x86 avx512_vnni, 32, 8, 1 2 4 8),
@@ -326,7 +347,7 @@ impl Interleaved {
 }
 
 impl RoundedRows {
-    /// Rounds rows `[rows, cols]`, each group of `group` by itself to the nearest of 255 multiples of a scale.
+    /// Rounds rows `[rows, cols]` group by group to the nearest of 255 multiples of a scale.
     fn new(group: GroupQuant, cols: usize, largest_tile: usize, inputs: &[f32]) -> RoundedRows {
         let (rows, groups) = (inputs.len() / cols, group.groups(cols));
         assert_eq!(inputs.len(), rows * cols, "round: rows of {cols} inputs");
@@ -351,12 +372,12 @@ impl RoundedRows {
         rounded
     }
 
-    /// How many rows there are.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.scales.len() / self.groups
     }
 
-    /// Whether there is none.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.scales.is_empty()
     }
@@ -372,7 +393,8 @@ impl RoundedRows {
     }
 }
 
-/// Divides rows into tiles of `largest` rows and then of half as many, a quarter ...; `largest` is a power of two.
+/// Divides rows into tiles of `largest` rows, a power of two. The rest becomes tiles of half as many rows, a quarter,
+/// and so on.
 fn tiles(rows: Range<usize>, largest: usize) -> impl Iterator<Item = Range<usize>> {
     let (mut next, mut size) = (rows.start, largest);
     std::iter::from_fn(move || {
@@ -386,16 +408,16 @@ fn tiles(rows: Range<usize>, largest: usize) -> impl Iterator<Item = Range<usize
     })
 }
 
-/// Lines of a group: of four codes a row, or of twice as many.
+/// Number of lines per group. A line has four eight-bit codes per row, or eight smaller codes.
 fn lines_per_group(group: GroupQuant) -> usize {
     group.group_size / if group.bits == 8 { 4 } else { 8 }
 }
 
-/// Puts the packed codes of a row's group into its place in the strip's lines, which are zero there.
+/// Copies the packed codes of a row's group to the group's lines, which must be zero for this row.
 fn put_group(group: GroupQuant, words: &[u32], lane: usize, lines: &mut [Line]) {
     let steps = lines.len();
     if group.bits == 4 {
-        // Two words, of eight codes each, make the bytes of two lines.
+        // Two words of eight codes give the row's bytes of two lines.
         let (low, high) = words.split_at(steps / 2);
         for (lines, (&low, &high)) in lines.chunks_exact_mut(2).zip(low.iter().zip(high)) {
             let bytes = (spread(low) | spread(high) << 4).to_le_bytes();
@@ -411,7 +433,7 @@ fn put_group(group: GroupQuant, words: &[u32], lane: usize, lines: &mut [Line]) 
     }
 }
 
-/// Eight codes of four bits as bytes.
+/// Expands eight 4-bit codes to bytes.
 fn spread(word: u32) -> u64 {
     let x = u64::from(word);
     let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
@@ -419,17 +441,17 @@ fn spread(word: u32) -> u64 {
     (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f
 }
 
-/// Rounds a group: its scale, and the sum of its codes.
+/// Rounds a group. Returns its scale and the sum of its codes.
 fn round_group(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    // Sizes of floats are in the order of their bits, and NaN is above all: a maximum that vector code can take.
+    // The bits of non-negative floats have the same order as the floats, and NaN is the largest. Compilers vectorize
+    // this maximum.
     let largest = values.iter().fold(0, |max: i32, v| max.max(v.abs().to_bits() as i32));
     let largest = f32::from_bits(largest as u32);
-    // What is smaller has no inverse, and adds nothing to any sum.
+    // Smaller values have no finite inverse. They are negligible in any sum.
     let inverse = if largest < 1e-35 { 0.0 } else { 127.0 / largest };
     let mut sum = 0;
     for (code, value) in codes.iter_mut().zip(values) {
-        // The last place of 1.5 * 2^23 is one: adding it rounds to a whole number, halves to even, which is then in the
-        // low bits.
+        // Adding 1.5 * 2^23, whose last place is 1, rounds to nearest even and puts the integer into the low bits.
         *code = (value * inverse + 12_582_912.0).to_bits() as i8;
         sum += i32::from(*code);
     }

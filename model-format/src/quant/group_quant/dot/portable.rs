@@ -1,9 +1,9 @@
-//! The reference of products in integers, and what processors without other instructions run. Written so that a compiler
-//! can make vector code of it.
+//! Reference implementation of the integer products, also the fallback for processors without vector instructions.
+//! Compilers can vectorize it.
 
 use super::{Line, STRIP, Strip, Tile};
 
-/// Products of one row of inputs (`ROWS` is 1) and a strip with `STEPS` lines a group.
+/// Multiplies one input row (`ROWS` is 1) by a strip with `STEPS` lines per group.
 pub fn multiply<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
     strip: Strip<'_>,
     tile: Tile<'_>,
@@ -19,9 +19,10 @@ pub fn multiply<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
     output
 }
 
-/// `sum over k of code[r, k] * input[k]` of a group, for each row `r`.
+/// For each row `r`: the sum over `k` of `code[r, k] * input[k]` in a group.
 fn dots<const GROUP: usize, const STEPS: usize>(lines: &[Line; STEPS], inputs: &[i8; GROUP]) -> [i32; STRIP] {
-    // At most 10 products of 15 * 128 each. The high halves of whole bytes are added up by themselves: sixteen times as much.
+    // No overflow: at most 10 products of at most 15 * 128. Eight-bit codes have a separate sum for their high halves,
+    // which count sixteen times.
     let (mut sums, mut sixteens) = ([0i16; 4 * STRIP], [0i16; 4 * STRIP]);
     let is_whole = 4 * STEPS == GROUP;
     let (low, high) = if is_whole { (&inputs[..], &inputs[..]) } else { inputs.split_at(4 * STEPS) };

@@ -1,11 +1,11 @@
-//! Every implementation that this machine has, against plain loops over the codes and values of a matrix.
+//! Compares all implementations available on this machine with plain loops over the codes of a matrix.
 
 use half::f16;
 
 use super::*;
 use crate::{QuantFormat, quant::group_quant::Scales};
 
-/// Numbers that look random, the same in every run.
+/// A pseudo-random sequence.
 fn numbers(seed: u64) -> impl FnMut() -> u64 {
     let mut state = seed;
     move || {
@@ -14,7 +14,7 @@ fn numbers(seed: u64) -> impl FnMut() -> u64 {
     }
 }
 
-/// Every code, scales of either sign.
+/// A matrix with random codes and scales of both signs.
 fn matrix(format: &str, rows: usize, cols: usize) -> QuantizedMatrix {
     let format = QuantFormat::by_name(format).unwrap();
     let group = format.group().unwrap();
@@ -38,7 +38,7 @@ fn all(matrix: &Interleaved, inputs: &RoundedRows) -> Vec<f32> {
     output
 }
 
-/// The definition: sums in integers, the middle taken off each code, then scales.
+/// The definition: integer sums of codes minus `max_int`, times the scales.
 fn plain(matrix: &QuantizedMatrix, rounded: &RoundedRows) -> Vec<f32> {
     let (group, codes) = (matrix.group(), matrix.codes());
     let groups = group.groups(matrix.cols);
@@ -70,8 +70,8 @@ fn group_of(rounded: &RoundedRows, m: usize, i: usize) -> (f32, &[i8]) {
 }
 
 #[test]
-fn every_implementation_is_equal_to_plain_loops_bit_for_bit() {
-    // Whole strips and groups, ragged ones, and any number of rows.
+fn every_implementation_equals_plain_loops_bit_for_bit() {
+    // Complete and incomplete strips and groups, and various numbers of rows.
     for (format, n, k) in [("q4f16_1", 48, 96), ("q4f16_1", 37, 80), ("q3f16_1", 16, 120), ("q3f16_1", 5, 93)] {
         let matrix = matrix(format, n, k);
         let interleaved = Interleaved::new(&matrix).unwrap();
@@ -88,7 +88,7 @@ fn every_implementation_is_equal_to_plain_loops_bit_for_bit() {
 }
 
 #[test]
-fn the_largest_sums_overflow_nowhere() {
+fn the_largest_sums_do_not_overflow() {
     for format in ["q4f16_1", "q3f16_1"] {
         let format = QuantFormat::by_name(format).unwrap();
         let group = format.group().unwrap();
@@ -97,7 +97,7 @@ fn the_largest_sums_overflow_nowhere() {
             let scales = vec![f16::ONE; n * group.groups(k)];
             let matrix = format.pack(n, k, &vec![code; n * k], Scales::f16(&scales));
             let interleaved = Interleaved::new(&matrix).unwrap();
-            // NaN and infinities round to any code, also -128.
+            // NaN and infinities round to any code, including -128.
             for value in [1.0, -1.0, 1e30, f32::INFINITY, f32::NAN, -f32::NAN] {
                 for instructions in Instructions::available() {
                     let interleaved = interleaved.clone().with_instructions(instructions);
@@ -113,7 +113,7 @@ fn the_largest_sums_overflow_nowhere() {
 }
 
 #[test]
-fn eight_bits_are_the_nearest_and_equal_to_plain_loops_bit_for_bit() {
+fn eight_bit_matrices_are_rounded_to_nearest_and_equal_plain_loops() {
     for (n, k) in [(48, 96), (37, 80)] {
         let values: Vec<f32> = inputs(n, k).iter().map(|value| value * 0.1).collect();
         let interleaved = Interleaved::rounded(n, k, &values).unwrap();
@@ -157,7 +157,7 @@ fn eight_bits_are_the_nearest_and_equal_to_plain_loops_bit_for_bit() {
             }
         }
     }
-    // The largest sums, of every sign: codes of +-127 with inputs of any code, also -128.
+    // The largest sums of both signs: codes of +-127, and inputs of any code, including -128.
     for sign in [1.0, -1.0] {
         let interleaved = Interleaved::rounded(16, 64, &[sign * 127.0; 16 * 64]).unwrap();
         for (value, code) in [(1.0, 127), (-1.0, -127), (f32::NAN, 0)] {
@@ -172,12 +172,12 @@ fn eight_bits_are_the_nearest_and_equal_to_plain_loops_bit_for_bit() {
             }
         }
     }
-    assert!(Interleaved::rounded(1, 32, &[1e8; 32]).is_none(), "a scale beyond f16");
-    assert!(Interleaved::rounded(1, 32, &[f32::NAN; 32]).is_none(), "not a number");
+    assert!(Interleaved::rounded(1, 32, &[1e8; 32]).is_none(), "the scale overflows f16");
+    assert!(Interleaved::rounded(1, 32, &[f32::NAN; 32]).is_none(), "the scale is NaN");
 }
 
 #[test]
-fn tiles_are_halved_at_the_end() {
+fn the_last_tiles_are_smaller_powers_of_two() {
     let sizes = |rows, largest| tiles(rows, largest).map(|tile| tile.len()).collect::<Vec<_>>();
     assert_eq!(sizes(64..79, 8), [8, 4, 2, 1]);
     assert_eq!(sizes(0..9, 4), [4, 4, 1]);
@@ -186,7 +186,7 @@ fn tiles_are_halved_at_the_end() {
 }
 
 #[test]
-fn rows_are_the_values_of_the_matrix() {
+fn rows_equal_the_dequantized_matrix() {
     for (format, n, k) in [("q4f16_1", 37, 80), ("q3f16_1", 21, 93)] {
         let matrix = matrix(format, n, k);
         let interleaved = Interleaved::new(&matrix).unwrap();
@@ -196,7 +196,7 @@ fn rows_are_the_values_of_the_matrix() {
 }
 
 #[test]
-fn parts_of_the_strips_are_parts_of_the_product() {
+fn a_range_of_strips_gives_that_part_of_the_product() {
     let (m, n, k) = (3, 37, 64);
     let interleaved = Interleaved::new(&matrix("q4f16_1", n, k)).unwrap();
     let rounded = interleaved.round(&inputs(m, k));
@@ -211,7 +211,7 @@ fn parts_of_the_strips_are_parts_of_the_product() {
 }
 
 #[test]
-fn inputs_are_rounded_to_the_nearest_of_255_values() {
+fn inputs_are_rounded_to_the_nearest_of_255_multiples() {
     let interleaved = Interleaved::new(&matrix("q4f16_1", 16, 64)).unwrap();
     let values = inputs(1, 64);
     let rounded = interleaved.round(&values);
@@ -223,7 +223,7 @@ fn inputs_are_rounded_to_the_nearest_of_255_values() {
         }
         assert_eq!(rounded.offsets[group], -7 * codes.iter().map(|&code| i32::from(code)).sum::<i32>());
     }
-    // Nothing, and what is too small for an inverse, adds nothing.
+    // Zero, and values too small for a finite inverse, add nothing.
     assert!(interleaved.round(&[0.0; 64]).codes.iter().all(|&code| code == 0));
     assert!(all(&interleaved, &interleaved.round(&[1e-40; 64])).iter().all(|&value| value == 0.0));
 }

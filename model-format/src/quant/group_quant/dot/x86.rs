@@ -1,16 +1,16 @@
-//! Products in integers by the vector units of x86-64 processors.
+//! Integer products by the vector units of x86-64 processors.
 //!
-//! A line's codes are unsigned bytes; four signed inputs, repeated, meet them, and each row's four products are added in its
-//! 32-bit lane. The orders and roundings are those of [`super::portable`].
+//! The codes of a line are unsigned bytes. They are multiplied by four signed inputs, repeated. Each row's four
+//! products are summed in its 32-bit lane. The order and the rounding are those of [`super::portable`].
 
 use std::arch::x86_64::*;
 
 use super::{Instructions, Line, STRIP, Strip, Tile};
 
-/// What this processor has of [`Instructions`], the fastest last.
+/// The [`Instructions`] of this processor except `Portable`, the fastest last.
 pub fn available() -> Vec<Instructions> {
     let mut available = Vec::new();
-    // Scales are f16.
+    // `f16c` converts the f16 scales.
     if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c") {
         available.push(Instructions::Avx2);
         if is_x86_feature_detected!("avxvnni") {
@@ -33,18 +33,18 @@ macro_rules! safe {
             strip: Strip<'_>,
             tile: Tile<'_>,
         ) -> [[f32; STRIP]; ROWS] {
-            // SAFETY: a matrix has these instructions only where `available` found them.
+            // SAFETY: a matrix selects these instructions only if `available` lists them.
             unsafe { $tile::<GROUP, STEPS, ROWS>(strip, tile) }
         })+
     };
 }
 
 safe!(
-    /// Products of `ROWS` rows of inputs and a strip with `STEPS` lines a group, by [`Instructions::Avx512Vnni`].
+    /// Multiplies `ROWS` input rows by a strip with `STEPS` lines per group, using [`Instructions::Avx512Vnni`].
     avx512_vnni tile_512
-    /// The same by [`Instructions::AvxVnni`].
+    /// The same, using [`Instructions::AvxVnni`].
     avx_vnni tile_256_vnni
-    /// The same by [`Instructions::Avx2`].
+    /// The same, using [`Instructions::Avx2`].
     avx2 tile_256
 );
 
@@ -70,13 +70,13 @@ fn tile_512<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
         for row in 0..ROWS {
             dots[row] = _mm512_set1_epi32(offsets[row]);
         }
-        // Where rows are few, a second chain of sums, so that one instruction does not wait for the one before it.
+        // With few rows, use a second chain of sums, so that an instruction need not wait for the previous one.
         let mut more = [_mm512_setzero_si512(); ROWS];
         for (step, line) in lines.iter().enumerate() {
-            // SAFETY: a line is 64 bytes, aligned to as many.
+            // SAFETY: a line has 64 bytes and is aligned to 64 bytes.
             let bytes = unsafe { _mm512_load_si512((&raw const *line).cast()) };
             if 4 * STEPS == GROUP {
-                // Codes are whole bytes.
+                // Eight-bit codes.
                 for row in 0..ROWS {
                     let sums = if ROWS < 4 && step % 2 == 1 { &mut more[row] } else { &mut dots[row] };
                     *sums = _mm512_dpbusd_epi32(*sums, bytes, _mm512_set1_epi32(four(&codes[row], step)));
@@ -90,7 +90,7 @@ fn tile_512<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
                 dots[row] = _mm512_dpbusd_epi32(dots[row], lows, _mm512_set1_epi32(four(&codes[row], step)));
             }
         }
-        // SAFETY: sixteen scales are 32 bytes.
+        // SAFETY: sixteen f16 scales have 32 bytes.
         let scales = _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) });
         for row in 0..ROWS {
             let dot = if ROWS < 4 { _mm512_add_epi32(dots[row], more[row]) } else { dots[row] };
@@ -100,7 +100,7 @@ fn tile_512<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
     }
     let mut output = [[0.0; STRIP]; ROWS];
     for (output, sums) in output.iter_mut().zip(sums) {
-        // SAFETY: sixteen numbers of f32 are 64 bytes.
+        // SAFETY: sixteen f32 values have 64 bytes.
         unsafe { _mm512_storeu_ps(output.as_mut_ptr(), sums) };
     }
     output
@@ -111,21 +111,21 @@ fn tile_512<const GROUP: usize, const STEPS: usize, const ROWS: usize>(
 #[target_feature(enable = "avx2")]
 fn half_line(line: &Line, half: usize) -> __m256i {
     let bytes: &[u8; 32] = if half == 0 { line.0.first_chunk() } else { line.0.last_chunk() }.expect("64 bytes");
-    // SAFETY: there are 32 bytes.
+    // SAFETY: the array has 32 bytes.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
-/// Scales of the first or the second eight rows.
+/// Scales of the first or the last eight rows.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn half_scales(scales: &[half::f16; STRIP], half: usize) -> __m256 {
     let scales: &[half::f16; 8] = if half == 0 { scales.first_chunk() } else { scales.last_chunk() }.expect("16");
-    // SAFETY: eight scales are 16 bytes.
+    // SAFETY: eight f16 scales have 16 bytes.
     _mm256_cvtph_ps(unsafe { _mm_loadu_si128(scales.as_ptr().cast()) })
 }
 
-/// A tile by vectors of 32 bytes: eight rows of the strip, then the other eight. `$dot` adds products to sums of its own
-/// kind, which begin at zero, and `$finish` makes 32-bit lanes of them.
+/// Multiplies a tile with vectors of 32 bytes: the first eight rows of the strip, then the other eight. `$dot` adds
+/// products to sums, which start at zero. `$finish` converts these sums to 32-bit lanes.
 macro_rules! tile_of_halves {
     ($name:ident, $features:literal, $dot:expr, $finish:expr) => {
         #[target_feature(enable = $features)]
@@ -143,7 +143,7 @@ macro_rules! tile_of_halves {
                 let inputs = codes.iter().zip(scales).zip(tile.offsets.as_chunks::<ROWS>().0);
                 for ((lines, scales), ((codes, input_scales), offsets)) in weights.zip(inputs) {
                     let mut dots = [_mm256_setzero_si256(); ROWS];
-                    // Where codes are whole bytes, their high halves are added up by themselves.
+                    // Eight-bit codes have a separate sum for their high halves.
                     let mut sixteens = [_mm256_setzero_si256(); ROWS];
                     for (step, line) in lines.iter().enumerate() {
                         let bytes = half_line(line, half);
@@ -175,7 +175,7 @@ macro_rules! tile_of_halves {
                 }
                 for (output, sums) in output.iter_mut().zip(sums) {
                     let output = &mut output[8 * half..][..8];
-                    // SAFETY: eight numbers of f32 are 32 bytes.
+                    // SAFETY: eight f32 values have 32 bytes.
                     unsafe { _mm256_storeu_ps(output.as_mut_ptr(), sums) };
                 }
             }
@@ -190,8 +190,9 @@ tile_of_halves!(
     |sums, codes, inputs| _mm256_dpbusd_avx_epi32(sums, codes, inputs),
     |sums| sums
 );
-// Pairs of products in 16 bits: at most 10 pairs of 2 * 15 * 127 for four bits in groups of 32 and halves of eight (which have
-// 8), or of 2 * 7 * 127 for three bits in groups of 40, are added before they are widened.
+// Sums of product pairs in 16 bits do not overflow before they are widened. Four-bit codes in groups of 32, and the
+// halves of eight-bit codes, have 8 pairs of at most 2 * 15 * 127. Three-bit codes in groups of 40 have 10 pairs of at
+// most 2 * 7 * 127.
 tile_of_halves!(
     tile_256,
     "avx2,f16c",
