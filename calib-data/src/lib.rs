@@ -15,7 +15,7 @@
 //! # Ok::<(), calib_data::Error>(())
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 mod data_set;
 mod documents;

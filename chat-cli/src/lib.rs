@@ -10,7 +10,7 @@
 //! assert_eq!(Command::parse("What is /set?").unwrap(), None);
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 mod assistant;
 pub mod bench_report;

@@ -11,11 +11,11 @@ use std::{
 use calib_data::perplexity;
 use chat_cli::{Weights, weights::tokenizer};
 use command_line::Bars;
-use infer_core::{block_on, check_tokens};
+use infer_core::{PrefixToken, block_on, check_tokens};
 use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
-    arguments::{LogitsArguments, PerplexityArguments, PrefixToken},
+    arguments::{LogitsArguments, PerplexityArguments},
     load,
 };
 

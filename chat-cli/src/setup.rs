@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use infer_core::{
-    Device, DeviceChoice, Gpu, KeptFolder, KvDtype, LoadOptions, OpenOptions, Tuning,
+    CacheFolder, Device, DeviceChoice, Gpu, KvDtype, LoadOptions, OpenOptions, Tuning,
     ops::candle::{CpuOptions, CpuWeights},
 };
 
@@ -65,7 +65,7 @@ impl Setup {
         LoadOptions {
             context,
             memory: memory.or(free_memory),
-            kept: self.machine.cache_folder.clone().map(KeptFolder::at),
+            device_cache: self.machine.cache_folder.clone().map(CacheFolder::at),
             tuning: self.tuning,
             tuning_budget: self.tuning_budget,
         }

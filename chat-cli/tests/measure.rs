@@ -202,7 +202,7 @@ fn bad_texts_are_an_error_with_a_hint() {
         check_failure(model.path(), &arguments, expected);
     }
     fs::write(model.path().join("bad"), format!("{text} ").repeat(200)).unwrap();
-    check_failure(model.path(), &[&arguments[..], &["--window", "9999"]].concat(), "this model runs texts of 1 to");
+    check_failure(model.path(), &[&arguments[..], &["--window", "9999"]].concat(), "the model accepts 1 to");
     fs::remove_file(model.path().join("tokenizer.json")).unwrap();
     check_failure(model.path(), &arguments, "tokenizer.json");
 }

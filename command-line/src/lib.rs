@@ -15,8 +15,6 @@
 //! assert_eq!(command_line::finish(run(), &[]), ExitCode::FAILURE);
 //! ```
 
-#![deny(missing_docs)]
-
 pub mod bars;
 mod folders;
 mod large_pages;

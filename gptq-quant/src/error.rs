@@ -1,17 +1,17 @@
-//! What can go wrong while a model is quantized, each with what to do about it.
+//! [`Error`]: the faults of users, files and machines, each with a hint.
 
 use std::path::PathBuf;
 
 /// The result of quantizing a model.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong while a model is quantized.
+/// An error while quantizing a model. [`Error::hint`] gives the next step.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model's files.
+    /// An error in the model's files or the output folder.
     #[error(transparent)]
     Format(#[from] model_format::Error),
-    /// The forward pass, the tokenizer or the chat template.
+    /// An error of the forward pass, the tokenizer or the chat template.
     #[error(transparent)]
     Engine(#[from] infer_core::Error),
     /// The checkpoint is quantized already.
@@ -20,8 +20,8 @@ pub enum Error {
         /// The checkpoint.
         location: String,
     },
-    /// A matrix has a shape that the packed layout cannot hold.
-    #[error("`{module}` is [{rows}, {cols}], and packed codes need multiples of {multiple}")]
+    /// The packed layout cannot store a matrix of this shape.
+    #[error("`{module}` is [{rows}, {cols}], but packed codes need multiples of {multiple}")]
     Unpackable {
         /// The module.
         module: String,
@@ -32,25 +32,25 @@ pub enum Error {
         /// Codes per word.
         multiple: usize,
     },
-    /// Matrices that are quantized as one are to be quantized in different ways.
-    #[error("`{}` are quantized as one matrix, and the rules say different things of them", modules.join("`, `"))]
+    /// The rules give different options to parts of one matrix.
+    #[error("`{}` are quantized as one matrix, but the rules give them different options", modules.join("`, `"))]
     UnequalParts {
         /// Their names.
         modules: Vec<String>,
     },
-    /// A rule is about no matrix of the model.
+    /// A rule matches no matrix of the model.
     #[error("the rule `{rule}` matches no matrix of the model")]
     RuleOfNothing {
         /// The rule.
         rule: String,
     },
-    /// The head is to be quantized, and there is none.
+    /// The head cannot be quantized, because the model has none apart from its embedding table.
     #[error("`{location}` has no head of its own: its embedding table is the head")]
     TiedHead {
         /// The checkpoint.
         location: String,
     },
-    /// The model's activations became infinite or NaN on the calibration text.
+    /// Activations of the model became infinite or NaN on the calibration text.
     #[error("the inputs of `{module}` are not finite on the calibration text")]
     NonFiniteActivations {
         /// The module.
@@ -64,7 +64,7 @@ pub enum Error {
         /// The value.
         value: f32,
     },
-    /// The model lacks a file that is needed to generate calibration text.
+    /// The model lacks a file for writing calibration text.
     #[error("`{location}` has no `{file}`")]
     MissingFile {
         /// The checkpoint.
@@ -72,26 +72,26 @@ pub enum Error {
         /// The file.
         file: &'static str,
     },
-    /// The output folder holds a model that is not quantized.
-    #[error("`{}` holds a model that is not quantized, and would be lost", folder.display())]
+    /// The output folder holds an unquantized model.
+    #[error("`{}` holds an unquantized model, which would be lost", folder.display())]
     OutputExists {
         /// The folder.
         folder: PathBuf,
     },
-    /// The folder holds what another run has left.
+    /// The folder holds another interrupted run.
     #[error("`{}` holds an interrupted run in which `{what}` was {was}; now it is {is}", folder.display())]
     OtherRun {
         /// The folder.
         folder: PathBuf,
-        /// What differs.
+        /// The field that differs.
         what: String,
-        /// As it was.
+        /// Its value in the interrupted run.
         was: String,
-        /// As it is.
+        /// Its value now.
         is: String,
     },
-    /// The disk is too small for the result.
-    #[error("`{}` has room for {:.1} GB, and this needs {:.1} GB", folder.display(), *available as f64 / 1e9, *needed as f64 / 1e9)]
+    /// The disk is too small for the output.
+    #[error("`{}` has {:.1} GB free, but the output needs {:.1} GB", folder.display(), *available as f64 / 1e9, *needed as f64 / 1e9)]
     NoSpace {
         /// The folder.
         folder: PathBuf,
@@ -100,13 +100,13 @@ pub enum Error {
         /// Bytes.
         available: u64,
     },
-    /// Whoever watches the progress asked to stop.
+    /// [`Progress::is_cancelled`](crate::Progress::is_cancelled) returned true.
     #[error("interrupted")]
     Cancelled,
 }
 
 impl Error {
-    /// What the user can do about it, if anything.
+    /// The user's next step, if any.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Format(error) => error.hint(),
@@ -114,25 +114,26 @@ impl Error {
             Error::AlreadyQuantized { .. } => {
                 Some("quantize the unquantized model, or convert this one with weight-convert".into())
             }
-            Error::UnequalParts { .. } => Some("write the pattern so that it matches all of them or none".into()),
+            Error::UnequalParts { .. } => Some("change the pattern so that it matches all of them or none".into()),
             Error::RuleOfNothing { .. } => Some(
-                "patterns are regular expressions, matched from the beginning of names such as \
+                "patterns are regular expressions, matched from the beginning of names like \
                  `model.layers.0.self_attn.q_proj`"
                     .into(),
             ),
             Error::TiedHead { .. } => {
                 Some("leave --lm-head out; `--embedding gptq` quantizes table and head as one".into())
             }
-            Error::NonFiniteActivations { .. } => {
-                Some("the weights before it are damaged, or the model needs a wider range than f32 has".into())
-            }
+            Error::NonFiniteActivations { .. } => Some(
+                "check the model's weights: earlier ones are damaged, or the model exceeds the range of f32".into(),
+            ),
             Error::MissingFile { .. } => Some("download the model again, or give calibration text with --calib".into()),
             Error::OutputExists { .. } => Some("choose another folder".into()),
             Error::Unpackable { module, .. } => {
-                Some(format!("leave it as it is with `--override '{module}:skip'`, or choose other bits for it"))
+                Some(format!("skip it with `--override '{module}:skip'`, or choose other bits for it"))
             }
             Error::OtherRun { .. } => Some(
-                "repeat the command that was interrupted, choose another folder, or begin anew with --restart".into(),
+                "repeat the interrupted command, choose another folder, or discard the interrupted run with --restart"
+                    .into(),
             ),
             Error::NoSpace { .. } => Some("free some disk space, or choose another folder".into()),
             Error::F16Overflow { .. } | Error::Cancelled => None,

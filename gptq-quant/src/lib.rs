@@ -1,8 +1,8 @@
-//! GPTQ: quantizes a Hugging Face checkpoint to few bits per weight with as little change to its outputs as may be.
+//! GPTQ: quantizes a Hugging Face checkpoint to few bits per weight with little change of its outputs.
 //!
-//! [`gptq::quantize`] does one matrix with the [`Hessian`] of its inputs; [`pipeline::quantize_layers`] runs calibration
-//! text through a model, layer after layer, and does them all; [`checkpoint`] writes what AutoGPTQ, GPTQModel and vLLM
-//! read.
+//! [`gptq::quantize`] quantizes one matrix with the [`Hessian`] of its inputs. [`quantize_layers`] runs calibration text through
+//! a model and quantizes all matrices, layer after layer. [`CheckpointWriter`] writes a checkpoint for AutoGPTQ, GPTQModel and
+//! vLLM.
 //!
 //! ```
 //! use gptq_quant::{Grid, HostSums, Options, TokenWeight, gptq::quantize};
@@ -19,46 +19,45 @@
 //! assert!(quantized.relative_error(weights.view(), &hessian) < 0.01);
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 pub mod calibrate;
-pub mod checkpoint;
-pub mod cholesky;
-mod ends;
 mod error;
-mod estimate;
-pub mod evaluate;
-mod finishing;
-pub mod gptq;
-mod grid;
-mod head_inputs;
-mod hessian;
-pub mod observe;
-mod on_device;
+mod input;
 mod output;
-pub mod pipeline;
-mod refine;
+mod progress;
 pub mod report;
 pub mod run;
-pub mod self_text;
 pub mod settings;
-mod speed;
+mod solve;
 pub mod store;
-mod streams;
-mod work;
+mod walk;
 
 pub use calibrate::Calibrate;
-pub use checkpoint::CheckpointWriter;
 pub use error::{Error, Result};
-pub use estimate::{Estimate, Timings};
-pub use evaluate::{Evaluation, evaluate};
-pub use gptq::{Options, Quantized};
-pub use grid::{Grid, GroupParams, ScaleRounding, ScaleSearch};
-pub use head_inputs::HeadInputs;
-pub use hessian::{Hessian, HostSums, TokenWeight};
-pub use pipeline::{Progress, check_weights, quantize_layers};
-pub use report::{Report, matrix::MatrixReport};
+pub use input::{
+    self_text::{self, SelfText, write_windows},
+    source::{check_weights, unquantized_config},
+};
+pub use output::checkpoint::{self, CheckpointWriter};
+pub use progress::Progress;
+pub use report::{
+    Report,
+    evaluate::{self, Evaluation, evaluate},
+    matrix::MatrixReport,
+};
 pub use run::Run;
-pub use self_text::{SelfText, write_windows};
 pub use settings::{Settings, quantized_params};
+#[doc(hidden)]
+pub use solve::gptq_py;
+pub use solve::{
+    gptq,
+    grid::{Grid, GroupParams, ScaleRounding, ScaleSearch},
+    head_inputs::HeadInputs,
+    hessian::{Hessian, TokenWeight},
+    host_sums::HostSums,
+    options::Options,
+    quantized::{Quantized, Solved},
+};
 pub use store::Store;
+pub use walk::{observe, quantize_layers::quantize_layers, timings::Timings};

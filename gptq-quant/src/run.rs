@@ -1,20 +1,24 @@
-//! [`Run`]: everything that a result follows from, so that a run which was interrupted is not continued as another.
+//! [`Run`]: the fingerprint of a run. It covers everything that the result depends on, so that an interrupted run is continued only
+//! by the same run.
 
 use calib_data::TokenWindows;
 use model_format::{staging::difference, steps, tensor_cache::ShardSum};
 use serde_json::{Value, json};
 
-use crate::Settings;
+use crate::settings::Settings;
 
-/// What a run computes: the steps' algorithm numbers, model, calibration text, device and settings. Runs that are equal end in the same bytes.
+/// The fingerprint of a run: the steps' algorithm numbers, model, calibration text, device and settings. Equal runs produce equal
+/// bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Run(Value);
 
 impl Run {
-    /// `model` is the sum of its content ([`check_weights`](crate::check_weights)), `text` says where the windows come
-    /// from and what is in them, `device` what computes and by which driver.
+    /// `model`: the checksum of [`check_weights`](crate::check_weights). `text`: source and content of the windows. `device`: name and
+    /// driver.
     pub fn new(model: &str, text: Value, device: impl Into<Value>, settings: &Settings) -> Run {
-        let settings = serde_json::to_value(settings).expect("settings serialize");
+        let mut settings = serde_json::to_value(settings).expect("settings serialize");
+        // Fingerprints have always included this former option. Without it, older runs could not be resumed.
+        settings["matrix"]["gptq_py"] = false.into();
         let (steps, device): (Value, Value) = (steps::numbers(steps::QUANTIZE), device.into());
         Run(json!({ "steps": steps, "model": model, "text": text, "device": device, "settings": settings }))
     }
@@ -24,26 +28,26 @@ impl Run {
         &self.0["steps"]
     }
 
-    /// In one line.
+    /// The fingerprint as one line of JSON.
     pub(crate) fn line(&self) -> String {
         self.0.to_string()
     }
 
-    /// A short name for it.
+    /// A checksum of the fingerprint.
     pub(crate) fn id(&self) -> String {
         let mut sum = ShardSum::default();
         sum.update(self.line().as_bytes());
         sum.finish()
     }
 
-    /// The first thing in which the run with this line is another: its name, what it was and what it is.
+    /// The first difference from the run with this `line`: the field, its value there and its value here.
     pub(crate) fn difference(&self, line: &str) -> Option<(String, String, String)> {
         let other = serde_json::from_str(line).unwrap_or(Value::Null);
         difference("", &other, &self.0)
     }
 }
 
-/// The sum of windows.
+/// A checksum of the windows' tokens.
 pub fn sum_of_windows(windows: &TokenWindows) -> String {
     let mut sum = ShardSum::default();
     for window in windows.iter() {
@@ -58,7 +62,7 @@ mod tests {
     use crate::{Grid, Options};
 
     #[test]
-    fn what_differs_is_named() {
+    fn differences_name_the_field() {
         let settings = |bits| Settings::new(Options::new(Grid { bits, group_size: Some(32), sym: true }));
         let run = |model, bits| Run::new(model, json!({ "samples": 3 }), "the CPU", &settings(bits));
         let one = run("a", 4);
@@ -75,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn every_step_counts() {
+    fn every_step_is_part_of_the_fingerprint() {
         let settings = Settings::new(Options::new(Grid { bits: 4, group_size: None, sym: true }));
         let run = Run::new("a", Value::Null, "the CPU", &settings);
         for step in steps::QUANTIZE {

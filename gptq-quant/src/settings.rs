@@ -1,44 +1,49 @@
-//! [`Settings`]: how a model is quantized, and what its options and rules make of each parameter.
+//! [`Settings`]: how to quantize a model, and the options that its rules give each parameter.
 //!
-//! `pipeline.rs` and `checkpoint.rs` ask it, so that both do the same.
+//! The walk and the checkpoint writer share it, so that both agree on every parameter.
 
 use model_format::{
-    Checkpoint, DecoderConfig, Param, QuantFormat, Role,
+    Checkpoint, DecoderConfig, Param, Role,
     gptq::{Change, GptqConfig, Rule, Rules},
     params::joined_params,
 };
-
 use serde::{Serialize, Serializer};
 
-use crate::{Error, Options, Result, TokenWeight};
+use crate::{
+    error::{Error, Result},
+    solve::{hessian::TokenWeight, options::Options},
+};
+
+/// Bytes for activations on a device of unknown memory.
+pub(crate) const DEFAULT_ACTIVATION_MEMORY: usize = 4 << 30;
 
 /// How to quantize a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Settings {
-    /// How to quantize each matrix.
+    /// Options of every matrix without a rule.
     pub matrix: Options,
-    /// Whether a matrix of a layer is solved with the inputs that the quantized ones before it in the layer give; otherwise all
-    /// with those that the layer's float matrices give.
+    /// Solve each matrix with the inputs that the quantized matrices before it in the layer produce. If false, solve all with the
+    /// inputs that the layer's float matrices produce.
     pub true_sequential: bool,
-    /// How much each calibration token counts.
+    /// The weight of each calibration token.
     pub token_weight: TokenWeight,
-    /// Whether the embedding table and the head are quantized too. Checkpoints then hold them as numbers on the grid.
+    /// Quantize the embedding table and the head too. Checkpoints store their dequantized values in f16.
     pub quantize_ends: bool,
-    /// Whether the head is quantized too, and checkpoints hold its codes. It must be no embedding table.
+    /// Quantize the head too. Checkpoints store its codes. Needs a head that is not the embedding table.
     pub lm_head: bool,
-    /// Which matrices are quantized otherwise, or not at all.
+    /// Rules that give some matrices other options or skip them.
     #[serde(serialize_with = "as_written")]
     pub rules: Rules,
-    /// Whether checkpoints are of version 2 of the format.
+    /// Write version 2 of the checkpoint format.
     pub v2: bool,
-    /// Bytes of activations that may stay on the device between two passes; `None` for what it has left. Beyond that,
-    /// hidden states go to host memory and those of the feed-forward are computed twice.
+    /// Bytes of activations that may stay on the device between two passes; `None` for all free memory. The rest of the hidden
+    /// states goes to host memory, and inputs of `down_proj` that do not fit are computed twice.
     #[serde(skip)]
     pub activation_memory: Option<usize>,
 }
 
 impl Settings {
-    /// What is best with these options.
+    /// The recommended settings with these options.
     pub fn new(matrix: Options) -> Settings {
         Settings {
             matrix,
@@ -51,10 +56,8 @@ impl Settings {
             activation_memory: None,
         }
     }
-}
 
-impl Settings {
-    /// How `param` is quantized; `None` where it is not.
+    /// The options of `param`; `None` if it stays float. Errors: [`Error::UnequalParts`].
     pub fn options(&self, param: &Param) -> Result<Option<Options>> {
         let in_codes = match param.role {
             Role::LmHead if self.lm_head => true,
@@ -70,7 +73,7 @@ impl Settings {
             let modules: Vec<_> = param.sources.iter().map(|source| source.module().to_owned()).collect();
             return Err(Error::UnequalParts { modules });
         }
-        // Numbers of a table must be exact in f16, not only scales.
+        // Checkpoints store these values in f16, so every value must be exact.
         let options = Options { values_in_f16: !in_codes, ..self.matrix };
         Ok(match changes[0] {
             None => Some(options),
@@ -85,12 +88,22 @@ impl Settings {
         })
     }
 
-    /// Models that the text is run through: the one that is quantized so far, and where drift is corrected the float model too.
+    /// Number of models that the text runs through: 1, or with drift correction 2, the float model being the second.
     pub(crate) fn streams(&self) -> usize {
         if self.matrix.gptaq_alpha == 0.0 { 1 } else { 2 }
     }
 
-    /// Refuses what cannot be done to this model: a head that is not there, rules that are about nothing.
+    /// The parameters outside layers to quantize, in order. The first is quantized for its outputs as the head: a table that is also
+    /// the head, or the head. An embedding table after it is quantized for its values.
+    pub(crate) fn end_roles(&self, config: &DecoderConfig) -> &'static [Role] {
+        match self.quantize_ends || self.lm_head {
+            false => &[],
+            true if config.tie_word_embeddings => &[Role::Embedding],
+            true => &[Role::LmHead, Role::Embedding],
+        }
+    }
+
+    /// Checks the settings against a model. Errors: [`Error::TiedHead`], [`Error::RuleOfNothing`].
     pub fn check(&self, checkpoint: &dyn Checkpoint, config: &DecoderConfig) -> Result<()> {
         if self.lm_head && config.tie_word_embeddings {
             return Err(Error::TiedHead { location: checkpoint.location() });
@@ -105,13 +118,13 @@ impl Settings {
         Ok(())
     }
 
-    /// The description of what is made of a model, for its config.json.
+    /// The quantization config for config.json.
     pub fn gptq_config(&self, config: &DecoderConfig) -> Result<GptqConfig> {
         let Options { grid, act_order, static_groups, damp_percent, .. } = self.matrix;
         Ok(GptqConfig {
             bits: grid.bits as usize,
             group_size: grid.group_size,
-            // Readers take this to mean that inputs must be gathered by g_idx. With static groups they need not be.
+            // Readers gather inputs by g_idx if this is set. Static groups need no gather.
             desc_act: act_order && !static_groups,
             static_groups,
             sym: grid.sym,
@@ -123,14 +136,14 @@ impl Settings {
         })
     }
 
-    /// The rules, one for each module that they are about, by its whole name: readers differ in what a pattern may be, and
-    /// GPTQModel holds one that skips against parts of names too. vLLM asks for queries, keys and values, and for gate and
-    /// up, by the name of the matrix that it joins them to, so that has a rule as well.
+    /// The rules with one entry per matching module, by its whole name. Readers disagree about patterns, and GPTQModel matches
+    /// skipping patterns against parts of names. vLLM looks up q, k and v, and gate and up, by the name of the joined matrix, so
+    /// the joined name gets a rule too.
     fn written_rules(&self, config: &DecoderConfig) -> Result<Rules> {
         let mut rules = Vec::new();
         let list = joined_params(config);
         for param in list.iter().filter(|p| p.role.is_layer_matrix() || (p.role == Role::LmHead && self.lm_head)) {
-            // `options` has seen that all parts are treated alike.
+            // `options` has checked that all parts have the same rule.
             let Some(change) = self.rules.change_of(param.sources[0].module())? else { continue };
             let joined = match param.sources.len() {
                 1 => None,
@@ -146,7 +159,7 @@ impl Settings {
     }
 }
 
-/// The matrices that [`quantize_layers`](crate::quantize_layers) quantizes.
+/// The parameters that [`quantize_layers`](crate::quantize_layers) quantizes, with their options.
 pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<Vec<(Param, Options)>> {
     let list = joined_params(config).into_iter();
     let chosen = list.map(|param| Ok(settings.options(&param)?.map(|options| (param, options))));
@@ -155,15 +168,4 @@ pub fn quantized_params(config: &DecoderConfig, settings: &Settings) -> Result<V
 
 fn as_written<S: Serializer>(rules: &Rules, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(rules.0.iter().map(ToString::to_string))
-}
-
-impl Options {
-    /// Whether every matrix that is quantized so converts into `format` without loss.
-    pub fn converts_to(&self, format: &QuantFormat) -> bool {
-        let Some(group) = format.group() else { return false };
-        let Options { grid, act_order, static_groups, .. } = *self;
-        let whole_groups = grid.group_size.is_none_or(|size| size.is_multiple_of(group.group_size));
-        let in_order = static_groups || !act_order || grid.group_size.is_none();
-        grid.sym && grid.bits <= group.bits as u32 && whole_groups && in_order
-    }
 }

@@ -1,50 +1,53 @@
-//! [`Store`]: where results of a long run go, piece by piece, and where a run that goes on finds those of the one before.
+//! [`Store`]: receives the results of a long run piece by piece, and returns those of an interrupted run.
 
 use std::sync::Arc;
 
 use model_format::Param;
 
-use crate::{HeadInputs, MatrixReport, Quantized, Result};
+use crate::{
+    error::Result,
+    report::matrix::MatrixReport,
+    solve::{head_inputs::HeadInputs, quantized::Quantized},
+};
 
-/// Work that another thread may do.
+/// Work for another thread.
 pub type Writing = Box<dyn FnOnce() -> Result<()> + Send>;
 
-/// Where results go. [`CheckpointWriter`](crate::CheckpointWriter) is one that outlives the process; a closure takes
-/// matrices and has none.
+/// Receives results. [`CheckpointWriter`](crate::CheckpointWriter) keeps them on disk. A closure takes matrices and stores nothing.
 pub trait Store {
-    /// The values `[rows, cols]` of a matrix that is done.
+    /// The dequantized values `[rows, cols]` of a stored matrix; `None` if it is not stored.
     fn values(&mut self, param: &Param) -> Result<Option<Vec<f32>>> {
         let _ = param;
         Ok(None)
     }
 
-    /// Whether a matrix is done.
+    /// True if a matrix is stored.
     fn has(&self, param: &Param) -> bool {
         let _ = param;
         false
     }
 
-    /// What can be done for a matrix beside other work before [`Store::add`] takes it: packing it, and bringing it to the disk.
-    /// What is not done so is done then.
+    /// Work that another thread may do before [`Store::add`]: packing a matrix and writing it to disk. `None` if `add` does
+    /// everything.
     fn prepare(&mut self, param: &Param, quantized: &Arc<Quantized>) -> Result<Option<Writing>> {
         let _ = (param, quantized);
         Ok(None)
     }
 
-    /// Takes a matrix.
+    /// Stores a matrix.
     fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<()>;
 
-    /// The windows of calibration text that the model has written, in their order.
+    /// The stored windows of calibration text that the model wrote, in order.
     fn text(&mut self) -> Result<Vec<Vec<u32>>> {
         Ok(Vec::new())
     }
 
-    /// What went into the head while they were written, if that was seen.
+    /// The stored sums of the head's inputs on these windows.
     fn head_inputs(&mut self) -> Result<Vec<HeadInputs>> {
         Ok(Vec::new())
     }
 
-    /// Takes more of them.
+    /// Stores more windows, and the sums of the head's inputs on them if they were computed.
     fn add_text(&mut self, windows: &[Vec<u32>], head: Option<&HeadInputs>) -> Result<()> {
         let _ = (windows, head);
         Ok(())

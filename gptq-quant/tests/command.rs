@@ -1,4 +1,4 @@
-//! `gptq-quant` as a program: what it writes, and how it fails.
+//! `gptq-quant` as a program: its output and its errors.
 
 mod common;
 
@@ -14,7 +14,7 @@ fn gptq_quant(folder: &Path) -> Command {
     command
 }
 
-/// Runs it, expects an error with these words, and no output folder.
+/// Runs the program. Expects an error with these words and no output folder.
 fn check_fails(folder: &Path, args: &[&str], words: &[&str]) {
     let output = gptq_quant(folder).args(args).args(["-o", "out"]).output().unwrap();
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -28,7 +28,7 @@ fn check_fails(folder: &Path, args: &[&str], words: &[&str]) {
 }
 
 #[test]
-fn quantizes_on_text_of_its_own() {
+fn quantizes_on_text_that_the_model_writes() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     let args = ["model", "-o", "out", "--samples", "6", "--seq-len", "40", "--grid", "q4f16_1"];
@@ -40,7 +40,7 @@ fn quantizes_on_text_of_its_own() {
     {
         assert!(folder.path().join("out").join(file).is_file(), "{file}");
     }
-    // Nothing temporary is left.
+    // No temporary file remains.
     assert!(
         std::fs::read_dir(folder.path().join("out"))
             .unwrap()
@@ -49,7 +49,7 @@ fn quantizes_on_text_of_its_own() {
 }
 
 #[test]
-fn quantizes_on_a_file_and_converts() {
+fn quantizes_on_files_and_converts_to_mlc() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     let text = "The quick brown fox jumps over the lazy dog, and the dog does not mind. ".repeat(60);
@@ -69,7 +69,7 @@ fn quantizes_on_a_file_and_converts() {
 }
 
 #[test]
-fn a_conversion_that_could_not_be_done() {
+fn impossible_conversion_fails_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     check_fails(folder.path(), &["model", "--to-mlc", "mlc"], &["conversation template"]);
@@ -77,14 +77,14 @@ fn a_conversion_that_could_not_be_done() {
 }
 
 #[test]
-fn a_missing_calibration_file() {
+fn missing_calibration_file_is_named() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     check_fails(folder.path(), &["model", "--calib", "nowhere.txt"], &["nowhere.txt"]);
 }
 
 #[test]
-fn a_text_that_is_too_short() {
+fn short_calibration_text_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     std::fs::write(folder.path().join("text.txt"), "Once upon a time").unwrap();
@@ -93,7 +93,7 @@ fn a_text_that_is_too_short() {
 }
 
 #[test]
-fn a_weight_that_is_not_a_number() {
+fn nan_weight_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny_folder(folder.path());
     let path = model.join("model.safetensors");
@@ -106,7 +106,7 @@ fn a_weight_that_is_not_a_number() {
 }
 
 #[test]
-fn a_truncated_file() {
+fn truncated_weights_are_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let model = tiny_folder(folder.path());
     let path = model.join("model.safetensors");
@@ -116,7 +116,7 @@ fn a_truncated_file() {
 }
 
 #[test]
-fn a_model_that_is_quantized_already() {
+fn quantized_model_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("model")).unwrap();
     let source = std::fs::read_dir(testdata("gptq")).unwrap().map(|entry| entry.unwrap().path());
@@ -126,13 +126,13 @@ fn a_model_that_is_quantized_already() {
 }
 
 #[test]
-fn a_model_that_is_not_there() {
+fn missing_model_is_named() {
     let folder = tempfile::tempdir().unwrap();
     check_fails(folder.path(), &["./nowhere"], &["nowhere"]);
 }
 
 #[test]
-fn contradictions_are_usage_errors() {
+fn contradicting_options_are_usage_errors() {
     let folder = tempfile::tempdir().unwrap();
     for args in [
         &["m", "-o", "out", "--grid", "q4f16_1", "--bits", "8"][..],
@@ -146,7 +146,8 @@ fn contradictions_are_usage_errors() {
     }
 }
 
-/// Runs it into a folder that holds `files`. The error's text, and that all files are as they were; or that it succeeds.
+/// Runs the program into a folder that holds `files`. `expected`: words of the error, which leaves all files unchanged; or files
+/// that a successful run removes.
 fn check_output_folder(files: &[(&str, &str)], more: &[&str], expected: Result<&[&str], &[&str]>) {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
@@ -174,7 +175,7 @@ fn check_output_folder(files: &[(&str, &str)], more: &[&str], expected: Result<&
             assert!(gone.iter().all(|name| !out.join(name).exists()), "{gone:?}");
             let weights = std::fs::metadata(out.join("model.safetensors")).unwrap();
             assert!(weights.len() > 1000);
-            // And once more over its own result, with other options.
+            // Its own output is replaced without a flag.
             let again = gptq_quant(folder.path()).args(args).args(["--damp-percent", "0.02"]).output().unwrap();
             assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
         }
@@ -182,7 +183,7 @@ fn check_output_folder(files: &[(&str, &str)], more: &[&str], expected: Result<&
 }
 
 #[test]
-fn an_output_folder_holds_what_a_run_wrote_or_nothing() {
+fn output_folder_must_be_empty_or_of_an_earlier_run() {
     let gptq = r#"{"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 32}}"#;
     let sharded = [
         ("config.json", gptq),
@@ -206,8 +207,8 @@ fn an_output_folder_holds_what_a_run_wrote_or_nothing() {
         Ok(&["model.safetensors.index.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
     );
     let unquantized = [("config.json", "{}"), ("model.safetensors", "x")];
-    check_output_folder(&unquantized, &["--overwrite"], Err(&["not quantized"]));
-    // A file that came later.
+    check_output_folder(&unquantized, &["--overwrite"], Err(&["unquantized model"]));
+    // A file added after a run is never removed.
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     let args = ["model", "-o", "out", "--samples", "2", "--seq-len", "16", "--group-size", "32", "--device", "cpu"];
@@ -217,7 +218,7 @@ fn an_output_folder_holds_what_a_run_wrote_or_nothing() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert!(stderr.contains("`adapter.safetensors`") && !stderr.contains("`config.json`"), "{stderr}");
     assert_eq!(std::fs::read_to_string(folder.path().join("out/adapter.safetensors")).unwrap(), "mine");
-    // The MLC folder is looked at before the long work.
+    // The MLC folder is checked before the long work.
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     std::fs::create_dir(folder.path().join("mlc")).unwrap();
@@ -226,7 +227,7 @@ fn an_output_folder_holds_what_a_run_wrote_or_nothing() {
 }
 
 #[test]
-fn a_device_that_is_not_there_and_the_words_for_those_that_are() {
+fn unknown_devices_are_errors_and_gpu_is_a_device() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     check_fails(folder.path(), &["model", "--device", "no such device"], &["no such device", "chat-cli devices"]);
@@ -241,7 +242,7 @@ fn a_device_that_is_not_there_and_the_words_for_those_that_are() {
 }
 
 #[test]
-fn sources_are_mixed() {
+fn calibration_sources_are_mixed_by_count() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     std::fs::write(folder.path().join("text.txt"), prose(1, 300)).unwrap();
@@ -257,13 +258,13 @@ fn sources_are_mixed() {
 }
 
 #[test]
-fn a_text_to_measure_on_that_is_calibrated_on() {
+fn calibrating_on_the_evaluation_text_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
     std::fs::write(folder.path().join("clean.txt"), prose(1, 300)).unwrap();
     let held_out = prose(2, 300);
     std::fs::write(folder.path().join("eval.txt"), &held_out).unwrap();
-    // A part of it stands in the middle of another text.
+    // A part of the evaluation text is in the middle of another text.
     let from = held_out.len() / 3;
     let leak = format!("{}{}{}", prose(3, 300), &held_out[from..from + 3000], prose(4, 300));
     std::fs::write(folder.path().join("leak.jsonl"), serde_json::json!({ "text": leak }).to_string()).unwrap();

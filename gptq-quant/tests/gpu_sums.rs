@@ -1,5 +1,4 @@
-//! Hessians that a GPU adds up, against f64 sums of the same activations: those of tiny models, layer after layer, and such
-//! as no model has.
+//! Hessians summed on a GPU against f64 sums of the same activations, from tiny models and from extreme random numbers.
 
 mod common;
 
@@ -8,6 +7,7 @@ use std::{path::Path, rc::Rc};
 use faer::Mat;
 use gptq_quant::{
     Calibrate, TokenWeight,
+    calibrate::SumShape,
     observe::{ObserveOps, Pass},
 };
 use infer_core::{
@@ -17,16 +17,17 @@ use infer_core::{
         decoder::{RopeTables, embed},
         load_checkpoint,
     },
-    ops::{KvShape, Ops, Span, TokenWeights, gpu::GpuOps},
+    ops::{Backend, Forward, KvShape, Loading, Span, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Role, SafetensorsCheckpoint};
+use webgpu_kernels::gram::TokenWeights;
 
 use common::{device, testdata};
 
-/// What the sums may differ by, as a share of their norm.
+/// Largest error relative to the norm of the sums.
 const TOLERANCE: f64 = 1e-5;
 
-/// Width of what stands for a residual stream.
+/// Width of the artificial residual stream.
 const STREAM_COLS: usize = 36;
 
 fn open(folder: &Path) -> SafetensorsCheckpoint {
@@ -60,7 +61,7 @@ fn check_near(what: &str, found: &Mat<f64>, expected: &Mat<f64>) {
     assert!(expected.norm_l2() > 0.0, "{what}: there is something to sum");
 }
 
-/// Adds `batches` of inputs, with the float model's, under every weight.
+/// Sums `batches` of inputs and float inputs with every kind of token weight.
 fn check(ops: &mut GpuOps, what: &str, cols: usize, window: usize, batches: &[(Vec<f32>, Vec<f32>)]) {
     let weights = [
         TokenWeight::PLAIN,
@@ -72,21 +73,21 @@ fn check(ops: &mut GpuOps, what: &str, cols: usize, window: usize, batches: &[(V
     let float: Vec<f32> = batches.iter().flat_map(|(_, float)| float.clone()).collect();
     for (weight, with_drift) in weights.into_iter().zip([true, true, false, true]) {
         let weights = weight.in_windows(window);
-        let mut sums = ops.new_sums(cols, weights, with_drift).unwrap();
-        ops.expect_streams(&mut sums, STREAM_COLS).unwrap();
+        let shape = SumShape { cols, weights, with_drift, stream_rows: Some(STREAM_COLS) };
+        let mut sums = ops.new_sums(shape).unwrap();
         let mut late = Vec::new();
         for (x, float) in batches {
             let rows = x.len() / cols;
-            // The first columns of the inputs stand for a residual stream.
+            // Columns of the inputs serve as the residual stream.
             let stream = |values: &[f32]| -> Vec<f32> {
                 values.chunks(cols).flat_map(|row| (0..STREAM_COLS).map(|i| row[i % cols])).collect()
             };
             let streams = [stream(x), stream(float)].map(|values| ops.upload(rows, STREAM_COLS, &values).unwrap());
             let [x, float] = [x, float].map(|values| Rc::new(ops.upload(rows, cols, values).unwrap()));
-            block_on(ops.add_streams(&mut sums, &x, [&streams[0], &streams[1]])).unwrap();
-            // Of equal norms, some drift is added at once.
+            // With equal norms, the drift is added at once; otherwise later.
             let at_once = with_drift && weight.equal_norm;
-            block_on(ops.add(&mut sums, &x, at_once.then_some(&*float))).unwrap();
+            let streams = Some([&streams[0], &streams[1]]);
+            block_on(ops.add(&mut sums, &x, at_once.then_some(&*float), streams)).unwrap();
             if with_drift && !at_once {
                 late.push([x, float]);
             }
@@ -95,7 +96,7 @@ fn check(ops: &mut GpuOps, what: &str, cols: usize, window: usize, batches: &[(V
         let drift = block_on(resident.drift(ops)).unwrap();
         let what = format!("{what}, {weight:?}");
         let at = |t: usize, i: usize| f64::from(x[t * cols + i]);
-        let stream_drift = block_on(resident.stream_drift(ops)).unwrap().expect("it was expected");
+        let stream_drift = block_on(resident.stream_drift(ops)).unwrap().expect("stream drift was summed");
         let change = |t: usize, i: usize| f64::from(float[t * cols + i % cols]) - at(t, i % cols);
         check_near(&format!("{what}, streams"), &stream_drift, &sum(change, STREAM_COLS, &x, cols, weights));
         check_near(&what, &hessian.products, &sum(at, cols, &x, cols, weights));
@@ -107,7 +108,7 @@ fn check(ops: &mut GpuOps, what: &str, cols: usize, window: usize, batches: &[(V
     }
 }
 
-/// The inputs `[tokens, cols]` of the matrix `role` on the device, for windows of `window` tokens.
+/// The inputs `[tokens, cols]` of the matrix `role` for windows of `window` tokens, computed on the device.
 fn inputs(gpu: &Gpu, checkpoint: &dyn Checkpoint, tokens: &[u32], window: usize, role: Role) -> Vec<f32> {
     let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
     let mut ops = ObserveOps::new(GpuOps::new(gpu.clone(), KvDtype::F32));
@@ -131,7 +132,7 @@ fn inputs(gpu: &Gpu, checkpoint: &dyn Checkpoint, tokens: &[u32], window: usize,
     block_on(ops.inner().read(&observed)).unwrap()
 }
 
-/// Tokens of a vocabulary of 512 in no order.
+/// Pseudorandom tokens of a vocabulary of 512.
 fn tokens(count: usize, seed: u32) -> Vec<u32> {
     let mut state = seed;
     let mut token = || {
@@ -142,13 +143,13 @@ fn tokens(count: usize, seed: u32) -> Vec<u32> {
 }
 
 #[test]
-fn of_a_model_and_of_what_quantizing_made_of_it() {
+fn sums_of_float_and_quantized_models() {
     let Some(gpu) = device() else { return };
     let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32);
     for (float, quantized) in [("arch/llama/hf", "gptq/llama-sym-g32-v1"), ("arch/qwen2/hf", "gptq/qwen2-sym-g32-v1")] {
         let (float, quantized) = (open(&testdata(float)), open(&testdata(quantized)));
         for role in [Role::Qkv(0), Role::AttentionOut(1), Role::GateUp(1), Role::Down(1)] {
-            // Windows of an odd length, in batches of different sizes.
+            // Windows of odd length, in batches of different sizes.
             let window = 37;
             let batches = [5, 2].map(|windows| {
                 let tokens = tokens(windows * window, windows as u32);
@@ -157,7 +158,7 @@ fn of_a_model_and_of_what_quantizing_made_of_it() {
             });
             let cols = batches[0].0.len() / (5 * window);
             if role == Role::Qkv(0) {
-                assert_eq!(batches[0].0, batches[0].1, "nothing is quantized before this");
+                assert_eq!(batches[0].0, batches[0].1, "no quantized matrix comes before this one");
                 continue;
             }
             check(&mut ops, &format!("{} {role:?}", float.location()), cols, window, &batches);
@@ -165,7 +166,7 @@ fn of_a_model_and_of_what_quantizing_made_of_it() {
     }
 }
 
-/// Numbers of every size in no order, of which a few tokens and a few inputs are huge, as in models.
+/// Pseudorandom numbers; a few tokens and a few inputs are huge, as in models.
 fn uneven(tokens: usize, cols: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     let mut uniform = || {
@@ -184,7 +185,7 @@ fn uneven(tokens: usize, cols: usize, seed: u64) -> Vec<f32> {
 }
 
 #[test]
-fn of_tall_and_odd_shapes() {
+fn sums_of_tall_and_odd_shapes() {
     let Some(gpu) = device() else { return };
     let mut ops = GpuOps::new(gpu, KvDtype::F32);
     // Batches of tokens, inputs, window.

@@ -1,4 +1,4 @@
-//! Runs that are ended: the same command goes on, and ends in the same bytes as one that nobody disturbed.
+//! Interrupted runs: the same command continues and produces the bytes of an uninterrupted run.
 
 mod common;
 
@@ -28,12 +28,12 @@ fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         let path = entry.unwrap().path();
         files.insert(path.file_name().unwrap().into(), std::fs::read(&path).unwrap());
     }
-    // Reports say what the runs took.
+    // Reports contain times.
     files.retain(|path: &PathBuf, _| !path.to_string_lossy().starts_with("quantize_report"));
     files
 }
 
-/// The files that are not in both, or not the same.
+/// The files that differ or are in only one of them.
 fn differing(a: &BTreeMap<PathBuf, Vec<u8>>, b: &BTreeMap<PathBuf, Vec<u8>>) -> String {
     let names: BTreeSet<_> = a.keys().chain(b.keys()).collect();
     let names = names.into_iter().filter(|name| a.get(*name) != b.get(*name));
@@ -42,7 +42,7 @@ fn differing(a: &BTreeMap<PathBuf, Vec<u8>>, b: &BTreeMap<PathBuf, Vec<u8>>) -> 
         .collect()
 }
 
-/// Stops a run when a share of it is done.
+/// Stops a run at a share of its work.
 struct StopAt {
     share: f64,
     reached: f64,
@@ -58,7 +58,7 @@ impl StopAt {
 impl Progress for StopAt {
     fn wrote(&mut self, _done: usize, _total: usize) {}
 
-    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64, _left: Duration) {
+    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64, _left: Option<Duration>) {
         self.reached = fraction;
     }
 
@@ -77,7 +77,7 @@ fn settings() -> Settings {
     Settings { quantize_ends: true, ..Settings::new(matrix) }
 }
 
-/// Quantizes the tiny model, as far as `progress` lets it.
+/// Quantizes the tiny model until `progress` stops it.
 fn quantize(out: &Path, settings: &Settings, progress: &mut StopAt) -> Result<(), Error> {
     let checkpoint = tiny("llama");
     let windows: Vec<Vec<u32>> = (0..24).map(|i| (0..24).map(|j| (i * 131 + j * 17 + i * j) % 512).collect()).collect();
@@ -90,7 +90,7 @@ fn quantize(out: &Path, settings: &Settings, progress: &mut StopAt) -> Result<()
 }
 
 #[test]
-fn stopped_at_every_fiftieth_part_it_loses_one_matrix_at_most() {
+fn stopping_at_every_fiftieth_solves_no_matrix_twice() {
     let folder = tempfile::tempdir().unwrap();
     let (whole, pieces) = (folder.path().join("whole"), folder.path().join("pieces"));
     let mut undisturbed = StopAt::new(2.0);
@@ -113,32 +113,31 @@ fn stopped_at_every_fiftieth_part_it_loses_one_matrix_at_most() {
         assert!(!pieces.join("config.json").exists());
         solved.extend(progress.solved);
     }
-    // What was solved is never solved again.
+    // No matrix is solved twice.
     assert_eq!(solved, undisturbed.solved);
     assert_eq!(differing(&contents(&pieces), &expected), "");
 
     for part in (1..50).step_by(7) {
         let once = folder.path().join(format!("once{part}"));
         let stopped = quantize(&once, &settings(), &mut StopAt::new(f64::from(part) / 50.0));
-        // After the last matrix there is nothing to stop.
+        // Nothing can be stopped after the last matrix.
         assert!(matches!(stopped, Err(Error::Cancelled)) || part > 40, "{part}");
         quantize(&once, &settings(), &mut StopAt::new(2.0)).unwrap();
         assert_eq!(differing(&contents(&once), &expected), "", "{part}");
     }
 }
 
-/// A checkpoint being written, and what it was asked for: `+` and a matrix that is to be packed and written, `=` and one that the
-/// journal has.
+/// A checkpoint being written, with a log: `+NAME` when a matrix is prepared, `=NAME` when it is in the journal.
 struct Watched<'a> {
     writer: CheckpointWriter<'a>,
-    asked: Vec<String>,
-    /// Threads that packed.
+    log: Vec<String>,
+    /// Threads that packed matrices.
     threads: Arc<Mutex<HashSet<ThreadId>>>,
 }
 
 impl Store for Watched<'_> {
     fn prepare(&mut self, param: &Param, quantized: &Arc<Quantized>) -> Result<Option<Writing>, Error> {
-        self.asked.push(format!("+{}", param.name));
+        self.log.push(format!("+{}", param.name));
         let write = self.writer.prepare(param, quantized)?.expect("a file to write");
         let threads = Arc::clone(&self.threads);
         Ok(Some(Box::new(move || {
@@ -149,24 +148,24 @@ impl Store for Watched<'_> {
 
     fn add(&mut self, param: &Param, quantized: &Quantized, report: &MatrixReport) -> Result<(), Error> {
         self.writer.add(param, quantized, report)?;
-        self.asked.push(format!("={}", param.name));
+        self.log.push(format!("={}", param.name));
         Ok(())
     }
 }
 
-/// Matrices are packed and written beside the rest, but the journal has one before the next is there.
+/// Another thread packs and writes matrices, but the journal has each before the next is prepared.
 #[test]
-fn there_is_never_more_than_one_matrix_to_lose() {
+fn one_matrix_at_most_is_not_in_the_journal() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = tiny("llama");
     let windows = TokenWindows::from_windows(&[(0..24).map(|i| i * 17 % 512).collect()]);
     let writer = CheckpointWriter::create(&checkpoint, folder.path(), &settings()).unwrap();
-    let mut store = Watched { writer, asked: Vec::new(), threads: Arc::default() };
+    let mut store = Watched { writer, log: Vec::new(), threads: Arc::default() };
     let ops = CandleOps::default();
     block_on(quantize_layers(ops, &checkpoint, &windows, &settings(), &mut (), &mut store)).unwrap();
-    assert_eq!(store.asked.len(), 2 * 9);
-    for pair in store.asked.chunks(2) {
-        assert_eq!(pair[0].replacen('+', "=", 1), pair[1], "{:?}", store.asked);
+    assert_eq!(store.log.len(), 2 * 9);
+    for pair in store.log.chunks(2) {
+        assert_eq!(pair[0].replacen('+', "=", 1), pair[1], "{:?}", store.log);
     }
     let threads = store.threads.lock().unwrap();
     assert!(!threads.is_empty() && !threads.contains(&std::thread::current().id()));
@@ -174,7 +173,7 @@ fn there_is_never_more_than_one_matrix_to_lose() {
 }
 
 #[test]
-fn other_settings_are_refused() {
+fn other_settings_do_not_continue_a_run() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     quantize(&out, &settings(), &mut StopAt::new(0.6)).unwrap_err();
@@ -183,7 +182,7 @@ fn other_settings_are_refused() {
     let message = error.to_string();
     assert!(matches!(error, Error::OtherRun { .. }), "{message}");
     assert!(message.contains("`settings.matrix.damp_percent` was 0.01; now it is 0.02"), "{message}");
-    // And nothing is lost by having asked.
+    // The refused command loses nothing.
     let mut progress = StopAt::new(2.0);
     quantize(&out, &settings(), &mut progress).unwrap();
     assert!(progress.solved.len() < 9);
@@ -196,7 +195,7 @@ fn model(folder: &Path) {
         .unwrap();
 }
 
-/// Text of others and text of the model's own.
+/// A text file and text that the model writes.
 const MIXED: &[&str] = &["--calib", "text.txt", "--calib", "self"];
 
 fn command(folder: &Path, out: &str, more: &[&str]) -> Command {
@@ -221,13 +220,13 @@ fn stderr(output: &Output) -> String {
 }
 
 #[test]
-fn killed_at_fifty_points_it_ends_in_the_same_bytes() {
+fn killed_at_fifty_points_the_run_ends_in_the_same_bytes() {
     check_killed(MIXED, 50);
 }
 
-/// What goes into the head is then seen while the text is written, before the process that was killed began.
+/// The head's inputs are then summed while the text is written, partly by a killed process.
 #[test]
-fn killed_on_text_of_its_own_it_ends_in_the_same_bytes() {
+fn killed_on_text_of_the_model_the_run_ends_in_the_same_bytes() {
     check_killed(&["--calib", "self"], 20);
 }
 
@@ -243,7 +242,7 @@ fn check_killed(calib: &[&str], times: usize) {
     let mut state = 7u64;
     let mut killed = 0;
     while killed < times {
-        // Killed again and again until it happens to get through.
+        // Kill the program repeatedly until one run ends.
         loop {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             let wait = whole.mul_f64((state >> 40) as f64 / (1u64 << 24) as f64 * 1.1) + Duration::from_millis(1);
@@ -269,7 +268,7 @@ fn check_killed(calib: &[&str], times: usize) {
 }
 
 #[test]
-fn what_is_made_is_not_made_again() {
+fn finished_output_is_not_made_again() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
     assert!(run(folder.path(), "out", &[]).status.success());
@@ -283,12 +282,12 @@ fn what_is_made_is_not_made_again() {
     assert_ne!(modified("out/model.safetensors"), before);
 }
 
-/// Kills a run that has finished something.
-fn leave_something(folder: &Path, out: &str) {
+/// Kills a run after its first finished matrices.
+fn leave_interrupted(folder: &Path, out: &str) {
     let journal = folder.join(out).join(".gptq-quant-journal.tmp");
     let mut child = command(folder, out, &[]).spawn().unwrap();
     while std::fs::read_to_string(&journal).map_or(0, |text| text.lines().count()) < 3 {
-        assert!(child.try_wait().unwrap().is_none(), "it was to be stopped half-way");
+        assert!(child.try_wait().unwrap().is_none(), "the run must be killed half-way");
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
@@ -296,10 +295,10 @@ fn leave_something(folder: &Path, out: &str) {
 }
 
 #[test]
-fn another_model_text_or_option_is_noticed() {
+fn another_model_text_or_option_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
-    leave_something(folder.path(), "out");
+    leave_interrupted(folder.path(), "out");
 
     let check = |more: &[&str], words: &[&str]| {
         let output = run(folder.path(), "out", more);
@@ -327,12 +326,12 @@ fn another_model_text_or_option_is_noticed() {
     assert!(output.status.success(), "{}", stderr(&output));
 }
 
-/// A journal, and a finished folder, of a program that computed something else.
+/// A journal and a finished folder of a program with another algorithm.
 #[test]
-fn another_algorithm_is_noticed() {
+fn another_algorithm_is_detected() {
     let folder = tempfile::tempdir().unwrap();
     model(folder.path());
-    leave_something(folder.path(), "out");
+    leave_interrupted(folder.path(), "out");
     let journal = folder.path().join("out/.gptq-quant-journal.tmp");
     let text = std::fs::read_to_string(&journal).unwrap();
     let steps = ["text", "forward", "hessian", "solve", "refine", "report", "files"];
@@ -346,13 +345,13 @@ fn another_algorithm_is_noticed() {
         for word in [&format!("interrupted run in which `steps.{step}` was 9")[..], "--restart"] {
             assert!(stderr(&output).contains(word), "`{word}` is not in: {}", stderr(&output));
         }
-        assert!(std::fs::read_to_string(&journal).unwrap().lines().count() >= 3, "what is finished stays");
+        assert!(std::fs::read_to_string(&journal).unwrap().lines().count() >= 3, "finished matrices stay");
     }
     std::fs::write(&journal, &text).unwrap();
     let output = run(folder.path(), "out", &[]);
     assert!(output.status.success(), "{}", stderr(&output));
 
-    // The finished folder says which steps made it. Its run has another sum with another step (a test of `Run`).
+    // The finished folder names its steps. Another step changes the checksum of the run (tested in `run.rs`).
     let config = folder.path().join("out/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -1,18 +1,17 @@
-//! GPTQ of one matrix: by hand, on any number of threads, and with Hessians that cannot be factored.
-
-use std::time::Duration;
+//! GPTQ of one matrix: a case by hand, any number of threads, and Hessians that cannot be factored.
 
 use faer::Mat;
 use gptq_quant::{
     Calibrate, Grid, GroupParams, Hessian, HostSums, Options, ScaleRounding, ScaleSearch, TokenWeight,
-    gptq::{Method, Quantized, quantize},
+    gptq::{Method, Quantized, quantize, round_to_nearest},
+    gptq_py,
 };
 use infer_core::{block_on, ops::candle::CandleOps};
 use ndarray::{Array2, array, s};
 
 const GRID: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
 
-/// Numbers without a pattern that a quantizer could use, in [-1, 1).
+/// Pseudorandom numbers in [-1, 1).
 fn numbers(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
     let mut state = seed;
     Array2::from_shape_simple_fn((rows, cols), || {
@@ -21,7 +20,7 @@ fn numbers(rows: usize, cols: usize, seed: u64) -> Array2<f32> {
     })
 }
 
-/// The Hessian of inputs that depend on each other, as activations do.
+/// The Hessian of correlated inputs.
 fn hessian(cols: usize) -> Mat<f64> {
     let inputs = numbers(2 * cols, cols / 4, 1).dot(&numbers(cols / 4, cols, 2)) + 0.3 * numbers(2 * cols, cols, 3);
     let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(2 * cols), false);
@@ -31,15 +30,15 @@ fn hessian(cols: usize) -> Mat<f64> {
 
 #[test]
 fn four_by_four_by_hand() {
-    // With H^-1 = U^T U, each error e_k of column k moves column k + 1 by -e_k / 2 and no other.
+    // With this H^-1 = U^T U, the error e_k of column k shifts column k + 1 by -e_k / 2 and no other column.
     let u_inverse = |i: usize, j: usize| if j < i { 0.0 } else { (-0.5f64).powi((j - i) as i32) };
     let h = Mat::from_fn(4, 4, |i, j| (0..4).map(|k| u_inverse(i, k) * u_inverse(j, k)).sum::<f64>());
-    // The range of each row is 15, so that its scale is 1 and its zero 7.
+    // The range of each row is 15, so its scale is 1 and its zero 7.
     let weights = array![
-        [8.0f32, -7.0, 2.4, 1.6], // 2.4 becomes 2, so 1.6 is 1.4 when its turn comes
-        [-7.0, 8.0, -3.6, 0.6],   // -3.6 becomes -4, 0.6 is 0.4
-        [8.0, -6.6, -7.0, 0.45],  // -6.6 becomes -7, -7 is -7.2, 0.45 is 0.55
-        [7.6, -7.0, 8.0, 3.47],   // 7.6 becomes 8, -7 is -6.8, 8 is 7.9, 3.47 is 3.52
+        [8.0f32, -7.0, 2.4, 1.6], // 2.4 rounds to 2, which shifts 1.6 to 1.4
+        [-7.0, 8.0, -3.6, 0.6],   // -3.6 rounds to -4, 0.6 shifts to 0.4
+        [8.0, -6.6, -7.0, 0.45],  // -6.6 rounds to -7, -7 shifts to -7.2, 0.45 to 0.55
+        [7.6, -7.0, 8.0, 3.47],   // 7.6 rounds to 8, -7 shifts to -6.8, 8 to 7.9, 3.47 to 3.52
     ];
     let by_hand =
         array![[8.0f32, -7.0, 2.0, 1.0], [-7.0, 8.0, -4.0, 0.0], [8.0, -7.0, -7.0, 1.0], [8.0, -7.0, 8.0, 4.0]];
@@ -50,15 +49,8 @@ fn four_by_four_by_hand() {
     for block_size in [1, 2, 3, 128] {
         let grid = Grid { bits: 4, group_size: None, sym: false };
         let scale_search = ScaleSearch::Range;
-        let options = Options {
-            scale_search,
-            act_order: false,
-            damp_percent: 0.0,
-            gptq_py: true,
-            block_size,
-            ..Options::new(grid)
-        };
-        let quantized = quantize(weights.view(), &h, None, &options);
+        let options = Options { scale_search, act_order: false, damp_percent: 0.0, block_size, ..Options::new(grid) };
+        let quantized = gptq_py::quantize(weights.view(), &h, &options);
         assert_eq!(quantized.dequantize(), by_hand, "blocks of {block_size}");
         assert!((quantized.loss - loss).abs() < 1e-5, "{} is not {loss}", quantized.loss);
         assert_eq!(quantized.method, Method::Gptq { damp_percent: 0.0 });
@@ -98,14 +90,14 @@ fn same_result_on_any_number_of_threads() {
 #[test]
 fn every_variant_beats_round_to_nearest() {
     let (weights, hessian) = (numbers(64, 288, 5), hessian(288));
-    // 288 is two groups of 128 and a shorter one.
+    // 288 columns are two groups of 128 and a shorter one.
     for group_size in [Some(32), Some(128), None] {
         for sym in [true, false] {
             for act_order in [true, false] {
                 for static_groups in [true, false] {
                     let grid = Grid { bits: 4, group_size, sym };
                     let options = Options { act_order, static_groups, ..Options::new(grid) };
-                    let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
+                    let nearest = round_to_nearest(weights.view(), None, &options);
                     let quantized = quantize(weights.view(), &hessian, None, &options);
                     assert_ne!(quantized.codes, nearest.codes);
                     let error = |q: &Quantized| q.relative_error(weights.view(), &hessian);
@@ -120,9 +112,9 @@ fn every_variant_beats_round_to_nearest() {
     }
 }
 
-/// On the same weights each search is at least as good at what it looks for as the ones that do not.
+/// Each search is better at its own objective than the others.
 #[test]
-fn searches_find_what_they_look_for() {
+fn searches_minimize_their_objective() {
     let weights = numbers(1, 32, 9).into_raw_vec_and_offset().0;
     let weights: Vec<f32> = weights.iter().map(|w| w.powi(7)).collect();
     let wide: Vec<f64> = weights.iter().map(|&w| f64::from(w)).collect();
@@ -131,8 +123,8 @@ fn searches_find_what_they_look_for() {
         let error = |params: GroupParams, norm: f64| -> f64 {
             wide.iter().map(|&w| (grid.value(grid.code(w, params), params) - w).abs().powf(norm)).sum()
         };
-        let range = grid.storable(grid.range_params(&wide, false, false), ScaleRounding::F16);
-        let mse = grid.storable(grid.range_params(&wide, true, false), ScaleRounding::F16);
+        let range = grid.storable(grid.range_params(&wide, false), ScaleRounding::F16);
+        let mse = grid.storable(grid.range_params(&wide, true), ScaleRounding::F16);
         let hessian = grid.search_params(&weights, &[1.0; 32], true, ScaleRounding::F16);
         assert!(error(mse, 2.4) < error(range, 2.4), "{range:?} {mse:?}");
         assert!(error(hessian, 2.0) < error(range, 2.0), "{range:?} {hessian:?}");
@@ -141,10 +133,10 @@ fn searches_find_what_they_look_for() {
             assert!(params.zero >= 1.0);
         }
     }
-    // A symmetric group without negative weights has the whole range, but for whoever follows gptq.py.
+    // A symmetric group without negative weights uses the whole range, except in gptq.py.
     let positive = [0.0, 7.5];
-    assert_eq!(GRID.range_params(&positive, false, false).scale, 1.0);
-    assert_eq!(GRID.range_params(&positive, false, true).scale, 0.5);
+    assert_eq!(GRID.range_params(&positive, false).scale, 1.0);
+    assert_eq!(gptq_py::range_params(GRID, &positive, false).scale, 0.5);
 }
 
 #[test]
@@ -160,14 +152,13 @@ fn dead_inputs_get_weight_zero() {
     assert!(matches!(quantized.method, Method::Gptq { .. }));
 }
 
-/// Dead inputs are as if they were not there: the others are damped and solved as without them, whatever the size of the
-/// activations.
+/// Damping and codes of the other inputs do not depend on dead inputs, for any size of activations.
 #[test]
-fn dead_inputs_change_nothing_of_the_others() {
+fn dead_inputs_do_not_affect_the_others() {
     let weights = numbers(16, 128, 8);
     for size in [1e-6, 1.0, 1e6] {
         let alive = Mat::from_fn(64, 64, |i, j| size * hessian(64)[(i, j)]);
-        // The second half never sees a value.
+        // The second half of the inputs is always zero.
         let with_dead = Mat::from_fn(128, 128, |i, j| if i < 64 && j < 64 { alive[(i, j)] } else { 0.0 });
         for act_order in [false, true] {
             let options = Options { act_order, ..Options::new(GRID) };
@@ -175,8 +166,8 @@ fn dead_inputs_change_nothing_of_the_others() {
             let found = quantize(weights.view(), &with_dead, None, &options);
             assert_eq!(found.codes.slice(s![.., ..64]), expected.codes, "{size} {act_order}");
             assert!((found.loss / expected.loss - 1.0).abs() < 1e-9, "{size}: {} {}", found.loss, expected.loss);
-            // gptq.py's mean counts them, so that small activations drown in its damping.
-            let gptq_py = quantize(weights.view(), &with_dead, None, &Options { gptq_py: true, ..options });
+            // gptq.py includes them in the mean, which overdamps small activations.
+            let gptq_py = gptq_py::quantize(weights.view(), &with_dead, &options);
             assert_eq!(gptq_py.loss > 2.0 * expected.loss, size < 1.0, "{size}: {} {}", gptq_py.loss, expected.loss);
         }
     }
@@ -196,7 +187,7 @@ fn damping_grows_until_the_hessian_can_be_factored() {
 }
 
 #[test]
-fn fewer_tokens_than_inputs_are_enough() {
+fn fewer_tokens_than_inputs_suffice() {
     let (rows, cols, tokens) = (16, 128, 20);
     let (weights, inputs) = (numbers(rows, cols, 7), numbers(tokens, cols, 8));
     let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(tokens), false);
@@ -204,18 +195,18 @@ fn fewer_tokens_than_inputs_are_enough() {
     let hessian = sums.finish().products;
     let options = Options::new(GRID);
     let quantized = quantize(weights.view(), &hessian, None, &options);
-    // Damping alone makes the Hessian of rank 20 positive definite.
+    // Damping makes the Hessian of rank 20 positive definite.
     assert_eq!(quantized.method, Method::Gptq { damp_percent: options.damp_percent });
     let error = |q: &Quantized| q.relative_error(weights.view(), &hessian);
-    let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
+    let nearest = round_to_nearest(weights.view(), None, &options);
     assert!(error(&quantized) < 0.2 * error(&nearest), "{} and {}", error(&quantized), error(&nearest));
 }
 
 #[test]
-fn what_cannot_be_factored_is_rounded_to_nearest() {
+fn matrices_without_a_factor_are_rounded_to_nearest() {
     let weights = numbers(16, 64, 8);
     let options = Options::new(GRID);
-    let nearest = gptq_quant::gptq::round_to_nearest(weights.view(), None, &options);
+    let nearest = round_to_nearest(weights.view(), None, &options);
     for hessian in [
         Mat::zeros(64, 64),
         Mat::from_fn(64, 64, |_, _| f64::NAN),
@@ -229,8 +220,8 @@ fn what_cannot_be_factored_is_rounded_to_nearest() {
     }
 }
 
-/// GPTAQ's aim: outputs on the drifted inputs near those of the float weights on the inputs without drift.
-/// `|w X'^T - v X^T|^2` summed over rows, with the damping that `quantize` added.
+/// GPTAQ's objective: the distance of the quantized outputs on the drifted inputs from the float outputs on the float inputs,
+/// `|w X'^T - v X^T|^2` summed over rows, with the damping of `quantize`.
 fn objective(weights: &Array2<f32>, values: &Array2<f32>, h: &Mat<f64>, drift: Option<&Mat<f64>>, damp: f64) -> f64 {
     let n = h.nrows();
     let h = Array2::from_shape_fn((n, n), |at| h[at] + if at.0 == at.1 { damp } else { 0.0 });
@@ -241,7 +232,7 @@ fn objective(weights: &Array2<f32>, values: &Array2<f32>, h: &Mat<f64>, drift: O
 }
 
 #[test]
-fn refining_ends_where_no_code_is_better_alone() {
+fn refinement_ends_where_no_single_code_is_better() {
     let (rows, cols) = (6, 96);
     let h = hessian(cols);
     let drift = Mat::from_fn(cols, cols, |i, j| 0.02 * h[(i, (j + 1) % cols)]);
@@ -278,10 +269,10 @@ fn refining_ends_where_no_code_is_better_alone() {
 }
 
 #[test]
-fn drift_of_the_inputs_is_made_good() {
+fn input_drift_is_compensated() {
     let (rows, cols, tokens) = (16, 128, 512);
     let float = numbers(tokens, cols / 4, 1).dot(&numbers(cols / 4, cols, 2)) + 0.3 * numbers(tokens, cols, 3);
-    // Errors of earlier layers: each input takes a little of its neighbour's place.
+    // Errors of earlier layers: each input mixes with its neighbor.
     let drifted = Array2::from_shape_fn(float.dim(), |(t, k)| 0.9 * float[(t, k)] + 0.1 * float[(t, (k + 1) % cols)]);
     let weights = numbers(rows, cols, 4);
     let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(drifted.nrows()), true);
@@ -296,16 +287,16 @@ fn drift_of_the_inputs_is_made_good() {
     };
     let (without, half, whole) = (error(0.0, 128), error(0.5, 128), error(1.0, 128));
     assert!(half < 0.7 * without && whole < 0.5 * without, "{without}, {half}, {whole}");
-    // Blocks change speed only.
+    // Blocks affect speed only.
     assert!((error(1.0, 32) - whole).abs() < 0.02 * whole);
 }
 
 #[test]
-fn drift_of_the_stream_is_made_good() {
+fn stream_drift_is_compensated() {
     let (rows, cols, tokens) = (24, 128, 512);
     let x = numbers(tokens, cols, 1);
     let weights = numbers(rows, cols, 2);
-    // What the outputs are added to has drifted: by something that the inputs tell of, and by something that nothing does.
+    // The residual stream has drifted: one part depends on the inputs, the other is noise.
     let stream = numbers(tokens, rows, 3);
     let float_stream = &stream + 0.2 * x.dot(&numbers(rows, cols, 4).t()) + 0.1 * numbers(tokens, rows, 5);
     let mut sums = HostSums::new(cols, TokenWeight::PLAIN.in_windows(tokens), false);
@@ -317,12 +308,11 @@ fn drift_of_the_stream_is_made_good() {
     let error = |alpha: f64, refine: usize| {
         let options = Options { stream_alpha: alpha, refine, ..Options::new(GRID) };
         let mut ops = CandleOps::default();
-        let mut time = Duration::ZERO;
-        let quantized = block_on(ops.solve(weights.view(), &hessian, &(), &options, &mut time)).unwrap();
+        let quantized = block_on(ops.solve(weights.view(), &hessian, &(), &options)).unwrap().quantized;
         let difference = &stream + x.dot(&quantized.dequantize().t()) - &expected;
         difference.iter().map(|d| f64::from(*d).powi(2)).sum::<f64>()
     };
     let (without, half, whole) = (error(0.0, 0), error(0.5, 0), error(1.0, 0));
     assert!(half < 0.6 * without && whole < 0.3 * without, "{without}, {half}, {whole}");
-    assert!(error(1.0, 3) < whole, "sweeps keep to the same end");
+    assert!(error(1.0, 3) < whole, "refinement lowers the same objective");
 }

@@ -1,5 +1,5 @@
-//! What checkpoints hold, from `gptq-quant` through this project's readers: every width and version, rules, heads in codes,
-//! and what `weight-convert` makes of them.
+//! Checkpoints of `gptq-quant`, read by this project's readers: every width and version, rules, quantized heads, and conversion
+//! by `weight-convert`.
 
 mod common;
 
@@ -10,7 +10,7 @@ use gptq_quant::{CheckpointWriter, Error, Grid, MatrixReport, Options, Quantized
 use infer_core::{
     Decoder, KvCache, block_on,
     model::{Parts, Sequence, load_checkpoint, load_mlc},
-    ops::{Ops, candle::CandleOps},
+    ops::{Backend, candle::CandleOps},
 };
 use model_format::{
     Checkpoint, DecoderConfig, DirFiles, Dtype, HostTensor, Param, QuantFormat, Role, SafetensorsCheckpoint,
@@ -28,7 +28,7 @@ fn config_of(checkpoint: &dyn Checkpoint) -> DecoderConfig {
     DecoderConfig::from_hf(checkpoint.config_json()).unwrap()
 }
 
-/// A checkpoint being written, and every matrix as it was handed over.
+/// A checkpoint being written, with every matrix that it received.
 struct Recorded<'a> {
     writer: CheckpointWriter<'a>,
     matrices: Vec<(Param, Quantized)>,
@@ -82,7 +82,7 @@ fn relative_difference(a: &[f32], b: &[f32]) -> f64 {
     (square(&mut a.iter().zip(b).map(|(a, b)| a - b)) / square(&mut b.iter().copied())).sqrt()
 }
 
-/// The source with these matrices in place of its own, in f32, which needs none of GPTQ's formats.
+/// The source with dequantized matrices in f32, which needs no GPTQ reader.
 fn dequantized(
     source: &SafetensorsCheckpoint,
     matrices: &[(Param, Quantized)],
@@ -105,7 +105,7 @@ fn dequantized(
         }
     }
     for info in source.tensors().iter().filter(|info| !replaced.contains(&info.name)) {
-        // As a quantized checkpoint holds it.
+        // Quantized checkpoints store f16.
         let values: Vec<f32> = source.tensor(&info.name).unwrap().to_f32();
         let values: Vec<f32> = values.into_iter().map(|v| half::f16::from_f32(v).to_f32()).collect();
         add(&info.name, info.shape.clone(), &values);
@@ -116,7 +116,7 @@ fn dequantized(
     SafetensorsCheckpoint::open(folder).unwrap()
 }
 
-/// Quantizes, and expects the reader to find the codes that were handed over and the engine to run them.
+/// Quantizes. The reader must return the same codes, and the engine must run them.
 fn check(arch: &str, settings: &Settings) {
     let folder = tempfile::tempdir().unwrap();
     let source = tiny(arch);
@@ -128,7 +128,7 @@ fn check(arch: &str, settings: &Settings) {
     for (param, quantized) in &matrices {
         let mut start = 0;
         for part in &param.sources {
-            let matrix = GptqMatrix::read(&written, &gptq, part.module()).unwrap().expect("it is quantized");
+            let matrix = GptqMatrix::read(&written, &gptq, part.module()).unwrap().expect("a quantized module");
             assert_eq!(matrix, quantized.rows_to_checkpoint(start, part.rows), "{}", part.name);
             assert!(written.info(&part.name).is_none(), "{}", part.name);
             let largest = matrix.codes.iter().max().unwrap();
@@ -142,7 +142,7 @@ fn check(arch: &str, settings: &Settings) {
 }
 
 #[test]
-fn every_width_and_version_is_read_as_it_was_written() {
+fn every_width_and_version_reads_back_unchanged() {
     for bits in [2, 3, 4, 8] {
         for v2 in [false, true] {
             for (sym, static_groups) in [(true, true), (false, false)] {
@@ -154,14 +154,14 @@ fn every_width_and_version_is_read_as_it_was_written() {
 }
 
 #[test]
-fn whole_rows_as_groups_and_a_group_that_is_cut_short() {
+fn whole_row_groups_and_shorter_last_groups() {
     for group_size in [None, Some(96), Some(4096)] {
         check("llama", &Settings::new(Options::new(Grid { group_size, ..FOUR_BITS })));
     }
 }
 
 #[test]
-fn heads_in_codes() {
+fn quantized_heads() {
     for arch in ["mistral", "phi3"] {
         let settings = Settings { lm_head: true, ..with_rules(FOUR_BITS, &["lm_head:bits=8,group=64"]) };
         check(arch, &settings);
@@ -175,7 +175,7 @@ fn heads_in_codes() {
 }
 
 #[test]
-fn rules_are_honoured_and_what_is_skipped_keeps_its_values() {
+fn rules_apply_and_skipped_matrices_keep_their_values() {
     let folder = tempfile::tempdir().unwrap();
     let rules = [
         r"model\.layers\.1\.self_attn\.o_proj:skip",
@@ -221,7 +221,7 @@ fn rules_are_honoured_and_what_is_skipped_keeps_its_values() {
     }
     assert!(reported.next().is_none());
 
-    // Each module by its whole name, and the names that vLLM joins matrices under.
+    // Each module has a rule by its whole name, and by vLLM's name of the joined matrix.
     let config: serde_json::Value = serde_json::from_str(written.config_json()).unwrap();
     let dynamic = config["quantization_config"]["dynamic"].as_object().unwrap();
     let skipped: Vec<_> = dynamic.keys().filter_map(|key| key.strip_prefix("-:")).collect();
@@ -248,10 +248,10 @@ fn run(folder: &Path, args: &[&str]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn hostile_rules_are_refused_before_the_work() {
+fn bad_rules_fail_before_the_work() {
     let folder = tempfile::tempdir().unwrap();
     tiny_folder(folder.path());
-    // What cannot be a rule is wrong usage.
+    // Malformed rules are usage errors.
     for (rule, word) in [
         ("no-settings", "no `:`"),
         ("(:skip", "Parsing error"),
@@ -270,7 +270,7 @@ fn hostile_rules_are_refused_before_the_work() {
     for (args, words) in [
         (
             &["--override", r".*\.q_proj:skip"][..],
-            &["q_proj`, `", "different things", "matches all of them or none"][..],
+            &["q_proj`, `", "different options", "matches all of them or none"][..],
         ),
         (&["--override", r".*\.up_proj:bits=8"], &["model.layers.0.mlp.gate_proj`, `model.layers.0.mlp.up_proj"]),
         (&["--override", r"model\.layers\.7\.:skip"], &[r"`model\.layers\.7\.:skip` matches no matrix"]),
@@ -289,10 +289,10 @@ fn hostile_rules_are_refused_before_the_work() {
 }
 
 #[test]
-fn widths_that_fill_no_words_are_refused_by_name() {
+fn shapes_that_fill_no_words_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let source = tiny("llama");
-    // 248 codes fill words of 8 and 4 bits, but not of 2 and 3.
+    // 248 codes of 8 or 4 bits fill whole words, codes of 2 or 3 bits do not.
     let mut config: serde_json::Value = serde_json::from_str(source.config_json()).unwrap();
     config["intermediate_size"] = 248.into();
     let mut tensors = Vec::new();
@@ -318,7 +318,7 @@ fn widths_that_fill_no_words_are_refused_by_name() {
     let out = folder.path().join("out");
     let error = quantize(&cut, &out, &Settings::new(Options::new(Grid { bits: 3, ..FOUR_BITS }))).unwrap_err();
     let message = error.to_string();
-    assert!(message.contains("gate_proj` is [248, 128], and packed codes need multiples of 32"), "{message}");
+    assert!(message.contains("gate_proj` is [248, 128], but packed codes need multiples of 32"), "{message}");
     assert!(error.hint().unwrap().contains("--override 'model.layers.0.mlp.gate_proj:skip'"));
     assert!(!out.exists());
     for bits in [2, 4, 8] {
@@ -346,7 +346,7 @@ fn a_checkpoint_with_rules_converts() {
     let difference = relative_difference(&converted, &checkpoint_logits(&written));
     assert!(difference < 1e-5, "{difference}");
 
-    // What was skipped is rounded, and said to be.
+    // Skipped matrices are rounded and reported.
     let skipped = folder.path().join("skipped");
     quantize(&tiny("llama"), &skipped, &with_rules(FOUR_BITS, &[r".*\.1\.self_attn\.o:skip"])).unwrap();
     let written = SafetensorsCheckpoint::open(&skipped).unwrap();
@@ -355,7 +355,7 @@ fn a_checkpoint_with_rules_converts() {
     assert_eq!(report.lossless.len(), 7, "{:?}", report.lossless);
     assert_eq!(report.rounded, ["model.embed_tokens.weight", "model.layers.1.self_attn.o_proj.weight"]);
 
-    // Eight bits do not fit: refused by name, or taken to the nearest.
+    // Eight bits do not fit into the format: an error, or with `refit` the nearest values.
     let wide = folder.path().join("wide");
     quantize(&tiny("llama"), &wide, &with_rules(FOUR_BITS, &[r".*\.0\.mlp\.down:bits=8"])).unwrap();
     let written = SafetensorsCheckpoint::open(&wide).unwrap();

@@ -1,5 +1,4 @@
-//! BOS in calibration text, in text that the model writes, and in what is measured: of a model that needs it
-//! (testdata/sink).
+//! BOS in calibration text, in text that the model writes and in evaluations, with a model that needs it (testdata/sink).
 
 mod common;
 
@@ -16,7 +15,7 @@ use common::testdata;
 
 const BOS: u32 = 1;
 
-/// The model in `folder/NAME`, with windows of 64 tokens as its context.
+/// Copies the model to `folder/NAME`, with a context of 64 tokens.
 fn model(folder: &Path, name: &str) -> PathBuf {
     let model = folder.join(name);
     std::fs::create_dir(&model).unwrap();
@@ -33,7 +32,7 @@ fn edit(path: &Path, change: impl FnOnce(&mut Value)) {
     std::fs::write(path, value.to_string()).unwrap();
 }
 
-/// The model without its post-processor: it adds nothing to a text.
+/// Copies the model without its post-processor, so that the tokenizer adds no prefix.
 fn model_without_rule(folder: &Path, name: &str) {
     let model = model(folder, name);
     edit(&model.join("tokenizer.json"), |tokenizer| tokenizer["post_processor"] = Value::Null);
@@ -58,7 +57,7 @@ fn weights(folder: &Path, name: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_quantizing_cost_is_measured_behind_bos_and_without() {
+fn evaluation_has_perplexities_with_and_without_bos() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     model(folder, "model");
@@ -91,7 +90,7 @@ fn what_quantizing_cost_is_measured_behind_bos_and_without() {
             if tokens.is_empty() { "without a prefix token" } else { &format!("each beginning with `{escaped}`") };
         assert!(page.contains(words), "{page}");
     }
-    // Neither is continued, or taken, as the other.
+    // The prefix is part of the fingerprint.
     assert_ne!(weights(folder, "auto"), weights(folder, "none"));
     let same = "is what this command makes";
     assert!(quantize(folder, &args("auto")).contains(same));
@@ -100,7 +99,7 @@ fn what_quantizing_cost_is_measured_behind_bos_and_without() {
     assert!(!stdout.contains(same), "{stdout}");
 }
 
-/// A tokenizer without the rule, and a text with BOS written where each window begins.
+/// Compares with a tokenizer without the rule and a text that spells BOS at the beginning of each window.
 #[test]
 fn calibration_windows_begin_with_bos() {
     let folder = tempfile::tempdir().unwrap();
@@ -133,7 +132,7 @@ fn write(model: &Path, prefix: &[u32], random: f64) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn text_of_its_own_begins_with_bos() {
+fn text_that_the_model_writes_begins_with_bos() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(folder.path(), "model");
     for random in [0.0, 0.5] {
@@ -142,8 +141,8 @@ fn text_of_its_own_begins_with_bos() {
         }
     }
     assert!(write(&model, &[], 0.5).iter().all(|window| window[0] != BOS));
-    // With a template that writes BOS itself, and with one that does not. Its user says what this vocabulary lacks, and a control
-    // token would be left out of that.
+    // A template that writes BOS, and one that does not. The vocabulary lacks the user's words, and encoding would drop a control
+    // token.
     edit(&model.join("tokenizer.json"), |tokenizer| tokenizer["added_tokens"][0]["special"] = false.into());
     for (template, begin) in [("<|begin_of_text|> w9 ", [BOS, 12]), (" w9 ", [BOS, 12])] {
         let template = format!("{template}{{{{ messages[0].content }}}}");
@@ -152,7 +151,7 @@ fn text_of_its_own_begins_with_bos() {
         let conversations = windows.iter().step_by(2);
         assert!(conversations.clone().all(|window| window[..2] == begin && window[2] != BOS), "{windows:?}");
     }
-    // The program asks for it.
+    // The program does the same.
     std::fs::remove_file(model.join("chat_template.jinja")).unwrap();
     quantize(folder.path(), &["model", "-o", "out"]);
     quantize(folder.path(), &["model", "-o", "none", "--prefix-token", "none"]);
@@ -161,9 +160,9 @@ fn text_of_its_own_begins_with_bos() {
     assert_eq!(report.prefix_tokens, ["<|begin_of_text|>"]);
 }
 
-/// The losses of a window behind two tokens that are no text are those of its other tokens.
+/// Losses after two prefix tokens are the losses of the other tokens.
 #[test]
-fn losses_of_prefix_tokens_are_left_out() {
+fn losses_of_prefix_tokens_are_not_counted() {
     let model = SafetensorsCheckpoint::open(&testdata("sink")).unwrap();
     let window: Vec<u32> = [BOS, 2].into_iter().chain(10..30).collect();
     let measured = |window: &[u32], prefix_len| {

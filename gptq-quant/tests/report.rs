@@ -1,4 +1,4 @@
-//! Reports: what they say, held against what is computed here from the model's parts, and what a reader of the page gets.
+//! Reports against values computed here from the model's parts, and the HTML page.
 
 mod common;
 
@@ -13,7 +13,7 @@ use gptq_quant::{
 use infer_core::{
     Decoder, KvCache, KvDtype, block_on,
     model::{Sequence, load_checkpoint},
-    ops::{Ops, candle::CandleOps, gpu::GpuOps},
+    ops::{Backend, candle::CandleOps, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, SafetensorsCheckpoint, checkpoint::read_param, params};
 use ndarray::{Array2, ArrayView2};
@@ -22,7 +22,7 @@ use common::{device, prose, tiny, tiny_folder, windows};
 
 const GRID: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
 
-/// A checkpoint being written, with what was reported.
+/// A checkpoint being written, with the reports.
 struct Recorded<'a> {
     writer: CheckpointWriter<'a>,
     matrices: Vec<(Param, Quantized, MatrixReport)>,
@@ -61,7 +61,7 @@ fn first_inputs(source: &SafetensorsCheckpoint, windows: &TokenWindows) -> Array
 }
 
 #[test]
-fn what_is_said_of_a_matrix_is_so() {
+fn matrix_reports_match_their_definitions() {
     let folder = tempfile::tempdir().unwrap();
     let options = Options::new(GRID);
     let settings = Settings { token_weight: TokenWeight::PLAIN, ..Settings::new(options) };
@@ -85,7 +85,7 @@ fn what_is_said_of_a_matrix_is_so() {
     let nearest = round_to_nearest(weights, None, &options).dequantize();
     near(report.nearest_error, error(&nearest), "error of round-to-nearest");
     assert!(report.relative_error < report.nearest_error);
-    // tr(D H D^T) with H = 2 / tokens X^T X and a hundredth of its mean diagonal on the diagonal.
+    // tr(D H D^T) with H = 2 / tokens X^T X, damped by a hundredth of its mean diagonal.
     let difference = &float - &quantized.dequantize().mapv(f64::from);
     let scale = 2.0 / x.nrows() as f64;
     let damp = 0.01 * scale * x.iter().map(|v| v * v).sum::<f64>() / x.ncols() as f64;
@@ -115,13 +115,13 @@ fn logits(checkpoint: &dyn Checkpoint, window: &[u32]) -> Vec<f64> {
     block_on(ops.read(&logits)).unwrap().into_iter().map(f64::from).collect()
 }
 
-/// Logarithms of probabilities.
+/// Log-probabilities.
 fn log_softmax(logits: &[f64]) -> Vec<f64> {
     let sum: f64 = logits.iter().map(|v| v.exp()).sum();
     logits.iter().map(|v| v - sum.ln()).collect()
 }
 
-/// By the definitions, in f64, from the whole models' logits.
+/// Both perplexities and the divergence by their definitions, in f64, from whole models' logits.
 fn evaluated_here(models: [&dyn Checkpoint; 2], windows: &TokenWindows) -> (f64, f64, f64) {
     let mut sums = [0.0; 3];
     for window in windows.iter() {
@@ -146,16 +146,16 @@ fn check_evaluation(found: &Evaluation, (float, quantized, divergence): (f64, f6
 }
 
 #[test]
-fn what_quantizing_cost_is_measured_by_the_definitions() {
+fn evaluation_matches_the_definitions() {
     let folder = tempfile::tempdir().unwrap();
     quantize(folder.path(), &Settings::new(Options::new(Grid { bits: 3, ..GRID })), &windows(20, 32, 1));
     let (source, quantized) = (tiny("llama"), SafetensorsCheckpoint::open(folder.path()).unwrap());
-    // More rows than are taken at a time.
+    // More rows than one block.
     let text = windows(3, 300, 9);
     let models: [&dyn Checkpoint; 2] = [&source, &quantized];
     let expected = evaluated_here(models, &text);
-    assert!(expected.2 > 1e-3, "there is a difference: {expected:?}");
-    // With room for all windows, and for less than one.
+    assert!(expected.2 > 1e-3, "the models differ: {expected:?}");
+    // Memory for all windows, and for less than one.
     for memory in [1 << 30, 0] {
         let found =
             block_on(evaluate(&mut CandleOps::default(), models, "text", &text, 0, Some(memory), &mut ())).unwrap();
@@ -171,7 +171,7 @@ fn what_quantizing_cost_is_measured_by_the_definitions() {
     }
 }
 
-/// A report with names that are no names.
+/// A report with HTML in every name.
 fn report(folder: &Path) -> Report {
     let matrices = quantize(folder, &Settings::new(Options::new(GRID)), &windows(10, 16, 1));
     Report {
@@ -198,7 +198,7 @@ fn report(folder: &Path) -> Report {
 }
 
 #[test]
-fn the_page_is_whole_in_itself_and_takes_no_orders_from_names() {
+fn page_is_self_contained_and_escapes_names() {
     let folder = tempfile::tempdir().unwrap();
     let report = report(folder.path());
     let [(_, json), (_, page)] = report.files();
@@ -221,13 +221,14 @@ fn the_page_is_whole_in_itself_and_takes_no_orders_from_names() {
         assert!((0.0..=420.0).contains(&x) && (0.0..=200.0).contains(&y), "{point}");
         count += 1;
     }
-    // Two lines in each plot of a kind's two layers and of scales, one of time; of two windows, two losses and one divergence.
+    // Four kinds with two lines of two layers; two lines of scales and one of time over 8 matrices; two lines of losses and one of
+    // divergence over two windows.
     assert_eq!(count, 4 * 2 * 2 + 2 * 8 + 8 + 2 * 2 + 2);
     assert_eq!(serde_json::from_slice::<Report>(&json).unwrap(), report);
 }
 
 #[test]
-fn a_model_without_a_matrix_to_show_has_a_page() {
+fn page_without_matrices_has_no_plots() {
     let folder = tempfile::tempdir().unwrap();
     let report = Report { matrices: Vec::new(), evaluation: None, peak_memory: None, ..report(folder.path()) };
     let [_, (_, page)] = report.files();
@@ -259,7 +260,7 @@ fn the_program_reports_and_measures() {
     assert!(report.seconds["total"] > 0.0);
     assert!(out.join("quantize_report.html").is_file());
 
-    // What is there is measured without being made again.
+    // An existing output is measured without quantizing again.
     let stdout = run(&["--eval", "other.txt", "--eval-windows", "2"]);
     assert!(stdout.contains("--restart makes it again") && stdout.contains("2 windows of 1024 tokens"), "{stdout}");
     let evaluation = Report::read(&out).unwrap().unwrap().evaluation.unwrap();
@@ -271,7 +272,7 @@ fn the_program_reports_and_measures() {
     let page = std::fs::read_to_string(out.join("quantize_report.html")).unwrap();
     assert!(page.contains(&format!("{:.4}", evaluation.perplexity)));
 
-    // Nothing has changed: what is stored is told, whatever it is.
+    // Without changes, the stored evaluation is printed.
     let store = |perplexity: f64| {
         let mut report = Report::read(&out).unwrap().unwrap();
         report.evaluation.as_mut().unwrap().perplexity = perplexity;
@@ -284,14 +285,14 @@ fn the_program_reports_and_measures() {
     assert!(stdout.contains("7.2500 quantized"), "{stdout}");
     assert_eq!(measured(), Evaluation { perplexity: 7.25, ..evaluation.clone() });
 
-    // Another text under the same name, of as many windows.
+    // Another text with the same name and number of windows.
     std::fs::write(folder.path().join("other.txt"), prose(3, 400)).unwrap();
     run(&eval);
     let other = measured();
     assert_eq!((&other.text, other.windows.len()), (&evaluation.text, evaluation.windows.len()));
     assert!(other.perplexity != 7.25, "{other:?}");
     assert_ne!(other.windows, evaluation.windows);
-    // The same text, read otherwise: rows of WikiText are joined with what is between them.
+    // The same text in the WikiText protocol.
     store(7.25);
     run(&[&eval[..], &["--eval-wikitext"]].concat());
     assert!(measured().perplexity != 7.25);

@@ -1,5 +1,5 @@
-//! A tiny model from checkpoint to GPTQ checkpoint and back: what was written is what was computed, and it is nearer to
-//! the original than rounding.
+//! A tiny model to a GPTQ checkpoint and back: the checkpoint reads back unchanged, and its logits are closer to the float model
+//! than with round-to-nearest.
 
 mod common;
 
@@ -13,7 +13,7 @@ use gptq_quant::{
 };
 use half::bf16;
 use infer_core::{
-    Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Ops, ops::candle::CandleOps,
+    Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Backend, ops::candle::CandleOps,
 };
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param, QuantFormat, Role, SafetensorsCheckpoint,
@@ -30,7 +30,7 @@ use common::{testdata, tiny, tiny_folder, windows};
 
 const Q4F16_1: Grid = Grid { bits: 4, group_size: Some(32), sym: true };
 
-/// The logits after each of some windows that nothing is calibrated on.
+/// The logits of windows outside calibration.
 fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
     let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
     let mut ops = CandleOps::default();
@@ -51,7 +51,7 @@ fn mean_square_difference(a: &[f32], b: &[f32]) -> f64 {
     sum / a.len() as f64
 }
 
-/// What a run reported.
+/// The reports of a run.
 #[derive(Default)]
 struct Reports {
     matrices: Vec<MatrixReport>,
@@ -62,7 +62,7 @@ struct Reports {
 impl Progress for Reports {
     fn wrote(&mut self, _done: usize, _total: usize) {}
 
-    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64, _left: Duration) {
+    fn advanced(&mut self, _layer: usize, _module: &str, fraction: f64, _left: Option<Duration>) {
         self.fractions.push(fraction);
     }
 
@@ -75,7 +75,7 @@ impl Progress for Reports {
     }
 }
 
-/// Something to note with a matrix.
+/// A placeholder report.
 fn report() -> MatrixReport {
     MatrixReport {
         layer: None,
@@ -93,13 +93,13 @@ fn report() -> MatrixReport {
     }
 }
 
-/// The tiny Llama that AutoGPTQ was run on: its embeddings lie near a plane and three channels are large, so that inputs depend on
-/// each other as those of models do.
+/// The tiny Llama that AutoGPTQ quantized. Its embeddings lie near a plane and three channels are large, so its inputs are correlated
+/// like those of real models.
 fn structured() -> SafetensorsCheckpoint {
     SafetensorsCheckpoint::open(&testdata("autogptq/source")).unwrap()
 }
 
-/// The tiny model of an architecture, its embeddings made the same way, in `folder`.
+/// The tiny model of an architecture, with embeddings of the same structure, in `folder`.
 fn structured_like(arch: &str, folder: &Path) -> SafetensorsCheckpoint {
     let source = tiny(arch);
     let mut state = 7u64;
@@ -141,17 +141,16 @@ fn structured_like(arch: &str, folder: &Path) -> SafetensorsCheckpoint {
     SafetensorsCheckpoint::open(folder).unwrap()
 }
 
-/// The mean square of what AutoGPTQ's logits were beside those of the float model, in the case of that name.
+/// The recorded mean square logit error of AutoGPTQ in a case.
 fn autogptq_error(case: &str) -> f64 {
     let report = std::fs::read(testdata("autogptq/report.json")).unwrap();
     let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
     report["cases"][case]["mean_square_logit_error"].as_f64().unwrap()
 }
 
-/// What AutoGPTQ made of the same model on the same windows is read as it reads it: the logits are those that transformers computes
-/// with its values.
+/// A checkpoint of AutoGPTQ, of the same model and windows, gives the logits that transformers computes with it.
 #[test]
-fn a_checkpoint_of_autogptq_has_its_logits() {
+fn autogptq_checkpoint_gives_its_recorded_logits() {
     for case in ["actorder-sym-g64", "static-actorder-sym-g32"] {
         let folder = testdata(&format!("autogptq/{case}"));
         let found = logits(&SafetensorsCheckpoint::open(&folder).unwrap());
@@ -186,14 +185,14 @@ fn run_on(
         matrices.push(quantized.clone());
         writer.add(param, quantized, &report())
     };
-    // 40 tokens per window: the batches are not all of one size.
+    // With 40 tokens per window, the last batch is smaller.
     block_on(quantize_layers(CandleOps::default(), &checkpoint, &windows(60, 40, 1), settings, reports, &mut add))?;
     writer.finish()?;
     Ok(matrices)
 }
 
-/// Logit error of GPTQ and of round-to-nearest on the same grid: their ratio at the most, and the error that AutoGPTQ has in the
-/// case of that name, if there is one.
+/// Checks the logit error of GPTQ: below `ratio` times round-to-nearest on the same grid, and near AutoGPTQ's error in the case
+/// `autogptq`, if any.
 fn check(options: Options, ratio: f64, autogptq: Option<&str>) {
     let folder = tempfile::tempdir().unwrap();
     let mut reports = Reports::default();
@@ -205,10 +204,10 @@ fn check(options: Options, ratio: f64, autogptq: Option<&str>) {
         assert!(report.relative_error > 0.0 && report.relative_error < 0.05, "{report:?}");
     }
     assert!(reports.fractions.is_sorted(), "{:?}", reports.fractions);
-    // The last layer's outputs are not needed, so a little is saved.
+    // The last layer's outputs are not computed.
     assert!((0.7..=1.0).contains(reports.fractions.last().unwrap()), "{:?}", reports.fractions);
 
-    // What is read back is what was computed.
+    // The checkpoint reads back unchanged.
     let written = SafetensorsCheckpoint::open(&folder.path().join("gptq")).unwrap();
     let config = GptqConfig::from_config(written.config_json()).unwrap().expect("a quantization_config");
     let decoder = DecoderConfig::from_hf(written.config_json()).unwrap();
@@ -238,7 +237,7 @@ fn check(options: Options, ratio: f64, autogptq: Option<&str>) {
     assert_eq!(whole["quantization_config"], quantize_config);
     assert_eq!(whole["torch_dtype"], "float16");
 
-    // Nearer to the original than rounding, on text that it was not calibrated on.
+    // Closer to the float model than rounding, on text outside calibration.
     let source = structured();
     let nearest = folder.path().join("nearest");
     let mut writer = CheckpointWriter::create(&source, &nearest, &Settings::new(options)).unwrap();
@@ -283,10 +282,9 @@ fn eight_bits_and_shuffled_groups() {
     check(Options { static_groups: false, ..Options::new(grid) }, 0.4, None);
 }
 
-/// The walk through the layers knows every part of every architecture: with one forgotten, the inputs that a matrix is
-/// fitted to are not those it gets.
+/// The walk must run every part of every architecture. Without one, the calibration inputs of a matrix would be wrong.
 #[test]
-fn every_architecture_is_nearer_than_round_to_nearest() {
+fn every_architecture_beats_round_to_nearest() {
     for arch in ["mistral", "qwen2", "qwen3", "phi3", "phi3-longrope", "gemma2", "gemma3"] {
         let folder = tempfile::tempdir().unwrap();
         let options = Options::new(Q4F16_1);
@@ -328,11 +326,11 @@ fn the_q4f16_1_grid_converts_without_loss() {
             negative_scales += matrix.scales.iter().filter(|scale| scale.is_sign_negative()).count();
         }
     }
-    assert!(negative_scales > 0, "the sixteenth code is used on either side");
+    assert!(negative_scales > 0, "negative scales use the sixteenth code on the positive side");
 }
 
 #[test]
-fn activations_that_are_not_kept_are_computed_again() {
+fn memory_limit_does_not_change_the_result() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings::new(Options::new(Q4F16_1));
     let kept = run(&folder.path().join("a"), &settings, &mut Reports::default()).unwrap();
@@ -342,7 +340,7 @@ fn activations_that_are_not_kept_are_computed_again() {
 }
 
 #[test]
-fn an_interrupted_run_that_cannot_go_on_leaves_nothing() {
+fn interrupted_run_without_a_journal_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let mut reports = Reports { cancel_at: Some(5), ..Reports::default() };
@@ -352,7 +350,7 @@ fn an_interrupted_run_that_cannot_go_on_leaves_nothing() {
 }
 
 #[test]
-fn an_interrupted_run_leaves_the_older_result() {
+fn interrupted_run_keeps_the_older_output() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings::new(Options::new(Q4F16_1));
     run(folder.path(), &settings, &mut Reports::default()).unwrap();
@@ -363,13 +361,13 @@ fn an_interrupted_run_leaves_the_older_result() {
     run(folder.path(), &settings, &mut reports).unwrap_err();
     assert_eq!(files(), count);
     assert_eq!(std::fs::read(folder.path().join("model.safetensors")).unwrap(), before);
-    // And a run that is not interrupted replaces it.
+    // A complete run replaces it.
     run(folder.path(), &settings, &mut Reports::default()).unwrap();
     assert_eq!(files(), count);
 }
 
 #[test]
-fn an_unquantized_model_is_not_written_over() {
+fn unquantized_model_is_not_overwritten() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::copy(testdata("arch/llama/hf/config.json"), folder.path().join("config.json")).unwrap();
     let error = run(folder.path(), &Settings::new(Options::new(Q4F16_1)), &mut Reports::default()).unwrap_err();
@@ -377,7 +375,7 @@ fn an_unquantized_model_is_not_written_over() {
 }
 
 #[test]
-fn a_seed_decides_what_the_model_writes() {
+fn seed_determines_the_written_text() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let write = |seed| {
@@ -393,7 +391,7 @@ fn a_seed_decides_what_the_model_writes() {
     assert_eq!(distinct.len(), 5, "no two windows are the same");
 }
 
-/// Keeps what is told of the head's inputs.
+/// Records the sums of the head's inputs.
 struct Seen(Vec<HeadInputs>);
 
 impl Store for Seen {
@@ -407,13 +405,13 @@ impl Store for Seen {
     }
 }
 
-/// What is seen while a text is written, token after token, is what the model has for the text that then is there.
+/// Sums collected while the text is written equal those of a forward pass over the finished text.
 #[test]
-fn a_writer_sees_the_inputs_of_the_head() {
+fn written_text_gives_the_head_inputs() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = SafetensorsCheckpoint::open(&tiny_folder(folder.path())).unwrap();
     let (mut seen, weight) = (Seen(Vec::new()), TokenWeight { equal_norm: false, first_token: 0.2 });
-    // A fifth of them at random.
+    // A fifth of the windows is random tokens.
     let text =
         SelfText { samples: 70, seq_len: 24, prefix: &[], seed: 3, temperature: 1.0, random: 0.2, head: Some(weight) };
     let written = block_on(write_windows(CandleOps::default(), &checkpoint, text, &mut (), &mut seen)).unwrap();
@@ -438,9 +436,9 @@ fn a_writer_sees_the_inputs_of_the_head() {
     assert!((&found - &expected).norm_l2() < 1e-5 * expected.norm_l2());
 }
 
-/// The table goes through the checkpoint's f16 into the format's codes and comes out as it went in.
+/// The f16 values of the table in the checkpoint convert into codes without loss.
 #[test]
-fn the_table_converts_without_loss_too() {
+fn embedding_table_converts_without_loss() {
     let folder = tempfile::tempdir().unwrap();
     let settings = Settings { quantize_ends: true, ..Settings::new(Options::new(Q4F16_1)) };
     let mut reports = Reports::default();
@@ -457,7 +455,7 @@ fn the_table_converts_without_loss_too() {
     let (rows, cols) = (table.shape[0], table.shape[1]);
     let group = QuantFormat::by_name("q4f16_1").unwrap().group().unwrap();
     let (mut words, mut scales) = (vec![0; rows * group.row_words(cols)], vec![0; rows * group.groups(cols)]);
-    assert_eq!(group.keep_into(cols, &values, &mut words, &mut scales), 0, "groups that were rounded");
+    assert_eq!(group.requantize_into(cols, &values, &mut words, &mut scales), 0, "groups that were rounded");
     let scales = Scales { dtype: Dtype::F16, bits: scales };
     assert_eq!(group.dequantize(rows, cols, &words, &scales), values);
 }

@@ -41,7 +41,7 @@ pub struct Report {
     pub variants: Vec<Entry>,
     /// Faults other than refused variants.
     pub faults: Vec<String>,
-    /// Predictions for a modelled device.
+    /// Predictions for a modeled device.
     pub forecasts: Vec<Forecast>,
     /// Rules for presets.json, if requested.
     pub rules: Vec<Value>,

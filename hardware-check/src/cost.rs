@@ -100,7 +100,7 @@ pub fn shape(name: &str) -> DecoderConfig {
     DecoderConfig::from_hf(&shapes[name].to_string()).expect("a shape is a valid configuration")
 }
 
-/// The format of the modelled weights.
+/// The format of the modeled weights.
 pub fn format() -> &'static QuantFormat {
     QuantFormat::by_name("q4f16_1").expect("q4f16_1 is a known format")
 }

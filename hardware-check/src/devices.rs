@@ -20,7 +20,7 @@ pub struct Device {
     pub caps: Option<Caps>,
     /// Kernels that the device must use for the shape of Llama-3.2-3B.
     pub expected: &'static [&'static str],
-    /// Parameters of the cost model. `None`: the device is not modelled.
+    /// Parameters of the cost model. `None`: the device is not modeled.
     pub speed: Option<Speed>,
 }
 

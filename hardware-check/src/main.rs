@@ -158,8 +158,8 @@ fn run(arguments: &Arguments) -> Result<bool> {
         fs::write(file, format!("{found:#}\n")).with_context(|| format!("cannot write `{}`", file.display()))?;
     }
     if let Some(file) = &arguments.presets {
-        let modelled = reports.into_iter().filter(|report| !report.forecasts.is_empty());
-        let rules = modelled.map(|report| Ok((Device::by_name(&report.name)?, report.rules))).collect::<Result<_>>()?;
+        let modeled = reports.into_iter().filter(|report| !report.forecasts.is_empty());
+        let rules = modeled.map(|report| Ok((Device::by_name(&report.name)?, report.rules))).collect::<Result<_>>()?;
         presets::write(file, &arguments.commit, rules)?;
     }
     failures.iter().for_each(|failure| println!("FAILED {failure}"));

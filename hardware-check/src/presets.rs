@@ -25,7 +25,7 @@ const WORTH: f64 = 0.97;
 /// A choice counts as optimal up to this multiple of the lowest cost.
 const AS_GOOD: f64 = 1.01;
 /// Its workgroups wait for one another. The cost model does not cover that.
-const NOT_MODELLED: &str = "gemv_chain";
+const NOT_MODELED: &str = "gemv_chain";
 
 /// A tuning problem with the cost of each candidate, the default first.
 struct Priced {
@@ -61,7 +61,7 @@ pub fn rules(model: &mut Model<'_>) -> Result<Vec<Value>> {
     for name in MODELS {
         for (rows, position) in ROWS {
             let work = planned_work(&shape(name), format(), model.gpu, KvDtype::F16, position, rows)?;
-            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.tunable.name != NOT_MODELLED) {
+            for (problem, _) in work.problems.into_iter().filter(|(problem, _)| problem.tunable.name != NOT_MODELED) {
                 let known = by_kernel.entry(problem.tunable.name).or_default();
                 if known.iter().any(|priced| priced.problem == problem) {
                     continue;
@@ -133,7 +133,7 @@ pub fn write(file: &Path, commit: &str, found: Vec<(&Device, Vec<Value>)>) -> Re
     for (device, rules) in found {
         let Some(speed) = device.speed else { continue };
         let from = format!(
-            "modelled: predicted at {commit} by `cargo xtask hardware --presets` from RADV's assembly for `{}` ({} compute units \
+            "modeled: predicted at {commit} by `cargo xtask hardware --presets` from RADV's assembly for `{}` ({} compute units \
              at {} GHz, {} GB/s), not measured",
             device.family,
             speed.compute_units,

@@ -1,99 +1,99 @@
-//! What can go wrong while a model is loaded or run, each with what to do about it.
+//! [`Error`]: failures of loading or running a model, each with a hint.
 
 use crate::memory::{Need, Room};
 
-/// The result of loading or running a model.
+/// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong while a model is loaded or run.
+/// A failure of loading or running a model.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The model's files.
+    /// A failure with the model's files.
     #[error(transparent)]
     Format(#[from] model_format::Error),
-    /// The GPU.
+    /// A failure of the GPU.
     #[error(transparent)]
     Gpu(#[from] webgpu_kernels::Error),
-    /// `--device` names a device that is not there.
-    #[error("there is no device `{choice}`; {}", if found.is_empty() { "no GPU was found, nor a driver that plays one".to_owned() } else { format!("there are: {}", found.join(", ")) })]
+    /// `--device` selects a device that does not exist.
+    #[error("no device `{choice}`; {}", if found.is_empty() { "no GPU and no software driver was found".to_owned() } else { format!("found: {}", found.join(", ")) })]
     NoSuchDevice {
-        /// What was asked for.
+        /// The requested device.
         choice: String,
-        /// Number and name of each that there is.
+        /// Number and name of each existing device.
         found: Vec<String>,
     },
-    /// The CPU backend.
+    /// A failure of the CPU backend.
     #[cfg(feature = "native")]
     #[error("the CPU backend failed: {0}")]
     Cpu(#[from] candle_core::Error),
-    /// tokenizer.json does not load, or a text does not encode.
+    /// tokenizer.json does not load, or a text cannot be encoded.
     #[error("the tokenizer failed: {reason}")]
     Tokenizer {
-        /// What it said.
+        /// The tokenizer's or the template's message.
         reason: String,
     },
-    /// The chat template does not parse, or refuses the conversation.
+    /// The chat template does not parse, or rejects the conversation.
     #[error("the chat template failed: {reason}")]
     ChatTemplate {
-        /// What it said.
+        /// The tokenizer's or the template's message.
         reason: String,
     },
     /// The conversation is longer than the context.
-    #[error("the conversation has {tokens} tokens, the context has room for {context}")]
+    #[error("the conversation has {tokens} tokens, but the context has only {context}")]
     ContextFull {
         /// Tokens of the prompt.
         tokens: usize,
-        /// Tokens that fit.
+        /// Capacity of the context in tokens.
         context: usize,
     },
-    /// A text without a token, or with more than the context has room for.
-    #[error("the text has {tokens} tokens, this model runs texts of 1 to {context}")]
+    /// A text is empty or longer than the context.
+    #[error("the text has {tokens} tokens; the model accepts 1 to {context}")]
     TextLength {
         /// Tokens of the text.
         tokens: usize,
-        /// Tokens that fit.
+        /// Capacity of the context in tokens.
         context: usize,
     },
-    /// The model and its cache are larger than the device's memory.
-    #[error("the model needs {need} of memory, and there are {room} free for it")]
+    /// The model and its cache do not fit into the device's memory.
+    #[error("the model needs {need} of memory, but only {room} is available")]
     DoesNotFit {
-        /// What it needs.
+        /// The needed memory.
         need: Need,
-        /// What it may take.
+        /// The available memory.
         room: Room,
-        /// The longest context that fits.
+        /// The longest context that fits. `None` if no useful context fits.
         longest: Option<usize>,
     },
-    /// A text has a token for which the embedding table has no row.
+    /// A text has a token beyond the embedding table.
     #[error("{} at position {position} is beyond the embedding table of {rows} rows", token_name(*id, token))]
     TokenOutOfRange {
         /// The id.
         id: u32,
-        /// How the tokenizer writes it, where a tokenizer made the text's ids.
+        /// The token's text, if a tokenizer made the ids.
         token: Option<String>,
-        /// Where it stands in the text, from 0.
+        /// Its position in the text, from 0.
         position: usize,
-        /// Rows of the embedding table: the model has ids below this.
+        /// Rows of the embedding table. Valid ids are below this.
         rows: usize,
     },
-    /// The chat template writes a token for which the embedding table has no row.
+    /// The chat template writes a token beyond the embedding table.
     #[error(
         "`{field}` in `{file}` must hold tokens with ids below {rows}, the rows of the embedding table, found: {}",
         token_name(*id, token)
     )]
     TemplateToken {
-        /// The file that holds the template.
+        /// The file with the template.
         file: String,
-        /// The field of the template in it.
+        /// The field with the template.
         field: &'static str,
         /// The id.
         id: u32,
-        /// How the tokenizer writes it, if it knows it.
+        /// The token's text, if the tokenizer has the id.
         token: Option<String>,
         /// Rows of the embedding table.
         rows: usize,
     },
-    /// `logit_bias` has an id for which the model computes no logit.
+    /// `logit_bias` has an id beyond the embedding table.
     #[error("`logit_bias` must hold token ids below {rows}, the rows of the embedding table, found: {id}")]
     BiasOutOfRange {
         /// The id.
@@ -101,19 +101,19 @@ pub enum Error {
         /// Rows of the embedding table.
         rows: usize,
     },
-    /// A sampling parameter is out of its range.
+    /// A parameter is out of range.
     #[error("`{name}` must be {expected}, found: {found}")]
     BadParameter {
         /// The parameter.
         name: &'static str,
         /// Its range.
         expected: &'static str,
-        /// What was given.
+        /// The given value.
         found: String,
     },
 }
 
-/// A token for a message: its id, with its text where that is known.
+/// A token in a message: its id, and its text if known.
 fn token_name(id: u32, token: &Option<String>) -> String {
     match token {
         Some(token) => format!("token `{token}` (id {id})"),
@@ -122,28 +122,28 @@ fn token_name(id: u32, token: &Option<String>) -> String {
 }
 
 impl Error {
-    /// Whether a workgroup stopped waiting: the same work, done again, is done without.
+    /// True if a workgroup's wait for another one expired. Chains are then disabled, and the same work can run again.
     pub(crate) fn is_expired_wait(&self) -> bool {
         matches!(self, Error::Gpu(webgpu_kernels::Error::WaitExpired))
     }
 
-    /// What the user can do about it, if anything.
+    /// The user's next step, if one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
             Error::Format(error) => error.hint(),
             Error::Gpu(error) => error.hint(),
             Error::NoSuchDevice { .. } => {
-                Some("`chat-cli devices` lists what there is; `--device cpu` always works".into())
+                Some("list the devices with `chat-cli devices`, or use `--device cpu`".into())
             }
             Error::Tokenizer { .. } => Some("download the model's `tokenizer.json` again".into()),
             Error::ContextFull { .. } => {
-                Some("begin a new conversation, or load the model with a longer context".into())
+                Some("start a new conversation, or load the model with a longer context".into())
             }
             Error::DoesNotFit { longest: Some(longest), .. } => {
                 Some(format!("a context of up to {longest} tokens fits"))
             }
             Error::DoesNotFit { longest: None, .. } => {
-                Some("take a model with fewer parameters or fewer bits per weight, or run it on the CPU".into())
+                Some("use a model with fewer parameters or fewer bits per weight, or run it on the CPU".into())
             }
             Error::TextLength { .. } => Some("cut the text into parts of that length".into()),
             Error::TokenOutOfRange { token: None, rows, .. } => Some(format!(
@@ -151,8 +151,8 @@ impl Error {
                 rows.saturating_sub(1)
             )),
             Error::TokenOutOfRange { token: Some(_), .. } => Some(
-                "leave this text out, or use the `tokenizer.json` that was published with these weights: this one has more \
-                 tokens than the model"
+                "remove this token from the text, or use the `tokenizer.json` that was published with these weights: this one has \
+                 more tokens than the model"
                     .into(),
             ),
             Error::TemplateToken { file, .. } => {

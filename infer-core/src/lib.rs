@@ -1,8 +1,6 @@
-//! The engine: a model in MLC's or Hugging Face's files, on a GPU or the CPU, that one can talk to.
+//! The engine: runs a model in MLC's or Hugging Face's files on a GPU or the CPU.
 //!
-//! [`Engine`] loads a model, [`Engine::chat`] begins an answer, [`Generation::next`] pulls it. The model is written once
-//! over [`ops::Ops`] ([`model::Decoder`]); the engine is asynchronous and owns no thread. It knows nothing of terminals,
-//! HTTP or JavaScript.
+//! [`Engine`] loads a model, [`Engine::chat`] starts an answer, and [`Generation::next`] pulls it piece by piece.
 //!
 //! ```no_run
 //! use infer_core::{Device, Engine, LoadOptions, Message, SamplingParams, block_on};
@@ -20,17 +18,17 @@
 //! })?;
 //! # Ok::<(), infer_core::Error>(())
 //! ```
-
 //!
-//! `block_on` waits in the calling thread. Under tokio, or any other executor, on a GPU, a [`Driver`] waits in a thread that the
-//! program gives it, and wakes the futures. One is enough for all sessions of a [`Gpu`], which may be on many threads:
+//! The engine is asynchronous, owns no thread, and knows nothing of terminals, HTTP or JavaScript. `block_on` waits in the
+//! calling thread. Under tokio or another executor, on a GPU, a [`Driver`] waits in a thread of the program and wakes the
+//! futures. One driver serves all sessions of a [`Gpu`], on any threads:
 //!
 //! ```no_run
 //! # use infer_core::{Device, Engine, Gpu, KvDtype, LoadOptions, Message, OpenOptions, SamplingParams, block_on};
 //! # use model_format::DirFiles;
 //! let gpu = block_on(Gpu::open(&Default::default(), OpenOptions::default()))?;
 //! let driver = gpu.driver();
-//! // It ends with the last clone of `gpu`.
+//! // The thread ends with the last clone of `gpu`.
 //! std::thread::spawn(move || driver.run());
 //! let files = DirFiles::new("SmolLM2-135M-Instruct-q4f16_1");
 //! let device = Device::Gpu(gpu, KvDtype::F16);
@@ -42,80 +40,62 @@
 //!     }
 //!     Ok::<(), infer_core::Error>(())
 //! };
-//! // For instance `tokio::spawn(answer)`.
+//! // For example `tokio::spawn(answer)`.
 //! fn spawn(_: impl Future + Send + 'static) {}
 //! spawn(answer);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A program with a loop of its own calls [`Gpu::poll`] in it instead, before it polls the futures.
+//! A program with its own event loop calls [`Gpu::poll`] there instead, before it polls the futures.
+//!
+//! The folder `examples/` has complete programs: a chat, a batch of several prompts, and a custom sampler. The model is written
+//! once over the traits in [`ops`]: see [`model::Decoder`].
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
-mod chain_record;
-mod chat_defaults;
-pub mod chat_template;
+mod answer;
 mod device;
-#[cfg(feature = "native")]
-mod device_choice;
-mod engine;
 mod error;
-mod generation;
-mod kept;
-mod kv_cache;
-mod loaded_model;
-mod logprobs;
+mod loading;
 mod memory;
 pub mod model;
 pub mod ops;
-pub mod perplexity;
-mod plan;
-mod prefix;
-mod profile;
 mod progress;
-pub mod prompt_lookup;
-pub mod sampler;
-mod selftest;
-pub mod stop;
-mod text_files;
-pub mod tokenizer;
-mod tuning;
-mod vocabulary;
+mod sampling;
+mod text;
 
-pub use chat_defaults::{ChatDefaults, Origin};
-pub use chat_template::{ChatTemplate, Message};
-pub use device::Device;
+pub use answer::{Chunk, Engine, FinishReason, Generation, Stats, Suspended};
+pub use device::{CacheFolder, Checked, Device, DeviceCache, Tuned, Tuning, check_full};
 #[cfg(feature = "native")]
-pub use device_choice::{DeviceChoice, OpenedDevice, Place};
-pub use engine::Engine;
+pub use device::{DeviceChoice, OpenedDevice, PickedDevice};
 pub use error::{Error, Result};
-pub use generation::{Chunk, FinishReason, Generation, Stats, Suspended};
-pub use kept::{Kept, KeptFolder};
-pub use kv_cache::KvCache;
-pub use loaded_model::{LoadOptions, LoadedModel};
-pub use logprobs::{MOST_LOGPROBS, TokenLogprobs};
+pub use loading::{LoadOptions, LoadedModel, PlannedWork, planned_work};
 pub use memory::{Need, Room};
-pub use model::Decoder;
-pub use plan::{PlannedWork, planned_work};
-pub use profile::{KernelTime, StepProfile};
+pub use model::{Decoder, KernelTime, KvCache, StepProfile, perplexity};
 pub use progress::Progress;
-pub use sampler::SamplingParams;
-pub use selftest::{Checked, check_full};
-pub use tokenizer::Tokenizer;
-pub use tuning::{Tuned, Tuning};
-pub use vocabulary::{check_ids, check_tokens};
+pub use sampling::{
+    ChatDefaults, MOST_LOGPROBS, Origin, TokenLogprobs, prompt_lookup,
+    sampler::{self, SamplingParams},
+};
+pub use text::{
+    PrefixToken,
+    chat_template::{self, ChatTemplate, Message},
+    check_ids, check_tokens, stop,
+    tokenizer::{self, Tokenizer},
+};
 pub use webgpu_kernels::{
     Error as GpuError, Gpu, KvDtype,
     gpu::{AdapterSummary, DeviceType, OpenOptions, Selection, Spawn},
     selftest::{Line as KernelCheck, run_all as check_kernels},
 };
 
-/// Lets executors other than [`block_on`] run this crate's futures on a GPU: see [`Gpu::driver`].
+/// Wakes this crate's futures under executors other than [`block_on`]: see [`Gpu::driver`].
 #[cfg(feature = "native")]
 pub use webgpu_kernels::gpu::Driver;
 
-/// Waits for a future of this crate. For native callers that own their thread: binaries, tests and benches.
+/// Waits for a future of this crate, in the calling thread. For native programs, tests and benches.
 #[cfg(feature = "native")]
+#[allow(clippy::disallowed_methods, reason = "offers the wait to programs")]
 pub fn block_on<F: Future>(future: F) -> F::Output {
     webgpu_kernels::gpu::block_on(future)
 }

@@ -1,22 +1,22 @@
-//! [`Progress`]: how far loading has come. The terminal's bar and the page's meter implement it.
+//! [`Progress`]: reports of loading. The progress bars of the terminal and of the web page implement it.
 
-use crate::Need;
+use crate::memory::Need;
 
-/// How far loading has come.
+/// Receives reports of loading.
 pub trait Progress {
-    /// What the model will take of its device's memory, before anything is loaded.
+    /// The planned use of device memory. Called once, before the upload starts.
     fn planned(&mut self, need: &Need) {
         let _ = need;
     }
-    /// `done` of `total` has reached the device. The unit is bytes for MLC folders and parameters for checkpoints.
+    /// `done` of `total` was uploaded. The unit is bytes for MLC folders, and parameters for checkpoints.
     fn loaded(&mut self, done: u64, total: u64);
-    /// `done` of `total` kinds of work are tuned to the device; only where there is something to tune.
+    /// `done` of `total` problems were tuned. Not called if nothing is tuned.
     fn tuned(&mut self, done: u64, total: u64) {
         let _ = (done, total);
     }
 }
 
-/// Says nothing.
+/// Ignores all reports.
 impl Progress for () {
     fn loaded(&mut self, _done: u64, _total: u64) {}
 }

@@ -1,4 +1,4 @@
-//! Chains that fail, forced to: the answer is that of separate dispatches, and the device is not tried again.
+//! Forces kernel chains to fail. The answer equals the one of separate dispatches, and the device uses no chains afterwards.
 
 mod common;
 
@@ -6,20 +6,20 @@ use std::sync::Arc;
 
 use common::Golden;
 use infer_core::{
-    Error, Gpu, GpuError, Kept, KeptFolder, KvDtype, OpenOptions, Result, SamplingParams, block_on,
+    CacheFolder, DeviceCache, Error, Gpu, GpuError, KvDtype, OpenOptions, Result, SamplingParams, block_on,
     model::{Session, load_mlc},
     ops::gpu::{ChainChoice, GpuOps},
     sampler::Sampler,
 };
 use model_format::{ChatConfig, DecoderConfig, DirFiles, QuantFormat};
 
-/// Few workgroups, so that each takes rows several times.
+/// Few workgroups, so that each processes several ranges of rows.
 const CHAIN: ChainChoice = ChainChoice { workgroup: 64, rows: 8, groups: 3, range: 4 };
 const PROMPT: usize = 20;
 const STEPS: usize = 20;
 const SEED: u64 = 5;
 
-/// With the kernels of a real GPU. `None`: there is no device, or it cannot chain.
+/// A device with the kernels of a real GPU. `None` without a device, or if it does not support chains.
 fn gpu() -> Option<Gpu> {
     let gpu = common::gpu(OpenOptions::PROFILES[1].1)?;
     (gpu.caps().max_bindings > 8 && gpu.caps().subgroups.is_some()).then_some(gpu)
@@ -43,7 +43,7 @@ fn prompt() -> Vec<u32> {
     Golden::open("arch/llama").tensors("logits.safetensors").ids("ids_0")[..PROMPT].to_vec()
 }
 
-/// A way of choosing tokens, each after the ones before.
+/// A way to choose the next token.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     MostLikely,
@@ -53,7 +53,7 @@ enum Way {
 
 const WAYS: [Way; 3] = [Way::MostLikely, Way::Drawn, Way::Logits];
 
-/// An answer, token by token.
+/// The tokens of an answer.
 fn answer(session: &mut Session<GpuOps>, way: Way) -> Result<Vec<u32>> {
     let params = SamplingParams { temperature: 0.8, seed: Some(SEED), ..SamplingParams::default() };
     let mut sampler = Sampler::new(&params, &prompt())?;
@@ -73,28 +73,28 @@ fn answer(session: &mut Session<GpuOps>, way: Way) -> Result<Vec<u32>> {
 }
 
 #[test]
-fn an_expired_wait_is_done_again_by_separate_dispatches_and_not_tried_again() {
+fn after_an_expired_wait_the_work_runs_again_without_chains() {
     let Some(first) = gpu() else { return };
     for way in WAYS {
         let expected = answer(&mut session(GpuOps::new(first.clone(), KvDtype::F32)), way).unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let kept: Arc<dyn Kept> = KeptFolder::at(folder.path());
+        let cache: Arc<dyn DeviceCache> = CacheFolder::at(folder.path());
 
-        let mut whole = session(chained(&gpu().unwrap()).with_kept(Some(kept.clone())));
+        let mut whole = session(chained(&gpu().unwrap()).with_cache(Some(cache.clone())));
         assert_eq!(answer(&mut whole, way).unwrap(), expected, "{way:?}: chained");
         assert!(whole.ops().has_chained() && whole.take_notice().is_none(), "{way:?}: chains run here");
 
         let device = gpu().unwrap();
-        let mut expiring = session(chained(&device).with_most_polls(0).with_kept(Some(kept.clone())));
+        let mut expiring = session(chained(&device).with_most_polls(0).with_cache(Some(cache.clone())));
         assert_eq!(answer(&mut expiring, way).unwrap(), expected, "{way:?}: expired");
         assert!(!expiring.ops().has_chained(), "{way:?}: no more chains");
         let notice = expiring.take_notice().unwrap();
-        assert!(notice.contains("in vain") && notice.contains(&device.summary().name), "{notice}");
+        assert!(notice.contains("expired") && notice.contains(&device.summary().name), "{notice}");
         assert_eq!(answer(&mut expiring, way).unwrap(), expected, "{way:?}: after it expired");
-        assert_eq!(expiring.take_notice(), None, "{way:?}: it is said once");
+        assert_eq!(expiring.take_notice(), None, "{way:?}: one notice");
 
-        // Another process on the same device knows; one that keeps its findings elsewhere does not.
-        let mut next = session(chained(&gpu().unwrap()).with_kept(Some(kept)));
+        // Another process with the same device cache uses no chains; one with another cache does.
+        let mut next = session(chained(&gpu().unwrap()).with_cache(Some(cache)));
         assert_eq!(answer(&mut next, way).unwrap(), expected, "{way:?}: in the next process");
         assert!(!next.ops().has_chained() && next.take_notice().is_none(), "{way:?}: in the next process");
         let mut elsewhere = session(chained(&gpu().unwrap()));
@@ -104,11 +104,11 @@ fn an_expired_wait_is_done_again_by_separate_dispatches_and_not_tried_again() {
 }
 
 #[test]
-fn a_device_that_is_lost_during_a_chain_is_not_tried_again() {
+fn a_device_lost_during_a_chain_gets_no_more_chains() {
     let Some(device) = gpu() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let kept: Arc<dyn Kept> = KeptFolder::at(folder.path());
-    let mut lost = session(chained(&device).with_kept(Some(kept.clone())));
+    let cache: Arc<dyn DeviceCache> = CacheFolder::at(folder.path());
+    let mut lost = session(chained(&device).with_cache(Some(cache.clone())));
     let first = block_on(lost.most_likely(&prompt())).unwrap();
     let second = block_on(lost.most_likely(&[first])).unwrap();
     device.destroy();
@@ -122,21 +122,21 @@ fn a_device_that_is_lost_during_a_chain_is_not_tried_again() {
         }
     });
     assert!(matches!(error, Error::Gpu(GpuError::DeviceLost { .. })), "{error}");
-    assert!(lost.take_notice().unwrap().contains("lost while"));
-    let mut next = session(chained(&gpu().unwrap()).with_kept(Some(kept)));
+    assert!(lost.take_notice().unwrap().contains("lost while a kernel chain ran"));
+    let mut next = session(chained(&gpu().unwrap()).with_cache(Some(cache)));
     answer(&mut next, Way::MostLikely).unwrap();
     assert!(!next.ops().has_chained());
 
-    // Without a chain on its way nothing is blamed on chains.
+    // A device lost without a pending chain keeps its chains.
     let other = tempfile::tempdir().unwrap();
-    let kept: Arc<dyn Kept> = KeptFolder::at(other.path());
+    let cache: Arc<dyn DeviceCache> = CacheFolder::at(other.path());
     let device = gpu().unwrap();
-    let mut plain = session(GpuOps::new(device.clone(), KvDtype::F32).with_kept(Some(kept.clone())));
+    let mut plain = session(GpuOps::new(device.clone(), KvDtype::F32).with_cache(Some(cache.clone())));
     block_on(plain.most_likely(&prompt())).unwrap();
     device.destroy();
     block_on(plain.logits(&[1])).unwrap_err();
     assert_eq!(plain.take_notice(), None);
-    let mut next = session(chained(&gpu().unwrap()).with_kept(Some(kept)));
+    let mut next = session(chained(&gpu().unwrap()).with_cache(Some(cache)));
     answer(&mut next, Way::MostLikely).unwrap();
     assert!(next.ops().has_chained());
 }

@@ -1,9 +1,9 @@
-//! Conversations with a tiny model of random weights: what it says makes no sense, but must be the same whatever happened
-//! before and meanwhile.
+//! Conversations with a tiny model of random weights. Its answers make no sense, but must not depend on earlier turns, on
+//! failures, or on the load of the device.
 
 mod common;
-#[path = "common/talking.rs"]
-mod talking;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use infer_core::{
 use model_format::DirFiles;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use talking::{engine, greedy, model, options};
+use tiny_model::{engine, greedy, model, options};
 
 fn load(folder: &Path, device: Device, context: usize) -> infer_core::Result<LoadedModel> {
     block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options(folder, context), &mut ()))
@@ -24,12 +24,12 @@ fn cpu() -> Device {
     Device::Cpu(Default::default())
 }
 
-/// With all that the device has.
+/// A device with all of its features.
 fn gpu() -> Option<Gpu> {
     common::gpu(OpenOptions::default())
 }
 
-/// Text, tokens, and why it ended.
+/// Text, tokens and finish reason of an answer.
 fn answer(engine: &mut Engine, messages: &[Message], params: &SamplingParams) -> (String, Vec<u32>, FinishReason) {
     let mut generation = engine.chat(messages, params.clone()).unwrap();
     let mut text = String::new();
@@ -39,14 +39,14 @@ fn answer(engine: &mut Engine, messages: &[Message], params: &SamplingParams) ->
     (text, generation.tokens().to_vec(), generation.finish_reason().unwrap())
 }
 
-/// Changes a conversation as people do: goes on, goes back, says something else, begins anew.
-fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
+/// Edits a conversation at random: continues it, goes back, rewrites a message, or starts a new one.
+fn edit(messages: &mut Vec<Message>, answer: &str, rng: &mut ChaCha8Rng) {
     let words = ["one", "two three", "four\n", "five, six and seven", "<|eot_id|>", "é🙂"];
     let mut word = || words[rng.random_range(0..words.len())].to_string();
     let (first, second) = (word(), word());
     match rng.random_range(0..6) {
-        0 | 1 => messages.extend([Message::assistant(said), Message::user(first)]),
-        2 => messages.extend([Message::assistant(format!("{said}{first}")), Message::user(second)]),
+        0 | 1 => messages.extend([Message::assistant(answer), Message::user(first)]),
+        2 => messages.extend([Message::assistant(format!("{answer}{first}")), Message::user(second)]),
         3 => {
             messages.truncate(messages.len().saturating_sub(2).max(1));
             messages.last_mut().unwrap().content.push_str(&first);
@@ -59,12 +59,12 @@ fn edit(messages: &mut Vec<Message>, said: &str, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// What is kept of earlier turns changes nothing: 200 edits, each answered with and without it.
+/// The KV cache of earlier turns changes no answer: 200 edits, each answered with a warm and a cold cache.
 fn check_edits(device: impl Fn() -> Option<Device>) {
     let folder = model();
     let (Some(warm), Some(cold)) = (device(), device()) else { return };
-    // A real GPU computes one row by other kernels than many, which round otherwise, so what was said may be remembered in other
-    // last digits than what is read: two tokens that are as likely as each other may change places.
+    // A real GPU has different kernels for one row and for many, and they round differently. So cached keys of decoded tokens
+    // differ in their last digits from keys of prefilled tokens, and two equally likely tokens may change places.
     let most_ties = match &warm {
         Device::Gpu(gpu, _) if !gpu.caps().is_software => 2,
         _ => 0,
@@ -72,7 +72,7 @@ fn check_edits(device: impl Fn() -> Option<Device>) {
     let [mut warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut messages = vec![Message::user("one")];
-    let (mut kept, mut ties) = (0, 0);
+    let (mut reused, mut ties) = (0, 0);
     for script in 0..200 {
         let params = greedy(rng.random_range(1..8));
         cold.reset();
@@ -80,7 +80,7 @@ fn check_edits(device: impl Fn() -> Option<Device>) {
         let mut generation = warm.chat(&messages, params.clone()).unwrap();
         while block_on(generation.next()).unwrap().is_some() {}
         let found = generation.tokens().to_vec();
-        kept += usize::from(generation.stats().cached_tokens > 0);
+        reused += usize::from(generation.stats().cached_tokens > 0);
         if found != expected.1 {
             ties += 1;
             let place = found.iter().zip(&expected.1).take_while(|(found, expected)| found == expected).count();
@@ -91,10 +91,10 @@ fn check_edits(device: impl Fn() -> Option<Device>) {
         }
         edit(&mut messages, &expected.0, &mut rng);
     }
-    assert!(kept >= 150, "{kept} of 200 went on from the cache");
+    assert!(reused >= 150, "only {reused} of 200 used the cache");
 }
 
-/// How much less likely a token is at some place of the greedy answer than the likeliest, in logarithms.
+/// The difference in log-probability between the best token and `token`, at position `place` of the greedy answer.
 fn gap(engine: &mut Engine, messages: &[Message], place: usize, token: u32) -> f32 {
     let mut generation = engine.chat(messages, SamplingParams { logprobs: Some(20), ..greedy(place + 1) }).unwrap();
     let mut all = Vec::new();
@@ -105,8 +105,7 @@ fn gap(engine: &mut Engine, messages: &[Message], place: usize, token: u32) -> f
     top.iter().find(|(id, _)| *id == token).map_or(f32::INFINITY, |(_, logprob)| top[0].1 - logprob)
 }
 
-/// The pieces of eight tokens after a text, each token with the logarithms of its probability and of the 20 likeliest, in
-/// their bits.
+/// The pieces of eight tokens after a text, with the bits of all their log-probabilities.
 fn bits(engine: &mut Engine, text: &str) -> Vec<(String, Vec<u32>)> {
     let mut generation = engine.complete(text, SamplingParams { logprobs: Some(20), ..greedy(8) }).unwrap();
     let mut pieces = Vec::new();
@@ -120,28 +119,28 @@ fn bits(engine: &mut Engine, text: &str) -> Vec<(String, Vec<u32>)> {
     pieces
 }
 
-/// With the kernels of real GPUs, whatever the device is, and with its own.
+/// The device with the kernels of real GPUs, and with its own.
 fn both_kinds_of_kernels() -> impl Iterator<Item = Gpu> {
     [false, true]
         .into_iter()
         .filter_map(|software_kernels| common::gpu(OpenOptions { software_kernels, ..OpenOptions::default() }))
 }
 
-/// Texts of some tokens, with which kernels for few rows begin, to some hundreds.
+/// Texts of a few to several hundred tokens, around the limits of kernels for few rows.
 fn texts() -> impl Iterator<Item = String> {
     [1, 3, 8, 14, 17, 30, 40, 100].into_iter().map(|times| "five, six\n".repeat(times))
 }
 
-/// As many tokens run again as make a part. Kernels for one row or two round differently.
+/// The end of a cached prompt runs again in a chunk of at least `FEWEST_ROWS`, because kernels for fewer rows round differently.
 #[test]
-fn a_cached_prompt_gives_the_bits_of_a_new_one() {
+fn a_cached_prompt_is_bitwise_equal_to_a_new_one() {
     let folder = model();
     for gpu in both_kinds_of_kernels() {
         let mut engine = engine(folder.path(), Device::Gpu(gpu, KvDtype::F32), 900);
         for text in texts() {
             engine.reset();
             let mut new = bits(&mut engine, &text);
-            // A part that is not the last gives an empty piece, and of a cached prompt there is one part.
+            // Drop the empty pieces of prefill chunks. A cached prompt has only one chunk.
             new.retain(|(_, of_tokens)| !of_tokens.is_empty());
             let cached = bits(&mut engine, &text);
             assert!(cached == new, "{} tokens", engine.tokenizer().encode(&text).unwrap().len());
@@ -149,9 +148,9 @@ fn a_cached_prompt_gives_the_bits_of_a_new_one() {
     }
 }
 
-/// However fast the device was found to be, as on a machine where others use it too: the same parts, and the same bits.
+/// Chunks and bits do not depend on the measured speed of the device.
 #[test]
-fn a_slow_device_gives_the_bits_of_a_fast_one() {
+fn results_do_not_depend_on_the_speed_of_the_device() {
     let folder = model();
     for gpu in both_kinds_of_kernels() {
         let mut engine = engine(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 900);
@@ -168,17 +167,17 @@ fn a_slow_device_gives_the_bits_of_a_fast_one() {
 }
 
 #[test]
-fn edits_on_the_cpu_are_answered_as_if_new() {
+fn answers_after_edits_equal_new_ones_on_the_cpu() {
     check_edits(|| Some(cpu()));
 }
 
 #[test]
-fn edits_on_a_gpu_are_answered_as_if_new() {
+fn answers_after_edits_equal_new_ones_on_a_gpu() {
     check_edits(|| Some(Device::Gpu(gpu()?, KvDtype::F32)));
 }
 
 #[test]
-fn a_lost_device_is_replaced_and_the_answer_goes_on() {
+fn an_answer_continues_after_a_lost_device() {
     let folder = model();
     let Some(first) = gpu() else { return };
     let messages = [Message::user("tell me something long")];
@@ -192,7 +191,7 @@ fn a_lost_device_is_replaced_and_the_answer_goes_on() {
         for _ in 0..4 {
             let mut gpu = gpu().unwrap();
             let mut engine = engine(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512);
-            // Twice in one answer, after any number of pieces of which half are left.
+            // Lose the device twice in one answer, at random pieces of its first half.
             let half = (pieces / 2).max(1);
             let mut losses = vec![rng.random_range(0..half), rng.random_range(0..half.div_ceil(2))];
             let (mut text, mut pulls) = (String::new(), 0);
@@ -225,12 +224,12 @@ fn a_lost_device_is_replaced_and_the_answer_goes_on() {
 }
 
 #[test]
-fn what_does_not_fit_fails_cleanly_and_less_fits() {
+fn out_of_memory_fails_cleanly_and_a_smaller_text_still_runs() {
     check_full(OpenOptions::default());
 }
 
 #[test]
-fn what_does_not_fit_fails_cleanly_with_the_kernels_of_real_gpus() {
+fn out_of_memory_fails_cleanly_with_the_kernels_of_real_gpus() {
     check_full(OpenOptions { software_kernels: false, ..OpenOptions::default() });
 }
 
@@ -238,7 +237,7 @@ fn check_full(options: OpenOptions) {
     let folder = model();
     let Some(gpu) = common::gpu(options) else { return };
     let device = || Device::Gpu(gpu.clone(), KvDtype::F32);
-    // Kernels are checked and tuned; the scratch of that goes when there is no room.
+    // The first load checks and tunes kernels. A failed load frees the scratch memory of that.
     drop(load(folder.path(), device(), 1000).unwrap());
     gpu.limit_memory(Some(0));
     drop(load(folder.path(), device(), 1000).map(|_| ()).unwrap_err());
@@ -253,10 +252,10 @@ fn check_full(options: OpenOptions) {
         let error = load(folder.path(), device(), 1000).map(|_| ()).unwrap_err();
         assert!(matches!(error, Error::Gpu(GpuError::OutOfMemory { .. })), "{error}");
         assert!(error.hint().is_some());
-        assert!(gpu.bytes_in_use() <= before, "left behind after {step} of 20 parts");
+        assert!(gpu.bytes_in_use() <= before, "memory leaked at limit {step} of 20");
     }
     gpu.limit_memory(None);
-    // Too little for what a long prompt needs, which shows while it runs; then for a short one there is enough.
+    // A long prompt runs out of memory while it runs. A short one then still fits.
     let mut engine = engine(folder.path(), device(), 900);
     let (short, long) = ([Message::user("x")], [Message::user("many words ".repeat(60))]);
     let expected = answer(&mut engine, &short, &greedy(4));
@@ -265,7 +264,7 @@ fn check_full(options: OpenOptions) {
     let mut generation = engine.chat(&long, greedy(4)).unwrap();
     let error = loop {
         match block_on(generation.next()) {
-            Ok(chunk) => assert!(chunk.is_some(), "a long prompt fits"),
+            Ok(chunk) => assert!(chunk.is_some(), "the long prompt fits"),
             Err(error) => break error,
         }
     };
@@ -279,7 +278,7 @@ fn a_full_context_ends_the_answer_or_shifts() {
 }
 
 #[test]
-fn a_context_in_eight_bits_shifts_too() {
+fn an_8_bit_context_shifts_too() {
     let Some(gpu) = gpu() else { return };
     check_shift(Device::Gpu(gpu, KvDtype::Q8));
 }
@@ -297,7 +296,7 @@ fn check_shift(device: Device) {
     let (_, shifted, reason) = answer(&mut engine, &messages, &SamplingParams { shift: true, ..params });
     assert_eq!((reason, shifted.len()), (FinishReason::Length, 100));
     assert_eq!(shifted[..ended.len()], ended);
-    // It goes on as a text that is the first four tokens and the last half of what there was.
+    // The answer continues like a text of the first four tokens and the last half.
     let mut whole = prompt;
     whole.extend(&ended);
     let mut text = [&whole[..4], &whole[whole.len() - whole.len() / 2..]].concat();
@@ -314,7 +313,7 @@ fn check_shift(device: Device) {
 }
 
 #[test]
-fn logprobs_are_those_of_the_models_distribution() {
+fn logprobs_are_of_the_models_own_distribution() {
     let folder = model();
     let mut engine = engine(folder.path(), cpu(), 256);
     let messages = [Message::user("hello")];
@@ -353,9 +352,9 @@ fn logprobs_are_those_of_the_models_distribution() {
     }
 }
 
-/// Answers with guesses are those without, on both devices, whatever ends them.
+/// Answers with prompt lookup equal answers without, on both devices, for every finish reason.
 #[test]
-fn guessed_tokens_change_nothing() {
+fn prompt_lookup_changes_no_answer() {
     let folder = model();
     let devices = [Some(cpu()), gpu().map(|gpu| Device::Gpu(gpu, KvDtype::F32))];
     for device in devices.into_iter().flatten() {
@@ -369,7 +368,7 @@ fn guessed_tokens_change_nothing() {
                 greedy(80),
                 greedy(7),
                 SamplingParams { stop: vec![stop], ..greedy(80) },
-                // Until the context is full, and beyond.
+                // Until the context is full, and with a shift.
                 SamplingParams { max_tokens: None, ..greedy(1) },
                 SamplingParams { shift: true, ..greedy(150) },
             ];
@@ -380,7 +379,7 @@ fn guessed_tokens_change_nothing() {
                     engine.reset();
                     let params = SamplingParams { prompt_lookup, ..params.clone() };
                     assert_eq!(answer(&mut engine, &messages, &params), expected, "{prompt_lookup}: {prompt}");
-                    // A second turn finds in the cache what was said.
+                    // A second answer reuses the cache.
                     let mut generation = engine.chat(&messages, params).unwrap();
                     while block_on(generation.next()).unwrap().is_some() {}
                     assert_eq!(generation.tokens(), expected.1);
@@ -392,10 +391,9 @@ fn guessed_tokens_change_nothing() {
     }
 }
 
-/// What is drawn on the device and run ahead there is what the host draws, one token after the other: told logprobs, the
-/// engine reads the logits and does that.
+/// Tokens drawn on the device, with lookahead, equal tokens drawn on the host. With `logprobs`, the engine draws on the host.
 #[test]
-fn tokens_drawn_ahead_are_those_of_the_host() {
+fn tokens_drawn_on_the_device_equal_those_of_the_host() {
     let folder = model();
     let options = OpenOptions { software_kernels: false, ..OpenOptions::default() };
     let Some(_) = gpu() else { return };
@@ -416,7 +414,7 @@ fn tokens_drawn_ahead_are_those_of_the_host() {
         for _ in 0..2 {
             assert_eq!(answer(&mut engine, &messages, &params), host, "{params:?}");
         }
-        // Ended early, with tokens on their way: the next turn begins as if there had been none.
+        // An answer dropped with pending lookahead does not change the next one.
         let mut generation = engine.chat(&messages, params.clone()).unwrap();
         block_on(generation.next()).unwrap();
         drop(generation);

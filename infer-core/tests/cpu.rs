@@ -1,4 +1,4 @@
-//! What the CPU may do other than the reference, products in integers and caches in fewer bits, held against it.
+//! Compares the approximate modes of the CPU backend, integer products and small caches, with its f32 reference.
 
 mod common;
 
@@ -14,10 +14,10 @@ use infer_core::{
 };
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, DirFiles, QuantFormat, SafetensorsCheckpoint};
 
-/// Every architecture that has golden data.
+/// The architectures with golden data.
 const ARCHITECTURES: [&str; 8] = ["llama", "phi3", "qwen2", "qwen3", "mistral", "phi3-longrope", "gemma2", "gemma3"];
 
-/// Logits after each of the last tokens of a text, of which the first are run at once and the others one by one.
+/// Logits of a q4f16_1 model: half of a text is prefilled, the rest decoded token by token.
 fn logits<O: Choose>(mut ops: O, arch: &str) -> Vec<f32> {
     let files = DirFiles::new(Golden::open(&format!("arch/{arch}")).folder("q4f16_1"));
     let config = DecoderConfig::from_mlc(&block_on(ChatConfig::read(&files)).unwrap()).unwrap();
@@ -26,7 +26,7 @@ fn logits<O: Choose>(mut ops: O, arch: &str) -> Vec<f32> {
     logits_of(ops, arch, &config, parts)
 }
 
-/// The same of the float model.
+/// [`logits`] of the float model.
 fn float_logits(mut ops: CandleOps, arch: &str) -> Vec<f32> {
     let checkpoint = SafetensorsCheckpoint::open(&Golden::open(&format!("arch/{arch}")).folder("hf")).unwrap();
     let config = DecoderConfig::from_hf(checkpoint.config_json()).unwrap();
@@ -55,24 +55,24 @@ fn integer_products_are_near_the_reference() {
         let expected = logits(CandleOps::default(), arch);
         let error = nmse(&logits(cpu(CpuWeights::Integer, KvDtype::F32), arch), &expected);
         println!("{arch}: nmse {error:e}");
-        // In squares 3e-5 for each product (the largest of 32 is 2.4 deviations, a step a 127th of it), and these models of random
-        // weights make it more. None at all would be another path.
+        // Rounding activations gives a relative squared error of 3e-5 per product (the largest of 32 values is 2.4 standard
+        // deviations, a step 1/127 of it). These random models amplify it. No error at all would mean another code path.
         assert!(error > 0.0 && error < 5e-3, "{arch}: nmse {error}");
     }
 }
 
 #[test]
-fn matrices_in_eight_bits_are_near_the_reference() {
+fn matrices_rounded_to_8_bits_are_near_the_reference() {
     for arch in ["llama", "gemma2", "phi3"] {
         let error = nmse(&float_logits(CandleOps::rounded(), arch), &float_logits(CandleOps::default(), arch));
         println!("{arch}: nmse {error:e}");
-        // As above: weights and activations are rounded alike.
+        // The limit as above: weights and activations are rounded alike.
         assert!(error > 0.0 && error < 5e-3, "{arch}: nmse {error}");
     }
 }
 
 #[test]
-fn caches_in_fewer_bits_are_near_the_reference() {
+fn small_caches_are_near_the_reference() {
     for arch in ARCHITECTURES {
         let expected = logits(CandleOps::default(), arch);
         for (kv, limit) in [(KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)] {
@@ -84,7 +84,7 @@ fn caches_in_fewer_bits_are_near_the_reference() {
 }
 
 #[test]
-fn caches_round_as_those_of_a_gpu() {
+fn caches_round_like_those_of_a_gpu() {
     let Some(gpu) = common::gpu(OpenOptions::default()) else { return };
     for arch in ["llama", "qwen3", "gemma2"] {
         let reference = logits(CandleOps::default(), arch);
@@ -92,7 +92,7 @@ fn caches_round_as_those_of_a_gpu() {
         let (on_cpu, rounding) = (logits(cpu(CpuWeights::Exact, KvDtype::Q8), arch), nmse(&on_gpu, &reference));
         let error = nmse(&on_cpu, &on_gpu);
         println!("{arch}: nmse {error:e} between the caches, {rounding:e} to f32");
-        // A key on the edge between two codes may fall to either side.
+        // A key halfway between two codes may be rounded either way.
         assert!(error < rounding / 10.0, "{arch}: {error} between the caches, {rounding} to f32");
     }
 }

@@ -1,5 +1,5 @@
-//! The decoder against logits and greedy text that transformers computed (testdata/README.md says how), on the CPU and,
-//! where there is an adapter, on the GPU.
+//! Compares the decoder with recorded logits and greedy text of transformers (see testdata/README.md), on the CPU and on the
+//! GPU.
 
 mod common;
 
@@ -15,7 +15,7 @@ use infer_core::{
 };
 use model_format::{ChatConfig, DecoderConfig, DirFiles, ModelFiles, QuantFormat, Role, SafetensorsCheckpoint};
 
-/// Logits of every position.
+/// The logits at every position.
 async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f32> {
     let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
     let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
@@ -23,7 +23,7 @@ async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f
     ops.read(&logits).await.unwrap()
 }
 
-/// The most likely token after each of `steps` steps, with a cache.
+/// `steps` tokens of greedy decoding, with a KV cache.
 async fn greedy<O: Ops>(ops: &mut O, decoder: &Decoder<O>, prompt: &[u32], steps: usize) -> Vec<u32> {
     let mut cache = KvCache::new(ops, decoder.config(), prompt.len() + steps).unwrap();
     let mut next = prompt.to_vec();
@@ -37,7 +37,7 @@ async fn greedy<O: Ops>(ops: &mut O, decoder: &Decoder<O>, prompt: &[u32], steps
     text
 }
 
-/// Every architecture that has golden data.
+/// The architectures with golden data.
 const ARCHITECTURES: [&str; 8] = ["llama", "phi3", "qwen2", "qwen3", "mistral", "phi3-longrope", "gemma2", "gemma3"];
 
 fn open(arch: &str) -> Golden {
@@ -65,8 +65,8 @@ async fn mlc_parts<O: Ops>(ops: &mut O, golden: &Golden) -> (DecoderConfig, Part
     (config, parts)
 }
 
-/// Float logits equal transformers' within `max_abs`, and so does the greedy text up to the first step whose two best
-/// tokens lie closer together than that could move them.
+/// Logits of the float model equal transformers' within `max_abs`. So does the greedy text, up to the first step whose margin is
+/// too small for that error.
 async fn check_float<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
     let golden = open(arch);
     let decoder = float_decoder(ops, &golden).await;
@@ -82,15 +82,14 @@ async fn check_float<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
         let expected: Vec<u32> = common::ids(&text["ids"]);
         let margins = common::margins(&text["margin"]);
         let sure = margins.iter().take_while(|&&margin| margin > 4.0 * max_abs).count();
-        assert!(sure > 0, "{arch}: the golden's first margin is too small to say anything");
+        assert!(sure > 0, "{arch}: the first margin of the golden data is too small");
         let found = greedy(ops, &decoder, &ids, sure).await;
         assert_eq!(found, expected[..sure], "{arch}: greedy text of prompt {prompt}");
     }
 }
 
-/// The real converter's q4f16_1 folder gives the logits of its dequantized weights, and so the greedy text wherever its two
-/// best tokens lie further apart than that moves them. The golden rounds each weight to f16 after the product, which moves
-/// logits of size 13 by up to 0.03.
+/// A q4f16_1 folder of MLC's converter gives the logits of its dequantized weights within `max_abs`, and the greedy text where the
+/// margin is large enough. The golden data rounds each dequantized weight to f16, which changes logits of size 13 by up to 0.03.
 async fn check_q4f16_1<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
     let golden = open(arch);
     let prompts = golden.tensors("logits.safetensors");
@@ -116,7 +115,7 @@ async fn check_q4f16_1<O: Ops>(ops: &mut O, arch: &str, max_abs: f32) {
     }
 }
 
-/// The residual stream is transformers' before the first layer, after each, and after the final norm, within `max_nmse`.
+/// The residual stream equals transformers' within `max_nmse`: before the first layer, after each layer, after the final norm.
 async fn check_states<O: Ops>(ops: &mut O, arch: &str, max_nmse: f64) {
     let golden = open(arch);
     let checkpoint = SafetensorsCheckpoint::open(&golden.folder("hf")).unwrap();
@@ -145,12 +144,12 @@ async fn check_states<O: Ops>(ops: &mut O, arch: &str, max_nmse: f64) {
     check(ops.read(&normed).await.unwrap(), "final_norm");
 }
 
-/// Token by token gives after every token what the text so far gives in one piece.
+/// Decoding token by token gives the logits of prefilling the text up to each token.
 async fn check_steps<O: Ops>(ops: &mut O, arch: &str) {
     check_steps_of(ops, arch, false, 1e-9).await;
 }
 
-/// The same of the model in float or in q4f16_1.
+/// [`check_steps`] for the float model or for q4f16_1, with an error limit.
 async fn check_steps_of<O: Ops>(ops: &mut O, arch: &str, quantized: bool, most: f64) {
     let golden = open(arch);
     let ids = golden.tensors("logits.safetensors").ids("ids_0");
@@ -165,7 +164,7 @@ async fn check_steps_of<O: Ops>(ops: &mut O, arch: &str, quantized: bool, most: 
     }
 }
 
-/// A batch of sequences, a split prefill and a truncated cache give what one sequence in one piece gives.
+/// A batch of two sequences, a split prefill and a truncated cache give the logits of one sequence prefilled at once.
 async fn check_cache<O: Ops>(ops: &mut O, arch: &str) {
     let golden = open(arch);
     let decoder = float_decoder(ops, &golden).await;
@@ -178,13 +177,13 @@ async fn check_cache<O: Ops>(ops: &mut O, arch: &str) {
 
     let mut caches = [0; 2].map(|_| KvCache::new(ops, decoder.config(), 64).unwrap());
     let [cache_a, cache_b] = &mut caches;
-    // Another continuation first, then forgotten.
+    // Run another continuation first, and drop it.
     decoder.forward(ops, &mut [Sequence { tokens: &a[..20], cache: cache_a }]);
     decoder.forward(ops, &mut [Sequence { tokens: &b[..20], cache: cache_a }]);
     cache_a.truncate(20);
     decoder.forward(ops, &mut [Sequence { tokens: &b[..7], cache: cache_b }]);
     assert_eq!(cache_a.common_prefix(&a), 20);
-    // Many rows of each, then one.
+    // Many rows of each sequence, then one row of each.
     decoder.forward(
         ops,
         &mut [Sequence { tokens: &a[20..end], cache: cache_a }, Sequence { tokens: &b[7..end], cache: cache_b }],
@@ -200,7 +199,7 @@ async fn check_cache<O: Ops>(ops: &mut O, arch: &str) {
     }
 }
 
-/// What holds on every kind of device, which `on_all` of the module runs a check on.
+/// The tests of every device. Each module defines `on_all`, which runs a check on all architectures.
 macro_rules! on_all_architectures {
     () => {
         #[test]
@@ -219,12 +218,12 @@ macro_rules! on_all_architectures {
         }
 
         #[test]
-        fn steps_equal_the_whole() {
+        fn decoding_equals_prefill() {
             on_all(async |ops, arch| check_steps(ops, arch).await);
         }
 
         #[test]
-        fn batches_and_caches_change_nothing() {
+        fn batches_and_caches_equal_single_sequences() {
             on_all(async |ops, arch| check_cache(ops, arch).await);
         }
     };
@@ -250,7 +249,7 @@ mod gpu {
         ops::gpu::{ChainChoice, GpuOps},
     };
 
-    /// Runs a check on every architecture, with caches in f32.
+    /// Runs a check on every profile and architecture, with f32 caches.
     fn on_all(check: impl AsyncFn(&mut GpuOps, &str)) {
         for (profile, gpu) in profiles() {
             println!("{profile}");
@@ -261,7 +260,7 @@ mod gpu {
         }
     }
 
-    /// Normalised mean squared error of GPU logits against the CPU's, for every kind of cache.
+    /// Compares logits of the GPU with the CPU's, for every number type of the cache.
     fn check_near_cpu<D, M>(cpu: D, gpu: M)
     where
         D: AsyncFn(&mut CandleOps, &Golden) -> Decoder<CandleOps>,
@@ -280,7 +279,7 @@ mod gpu {
                         let mut ops = GpuOps::new(device.clone(), kv);
                         let decoder = gpu(&mut ops, &golden).await;
                         let error = nmse(&logits(&mut ops, &decoder, &ids).await, &expected);
-                        // Matrix units multiply f16.
+                        // Matrix units multiply in f16.
                         let limit = if device.caps().cooperative_matrix { f64::max(limit, 1e-5) } else { limit };
                         println!("{profile}, {arch}, {kv:?}: nmse {error:e}");
                         assert!(error <= limit, "{profile}, {arch}, {kv:?}: nmse {error}");
@@ -302,7 +301,8 @@ mod gpu {
 
     on_all_architectures!();
 
-    /// What a conversation does with a session: answers, answers cut short, other tokens than it gave, the cache's end.
+    /// Uses a session like a conversation: continues answers, cuts them short, runs other tokens than the chosen ones, fills the
+    /// cache.
     async fn conversation(gpu: &Gpu, ahead: usize) -> Vec<u32> {
         const CONTEXT: usize = 48;
         let golden = Golden::open("arch/llama");
@@ -314,7 +314,7 @@ mod gpu {
         for step in 0..CONTEXT - 20 {
             let next = if step == 5 { prompt[20] } else { text[text.len() - 1] };
             text.push(session.most_likely(&[next]).await.unwrap());
-            assert_eq!(session.cache().len(), 21 + step, "the cache holds what was asked for");
+            assert_eq!(session.cache().len(), 21 + step, "the cache has the requested tokens");
         }
         session.cache_mut().truncate(22);
         assert_eq!(session.cache().tokens()[20..], text[..2]);
@@ -324,9 +324,9 @@ mod gpu {
         text
     }
 
-    /// However a text is divided, among submissions and parts, the same bits come out.
+    /// The division of a text into chunks and submissions does not change a bit.
     #[test]
-    fn parts_of_a_text_change_nothing() {
+    fn chunks_do_not_change_the_bits() {
         for (profile, gpu) in profiles() {
             for arch in ARCHITECTURES {
                 let golden = open(arch);
@@ -341,9 +341,12 @@ mod gpu {
                     session.cache_mut().begin_text(text.len());
                     let logits = infer_core::block_on(session.logits(&text)).unwrap();
                     let bits: Vec<u32> = logits.iter().map(|logit| logit.to_bits()).collect();
-                    let part = session.part_len(100, 512);
-                    assert_eq!(part, if limit == u64::MAX { 100 } else { part.min(99) }, "{limit}");
-                    assert!(*expected.get_or_insert(bits.clone()) == bits, "{profile}, {arch}, parts of {part} tokens");
+                    let chunk = session.chunk_len(100, 512);
+                    assert_eq!(chunk, if limit == u64::MAX { 100 } else { chunk.min(99) }, "{limit}");
+                    assert!(
+                        *expected.get_or_insert(bits.clone()) == bits,
+                        "{profile}, {arch}, chunks of {chunk} tokens"
+                    );
                 }
                 gpu.limit_work(None);
             }
@@ -351,7 +354,7 @@ mod gpu {
     }
 
     #[test]
-    fn running_ahead_changes_nothing() {
+    fn lookahead_changes_nothing() {
         for (profile, gpu) in profiles() {
             let expected = infer_core::block_on(conversation(&gpu, 0));
             for ahead in [1, 2, 5] {
@@ -360,12 +363,12 @@ mod gpu {
         }
     }
 
-    /// Ends of layers in one dispatch, or on devices where workgroups may not wait for one another in a few of one kernel.
+    /// Chains of kernels give the logits of prefill. Devices without chains use separate dispatches.
     #[test]
-    fn chained_layers_equal_many_rows() {
-        // Of the profiles, that of real GPUs.
+    fn chained_layers_equal_prefill() {
+        // The profile of real GPUs.
         let Some((profile, gpu)) = profiles().into_iter().nth(1) else { return };
-        // Few workgroups, so that each takes rows several times.
+        // Few workgroups, so that each processes several ranges of rows.
         let chain = ChainChoice { workgroup: 64, rows: 8, groups: 3, range: 4 };
         for arch in ["llama", "qwen2"] {
             let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32).with_chain(chain);

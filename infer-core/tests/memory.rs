@@ -1,4 +1,4 @@
-//! What a model takes of memory, on the device and beside it.
+//! Memory of a model: on the device, and on the host while it is loaded.
 
 mod common;
 
@@ -15,7 +15,7 @@ use common::{Golden, gpu};
 use infer_core::{Device, Error, Gpu, KvDtype, LoadOptions, LoadedModel, Need, OpenOptions, Progress, block_on};
 use model_format::{DirFiles, ModelFiles, SafetensorsCheckpoint};
 
-/// A folder that says whether a shard was read.
+/// A folder that records whether a shard was read.
 struct Watched {
     files: DirFiles,
     is_read: Cell<bool>,
@@ -43,7 +43,7 @@ impl ModelFiles for Watched {
     }
 }
 
-/// What was planned, and whether that was said before anything was read.
+/// Receives the plan, and checks that no shard was read before.
 struct Planned<'a> {
     watched: &'a Watched,
     need: Option<Need>,
@@ -51,7 +51,7 @@ struct Planned<'a> {
 
 impl Progress for Planned<'_> {
     fn planned(&mut self, need: &Need) {
-        assert!(!self.watched.is_read.get(), "said after a shard was read");
+        assert!(!self.watched.is_read.get(), "planned after a shard was read");
         self.need = Some(*need);
     }
 
@@ -75,12 +75,12 @@ fn load_with(
 }
 
 #[test]
-fn what_is_planned_is_what_is_taken() {
+fn memory_use_equals_the_plan() {
     check_plan(KvDtype::F16);
 }
 
 #[test]
-fn what_is_planned_with_a_cache_in_eight_bits_is_what_is_taken() {
+fn memory_use_with_an_8_bit_cache_equals_the_plan() {
     check_plan(KvDtype::Q8);
 }
 
@@ -90,17 +90,17 @@ fn check_plan(kv: KvDtype) {
     let (mut model, need) =
         load_with(&gpu, kv, &Watched::new(), &LoadOptions { context: Some(1000), ..Default::default() }).unwrap();
     let loaded = gpu.bytes_in_use() - before;
-    // The checks of kernels left some scratch behind.
-    assert!(loaded >= need.weights + need.cache, "{loaded} bytes taken, planned {need:?}");
+    // Kernel checks also left scratch buffers in the pool.
+    assert!(loaded >= need.weights + need.cache, "{loaded} bytes used, planned {need:?}");
     let text: Vec<u32> = (0..600).map(|i| i * 7 % 512).collect();
     block_on(model.token_losses(&text)).unwrap();
     let scratch = gpu.bytes_in_use() - before - need.weights - need.cache;
-    // Logits of 256 rows are of measuring, not of chatting.
+    // The logits of 256 rows are needed only for losses, so the plan does not include them.
     assert!(scratch <= need.scratch + 2 * 256 * 512 * 4, "{scratch} bytes of scratch, planned {need:?}");
 }
 
 #[test]
-fn a_context_that_fits_is_chosen_or_the_refusal_names_one() {
+fn the_longest_context_that_fits_is_chosen_or_named_in_the_error() {
     let Some(gpu) = gpu(OpenOptions::default()) else { return };
     let watched = Watched::new();
     let (_, whole) = load(&gpu, &watched, &LoadOptions::default()).unwrap();
@@ -113,7 +113,7 @@ fn a_context_that_fits_is_chosen_or_the_refusal_names_one() {
     let watched = Watched::new();
     let options = LoadOptions { memory, context: Some(whole.context), ..Default::default() };
     let error = load(&gpu, &watched, &options).map(|_| ()).unwrap_err();
-    assert!(!watched.is_read.get(), "read before it was refused");
+    assert!(!watched.is_read.get(), "a shard was read before the error");
     let Error::DoesNotFit { longest, .. } = &error else { panic!("{error}") };
     assert_eq!(*longest, Some(need.context));
     assert!(error.hint().unwrap().contains(&need.context.to_string()));
@@ -122,7 +122,7 @@ fn a_context_that_fits_is_chosen_or_the_refusal_names_one() {
     assert!(matches!(error, Error::DoesNotFit { longest: None, .. }), "{error}");
 }
 
-/// Resident memory of this process that is neither a mapped file nor, on a software device, the device's, in bytes.
+/// Resident memory of this process in bytes, without mapped files and without buffers of a software device.
 fn resident(gpu: &Gpu) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let kib = |name: &str| -> u64 {
@@ -132,7 +132,7 @@ fn resident(gpu: &Gpu) -> u64 {
     ((kib("RssAnon") + kib("RssShmem")) << 10).saturating_sub(gpu.bytes_in_use())
 }
 
-/// A checkpoint of zeros, whose embedding table of 400 MB in bf16 is 800 in f32.
+/// A checkpoint of zeros with a large embedding table: 400 MB in bf16, 800 MB in f32.
 fn large_checkpoint(folder: &Path) {
     let (vocab, hidden) = (100_000, 2048);
     let config = format!(
@@ -167,13 +167,13 @@ fn large_checkpoint(folder: &Path) {
     let mut file = File::create(folder.join("model.safetensors")).unwrap();
     file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
     file.write_all(header.as_bytes()).unwrap();
-    // A hole reads as zeros and takes no disk.
+    // A sparse file reads as zeros and uses no disk space.
     file.set_len((8 + header.len() + end) as u64).unwrap();
 }
 
 #[test]
 #[cfg(target_os = "linux")]
-fn loading_takes_little_beside_the_device_and_the_map() {
+fn loading_needs_little_host_memory() {
     let Some(gpu) = gpu(OpenOptions::default()) else { return };
     let folder = tempfile::tempdir().unwrap();
     large_checkpoint(folder.path());
@@ -194,6 +194,6 @@ fn loading_takes_little_beside_the_device_and_the_map() {
         loaded.unwrap();
     });
     let above = peak.load(Ordering::Relaxed).saturating_sub(before) >> 20;
-    println!("{above} MiB at most");
+    println!("peak: {above} MiB");
     assert!(above < 256, "{above} MiB of host memory");
 }

@@ -1,6 +1,8 @@
-//! Activations of a hundred thousand, in every architecture: the recorded models with their weights scaled by powers of two
-//! so that the residual stream is 2^17 times as large, some channels of the gate 2^12 times, some keys and values 2^8
-//! times, and the function the same. So what transformers recorded is still what must come out.
+//! Outliers: activations up to 1e5 in every architecture.
+//!
+//! Scales the weights of the golden models by powers of two. The residual stream becomes 2^17 times as large, some channels of
+//! the gate 2^12 times, some keys and values 2^8 times, but the function stays the same. So the recorded logits of transformers
+//! must still come out.
 
 mod common;
 
@@ -17,28 +19,28 @@ use model_format::{
 
 const ARCHITECTURES: [&str; 8] = ["llama", "phi3", "qwen2", "qwen3", "mistral", "phi3-longrope", "gemma2", "gemma3"];
 
-/// Of the residual stream.
+/// Scale of the residual stream.
 const STREAM: f32 = 131_072.0;
-/// Of every seventh channel of the feed-forward, between its gate and its output.
+/// Scale of every seventh channel of the feed-forward, between gate and output projection.
 const GATED: f32 = 4096.0;
-/// Of every fifth element of a value head, and of a key head, whose queries are as much smaller. An f16 cache holds them.
+/// Scale of every fifth element of value heads and key heads. Queries are scaled by the inverse. The values fit into f16.
 const CACHED: f32 = 256.0;
 
 fn is_gated(channel: usize) -> bool {
     channel % 7 == 2
 }
 
-/// Whether an element of a head is scaled. Both of a pair that is rotated are.
+/// True if an element of a head is scaled. Both elements of a rotated pair are scaled alike.
 fn is_cached(config: &DecoderConfig, element: usize) -> bool {
     let pair = if element < config.rotary_dim { element % (config.rotary_dim / 2) } else { element };
     pair % 5 == 1
 }
 
-/// A recorded model's weights.
+/// A golden model and its scaled weights.
 struct Source {
     checkpoint: SafetensorsCheckpoint,
     config: DecoderConfig,
-    /// Whether blocks' outputs are normed before they are added to the residual stream, so that those norms have its scale.
+    /// True if the outputs of blocks are normed before they are added to the residual stream. Then these norms are scaled.
     norms_outputs: bool,
 }
 
@@ -50,13 +52,12 @@ impl Source {
         Source { checkpoint, config, norms_outputs }
     }
 
-    /// Whether every norm is of the residual stream, so that epsilon can have its scale too and the function is exactly the
-    /// same.
+    /// True if every norm is applied to the residual stream. Then epsilon is scaled too, and the function is exactly the same.
     fn is_exact(&self) -> bool {
         !self.config.qk_norm && !self.norms_outputs
     }
 
-    /// By what an output of a parameter and, of a matrix, an input is scaled.
+    /// The scale of an element of a parameter: `row` is an output, `col` an input.
     fn scale(&self, role: Role, row: usize, col: usize) -> f32 {
         let DecoderConfig { num_attention_heads, num_key_value_heads, head_dim, intermediate_size, .. } = self.config;
         let if_cached = |at: usize, by: f32| if is_cached(&self.config, at % head_dim) { by } else { 1.0 };
@@ -64,7 +65,7 @@ impl Source {
         match role {
             Role::Embedding | Role::AttentionOutNorm(_) | Role::DownNorm(_) => STREAM,
             Role::FinalNorm if self.config.tie_word_embeddings => 1.0 / STREAM,
-            // Values; queries and keys too, unless they are normed: then it is the norms that are scaled.
+            // Values are scaled. Queries and keys too, unless they are normed: then the norms are scaled.
             Role::Qkv(_) | Role::QkvBias(_) => match row / head_dim {
                 head if head >= num_attention_heads + num_key_value_heads => if_cached(row, CACHED),
                 _ if self.config.qk_norm => 1.0,
@@ -103,7 +104,7 @@ impl Source {
     }
 }
 
-/// Logits of every position in one piece; then those of the last again, token by token.
+/// The logits at every position of a prefill, and those at the last position when the last three tokens are decoded.
 async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> [Vec<f32>; 2] {
     let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
     let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
@@ -129,7 +130,7 @@ fn check(found: &[Vec<f32>; 2], expected: &[f32], limit: f64, what: &str) {
 }
 
 #[test]
-fn outliers_change_nothing() {
+fn outliers_do_not_change_the_logits() {
     let profiles = profiles();
     for arch in ARCHITECTURES {
         let golden = Golden::open(&format!("arch/{arch}"));
@@ -144,7 +145,7 @@ fn outliers_change_nothing() {
         let decoder = source.decoder(&mut cpu);
         let of_cpu = block_on(logits(&mut cpu, &decoder, &ids));
         let recorded = golden.tensors("logits.safetensors").f32("logits_0");
-        // Where epsilon keeps its size, it counts for less beside a larger stream.
+        // An epsilon that is not scaled matters less next to a larger stream.
         let (recorded_limit, expected) = if source.is_exact() { (1e-9, &recorded) } else { (1e-2, &of_cpu[0]) };
         check(&of_cpu, &recorded, recorded_limit, &format!("{arch}, CPU"));
         for (profile, gpu) in &profiles {

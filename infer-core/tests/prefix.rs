@@ -1,4 +1,4 @@
-//! A model that needs BOS (testdata/sink) goes on with a text as its own forward pass in f64 does behind BOS.
+//! A model that needs BOS (testdata/sink) continues a text like its forward pass in f64 with BOS.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn greedy(engine: &mut Engine, text: &str, tokens: usize) -> Vec<u32> {
 }
 
 #[test]
-fn a_completion_begins_behind_the_prefix_token() {
+fn completions_start_with_the_prefix_token() {
     let golden = Golden::open("sink");
     let expected: Value = serde_json::from_slice(&std::fs::read(golden.folder("expected.json")).unwrap()).unwrap();
     let ids = |name: &str| -> Vec<u32> { serde_json::from_value(expected[name]["greedy"].clone()).unwrap() };
@@ -30,7 +30,7 @@ fn a_completion_begins_behind_the_prefix_token() {
         let mut engine = block_on(Engine::load_checkpoint(&checkpoint, device, &options, &mut ())).unwrap();
         let prompt = expected["prompt"].as_str().unwrap();
         assert_eq!(greedy(&mut engine, prompt, 16), ids("bos"));
-        // A text that is written with BOS does not get two.
+        // A text that starts with BOS does not get a second one.
         engine.reset();
         assert_eq!(greedy(&mut engine, &format!("<|begin_of_text|>{prompt}"), 16), ids("bos"));
     }

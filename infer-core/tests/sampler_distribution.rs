@@ -1,15 +1,15 @@
-//! What the sampler draws against the distribution that its documentation defines, for every setting and their mixtures:
-//! a million draws each, by chi-square. Each mixture also tells the documented order of operations from every order in
-//! which two neighbours are exchanged, where that makes a difference at all.
+//! Compares a million draws of the sampler with the documented distribution, by chi-square, for every setting and for mixtures.
+//!
+//! Each mixture also rejects every order of operations with two neighbors exchanged, if the exchange changes the distribution.
 
 use infer_core::sampler::{Sampler, SamplingParams};
 
 const DRAWS: usize = 1_000_000;
-/// In the prompt, and in the answer so far.
+/// Tokens of the prompt, and of the answer so far.
 const PROMPT: [u32; 5] = [0, 3, 3, 8, 15];
 const ANSWER: [u32; 6] = [3, 1, 1, 5, 1, 14];
 
-/// What is done to the logits, one after the other.
+/// The operations on the logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Step {
     Bias,
@@ -21,13 +21,13 @@ enum Step {
     MinP,
 }
 
-/// As documented.
+/// The documented order.
 const ORDER: [Step; 7] =
     [Step::Bias, Step::PresenceAndFrequency, Step::Repetition, Step::Temperature, Step::TopK, Step::TopP, Step::MinP];
 
-/// The probabilities that the definitions give, the steps taken in `order`.
+/// The probabilities by definition, with the steps in `order`.
 fn distribution(logits: &[f32], params: &SamplingParams, order: &[Step]) -> Vec<f64> {
-    // Minus infinity is what was cut off.
+    // Minus infinity marks a token that was cut.
     let mut logits: Vec<f64> = logits.iter().map(|&logit| f64::from(logit)).collect();
     for step in order {
         apply(*step, &mut logits, params);
@@ -45,7 +45,7 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 fn apply(step: Step, logits: &mut [f64], params: &SamplingParams) {
     let times = |id: usize, tokens: &[u32]| tokens.iter().filter(|&&token| token as usize == id).count() as f64;
     let probabilities = softmax(logits);
-    // From the likeliest on.
+    // By falling probability.
     let mut ranked: Vec<usize> = (0..logits.len()).collect();
     ranked.sort_by(|&a, &b| probabilities[b].total_cmp(&probabilities[a]));
     match step {
@@ -88,7 +88,7 @@ fn apply(step: Step, logits: &mut [f64], params: &SamplingParams) {
     }
 }
 
-/// Sixteen tokens, no two as likely, on both sides of zero.
+/// The logits of sixteen tokens: all different, positive and negative.
 fn logits() -> Vec<f32> {
     (0..16).map(|id| 2.6 * ((id * 7 + 3) as f32 * 0.83).sin() + 0.013 * id as f32).collect()
 }
@@ -104,8 +104,8 @@ fn draws(params: &SamplingParams) -> Vec<usize> {
     counts
 }
 
-/// Whether draws may be of a distribution: 999 of 1000 right samplers pass.
-fn may_be_of(counts: &[usize], probabilities: &[f64]) -> bool {
+/// True if the counts fit the distribution by chi-square. 999 of 1000 correct samplers pass.
+fn fits(counts: &[usize], probabilities: &[f64]) -> bool {
     let (mut chi_square, mut degrees) = (0.0, -1.0f64);
     for (&count, &p) in counts.iter().zip(probabilities) {
         if p == 0.0 {
@@ -118,7 +118,7 @@ fn may_be_of(counts: &[usize], probabilities: &[f64]) -> bool {
         chi_square += (count as f64 - expected).powi(2) / expected;
         degrees += 1.0;
     }
-    // The 99.9th percentile, by Wilson and Hilferty's approximation.
+    // The 99.9th percentile by the Wilson-Hilferty approximation.
     let degrees = degrees.max(1.0);
     let t = 2.0 / (9.0 * degrees);
     chi_square <= degrees * (1.0 - t + 3.09 * t.sqrt()).powi(3)
@@ -128,47 +128,47 @@ fn total_variation(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>() / 2.0
 }
 
-/// Checks a setting; returns the exchanges of neighbours that its draws tell from the documented order.
+/// Checks a setting. Returns the exchanges of neighbors that its draws reject.
 fn check(name: &str, change: impl FnOnce(&mut SamplingParams)) -> Vec<(Step, Step)> {
     let mut params = SamplingParams { seed: Some(11), ..SamplingParams::default() };
     change(&mut params);
     let expected = distribution(&logits(), &params, &ORDER);
     let counts = draws(&params);
-    assert!(may_be_of(&counts, &expected), "{name}: {counts:?} of {expected:?}");
-    let mut told = Vec::new();
+    assert!(fits(&counts, &expected), "{name}: {counts:?} of {expected:?}");
+    let mut rejected = Vec::new();
     for i in 0..ORDER.len() - 1 {
         let mut order = ORDER;
         order.swap(i, i + 1);
         let other = distribution(&logits(), &params, &order);
         if total_variation(&expected, &other) > 0.01 {
-            assert!(!may_be_of(&counts, &other), "{name}: {:?} before {:?} is not noticed", order[i], order[i + 1]);
-            told.push((ORDER[i], ORDER[i + 1]));
+            assert!(!fits(&counts, &other), "{name}: {:?} before {:?} is not rejected", order[i], order[i + 1]);
+            rejected.push((ORDER[i], ORDER[i + 1]));
         }
     }
-    told
+    rejected
 }
 
 #[test]
-fn each_setting_alone() {
+fn each_setting_fits_its_distribution() {
     check("the model's own", |_| {});
-    check("cold", |p| p.temperature = 0.4);
-    check("warm", |p| p.temperature = 1.7);
+    check("low temperature", |p| p.temperature = 0.4);
+    check("high temperature", |p| p.temperature = 1.7);
     check("top-k", |p| p.top_k = 5);
     check("top-p", |p| p.top_p = 0.83);
     check("min-p", |p| p.min_p = 0.2);
     check("repetition", |p| p.repetition_penalty = 1.3);
-    check("a repetition that is wanted", |p| p.repetition_penalty = 0.8);
+    check("rewarded repetition", |p| p.repetition_penalty = 0.8);
     check("presence", |p| p.presence_penalty = 1.1);
     check("frequency", |p| p.frequency_penalty = 0.7);
-    check("frequency that is wanted", |p| p.frequency_penalty = -0.4);
+    check("rewarded frequency", |p| p.frequency_penalty = -0.4);
     check("bias", |p| p.logit_bias = vec![(2, 3.0), (6, -2.0), (3, 1.5), (2, -0.5)]);
     check("a ban", |p| p.logit_bias = vec![(1, -100.0)]);
 }
 
 #[test]
-fn mixtures_in_the_documented_order() {
-    let mut told = Vec::new();
-    let mut mixture = |name: &str, change: fn(&mut SamplingParams)| told.extend(check(name, change));
+fn mixtures_follow_the_documented_order() {
+    let mut rejected = Vec::new();
+    let mut mixture = |name: &str, change: fn(&mut SamplingParams)| rejected.extend(check(name, change));
     mixture("bias, then repetition", |p| (p.logit_bias, p.repetition_penalty) = (vec![(0, -2.5), (8, 2.0)], 1.6));
     mixture("presence, then repetition", |p| (p.presence_penalty, p.repetition_penalty) = (1.6, 1.5));
     mixture("frequency, then repetition", |p| (p.frequency_penalty, p.repetition_penalty) = (0.9, 1.7));
@@ -185,16 +185,16 @@ fn mixtures_in_the_documented_order() {
         (p.repetition_penalty, p.presence_penalty, p.frequency_penalty) = (1.4, 0.5, 0.3);
         p.logit_bias = vec![(8, 2.0), (4, 1.0)];
     });
-    for neighbours in
+    for neighbors in
         [(Step::PresenceAndFrequency, Step::Repetition), (Step::TopK, Step::TopP), (Step::TopP, Step::MinP)]
     {
-        assert!(told.contains(&neighbours), "no mixture tells the order of {neighbours:?}: {told:?}");
+        assert!(rejected.contains(&neighbors), "no mixture rejects an exchange of {neighbors:?}: {rejected:?}");
     }
 }
 
 #[test]
-fn far_exchanges_are_noticed_too() {
-    // Neighbours that commute by themselves do not with what lies beyond: bias and repetition, temperature and the cuts.
+fn exchanges_of_distant_steps_are_rejected_too() {
+    // Some neighbors commute, but not with steps further away: bias and repetition, temperature and the cuts.
     let pairs: [(Step, Step, fn(&mut SamplingParams)); 5] = [
         (Step::Bias, Step::Repetition, |p| (p.logit_bias, p.repetition_penalty) = (vec![(0, -2.5), (8, 2.0)], 1.6)),
         (Step::PresenceAndFrequency, Step::Temperature, |p| (p.presence_penalty, p.temperature) = (1.5, 0.5)),
@@ -206,10 +206,10 @@ fn far_exchanges_are_noticed_too() {
         let mut params = SamplingParams { seed: Some(13), ..SamplingParams::default() };
         change(&mut params);
         let counts = draws(&params);
-        assert!(may_be_of(&counts, &distribution(&logits(), &params, &ORDER)), "{params:?}");
+        assert!(fits(&counts, &distribution(&logits(), &params, &ORDER)), "{params:?}");
         let mut order = ORDER;
         let place = |step: Step| ORDER.iter().position(|&other| other == step).unwrap();
         order.swap(place(first), place(second));
-        assert!(!may_be_of(&counts, &distribution(&logits(), &params, &order)), "{first:?} after {second:?}");
+        assert!(!fits(&counts, &distribution(&logits(), &params, &order)), "{first:?} after {second:?}");
     }
 }

@@ -1,11 +1,11 @@
-//! Tokens drawn on the device against those that the sampler draws from the same logits and random numbers, and against
-//! the distribution.
+//! Compares tokens drawn on the device with tokens of the host's sampler for the same logits and random numbers, and with the
+//! distribution.
 
 mod common;
 
 use infer_core::{
     KvDtype, OpenOptions, SamplingParams, block_on,
-    ops::{Choose, Ops, gpu::GpuOps},
+    ops::{Choose, Loading, gpu::GpuOps},
     sampler::Sampler,
 };
 use rand::{Rng, SeedableRng};
@@ -22,7 +22,7 @@ fn params(change: impl Fn(&mut SamplingParams)) -> SamplingParams {
     params
 }
 
-/// What is drawn from `logits` by device and host, `count` times, each draw counting for the next.
+/// Draws `count` tokens from `logits` on device and host, each with the history of the earlier ones.
 fn check(ops: &mut GpuOps, params: &SamplingParams, logits: &[f32], count: usize) {
     let prompt = [1, 5, 9, 13];
     let mut host = Sampler::new(params, &prompt).unwrap();
@@ -38,12 +38,12 @@ fn check(ops: &mut GpuOps, params: &SamplingParams, logits: &[f32], count: usize
         let expected = host.sample(&mut logits.to_vec(), &generated);
         let token = ops.draw(&x, &draw, random).unwrap();
         let found = block_on(ops.token(token)).unwrap();
-        device.drawn();
+        device.advance();
         clear += usize::from(is_clear);
         assert!(found == expected || !is_clear, "draw {i} of {params:?}: {found}, expected {expected}");
         generated.push(found);
         if found != expected {
-            // From here on the two would speak of other texts.
+            // The histories differ from here on.
             break;
         }
     }
@@ -51,7 +51,7 @@ fn check(ops: &mut GpuOps, params: &SamplingParams, logits: &[f32], count: usize
 }
 
 #[test]
-fn the_device_draws_what_the_host_draws() {
+fn device_and_host_draw_the_same_tokens() {
     for options in [OpenOptions::default(), OpenOptions::WEBGPU_DEFAULTS] {
         let Some(mut ops) = ops(options) else { return };
         let mut rng = ChaCha8Rng::seed_from_u64(3);
@@ -74,14 +74,14 @@ fn the_device_draws_what_the_host_draws() {
     }
 }
 
-/// Chi-square of what the device draws; 99.9 % of right samplers pass, and the seed is fixed.
+/// Chi-square test of the device's draws. 99.9 % of correct samplers pass; the seed is fixed.
 #[test]
-fn the_device_draws_the_distribution() {
+fn device_draws_follow_the_distribution() {
     const DRAWS: usize = 2000;
     let Some(mut ops) = ops(OpenOptions::default()) else { return };
     let p = [0.4, 0.25, 0.125, 0.125, 0.0625, 0.0375];
     let logits: Vec<f32> = p.iter().map(|p: &f64| p.ln() as f32 - 2.0).collect();
-    // With top-p the first four, of which the last two are equal.
+    // With top-p, the first four tokens remain; the last two of them are equally likely.
     let cases = [(1.0, 1.0, p.to_vec()), (0.85, 0.9, vec![0.4, 0.25, 0.125, 0.125, 0.0, 0.0])];
     for (top_p, held, expected) in cases {
         let mut sampler = Sampler::new(&params(|p| p.top_p = top_p), &[]).unwrap();
@@ -91,7 +91,7 @@ fn the_device_draws_the_distribution() {
         for _ in 0..DRAWS {
             let token = ops.draw(&x, &draw, sampler.random(0)).unwrap();
             counts[block_on(ops.token(token)).unwrap() as usize] += 1;
-            sampler.drawn();
+            sampler.advance();
         }
         let mut chi_square = 0.0;
         for (&count, p) in counts.iter().zip(&expected) {

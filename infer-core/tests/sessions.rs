@@ -1,8 +1,8 @@
-//! Several sessions on one GPU, under executors that know nothing of it: each says what it says alone.
+//! Several sessions on one GPU, under different executors. Each gives the same answer as alone.
 
 mod common;
-#[path = "common/talking.rs"]
-mod talking;
+#[path = "common/tiny_model.rs"]
+mod tiny_model;
 
 use std::{
     future::Future,
@@ -19,9 +19,9 @@ use std::{
 use infer_core::{
     Device, Engine, Error, Gpu, GpuError, KvDtype, Message, OpenOptions, Result, SamplingParams, block_on,
 };
-use talking::{engine, greedy, model};
+use tiny_model::{engine, greedy, model};
 
-/// With the kernels of real GPUs, and tokens run ahead of the host.
+/// A device with the kernels of real GPUs, and with lookahead.
 fn gpu() -> Option<Gpu> {
     common::gpu(OpenOptions { software_kernels: false, ..OpenOptions::default() })
 }
@@ -30,15 +30,15 @@ fn engine_on(gpu: &Gpu, folder: &Path) -> Engine {
     engine(folder, Device::Gpu(gpu.clone(), KvDtype::F32), 700)
 }
 
-/// What each session is asked: greedy and drawn answers, short prompts and long ones.
+/// The prompt and parameters of each session: greedy and sampled answers, short and long prompts.
 fn tasks() -> Vec<(Vec<Message>, SamplingParams)> {
     let drawn = |seed| SamplingParams { temperature: 0.9, seed: Some(seed), ..greedy(40) };
-    let said = ["one two three", "x", &"five, six and seven ".repeat(20), "four"];
+    let prompts = ["one two three", "x", &"five, six and seven ".repeat(20), "four"];
     let params = [greedy(40), drawn(3), greedy(24), drawn(8)];
-    said.into_iter().map(|said| vec![Message::user(said)]).zip(params).collect()
+    prompts.into_iter().map(|prompt| vec![Message::user(prompt)]).zip(params).collect()
 }
 
-/// The tokens of an answer to a conversation that is new to the engine.
+/// The tokens of an answer, with an empty KV cache.
 async fn tokens(engine: &mut Engine, (messages, params): &(Vec<Message>, SamplingParams)) -> Result<Vec<u32>> {
     engine.reset();
     let mut generation = engine.chat(messages, params.clone())?;
@@ -46,7 +46,7 @@ async fn tokens(engine: &mut Engine, (messages, params): &(Vec<Message>, Samplin
     Ok(generation.tokens().to_vec())
 }
 
-/// What each says alone, on the same device.
+/// The answer of each session alone, on the same device.
 fn alone(gpu: &Gpu, folder: &Path) -> Vec<Vec<u32>> {
     tasks().iter().map(|task| block_on(tokens(&mut engine_on(gpu, folder), task)).unwrap()).collect()
 }
@@ -56,7 +56,7 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 #[test]
-fn four_sessions_under_tokio_say_what_each_says_alone() {
+fn four_sessions_under_tokio_answer_as_alone() {
     let folder = model();
     let Some(gpu) = gpu() else { return };
     let expected = alone(&gpu, folder.path());
@@ -81,32 +81,32 @@ fn four_sessions_under_tokio_say_what_each_says_alone() {
     for (answer, expected) in answers.into_iter().zip(expected) {
         assert_eq!(runtime.block_on(answer).unwrap(), vec![expected; 3]);
     }
-    // The last session took the device along.
+    // The driver ends with the last session.
     thread.join().unwrap();
 }
 
 #[test]
-fn who_runs_out_of_memory_is_told_and_the_others_notice_nothing() {
+fn out_of_memory_fails_only_the_session_that_allocates() {
     let folder = model();
     let Some(gpu) = gpu() else { return };
     let tasks: Vec<_> = tasks().into_iter().map(|(messages, _)| (messages, greedy(30))).collect();
     let mut engines: Vec<Engine> = tasks.iter().map(|_| engine_on(&gpu, folder.path())).collect();
-    // Each has what it needs from now on.
+    // After its first answer, a session has allocated all of its memory.
     let expected: Vec<_> = engines.iter_mut().zip(&tasks).map(|(e, task)| block_on(tokens(e, task)).unwrap()).collect();
-    let mut greedy_one = engine_on(&gpu, folder.path());
+    let mut large = engine_on(&gpu, folder.path());
     let short = (vec![Message::user("x")], greedy(4));
     let long = (vec![Message::user("many words ".repeat(60))], greedy(4));
-    let of_short = block_on(tokens(&mut greedy_one, &short)).unwrap();
+    let of_short = block_on(tokens(&mut large, &short)).unwrap();
     gpu.limit_memory(Some(gpu.bytes_in_use() + 50_000));
     let driver = gpu.driver();
     std::thread::spawn(move || driver.run());
     let runtime = runtime();
     let fails = runtime.spawn(async move {
         for _ in 0..5 {
-            let error = tokens(&mut greedy_one, &long).await.unwrap_err();
+            let error = tokens(&mut large, &long).await.unwrap_err();
             assert!(matches!(error, Error::Gpu(GpuError::OutOfMemory { .. })), "{error}");
         }
-        tokens(&mut greedy_one, &short).await.unwrap()
+        tokens(&mut large, &short).await.unwrap()
     });
     let others: Vec<_> = engines
         .into_iter()
@@ -127,7 +127,7 @@ fn who_runs_out_of_memory_is_told_and_the_others_notice_nothing() {
     assert_eq!(runtime.block_on(fails).unwrap(), of_short);
 }
 
-/// Sleeps until it is woken.
+/// A waker with a condition variable.
 #[derive(Default)]
 struct Bell(Mutex<bool>, Condvar);
 
@@ -139,7 +139,7 @@ impl Wake for Bell {
 }
 
 #[test]
-fn an_executor_written_by_hand_is_woken_by_a_driver() {
+fn a_driver_wakes_a_hand_written_executor() {
     let folder = model();
     let Some(gpu) = gpu() else { return };
     let (task, expected) = (tasks().swap_remove(0), alone(&gpu, folder.path()).swap_remove(0));
@@ -155,14 +155,14 @@ fn an_executor_written_by_hand_is_woken_by_a_driver() {
         }
         let rung = bell.0.lock().unwrap();
         let (mut rung, timeout) = bell.1.wait_timeout_while(rung, Duration::from_secs(60), |rung| !*rung).unwrap();
-        assert!(!timeout.timed_out(), "nobody woke the future");
+        assert!(!timeout.timed_out(), "the future was not woken");
         *rung = false;
     };
     assert_eq!(found, expected);
 }
 
 #[test]
-fn a_loop_that_polls_the_device_needs_no_driver() {
+fn an_event_loop_with_gpu_poll_needs_no_driver() {
     let folder = model();
     let Some(gpu) = gpu() else { return };
     let (task, expected) = (tasks().swap_remove(1), alone(&gpu, folder.path()).swap_remove(1));
@@ -174,15 +174,15 @@ fn a_loop_that_polls_the_device_needs_no_driver() {
         if let Poll::Ready(found) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             break found.unwrap();
         }
-        assert!(start.elapsed() < Duration::from_secs(120), "the device was polled in vain");
+        assert!(start.elapsed() < Duration::from_secs(120), "polling the device did not complete the answer");
         std::thread::yield_now();
     };
     assert_eq!(found, expected);
 }
 
-/// Lost, it wakes who waits.
+/// A lost device wakes the waiting futures.
 #[test]
-fn who_waits_for_a_lost_device_is_told() {
+fn a_lost_device_fails_the_pending_answer() {
     let folder = model();
     let Some(gpu) = gpu() else { return };
     let mut engine = engine_on(&gpu, folder.path());
@@ -202,9 +202,9 @@ fn who_waits_for_a_lost_device_is_told() {
     assert!(matches!(error, Error::Gpu(GpuError::DeviceLost { .. })), "{error}");
 }
 
-/// While other threads keep the same device busy, and another of the same adapter, the same numbers come out.
+/// Other threads on the same device, and on another device of the adapter, do not change a bit.
 #[test]
-fn a_busy_device_gives_the_bits_of_a_quiet_one() {
+fn results_do_not_depend_on_the_load_of_the_device() {
     let folder = model();
     let (Some(gpu), Some(other)) = (gpu(), gpu()) else { return };
     let mut engine = engine_on(&gpu, folder.path());

@@ -16,7 +16,7 @@
 //! assert!(Architecture::by_model_type("llama").is_ok());
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 pub mod arch;
 pub mod caught;

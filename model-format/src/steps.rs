@@ -28,26 +28,26 @@ const FORWARD: Step = step("forward", 1);
 
 /// The steps of `gptq-quant` up to the finished folder.
 pub const QUANTIZE: &[Step] = &[
-    // Windows of calibration text, and self-generated text: calib-data, `gptq-quant/src/self_text.rs`.
+    // Windows of calibration text, and self-generated text: calib-data, `gptq-quant/src/input/self_text.rs`.
     step("text", 1),
     FORWARD,
-    // Sums over tokens: `gptq-quant/src/hessian.rs`, `gptq-quant/src/calibrate.rs`, `webgpu-kernels/src/gram/`.
+    // Sums over tokens: `gptq-quant/src/solve/hessian.rs`, `gptq-quant/src/calibrate/`, `webgpu-kernels/src/gram/`.
     step("hessian", 1),
-    // Scales and codes: `gptq-quant/src/gptq.rs`, `gptq-quant/src/grid.rs`, `gptq-quant/src/cholesky.rs`,
-    // `webgpu-kernels/src/gptq/`. 2: the mean diagonal, of which damping is a share, excludes dead inputs.
+    // Scales and codes: `gptq-quant/src/solve/`, `webgpu-kernels/src/gptq/`. 2: the mean diagonal, of which damping is a share,
+    // excludes dead inputs.
     step("solve", 2),
-    // Coordinate descent: `gptq-quant/src/refine.rs`.
+    // Coordinate descent: `gptq-quant/src/solve/refine.rs`.
     step("refine", 1),
     // The report's figures of a matrix: `gptq-quant/src/report/matrix.rs`.
     step("report", 1),
-    // The checkpoint's files: `gptq-quant/src/checkpoint.rs`, `model-format/src/gptq/`.
+    // The checkpoint's files: `gptq-quant/src/output/`, `model-format/src/gptq/`.
     step("files", 1),
 ];
 
 /// The steps of measuring a quantized model.
 pub const EVALUATE: &[Step] = &[
     FORWARD,
-    // Windows of the text and their losses: `gptq-quant/src/evaluate.rs`.
+    // Windows of the text and their losses: `gptq-quant/src/report/evaluate.rs`.
     step("evaluate", 1),
 ];
 

@@ -25,7 +25,7 @@
 //! # Ok::<(), model_hub::Error>(())
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 mod config;
 pub mod demo;

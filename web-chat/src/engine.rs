@@ -6,7 +6,7 @@ use std::{
 };
 
 use infer_core::{
-    Device, Engine, Error, Generation, GpuError, Kept, KvDtype, LoadOptions, LoadedModel, Message, Progress,
+    Device, DeviceCache, Engine, Error, Generation, GpuError, KvDtype, LoadOptions, LoadedModel, Message, Progress,
     SamplingParams, Stats, Suspended, TokenLogprobs, Tokenizer, Tuning, chat_template::Role,
 };
 use js_sys::Function;
@@ -213,7 +213,7 @@ impl MessageJson {
 
 fn load_options(context: Option<usize>, device_cache: &Arc<PageCache>) -> LoadOptions {
     // Autotuning needs a finer clock than browsers offer.
-    LoadOptions { context, kept: Some(device_cache.clone()), tuning: Tuning::Presets, ..Default::default() }
+    LoadOptions { context, device_cache: Some(device_cache.clone()), tuning: Tuning::Presets, ..Default::default() }
 }
 
 /// Pulls an answer until it ends or `on_text` stops it. If the device is lost, the answer goes to `suspended`.
@@ -290,7 +290,7 @@ impl PageCache {
     }
 }
 
-impl Kept for PageCache {
+impl DeviceCache for PageCache {
     fn read(&self, name: &str) -> Option<Vec<u8>> {
         self.files().get(name).map(|text| text.clone().into_bytes())
     }

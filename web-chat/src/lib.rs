@@ -10,7 +10,7 @@
 //! await engine.answer('[{"role":"user","content":"Hi"}]', "{}", (text) => { console.log(text); return true; });
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 #![cfg(target_arch = "wasm32")]
 
 mod engine;

@@ -18,7 +18,7 @@
 //! # Ok(()) }
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 pub mod add;
 pub mod argmax;

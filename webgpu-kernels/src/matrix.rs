@@ -198,8 +198,8 @@ impl Matrix {
     }
 
     fn linear_rows(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
-        let suits_lane_rows = LaneRows::suits(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
-        if Cooperative::suits(recorder.gpu().caps(), self.format, m)
+        let in_lane_rows = LaneRows::supports(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
+        if Cooperative::supports(recorder.gpu().caps(), self.format, m)
             && ![Cooperative::NAME, Narrow::NAME].iter().any(|name| recorder.gpu().is_off(name))
         {
             let x = Narrow::record(recorder, self.format, x, m, self.cols);
@@ -211,7 +211,7 @@ impl Matrix {
         }
         for slice in &self.slices {
             recorder.expect_work(&[2, m, slice.rows, slice.cols]);
-            if suits_lane_rows {
+            if in_lane_rows {
                 LaneRows { m, y_stride: self.rows }.record(recorder, slice, x, y);
             } else if m <= gemv::MAX_BATCH {
                 Gemv { batch: m, y_stride: self.rows }.record(recorder, slice, x, y);
@@ -224,7 +224,7 @@ impl Matrix {
     /// Whether [`Matrix::linear_add`] is for this matrix and device.
     pub fn fuses(&self, gpu: &Gpu) -> bool {
         let is_on = !gpu.is_off(gemv::ADD_KERNEL.name) && !gpu.is_off(gemv::SCALED_KERNEL.name);
-        is_on && !LaneRows::suits(gpu.caps()) && self.slices.len() == 1
+        is_on && !LaneRows::supports(gpu.caps()) && self.slices.len() == 1
     }
 
     /// For one row `x`, `sum[n] += sum over k of x[k] * w[n, k]` and `y[n] = sum[n] * norm[n]`: the norm of `sum` but for
@@ -264,7 +264,7 @@ impl Matrix {
 impl Matrix {
     /// Whether [`Matrix::linear_normed_turned`] is for this matrix, device and heads.
     pub fn turns(&self, gpu: &Gpu, head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
-        self.fuses(gpu) && !gpu.is_off(gemv::ROPE_KERNEL.name) && GemvRope::suits(head_dim, rotary_dim, dtype)
+        self.fuses(gpu) && !gpu.is_off(gemv::ROPE_KERNEL.name) && GemvRope::supports(head_dim, rotary_dim, dtype)
     }
 
     /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of a token at `position`: queries, turned, go to

@@ -240,14 +240,14 @@ pub fn smallest_cases(gpu: &Gpu, kernel: &Kernel) -> impl Iterator<Item = Case> 
 fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
     let caps = gpu.caps();
     let has_ragged = workload.matrices.iter().any(|(_, cols)| !cols.is_multiple_of(4));
-    let in_lane_rows = LaneRows::suits(caps) && !gpu.is_off(LaneRows::NAME);
+    let in_lane_rows = LaneRows::supports(caps) && !gpu.is_off(LaneRows::NAME);
     let is_used = |kernel: &Kernel, variant: &Variant| {
         let weights = variant.weights.is_none_or(|format| workload.matrices.iter().any(|(of, _)| *of == format));
         let fits = match kernel.name {
             name if NOT_OF_MODELS.contains(&name) || gpu.is_off(name) => false,
             name if name == LaneRows::NAME => in_lane_rows,
             "gemm" => !in_lane_rows,
-            Cooperative::NAME | Narrow::NAME => Cooperative::suits_device(caps) && !gpu.is_off(Cooperative::NAME),
+            Cooperative::NAME | Narrow::NAME => Cooperative::supports_device(caps) && !gpu.is_off(Cooperative::NAME),
             "norm_heads" => workload.norm_heads,
             "soft_cap" => workload.soft_cap,
             "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),
@@ -268,7 +268,7 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
             let all = gemv::cases_of(caps, *format, *cols);
             cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
             for shape in &workload.attention {
-                if gemv::GemvRope::suits(shape.head_dim, shape.head_dim, workload.kv)
+                if gemv::GemvRope::supports(shape.head_dim, shape.head_dim, workload.kv)
                     && !gpu.is_off(gemv::ROPE_KERNEL.name)
                 {
                     let case = gemv::turned_case_of(caps, *format, *cols, shape.head_dim, workload.kv);
@@ -363,8 +363,8 @@ mod tests {
                 expected.push(off("rms_norm", Some("SUBGROUPS")));
                 assert_eq!(found.unwrap(), expected, "{name}");
             }
-            let substituted = if LaneRows::suits(gpu.caps()) { LaneRows::NAME } else { "gemv_add" };
-            let has_flag = LaneRows::suits(gpu.caps()) || gpu.caps().subgroups.is_some();
+            let substituted = if LaneRows::supports(gpu.caps()) { LaneRows::NAME } else { "gemv_add" };
+            let has_flag = LaneRows::supports(gpu.caps()) || gpu.caps().subgroups.is_some();
             let found = run_wrong(&gpu, |kernel, _| kernel == substituted).unwrap();
             if has_flag {
                 expected.push(off(substituted, Some("SUBGROUPS")));

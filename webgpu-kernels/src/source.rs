@@ -1,28 +1,45 @@
-//! From a kernel's text to WGSL: imports, flags, constants from Rust, unrolled loops.
+//! Preprocesses a kernel's shader for one [`Variant`]: imports, flags, constants from Rust, unrolled loops.
 //!
-//! Four directives, each on a line of its own:
-//! - `#import NAME`: a file of `shared/`, or `unpack`, the layout of the variant's weights. Once per shader.
-//! - `#ifdef FLAG`, `#ifndef FLAG`, `#else`, `#endif`.
-//! - `#for v in A..B` ... `#endfor`: the lines between, once per value, with `$v` replaced by it. `v` is one letter; `A`
-//!   and `B` are numbers or constants. In directives between them `$v` is replaced too. Unrolled here so that every driver keeps small arrays in registers and no loop
-//!   counter is checked in the innermost loop.
+//! Each directive stands on a line of its own:
+//! - `#import NAME` inserts the declarations of a shared file, once per shader. `unpack` is the layout of the variant's weights.
+//! - `#include NAME` inserts the statements of a shared file, each time.
+//! - `#ifdef FLAG`, `#ifndef FLAG`, `#else`, `#endif` select lines by the variant's flags.
+//! - `#for v in A..B` ... `#endfor` repeats the lines between, with `$v` replaced by the value, in directives too. `v` is one
+//!   letter; `A` and `B` are numbers or constants. Unrolling here makes every driver keep small arrays in registers, and leaves no
+//!   loop counter to check in the innermost loop.
 //!
-//! Constants come first in the result as `const NAME: u32 = ...;`, after what the flag `COOPERATIVE` enables. [`crate::Kernel::source`] calls this.
+//! The result starts with the extensions of the flag `COOPERATIVE` and the variant's constants (`const NAME: u32 = ...;`).
+//! [`crate::Kernel::source`] calls this.
 
 use std::collections::HashMap;
 
 use crate::Variant;
 
-/// The importable files of `shared/`.
+/// Files that a shader may import or include, by name.
 const SHARED: &[(&str, &str)] = &[
     ("activation", include_str!("shared/activation.wgsl")),
     ("arguments", include_str!("shared/arguments.wgsl")),
     ("f16_pair", include_str!("shared/f16_pair.wgsl")),
     ("fixed_point", include_str!("shared/fixed_point.wgsl")),
     ("from_arguments", include_str!("shared/from_arguments.wgsl")),
+    ("gemv/butterfly_sums", include_str!("gemv/pieces/butterfly_sums.wgsl")),
+    ("gemv/copy_x", include_str!("gemv/pieces/copy_x.wgsl")),
+    ("gemv/float_step", include_str!("gemv/pieces/float_step.wgsl")),
+    ("gemv/inputs", include_str!("gemv/pieces/inputs.wgsl")),
+    ("gemv/integer_step", include_str!("gemv/pieces/integer_step.wgsl")),
+    ("gemv/load_squares", include_str!("gemv/pieces/load_squares.wgsl")),
+    ("gemv/place", include_str!("gemv/pieces/place.wgsl")),
+    ("gemv/product", include_str!("gemv/pieces/product.wgsl")),
+    ("gemv/reduce", include_str!("gemv/pieces/reduce.wgsl")),
+    ("gemv/reduce_in_cluster", include_str!("gemv/pieces/reduce_in_cluster.wgsl")),
+    ("gemv/reduce_in_memory", include_str!("gemv/pieces/reduce_in_memory.wgsl")),
+    ("gemv/reduce_over_clusters", include_str!("gemv/pieces/reduce_over_clusters.wgsl")),
+    ("gemv/squares", include_str!("gemv/pieces/squares.wgsl")),
+    ("gemv/sum_squares", include_str!("gemv/pieces/sum_squares.wgsl")),
+    ("gemv/team", include_str!("gemv/pieces/team.wgsl")),
     ("invocation", include_str!("shared/invocation.wgsl")),
-    ("load_x", include_str!("shared/load_x.wgsl")),
     ("kv", include_str!("shared/kv.wgsl")),
+    ("load_x", include_str!("shared/load_x.wgsl")),
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("soft_cap", include_str!("shared/soft_cap.wgsl")),
     ("subgroup_sums", include_str!("shared/subgroup_sums.wgsl")),
@@ -39,16 +56,18 @@ pub(crate) fn expand(kernel: &str, text: &str, variant: &Variant) -> String {
         out.push_str(&format!("const {name}: u32 = {value}u;\n"));
     }
     let mut expansion = Expansion { kernel, variant, imported: Vec::new() };
-    let lines: Vec<&str> = text.lines().collect();
-    expansion.lines(&lines, &HashMap::new(), &mut out);
+    expansion.text(text, &Loops::new(), &mut out);
     out
 }
 
-/// What all kernels have in common, for whoever keeps something as long as they stay as they are.
+/// Hashes the files that several kernels share. Results kept for one version of the kernels depend on them.
 pub(crate) fn hash_shared(hasher: &mut impl std::hash::Hasher) {
     let unpack = crate::cases::all_formats().into_iter().map(crate::WeightFormat::unpack_wgsl);
     SHARED.iter().map(|(_, text)| *text).chain(unpack).for_each(|text| hasher.write(text.as_bytes()));
 }
+
+/// The values of the loops around a line.
+type Loops = HashMap<char, u32>;
 
 struct Expansion<'a> {
     kernel: &'a str,
@@ -57,12 +76,18 @@ struct Expansion<'a> {
 }
 
 impl Expansion<'_> {
-    fn lines(&mut self, lines: &[&str], loops: &HashMap<char, u32>, out: &mut String) {
+    fn text(&mut self, text: &str, loops: &Loops, out: &mut String) {
+        self.lines(&text.lines().collect::<Vec<_>>(), loops, out);
+    }
+
+    fn lines(&mut self, lines: &[&str], loops: &Loops, out: &mut String) {
         let mut at = 0;
         while at < lines.len() {
             let line = &with_values(lines[at].trim(), loops);
             if let Some(name) = line.strip_prefix("#import ") {
                 self.import(name.trim(), out);
+            } else if let Some(name) = line.strip_prefix("#include ") {
+                self.text(self.file(name.trim()), loops, out);
             } else if line.starts_with("#ifdef ") || line.starts_with("#ifndef ") {
                 let (then, otherwise, next) = self.branches(lines, at);
                 let flag = line.split_whitespace().nth(1).unwrap_or_default();
@@ -90,23 +115,22 @@ impl Expansion<'_> {
     }
 
     fn import(&mut self, name: &str, out: &mut String) {
-        if self.imported.iter().any(|done| done == name) {
-            return;
+        if !self.imported.iter().any(|done| done == name) {
+            self.imported.push(name.to_string());
+            self.text(self.file(name), &Loops::new(), out);
         }
-        self.imported.push(name.to_string());
-        let text = match name {
-            "unpack" => self.variant.weights.expect("a kernel that imports `unpack` names its weights").unpack_wgsl(),
-            _ => SHARED
-                .iter()
-                .find(|(shared, _)| *shared == name)
-                .map(|(_, text)| *text)
-                .unwrap_or_else(|| panic!("{}: nothing to import is called `{name}`", self.kernel)),
-        };
-        let lines: Vec<&str> = text.lines().collect();
-        self.lines(&lines, &HashMap::new(), out);
     }
 
-    /// The lines of both branches of the condition at `at`, and the line after its end.
+    /// The text of a shared file, or of the weights' layout.
+    fn file(&self, name: &str) -> &'static str {
+        if name == "unpack" {
+            return self.variant.weights.expect("a kernel that imports `unpack` names its weights").unpack_wgsl();
+        }
+        let found = SHARED.iter().find(|(shared, _)| *shared == name);
+        found.unwrap_or_else(|| panic!("{}: no shared file is called `{name}`", self.kernel)).1
+    }
+
+    /// The lines of both branches of the condition at `at`, and the index of the line after its end.
     fn branches<'l, 't>(&self, lines: &'l [&'t str], at: usize) -> (&'l [&'t str], &'l [&'t str], usize) {
         let mut depth = 0;
         let mut middle = None;
@@ -128,6 +152,7 @@ impl Expansion<'_> {
         panic!("{}: `{}` has no #endif", self.kernel, lines[at].trim())
     }
 
+    /// The index of the line that closes the block opened at `at`.
     fn closing(&self, lines: &[&str], at: usize, open: &str, close: &str) -> usize {
         let mut depth = 0;
         for (i, line) in lines.iter().enumerate().skip(at) {
@@ -162,7 +187,7 @@ impl Expansion<'_> {
 }
 
 /// The line with `$v` replaced by the value of each loop.
-fn with_values(line: &str, loops: &HashMap<char, u32>) -> String {
+fn with_values(line: &str, loops: &Loops) -> String {
     let mut out = String::with_capacity(line.len());
     let mut letters = line.chars().peekable();
     while let Some(letter) = letters.next() {
@@ -212,6 +237,13 @@ mod tests {
         assert_eq!(expanded(text, &Variant::new().flag("A")), "1\n2\n5\n");
         assert_eq!(expanded(text, &Variant::new().flag("A").flag("B")), "1\n3\n5\n");
         assert_eq!(expanded(text, &Variant::new()), "4\n5\n");
+    }
+
+    #[test]
+    fn an_import_is_inserted_once_and_an_include_each_time() {
+        let count = |text: &str| expanded(text, &Variant::new()).matches("let workgroups").count();
+        assert_eq!(count("#import from_arguments\n#import from_arguments"), 1);
+        assert_eq!(count("#for i in 0..3\n#include from_arguments\n#endfor"), 3);
     }
 
     #[test]

@@ -148,7 +148,7 @@ impl Part<'_> {
             widen(tensor.dtype, bytes, values);
             self.check_range(values, i * rows * self.cols)?;
             if self.keeps {
-                rounded.fetch_add(group.keep_into(self.cols, values, words, scales), Relaxed);
+                rounded.fetch_add(group.requantize_into(self.cols, values, words, scales), Relaxed);
             } else {
                 group.quantize_into(self.cols, values, words, scales);
                 rounded.fetch_add(scales.len(), Relaxed);

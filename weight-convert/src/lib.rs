@@ -21,7 +21,7 @@
 //! # Ok::<(), weight_convert::Error>(())
 //! ```
 
-#![deny(missing_docs)]
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
 
 mod convert;
 mod encode;

@@ -1,8 +1,8 @@
-//! The kernels in Chrome's WebGPU without Chrome: every variant that a browser would see is compiled and run by Dawn, from
-//! npm's package `webgpu`, and compared with the same references as natively. On a software driver that is for the patient;
-//! the tests of `web.rs` run the same cases in a browser, whose software GPU compiles them in a minute or two.
+//! `cargo xtask dawn`: the kernels in Dawn, Chrome's WebGPU, from npm's package `webgpu`. Dawn compiles and runs every variant
+//! that a browser selects. The results are compared with the same references as in the native tests.
 //!
-//! Dawn wants a Vulkan driver newer than Debian 12's; there it is unpacked beside the system.
+//! On a software driver this is slow. The tests of `web.rs` run the same cases in a browser in a minute or two. Dawn needs a
+//! newer Vulkan driver than Debian 12's, so a copy is unpacked in `target/`.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +18,7 @@ use crate::{
     step::Steps,
 };
 
-/// What Dawn is told to run, from the root.
+/// The exported cases, from the root.
 const CASES: &str = "target/dawn/cases";
 /// The script and its package.
 const FOLDER: &str = "webgpu-kernels/tests/dawn";
@@ -42,7 +42,7 @@ fn node(root: &Path, driver: &Driver) -> Command {
     node
 }
 
-/// The system's driver where Dawn takes it, else one of ours.
+/// The system's driver if Dawn accepts it, else our copy of a newer one.
 fn driver(steps: &mut Steps, root: &Path) -> Result<Driver> {
     let works = |driver: &Driver| {
         let output = node(root, driver).arg("--probe").output();
@@ -54,10 +54,10 @@ fn driver(steps: &mut Steps, root: &Path) -> Result<Driver> {
     }
     let mesa = Mesa::of(root);
     let ours: Driver = vec![("VK_DRIVER_FILES", mesa.lavapipe()), ("LD_LIBRARY_PATH", mesa.libraries())];
-    mesa.fetch(steps).context("Dawn takes no Vulkan driver of this system, and a newer one cannot be had")?;
+    mesa.fetch(steps).context("Dawn accepts no Vulkan driver of this system, and a newer one cannot be fetched")?;
     ensure!(
         works(&ours),
-        "Dawn takes neither a Vulkan driver of this system nor the newer `{}`",
+        "Dawn accepts neither a Vulkan driver of this system nor the newer `{}`",
         mesa.lavapipe().display()
     );
     Ok(ours)

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::{
-    programs::{PROGRAMS, cargo, program},
+    programs::{DEMO_PROGRAMS, cargo, program},
     setup,
     step::{Steps, seconds, shown, size},
 };
@@ -31,6 +31,9 @@ pub struct Options {
     fresh: bool,
 }
 
+/// Calibration windows, of the quantizer's 192.
+const SAMPLES: &str = "32";
+
 /// Fetches, quantizes, converts, measures and asks.
 pub fn run(root: &Path, options: &Options) -> Result<()> {
     let mut steps = Steps::new()?;
@@ -45,18 +48,14 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let gptq = "target/demo/SmolLM2-135M-Instruct-gptq";
     let mlc = "target/demo/SmolLM2-135M-Instruct-q4f16_1";
 
-    steps.run("compile", &mut cargo(root, PROGRAMS))?;
+    steps.run("compile", &mut cargo(root, DEMO_PROGRAMS))?;
 
-    let before = perplexity(
-        &mut steps,
-        "fetch; perplexity before",
-        program("chat-cli").args(["perplexity", MODEL, "--device", "cpu"]),
-    )?;
+    let mut original = program("chat-cli");
+    original.args(["perplexity", MODEL, "--device", "cpu"]);
+    let before = perplexity(&mut steps, "fetch; perplexity before", &mut original)?;
 
     let mut quantize = program("gptq-quant");
-    quantize.args([MODEL, "--grid", "q4f16_1", "--calib", "self", "-o", gptq]);
-    // Two cores need half as long for GPTQ without what follows drift and without sweeps, and a third for so much text.
-    quantize.args(["--samples", "64", "--gptaq-alpha", "0", "--refine", "0", "--damp-percent", "0.01"]);
+    quantize.args([MODEL, "--grid", "q4f16_1", "--samples", SAMPLES, "-o", gptq]);
     let quantized = once(&mut steps, "quantize", "", &mut quantize, &root.join(gptq))?;
 
     let mut convert = program("weight-convert");
@@ -65,8 +64,9 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let weights = Weights::read(&root.join(mlc))?;
     let verified = steps.capture("verify", program("weight-convert").args(["verify", gptq, mlc]))?;
 
-    let after =
-        perplexity(&mut steps, "perplexity after", program("chat-cli").args(["perplexity", mlc, "--device", "cpu"]))?;
+    let mut converted = program("chat-cli");
+    converted.args(["perplexity", mlc, "--device", "cpu"]);
+    let after = perplexity(&mut steps, "perplexity after", &mut converted)?;
 
     let mut answers = Vec::new();
     let devices = steps.capture("devices", program("chat-cli").args(["devices", "--json"]))?;
@@ -77,29 +77,41 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         answers.push(Answer::read(&answer)?);
     }
 
-    println!("\n{:<22} {:>14} {:>14}", "SmolLM2-135M-Instruct", "before (f16)", "after (q4f16_1)");
-    println!("{:<22} {:>14} {:>15}", "size of the weights", size(weights.count * 2), size(weights.bytes));
-    println!("{:<22} {:>14.2} {:>15.2}", "bits per weight", 16.0, weights.bits_per_weight);
-    println!("{:<22} {before:>14.2} {after:>15.2}", "perplexity, short text");
+    println!("\n{:<24}{:>14}{:>20}", "SmolLM2-135M-Instruct", "original, f16", "quantized, q4f16_1");
+    println!("{:<24}{:>14}{:>20}", "size of the weights", size(weights.count * 2), size(weights.bytes));
+    println!("{:<24}{:>14.2}{:>20.2}", "bits per weight", 16.0, weights.bits_per_weight);
+    println!("{:<24}{before:>14.2}{after:>20.2}", "perplexity, short text");
     println!("{}", verified.lines().last().unwrap_or_default());
     println!("\n{QUESTION}");
     for Answer { device, text, prefill, decode } in &answers {
-        println!("  {text}\n    on {device}: prefill {prefill:.1} tokens/s, decode {decode:.1} tokens/s");
+        println!("  {text}\n    {device}: prefill {prefill:.1} tokens/s, decode {decode:.1} tokens/s");
+    }
+    if answers.len() == 1 {
+        println!("  (no Vulkan device was found, so only the CPU answers)");
     }
     println!();
     for taken in &steps.taken {
         let memory = taken.peak_memory.map(size).unwrap_or_default();
-        println!("{:<24} {:>12} {memory:>14}", taken.title, seconds(taken.time));
+        println!("{:<24}{:>14}{memory:>20}", taken.title, seconds(taken.time));
     }
-    if answers.len() == 1 {
-        println!("\nno Vulkan device was found, so the GPU path was not shown");
-    }
+    println!(
+        "Shortened for two processor cores: {SAMPLES} calibration windows instead of 192. All other settings are defaults."
+    );
     let wrong = answers.iter().find(|answer| !answer.text.contains(ANSWER));
     if let Some(Answer { device, text, .. }) = wrong {
         anyhow::bail!("the answer on {device} does not name {ANSWER}: {text}");
     }
-    let mut chat = program("chat-cli");
-    println!("\nNow talk to it:\n  {}", shown(chat.args(["chat", mlc])));
+    println!("\nNext:");
+    for (purpose, command) in [
+        ("talk to the model", shown(program("chat-cli").args(["chat", mlc]))),
+        (
+            "quantize another one",
+            shown(program("gptq-quant").args(["Qwen/Qwen3-0.6B", "--grid", "q4f16_1", "-o", "qwen3"])),
+        ),
+        ("run it in a browser", "cargo xtask web".into()),
+    ] {
+        println!("  {command:<80}# {purpose}");
+    }
     Ok(())
 }
 

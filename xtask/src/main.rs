@@ -11,6 +11,7 @@ mod dawn;
 mod demo;
 mod figures;
 mod hardware;
+mod linters;
 mod markdown;
 mod mesa;
 mod programs;
@@ -19,9 +20,14 @@ mod step;
 mod test;
 mod tidy;
 mod web;
+mod wheel;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 
 /// Automation of this repository.
@@ -34,22 +40,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything a change must pass: formatting, tidy, clippy, all tests, documentation
+    /// Run every check: formatting, tidy, clippy, documentation, all tests
     #[command(visible_alias = "ci")]
     Test,
-    /// The whole job on a small real model: fetch, quantize, convert, ask
+    /// Fetch, quantize, convert and ask a small real model
     Demo(demo::Options),
-    /// The page that runs models in a browser: builds it and serves it for trying
+    /// Build the page that runs models in a browser, and serve it
     Web(web::Options),
-    /// Every kernel in Dawn, Chrome's WebGPU
+    /// Run every kernel in Dawn, Chrome's WebGPU
     Dawn,
     /// Build the book in docs/ as web pages, in target/book
     Docs,
     /// Draw the pictures in docs/figures from benches/results
     Figures,
-    /// Compile every kernel for GPUs that are not here, and predict a model's speed on them
+    /// Compile every kernel for absent GPUs, and predict a model's speed on them
     Hardware(hardware::Options),
-    /// The arrows between crates and the invariants of ARCHITECTURE.md
+    /// Check the rules of ARCHITECTURE.md, dependencies, spelling and the layout of TOML files, in seconds
     Tidy,
 }
 
@@ -63,7 +69,7 @@ fn main() -> ExitCode {
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
         Command::Hardware(options) => hardware::run(&root, &options),
-        Command::Tidy => tidy::run(&root),
+        Command::Tidy => check_text(&root),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -76,6 +82,17 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The checks that compile nothing.
+fn check_text(root: &Path) -> Result<()> {
+    let mut failed = Vec::new();
+    if let Err(error) = tidy::run(root) {
+        failed.push(format!("{error:#}"));
+    }
+    linters::check(&mut step::Steps::new()?, &mut failed, root)?;
+    ensure!(failed.is_empty(), "{}", failed.join("\n  "));
+    Ok(())
 }
 
 /// The workspace this program was built from.
@@ -107,7 +124,7 @@ mod tests {
                 |flags: &[&str]| own.windows(2).find(|pair| flags.contains(&pair[0].as_str())).map(|pair| &pair[1]);
             let Some(package) = value(&["-p", "--package"]) else { continue };
             let folder = root().join(package);
-            assert!(folder.join("Cargo.toml").is_file(), "{}: there is no crate `{package}`", command.place);
+            assert!(folder.join("Cargo.toml").is_file(), "{}: no crate `{package}`", command.place);
             for (flag, targets) in [("--test", "tests"), ("--bench", "benches"), ("--example", "examples")] {
                 let Some(target) = value(&[flag]) else { continue };
                 let homes = [format!("{targets}/{target}.rs"), format!("{targets}/{target}/main.rs")];

@@ -1,5 +1,5 @@
-//! A newer Mesa than Debian 12's, unpacked beside the system: lavapipe for Dawn, and RADV, which opens devices that are not
-//! there.
+//! [`Mesa`]: a newer Mesa than Debian 12's, unpacked in `target/`: lavapipe for Dawn, and RADV, which compiles for absent
+//! devices.
 
 use std::{
     fs,
@@ -11,11 +11,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::step::Steps;
 
-/// RADV of 26.1 and later opens no device that is not there; what its compiler makes of kernels differs by version.
+/// RADV 26.1 and later opens no absent device. Its compiler's output differs by version.
 const VERSION: &str = "25.0.7-2~bpo12+1";
 const BACKPORTS: &str = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
                          http://deb.debian.org/debian bookworm-backports main\n";
-/// Where its libraries lie in the packages.
+/// Folder of its libraries in the packages.
 const LIBRARIES: &str = "root/usr/lib/x86_64-linux-gnu";
 
 /// An unpacked Mesa.
@@ -24,7 +24,7 @@ pub struct Mesa {
 }
 
 impl Mesa {
-    /// Where it is, or would be.
+    /// The copy in `target/`, whether it exists or not.
     pub fn of(root: &Path) -> Mesa {
         Mesa { folder: root.join("target").join("mesa") }
     }
@@ -34,7 +34,7 @@ impl Mesa {
         self.folder.join(LIBRARIES)
     }
 
-    /// The manifest of lavapipe, a device of the processor.
+    /// The manifest of lavapipe, which runs on the CPU.
     pub fn lavapipe(&self) -> PathBuf {
         self.folder.join("lvp.json")
     }
@@ -44,7 +44,7 @@ impl Mesa {
         self.folder.join("radeon.json")
     }
 
-    /// Fetches and unpacks it with package lists of its own, unless it is there; the system stays as it is.
+    /// Fetches and unpacks it, unless it exists. It uses its own package lists and does not change the system.
     pub fn fetch(&self, steps: &mut Steps) -> Result<()> {
         if self.lavapipe().is_file() && self.radv().is_file() {
             return Ok(());
@@ -80,7 +80,7 @@ impl Mesa {
             let status = unpack.status().context("cannot run `dpkg-deb`")?;
             ensure!(status.success(), "cannot unpack `{}`: {status}", package.display());
         }
-        // The manifests come last: they say that all is there.
+        // The manifests come last: their presence means that the copy is complete.
         for (name, manifest) in [("libvulkan_lvp.so", self.lavapipe()), ("libvulkan_radeon.so", self.radv())] {
             let library = self.libraries().join(name);
             ensure!(library.is_file(), "`{}` is not in the packages", library.display());

@@ -9,6 +9,11 @@ use std::{path::Path, process::Command};
 /// again. xtask itself is running, so it is excluded.
 pub const PROGRAMS: &str = "build --release --workspace --exclude xtask --bins --examples";
 
+/// Builds the programs of the demo and nothing else. Some dependencies (`naga`) have fewer features than with
+/// [`PROGRAMS`], which compiles them again.
+pub const DEMO_PROGRAMS: &str =
+    "build --release --package chat-cli --package gptq-quant --package weight-convert --bins";
+
 /// `cargo` with these words, in the root.
 pub fn cargo(root: &Path, words: &str) -> Command {
     let mut command = Command::new("cargo");

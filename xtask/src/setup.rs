@@ -49,9 +49,7 @@ pub fn wasm_target(steps: &mut Steps, root: &Path, target: &str) -> Result<()> {
     let mut add = Command::new("rustup");
     add.args(["target", "add", target]).current_dir(root);
     steps.run("fetch the wasm target", &mut add).with_context(|| {
-        format!(
-            "the engine cannot be compiled for browsers: Rust's target `{target}` is not there and cannot be fetched"
-        )
+        format!("the engine cannot be compiled for browsers: Rust's target `{target}` is missing and cannot be fetched")
     })
 }
 
@@ -103,8 +101,8 @@ pub fn browser(steps: &mut Steps, folder: &Path) -> Result<Option<PathBuf>> {
         Ok(()) => Ok(None),
         Err(error) if error.is::<Interrupted>() => Err(error),
         Err(error) => bail!(
-            "the page cannot be tested: no Chromium found, and none to be fetched ({error:#}); install one, or name it \
-             in `CHROMIUM`"
+            "the page cannot be tested: no Chromium found, and fetching one failed ({error:#}); install one, or set `CHROMIUM` \
+             to its path"
         ),
     }
 }

@@ -1,7 +1,7 @@
 //! [`Steps`]: runs programs in sequence, prints title, command, time and memory of each, and stops cleanly on Ctrl-C.
 
 use std::{
-    fmt,
+    env, fmt,
     fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
@@ -58,6 +58,18 @@ impl Steps {
     /// Runs a program that inherits stdout and stderr.
     pub fn run(&mut self, title: &str, command: &mut Command) -> Result<()> {
         self.take(title, command).map(|_| ())
+    }
+
+    /// Runs a program and appends its failure to `failed`. The error is Ctrl-C.
+    pub fn check(&mut self, failed: &mut Vec<String>, title: &str, command: &mut Command) -> Result<()> {
+        match self.run(title, command) {
+            Err(error) if error.is::<Interrupted>() => Err(error),
+            Err(error) => {
+                failed.push(format!("{title}: {error:#}"));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// Runs a program and returns its stdout; stderr is inherited.
@@ -131,6 +143,20 @@ impl Steps {
 pub struct Beside {
     thread: JoinHandle<Result<Vec<(String, ExitStatus, Taken)>>>,
     log: PathBuf,
+}
+
+/// The value, or `None` after a warning that `consequence` follows. Ctrl-C stays an error, and so does a failure if the
+/// environment variable `required` is set.
+pub fn optional<T>(result: Result<T>, consequence: &str, required: Option<&str>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is::<Interrupted>() => Err(error),
+        Err(error) if required.is_some_and(|name| env::var_os(name).is_some()) => Err(error),
+        Err(error) => {
+            eprintln!("warning: {error:#}; {consequence}");
+            Ok(None)
+        }
+    }
 }
 
 /// Waits for a program; after Ctrl-C at most [`PATIENCE`].

@@ -1,48 +1,46 @@
-//! `cargo xtask test`: everything a change must pass. The repository's checks call this and nothing else.
+//! `cargo xtask test`: every check that a change must pass. CI runs this and nothing else.
 
 use std::{env, path::Path, process::Command};
 
 use anyhow::{Result, bail};
 
 use crate::{
-    hardware,
+    hardware, linters,
     programs::{PROGRAMS, cargo, program},
     setup,
-    step::{Interrupted, Steps},
+    step::{Interrupted, Steps, optional, seconds},
     tidy, web,
 };
 
-/// Runs every check, goes on after one that fails, and fails at the end if any did.
+/// Runs every check, also after a failed one, and fails at the end if any failed.
 ///
-/// All of them build the release profile, the one that the programs run in: build scripts and macros are compiled once.
+/// All checks build the release profile, so dependencies, build scripts and macros are compiled once.
 pub fn run(root: &Path) -> Result<()> {
     let mut steps = Steps::new()?;
     let has_gpu = setup::vulkan()?;
     let mut tests = cargo(root, "test --release --workspace --no-fail-fast");
     if has_gpu && env::var_os("REQUIRE_GPU").is_none() {
-        // A test that finds no device where there is one has failed; elsewhere it says why it is skipped.
+        // With a driver, a test that finds no device fails. Without one, it is skipped with a reason.
         tests.env("REQUIRE_GPU", "1");
     }
     let mut failed: Vec<String> = Vec::new();
     if let Err(error) = tidy::run(root) {
         failed.push(format!("tidy: {error:#}"));
     }
-    check(&mut steps, &mut failed, "formatting", &mut cargo(root, "fmt --all -- --check"))?;
+    linters::check(&mut steps, &mut failed, root)?;
+    steps.check(&mut failed, "formatting", &mut cargo(root, "fmt --all -- --check"))?;
     let clippy = "clippy --release --workspace --all-targets -- -D warnings";
-    check(&mut steps, &mut failed, "clippy", &mut cargo(root, clippy))?;
-    // The programs whose names are no library's; with the examples for the reason that PROGRAMS has.
+    steps.check(&mut failed, "clippy", &mut cargo(root, clippy))?;
+    // The programs whose names are not also a library's. With examples for the same features as PROGRAMS.
     let documentation =
         "doc --release --workspace --no-deps --lib --examples --bin xtask --bin web-bindgen --bin fetch-demo-weights";
     let mut documentation = cargo(root, documentation);
-    check(&mut steps, &mut failed, "documentation", documentation.env("RUSTDOCFLAGS", "-D warnings"))?;
-    check(&mut steps, &mut failed, "compile", &mut cargo(root, &format!("{PROGRAMS} --tests")))?;
-    // A test that finds no model though it was fetched has failed; elsewhere it says why it is skipped.
-    match steps.run("fetch the demo model's weights", &mut program(root, "fetch-demo-weights")) {
-        Err(error) if error.is::<Interrupted>() => return Err(error),
-        Err(error) => eprintln!("warning: {error:#}; the tests that need them are skipped"),
-        Ok(()) => {
-            tests.env("REQUIRE_DEMO_MODEL", "1");
-        }
+    steps.check(&mut failed, "documentation", documentation.env("RUSTDOCFLAGS", "-D warnings"))?;
+    steps.check(&mut failed, "compile", &mut cargo(root, &format!("{PROGRAMS} --tests")))?;
+    // With the weights, a test that finds no model fails. Without them, it is skipped with a reason.
+    let fetched = steps.run("fetch the demo model's weights", &mut program(root, "fetch-demo-weights"));
+    if optional(fetched, "tests with the demo model are skipped", None)?.is_some() {
+        tests.env("REQUIRE_DEMO_MODEL", "1");
     }
     let page = match web::start(&mut steps, root) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
@@ -53,9 +51,9 @@ pub fn run(root: &Path) -> Result<()> {
         Ok(page) => page,
     };
     let mut hardware = hardware::command(&mut steps, root)?;
-    check(&mut steps, &mut failed, "kernels on other GPUs", &mut hardware)?;
-    check(&mut steps, &mut failed, "tests", &mut tests)?;
-    check(&mut steps, &mut failed, "subgroups of 4", &mut subgroups_of_4(root))?;
+    steps.check(&mut failed, "kernels on absent GPUs", &mut hardware)?;
+    steps.check(&mut failed, "tests", &mut tests)?;
+    steps.check(&mut failed, "subgroups of 4", &mut subgroups_of_4(root))?;
     match web::test(&mut steps, root, page) {
         Err(error) if error.is::<Interrupted>() => return Err(error),
         Err(error) => failed.push(format!("the page: {error:#}")),
@@ -63,7 +61,7 @@ pub fn run(root: &Path) -> Result<()> {
     }
     eprintln!();
     for taken in &steps.taken {
-        eprintln!("{:<30} {}", taken.title, crate::step::seconds(taken.time));
+        eprintln!("{:<30} {}", taken.title, seconds(taken.time));
     }
     match failed.as_slice() {
         [] => Ok(()),
@@ -71,23 +69,12 @@ pub fn run(root: &Path) -> Result<()> {
     }
 }
 
-/// Runs one of the checks and notes whether it failed; an error is that the user stopped it.
-fn check(steps: &mut Steps, failed: &mut Vec<String>, title: &str, command: &mut Command) -> Result<()> {
-    match steps.run(title, command) {
-        Err(error) if error.is::<Interrupted>() => Err(error),
-        Err(error) => {
-            failed.push(format!("{title}: {error:#}"));
-            Ok(())
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
+/// Kernels and models with subgroups of four lanes, which lavapipe has on small processors.
 fn subgroups_of_4(root: &Path) -> Command {
     let tests = "test --release --workspace --test kernels_match_reference --test golden -- with_all with_the_kernels \
                  near_the_cpus";
     let mut command = cargo(root, tests);
-    // To lavapipe; other devices have what they have.
+    // Only lavapipe reads this.
     command.env("LP_NATIVE_VECTOR_WIDTH", "128");
     if setup::has_only_lavapipe() {
         command.env("SUBGROUP_SIZE", "4");

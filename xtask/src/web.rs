@@ -3,14 +3,14 @@
 //! cargo compiles the wasm, `web-bindgen` makes it loadable, and Vite bundles it with the page. `setup.rs` fetches missing
 //! parts (the wasm target, the bundler's packages, a browser to test in). The tests are in `web-chat/tests/`.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 
 use crate::{
     programs::{PROGRAMS, cargo, program},
     setup,
-    step::{Beside, Interrupted, Steps},
+    step::{Beside, Steps, optional},
 };
 
 /// Target of the wasm.
@@ -21,6 +21,8 @@ const TEST_OUTPUT: &str = "target/web-test";
 const CASES: &str = "target/web-test/cases";
 /// Output of compiling the wasm.
 const LOG: &str = "target/web-compile.log";
+/// If this variable is set, a missing browser or Node.js is an error.
+const REQUIRED: Option<&str> = Some("REQUIRE_BROWSER");
 /// Folder of the demo model for the tests, if it could be fetched.
 const DEMO_MODEL: &str = "target/web-test/models/SmolLM2-135M-Instruct-q4f16_1";
 
@@ -78,13 +80,13 @@ fn compile(root: &Path) -> Vec<(String, Command)> {
     ]
 }
 
-/// Starts what [`test()`] needs: the last crate of the wasm keeps one processor for a minute and more, while steps beside it
-/// can use the others. `None` where the page cannot be built.
+/// Starts compiling the wasm in parallel with the next steps: its last crate uses one processor for more than a minute.
+/// `None` if the page cannot be built.
 pub fn start(steps: &mut Steps, root: &Path) -> Result<Option<Beside>> {
-    if let Err(error) = fetch(steps, root) {
-        return skip(error, "the page is not built and not tested").map(|()| None);
+    match optional(fetch(steps, root), "the page is not built and not tested", REQUIRED)? {
+        Some(()) => steps.beside(&root.join(LOG), compile(root)).map(Some),
+        None => Ok(None),
     }
-    steps.beside(&root.join(LOG), compile(root)).map(Some)
 }
 
 /// Builds `web-chat/dist` and `web-chat/package` from the wasm.
@@ -103,10 +105,8 @@ pub fn test(steps: &mut Steps, root: &Path, compiling: Option<Beside>) -> Result
     let Some(compiling) = compiling else { return Ok(()) };
     steps.join(compiling)?;
     build(steps, root)?;
-    let browser = match setup::browser(steps, &root.join("web-chat")) {
-        Ok(browser) => browser,
-        Err(error) => return skip(error, "the page is not tested"),
-    };
+    let browser = setup::browser(steps, &root.join("web-chat"));
+    let Some(browser) = optional(browser, "the page is not tested", REQUIRED)? else { return Ok(()) };
 
     // Nothing that an earlier program converted.
     let output = root.join(TEST_OUTPUT);
@@ -120,33 +120,17 @@ pub fn test(steps: &mut Steps, root: &Path, compiling: Option<Beside>) -> Result
     if let Some(browser) = browser {
         tests.env("CHROMIUM", browser);
     }
-    match demo_model(steps, root) {
-        Err(error) if error.is::<Interrupted>() => return Err(error),
-        Err(error) => eprintln!("warning: {error:#}; the page is tested with a tiny model alone"),
-        Ok(()) => {
-            tests.env("WEB_TEST_DEMO_MODEL", DEMO_MODEL);
-        }
+    if optional(demo_model(steps, root), "the page is tested with a tiny model only", None)?.is_some() {
+        tests.env("WEB_TEST_DEMO_MODEL", DEMO_MODEL);
     }
     // Cases for the browser's software GPU. Its subgroups have four lanes, as lavapipe's do here.
     let mut export = program(root, "examples/export-cases");
-    match steps.run("cases of the kernels", export.arg(CASES).env("LP_NATIVE_VECTOR_WIDTH", "128")) {
-        Err(error) if error.is::<Interrupted>() => return Err(error),
-        Err(error) => eprintln!("warning: {error:#}; the kernels are not run in the browser"),
-        Ok(()) => {
-            tests.env("WEB_TEST_CASES", CASES);
-        }
+    let exported = steps.run("cases of the kernels", export.arg(CASES).env("LP_NATIVE_VECTOR_WIDTH", "128"));
+    if optional(exported, "the kernels do not run in the browser", None)?.is_some() {
+        tests.env("WEB_TEST_CASES", CASES);
     }
     steps.run("tests in a browser", &mut tests)?;
     eprintln!("   screenshots are in `{TEST_OUTPUT}/screenshots/`");
-    Ok(())
-}
-
-/// A missing requirement is a warning, or an error if `REQUIRE_BROWSER` is set.
-fn skip(error: Error, what: &str) -> Result<()> {
-    if error.is::<Interrupted>() || env::var_os("REQUIRE_BROWSER").is_some() {
-        return Err(error);
-    }
-    eprintln!("warning: {error:#}; {what}");
     Ok(())
 }
 
@@ -164,7 +148,7 @@ fn test_files(root: &Path) -> Result<Vec<String>> {
 fn demo_model(steps: &mut Steps, root: &Path) -> Result<()> {
     let mut convert = program(root, "weight-convert");
     convert.args(["convert", "demo", "--quantization", "q4f16_1", "-o", DEMO_MODEL]);
-    steps.run("convert the demo model", &mut convert).context("the demo model cannot be had")
+    steps.run("convert the demo model", &mut convert).context("the demo model cannot be fetched")
 }
 
 fn npm(root: &Path) -> Command {

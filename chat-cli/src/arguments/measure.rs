@@ -3,31 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use infer_core::{DeviceChoice, Tokenizer};
+use infer_core::{DeviceChoice, PrefixToken};
 
 use super::{
     model::{Cache, KernelArguments, ModelArguments, Products, SubjectArguments},
     parse,
 };
-
-/// The beginning of a text.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum PrefixToken {
-    /// The token that the model's tokenizer puts before a text (BOS), if it does so
-    Auto,
-    /// No prefix token
-    None,
-}
-
-impl PrefixToken {
-    /// The ids before a text.
-    pub fn ids(self, tokenizer: &Tokenizer) -> &[u32] {
-        match self {
-            PrefixToken::Auto => tokenizer.prefix(),
-            PrefixToken::None => &[],
-        }
-    }
-}
 
 /// Measure the perplexity of a text.
 #[derive(Args)]
@@ -64,8 +45,8 @@ pub struct PerplexityArguments {
     #[arg(long, requires = "text")]
     pub plain: bool,
 
-    /// The beginning of each window
-    #[arg(long, value_enum, default_value_t = PrefixToken::Auto)]
+    /// The beginning of each window: `auto`, the tokenizer's prefix (BOS if the model has one), or `none`
+    #[arg(long, default_value_t, value_name = "PREFIX")]
     pub prefix_token: PrefixToken,
 
     /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
@@ -96,8 +77,8 @@ pub struct LogitsArguments {
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
 
-    /// The beginning of the text
-    #[arg(long, value_enum, default_value_t = PrefixToken::Auto, conflicts_with = "ids")]
+    /// The beginning of the text: `auto`, the tokenizer's prefix (BOS if the model has one), or `none`
+    #[arg(long, default_value_t, value_name = "PREFIX", conflicts_with = "ids")]
     pub prefix_token: PrefixToken,
 
     /// The file to write, with the tensors `logits` [ids, vocabulary] in f32 and `ids` [ids] in u32

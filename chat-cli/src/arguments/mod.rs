@@ -11,7 +11,7 @@ use infer_core::ChatDefaults;
 
 pub use chat::ChatArguments;
 pub use devices::{DevicesArguments, SelftestArguments, TuneArguments};
-pub use measure::{BenchArguments, LogitsArguments, Output, PerplexityArguments, PrefixToken};
+pub use measure::{BenchArguments, LogitsArguments, Output, PerplexityArguments};
 pub use model::{Cache, KernelArguments, Products, SubjectArguments};
 
 /// Run a language model in the terminal, on the GPU or the CPU.

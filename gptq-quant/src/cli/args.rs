@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use calib_data::{Place, Source};
 use clap::{ArgAction, Parser, ValueEnum};
 use gptq_quant::{Grid, Options, ScaleSearch, Settings, TokenWeight};
-use infer_core::{DeviceChoice, Tokenizer};
+use infer_core::{DeviceChoice, PrefixToken};
 use model_format::{
     QuantFormat,
     gptq::{Rule, Rules},
@@ -108,8 +108,9 @@ pub struct Args {
     /// Field of a file's records that has the text [default: `text` or `messages`]
     #[arg(long, value_name = "NAME")]
     pub calib_column: Option<String>,
-    /// The beginning of each calibration and evaluation window
-    #[arg(long, value_enum, default_value_t = PrefixToken::Auto)]
+    /// The beginning of each calibration and evaluation window: `auto`, the tokenizer's prefix (BOS if the model has one), or
+    /// `none`, the WikiText protocol of GPTQ's authors
+    #[arg(long, default_value_t, value_name = "PREFIX")]
     pub prefix_token: PrefixToken,
     /// Measure perplexity before and after, and the divergence of the predictions, on this text: a file, or the evaluation part
     /// of `wikitext2`, `c4` or `ptb`. It must not overlap with the calibration text
@@ -158,25 +159,6 @@ pub struct Args {
     /// Conversation template of the MLC folder [default: inferred from the model]
     #[arg(long, requires = "to_mlc", value_name = "NAME")]
     pub conv_template: Option<String>,
-}
-
-/// The beginning of a window.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum PrefixToken {
-    /// The token that the model's tokenizer puts before a text (BOS), if it does so
-    Auto,
-    /// No prefix token: the WikiText protocol of GPTQ's authors
-    None,
-}
-
-impl PrefixToken {
-    /// The ids before a text.
-    pub fn ids(self, tokenizer: &Tokenizer) -> &[u32] {
-        match self {
-            PrefixToken::Auto => tokenizer.prefix(),
-            PrefixToken::None => &[],
-        }
-    }
 }
 
 /// Values that a weight may have.

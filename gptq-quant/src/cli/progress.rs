@@ -28,8 +28,8 @@ pub struct RunProgress {
     errors: Vec<String>,
     /// Tokens of calibration text that an earlier run wrote.
     written_before: usize,
-    /// Estimated time until the end.
-    left: Duration,
+    /// Remaining time; `None` while unknown.
+    left: Option<Duration>,
 }
 
 /// The stage that is running.
@@ -58,7 +58,7 @@ impl RunProgress {
             layer: 0,
             errors: Vec::new(),
             written_before: 0,
-            left: Duration::ZERO,
+            left: None,
         }
     }
 
@@ -134,11 +134,16 @@ impl RunProgress {
 
     /// Prints the errors of the finished layer.
     fn layer_done(&mut self) {
-        let (elapsed, left) = (rounded(self.elapsed()), rounded(self.left));
+        let (elapsed, left) = (rounded(self.elapsed()), time_left(self.left));
         let (layer, layers) = (self.layer + 1, self.matrices.len());
         let errors = std::mem::take(&mut self.errors).join(", ");
-        self.stage_line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed} elapsed, {left} left"));
+        self.stage_line(&format!("layer {layer:>3} of {layers}: error {errors}; {elapsed} elapsed, {left}"));
     }
+}
+
+/// The remaining time in words.
+fn time_left(left: Option<Duration>) -> String {
+    left.map_or("time left not measured yet".into(), |left| format!("{} left", rounded(left)))
 }
 
 /// A duration, rounded to the precision of an estimate.
@@ -173,25 +178,24 @@ impl gptq_quant::Progress for RunProgress {
         }
     }
 
-    fn advanced(&mut self, layer: usize, module: &str, fraction: f64, left: Duration) {
+    fn advanced(&mut self, layer: usize, module: &str, fraction: f64, left: Option<Duration>) {
         self.enter(Stage::Quantizing, STEPS, QUANTIZING, "");
         self.left = left;
-        let (layer, layers, left) = (layer + 1, self.matrices.len(), rounded(left));
+        let (layer, layers, left) = (layer + 1, self.matrices.len(), time_left(left));
         if self.is_line_due() {
-            self.stage_line(&format!("{:.0} %: layer {layer} of {layers}, {module}, {left} left", fraction * 100.0));
+            self.stage_line(&format!("{:.0} %: layer {layer} of {layers}, {module}, {left}", fraction * 100.0));
         }
         self.bars.move_to((fraction * STEPS as f64) as u64);
         let last = self.errors.last().map_or(String::new(), |error| format!(", {error}"));
-        self.bars.set_message(&format!("layer {layer} of {layers}, {module}{last}, {left} left"));
+        self.bars.set_message(&format!("layer {layer} of {layers}, {module}{last}, {left}"));
     }
 
-    fn estimated(&mut self, estimate: &gptq_quant::Estimate) {
-        let device = match estimate.device_memory {
+    fn planned_memory(&mut self, host: u64, device: u64) {
+        let device = match device {
             0 => String::new(),
-            bytes => format!(" and {:.1} GiB of the device's", gib(bytes)),
+            bytes => format!(" and {:.1} GiB of device memory", gib(bytes)),
         };
-        let (time, host) = (rounded(estimate.time), gib(estimate.host_memory));
-        self.say(&format!("this will take about {time}, {host:.1} GiB of memory{device}"));
+        self.say(&format!("quantizing needs about {:.1} GiB of memory{device}", gib(host)));
     }
 
     fn quantized(&mut self, report: &MatrixReport) {

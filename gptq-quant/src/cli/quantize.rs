@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use clap::{CommandFactory, error::ErrorKind};
 use command_line::{Stop, hub_config, peak_memory};
 use gptq_quant::{
-    CheckpointWriter, Run, Settings, check_weights, checkpoint::unquantized_config, quantize_layers, quantized_params,
+    CheckpointWriter, Run, Settings, check_weights, quantize_layers, quantized_params, unquantized_config,
 };
 use infer_core::block_on;
 use model_format::{Checkpoint, DecoderConfig, QuantFormat, SafetensorsCheckpoint};

@@ -1,58 +1,56 @@
-//! [`MatrixReport`]: what became of one matrix.
+//! [`MatrixReport`]: method, errors and time of one quantized matrix.
 
 use std::time::Duration;
 
 use faer::Mat;
 use model_format::Param;
 use ndarray::{Array2, ArrayView2, Axis};
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Options,
-    gptq::{Method, Quantized, round_to_nearest},
+use crate::solve::{
+    nearest::round_to_nearest,
+    options::Options,
+    quantized::{Method, Quantized},
+    relative_error::relative_errors,
 };
 
-/// Rows that errors are taken on, at the most, evenly spaced: all would take a fifth of the time that finding the codes
-/// does, and more on a device.
+/// Most rows for error measurement, evenly spaced. All rows would take a fifth of the time of finding the codes, and a larger
+/// share if a GPU finds them.
 const SAMPLED_ROWS: usize = 256;
 
-/// Rows that a thread does at a time: so few that the sampled ones are enough for sixteen.
-const PIECE_ROWS: usize = 8;
-
-/// What became of one matrix.
+/// Method, errors and time of one quantized matrix.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MatrixReport {
     /// Layer index; `None` for the embedding table and the head.
     pub layer: Option<usize>,
-    /// MLC's name of the module: `model.layers.0.self_attn.qkv_proj`.
+    /// MLC's name of the module, for example `model.layers.0.self_attn.qkv_proj`.
     pub module: String,
     /// Outputs and inputs.
     pub shape: [usize; 2],
     /// Bits per code.
     pub bits: u32,
-    /// Inputs per scale; `None` for the whole row.
+    /// Inputs per scale; `None` for whole rows.
     pub group_size: Option<usize>,
-    /// Whether the zero is fixed in the middle of the codes.
+    /// True if the zero is the middle code.
     pub sym: bool,
-    /// Squared error of the outputs on the calibration text, as a share of their own square: with the inputs that the
-    /// quantized layers before give, on at most 256 of the rows.
+    /// Squared output error on the calibration text, relative to the squared outputs. Uses the inputs that the quantized layers
+    /// before produce, and at most 256 rows.
     pub relative_error: f64,
-    /// The same of round-to-nearest on the same grid, each scale the best for its weights.
+    /// [`MatrixReport::relative_error`] of round-to-nearest on the same grid, with the best scale for the weights of each group.
     pub nearest_error: f64,
-    /// What GPTQ made small: [`Quantized::loss`]. `None` after round-to-nearest.
+    /// GPTQ's objective, [`Quantized::loss`]. `None` after round-to-nearest.
     pub loss: Option<f64>,
-    /// How the codes were found.
+    /// The method that found the codes.
     pub method: Method,
-    /// The smallest and the largest scale, without signs.
+    /// The smallest and the largest absolute scale.
     pub scales: [f32; 2],
-    /// Time that the solution took, without the forward pass.
+    /// Time of the solution, without the forward pass.
     pub elapsed: Duration,
 }
 
 impl MatrixReport {
-    /// Of `param`, quantized with `options` for inputs behind `hessian`; `sample` is of its weights. How long that took is to be
-    /// set.
+    /// The report of `param`, quantized with `options` and `hessian`. `sample`: rows of its float weights. The caller sets
+    /// [`MatrixReport::elapsed`].
     pub fn new(
         param: &Param,
         sample: &Sample,
@@ -78,7 +76,7 @@ impl MatrixReport {
         }
     }
 
-    /// Bits that its codes, scales and zeros take, per weight.
+    /// Bits of codes, scales and zeros per weight.
     pub fn bits_per_weight(&self) -> f64 {
         let [_, cols] = self.shape;
         let groups = cols.div_ceil(self.group_size.unwrap_or(cols)) as f64;
@@ -86,7 +84,7 @@ impl MatrixReport {
     }
 }
 
-/// The rows of a matrix that errors are taken on.
+/// Rows of a float matrix for error measurement.
 pub struct Sample {
     rows: Vec<usize>,
     /// `[rows.len(), cols]`.
@@ -94,7 +92,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Of `weights` `[rows, cols]`.
+    /// Samples `weights` `[rows, cols]`.
     pub fn of(weights: ArrayView2<'_, f32>) -> Sample {
         let count = weights.nrows();
         let rows: Vec<usize> = (0..count).step_by(count.div_ceil(SAMPLED_ROWS).max(1)).collect();
@@ -102,54 +100,9 @@ impl Sample {
     }
 }
 
-/// Errors of the outputs as a share of their square: of these codes, and of round-to-nearest on the same grid.
+/// Relative errors of these codes, and of round-to-nearest on the same grid.
 fn errors(sample: &Sample, quantized: &Quantized, hessian: &Mat<f64>, options: &Options) -> [f64; 2] {
     let values = quantized.rows(&sample.rows);
     let nearest = round_to_nearest(sample.weights.view(), None, options).dequantize();
     relative_errors(sample.weights.view(), [&values, &nearest], hessian)
-}
-
-/// `tr(D H D^T) / tr(W H W^T)` of the error D that each of `values` `[rows, cols]` is from `weights`. Zero where the
-/// outputs are.
-pub(crate) fn relative_errors<const N: usize>(
-    weights: ArrayView2<'_, f32>,
-    values: [&Array2<f32>; N],
-    hessian: &Mat<f64>,
-) -> [f64; N] {
-    let n = hessian.nrows();
-    // Symmetric, so that its columns are rows.
-    let mut columns = vec![0f32; n * n];
-    columns.par_chunks_exact_mut(n.max(1)).enumerate().for_each(|(j, column)| {
-        column.iter_mut().enumerate().for_each(|(i, value)| *value = hessian[(i, j)] as f32);
-    });
-    let hessian = Array2::from_shape_vec((n, n), columns).expect("a square");
-    let starts: Vec<usize> = (0..weights.nrows()).step_by(PIECE_ROWS).collect();
-    let pieces: Vec<([f64; N], f64)> = starts
-        .into_par_iter()
-        .map(|start| {
-            let rows = start..(start + PIECE_ROWS).min(weights.nrows());
-            let weights = weights.slice(ndarray::s![rows.clone(), ..]);
-            // One product for all of them: each reads the whole Hessian.
-            let mut all = Vec::with_capacity((N + 1) * weights.len());
-            for values in values {
-                let values = values.slice(ndarray::s![rows.clone(), ..]);
-                all.extend(std::iter::zip(weights, values).map(|(w, v)| w - v));
-            }
-            all.extend(weights);
-            let count = rows.len();
-            let all = Array2::from_shape_vec(((N + 1) * count, n), all).expect("whole rows");
-            let products = all.dot(&hessian);
-            let square = |part: usize| -> f64 {
-                let part = ndarray::s![part * count..(part + 1) * count, ..];
-                let pairs = std::iter::zip(all.slice(part), products.slice(part));
-                pairs.map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
-            };
-            (std::array::from_fn(square), square(N))
-        })
-        .collect();
-    let whole: f64 = pieces.iter().map(|(_, whole)| whole).sum();
-    std::array::from_fn(|i| {
-        let error: f64 = pieces.iter().map(|(errors, _)| errors[i]).sum();
-        if whole > 0.0 { error / whole } else { 0.0 }
-    })
 }

@@ -1,18 +1,18 @@
-//! The page of a [`Report`]: `page.html` with plots, self-contained.
+//! The HTML page of a [`Report`]: `page.html` with plots, in one file.
 
 use minijinja::{Environment, value::Serde};
 use serde::Serialize;
 use serde_json::json;
 
-use super::Report;
-use crate::{Evaluation, MatrixReport, gptq::Method};
+use super::{evaluate::Evaluation, matrix::MatrixReport, summary::Report};
+use crate::solve::quantized::Method;
 
 const TEMPLATE: &str = include_str!("page.html");
 
-/// The name decides that what is put in is escaped.
+/// The suffix `.html` makes the template engine escape values.
 const NAME: &str = "page.html";
 
-/// A plot's size in its own units, and the room left of it and below it for labels.
+/// The size of a plot in SVG units, and the margins for labels.
 const WIDTH: f64 = 420.0;
 const HEIGHT: f64 = 200.0;
 const LEFT: f64 = 60.0;
@@ -37,15 +37,15 @@ pub(super) fn page(report: &Report) -> String {
             "divergence": format!("{divergence:.5}"),
         })
     });
-    let makes_good_drift = report.settings["matrix"]["gptaq_alpha"].as_f64().is_some_and(|alpha| alpha > 0.0);
+    let corrects_drift = report.settings["matrix"]["gptaq_alpha"].as_f64().is_some_and(|alpha| alpha > 0.0);
     let context = json!({
         "model": report.model, "program": report.program, "device": report.device,
         "count": report.matrices.len(), "sources": report.sources, "seq_len": report.seq_len,
         "beginning": report.beginning(),
         "settings": serde_json::to_string_pretty(&report.settings).expect("JSON serializes"),
         "plots": plots(report),
-        "makes_good_drift": makes_good_drift,
-        "rows": report.matrices.iter().map(|matrix| Row::new(matrix, makes_good_drift)).collect::<Vec<_>>(),
+        "corrects_drift": corrects_drift,
+        "rows": report.matrices.iter().map(|matrix| Row::new(matrix, corrects_drift)).collect::<Vec<_>>(),
         "bits_per_weight": format!("{:.3}", report.bits_per_weight()),
         "memory": report.peak_memory.map(|bytes| format!("{:.2} GiB", bytes as f64 / (1u64 << 30) as f64)),
         "seconds": report.seconds.iter().map(|(name, time)| (name, format!("{time:.1}"))).collect::<Vec<_>>(),
@@ -54,7 +54,7 @@ pub(super) fn page(report: &Report) -> String {
     template.render(Serde(context)).expect("the template takes what it is given")
 }
 
-/// A line of the table.
+/// A row of the table of matrices.
 #[derive(Serialize)]
 struct Row {
     module: String,
@@ -67,13 +67,13 @@ struct Row {
     method: String,
     scales: String,
     seconds: String,
-    /// Whether it did not go as asked for.
+    /// True if the matrix needs attention: rounded to nearest, or worse than round-to-nearest.
     is_odd: bool,
 }
 
 impl Row {
-    /// Where drift is made good, an error may be larger than that of round-to-nearest and still be right.
-    fn new(matrix: &MatrixReport, makes_good_drift: bool) -> Row {
+    /// With drift correction, an error above round-to-nearest is expected: the target is the float model's outputs.
+    fn new(matrix: &MatrixReport, corrects_drift: bool) -> Row {
         let group = matrix.group_size.map_or("rows".to_owned(), |size| size.to_string());
         let sym = if matrix.sym { "symmetric" } else { "asymmetric" };
         let gain = matrix.nearest_error / matrix.relative_error;
@@ -91,7 +91,7 @@ impl Row {
             },
             scales: format!("{:.2e} to {:.2e}", matrix.scales[0], matrix.scales[1]),
             seconds: format!("{:.2}", matrix.elapsed.as_secs_f64()),
-            is_odd: matrix.method == Method::RoundToNearest || (gain < 1.0 && !makes_good_drift),
+            is_odd: matrix.method == Method::RoundToNearest || (gain < 1.0 && !corrects_drift),
         }
     }
 }
@@ -136,22 +136,22 @@ fn plots(report: &Report) -> Vec<Plot> {
     plots
 }
 
-/// The last part of a module's name.
+/// The last part of the module's name.
 fn kind(matrix: &MatrixReport) -> &str {
     matrix.module.rsplit('.').next().unwrap_or(&matrix.module)
 }
 
-/// Lines over an axis, in the units of the picture.
+/// A line plot, in SVG units.
 #[derive(Serialize)]
 struct Plot {
     title: String,
     width: f64,
     height: f64,
     left: f64,
-    /// Where the axis below lies.
+    /// Height of the horizontal axis.
     bottom: f64,
     lines: Vec<Line>,
-    /// Labels of the upward axis with their heights, and of the other with their places.
+    /// Labels of the vertical axis by height, and of the horizontal axis by position.
     heights: Vec<(f64, String)>,
     places: Vec<(f64, String)>,
 }
@@ -164,7 +164,7 @@ struct Line {
 }
 
 impl Plot {
-    /// Of lines of points; `None` where there is nothing to see. With `logarithmic` what is not positive is left out.
+    /// A plot of lines; `None` without points. With `logarithmic`, leaves out values that are not positive.
     fn new(title: String, lines: &[(&'static str, Vec<(f64, f64)>)], logarithmic: bool) -> Option<Plot> {
         let height_of = |y: f64| if logarithmic { y.log10() } else { y };
         let points = || lines.iter().flat_map(|(_, points)| points.iter().map(|&(x, y)| (x, height_of(y))));
@@ -177,7 +177,7 @@ impl Plot {
         if first > last {
             return None;
         }
-        // A line that is flat lies in the middle.
+        // Flat lines go to the middle.
         let (low, high) = match (logarithmic, high - low) {
             (true, _) => (low.floor(), high.ceil().max(low.floor() + 1.0)),
             (false, span) if span > 0.0 => (low.min(0.0), high),

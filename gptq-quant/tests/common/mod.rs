@@ -1,4 +1,4 @@
-//! The tiny model, windows and texts for it, and the machine's device.
+//! The tiny model, windows and texts for it, and the machine's GPU.
 
 #![allow(dead_code, reason = "each test file uses its part of this one")]
 
@@ -28,7 +28,7 @@ pub fn tiny_folder(folder: &Path) -> PathBuf {
     model
 }
 
-/// Tokens of a vocabulary of 512 in no order.
+/// Windows of pseudorandom tokens of a vocabulary of 512.
 pub fn windows(count: usize, seq_len: usize, seed: u32) -> TokenWindows {
     let mut state = seed;
     let mut token = || {
@@ -39,7 +39,7 @@ pub fn windows(count: usize, seq_len: usize, seed: u32) -> TokenWindows {
     TokenWindows::from_windows(&windows)
 }
 
-/// A text of words that differ from line to line, so that windows of it differ too.
+/// Pseudorandom lines of text, so that its windows differ.
 pub fn prose(seed: usize, lines: usize) -> String {
     let words = ["river", "lamp", "stone", "early", "seven", "paper", "window", "slowly", "green", "under", "keeps"];
     let mut state = seed;
@@ -50,7 +50,7 @@ pub fn prose(seed: usize, lines: usize) -> String {
     (0..lines).map(|_| format!("The {} {} the {} {}.\n", word(), word(), word(), word())).collect()
 }
 
-/// The machine's first device. Without one: skipped, with the reason.
+/// The machine's first GPU. Without one, prints the reason for skipping the test.
 pub fn device() -> Option<Gpu> {
     match block_on(Gpu::open(&Default::default(), OpenOptions::default())) {
         Ok(gpu) => Some(gpu),

@@ -1,9 +1,20 @@
-//! The model: the forward pass, once, over [`crate::ops::Ops`], and where its weights come from.
+//! The model: the forward pass, written once over [`crate::ops`], its weights, its KV cache, and the losses of a text.
 
+pub mod chunks;
 pub mod decoder;
+pub(crate) mod kv_cache;
+mod layer;
+mod parts;
+pub mod perplexity;
+mod profile;
+mod rope_tables;
 pub mod session;
 pub mod weights;
 
-pub use decoder::{Decoder, Layer, Parts, Sequence};
+pub use decoder::{Decoder, Sequence};
+pub use kv_cache::KvCache;
+pub use layer::Layer;
+pub use parts::Parts;
+pub use profile::{KernelTime, StepProfile};
 pub use session::Session;
 pub use weights::{load_checkpoint, load_mlc, load_random};

@@ -1,22 +1,26 @@
-//! [`Session`]: a decoder on one device with one conversation's cache.
+//! [`Session`]: a decoder on one device, with the KV cache of one conversation. Runs tokens ahead of the host's reads.
 
 use std::collections::VecDeque;
 
-use super::{Decoder, Parts, Sequence, decoder::FEWEST_ROWS};
-use crate::{KvCache, Result, ops::Choose, perplexity::token_losses, sampler::Sampler};
 use model_format::DecoderConfig;
 
-/// Most tokens that are run at a time, or a few more, so that scratch memory is bounded.
-pub const PREFILL_CHUNK: usize = 512;
+use super::{
+    chunks::{FEWEST_ROWS, PREFILL_CHUNK},
+    decoder::{Decoder, Sequence},
+    kv_cache::KvCache,
+    parts::Parts,
+    perplexity::token_losses,
+};
+use crate::{Result, ops::Choose, sampling::sampler::Sampler};
 
-/// Does what a call does, and where a workgroup stopped waiting, does it again: the operations wait no more then.
-macro_rules! again_after_expiry {
+/// Runs a call. If a workgroup's wait for another one expired, runs it again: chains are disabled by then.
+macro_rules! retry_after_expired_wait {
     ($session:ident, $call:expr) => {{
         let mark = $session.cache.mark();
         match $call.await {
             Err(error) if error.is_expired_wait() => {
-                $session.turn_back();
-                $session.cache.go_back(mark);
+                $session.drop_lookahead();
+                $session.cache.rewind(mark);
                 $call.await
             }
             result => result,
@@ -24,36 +28,36 @@ macro_rules! again_after_expiry {
     }};
 }
 
-/// A decoder on one device with one conversation's cache.
+/// A decoder on one device, with the KV cache of one conversation.
 pub struct Session<O: Choose> {
     ops: O,
     decoder: Decoder<O>,
     cache: KvCache<O>,
-    /// The token that [`Session::most_likely`] returned last, when more were run behind it.
+    /// The token that was returned last, if `ahead` continues it.
     returned: Option<u32>,
-    /// The tokens that are chosen after it, each after the one before, in the order in which they come.
+    /// Lookahead: the tokens chosen after `returned`, in order.
     ahead: VecDeque<O::Token>,
-    /// What these are drawn with; `None`: they are the most likely ones.
+    /// The sampler of the lookahead. `None` if its tokens are the most likely ones.
     draw: Option<O::Draw>,
 }
 
 impl<O: Choose> Session<O> {
-    /// Puts uploaded parts together, with room for `context` tokens.
+    /// Assembles uploaded parameters, with a KV cache of `context` tokens.
     pub fn new(mut ops: O, config: &DecoderConfig, parts: Parts<O>, context: usize) -> Result<Session<O>> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let cache = KvCache::new(&mut ops, config, context)?;
         Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new(), draw: None })
     }
 
-    /// How many of the next `left` tokens to run at a time, at most about `most`, as [`Decoder::part_len`] has it.
-    pub fn part_len(&self, left: usize, most: usize) -> usize {
-        self.decoder.part_len(&self.ops, left, most)
+    /// The number of the next `left` tokens to run at a time: see [`Decoder::chunk_len`].
+    pub fn chunk_len(&self, left: usize, limit: usize) -> usize {
+        self.decoder.chunk_len(&self.ops, left, limit)
     }
 
-    /// The same where the logits after each of them are wanted, at most `most`.
-    pub fn logits_len(&self, left: usize, most: usize) -> usize {
-        let head = self.decoder.head_part_len(&self.ops, left, most - FEWEST_ROWS);
-        self.part_len(left, most - FEWEST_ROWS).min(head)
+    /// The number of the next `left` tokens to run at a time if the logits after each are needed. At most `limit`.
+    pub fn logits_chunk_len(&self, left: usize, limit: usize) -> usize {
+        let head = self.decoder.head_chunk_len(&self.ops, left, limit - FEWEST_ROWS);
+        self.chunk_len(left, limit - FEWEST_ROWS).min(head)
     }
 
     /// The operations of its device.
@@ -66,7 +70,7 @@ impl<O: Choose> Session<O> {
         &mut self.ops
     }
 
-    /// What the user should know of that happened on its device since this was last asked.
+    /// Takes the message for the user about a device fault that was worked around, if one occurred.
     pub fn take_notice(&mut self) -> Option<String> {
         self.ops.take_notice()
     }
@@ -76,48 +80,48 @@ impl<O: Choose> Session<O> {
         &self.cache
     }
 
-    /// The conversation's cache, to forget its end.
+    /// The conversation's cache, to truncate it. Drops the lookahead.
     pub fn cache_mut(&mut self) -> &mut KvCache<O> {
-        self.turn_back();
+        self.drop_lookahead();
         &mut self.cache
     }
 
-    /// Runs `tokens` after what the cache holds: the logits `[vocab_size]` after the last.
+    /// Runs `tokens` after those in the cache. Returns the logits `[vocab_size]` after the last one.
     ///
-    /// The device may fail in the middle; the cache then holds the chunks that were run.
+    /// After an error, the cache holds the chunks that ran before it.
     pub async fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        again_after_expiry!(self, self.logits_once(tokens))
+        retry_after_expired_wait!(self, self.logits_once(tokens))
     }
 
     async fn logits_once(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.turn_back();
+        self.drop_lookahead();
         let logits = self.run(tokens).await?;
         self.ops.read(&logits).await
     }
 
-    /// As [`Session::logits`], but only the most likely token, chosen on the device.
+    /// Runs `tokens` after those in the cache. Returns the most likely next token, chosen on the device.
     ///
-    /// After a single token the device goes on with the most likely one before the host asks for it. When the host does,
-    /// the answer is on its way; when it asks for something else, what was run ahead is thrown away.
+    /// After a single token, the device continues with its own choice before the host asks for it. If the host asks for
+    /// another token, the lookahead is dropped.
     pub async fn most_likely(&mut self, tokens: &[u32]) -> Result<u32> {
-        again_after_expiry!(self, self.most_likely_once(tokens))
+        retry_after_expired_wait!(self, self.most_likely_once(tokens))
     }
 
     async fn most_likely_once(&mut self, tokens: &[u32]) -> Result<u32> {
         match (tokens, self.returned.take()) {
             (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_none() => {
-                self.cache.arrived(token);
+                self.cache.resolve(token);
             }
             _ => {
-                self.turn_back();
+                self.drop_lookahead();
                 let logits = self.run(tokens).await?;
                 self.ahead.push_back(self.ops.choose(&logits)?);
             }
         }
         if tokens.len() == 1 {
-            let ahead = self.most_ahead();
-            while self.ahead.len() <= ahead && self.cache.room() > 0 {
-                let last = self.ahead.back().expect("a token was run");
+            let lookahead = self.lookahead();
+            while self.ahead.len() <= lookahead && self.cache.room() > 0 {
+                let last = self.ahead.back().expect("a token ran");
                 let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
                 self.ahead.push_back(self.ops.choose(&logits)?);
             }
@@ -125,19 +129,19 @@ impl<O: Choose> Session<O> {
         self.next_ahead().await
     }
 
-    /// As [`Session::most_likely`], but drawn by `sampler` on the device, after the `generated` tokens. `None`: the device
-    /// leaves that to the host, and nothing was run.
+    /// Like [`Session::most_likely`], but `sampler` draws the token on the device. `generated` are the tokens of the answer so
+    /// far. `Ok(None)` if the device leaves drawing to the host; then nothing ran.
     pub async fn drawn(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
-        again_after_expiry!(self, self.drawn_once(tokens, sampler, generated))
+        retry_after_expired_wait!(self, self.drawn_once(tokens, sampler, generated))
     }
 
     async fn drawn_once(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
         match (tokens, self.returned.take()) {
             (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_some() => {
-                self.cache.arrived(token);
+                self.cache.resolve(token);
             }
             _ => {
-                self.turn_back();
+                self.drop_lookahead();
                 let vocab_size = self.decoder.config().vocab_size;
                 let history = sampler.history(vocab_size, generated);
                 let Some(draw) = self.ops.new_draw(sampler.rules(), vocab_size, history.as_deref())? else {
@@ -149,9 +153,9 @@ impl<O: Choose> Session<O> {
             }
         }
         if tokens.len() == 1 {
-            let ahead = self.most_ahead();
-            while self.ahead.len() <= ahead && self.cache.room() > 0 {
-                let last = self.ahead.back().expect("a token was run");
+            let lookahead = self.lookahead();
+            while self.ahead.len() <= lookahead && self.cache.room() > 0 {
+                let last = self.ahead.back().expect("a token ran");
                 let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
                 let draw = self.draw.as_ref().expect("tokens are drawn");
                 let random = sampler.random(self.ahead.len());
@@ -159,50 +163,50 @@ impl<O: Choose> Session<O> {
             }
         }
         let token = self.next_ahead().await?;
-        sampler.drawn();
+        sampler.advance();
         Ok(Some(token))
     }
 
-    /// How many tokens to run before the first is known.
-    fn most_ahead(&self) -> usize {
-        // A text that turns from a short one into a long one has to be known.
+    /// Number of tokens to run before the first of them is read.
+    fn lookahead(&self) -> usize {
+        // A text that becomes long is computed again, which needs all of its ids.
         if self.decoder.depends_on_length() { 0 } else { self.ops.ahead() }
     }
 
-    /// Waits for the first of the tokens that were run ahead.
+    /// Waits for the first token of the lookahead.
     async fn next_ahead(&mut self) -> Result<u32> {
-        let first = self.ahead.pop_front().expect("a token was run");
+        let first = self.ahead.pop_front().expect("a token ran");
         let token = self.ops.token(first).await?;
         self.returned = Some(token);
         Ok(token)
     }
 
-    /// The losses of a text that is run alone, as [`token_losses`] has them. The conversation is forgotten.
+    /// The losses of a text alone, by [`token_losses`]. Replaces the content of the cache.
     pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
-        self.turn_back();
-        again_after_expiry!(self, token_losses(&mut self.ops, &self.decoder, &mut self.cache, window))
+        self.drop_lookahead();
+        retry_after_expired_wait!(self, token_losses(&mut self.ops, &self.decoder, &mut self.cache, window))
     }
 
-    /// Runs `tokens` after what the cache holds: the logits `[tokens, vocab_size]` after each of them.
+    /// Runs `tokens` after those in the cache. Returns the logits `[tokens, vocab_size]` after each of them.
     pub async fn all_logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        again_after_expiry!(self, self.all_logits_once(tokens))
+        retry_after_expired_wait!(self, self.all_logits_once(tokens))
     }
 
     async fn all_logits_once(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
-        self.turn_back();
+        self.drop_lookahead();
         let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
         let logits = self.decoder.head(&mut self.ops, &hidden);
         self.ops.read(&logits).await
     }
 
-    /// Runs a token and a guess at what follows it, at once. Returns what is most likely after the token, and after each
-    /// guessed token that was the most likely one; the cache forgets the guessed ones that were not.
+    /// Runs `token` and `guess`, a guess of its continuation, in one pass. Returns the most likely token after `token`, and
+    /// after each guessed token that was right. The cache keeps `token` and the right guesses.
     pub async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
-        again_after_expiry!(self, self.check_guess_once(token, guess))
+        retry_after_expired_wait!(self, self.check_guess_once(token, guess))
     }
 
     async fn check_guess_once(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
-        self.turn_back();
+        self.drop_lookahead();
         let len = self.cache.len();
         let tokens = [&[token], guess].concat();
         let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens: &tokens, cache: &mut self.cache }]);
@@ -214,26 +218,24 @@ impl<O: Choose> Session<O> {
         Ok(chosen)
     }
 
-    /// Whether a guess may be run before it is known to be right: in some models the length of a text changes what came
-    /// before.
+    /// True if guesses may run. False for models in which a longer text changes the keys of earlier tokens.
     pub fn may_guess(&self) -> bool {
         !self.decoder.depends_on_length()
     }
 
-    /// Runs one token and chooses the most likely after it, which is not waited for.
+    /// Runs one token and chooses the most likely one after it, without waiting.
     pub(crate) fn run_token(&mut self, token: u32) -> Result<O::Token> {
-        self.turn_back();
+        self.drop_lookahead();
         let mut batch = [Sequence { tokens: &[token], cache: &mut self.cache }];
         let logits = self.decoder.forward(&mut self.ops, &mut batch);
         self.ops.choose(&logits)
     }
 
-    /// Forgets what was run ahead.
-    fn turn_back(&mut self) {
+    fn drop_lookahead(&mut self) {
         self.returned = None;
         self.draw = None;
         self.ahead.clear();
-        self.cache.forget_expected();
+        self.cache.drop_pending();
     }
 
     async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {
@@ -241,12 +243,12 @@ impl<O: Choose> Session<O> {
         let mut left = tokens;
         loop {
             let tokens;
-            (tokens, left) = left.split_at(self.part_len(left.len(), PREFILL_CHUNK));
+            (tokens, left) = left.split_at(self.chunk_len(left.len(), PREFILL_CHUNK));
             let logits = self.decoder.forward(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
             if left.is_empty() {
                 return Ok(logits);
             }
-            // Waiting for each part bounds what is in flight, and gives a caller who drops the future a place to stop.
+            // Waiting after each chunk bounds the work in flight, and lets the caller stop here by dropping the future.
             let chosen = self.ops.choose(&logits)?;
             self.ops.token(chosen).await?;
         }

@@ -1,7 +1,7 @@
-//! Where a decoder's weights come from: an MLC folder, a Hugging Face checkpoint, or nothing but their shapes.
+//! Loaders of a decoder's weights: from an MLC folder, from a Hugging Face checkpoint, or random.
 //!
-//! Each loader hands one parameter at a time to the device, large ones of MLC folders in pieces, so that the host holds no
-//! more than one tensor beyond what it maps.
+//! Each loader uploads one parameter at a time, and large ones in pieces, so that the host has at most one tensor in memory
+//! (except memory-mapped files).
 
 use std::{collections::HashMap, ops::Range};
 
@@ -24,14 +24,16 @@ use webgpu_kernels::WeightFormat;
 use super::Parts;
 use crate::{
     Progress, Result,
-    ops::{Ops, Rows},
+    ops::{Loading, RowSource},
 };
 
-/// Most bytes of a parameter's codes that the host reads at a time, where its rows lie one behind the other.
+/// Limit in bytes of a piece of a parameter that is read at a time, if its rows are stored one after another.
 const PIECE_BYTES: usize = 8 << 20;
 
 /// Loads an MLC folder, parameter by parameter.
-pub async fn load_mlc<O: Ops>(
+///
+/// Errors: a missing or damaged file; out of memory on the device.
+pub async fn load_mlc<O: Loading>(
     ops: &mut O,
     config: &DecoderConfig,
     format: &'static QuantFormat,
@@ -75,7 +77,7 @@ async fn read_index(files: &impl ModelFiles) -> Result<(String, TensorCache)> {
     Ok((name.into(), TensorCache::parse(name, &json)?))
 }
 
-/// A parameter as it lies in an MLC folder.
+/// A parameter in an MLC folder.
 struct StoredParam<'a, F> {
     files: &'a F,
     index_name: &'a str,
@@ -86,7 +88,7 @@ struct StoredParam<'a, F> {
 }
 
 impl<'a, F: ModelFiles> StoredParam<'a, F> {
-    /// Where `param` lies; it has the shape and the number type that it should have.
+    /// Finds the records of `param`, and checks their shapes and number types.
     fn find(
         files: &'a F,
         cache: &'a TensorCache,
@@ -118,20 +120,20 @@ impl<'a, F: ModelFiles> StoredParam<'a, F> {
     }
 }
 
-impl<F: ModelFiles> Rows for StoredParam<'_, F> {
+impl<F: ModelFiles> RowSource for StoredParam<'_, F> {
     fn shape(&self) -> [usize; 2] {
         let [rows, cols] = self.param.shape[..] else { panic!("`{}` is not a matrix", self.param.name) };
         [rows, cols]
     }
 
     fn rows_at_once(&self) -> usize {
-        // Scales in bf16 may or may not fit the device's number type, which is for the whole matrix to say.
+        // Whether bf16 scales fit into f16 is decided for a whole matrix, so read it at once.
         let is_plain = self.records.iter().all(|(_, record)| disk_dtype(record) != Dtype::BF16);
         if !self.format.stores_rows(&self.param) || !is_plain {
             return self.rows();
         }
         let row_bytes = self.records[0].1.nbytes / self.rows().max(1);
-        // An even number: two rows of scales are a whole number of words.
+        // An even number of rows, so that their scales fill whole 32-bit words.
         ((PIECE_BYTES / row_bytes.max(1)).max(2) & !1).min(self.rows())
     }
 
@@ -147,7 +149,7 @@ impl<F: ModelFiles> Rows for StoredParam<'_, F> {
             _ => return None,
         };
         let [rows, cols] = self.shape();
-        // Rows that end within a block are padded on the device.
+        // The device pads rows that end within a block. Such a matrix is not stored in the device's layout.
         (format.matrix_bytes(rows, cols) == self.nbytes().next_multiple_of(4) as u64).then_some(format)
     }
 
@@ -184,19 +186,19 @@ impl<F: ModelFiles> Rows for StoredParam<'_, F> {
     }
 }
 
-/// An f32 tensor of MLC lies on disk as bf16.
+/// The number type on disk: MLC stores f32 tensors as bf16.
 fn disk_dtype(record: &Record) -> Dtype {
     if record.f32_as_bf16 { Dtype::BF16 } else { record.dtype }
 }
 
-/// Queries, keys and values that came apart, layer by layer, until all three are there.
+/// Separate queries, keys and values of each layer, until all three are read and can be joined.
 #[derive(Default)]
 struct Unjoined {
     layers: HashMap<usize, [Option<Weight>; 3]>,
 }
 
 impl Unjoined {
-    /// Layer and place of a part.
+    /// The layer of a separate query, key or value matrix, and its place in the joined one.
     fn place(role: Role) -> Option<(usize, usize)> {
         match role {
             Role::Query(i) => Some((i, 0)),
@@ -206,7 +208,7 @@ impl Unjoined {
         }
     }
 
-    /// Takes a parameter; gives it back, or the joined one where this makes it complete.
+    /// Adds a parameter. Returns it if it is not joined with others, the joined one if it is now complete, else `None`.
     fn join(&mut self, role: Role, weight: Weight) -> Option<(Role, Weight)> {
         let Some((layer, place)) = Unjoined::place(role) else { return Some((role, weight)) };
         let parts = self.layers.entry(layer).or_default();
@@ -219,9 +221,10 @@ impl Unjoined {
     }
 }
 
-/// Loads a Hugging Face checkpoint: float as it is, GPTQ matrices in `format` where that is possible without loss and
-/// dequantized where not.
-pub fn load_checkpoint<O: Ops>(
+/// Loads a Hugging Face checkpoint. GPTQ matrices are repacked in `format` if that is lossless, and dequantized if not.
+///
+/// Errors: a missing or damaged file; out of memory on the device.
+pub fn load_checkpoint<O: Loading>(
     ops: &mut O,
     config: &DecoderConfig,
     checkpoint: &dyn Checkpoint,
@@ -255,13 +258,13 @@ pub fn load_checkpoint<O: Ops>(
     Ok(parts)
 }
 
-/// Whether a matrix is worth reading in pieces, which have even numbers of rows.
+/// True if a matrix is large enough to be read in pieces, and its parts have even numbers of rows.
 fn is_large(param: &Param) -> bool {
     let is_even = param.sources.iter().all(|source| source.rows.is_multiple_of(2));
     param.role.is_matrix() && is_even && 4 * param.shape.iter().product::<usize>() > PIECE_BYTES
 }
 
-/// The parts of a GPTQ matrix in `format`, joined; `None` where one of them cannot be had so.
+/// The sources of a GPTQ matrix in `format`, joined by rows. `None` if one of them is not quantized, or not without loss.
 fn gptq_weight(
     checkpoint: &dyn Checkpoint,
     gptq: &GptqConfig,
@@ -290,8 +293,8 @@ fn gptq_weight(
     Ok(Some(Weight::Quantized(matrix)))
 }
 
-/// Makes weights up, on the spot, for measuring a shape whose files are not there. Magnitudes keep activations finite.
-pub fn load_random<O: Ops>(
+/// Loads random weights, to measure a shape without its files. Their magnitudes keep activations finite.
+pub fn load_random<O: Loading>(
     ops: &mut O,
     config: &DecoderConfig,
     format: &'static QuantFormat,
@@ -305,7 +308,7 @@ pub fn load_random<O: Ops>(
         let len: usize = param.shape.iter().product();
         let weight = match (format.group(), &param.shape[..]) {
             (Some(group), &[rows, cols]) if format.quantizes(param) => {
-                // Uniform codes have a standard deviation of 4.3 steps; this keeps a row's output near its input's size.
+                // Uniform codes have a standard deviation of 4.3 steps. This scale keeps outputs as large as inputs.
                 let scale = 1.0 / (4.3 * (cols as f32).sqrt());
                 let groups = group.groups(cols);
                 let dtype = group.scale_dtype();

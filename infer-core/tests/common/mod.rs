@@ -1,4 +1,4 @@
-//! Golden data, the GPU, and how far numbers are apart. Tests of `benches` use it too.
+//! Golden data, the GPU, and measures of error. Tests of `benches` use it too.
 
 #![allow(dead_code, reason = "each test file uses its part of this one")]
 
@@ -52,7 +52,7 @@ impl Tensors {
     }
 }
 
-/// The machine's first adapter, opened anew. Without one: skipped, with the reason.
+/// Opens the machine's first adapter. Without one the test is skipped, and the reason printed; with `REQUIRE_GPU` set it fails.
 pub fn gpu(options: OpenOptions) -> Option<Gpu> {
     match block_on(Gpu::open(&Default::default(), options)) {
         Ok(gpu) => Some(gpu),
@@ -64,7 +64,7 @@ pub fn gpu(options: OpenOptions) -> Option<Gpu> {
     }
 }
 
-/// The same, with what each profile allows.
+/// Opens the first adapter once per profile.
 pub fn profiles() -> Vec<(&'static str, Gpu)> {
     OpenOptions::PROFILES.into_iter().filter_map(|(name, options)| Some((name, gpu(options)?))).collect()
 }
@@ -73,7 +73,7 @@ pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// By how much the best token of each step is above the second.
+/// Difference of the two largest logits at each step.
 pub fn margins(value: &Value) -> Vec<f32> {
     value.as_array().unwrap().iter().map(|margin| margin.as_f64().unwrap() as f32).collect()
 }

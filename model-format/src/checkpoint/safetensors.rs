@@ -298,6 +298,8 @@ type Entry = (String, (Header, Range<usize>));
 
 /// Parses and checks the header of a safetensors file. Returns the tensors in the order of their offsets. Sizes must
 /// match shapes and types, and the tensors must fill the file without overlaps and gaps.
+///
+/// The library's own validation checks less (names) and its errors give neither the tensor nor the sizes.
 fn read_headers(file: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let malformed = |reason: String| Error::Malformed { file: file.into(), reason };
     let size = |expected: u64| Error::FileSize { file: file.into(), found: bytes.len() as u64, expected };

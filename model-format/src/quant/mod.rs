@@ -19,7 +19,7 @@ pub const QUANT_FORMATS: &[QuantFormat] = &[
     group("q4f16_1", 4, 32, Dtype::F16),
     group("q4f32_1", 4, 32, Dtype::F32),
     QuantFormat { layout: Layout::Kn, ..group("q4f16_0", 4, 32, Dtype::F16) },
-    QuantFormat { keeps_ends: true, ..group("q4f16_2", 4, 32, Dtype::F16) },
+    QuantFormat { skips_embedding_and_head: true, ..group("q4f16_2", 4, 32, Dtype::F16) },
     group("q3f16_1", 3, 40, Dtype::F16),
     QuantFormat { layout: Layout::Kn, ..group("q3f16_0", 3, 40, Dtype::F16) },
     group("q4bf16_1", 4, 32, Dtype::BF16),
@@ -32,12 +32,12 @@ pub const QUANT_FORMATS: &[QuantFormat] = &[
 /// A group format with MLC's default layout.
 const fn group(name: &'static str, bits: usize, group_size: usize, dtype: Dtype) -> QuantFormat {
     let kind = Kind::Group(GroupQuant { bits, group_size, dtype });
-    QuantFormat { name, kind, layout: Layout::Nk, keeps_ends: false }
+    QuantFormat { name, kind, layout: Layout::Nk, skips_embedding_and_head: false }
 }
 
 /// An unquantized format.
 const fn plain(name: &'static str, dtype: Dtype) -> QuantFormat {
-    QuantFormat { name, kind: Kind::Plain(dtype), layout: Layout::Nk, keeps_ends: false }
+    QuantFormat { name, kind: Kind::Plain(dtype), layout: Layout::Nk, skips_embedding_and_head: false }
 }
 
 /// A format of a model's weights.
@@ -50,7 +50,7 @@ pub struct QuantFormat {
     /// Orientation of the codes and scales of linear layers in files. In memory it is always [`Layout::Nk`].
     pub layout: Layout,
     /// True if the embedding table and the output projection are not quantized.
-    pub keeps_ends: bool,
+    pub skips_embedding_and_head: bool,
 }
 
 /// Orientation of a linear layer's codes and scales in files. Embedding tables are always [`Layout::Nk`].
@@ -107,7 +107,7 @@ impl QuantFormat {
 
     /// True if the format quantizes parameters of this role.
     pub fn quantizes_role(&self, role: Role) -> bool {
-        self.group().is_some() && role.is_matrix() && (role.is_layer_matrix() || !self.keeps_ends)
+        self.group().is_some() && role.is_matrix() && (role.is_layer_matrix() || !self.skips_embedding_and_head)
     }
 
     /// Quantizes by round-to-nearest, bit for bit like MLC. `weights` is row-major `[rows, cols]`.

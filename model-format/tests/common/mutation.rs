@@ -88,7 +88,7 @@ fn check_share(default: u64, good: &[Vec<u8>], share: u64, of: u64, mut read: im
     let copies = std::env::var("MUTATIONS").map_or(default, |count| count.parse().expect("MUTATIONS is a number"));
     let mut random = Random(0x5eed);
     for copy in 0..copies {
-        let input = spoilt(&good[random.below(good.len())], &mut random);
+        let input = spoiled(&good[random.below(good.len())], &mut random);
         if copy % of != share {
             continue;
         }
@@ -153,7 +153,7 @@ const TOKENS: &[&[u8]] = &[
 ];
 
 /// A copy of `good` with a few random changes.
-pub fn spoilt(good: &[u8], random: &mut Random) -> Vec<u8> {
+pub fn spoiled(good: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = good.to_vec();
     for _ in 0..=random.below(5) {
         let at = random.below(bytes.len());

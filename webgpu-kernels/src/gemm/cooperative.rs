@@ -1,8 +1,8 @@
-//! [`Cooperative`]: the matrix product by the device's matrix units, for many rows.
+//! [`Cooperative`]: the matrix product on the device's matrix units (cooperative matrices), for many rows.
 //!
-//! They multiply f16: weights of f16 and of codes become such as they are fetched, and `gemm_narrow` makes them of
-//! activations beforehand, each row scaled by a power of two, so that outliers stay finite and the rest keeps its digits.
-//! Sums are f32. The result has the error of f16's rounding, where [`super::Gemm`] has that of f32's.
+//! Matrix units multiply f16 and sum in f32. Weights are converted to f16 when they are fetched. `gemm_narrow` converts activations
+//! beforehand and scales each row by a power of two, so that outliers stay finite and small values keep their precision. The
+//! result has the precision of f16; [`super::Gemm`] keeps f32.
 
 use super::{GemmParams, case_with, class, matrix_format};
 use crate::{
@@ -21,11 +21,11 @@ use std::ops::RangeInclusive;
 pub struct Cooperative {
     /// Rows of `x`, M.
     pub m: usize,
-    /// Columns of `y`: rows of the whole matrix, where `w` is a slice of one.
+    /// Columns of `y`: the rows of the whole matrix, of which `w` may be a slice.
     pub y_stride: usize,
 }
 
-/// Rows in f16, with what they are to be multiplied by.
+/// Rows in f16, and the factor of each row.
 pub struct Narrow {
     values: Buffer<u32>,
     inverse: Buffer<f32>,
@@ -42,7 +42,7 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// The record of the kernel that makes f16 of rows.
+/// The record of the kernel that converts rows to f16.
 pub static NARROW_KERNEL: Kernel = Kernel {
     name: Narrow::NAME,
     wgsl: include_str!("narrow.wgsl"),
@@ -51,17 +51,17 @@ pub static NARROW_KERNEL: Kernel = Kernel {
     cases: narrow_cases,
 };
 
-/// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.
+/// The tunable of the tile, for a class of row counts of `x`. The order of sums does not depend on it.
 pub static TUNABLE: Tunable = Tunable {
     name: Cooperative::NAME,
     kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
     candidates: |_, problem| {
         let [rows, _, m, ..] = problem.sizes();
-        let own = own_tile(m, rows);
-        // A tile for many more rows has most of its subgroups idle.
-        let others = TILES.into_iter().map(|(_, tile)| tile).filter(|tile| *tile != own && tile.m() <= 2 * m);
-        std::iter::once(own).chain(others).map(|tile| tile.choice().into()).collect()
+        let default = default_tile(m, rows);
+        // A tile for many more rows leaves most of its subgroups idle.
+        let others = TILES.into_iter().map(|(_, tile)| tile).filter(|tile| *tile != default && tile.m() <= 2 * m);
+        std::iter::once(default).chain(others).map(|tile| tile.choice().into()).collect()
     },
     trial: |caps, problem, choice| {
         let ([rows, cols, m, ..], format) = (problem.sizes(), matrix_format(problem));
@@ -75,11 +75,11 @@ pub static TUNABLE: Tunable = Tunable {
     },
 };
 
-/// The tile for so many rows of `x` and of a matrix where nothing is known of the device.
-fn own_tile(m: usize, rows: usize) -> Tile {
-    let mut suiting = TILES.iter().filter(|(for_rows, _)| for_rows.contains(&m)).map(|(_, tile)| *tile);
-    let last = suiting.clone().next_back().expect("the last tile is for any rows");
-    suiting.find(|tile| tile.tiles(m, rows) >= ENOUGH_TILES).unwrap_or(last)
+/// The default tile for `m` rows of `x` and `rows` rows of the matrix.
+fn default_tile(m: usize, rows: usize) -> Tile {
+    let mut fitting = TILES.iter().filter(|(for_rows, _)| for_rows.contains(&m)).map(|(_, tile)| *tile);
+    let last = fitting.clone().next_back().expect("the last tile is for any rows");
+    fitting.find(|tile| tile.tiles(m, rows) >= ENOUGH_TILES).unwrap_or(last)
 }
 
 fn chosen_tile(choice: GemmCooperativeChoice) -> Tile {
@@ -87,7 +87,7 @@ fn chosen_tile(choice: GemmCooperativeChoice) -> Tile {
     TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
 }
 
-/// Subgroups of a workgroup in both directions, matrices of 16 x 16 outputs of each, and quads of inputs of a step.
+/// Subgroups of a workgroup along m and n, fragments of 16 x 16 outputs of each subgroup along m and n, and quads of a step along k.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
     warps: (usize, usize),
@@ -95,22 +95,22 @@ struct Tile {
     step: usize,
 }
 
-/// The tiles, the preferred first, with the rows of `x` that each is for.
+/// The tiles in order of preference, each with its row counts of `x`.
 const TILES: [(RangeInclusive<usize>, Tile); 3] = [
     (65..=usize::MAX, Tile { warps: (2, 2), fragments: (4, 4), step: 8 }),
     (0..=32, Tile { warps: (1, 4), fragments: (2, 2), step: 8 }),
     (0..=usize::MAX, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
 ];
-/// Fewer rows are not worth the detour. Parts of a text have at least as many, so all of them are multiplied alike.
+/// Fewer rows do not repay the conversion to f16. Every prefill chunk has at least this many rows, so all chunks use the same kernel.
 const MIN_ROWS: usize = FEWEST_ROWS;
-/// Sizes of subgroups that tiles are made for, each the size of all: a workgroup of four is of 128 or 256 lanes, the most that
-/// WebGPU promises. A matrix lies in the lanes of a whole subgroup.
+/// Supported subgroup sizes; all subgroups must have the same. A fragment lies in the lanes of a whole subgroup. Four subgroups make
+/// a workgroup of 128 or 256 lanes, and WebGPU guarantees 256.
 const SUBGROUP_LANES: [u32; 2] = [32, 64];
-/// Edge of a matrix.
+/// Edge of a fragment.
 const EDGE: usize = 16;
 /// Workgroups that keep a large device busy.
 const ENOUGH_TILES: usize = 128;
-/// Lanes of the kernel that makes f16.
+/// Lanes of a workgroup of `gemm_narrow`.
 const NARROW_WORKGROUP: u32 = 256;
 
 impl Narrow {
@@ -136,18 +136,18 @@ impl Cooperative {
     /// The kernel's name.
     pub(crate) const NAME: &str = "gemm_cooperative";
 
-    /// Whether the device has matrix units that the kernel knows.
-    pub fn suits_device(caps: &Caps) -> bool {
+    /// True if the device has matrix units that the kernel supports.
+    pub fn supports_device(caps: &Caps) -> bool {
         let lanes = caps.subgroups.and_then(|sizes| sizes.fixed());
         caps.cooperative_matrix && caps.f16 && lanes.is_some_and(|lanes| SUBGROUP_LANES.contains(&lanes))
     }
 
-    /// Whether this is the kernel for so many rows and such weights. f32 weights are for those who want f32.
-    pub fn suits(caps: &Caps, format: WeightFormat, m: usize) -> bool {
-        Cooperative::suits_device(caps) && has_format(format) && m >= MIN_ROWS
+    /// True if the kernel is used for `m` rows of `x` and this format. Weights in f32 keep the precision of f32.
+    pub fn supports(caps: &Caps, format: WeightFormat, m: usize) -> bool {
+        Cooperative::supports_device(caps) && has_format(format) && m >= MIN_ROWS
     }
 
-    /// `x`: [m, w.cols], made for `w`'s format. `y`: [m, y_stride].
+    /// `x`: [m, w.cols], padded for `w`'s format. `y`: [m, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
         let problem = Problem::new(&TUNABLE, Some(w.format), [w.rows, w.cols, class(self.m)]);
         let tile = chosen_tile(recorder.gpu().choice(problem).get());
@@ -211,7 +211,7 @@ fn narrow_variant(cols: usize) -> Variant {
 }
 
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
-    if !Cooperative::suits_device(caps) {
+    if !Cooperative::supports_device(caps) {
         return Vec::new();
     }
     let (q4, f16) = (four_bits(), WeightFormat::F16);
@@ -244,7 +244,7 @@ fn case(caps: Caps, tile: Tile, format: WeightFormat, m: usize, rows: usize, col
         let x = Narrow::record(recorder, format, x, m, cols);
         Cooperative { m, y_stride: rows }.record_tile(recorder, tile, w, &x, y);
     });
-    // Inputs and weights have eleven digits.
+    // f16 inputs and weights have eleven significant bits.
     Case { tolerance: 2e-7, ..case }
 }
 
@@ -263,7 +263,7 @@ fn narrow_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             tolerance: 1e-10,
             buffers: Box::new(move || {
                 let mut x = with_outliers(Random::new(cols as u64).values(m * cols));
-                // A row of zeros, and one of very small values.
+                // A row of zeros, and a row of very small values.
                 x[..cols].fill(0.0);
                 x[cols..2 * cols].iter_mut().for_each(|v| *v *= 1e-30);
                 let narrow =

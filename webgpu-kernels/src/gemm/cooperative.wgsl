@@ -1,8 +1,9 @@
-// y[m, first_row + n] = inverse[m] * sum over k of x[m, k] * w[n, k], by cooperative matrices of 16 x 16: x and w in f16,
-// sums in f32.
-// A workgroup of WARPS_M x WARPS_N subgroups computes a tile of TILE_M x TILE_N outputs, a subgroup FRAGS_M x FRAGS_N
-// matrices of them. Along k it goes STEP quads at a time, which lie in workgroup memory as they lie in their rows. What
-// the next step needs is fetched into registers before this one is multiplied.
+// y[m, first_row + n] = inverse[m] * sum over k of x[m, k] * w[n, k], by cooperative matrices (fragments) of 16 x 16: x and w in
+// f16, sums in f32.
+//
+// A workgroup of WARPS_M x WARPS_N subgroups computes a tile of TILE_M x TILE_N outputs, each subgroup FRAGS_M x FRAGS_N
+// fragments. A step along k is STEP quads, which workgroup memory holds row by row. The values of the next step are fetched into
+// registers before this step is multiplied.
 #import invocation
 #import unpack
 
@@ -24,24 +25,24 @@ const TILE_N: u32 = 16u * WARPS_N * FRAGS_N;
 const STEP_PARTS: u32 = STEP / PART_QUADS;
 const STEP_PAIRS: u32 = STEP / 2u;
 const BLOCK_PARTS: u32 = QUADS / PART_QUADS;
-// Rows are 16 bytes apart from one another's banks.
+// Two quads of padding shift each row by 16 bytes, so that rows use different banks.
 const STRIDE: u32 = STEP + 2u;
 
 var<workgroup> tile_x: array<vec4<f16>, TILE_M * STRIDE>;              // [m, k / 4]
 var<workgroup> tile_w: array<vec4<f16>, TILE_N * STRIDE>;              // [n, k / 4]
-var<workgroup> results: array<f32, WARPS_M * WARPS_N * 256u>;          // [subgroup, m, n] of one matrix each
+var<workgroup> results: array<f32, WARPS_M * WARPS_N * 256u>;          // [subgroup, m, n] of one fragment each
 
 @compute @workgroup_size(WARPS_M * WARPS_N * SUBGROUP_MIN_SIZE)
 fn main(
 #import arguments
 ) {
 #import from_arguments
-    // Not `workgroup_index`: naga takes no result of a function for the same in all lanes, which matrices ask for.
+    // Not `workgroup_index`: cooperative matrices need uniform control flow, and naga treats no function result as uniform.
     let tile = workgroup_id.y * workgroup_count.x + workgroup_id.x;
     if (tile >= params.tiles) {
         return;
     }
-    // Neighbouring workgroups share their rows of w.
+    // Neighboring workgroups share their rows of w.
     let first_m = (tile % params.tiles_m) * TILE_M;
     let first_n = (tile / params.tiles_m) * TILE_N;
     let lane = invocation.lane;
@@ -53,7 +54,7 @@ fn main(
     var sum$a_$b = coop_mat16x16<f32, C>();
 #endfor
 #endfor
-    // Rows beyond the last are computed like it and not written.
+    // Rows beyond the last repeat it and are not written.
 #for i in 0..X_FETCHES
     var x$i = vec4<f16>();
     var next_x$i = vec4<f16>();
@@ -101,7 +102,7 @@ fn main(
         }
 #endfor
         workgroupBarrier();
-        // The last round fetches what it has once more: naga takes no condition on `step` for the same in all lanes.
+        // The last step fetches its own values again: naga does not treat a condition on `step` as uniform.
         let next = min(step + 1u, steps - 1u);
 #for i in 0..X_FETCHES
         {

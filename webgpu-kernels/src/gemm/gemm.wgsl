@@ -1,8 +1,8 @@
 // y[s * m + r, first_row + n] = sum over k of split s of x[r, k] * w[n, k], for many rows r.
-// A workgroup of LANES_M x LANES_N lanes computes a tile of TILE_M x TILE_N outputs, a lane LANE_M x LANE_N of them. Along
-// k it goes half a block at a time: x and w lie in workgroup memory as they lie in their rows, in quads, so that a quad
-// of one side meets LANE quads of the other for four multiplications each. What the next step needs is fetched into
-// registers before this one is multiplied.
+//
+// A workgroup of LANES_M x LANES_N lanes computes a tile of TILE_M x TILE_N outputs, each lane LANE_M x LANE_N of them. A step
+// along k is half a block. Workgroup memory holds x and w in quads along k. A lane multiplies each of its LANE_M quads of x with
+// each of its LANE_N quads of w. The values of the next step are fetched into registers before this step is multiplied.
 #import invocation
 #import unpack
 
@@ -28,10 +28,10 @@ const TILE_N: u32 = LANES_N * LANE_N;
 const STEP: u32 = QUADS / 2u;                                          // in quads
 const STEP_PARTS: u32 = STEP / PART_QUADS;
 
-var<workgroup> tile_x: array<vec4<f32>, TILE_M * STEP>;                // [m, k / 4], see place
+var<workgroup> tile_x: array<vec4<f32>, TILE_M * STEP>;                // [m, k / 4], see turn
 var<workgroup> tile_w: array<vec4<f32>, TILE_N * STEP>;                // [n, k / 4]
 
-// Where the quads of a row lie in turn, so that lanes that read the same quad of neighbouring rows meet all banks.
+// Swizzle: the quads of neighboring rows lie in different banks, so that lanes that read the same quad of each do not conflict.
 fn turn(row: u32) -> u32 {
     return select(0u, (row >> 1u) & 3u, STEP == 4u);
 }
@@ -46,12 +46,12 @@ fn main(
     if (split >= params.splits) {
         return;
     }
-    // Neighbouring workgroups share their rows of w.
+    // Neighboring workgroups share their rows of w.
     let tile = group % params.tiles;
     let first_m = (tile % params.tiles_m) * TILE_M;
     let first_n = (tile / params.tiles_m) * TILE_N;
     let lane = invocation.lane;
-    // 32 lanes, which many devices run together, read 4 rows of x and 8 of w.
+    // 32 lanes, a subgroup on many devices, read 4 rows of x and 8 of w.
     let square = lane / 32u;
     let lane_m = 4u * (square % (LANES_M / 4u)) + lane / 8u % 4u;
     let lane_n = 8u * (square / (LANES_M / 4u)) + lane % 8u;
@@ -62,7 +62,7 @@ fn main(
     var sum$a_$b = 0.0;
 #endfor
 #endfor
-    // Rows beyond the last are computed like it and not written.
+    // Rows beyond the last repeat it and are not written.
 #for i in 0..X_FETCHES
     var x$i = vec4<f32>(0.0);
     let from_m$i = min(first_m + (lane + $iu * LANES) / STEP, params.m - 1u);

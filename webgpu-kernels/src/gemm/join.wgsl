@@ -1,4 +1,4 @@
-// y[r, first_row + n] = sum over s of parts[s, r, n]: what the splits of a matrix product come to.
+// y[r, first_row + n] = sum over s of parts[s, r, n]: adds the partial sums of split-K.
 #import invocation
 
 struct Params { m: u32, rows: u32, first_row: u32, y_stride: u32, splits: u32 }

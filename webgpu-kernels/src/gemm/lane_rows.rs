@@ -1,7 +1,7 @@
-//! [`LaneRows`]: the matrix product for a software device, where a lane is a lane of the processor's vectors.
+//! [`LaneRows`]: the matrix product for a software device, whose lanes are those of the CPU's vector registers.
 //!
-//! Such a device runs a load as a loop over lanes, a hundred times the cost of a multiplication, and workgroup memory is
-//! no faster than any other. So there are no tiles: a lane owns rows of `w` and keeps what it loads in registers.
+//! Such a device runs a load as a loop over lanes, at a hundred times the cost of a multiplication, and its workgroup memory is
+//! as slow as any other. So this kernel has no tiles: a lane owns rows of `w` and keeps loaded values in registers.
 
 use super::{GemmParams, case_with};
 use crate::{
@@ -12,11 +12,11 @@ use crate::{
     matrix::Slice,
 };
 
-/// `y[m, n] = sum over k of x[m, k] * w[n, k]`, for a software device with subgroups of one size.
+/// `y[m, n] = sum over k of x[m, k] * w[n, k]`, for a software device with a fixed subgroup size.
 pub struct LaneRows {
     /// Rows of `x`, M.
     pub m: usize,
-    /// Columns of `y`: rows of the whole matrix, where `w` is a slice of one.
+    /// Columns of `y`: the rows of the whole matrix, of which `w` may be a slice.
     pub y_stride: usize,
 }
 
@@ -29,19 +29,19 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// Small, so that a small matrix gives every core of the processor some.
+/// Small, so that a small matrix occupies every core of the CPU.
 const WORKGROUP: u32 = 16;
 /// Rows of `w` per lane.
 const ROWS: u32 = 4;
-/// Most rows of `x` that share what is loaded of `w`.
+/// Most rows of `x` that share a load of `w`.
 const MAX_BATCH: usize = 8;
 
 impl LaneRows {
     /// The kernel's name.
     pub(crate) const NAME: &str = "gemm_lane_rows";
 
-    /// Whether this is the kernel for the device.
-    pub fn suits(caps: &Caps) -> bool {
+    /// True for software devices with a fixed subgroup size.
+    pub fn supports(caps: &Caps) -> bool {
         caps.is_software && caps.subgroups.and_then(|sizes| sizes.fixed()).is_some_and(|lanes| lanes <= WORKGROUP)
     }
 
@@ -71,7 +71,7 @@ fn variant(caps: &Caps, format: WeightFormat, cols: usize, m: usize) -> Variant 
 }
 
 fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
-    if !LaneRows::suits(caps) {
+    if !LaneRows::supports(caps) {
         return Vec::new();
     }
     let q4 = four_bits();

@@ -1,6 +1,7 @@
-// y[m, first_row + n] = sum over k of x[m, k] * w[n, k], for a device whose lanes are a processor's.
-// A load costs such a device a loop over the lanes, so each is made to count: a lane reads whole rows of w, ROWS of them;
-// the lanes of a subgroup load one quad of x each and hand it round.
+// y[m, first_row + n] = sum over k of x[m, k] * w[n, k], for a software device, whose lanes are those of the CPU's vectors.
+//
+// A load is a loop over the lanes, so the kernel loads little: a lane reads ROWS whole rows of w, and the lanes of a subgroup load
+// one quad of x each and broadcast it.
 #import invocation
 #import unpack
 
@@ -35,7 +36,7 @@ fn main(
     let first_m = group % params.tiles_m * BATCH;
     let first = (group / params.tiles_m * WORKGROUP + invocation.lane) * ROWS;
 #for r in 0..ROWS
-    // Rows beyond the last are computed like it and not written.
+    // Rows beyond the last repeat it and are not written.
     let row$r = min(first + $ru, params.rows - 1u);
 #for m in 0..BATCH
     var sum$m_$r = 0.0;

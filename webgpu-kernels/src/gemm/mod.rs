@@ -1,9 +1,9 @@
-//! `y[m, n] = sum over k of x[m, k] * w[n, k]` for many rows m: prefilling.
+//! `y[m, n] = sum over k of x[m, k] * w[n, k]` for many rows m: prefill.
 //!
-//! Bound by arithmetic: tiles in workgroup memory, and in each lane a block of outputs in registers. `TILES` has those
-//! that there are; smaller ones serve few rows, and which is taken may be tuned. Where a product has too few tiles for a large device, the inputs are
-//! split among workgroups too, and `gemm_join` adds what the splits come to. Software devices have a kernel of their own,
-//! [`LaneRows`]; devices with matrix units may use them, [`Cooperative`].
+//! The kernel is bound by arithmetic. Workgroup memory holds tiles of `x` and `w`, and each lane keeps a block of outputs in
+//! registers. `TILES` lists the tile sizes; autotuning picks one. If a product has too few tiles for a large device, it is split
+//! along k (split-K), and `gemm_join` adds the partial sums. Software devices use [`LaneRows`], devices with matrix units may use
+//! [`Cooperative`].
 
 mod cooperative;
 mod lane_rows;
@@ -27,7 +27,7 @@ pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 pub struct Gemm {
     /// Rows of `x`, M.
     pub m: usize,
-    /// Columns of `y`: rows of the whole matrix, where `w` is a slice of one.
+    /// Columns of `y`: the rows of the whole matrix, of which `w` may be a slice.
     pub y_stride: usize,
 }
 
@@ -41,7 +41,7 @@ params! {
 params! { struct JoinParams { m: u32, rows: u32, first_row: u32, y_stride: u32, splits: u32 } }
 
 impl GemmParams {
-    /// Of a slice; `tiles_m` of the `tiles` lie one below the other.
+    /// For a slice. `tiles_m` of the `tiles` cover the rows of `x`.
     fn new(m: usize, y_stride: usize, w: &Slice, tiles_m: usize, tiles: usize) -> GemmParams {
         let blocks = w.format.blocks(w.cols) as u32;
         GemmParams {
@@ -68,7 +68,7 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// The record of the kernel that joins what splits of the inputs come to.
+/// The record of the kernel that adds the partial sums of split-K.
 pub static JOIN_KERNEL: Kernel = Kernel {
     name: "gemm_join",
     wgsl: include_str!("join.wgsl"),
@@ -77,52 +77,52 @@ pub static JOIN_KERNEL: Kernel = Kernel {
     cases: join_cases,
 };
 
-/// The choice of a tile, for about so many rows of `x`. It does not change the order in which anything is added.
+/// The tunable of the tile, for a class of row counts of `x`. The order of sums does not depend on it.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemm",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols", "m"],
     candidates: |caps, problem| {
         let ([_, _, m, ..], format) = (problem.sizes(), matrix_format(problem));
-        let own = own_tile(caps, m, format);
-        // A tile for many more rows has most of its lanes idle.
-        let suits = |tile: &Tile| *tile != own && tile.m() < 2 * m;
-        let others = tiles(caps, format).map(|(_, tile)| tile).filter(suits);
-        std::iter::once(own).chain(others).map(|tile| tile.choice().into()).collect()
+        let default = default_tile(caps, m, format);
+        // A tile for many more rows leaves most of its lanes idle.
+        let fits = |tile: &Tile| *tile != default && tile.m() < 2 * m;
+        let others = tiles(caps, format).map(|(_, tile)| tile).filter(fits);
+        std::iter::once(default).chain(others).map(|tile| tile.choice().into()).collect()
     },
     trial: |_, problem, choice| {
         let [rows, cols, m, ..] = problem.sizes();
-        let splits = own_splits(matrix_format(problem), rows, cols);
+        let splits = default_splits(matrix_format(problem), rows, cols);
         plan_trial(problem, Plan { tile: chosen_tile(choice.get()), splits }, m)
     },
 };
 
-/// The choice of the ranges that the inputs of a matrix are divided in. It is for a matrix, and not for some number of rows
-/// of `x`: so the same sums come out however many are run at a time.
+/// The tunable of split-K. It depends on the matrix and not on the rows of `x`, so that results do not depend on how many rows
+/// run at a time.
 pub static SPLITS_TUNABLE: Tunable = Tunable {
     name: "gemm_splits",
     kernel: |_| &KERNEL,
     extents: &["rows", "cols"],
     candidates: |_, problem| {
         let ([rows, cols, ..], format) = (problem.sizes(), matrix_format(problem));
-        let own = own_splits(format, rows, cols);
-        // No more than there is room for: `scratch_cols` counts on it.
-        let others = (1..=own).rev().filter(|splits| *splits != own && splits.is_power_of_two());
-        std::iter::once(own).chain(others).map(|splits| GemmSplitsChoice { splits: splits as u32 }.into()).collect()
+        let default = default_splits(format, rows, cols);
+        // Never more than the default: `scratch_cols` relies on it.
+        let others = (1..=default).rev().filter(|splits| *splits != default && splits.is_power_of_two());
+        std::iter::once(default).chain(others).map(|splits| GemmSplitsChoice { splits: splits as u32 }.into()).collect()
     },
     trial: |caps, problem, choice| {
-        let tile = own_tile(caps, TIMED_ROWS, matrix_format(problem));
+        let tile = default_tile(caps, TIMED_ROWS, matrix_format(problem));
         let GemmSplitsChoice { splits } = choice.get();
         plan_trial(problem, Plan { tile, splits: splits as usize }, TIMED_ROWS)
     },
 };
 
-/// Numbers of rows of `x` that tiles are chosen for: each stands for those up to it, the last for more as well.
+/// Classes of row counts of `x`. Each covers the counts up to it, the last one larger counts too.
 const CLASSES: [usize; 4] = [16, 32, 64, TIMED_ROWS];
-/// A prompt's part.
+/// Rows of a prefill chunk.
 const TIMED_ROWS: usize = 512;
 
-/// The class of so many rows of `x`.
+/// The class of a row count of `x`.
 fn class(m: usize) -> usize {
     CLASSES.into_iter().find(|most| m <= *most).unwrap_or(TIMED_ROWS)
 }
@@ -136,10 +136,10 @@ fn chosen_tile(choice: GemmChoice) -> Tile {
     TILES.iter().find(is_chosen).expect("a choice is one of the tiles").1
 }
 
-/// The product of a problem's matrix with `m` rows by a plan; to be checked, a small one.
+/// The product of a problem's matrix with `m` rows under a plan, checked by a small product.
 fn plan_trial(problem: &Problem, plan: Plan, m: usize) -> Trial {
     let ([rows, cols, ..], format) = (problem.sizes(), matrix_format(problem));
-    // So wide that each split has a step.
+    // Wide enough for each split to have a step.
     let small = if plan.splits > 1 { 16 * format.block_size() } else { cols.min(512) };
     Trial {
         case: case(plan, format, m, rows, cols),
@@ -149,7 +149,7 @@ fn plan_trial(problem: &Problem, plan: Plan, m: usize) -> Trial {
     }
 }
 
-/// Lanes of a workgroup in both directions, multiples of eight, and outputs of a lane.
+/// Lanes of a workgroup along m and n, multiples of eight, and outputs of a lane along m and n.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Tile {
     lanes: (usize, usize),
@@ -160,30 +160,30 @@ struct Tile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
     tile: Tile,
-    /// Ranges that the inputs are divided in.
+    /// Ranges along k.
     splits: usize,
 }
 
-/// The tiles, with the rows of `x` from which on each is taken. Larger ones were no faster on the devices measured.
+/// The tiles, each with its least number of rows of `x`. Larger tiles were no faster on the measured devices.
 const TILES: [(usize, Tile); 4] = [
     (33, Tile { lanes: (8, 8), outputs: (8, 8) }),
     (17, Tile { lanes: (8, 8), outputs: (4, 8) }),
     (0, Tile { lanes: (8, 8), outputs: (2, 8) }),
     SMALL_TILE,
 ];
-/// For devices whose registers are known to be few.
+/// For devices known to have few registers.
 const SMALL_TILE: (usize, Tile) = (0, Tile { lanes: (8, 8), outputs: (4, 4) });
-/// A matrix of codes with fewer rows than this is multiplied in ranges of the inputs, which together have about as many.
-/// How many there are depends on the matrix alone: so the same sums come out however many rows of `x` are run at a time.
+/// A quantized matrix with fewer rows than this is split along k, so that splits times rows come to about this number. The number
+/// of splits depends on the matrix alone: results do not depend on how many rows of `x` run at a time.
 const SPLIT_ROWS: usize = 12_288;
-/// Most ranges of the inputs, and fewest steps of each.
+/// Most splits, and fewest steps of each.
 const MAX_SPLITS: usize = 4;
 const MIN_SPLIT_STEPS: usize = 16;
-/// Steps to a block of weights.
+/// Steps per block of weights.
 const STEPS: u32 = 2;
 /// Bytes of workgroup memory: WebGPU's default limit.
 const WORKGROUP_BYTES: usize = 16_384;
-/// Lanes of the kernel that joins.
+/// Lanes of a workgroup of `gemm_join`.
 const JOIN_WORKGROUP: u32 = 256;
 
 impl Tile {
@@ -203,22 +203,21 @@ impl Tile {
         GemmChoice { lane_m: self.outputs.0 as u32, lane_n: self.outputs.1 as u32 }
     }
 
-    /// Registers that a lane takes: sums, what meets them at a time, and what is fetched for the next step; half as much again
-    /// for addresses, by what Mesa's compilers make of it.
+    /// Registers of a lane: sums, current operands, and values fetched for the next step. Addresses take half as many again,
+    /// as seen in the output of Mesa's compilers.
     fn registers(&self) -> u32 {
         let (m, n) = self.outputs;
         (3 * (m * n + 4 * m + 4 + 2 * m + n) / 2) as u32
     }
 
-    /// Whether what workgroups share fits, in a format.
+    /// True if the tiles of `x` and `w` fit in workgroup memory.
     fn fits(&self, format: WeightFormat) -> bool {
         4 * (self.m() + self.n()) * format.block_size() / STEPS as usize <= WORKGROUP_BYTES
     }
 }
 
-/// Ranges that the inputs of a matrix are divided in where nothing is known of the device. Those of floats are not: they are
-/// run with many rows.
-fn own_splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
+/// Splits by default. Float matrices are not split, since they run with many rows.
+fn default_splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
     if !matches!(format, WeightFormat::Group { .. }) {
         return 1;
     }
@@ -226,12 +225,12 @@ fn own_splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
     (SPLIT_ROWS / rows.max(1)).clamp(1, most)
 }
 
-/// Values of temporaries that a product with a matrix of at most `rows` x `cols` takes at most for a row of `x`.
+/// Most temporary values per row of `x`, for a matrix of at most `rows` x `cols`.
 pub fn scratch_cols(rows: usize, cols: usize) -> usize {
     SPLIT_ROWS.min(MAX_SPLITS * rows).max(cols)
 }
 
-/// The tiles for a format on a device.
+/// The tiles that a device and a format allow.
 fn tiles(caps: &Caps, format: WeightFormat) -> impl Iterator<Item = (usize, Tile)> {
     let registers = caps.registers;
     TILES.into_iter().filter(move |entry| {
@@ -240,8 +239,8 @@ fn tiles(caps: &Caps, format: WeightFormat) -> impl Iterator<Item = (usize, Tile
     })
 }
 
-/// The tile for so many rows of `x` before anything is measured on the device.
-fn own_tile(caps: &Caps, m: usize, format: WeightFormat) -> Tile {
+/// The default tile for `m` rows of `x`.
+fn default_tile(caps: &Caps, m: usize, format: WeightFormat) -> Tile {
     tiles(caps, format).find(|(from, _)| m >= *from).expect("the smallest tile fits every format").1
 }
 
@@ -265,7 +264,7 @@ impl Gemm {
         let tiles = tile.tiles(self.m, w.rows);
         let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(tile.m()), tiles);
         let split_steps = params.split_steps.div_ceil(splits as u32);
-        // With so many steps each, fewer may do.
+        // Rounding up the steps of each split may leave fewer splits.
         let splits = params.split_steps.div_ceil(split_steps);
         let variant = variant(tile, w.format, w.cols);
         let record = |recorder: &mut Recorder, params: &GemmParams, y: &Buffer<f32>| {
@@ -283,7 +282,7 @@ impl Gemm {
     }
 }
 
-/// Adds what the splits of a product come to.
+/// Adds the partial sums of split-K.
 pub(super) struct Join {
     m: usize,
     rows: usize,
@@ -402,8 +401,8 @@ fn join_cases(_: &Caps, _: CaseSet) -> Vec<Case> {
     shapes.map(case).into()
 }
 
-/// A case of a matrix product, in every other shape with activations that have outliers. Half of the outputs are then of ordinary
-/// inputs alone, so that no error of these hides behind the outliers. `record`: with w, x, y.
+/// A case of a matrix product. Every other shape has outliers in its activations. Half of its outputs then depend on ordinary
+/// inputs alone, so that outliers do not hide their errors. `record` takes w, x, y.
 pub(crate) fn case_with(
     variant: Variant,
     format: WeightFormat,
@@ -415,8 +414,8 @@ pub(crate) fn case_with(
     case_beside_outliers(variant, format, [m, rows, cols], true, record)
 }
 
-/// The same; `apart`: whether ordinary inputs are judged apart from outliers. Where inputs share a unit with the largest beside
-/// them, they are lost in it.
+/// [`case_with`], where `apart` says whether some outputs depend on ordinary inputs alone. In fixed point, inputs beside an outlier
+/// lose their precision, so such kernels pass false.
 pub(crate) fn case_beside_outliers(
     variant: Variant,
     format: WeightFormat,

@@ -1,5 +1,5 @@
-// x in f16, each row times a power of two that brings its largest value to 2^14 .. 2^15, so that nothing overflows and
-// what is 2^28 times smaller still has all its digits: narrow[r, k] = f16(x[r, k] / inverse[r]).
+// narrow[r, k] = f16(x[r, k] / inverse[r]), where inverse[r] is a power of two.
+// It scales the largest value of a row to 2^14 .. 2^15. Nothing overflows, and values down to 2^-28 of the largest keep all bits.
 #import invocation
 
 struct Params { m: u32, cols: u32, quads: u32 }
@@ -38,7 +38,7 @@ fn main(
         }
         workgroupBarrier();
     }
-    // Exponents as f32 stores them, 127 being that of one.
+    // Biased f32 exponents: 1.0 has 127.
     let exponent = clamp(bitcast<u32>(largest[0]) >> 23u, 15u, 254u);
     let factor = bitcast<f32>((268u - exponent) << 23u);
     if (lane == 0u) {

@@ -1,4 +1,5 @@
-//! How a product of one row is divided among lanes: the meaning of a [`GemvChoice`], the default, and the candidates of autotuning.
+//! How a product of one row is divided among lanes: the default [`GemvChoice`], the candidates of autotuning, and the shader
+//! variant of each.
 
 use crate::{
     Variant, WeightFormat,
@@ -6,54 +7,54 @@ use crate::{
     tuning::{GemvChoice, Team},
 };
 
-/// What is done around a product.
+/// Operation fused with the product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GemvKind {
-    /// Nothing.
+    /// None.
     Plain,
     /// [`super::GemvAdd`].
     Add,
     /// [`super::GemvScaled`].
     Scaled,
-    /// [`super::GemvScaled`] with its gate.
+    /// [`super::GemvScaled`] with the gated activation.
     Swiglu,
     /// [`super::GemvRope`].
     Rope,
 }
 
-/// What a choice depends on.
+/// The shape that a choice depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct GemvShape {
-    /// How the weights are stored.
+    /// Storage of the weights.
     pub format: WeightFormat,
-    /// Outputs of the whole matrix.
+    /// Rows of the whole matrix.
     pub rows: usize,
-    /// Inputs.
+    /// Columns of the matrix.
     pub cols: usize,
     /// Rows of `x`.
     pub batch: usize,
-    /// What else is done.
+    /// The fused operation.
     pub kind: GemvKind,
 }
 
-/// Clusters of a workgroup at most whose sums are exchanged one by one where subgroups may be larger: adding up the sums of
-/// whole subgroups takes less then.
+/// Most clusters of a workgroup for the butterfly reduction, if subgroups may be larger than a cluster. Above it, `subgroupAdd`
+/// leaves fewer partial sums to add.
 const MOST_CLUSTERS: u32 = 16;
-/// Longest row that workgroup memory has room for on every device.
+/// Longest row of `x` that fits in workgroup memory on every device.
 const SHARED_COLS: usize = 3584;
 
 impl GemvShape {
-    /// What a lane takes at a time, in a row.
+    /// Blocks of a row. A lane loads a whole block.
     pub(super) fn blocks(&self, choice: &GemvChoice) -> usize {
         self.format.blocks(self.cols) * choice.lanes_per_group as usize
     }
 
-    /// Whether a word has eight codes and a group four words, which may be divided and multiplied as bytes.
+    /// True for four-bit codes in groups of 32. Only these groups can be shared by lanes, or multiplied as bytes.
     fn has_nibbles(&self) -> bool {
         matches!(self.format, WeightFormat::Group { bits: 4, group_size: 32 })
     }
 
-    /// Whether outputs come in pairs of rows.
+    /// True if each output needs two rows.
     pub(super) fn has_pairs(&self) -> bool {
         matches!(self.kind, GemvKind::Swiglu | GemvKind::Rope)
     }
@@ -72,22 +73,22 @@ impl GemvChoice {
         }
     }
 
-    /// Largest NMSE of a case.
+    /// Largest allowed NMSE of a case.
     pub(super) fn tolerance(&self) -> f64 {
-        // A unit of `x` is 2^-15 of the largest value beside it.
+        // The fixed-point unit of `x` is 2^-15 of the largest value of its block.
         if self.integer { 1e-8 } else { 1e-10 }
     }
 
-    /// Rows of the matrix that a workgroup computes.
+    /// Matrix rows per workgroup.
     pub(super) fn workgroup_rows(&self, caps: &Caps) -> usize {
         (self.workgroup / self.team_lanes(caps) * self.rows) as usize
     }
 
-    /// Whether the device and the shape allow it.
-    pub(super) fn suits(&self, caps: &Caps, shape: &GemvShape) -> bool {
+    /// True if the device and the shape allow this choice.
+    pub(super) fn is_allowed(&self, caps: &Caps, shape: &GemvShape) -> bool {
         let teams_fit = !self.has_subgroup_teams()
             || caps.subgroups.is_some_and(|SubgroupSizes { min: lanes, .. }| {
-                // Sums of a team lie in its lanes.
+                // Each total of a team has a lane.
                 self.workgroup.is_multiple_of(lanes) && self.rows * shape.batch as u32 <= lanes
             });
         let rows = match shape.kind {
@@ -95,14 +96,14 @@ impl GemvChoice {
             GemvKind::Swiglu => self.rows.is_multiple_of(2),
             _ => true,
         };
-        // Each output of a team, and the sum of squares, has a lane that adds up.
+        // Each output of a team, and the sum of squares, needs a lane that adds up its partial sums.
         let sums_fit = self.has_subgroup_teams() || self.rows * shape.batch as u32 + 1 < self.workgroup;
         let shared = !self.shared_x || shape.batch == 1 && shape.cols <= SHARED_COLS;
         let integer = !self.integer || caps.packed_dot && shape.batch == 1 && shape.has_nibbles() && !self.shared_x;
         teams_fit && rows && sums_fit && shared && integer
     }
 
-    /// The variant for a shape; `parts`: parts of the sum of squares where there is one.
+    /// The shader variant for a shape. `parts`: partial sums of squares, 0 without a norm.
     pub(super) fn variant(&self, caps: &Caps, shape: &GemvShape, parts: usize) -> Variant {
         let GemvShape { format, cols, batch, kind, .. } = *shape;
         let (blocks, team) = (shape.blocks(self), self.team_lanes(caps) as usize);
@@ -120,33 +121,30 @@ impl GemvChoice {
             .flag_if("TEAMS", self.has_subgroup_teams())
             .flag_if("INTEGER", self.integer)
             .flag_if("PAIRS", shape.has_pairs())
-            .flag_if("EPILOGUE", kind != GemvKind::Plain)
-            .flag_if("ADD", kind == GemvKind::Add)
             .flag_if("SWIGLU", kind == GemvKind::Swiglu)
-            .flag_if("ROPE", kind == GemvKind::Rope)
             .subgroups(caps);
         let variant = match kind {
             GemvKind::Plain | GemvKind::Add => variant,
             _ => variant.flag("SCALED").constant_is("SQUARES", parts.div_ceil(4).div_ceil(team) as u32),
         };
-        // Sums are exchanged between lanes that are known to be there.
+        // The butterfly reduction exchanges values with every lane of a cluster, so clusters must be full.
         let is_full = |sizes: SubgroupSizes| {
             let clusters = self.workgroup / sizes.min;
             let are_few = self.has_subgroup_teams() || sizes.fixed().is_some() || clusters <= MOST_CLUSTERS;
             self.workgroup.is_multiple_of(sizes.min) && self.rows <= sizes.min && are_few
         };
-        let is_together = batch == 1 && matches!(self.rows, 4 | 8) && caps.subgroups.is_some_and(is_full);
+        let has_butterfly = batch == 1 && matches!(self.rows, 4 | 8) && caps.subgroups.is_some_and(is_full);
         let variant = variant
-            .flag_if("TOGETHER", is_together)
-            .flag_if("SIDE_BY_SIDE", is_together || self.has_subgroup_teams())
-            .flag_if("EIGHT", is_together && self.rows == 8);
+            .flag_if("BUTTERFLY", has_butterfly)
+            .flag_if("CLUSTER_TOTALS", has_butterfly || self.has_subgroup_teams())
+            .flag_if("EIGHT", has_butterfly && self.rows == 8);
         let variant = if self.integer { variant.constant_is("X_WORDS", 4 / self.lanes_per_group) } else { variant };
         if self.shared_x { variant.flag("SHARED_X").constant_is("X_BLOCKS", blocks as u32) } else { variant }
     }
 }
 
-/// The choice where nothing is known of the device.
-pub(super) fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
+/// The default choice.
+pub(super) fn default_choice(caps: &Caps, shape: &GemvShape) -> GemvChoice {
     let whole = GemvChoice {
         workgroup: 64,
         team: Team::Workgroup,
@@ -156,13 +154,13 @@ pub(super) fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
         shared_x: false,
         integer: false,
     };
-    // More rows of `x` have no registers for more blocks, and no workgroup memory for more lanes.
+    // With more rows of `x`, registers hold no more blocks, and workgroup memory has no room for the sums of more lanes.
     if shape.batch > 1 {
         return whole;
     }
     let blocks = shape.blocks(&whole);
-    // As measured on an H200, for subgroups of up to 32: a subgroup for each few rows of a matrix that has many, and
-    // otherwise as many lanes as a row has blocks.
+    // Measured on an H200, for subgroups of up to 32 lanes. A matrix with many rows gets one subgroup per few rows, another matrix
+    // one lane per block.
     if caps.subgroups.is_some_and(|sizes| sizes.max <= 32) {
         let workgroup = if shape.rows >= MANY_ROWS { 32 } else { blocks.next_multiple_of(32).min(256) as u32 };
         return GemvChoice { workgroup, ..whole };
@@ -172,12 +170,12 @@ pub(super) fn choice_of(caps: &Caps, shape: &GemvShape) -> GemvChoice {
     GemvChoice { workgroup, steps: steps as u32, ..whole }
 }
 
-/// Rows that keep a large device busy however few lanes each has.
+/// From this many rows on, one subgroup per few rows keeps a large device busy.
 const MANY_ROWS: usize = 8192;
 
-/// Every way that is worth a try, the one that is taken where nothing is known of the device first.
+/// All choices to time in a benchmark, the default first.
 pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
-    let mut all = vec![choice_of(caps, shape)];
+    let mut all = vec![default_choice(caps, shape)];
     let lane_counts: &[u32] = if shape.has_nibbles() { &[2, 1, 4] } else { &[shape.format.lane_parts()] };
     if shape.batch == 1 {
         for (&lanes_per_group, integer) in lane_counts.iter().flat_map(|lanes| [(lanes, true), (lanes, false)]) {
@@ -201,51 +199,51 @@ pub fn choices(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
     distinct(caps, shape, all)
 }
 
-/// The few that are worth the time of trying them on a user's device, the usual one first.
-pub(super) fn best(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
-    let usual = choice_of(caps, shape);
-    let mut all = vec![usual];
+/// The candidates of autotuning on a user's device, the default first.
+pub(super) fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
+    let default = default_choice(caps, shape);
+    let mut all = vec![default];
     if shape.batch == 1 {
-        let half = (usual.workgroup / 2).next_multiple_of(32);
+        let half = (default.workgroup / 2).next_multiple_of(32);
         all.extend([
-            GemvChoice { workgroup: (2 * usual.workgroup).min(256), steps: 1, ..usual },
-            GemvChoice { rows: 8, steps: 1, ..usual },
-            GemvChoice { workgroup: half, ..usual },
-            GemvChoice { workgroup: half, rows: 8, ..usual },
+            GemvChoice { workgroup: (2 * default.workgroup).min(256), steps: 1, ..default },
+            GemvChoice { rows: 8, steps: 1, ..default },
+            GemvChoice { workgroup: half, ..default },
+            GemvChoice { workgroup: half, rows: 8, ..default },
         ]);
-        // A lane for each block as far as there may be so many, and small workgroups that go through a row.
+        // One lane per block, up to `most` lanes, and small workgroups that walk along a row.
         for (lanes_per_group, rows, most) in
             [(2, 8, 256), (2, 4, 256), (1, 8, 256), (4, 8, 256), (2, 8, 64), (2, 4, 32)]
         {
-            let integer = GemvChoice { lanes_per_group, rows, integer: true, ..usual };
+            let integer = GemvChoice { lanes_per_group, rows, integer: true, ..default };
             let blocks = shape.blocks(&integer);
             let workgroup = blocks.next_multiple_of(32).min(most) as u32;
             let steps = if blocks.div_ceil(workgroup as usize) == 2 { 2 } else { 1 };
             all.push(GemvChoice { workgroup, steps, ..integer });
         }
         for (workgroup, rows, shared_x) in [(64, 4, false), (128, 4, false), (256, 4, true), (64, 8, false)] {
-            let choice = GemvChoice { workgroup, rows, shared_x, team: Team::Subgroup, steps: 1, ..usual };
+            let choice = GemvChoice { workgroup, rows, shared_x, team: Team::Subgroup, steps: 1, ..default };
             all.extend(with_steps(caps, shape, choice).pop());
         }
     }
     distinct(caps, shape, all)
 }
 
-/// Those that the device and the shape allow, each once.
+/// The allowed choices without duplicates.
 fn distinct(caps: &Caps, shape: &GemvShape, all: Vec<GemvChoice>) -> Vec<GemvChoice> {
     let mut kept: Vec<GemvChoice> = Vec::new();
     for choice in all {
-        if choice.suits(caps, shape) && !kept.contains(&choice) {
+        if choice.is_allowed(caps, shape) && !kept.contains(&choice) {
             kept.push(choice);
         }
     }
     kept
 }
 
-/// Words of weights that a lane has on their way: as many as hide the memory's latency, and no more than registers hold.
+/// Words of weights that a lane may have in flight. Fewer do not hide memory latency; more do not fit in registers.
 const WORDS: std::ops::RangeInclusive<u32> = 8..=48;
 
-/// The numbers of steps that divide a row evenly.
+/// `choice` with each number of steps that divides a row evenly.
 fn with_steps(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Vec<GemvChoice> {
     let lanes = choice.team_lanes(caps) as usize;
     let rounds = shape.blocks(&choice) / lanes;

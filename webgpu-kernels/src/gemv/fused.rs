@@ -1,14 +1,14 @@
-//! One row times a weight matrix, together with its neighbours in a decoder: [`GemvAdd`] ends a block of the residual
-//! stream, [`GemvScaled`] begins the next.
+//! One row times a weight matrix, fused with adjacent operations of a decoder. [`GemvAdd`] ends a block of the residual stream,
+//! [`GemvScaled`] starts the next.
 //!
-//! A norm between them needs the mean over the whole row, which no workgroup of the first knows. So the first leaves the
-//! sums of squares of its rows in parts and multiplies by the norm's weights; the second adds the parts up beside its own
-//! sums, and divides its outputs.
+//! RMSNorm between them needs the mean square of the whole row, but a workgroup of [`GemvAdd`] has only some of its values. So
+//! [`GemvAdd`] multiplies by the norm's weights and stores one partial sum of squares per workgroup. [`GemvScaled`] adds the
+//! partial sums and divides its outputs by the RMS.
 
 use model_format::decoder_config::Activation;
 
 use super::{
-    GemvKind, GemvParams, GemvShape, KERNEL, candidates, choice_of, odd_choices, pick, reference, shape_of, trial,
+    GemvKind, GemvParams, GemvShape, candidates, default_choice, odd_choices, reference, shape_of, trial, tuned_choice,
 };
 use crate::{
     Case, CaseSet, Kernel, WeightFormat,
@@ -19,20 +19,19 @@ use crate::{
     tuning::{GemvChoice, Tunable},
 };
 
-/// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`, and `squares`, whose total is that of
-/// `sum[n]^2`.
+/// `sum[n] += sum over k of x[k] * w[n, k]`, then `y[n] = sum[n] * norm[n]`. `squares` gets partial sums of `sum[n]^2`.
 pub struct GemvAdd {
     choice: GemvChoice,
 }
 
-/// `y[n] = sum over k of x[k] / sqrt(total of squares / cols + eps) * w[n, k]`, and with `swiglu`
-/// `silu(y[i]) * y[rows / 2 + i]` of that.
+/// `y[n] = sum over k of x[k] / sqrt(total of squares / cols + eps) * w[n, k]`. With `swiglu`, the output is
+/// `silu(y[i]) * y[rows / 2 + i]`.
 pub struct GemvScaled {
-    /// Number of parts in `squares`.
+    /// Partial sums in `squares`.
     pub parts: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the square root.
     pub eps: f32,
-    /// Whether the rows of `w` are those of a gate and then as many of what it gates. Such a matrix is in one slice.
+    /// True if the rows of `w` are a gate's, followed by as many of the gated projection. Such a matrix has one slice.
     pub swiglu: bool,
 }
 
@@ -45,7 +44,7 @@ params! {
 /// The record of [`GemvAdd`].
 pub static ADD_KERNEL: Kernel = Kernel {
     name: "gemv_add",
-    wgsl: KERNEL.wgsl,
+    wgsl: include_str!("gemv_add.wgsl"),
     bindings: &[
         Access::Read,
         Access::Read,
@@ -62,13 +61,13 @@ pub static ADD_KERNEL: Kernel = Kernel {
 /// The record of [`GemvScaled`].
 pub static SCALED_KERNEL: Kernel = Kernel {
     name: "gemv_scaled",
-    wgsl: KERNEL.wgsl,
+    wgsl: include_str!("gemv_scaled.wgsl"),
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::Read],
     params: ScaledParams::LAYOUT,
     cases: scaled_cases,
 };
 
-/// The choice of [`GemvAdd`].
+/// The tunable of [`GemvAdd`].
 pub static ADD_TUNABLE: Tunable = Tunable {
     name: "gemv_add",
     kernel: |_| &ADD_KERNEL,
@@ -81,7 +80,7 @@ pub static ADD_TUNABLE: Tunable = Tunable {
     },
 };
 
-/// The choice of [`GemvScaled`].
+/// The tunable of [`GemvScaled`].
 pub static SCALED_TUNABLE: Tunable = Tunable {
     name: "gemv_scaled",
     kernel: |_| &SCALED_KERNEL,
@@ -90,7 +89,7 @@ pub static SCALED_TUNABLE: Tunable = Tunable {
     trial: |caps, problem, choice| {
         let kind = scaled_kind(problem.sizes()[2] == 1);
         let GemvShape { format, rows, cols, .. } = shape_of(problem, kind);
-        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        let parts = default_parts(caps, format, cols).next_multiple_of(4);
         trial(caps, problem, kind, choice, &[cols, parts, rows])
     },
 };
@@ -99,27 +98,27 @@ fn scaled_kind(swiglu: bool) -> GemvKind {
     if swiglu { GemvKind::Swiglu } else { GemvKind::Scaled }
 }
 
-/// Parts of the sum of squares of a row, as a square matrix leaves them where nothing is known of the device.
-pub(super) fn usual_parts(caps: &Caps, format: WeightFormat, cols: usize) -> usize {
-    GemvAdd { choice: choice_of(caps, &GemvAdd::shape(format, cols, cols)) }.parts(caps, cols)
+/// Partial sums of squares of a row, as [`GemvAdd`] leaves them for a square matrix by default.
+pub(super) fn default_parts(caps: &Caps, format: WeightFormat, cols: usize) -> usize {
+    GemvAdd { choice: default_choice(caps, &GemvAdd::shape(format, cols, cols)) }.parts(caps, cols)
 }
 
 impl GemvAdd {
-    /// As it is done on a device.
+    /// With the device's choice.
     pub fn of(gpu: &Gpu, w: &Slice) -> GemvAdd {
-        GemvAdd { choice: pick(gpu, &GemvAdd::shape(w.format, w.rows, w.cols)) }
+        GemvAdd { choice: tuned_choice(gpu, &GemvAdd::shape(w.format, w.rows, w.cols)) }
     }
 
     fn shape(format: WeightFormat, rows: usize, cols: usize) -> GemvShape {
         GemvShape { format, rows, cols, batch: 1, kind: GemvKind::Add }
     }
 
-    /// Length of `squares` for so many rows.
+    /// Length of `squares` for this many rows.
     pub fn parts(&self, caps: &Caps, rows: usize) -> usize {
         rows.div_ceil(self.choice.workgroup_rows(caps))
     }
 
-    /// `w` is a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
+    /// `w`: a whole matrix. `x`: [w.cols]. `norm`, `sum`, `y`: [w.rows]. `squares`: [`GemvAdd::parts`].
     #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
     pub fn record(
         &self,
@@ -145,10 +144,10 @@ impl GemvScaled {
         GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(self.swiglu) }
     }
 
-    /// `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
-    /// `y`: [rows of the whole matrix], with `swiglu` half as many.
+    /// `x`: [w.cols]. `squares`: `[parts]`, padded to a multiple of four values. `y`: [rows of the whole matrix], with `swiglu`
+    /// half as many.
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, squares: &Buffer<f32>, y: &Buffer<f32>) {
-        let choice = pick(recorder.gpu(), &self.shape(w.format, w.rows, w.cols));
+        let choice = tuned_choice(recorder.gpu(), &self.shape(w.format, w.rows, w.cols));
         self.record_choice(recorder, choice, w, x, squares, y);
     }
 
@@ -185,13 +184,13 @@ fn add_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         }
         CaseSet::Bench => [(3072, 3072), (3072, 8192), (2048, 8192)].map(|(n, k)| (four_bits(), n, k)).into(),
     };
-    let usual = |(format, rows, cols)| {
-        let choice = choice_of(caps, &GemvAdd::shape(format, rows, cols));
+    let default = |(format, rows, cols)| {
+        let choice = default_choice(caps, &GemvAdd::shape(format, rows, cols));
         add_case(caps, format, rows, cols, choice)
     };
     let odd = if set == CaseSet::Test { odd_choices(caps, GemvKind::Add) } else { Vec::new() };
     let odd = odd.into_iter().map(|(of, choice)| add_case(caps, of.format, of.rows, of.cols, choice));
-    shapes.into_iter().map(usual).chain(odd).collect()
+    shapes.into_iter().map(default).chain(odd).collect()
 }
 
 pub(super) fn add_case(caps: &Caps, format: WeightFormat, rows: usize, cols: usize, choice: GemvChoice) -> Case {
@@ -246,17 +245,17 @@ fn scaled_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             shapes.map(|(rows, cols, swiglu)| (four_bits(), rows, cols, swiglu)).into()
         }
     };
-    let usual = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
+    let default = |(format, rows, cols, swiglu): (WeightFormat, usize, usize, bool)| {
         let shape = GemvShape { format, rows, cols, batch: 1, kind: scaled_kind(swiglu) };
-        scaled_case(caps, &shape, choice_of(caps, &shape))
+        scaled_case(caps, &shape, default_choice(caps, &shape))
     };
     let kinds = [GemvKind::Scaled, GemvKind::Swiglu];
     let odd = if set == CaseSet::Test { kinds.map(|kind| odd_choices(caps, kind)).concat() } else { Vec::new() };
     let odd = odd.into_iter().map(|(shape, choice)| scaled_case(caps, &shape, choice));
-    shapes.into_iter().map(usual).chain(odd).collect()
+    shapes.into_iter().map(default).chain(odd).collect()
 }
 
-/// Parts of a sum of squares, and NaN to the last quad's end.
+/// Partial sums of squares, padded with NaN to a multiple of four.
 pub(super) fn random_squares(random: &mut Random, parts: usize) -> CaseBuffer {
     let mut squares: Vec<f32> = random.values(parts).iter().map(|v| v * v).collect();
     squares.resize(parts.next_multiple_of(4), f32::NAN);
@@ -266,7 +265,7 @@ pub(super) fn random_squares(random: &mut Random, parts: usize) -> CaseBuffer {
 pub(super) fn scaled_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
     let GemvShape { format, rows, cols, kind, .. } = *shape;
     let swiglu = kind == GemvKind::Swiglu;
-    let parts = usual_parts(caps, format, cols);
+    let parts = default_parts(caps, format, cols);
     let scaled = move || GemvScaled { parts, eps: 1e-5, swiglu };
     let outputs = if swiglu { rows / 2 } else { rows };
     Case {

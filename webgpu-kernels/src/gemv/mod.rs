@@ -1,11 +1,11 @@
-//! `y[m, n] = sum over k of x[m, k] * w[n, k]` for one row m, and for up to [`MAX_BATCH`]: decoding.
+//! `y[m, n] = sum over k of x[m, k] * w[n, k]` for 1 to [`MAX_BATCH`] rows m: decoding.
 //!
-//! Bound by the memory that `w` is read from: what counts is how many bytes are on their way at a time, and what else a
-//! lane does beside. Neighbouring lanes read neighbouring parts of a block, so that a subgroup reads whole lines of `w` and
-//! nearly so of `x`. How lanes are divided is a [`GemvChoice`]; `choice.rs` has the one that is taken, and others to try.
+//! The kernel is bound by memory bandwidth, so it keeps many loads of `w` in flight. Neighboring lanes read neighboring blocks.
+//! Thus a subgroup reads whole cache lines of `w`, and mostly whole lines of `x`. A [`GemvChoice`] divides the work among lanes;
+//! `choice.rs` has the default and the candidates.
 //!
-//! `fused.rs` does the same for one row together with what comes before and after it in a decoder, `rope.rs` together
-//! with the rotation of queries and keys.
+//! `fused.rs` adds the residual stream, norm and gate; `rope.rs` rotates queries and keys and stores keys and values. The shaders
+//! share the files in `pieces/`, which `crate::source` inserts: declarations by `#import`, statements by `#include`.
 
 mod choice;
 mod fused;
@@ -22,7 +22,7 @@ use crate::{
     tuning::{Choice, GemvChoice, Problem, Team, Trial, Tunable},
 };
 
-use choice::choice_of;
+use choice::default_choice;
 pub use choice::{GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
 pub use reference::{gemv, gemv_add, gemv_scaled};
@@ -36,7 +36,7 @@ pub const MAX_BATCH: usize = 8;
 pub struct Gemv {
     /// Rows of `x`, M: 1 to [`MAX_BATCH`].
     pub batch: usize,
-    /// Columns of `y`: rows of the whole matrix, where `w` is a slice of one.
+    /// Columns of `y`: the rows of the whole matrix, of which `w` may be a slice.
     pub y_stride: usize,
 }
 
@@ -63,7 +63,7 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// The choice of this kernel.
+/// The tunable of this kernel.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemv",
     kernel: |_| &KERNEL,
@@ -75,23 +75,23 @@ pub static TUNABLE: Tunable = Tunable {
     },
 };
 
-/// Rows of a small matrix: no multiple of what a workgroup has, but of what heads are made of where there are such.
+/// Rows of the matrices in checks. `CHECKED_ROWS` is no multiple of a workgroup's rows. `CHECKED_HEADS` is one of a head's.
 const CHECKED_ROWS: usize = 10;
 const CHECKED_HEADS: usize = 40;
 
-/// What a problem of this folder is; its extents are rows, columns and, of some kinds, a third.
+/// The shape of a problem of this folder. Its extents are rows, columns and, for some kinds, a third.
 fn shape_of(problem: &Problem, kind: GemvKind) -> GemvShape {
     let [rows, cols, last, ..] = problem.sizes();
     let batch = if kind == GemvKind::Plain { last } else { 1 };
     GemvShape { format: problem.format.expect("a matrix has a format"), rows, cols, batch, kind }
 }
 
-/// The few that are worth the time of trying them on a user's device.
+/// The candidates of autotuning.
 fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<Choice> {
-    choice::best(caps, shape).into_iter().map(Choice::from).collect()
+    choice::candidates(caps, shape).into_iter().map(Choice::from).collect()
 }
 
-/// A choice to be timed and checked. `lens`: words of the buffers behind the matrix.
+/// A problem under one choice. `lens`: words of the buffers after the matrix.
 fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &[usize]) -> Trial {
     let (shape, choice) = (shape_of(problem, kind), choice.get::<GemvChoice>());
     let rows = if kind == GemvKind::Rope { CHECKED_HEADS } else { CHECKED_ROWS };
@@ -103,14 +103,14 @@ fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &
     }
 }
 
-/// Words of a matrix, and of its scales.
+/// Words of a matrix and of its scales.
 pub(crate) fn matrix_lens(format: WeightFormat, rows: usize, cols: usize) -> [usize; 2] {
-    // Where there are no scales, any buffer stands there.
+    // Without scales, any buffer is bound.
     [rows * format.row_words(cols), (rows * format.row_scales(cols)).div_ceil(2).max(4)]
 }
 
-/// The choice that is made on a device.
-fn pick(gpu: &Gpu, shape: &GemvShape) -> GemvChoice {
+/// The device's choice.
+fn tuned_choice(gpu: &Gpu, shape: &GemvShape) -> GemvChoice {
     let GemvShape { format, rows, cols, batch, kind } = *shape;
     let problem = match kind {
         GemvKind::Plain => Problem::new(&TUNABLE, Some(format), [rows, cols, batch]),
@@ -126,7 +126,7 @@ impl Gemv {
     /// `x`: [batch, w.cols]. `y`: [batch, y_stride].
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
         let shape = self.shape(w);
-        let choice = pick(recorder.gpu(), &shape);
+        let choice = tuned_choice(recorder.gpu(), &shape);
         self.record_choice(recorder, choice, w, x, y);
     }
 
@@ -193,22 +193,22 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     }
 }
 
-/// Small cases of a model's matrices with so many inputs, of this folder's kernels.
+/// Small cases of this folder's kernels for a model's matrices with `cols` columns.
 pub(crate) fn cases_of(caps: &Caps, format: WeightFormat, cols: usize) -> Vec<(&'static Kernel, Case)> {
     let of = |kind, batch| GemvShape { format, rows: 10, cols, batch, kind };
-    // Short prompts, and guesses at what follows.
+    // Short prompts and prompt lookup.
     let mut cases: Vec<_> = (2..=MAX_BATCH).map(|batch| (&KERNEL, case(caps, format, batch, 10, cols))).collect();
     for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu] {
         let shape = of(kind, 1);
-        cases.push((kernel_of(kind), choice_case(caps, &shape, choice_of(caps, &shape))));
+        cases.push((kernel_of(kind), choice_case(caps, &shape, default_choice(caps, &shape))));
     }
     cases
 }
 
-/// The variant of [`GemvAdd`] where nothing is known of the device.
-pub(crate) fn usual_variant(caps: &Caps, rows: usize, cols: usize) -> crate::Variant {
+/// The variant of [`GemvAdd`] by default.
+pub(crate) fn default_variant(caps: &Caps, rows: usize, cols: usize) -> crate::Variant {
     let shape = GemvShape { format: four_bits(), rows, cols, batch: 1, kind: GemvKind::Add };
-    choice_of(caps, &shape).variant(caps, &shape, 0)
+    default_choice(caps, &shape).variant(caps, &shape, 0)
 }
 
 /// The kernel of a kind.
@@ -221,7 +221,7 @@ pub fn kernel_of(kind: GemvKind) -> &'static Kernel {
     }
 }
 
-/// A shape in one of its [`choices`], as a case: for whoever times them.
+/// A shape under one of its [`choices`], as a case for benchmarks.
 pub fn choice_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
     let GemvShape { format, rows, cols, batch, kind } = *shape;
     match kind {
@@ -241,10 +241,10 @@ pub fn choice_case(caps: &Caps, shape: &GemvShape, choice: GemvChoice) -> Case {
 
 fn case(caps: &Caps, format: WeightFormat, batch: usize, rows: usize, cols: usize) -> Case {
     let shape = GemvShape { format, rows, cols, batch, kind: GemvKind::Plain };
-    choice_case(caps, &shape, choice_of(caps, &shape))
+    choice_case(caps, &shape, default_choice(caps, &shape))
 }
 
-/// Choices of each kind in a small shape of each number of rows: what no default takes is right too.
+/// Choices that no default takes, each with a small shape, so that tests cover them.
 fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
     let choice = |workgroup, team, rows, steps, lanes_per_group, shared_x| GemvChoice {
         workgroup,
@@ -277,7 +277,7 @@ fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
         };
         (GemvShape { format: four_bits(), rows, cols, batch: 1, kind }, choice)
     });
-    shapes.filter(|(shape, choice)| choice.suits(caps, shape)).collect()
+    shapes.filter(|(shape, choice)| choice.is_allowed(caps, shape)).collect()
 }
 
 #[cfg(test)]
@@ -289,7 +289,7 @@ mod tests {
         let shapes = [(576, (32, 2)), (2048, (64, 2)), (3072, (96, 2)), (4096, (128, 2)), (8192, (256, 2))];
         let of = |cols, batch| {
             let shape = GemvShape { format: four_bits(), rows: 64, cols, batch, kind: GemvKind::Plain };
-            let choice = choice_of(&Caps::WEBGPU_DEFAULTS, &shape);
+            let choice = default_choice(&Caps::WEBGPU_DEFAULTS, &shape);
             (choice.workgroup, choice.steps)
         };
         for (cols, expected) in shapes {
@@ -299,15 +299,15 @@ mod tests {
     }
 
     #[test]
-    fn every_choice_suits_and_the_usual_one_is_first() {
+    fn every_choice_is_allowed_and_the_default_is_first() {
         let subgroups =
             |min, max| Caps { subgroups: Some(crate::gpu::SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS };
         for caps in [Caps::WEBGPU_DEFAULTS, subgroups(32, 32), subgroups(8, 32)] {
             for kind in [GemvKind::Plain, GemvKind::Add, GemvKind::Scaled, GemvKind::Swiglu, GemvKind::Rope] {
                 let shape = GemvShape { format: four_bits(), rows: 3072, cols: 3072, batch: 1, kind };
                 let all = choices(&caps, &shape);
-                assert_eq!(all[0], choice_of(&caps, &shape));
-                assert!(all.len() > 20 && all.iter().all(|choice| choice.suits(&caps, &shape)), "{kind:?}");
+                assert_eq!(all[0], default_choice(&caps, &shape));
+                assert!(all.len() > 20 && all.iter().all(|choice| choice.is_allowed(&caps, &shape)), "{kind:?}");
                 assert_eq!(all.iter().any(|choice| choice.team == Team::Subgroup), caps.subgroups.is_some());
             }
         }

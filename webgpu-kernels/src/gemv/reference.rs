@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! `gemv`, `gemv_add` and `gemv_scaled` in plain loops.
 
 /// `w`: [rows, cols], dequantized. `x`: [batch, cols]. `y`: [batch, rows].
 pub fn gemv(w: &[f32], x: &[f32], cols: usize, y: &mut [f32]) {
@@ -20,7 +20,7 @@ pub fn gemv_add(w: &[f32], x: &[f32], norm: &[f32], sum: &mut [f32], y: &mut [f3
     }
 }
 
-/// `w`: [rows, cols]. `x`: `[cols]`. `squares`: any parts of a sum. `y`: `[rows]`.
+/// `w`: [rows, cols]. `x`: `[cols]`. `squares`: partial sums. `y`: `[rows]`.
 pub fn gemv_scaled(w: &[f32], x: &[f32], squares: &[f32], eps: f32, y: &mut [f32]) {
     let factor = 1.0 / (squares.iter().sum::<f32>() / x.len() as f32 + eps).sqrt();
     let x: Vec<f32> = x.iter().map(|v| v * factor).collect();

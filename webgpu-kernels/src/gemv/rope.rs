@@ -1,13 +1,13 @@
-//! [`GemvRope`]: the product that gives a token's queries, keys and values, with their rotation and their way to the cache.
+//! [`GemvRope`]: the product that computes a token's queries, keys and values, rotates them and stores keys and values.
 //!
-//! A team has rows `i` and `i + head_dim / 2` of a head together, and so both sides of a rotation: what [`GemvScaled`] and
-//! then [`Rope`] do, in one dispatch. The plain two are its reference, and stand in for it where heads have a bias or norms
-//! of their own, are turned in part, or go to a cache of eight bits.
+//! It does the work of [`super::GemvScaled`] and [`crate::rope::Rope`] in one dispatch: a team computes rows `i` and
+//! `i + head_dim / 2` of a head, which are the two values of a rotation. The separate kernels are its reference. They also replace
+//! it if heads have a bias or a norm, are rotated only in part, or go to a cache of eight bits.
 
 use super::{
-    GemvKind, GemvShape, KERNEL as GEMV, candidates, choice_of,
-    fused::{random_squares, usual_parts},
-    odd_choices, pick, reference, shape_of, trial,
+    GemvKind, GemvShape, candidates, default_choice,
+    fused::{default_parts, random_squares},
+    odd_choices, reference, shape_of, trial, tuned_choice,
 };
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype, Variant, WeightFormat,
@@ -24,13 +24,13 @@ use half::f16;
 
 /// `GemvScaled`, then `Rope`, of one row.
 pub struct GemvRope {
-    /// Number of parts in `squares`.
+    /// Partial sums in `squares`.
     pub parts: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the square root.
     pub eps: f32,
     /// Query heads.
     pub heads: usize,
-    /// Tokens that the cache holds already: the position of the row.
+    /// Position of the row: the number of tokens in the cache.
     pub position: usize,
 }
 
@@ -44,7 +44,7 @@ params! {
 /// The kernel's record.
 pub static KERNEL: Kernel = Kernel {
     name: "gemv_rope",
-    wgsl: GEMV.wgsl,
+    wgsl: include_str!("gemv_rope.wgsl"),
     bindings: &[
         Access::Read,
         Access::Read,
@@ -59,7 +59,7 @@ pub static KERNEL: Kernel = Kernel {
     cases,
 };
 
-/// The choice of this kernel.
+/// The tunable of this kernel.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemv_rope",
     kernel: |_| &KERNEL,
@@ -67,7 +67,7 @@ pub static TUNABLE: Tunable = Tunable {
     candidates: |caps, problem| candidates(caps, &shape_of(problem, GemvKind::Rope)),
     trial: |caps, problem, choice| {
         let GemvShape { format, rows, cols, .. } = shape_of(problem, GemvKind::Rope);
-        let parts = usual_parts(caps, format, cols).next_multiple_of(4);
+        let parts = default_parts(caps, format, cols).next_multiple_of(4);
         let shape = Shape::of(rows, cols, format);
         let capacity = shape.position + ROOM;
         let cache = shape.kv_heads * capacity * KvDtype::F16.row_words(shape.head_dim);
@@ -80,9 +80,9 @@ pub static TUNABLE: Tunable = Tunable {
 const ROOM: usize = 3;
 
 impl GemvRope {
-    /// Whether heads of this width, all of it turned, in such a cache are for this kernel.
-    pub fn suits(head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
-        // A team has up to four neighbouring pairs of one head.
+    /// True if the kernel supports heads of this width, with this many rotated values, in a cache of this type.
+    pub fn supports(head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
+        // A team has up to four neighboring pairs of one head.
         rotary_dim == head_dim && head_dim.is_multiple_of(8) && dtype != KvDtype::Q8
     }
 
@@ -90,7 +90,7 @@ impl GemvRope {
         GemvShape { format: w.format, rows: w.rows, cols: w.cols, batch: 1, kind: GemvKind::Rope }
     }
 
-    /// `w` is a whole matrix, of queries, keys and values. `x`: [w.cols]. `squares`: `[parts]`, in room for whole quads.
+    /// `w`: a whole matrix of queries, keys and values. `x`: [w.cols]. `squares`: `[parts]`, padded to a multiple of four values.
     /// `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
     #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
     pub fn record(
@@ -103,7 +103,7 @@ impl GemvRope {
         q: &Buffer<f32>,
         cache: &KvCache,
     ) {
-        let choice = pick(recorder.gpu(), &GemvRope::shape(w));
+        let choice = tuned_choice(recorder.gpu(), &GemvRope::shape(w));
         self.record_choice(recorder, choice, w, [x, squares, rope, q], cache);
     }
 
@@ -116,7 +116,7 @@ impl GemvRope {
         cache: &KvCache,
     ) {
         let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
-        assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_rope: heads of {head_dim}");
+        assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_rope: heads of {head_dim}");
         assert_eq!(w.rows, (self.heads + 2 * kv_heads) * head_dim, "gemv_rope: rows");
         assert!(self.position < capacity, "gemv_rope: position {} in a cache for {capacity}", self.position);
         assert!((self.position + 1) * head_dim <= rope.len(), "gemv_rope: position {} of the table", self.position);
@@ -157,10 +157,10 @@ fn variant(caps: &Caps, shape: &GemvShape, choice: GemvChoice, parts: usize, dty
     dtype.flag(choice.variant(caps, shape, parts))
 }
 
-/// Query heads, key heads and their width, of a case with so many rows.
+/// Query heads, key heads and head width of a case with this many rows.
 fn heads_of(rows: usize) -> [usize; 3] {
-    let suits = |dim: &usize| rows.is_multiple_of(*dim) && rows / dim >= 3;
-    let head_dim = [128, 64, 32, 16, 8].into_iter().find(suits).unwrap_or(rows / 3);
+    let fits = |dim: &usize| rows.is_multiple_of(*dim) && rows / dim >= 3;
+    let head_dim = [128, 64, 32, 16, 8].into_iter().find(fits).unwrap_or(rows / 3);
     let all = rows / head_dim;
     let kv_heads = (all / 5).max(1);
     [all - 2 * kv_heads, kv_heads, head_dim]
@@ -178,7 +178,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// Heads that make so many rows: three query heads to a key head, or as many as come out.
+    /// Heads with this many rows in all: three query heads per key head if possible.
     pub(super) fn of(rows: usize, cols: usize, format: WeightFormat) -> Shape {
         let [heads, kv_heads, head_dim] = heads_of(rows);
         Shape { format, heads, kv_heads, head_dim, cols, position: 5 }
@@ -208,34 +208,34 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         ],
         CaseSet::Bench => vec![shape(q4, 24, 8, 128, 3072, 100)],
     };
-    let usual = |shape: Shape| {
-        [KvDtype::F16, KvDtype::F32].map(|dtype| case(caps, shape, choice_of(caps, &shape.shape()), dtype))
+    let default = |shape: Shape| {
+        [KvDtype::F16, KvDtype::F32].map(|dtype| case(caps, shape, default_choice(caps, &shape.shape()), dtype))
     };
     let odd = if set == CaseSet::Test { odd_choices(caps, GemvKind::Rope) } else { Vec::new() };
     let odd = odd.into_iter().map(|(of, choice)| {
         let shape = Shape { format: of.format, heads: 4, kv_heads: 2, head_dim: 64, cols: of.cols, position: 9 };
         case(caps, shape, choice, KvDtype::F16)
     });
-    shapes.into_iter().flat_map(usual).chain(odd).collect()
+    shapes.into_iter().flat_map(default).chain(odd).collect()
 }
 
 /// Small cases of a model's heads.
 pub(crate) fn case_of(caps: &Caps, format: WeightFormat, cols: usize, head_dim: usize, dtype: KvDtype) -> Case {
     let shape = Shape { format, heads: 2, kv_heads: 1, head_dim, cols, position: 3 };
-    case(caps, shape, choice_of(caps, &shape.shape()), dtype)
+    case(caps, shape, default_choice(caps, &shape.shape()), dtype)
 }
 
 pub(super) fn case(caps: &Caps, shape: Shape, choice: GemvChoice, dtype: KvDtype) -> Case {
     let Shape { format, heads, kv_heads, head_dim, cols, position } = shape;
     let (rows, capacity) = (shape.rows(), position + ROOM);
-    let parts = usual_parts(caps, format, cols);
+    let parts = default_parts(caps, format, cols);
     let cache_words = kv_heads * capacity * dtype.row_words(head_dim);
     Case {
         label: format!("{rows} x {cols}, {heads}/{kv_heads} heads of {head_dim} at {position}"),
         variant: variant(caps, &shape.shape(), choice, parts, dtype),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + rows)) as u64,
-        // The cache is rounded, by rules that differ between devices.
+        // The cache is rounded, and devices round differently.
         tolerance: if dtype == KvDtype::F32 { choice.tolerance() } else { 1e-6 },
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);

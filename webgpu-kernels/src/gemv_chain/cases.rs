@@ -206,7 +206,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     let variant = match choice {
         Some(choice) => choice.variant(caps, &sizes.shape, keys, dtype),
         // Of the first of several.
-        None => gemv::usual_variant(caps, sizes.rows[0], sizes.cols[0]),
+        None => gemv::default_variant(caps, sizes.rows[0], sizes.cols[0]),
     };
     let words = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("/");
     let groups = choice.map_or("apart".into(), |choice| format!("{} groups", choice.groups));

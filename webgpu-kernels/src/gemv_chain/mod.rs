@@ -309,7 +309,7 @@ impl Dispatch<'_> {
         if let Some(next) = next {
             let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *next.cache;
             let (heads, position) = (next.heads(), next.position);
-            assert!(GemvRope::suits(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
+            assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
             assert!(position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
             (keys, stored) = (next.keys(), dtype);
             let (splits, range) = choice.splits(keys);

@@ -1,5 +1,5 @@
-//! `y[r, i] = act(gate_up[r, i]) * gate_up[r, inner + i]`: the gate of the feed-forward, a gated linear unit, over the
-//! joined output of its two projections. With `act = silu` it is known as SwiGLU, with GELU (flag `gelu`) as GeGLU.
+//! `y[r, i] = act(gate_up[r, i]) * gate_up[r, inner + i]`: the gated linear unit of the feed-forward, over the
+//! joined output of its two projections. With SiLU it is called SwiGLU, with GELU (flag `gelu`) GeGLU.
 
 mod reference;
 
@@ -20,7 +20,7 @@ pub struct Glu {
     pub rows: usize,
     /// Columns of `y`.
     pub inner: usize,
-    /// What the gate goes through.
+    /// Activation of the gate.
     pub activation: Activation,
 }
 
@@ -64,7 +64,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         bytes: 12 * (rows * inner) as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
-            // Wide enough for both ends of the sigmoid, where exp overflows, and for GELU's bend.
+            // Wide enough for both ends of the sigmoid, where exp overflows, and for the curved part of GELU.
             let mut gate_up = Random::new(inner as u64).values(rows * 2 * inner);
             gate_up.iter_mut().step_by(3).for_each(|v| *v *= 100.0);
             gate_up.iter_mut().skip(1).step_by(3).for_each(|v| *v *= 4.0);

@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! `glu` in plain loops.
 
 use model_format::decoder_config::Activation;
 

@@ -1,4 +1,4 @@
-//! [`Arrange`]: a matrix with its rows and columns in another order. [`Diagonal`]: another diagonal for it.
+//! [`Arrange`]: reorders the rows and columns of a matrix. [`Diagonal`]: replaces its diagonal.
 
 use super::{READ, WRITE, reference};
 use crate::{
@@ -9,17 +9,17 @@ use crate::{
     matrix::{Matrix, Slice},
 };
 
-/// `y[i, j] = scale * sum over s of x[s, r, c]`, where `order` says what `(r, c)` is for `(i, j)`.
+/// `y[i, j] = scale * sum over s of x[s, r, c]`, where `order` maps `(i, j)` to `(r, c)`.
 pub(crate) struct Arrange<'a> {
     pub order: Order,
-    /// `[cols]`, for an order that is permuted.
+    /// `[cols]`, for the permuted orders.
     pub perm: Option<&'a Buffer<u32>>,
-    /// Parts of x that are added.
+    /// Splits of x to add.
     pub splits: usize,
     pub scale: f32,
 }
 
-/// Where an entry `(i, j)` comes from.
+/// The source `(r, c)` of an entry `(i, j)`.
 #[derive(Clone, Copy)]
 pub(crate) enum Order {
     /// `(i, j)`.
@@ -41,13 +41,13 @@ pub(crate) struct Piece {
     pub first: usize,
     pub rows: usize,
     pub cols: usize,
-    /// From one row to the next.
+    /// Values from one row to the next.
     pub stride: usize,
     pub values: Buffer<f32>,
 }
 
 impl Piece {
-    /// Of a matrix in f32.
+    /// A slice of a matrix in f32.
     pub fn of(slice: &Slice) -> Piece {
         let stride = slice.format.row_words(slice.cols);
         let values = slice.q_weight.cast();
@@ -99,7 +99,7 @@ impl Order {
 }
 
 impl Arrange<'_> {
-    /// Of all the pieces of x `[splits, rows, stride]`, those of y.
+    /// Fills the pieces y from the pieces x, each `[splits, rows, stride]`.
     pub fn record(&self, recorder: &mut Recorder, x: &[Piece], y: &[Piece]) {
         for (x, y) in x.iter().flat_map(|x| y.iter().map(move |y| (x, y))) {
             let params = ArrangeParams {
@@ -113,7 +113,7 @@ impl Arrange<'_> {
                 splits: self.splits as u32,
                 scale: self.scale,
             };
-            // Something must be bound where nothing is read.
+            // An unused binding needs a buffer too.
             let spare = x.values.cast();
             let perm = self.perm.unwrap_or(&spare);
             let buffers = [(&x.values).into(), perm.into(), (&y.values).into()];
@@ -127,16 +127,16 @@ impl Arrange<'_> {
 pub(super) struct Diagonal;
 
 impl Diagonal {
-    /// `values`: `[cols]`. `y`: rows of a matrix `[cols, cols]`.
+    /// `values`: `[cols]`. `y`: some rows of a matrix `[cols, cols]`.
     pub fn record(&self, recorder: &mut Recorder, values: &Buffer<f32>, y: &Piece) {
-        assert_eq!(y.stride, y.cols, "Diagonal: whole rows");
+        assert_eq!(y.stride, y.cols, "Diagonal: rows must have no padding");
         let params = DiagonalParams { first: y.first as u32, rows: y.rows as u32, cols: y.cols as u32 };
         let buffers = [values.into(), (&y.values).into()];
         recorder.dispatch(&DIAGONAL_KERNEL, &Variant::new(), &params, &buffers, y.rows.div_ceil(64));
     }
 }
 
-/// Which rows of x there are, which of y, of how many, splits, and the order.
+/// First row and rows of x, the same of y, columns, splits and order.
 type Shape = ([usize; 2], [usize; 2], usize, usize, Order);
 
 fn arrange_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
@@ -161,7 +161,7 @@ fn arrange_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
 }
 
 fn arrange_case(([x_first, x_rows], [first, rows], cols, splits, order): Shape) -> Case {
-    // Rows of x are a little longer than they need to be.
+    // Rows of x are padded.
     let (stride, x_stride, scale) = (cols, cols + 4, 0.75);
     let flag = order.flag();
     Case {

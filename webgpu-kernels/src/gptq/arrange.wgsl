@@ -1,5 +1,5 @@
-// y[i, j] = scale * sum over s of x[s, r, c], where (r, c) is (i, j), or what one of the flags makes of it. Both may be
-// pieces of a matrix, some rows from `first` on; what is not in x is left as it is.
+// y[i, j] = scale * sum over s of x[s, r, c], where a flag maps (i, j) to (r, c). x and y may be
+// pieces of a matrix, with some rows from `first` on. Entries of y whose source is not in x stay unchanged.
 #import invocation
 
 struct Params {
@@ -54,7 +54,7 @@ fn main(
         sum += x[(s * params.x_rows + r - params.x_first) * params.x_stride + c];
     }
 #ifdef UPPER
-    // What is on the diagonal and below it is not wanted.
+    // Zero on and below the diagonal.
     sum = select(0.0, sum, c > r);
 #endif
     y[at / params.cols * params.stride + j] = params.scale * sum;

@@ -1,14 +1,15 @@
-// One step of coordinate descent: each of 32 codes of a group in turn, the best while all else stays, a lane per row.
+// One step of coordinate descent, with a lane per row: sets each of 32 codes of a group in turn to its optimum, with all others
+// fixed.
 #import invocation
 
 struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, offset: u32, max_code: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> residual: array<f32>;           // [rows, cols]
-@group(0) @binding(2) var<storage, read> lines: array<f32>;              // [len, cols], the group's of the Hessian
+@group(0) @binding(2) var<storage, read> lines: array<f32>;              // [len, cols], the group's rows of the Hessian
 @group(0) @binding(3) var<storage, read> grid: array<vec2<f32>>;         // [rows, groups]: scale, zero
 @group(0) @binding(4) var<storage, read_write> codes: array<f32>;        // [rows, cols]
-@group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, 32]: of the values
+@group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, 32]: changes of the weights
 
 var<workgroup> hessian: array<f32, BLOCK * BLOCK>;
 var<workgroup> left: array<f32, BLOCK * LANES>;                                // [column, lane]

@@ -1,20 +1,20 @@
-// GPTQ's inner loop: rounds 32 columns one after the other, a lane per row. What a column's error takes from the columns
-// after it, and with CORRECTED what its drift adds to them, reaches those within the 32 here, the others by rank_update.
+// GPTQ's inner loop: rounds 32 columns one after the other, with a lane per row. Later columns among these compensate the error of
+// each, and with CORRECTED the drift of its input. rank_update does the same for all other columns.
 #import invocation
 
 struct Params { rows: u32, cols: u32, start: u32, groups: u32, group_len: u32, max_code: u32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> weights: array<f32>;            // [rows, cols], columns in the order `perm`
-@group(0) @binding(2) var<storage, read> factor: array<f32>;             // [32, cols], lines from `start` on
+@group(0) @binding(2) var<storage, read> factor: array<f32>;             // [32, cols], rows from `start` on
 @group(0) @binding(3) var<storage, read> correction: array<f32>;         // [32, cols], with CORRECTED
 @group(0) @binding(4) var<storage, read> perm: array<u32>;               // [cols]
 @group(0) @binding(5) var<storage, read> grid: array<vec2<f32>>;         // [rows, groups]: scale, zero
-@group(0) @binding(6) var<storage, read_write> codes: array<f32>;        // [rows, cols], in their own order
+@group(0) @binding(6) var<storage, read_write> codes: array<f32>;        // [rows, cols], in the order of the matrix
 @group(0) @binding(7) var<storage, read_write> errors: array<f32>;       // [rows, 32]
-@group(0) @binding(8) var<storage, read_write> unrounded: array<f32>;    // [rows, 32], negative, with CORRECTED
+@group(0) @binding(8) var<storage, read_write> unrounded: array<f32>;    // [rows, 32], negated weights, with CORRECTED
 
-// The factor; below its diagonal the transpose of the correction.
+// The factor on and above the diagonal, the transpose of the correction below it.
 var<workgroup> factors: array<f32, BLOCK * BLOCK>;
 var<workgroup> values: array<f32, BLOCK * LANES>;                              // [column, lane]
 

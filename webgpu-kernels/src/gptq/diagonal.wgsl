@@ -1,4 +1,4 @@
-// y[first + k, first + k] = values[first + k] of a piece of a square matrix, its rows from `first` on.
+// y[first + k, first + k] = values[first + k] of a piece of a square matrix, whose rows start at `first`.
 #import invocation
 
 struct Params { first: u32, rows: u32, cols: u32 }

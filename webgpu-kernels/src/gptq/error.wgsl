@@ -1,4 +1,4 @@
-// error[r, c] = weights[r, c] - (code - zero) * scale: what rounding has changed.
+// error[r, c] = weights[r, c] - (code - zero) * scale: the rounding error.
 #import invocation
 
 struct Params { len: u32, cols: u32, groups: u32, group_len: u32 }

@@ -1,7 +1,7 @@
-//! The steps of a quantizer that solves a matrix on the device: GPTQ's columns (`Columns`), coordinate descent over
-//! scales and codes (`Scales`, `Codes`), and what some columns' changes do to the others (`RankUpdate`).
+//! Quantizes a matrix on the device: GPTQ's columns (`Columns`), coordinate descent over scales and codes (`Scales`, `Codes`), and
+//! the update of the other columns (`RankUpdate`).
 //!
-//! [`Solver`] puts them together. Codes are whole numbers in f32, scale and zero of a group lie side by side.
+//! [`Solver`] combines the steps. Codes are integers stored as f32. Scale and zero of a group are adjacent.
 
 pub(crate) mod arrange;
 mod reference;
@@ -17,10 +17,10 @@ use crate::{
 pub use arrange::{ARRANGE_KERNEL, DIAGONAL_KERNEL};
 pub use solver::{Problem, Solution, Solver};
 
-/// Columns that are rounded at a time.
+/// Columns rounded at a time.
 pub const BLOCK: usize = 32;
 
-/// Lanes of a workgroup, a row each.
+/// Lanes of a workgroup, one per row.
 const LANES: usize = 64;
 
 /// `y[r, c] -= sum over k of a[r, k] * b[k, c]` for the columns from `first` on. All are multiples of [`BLOCK`].
@@ -40,7 +40,7 @@ struct Columns {
     max_code: u32,
 }
 
-/// The best scale of a group.
+/// Optimizes the scale of a group.
 struct Scales {
     rows: usize,
     cols: usize,
@@ -49,7 +49,7 @@ struct Scales {
     coarse_bits: u32,
 }
 
-/// The best codes of [`BLOCK`] columns of a group, from its `offset` on.
+/// Optimizes the codes of [`BLOCK`] columns of a group, from its `offset` on.
 struct Codes {
     rows: usize,
     cols: usize,
@@ -120,7 +120,7 @@ pub static CODES_KERNEL: Kernel = Kernel {
     cases: codes_cases,
 };
 
-/// The record of rounding's errors.
+/// The record of the rounding errors.
 pub static ERRORS_KERNEL: Kernel = Kernel {
     name: "gptq_errors",
     wgsl: include_str!("error.wgsl"),
@@ -129,7 +129,7 @@ pub static ERRORS_KERNEL: Kernel = Kernel {
     cases: errors_cases,
 };
 
-/// The record of products of rows.
+/// The record of dot products of rows.
 pub static ROW_DOTS_KERNEL: Kernel = Kernel {
     name: "row_dots",
     wgsl: include_str!("row_dots.wgsl"),
@@ -156,18 +156,18 @@ impl RankUpdate {
     }
 }
 
-/// Where the results of [`Columns`] go.
+/// Results of [`Columns`].
 struct ColumnsOut<'a> {
-    /// `[rows, cols]`, in the order that the matrix has.
+    /// `[rows, cols]`, in the order of the matrix.
     codes: &'a Buffer<f32>,
-    /// `[rows, BLOCK]`: what was rounded away, as the columns after it see it.
+    /// `[rows, BLOCK]`: rounding errors, divided by the diagonal of the factor.
     errors: &'a Buffer<f32>,
-    /// `[rows, BLOCK]`: the weights before rounding, negative; if drift is corrected.
+    /// `[rows, BLOCK]`: the negated weights before rounding, if drift is corrected.
     unrounded: Option<&'a Buffer<f32>>,
 }
 
 impl Columns {
-    /// `weights`: `[rows, cols]` in the order `perm` `[cols]`. `factor`, `correction`: `[BLOCK, cols]`, lines from `start` on.
+    /// `weights`: `[rows, cols]` in the order `perm` `[cols]`. `factor`, `correction`: `[BLOCK, cols]`, rows from `start` on.
     /// `grid`: `[rows, groups, 2]`.
     fn record(
         &self,
@@ -187,7 +187,7 @@ impl Columns {
             group_len: self.group_len as u32,
             max_code: self.max_code,
         };
-        // A buffer may be written through one binding only, so that another stands where nothing is written.
+        // A buffer may have only one writable binding, so an unused one gets a spare buffer.
         let spare = recorder.temporary(LANES);
         let unrounded = out.unrounded.unwrap_or(&spare);
         let buffers = [
@@ -206,7 +206,8 @@ impl Columns {
 }
 
 impl Scales {
-    /// `residual`, `codes`: `[rows, cols]`. `lines`: `[len, cols]`, the group's of the Hessian. `grid`: `[rows, groups, 2]`. `changes`: `[rows, len]`.
+    /// `residual`, `codes`: `[rows, cols]`. `lines`: `[len, cols]`, the group's rows of the Hessian. `grid`: `[rows, groups, 2]`.
+    /// `changes`: `[rows, len]`.
     fn record(
         &self,
         recorder: &mut Recorder,
@@ -285,12 +286,12 @@ impl RowDots {
     }
 }
 
-/// A lane per row, some columns at a time.
+/// The variant of kernels with a lane per row.
 fn rows_variant() -> Variant {
     Variant::new().constant_is("BLOCK", BLOCK as u32).constant_is("LANES", LANES as u32)
 }
 
-/// Scales of either sign, and zeros.
+/// Random scales of either sign, and zeros.
 fn random_grid(random: &mut Random, len: usize) -> Vec<f32> {
     let mut scale = || {
         let value = random.value();
@@ -303,7 +304,7 @@ fn random_codes(random: &mut Random, len: usize) -> Vec<f32> {
     (0..len).map(|_| random.below(16) as f32).collect()
 }
 
-/// A group's lines `[len, cols]` of something symmetric with a diagonal that outweighs the rest.
+/// A group's rows `[len, cols]` of a symmetric matrix with a dominant diagonal.
 fn random_lines(random: &mut Random, cols: usize, group: usize, len: usize) -> Vec<f32> {
     let mut lines = random.values(len * cols);
     for i in 0..len {
@@ -357,7 +358,7 @@ fn columns_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         buffers: Box::new(move || {
             let mut random = Random::new((rows * cols) as u64);
             let weights = random.values(rows * cols);
-            // A factor is large on its diagonal.
+            // A factor has a large diagonal.
             let mut lines = || random.values(BLOCK * cols).iter().map(|v| v * 0.1).collect::<Vec<_>>();
             let (mut factor, correction) = (lines(), lines());
             (0..BLOCK).for_each(|k| factor[k * cols + start + k] += 1.0);
@@ -416,7 +417,7 @@ fn scales_cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         variant: rows_variant(),
         flops: (2 * rows * len * len) as u64,
         bytes: 4 * (3 * rows * len) as u64,
-        // A rounding of the scale may go the other way.
+        // Devices may round the scale differently.
         tolerance: 1e-6,
         buffers: Box::new(move || {
             let mut random = Random::new((rows * cols) as u64);

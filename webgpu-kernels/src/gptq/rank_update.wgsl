@@ -1,5 +1,5 @@
-// y[r, c] -= sum over k of a[r, k] * b[k, c] for the columns from `first` on: what some columns' changes do to the others.
-// A workgroup of 8 x 8 lanes does 32 rows of 64 columns, a lane 4 rows of two quads; `depth` is a multiple of 32.
+// y[r, c] -= sum over k of a[r, k] * b[k, c] for the columns from `first` on.
+// A workgroup of 8 x 8 lanes computes 32 rows of 64 columns, each lane 4 rows of two quads. `depth` is a multiple of 32.
 #import invocation
 
 struct Params { rows: u32, cols: u32, first: u32, depth: u32, tiles_j: u32, tiles: u32 }

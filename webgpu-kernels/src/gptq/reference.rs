@@ -1,4 +1,4 @@
-//! The steps in plain loops.
+//! The quantizer's kernels in plain loops.
 
 use half::f16;
 
@@ -17,8 +17,8 @@ fn round_to(value: f32, zero: f32, max_code: f32) -> f32 {
     (value.round_ties_even() + zero).clamp(0.0, max_code)
 }
 
-/// Errors and, negative, the unrounded weights `[rows, BLOCK]`. `factor`, `correction`: lines from the first column on.
-/// `shape`: columns, the first of them, and a group's.
+/// Errors and negated weights before rounding, each `[rows, BLOCK]`. `factor`, `correction`: rows from the first column on. The
+/// sizes are all columns, the first column, and the columns of a group.
 pub fn columns(
     weights: &[f32],
     factor: &[f32],
@@ -63,7 +63,7 @@ fn round_scale(scale: f32, coarse_bits: u32) -> f32 {
     f16::from_bits(bits & 0x8000 | size).to_f32()
 }
 
-/// Changes of the values `[rows, len]`. `shape`: columns, the group, and its columns.
+/// Changes of the weights `[rows, len]`. The sizes are all columns, the group, and its columns.
 pub fn scales(
     residual: &[f32],
     codes: &[f32],
@@ -95,7 +95,7 @@ pub fn scales(
     changes
 }
 
-/// Changes of the values `[rows, BLOCK]`. `shape`: columns, the group, its columns, and the first of those that are looked at.
+/// Changes of the weights `[rows, BLOCK]`. The sizes are all columns, the group, its columns, and the offset in the group.
 pub fn codes(
     residual: &[f32],
     lines: &[f32],
@@ -123,7 +123,7 @@ pub fn codes(
     changes
 }
 
-/// Weights less what their codes stand for.
+/// Weights minus their dequantized codes.
 pub fn errors(weights: &[f32], codes: &[f32], grid: &[f32], cols: usize, group_len: usize) -> Vec<f32> {
     let groups = cols / group_len;
     let value = |i: usize| {
@@ -133,13 +133,13 @@ pub fn errors(weights: &[f32], codes: &[f32], grid: &[f32], cols: usize, group_l
     (0..weights.len()).map(|i| weights[i] - value(i)).collect()
 }
 
-/// Products of rows.
+/// Dot products of rows.
 pub fn row_dots(a: &[f32], b: &[f32], cols: usize) -> Vec<f32> {
     let dot = |(a, b): (&[f32], &[f32])| std::iter::zip(a, b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
     a.chunks(cols).zip(b.chunks(cols)).map(|pair| dot(pair) as f32).collect()
 }
 
-/// An entry, added up over splits of the same length.
+/// An entry, summed over splits of equal length.
 pub fn sum_of_splits(x: &[f32], splits: usize, at: usize) -> f32 {
     x.chunks(x.len() / splits).map(|split| split[at]).sum()
 }

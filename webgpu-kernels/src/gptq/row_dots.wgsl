@@ -1,4 +1,4 @@
-// dots[r] = sum over c of a[r, c] * b[r, c], a lane per row.
+// dots[r] = sum over c of a[r, c] * b[r, c], with a lane per row.
 #import invocation
 
 struct Params { rows: u32, cols: u32 }
@@ -19,7 +19,7 @@ fn main(
     }
     let quads = params.cols / 4u;
     var sum = 0.0;
-    // Sums of pieces, so that a long row loses no more than a short one.
+    // Partial sums keep the rounding error of long rows small.
     for (var start = 0u; start < quads; start += 16u) {
         var piece = vec4<f32>(0.0);
         for (var q = start; q < min(start + 16u, quads); q++) {

@@ -1,6 +1,6 @@
-// One step of coordinate descent: the scale of one group that is best while its codes stay, a lane per row.
-// With residual r, the codes' multiples m of the scale and the group's square S of the Hessian, a change d of the scale
-// changes the objective by d^2 m S m - 2 d r m.
+// One step of coordinate descent, with a lane per row: sets the scale of one group to its optimum, with the codes fixed.
+// With residual r, m = codes - zero, and S the group's diagonal block of the Hessian, a change d of the scale changes the objective
+// by d^2 m S m - 2 d r m.
 #import invocation
 
 struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, coarse_bits: u32 }
@@ -8,14 +8,14 @@ struct Params { rows: u32, cols: u32, groups: u32, group: u32, len: u32, coarse_
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> residual: array<f32>;           // [rows, cols]
 @group(0) @binding(2) var<storage, read> codes: array<f32>;              // [rows, cols]
-@group(0) @binding(3) var<storage, read> lines: array<f32>;              // [len, cols], the group's of the Hessian
+@group(0) @binding(3) var<storage, read> lines: array<f32>;              // [len, cols], the group's rows of the Hessian
 @group(0) @binding(4) var<storage, read_write> grid: array<vec2<f32>>;   // [rows, groups]: scale, zero
-@group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, len]: of the values
+@group(0) @binding(5) var<storage, read_write> changes: array<f32>;      // [rows, len]: changes of the weights
 
-const LEAST: f32 = 6.103515625e-5;                                       // of f16's normal numbers
+const LEAST: f32 = 6.103515625e-5;                                       // smallest normal number of f16
 const LARGEST: f32 = 65504.0;
 
-// The nearest scale that f16 holds; with coarse bits, the nearest whose products with numbers of that many it holds too.
+// The nearest f16. With coarse bits, the nearest f16 whose products with integers of that many bits are f16 too.
 fn rounded(scale: f32) -> f32 {
     let largest = select(LARGEST, 32768.0 / f32(1u << params.coarse_bits), params.coarse_bits > 0u);
     var bits = pack2x16float(vec2<f32>(clamp(scale, -largest, largest), 0.0)) & 0xffffu;

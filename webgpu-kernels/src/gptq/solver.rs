@@ -1,4 +1,4 @@
-//! [`Solver`]: a matrix quantized on the device, some rows at a time.
+//! [`Solver`]: quantizes a matrix on the device, some rows at a time.
 
 use model_format::Weight;
 
@@ -13,41 +13,39 @@ use crate::{
     matrix::Matrix,
 };
 
-/// What all rows of a matrix `[rows, cols]` have in common. `cols` is a multiple of a group's columns, and these of
-/// [`BLOCK`].
+/// The inputs that all rows of a matrix `[rows, cols]` share. `cols` is a multiple of `group_len`, and `group_len` of [`BLOCK`].
 pub struct Problem<'a> {
-    /// The order in which columns are rounded `[cols]`.
+    /// `[cols]`: the order in which columns are rounded.
     pub perm: Vec<u32>,
-    /// The upper factor of the inverse of the damped Hessian `[cols, cols]`, in that order.
+    /// `[cols, cols]`: the upper Cholesky factor of the inverse of the damped Hessian, in that order.
     pub factor: Vec<f32>,
-    /// The Hessian `[cols, cols]`, which is damped here.
+    /// `[cols, cols]`: the Hessian. Its diagonal is replaced by `diagonal`.
     pub hessian: &'a Matrix,
-    /// Its diagonal when it is damped `[cols]`.
+    /// `[cols]`: the damped diagonal of the Hessian.
     pub diagonal: Vec<f32>,
-    /// The drift that is to be made good `[cols, cols]`.
+    /// `[cols, cols]`: the drift of the inputs to compensate.
     pub drift: Option<&'a Matrix>,
-    /// How much of it.
+    /// The compensated fraction of the drift.
     pub alpha: f32,
-    /// What [`Solver::shifts`] is to make good besides: products of an error of the outputs with the inputs `[rows, cols]`, and
-    /// how much of them.
+    /// For [`Solver::shifts`]: products `[rows, cols]` of an output error with the inputs, and the compensated fraction.
     pub residual: Option<(&'a Matrix, f32)>,
     /// Columns that share a scale.
     pub group_len: usize,
     /// The largest code.
     pub max_code: u32,
-    /// Bits of multiples with which products of a scale must be exact in f16; 0 where only scales must be.
+    /// Products of a scale with integers of this many bits must be exact in f16. With 0, only the scale must be.
     pub coarse_bits: u32,
     /// Sweeps of coordinate descent.
     pub sweeps: usize,
 }
 
-/// Some rows, solved.
+/// Quantized rows.
 pub struct Solution {
-    /// `[rows, cols]`, whole numbers.
+    /// `[rows, cols]`, integers.
     pub codes: Vec<f32>,
     /// `[rows, groups, 2]`: scale and zero.
     pub grid: Vec<f32>,
-    /// Of each row, `d H d` of its error d.
+    /// `[rows]`: `d H d` for the error d of each row.
     pub losses: Vec<f32>,
 }
 
@@ -60,38 +58,38 @@ pub struct Solver<'a> {
     sweeps: usize,
     perm: Buffer<u32>,
     factor: Matrix,
-    /// What a weight adds to those after it, so that they make good its input's drift `[cols, cols]`, in the order of
-    /// `perm`, above the diagonal.
+    /// `[cols, cols]` in the order of `perm`, above the diagonal: later columns compensate the drift of a weight's input by the
+    /// weight times these entries.
     correction: Option<Matrix>,
     hessian: &'a Matrix,
-    /// The transpose of what is to be made good of the drift, where codes are looked at again.
+    /// The transpose of `alpha` times the drift, for coordinate descent.
     drift: Option<Matrix>,
     residual: Option<Residual<'a>>,
 }
 
-/// An error of the outputs that the weights themselves have no part in.
+/// An output error that does not come from these weights.
 struct Residual<'a> {
-    /// Its products with the inputs `[rows, cols]`.
+    /// `[rows, cols]`: its products with the inputs.
     products: &'a Matrix,
-    /// How much of it is made good.
+    /// The compensated fraction.
     alpha: f32,
     /// The transpose of the factor.
     transposed: Matrix,
-    /// The inverse of the order of columns `[cols]`.
+    /// `[cols]`: the inverse of `perm`.
     inverse: Buffer<u32>,
 }
 
 /// Bytes of a piece of rows.
 const PIECE_BYTES: usize = 64 << 20;
 
-/// `[len, cols]` of a matrix in f32 from line `first` on, which one slice has.
+/// Rows `[len, cols]` of a matrix in f32, from row `first` on. One slice has all of them.
 fn lines(matrix: &Matrix, first: usize, len: usize) -> Buffer<f32> {
     let holds = |slice: &&crate::matrix::Slice| (slice.first_row..slice.first_row + slice.rows).contains(&first);
-    let slice = matrix.slices.iter().find(holds).expect("the matrix has this line");
+    let slice = matrix.slices.iter().find(holds).expect("the matrix has this row");
     slice.q_weight.cast().slice((first - slice.first_row) * matrix.cols, len * matrix.cols)
 }
 
-/// A matrix `[cols, cols]` to be written.
+/// A matrix `[cols, cols]` of zeros.
 fn square(gpu: &Gpu, cols: usize) -> Result<Matrix> {
     Matrix::zeroed(gpu, WeightFormat::F32, cols, cols, gpu.slice_bytes())
 }
@@ -133,13 +131,13 @@ fn correction(
 }
 
 impl<'a> Solver<'a> {
-    /// Takes a problem to the device. Errors: out of memory.
+    /// Uploads a problem. Errors: out of memory.
     pub fn new(recorder: &mut Recorder, problem: Problem<'a>) -> Result<Solver<'a>> {
         let Problem { perm, factor, hessian, diagonal, group_len, max_code, coarse_bits, sweeps, .. } = problem;
         let Problem { drift, alpha, residual, .. } = problem;
         let cols = perm.len();
         assert!(group_len.is_multiple_of(BLOCK) && cols.is_multiple_of(group_len), "Solver: {cols}, {group_len}");
-        assert!(group_len <= 256, "Solver: a slice of a matrix is whole groups");
+        assert!(group_len <= 256, "Solver: a slice of a matrix must have whole groups");
         let gpu = recorder.gpu().clone();
         let mut inverse = vec![0; cols];
         perm.iter().zip(0..).for_each(|(&k, place)| inverse[k as usize] = place);
@@ -174,12 +172,12 @@ impl<'a> Solver<'a> {
         })
     }
 
-    /// By how much `rows` rows of the weights, from `first` on, are to be others `[rows, cols]`, so that they make good the
-    /// error of the outputs that the problem came with: `alpha * R H^-1` with R its products. Waits. Panics where it came with
-    /// none.
+    /// The change `[rows, cols]` of `rows` rows of the weights, from `first` on, that compensates the output error of
+    /// [`Problem::residual`]: `alpha * R H^-1`, with R its products. Waits. Panics if the problem has no residual.
     pub async fn shifts(&self, recorder: &mut Recorder, first: usize, rows: usize) -> Result<Vec<f32>> {
         let cols = self.cols;
-        let Residual { products, alpha, transposed, inverse } = self.residual.as_ref().expect("something to make good");
+        let Residual { products, alpha, transposed, inverse } =
+            self.residual.as_ref().expect("the problem has a residual");
         let piece = |values: &Buffer<f32>| [Piece { first, rows, cols, stride: cols, values: values.clone() }];
         let permute = |perm, scale| Arrange { order: Order::ColumnsPermuted, perm: Some(perm), splits: 1, scale };
         let (x, y) = (recorder.temporary(rows * cols), recorder.temporary(rows * cols));
@@ -191,7 +189,7 @@ impl<'a> Solver<'a> {
         recorder.read(&y)?.await
     }
 
-    /// Solves rows of `weights` `[rows, cols]` on `grid` `[rows, groups, 2]`, whose scales are refined. Waits.
+    /// Quantizes rows of `weights` `[rows, cols]`, starting from `grid` `[rows, groups, 2]`, whose scales it refines. Waits.
     pub async fn solve(&self, recorder: &mut Recorder, weights: &[f32], grid: &[f32]) -> Result<Solution> {
         let (cols, group_len, max_code) = (self.cols, self.group_len, self.max_code);
         let rows = weights.len() / cols;
@@ -250,7 +248,7 @@ impl<'a> Solver<'a> {
         Ok(Solution { codes, grid, losses })
     }
 
-    /// The scale of one group in every row, then its codes. Changes of the values go to all columns of `residual`.
+    /// Optimizes the scale of one group in every row, then its codes, and updates all columns of `residual`.
     fn visit(
         &self,
         recorder: &mut Recorder,

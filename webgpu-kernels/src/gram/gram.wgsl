@@ -1,7 +1,8 @@
 // sums[s, i, j] += sum over t of split s of weight[t] * a[t, first_row + i] * x[t, j], where a is x, or float - base.
-// A workgroup of LANES x LANES lanes adds up a square of EDGE x EDGE outputs, a lane LANE x LANE of them, in quads LANES
-// quads apart. What the next step needs is fetched while this one is multiplied. What f32 lost of earlier additions lies
-// in `lost` and is given back (Kahan), so that any number of calls is as good as one.
+//
+// A workgroup of LANES x LANES lanes computes a square of EDGE x EDGE outputs, each lane LANE x LANE of them, in quads that are
+// LANES quads apart. The values of the next step are fetched while this step is multiplied. `lost` holds the compensation of Kahan
+// summation, so that precision does not depend on the number of calls.
 #import invocation
 
 struct Params {
@@ -36,13 +37,13 @@ fn main(
     let first_i = group % params.tiles / params.tiles_j * EDGE;
     let first_j = group % params.tiles % params.tiles_j * EDGE;
 #ifndef DRIFT
-    // The other triangle is the same.
+    // The sums are symmetric: skip the upper triangle.
     if (first_j >= params.first_row + first_i + EDGE) {
         return;
     }
 #endif
     let lane = invocation.lane;
-    // 32 lanes, which many devices run together, have 4 x 8 places.
+    // 32 lanes, a subgroup on many devices, form a 4 x 8 grid.
     let square = lane / 32u;
     let lane_i = 4u * (square % (LANES / 4u)) + lane / 8u % 4u;
     let lane_j = 8u * (square / (LANES / 4u)) + lane % 8u;
@@ -67,7 +68,7 @@ fn main(
 
     let begin = split * params.split_tokens;
     let end = min(begin + params.split_tokens, params.tokens);
-    // The first round only fetches, the last only multiplies.
+    // The first step only fetches, the last only multiplies.
     for (var first = begin; first < end + STEP; first += STEP) {
         if (first > begin) {
 #for f in 0..FETCHES
@@ -86,7 +87,7 @@ fn main(
         workgroupBarrier();
 #for f in 0..FETCHES
         {
-            // Nothing is made of what is fetched before it is wanted: that would wait for it.
+            // Store the fetched values unchanged: arithmetic on them would wait for memory.
             let q = lane + $fu * LANES * LANES;
             let t = min(first + q / COLUMN, params.tokens - 1u);
             let i = min((params.first_row + first_i) / 4u + q % COLUMN, left_quads - 1u);

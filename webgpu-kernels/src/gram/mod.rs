@@ -1,9 +1,9 @@
-//! `sums[i, j] += sum over t of weight[t] * x[t, i] * x[t, j]`: what a quantizer's Hessian is made of; and how far something
-//! has drifted from what the float model has, the inputs themselves or what the outputs are added to:
-//! `sum over t of weight[t] * (float[t, i] - base[t, i]) * x[t, j]`.
+//! `sums[i, j] += sum over t of weight[t] * x[t, i] * x[t, j]`: the Hessian of a layer's quantization error. With drift,
+//! `sums[i, j] += sum over t of weight[t] * (float[t, i] - base[t, i]) * x[t, j]`, where `float - base` is the error of the
+//! quantized model's inputs or of its residual stream.
 //!
-//! Tokens are split among workgroups where a matrix alone has too few tiles for the device. The splits have sums of their
-//! own, which [`GramSums::join`] adds.
+//! If a matrix has too few tiles for the device, its tokens are split among workgroups. Each split has its own sums, which
+//! [`GramSums::join`] adds.
 
 mod reference;
 
@@ -23,22 +23,22 @@ pub struct Gram {
     pub tokens: usize,
 }
 
-/// How much each token counts.
+/// Weights of the tokens.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenWeights {
-    /// Divide a token's inputs by their root mean square.
+    /// Weight each token by one over the mean square of its inputs.
     pub equal_norm: bool,
     /// Tokens in a window.
     pub window: usize,
-    /// What the first token of a window counts.
+    /// Factor of the first token of each window.
     pub first: f32,
 }
 
 /// Sums `[rows, cols]` on the device.
 pub struct GramSums {
-    /// Columns of what is multiplied with the inputs: a multiple of four.
+    /// Columns of the left operand, a multiple of four.
     pub rows: usize,
-    /// Inputs of the matrix: a multiple of four.
+    /// Columns of `x`, a multiple of four.
     pub cols: usize,
     splits: usize,
     slices: Vec<SumSlice>,
@@ -48,7 +48,7 @@ pub struct GramSums {
 struct SumSlice {
     first_row: usize,
     rows: usize,
-    /// [splits, rows, cols], and what f32 lost of them.
+    /// [splits, rows, cols], and the compensation of Kahan summation.
     sums: Buffer<f32>,
     lost: Buffer<f32>,
 }
@@ -80,7 +80,7 @@ pub static WEIGHT_KERNEL: Kernel = Kernel {
     cases: weight_cases,
 };
 
-/// Lanes of a workgroup in each of two directions, and outputs of a lane in each.
+/// Lanes of a workgroup, and outputs of a lane, in each of two dimensions.
 #[derive(Clone, Copy)]
 struct Tile {
     lanes: usize,
@@ -107,19 +107,19 @@ impl Tile {
 
 /// Tokens of a step.
 const STEP: usize = 16;
-/// Workgroups that keep a large device busy, and most splits to come there.
+/// Split until this many workgroups run, which keep a large device busy, or until the most splits.
 const ENOUGH_GROUPS: usize = 512;
 const MAX_SPLITS: usize = 8;
-/// Threads that weigh a token.
+/// Lanes per token of `token_weight`.
 const WORKGROUP: u32 = 64;
 
 impl GramSums {
-    /// All zero.
+    /// Sums of zero.
     ///
-    /// Errors: out of memory. Panics when `rows` or `cols` is no multiple of four.
+    /// Errors: out of memory. Panics if `rows` or `cols` is not a multiple of four.
     pub fn new(gpu: &Gpu, rows: usize, cols: usize) -> Result<GramSums> {
         let fours = rows.is_multiple_of(4) && cols.is_multiple_of(4);
-        assert!(fours, "GramSums: {rows} x {cols} are no multiples of four");
+        assert!(fours, "GramSums: {rows} x {cols} must be multiples of four");
         let edge = Tile::select(cols).edge();
         let tiles = rows.div_ceil(edge) * cols.div_ceil(edge);
         let splits = (ENOUGH_GROUPS / tiles).clamp(1, MAX_SPLITS);
@@ -135,8 +135,8 @@ impl GramSums {
         Ok(GramSums { rows, cols, splits, slices })
     }
 
-    /// `scale` times the sums `[rows, cols]`. `symmetric`: of products of `x` with itself, of which only those at and below
-    /// the diagonal were summed. Errors: out of memory.
+    /// `scale` times the sums `[rows, cols]`. `symmetric`: true without drift, where only sums on and below the diagonal were
+    /// computed. Errors: out of memory.
     pub fn join(&self, recorder: &mut Recorder, scale: f32, symmetric: bool) -> Result<Matrix> {
         let gpu = recorder.gpu();
         let joined = Matrix::zeroed(gpu, WeightFormat::F32, self.rows, self.cols, gpu.slice_bytes())?;
@@ -173,8 +173,7 @@ impl TokenWeights {
 }
 
 impl Gram {
-    /// `x`: [tokens, sums.cols]. `drift`: what the float model has and what it is compared with, if drift is to be summed:
-    /// [tokens, sums.rows]. `weight`: `[tokens]`.
+    /// `x`: [tokens, sums.cols]. `drift`: `float` and `base`, each [tokens, sums.rows]. `weight`: `[tokens]`.
     pub fn record(
         &self,
         recorder: &mut Recorder,
@@ -230,8 +229,7 @@ fn variant(tile: Tile, drift: bool) -> Variant {
         .flag_if("DRIFT", drift)
 }
 
-/// Tokens, columns, where the rows of a slice begin and how many it has, splits, and if drift is summed the columns of what
-/// has drifted.
+/// Tokens, columns, first row and rows of a slice, splits, and with drift the columns of `float`.
 type Shape = (usize, usize, (usize, usize), usize, Option<usize>);
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
@@ -263,7 +261,7 @@ fn case(tile: Tile, (tokens, cols, (first_row, rows), splits, drift): Shape) -> 
     Case {
         label: format!("{tokens} x {cols}, rows {first_row} + {rows}, {splits} splits"),
         variant: variant(tile, drift.is_some()),
-        // Of products with itself half is computed.
+        // Without drift, half of the outputs are computed.
         flops: (if drift.is_some() { 2 } else { 1 } * tokens * rows * cols) as u64,
         bytes: 4 * (2 * tokens * cols + 4 * splits * rows * cols) as u64,
         tolerance: 1e-10,
@@ -271,7 +269,7 @@ fn case(tile: Tile, (tokens, cols, (first_row, rows), splits, drift): Shape) -> 
             let mut random = Random::new((tokens * cols) as u64);
             let left_cols = drift.unwrap_or(cols);
             let (x, float) = (random.values(tokens * cols), random.values(tokens * left_cols));
-            // What the inputs themselves have drifted from is compared with them.
+            // Drift of the inputs is relative to `x`.
             let base = if left_cols == cols { x.clone() } else { random.values(tokens * left_cols) };
             let sums = random.values(splits * rows * cols);
             vec![
@@ -322,7 +320,7 @@ fn weight_cases(caps: &Caps, _: CaseSet) -> Vec<Case> {
         tolerance: 1e-10,
         buffers: Box::new(move || {
             let mut x = Random::new(cols as u64).values(tokens * cols);
-            // A token of zeros counts once.
+            // A token of zeros has weight one.
             x[..cols].fill(0.0);
             vec![CaseBuffer::input(&x), CaseBuffer::output(tokens)]
         }),

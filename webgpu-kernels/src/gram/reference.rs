@@ -1,9 +1,9 @@
-//! The same in plain loops.
+//! `gram` and `token_weight` in plain loops.
 
 use super::TokenWeights;
 
-/// `x`: [tokens, cols]. `left`: two of [tokens, columns], and their columns. `weight`: `[tokens]`. `sums`: `[rows, cols]` from
-/// `first_row`. Without `left`, squares of `edge` outputs wholly above the diagonal are left out.
+/// `x`: [tokens, cols]. `left`: `float` and `base`, each [tokens, columns], and their columns. `weight`: `[tokens]`. `sums`:
+/// `[rows, cols]` from `first_row`. Without `left`, squares of `edge` outputs entirely above the diagonal are skipped.
 pub fn add_products(
     x: &[f32],
     left: Option<([&[f32]; 2], usize)>,
@@ -32,7 +32,7 @@ pub fn add_products(
     }
 }
 
-/// `x`: [tokens, cols]. What each token counts.
+/// The weight of each token. `x`: [tokens, cols].
 pub fn token_weights(x: &[f32], cols: usize, kind: TokenWeights) -> Vec<f32> {
     let weight = |(t, x): (usize, &[f32])| {
         let mean_square = x.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>() / cols as f64;

@@ -1,5 +1,5 @@
-// weight[t] = how much token t counts: one over the mean square of its inputs (EQUAL_NORM) or one, times `first` where t is
-// the first of its window.
+// weight[t] = one, or with EQUAL_NORM one over the mean square of token t's inputs. The first token of a window is multiplied by
+// `first`.
 #import invocation
 #import reduce
 

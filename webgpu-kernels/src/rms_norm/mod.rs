@@ -1,7 +1,7 @@
 //! `y[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c]`: root mean square normalization.
 //!
-//! [`AddRmsNorm`] first adds to `x` what the last projection put out, in the same kernel: one trip through memory less.
-//! Variant `subgroups` sums within subgroups first; without, the workgroup sums in a tree.
+//! [`AddRmsNorm`] first adds the output of the previous projection to `x`, which saves one pass over memory. With subgroups, the
+//! sum is reduced within subgroups first. Without them, the workgroup reduces it in a tree.
 
 mod reference;
 
@@ -20,7 +20,7 @@ pub struct RmsNorm {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the square root.
     pub eps: f32,
 }
 
@@ -30,7 +30,7 @@ pub struct AddRmsNorm {
     pub rows: usize,
     /// Columns.
     pub cols: usize,
-    /// Added to the mean square before its root.
+    /// Added to the mean square before the square root.
     pub eps: f32,
 }
 
@@ -106,7 +106,7 @@ fn shapes(set: CaseSet) -> &'static [(usize, usize)] {
     }
 }
 
-/// Values, in even numbers of rows with outliers.
+/// Random values. Even numbers of rows have outliers.
 fn activations(rows: usize, cols: usize, random: &mut Random) -> Vec<f32> {
     let values = random.values(rows * cols);
     if rows.is_multiple_of(2) { with_outliers(values) } else { values }

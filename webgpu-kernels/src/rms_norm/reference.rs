@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! `rms_norm` and `add_rms_norm` in plain loops.
 
 /// `x`, `y`: [rows, cols]. `weight`: `[cols]`.
 pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
@@ -12,7 +12,7 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     }
 }
 
-/// `x += addend`, then its norm.
+/// `x += addend`, then `rms_norm`.
 pub fn add_rms_norm(x: &mut [f32], addend: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
     crate::add::add(x, addend);
     rms_norm(x, weight, eps, y);

@@ -1,4 +1,4 @@
-// y[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c], with ADD after x += addend.
+// y[r, c] = x[r, c] / sqrt(mean_c(x[r, c]^2) + eps) * weight[c]. With ADD, x += addend comes first.
 // One workgroup per row.
 #import invocation
 #import reduce
@@ -39,7 +39,7 @@ fn main(
     }
     sum = workgroup_sum(invocation, sum);
     let factor = 1.0 / sqrt(sum / f32(params.cols) + params.eps);
-    // Each lane reads back only what it wrote itself.
+    // Each lane reads only values that it wrote itself, so no barrier is needed.
     for (var c = invocation.lane; c < params.cols; c += WORKGROUP) {
         y[first + c] = x[first + c] * factor * weight[c];
     }

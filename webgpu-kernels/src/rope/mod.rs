@@ -1,9 +1,9 @@
-//! Rotary position embedding of queries and keys, and the keys' and values' way into the cache, in one kernel.
+//! Rotary position embedding of queries and keys, and the store of keys and values in the cache, in one kernel.
 //!
 //! For each row at position p, each head of q and k, and each pair i < half, half = rotary_dim / 2, with (c, s) the
 //! cosine and sine of the pair's angle at p:
 //! `out[i] = in[i] * c - in[i + half] * s`, `out[i + half] = in[i + half] * c + in[i] * s`.
-//! What a head has beyond rotary_dim stays as it is.
+//! Values beyond rotary_dim are copied unchanged.
 
 mod reference;
 
@@ -19,17 +19,17 @@ use half::f16;
 
 pub use reference::{Shape as RopeShape, rope};
 
-/// Rotates the queries and keys of some rows, and appends keys and values to a cache.
+/// Rotates the queries and keys of some rows and appends keys and values to a cache.
 pub struct Rope {
-    /// First of the rows of `qkv` and `q`.
+    /// First row in `qkv` and `q`.
     pub first_row: usize,
-    /// Number of rows, one per token of the sequence.
+    /// Rows, one per token of the sequence.
     pub rows: usize,
     /// Query heads.
     pub heads: usize,
-    /// Elements of each head, the first ones, that are rotated.
+    /// Rotated values of each head, from its first on.
     pub rotary_dim: usize,
-    /// Tokens that the cache holds already: the position of the first row.
+    /// Position of the first row: the number of tokens in the cache.
     pub past_len: usize,
 }
 
@@ -68,7 +68,7 @@ impl Rope {
         let end = self.past_len + self.rows;
         assert!(end <= capacity, "rope: {end} tokens in a cache for {capacity}");
         assert!(end * self.rotary_dim <= rope.len(), "rope: position {end} is beyond the table");
-        // Lanes that find a scale together are of one head.
+        // Lanes that share a scale belong to one head.
         let quads = if dtype == KvDtype::Q8 { head_dim.next_multiple_of(GROUP) / 4 } else { head_dim / 4 };
         let lanes = self.rows * (self.heads + 2 * kv_heads) * quads;
         let params = RopeParams {
@@ -84,7 +84,7 @@ impl Rope {
             kv_row: dtype.row_words(head_dim) as u32,
         };
         let buffers = [qkv.into(), rope.into(), q.into(), (&cache.k).into(), (&cache.v).into()];
-        // Each value is read and written, and so is its rotation's.
+        // Each lane reads and writes 16 bytes.
         recorder.expect_bytes(2 * 16 * lanes as u64);
         recorder.dispatch(&KERNEL, &variant(dtype), &params, &buffers, lanes.div_ceil(WORKGROUP));
     }
@@ -149,7 +149,7 @@ fn case(shape: Shape, dtype: KvDtype) -> Case {
         variant: variant(dtype),
         flops: product(&[3, rows, heads + kv_heads, head_dim]),
         bytes: (rows * (4 * width + 4 * heads * head_dim + 8 * kv_heads * dtype.row_words(head_dim))) as u64,
-        // The cache is rounded, by rules that differ between devices.
+        // The cache is rounded, and devices round differently.
         tolerance: if dtype == KvDtype::F32 { 1e-12 } else { 1e-6 },
         buffers: Box::new(move || {
             let mut random = Random::new(width as u64);

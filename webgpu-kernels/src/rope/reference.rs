@@ -1,8 +1,8 @@
-//! The same in plain loops.
+//! `rope` in plain loops.
 
 use crate::kv::padded;
 
-/// Sizes that the buffers' lengths do not tell.
+/// Sizes that do not follow from the lengths of the buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     /// Query heads.
@@ -11,7 +11,7 @@ pub struct Shape {
     pub kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Elements of each head, the first ones, that are rotated.
+    /// Rotated values of each head, from its first on.
     pub rotary_dim: usize,
     /// Position of the first row.
     pub past_len: usize,
@@ -46,7 +46,7 @@ pub fn rope(shape: Shape, qkv: &[f32], table: &[f32], q: &mut [f32], k: &mut [f3
     }
 }
 
-/// Rounds a group to what eight bits and a scale hold: the largest is 127 steps from zero.
+/// Rounds a group to eight-bit codes with a scale. The largest magnitude gets code 127.
 pub(super) fn round_to_eight_bits(group: &mut [f32]) {
     let scale = group.iter().fold(0.0, |largest: f32, value| largest.max(value.abs())) / 127.0;
     if scale > 0.0 {

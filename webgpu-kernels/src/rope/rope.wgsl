@@ -2,8 +2,8 @@
 // (c, s) the cosine and sine of the pair's angle at p:
 //     out[i]         = in[i] * c - in[i + reach] * s
 //     out[i + reach] = in[i + reach] * c + in[i] * s
-// What lies beyond rotary_dim stays as it is. Query heads go to q, key heads to the cache at p; value heads go to the
-// cache unturned. A lane has a quad of the output: a word of eight-bit codes, and with its neighbours a group with a scale.
+// Values beyond rotary_dim are copied unchanged. Query heads go to q. Key heads and unrotated value heads go to the cache at p. A
+// lane has a quad of the output: one word of eight-bit codes. Neighboring lanes share a group, which has one scale.
 #import invocation
 
 struct Params {
@@ -27,7 +27,7 @@ const GROUP_LANES: u32 = KV_GROUP / 4u;
 var<workgroup> largest: array<f32, WORKGROUP>;
 #endif
 
-// Elements i and i + 1 of the head at `start`, turned as at `position`. Both are of the same half.
+// Values i and i + 1 of the head at `start`, rotated for `position`. Both are in the same half.
 fn turned(start: u32, i: u32, position: u32) -> vec2<f32> {
     let value = vec2<f32>(qkv[start + i], qkv[start + i + 1u]);
     if (i >= params.rotary_dim) {
@@ -102,7 +102,7 @@ fn main(
     for (var lane = 0u; lane < GROUP_LANES; lane++) {
         most = max(most, largest[first_lane + lane]);
     }
-    // Not zero, which is no divisor; not smaller than what every device can tell from zero.
+    // Not zero, as it is a divisor, and not a subnormal, which some devices flush to zero.
     let scale = max(most / 127.0, 1.2e-38);
     let codes = vec4<u32>(vec4<i32>(clamp(round(values / scale), vec4<f32>(-127.0), vec4<f32>(127.0)))) & vec4<u32>(255u);
     store(is_key, to + quad, codes.x | (codes.y << 8u) | (codes.z << 16u) | (codes.w << 24u));

@@ -1,8 +1,8 @@
-//! [`tune`]: the candidates of problems timed on a device, and the fastest chosen.
+//! [`tune`]: times the candidates of problems on a device and chooses the fastest.
 //!
-//! Candidates take turns, in rounds, so that a clock that rises or falls meets them all; those that are far behind do not
-//! come to the next round. Each run of a candidate reads other weights than the one before, as a decoder's layers do, so
-//! that a cache does not hold what in a model comes from memory. A candidate is first held against its reference.
+//! Candidates run in turn, in rounds, so that a change of the clock affects all of them. Slow candidates drop out after each round.
+//! Each run of a candidate reads other weights than the run before, as the layers of a decoder do, so that weights come from
+//! memory and not from a cache. Each candidate is first compared with its reference.
 
 use std::time::Duration;
 
@@ -15,45 +15,45 @@ use crate::{
     gpu::{Around, Buffer, Gpu, Recorder, SLICE_ALIGN},
 };
 
-/// What was found out about a problem.
+/// The measurements of a problem.
 #[derive(Debug, Clone)]
 pub struct Measured {
     /// The problem.
     pub problem: Problem,
-    /// Each of its candidates, the kernel's own rule first, with the seconds of a run; `None` where it was not measured to
-    /// the end: time was up, it was wrong, or a run before had left it far behind.
+    /// The candidates, the default first, with the seconds of a run. `None`: not measured to the end, because time was up, the result
+    /// was wrong, or the candidate was far too slow in the first run.
     pub candidates: Vec<(Choice, Option<f64>)>,
-    /// The place of the one that is taken from now on.
+    /// Index of the chosen candidate.
     pub chosen: usize,
-    /// Candidates that gave something else than their reference.
+    /// Candidates whose results differ from their reference.
     pub wrong: Vec<(Choice, String)>,
 }
 
 impl Measured {
-    /// How much faster the chosen one is than the kernel's own rule.
+    /// Speedup of the chosen candidate over the default.
     pub fn gain(&self) -> f64 {
         let seconds = |place: usize| self.candidates[place].1;
-        seconds(0).zip(seconds(self.chosen)).map_or(1.0, |(own, chosen)| own / chosen)
+        seconds(0).zip(seconds(self.chosen)).map_or(1.0, |(default, chosen)| default / chosen)
     }
 }
 
-/// Bytes that runs take turns in: more than the caches of large devices hold, and than the largest slice of a matrix with its
-/// scales.
+/// Bytes of the buffer that runs walk through. More than the caches of large devices, and more than the largest slice of a matrix
+/// with its scales.
 const AREA_BYTES: u64 = 160 << 20;
-/// Rounds that a candidate is run in at most.
+/// Most rounds of a candidate.
 const ROUNDS: usize = 4;
-/// Factors over the fastest beyond which a candidate is out after the first round, the second, ...
+/// After each round, candidates slower than the fastest times this factor drop out.
 const OUT_AFTER: [f64; ROUNDS] = [1.5, 1.2, 1.1, f64::INFINITY];
-/// A candidate takes the place of the kernel's own rule if it needs no more than this of its time.
+/// A candidate replaces the default if it takes at most this fraction of its time.
 const WORTH: f64 = 0.97;
-/// Time that the runs of a candidate in a round take together, about, with timestamps and without.
+/// Approximate time of a candidate's runs in a round, with timestamps and without.
 const ROUND_SECONDS: [f64; 2] = [1e-3, 8e-3];
 const MOST_RUNS: usize = 64;
-/// A device that had nothing to do runs slowly until it has been busy for a while.
+/// An idle device runs slowly until its clock has risen.
 const WARM_UP: Duration = Duration::from_millis(400);
 
-/// Chooses for each of `problems` what is fastest on the device, the first ones first, until `budget` is used up; what was
-/// not come to stays as it was. `progress`: how many are done of how many.
+/// Chooses the fastest candidate of each of `problems`, in order, until `budget` is used up. Remaining problems keep their choices.
+/// `progress` gets the number of finished problems and of all problems.
 ///
 /// Errors: the device's.
 pub async fn tune(
@@ -77,22 +77,22 @@ pub async fn tune(
     Ok(all)
 }
 
-/// What problems are timed on.
+/// The setup for timing.
 struct Bench<'a> {
     gpu: &'a Gpu,
     recorder: Recorder,
-    /// What takes turns lies in here.
+    /// Buffers of [`Trial::rotated`] are slices of this one.
     area: Buffer<u32>,
     is_warm: bool,
 }
 
-/// A candidate on its way.
+/// A candidate that takes part in the race.
 struct Runner {
     place: usize,
     trial: Trial,
-    /// The buffers that do not take turns; in the place of the others, nothing.
+    /// The buffers that stay the same. `None`: a slice of the area.
     fixed: Vec<Option<Buffer<u32>>>,
-    /// Where in the area the next run begins.
+    /// Start of the next run's slices in the area.
     at: usize,
 }
 
@@ -121,7 +121,7 @@ impl Runner {
 impl<'a> Bench<'a> {
     fn new(gpu: &'a Gpu, problems: &[Problem]) -> Result<Bench<'a>> {
         let most = gpu.caps().max_binding.min(gpu.caps().max_buffer).min(AREA_BYTES);
-        // No more than what makes the largest problem's runs take turns, on devices with little memory.
+        // Sixteen runs of the largest problem are enough. This saves memory on small devices.
         let largest = problems.iter().filter_map(|problem| {
             let first = *problem.candidates(gpu.caps()).first()?;
             let Trial { lens, rotated, .. } = problem.trial(gpu.caps(), first);
@@ -135,13 +135,13 @@ impl<'a> Bench<'a> {
                 Err(error) => return Err(error),
             }
         };
-        // Words of any value: what a device takes for a product may depend on how many bits change.
+        // Random words: power and clock of a device may depend on how many bits change.
         let mut random = crate::cases::Random::new(7);
         let words: Vec<u32> = (0..area.len().min(1 << 20)).map(|_| random.next() as u32 & 0x3bff_3bff).collect();
         for start in (0..area.len()).step_by(words.len()) {
             gpu.write_at(&area, start, &words[..words.len().min(area.len() - start)]);
         }
-        // A software device has no clock to rise.
+        // A software device needs no warm-up.
         let is_warm = gpu.caps().is_software;
         Ok(Bench { gpu, recorder: Recorder::new(gpu).without_early_submission(), area, is_warm })
     }
@@ -154,13 +154,13 @@ impl<'a> Bench<'a> {
             chosen: 0,
             wrong: Vec::new(),
         };
-        // What it stays at where nothing is found out.
+        // Without a measurement, the present choice stays.
         let now = self.gpu.choice(problem);
         measured.chosen = candidates.iter().position(|choice| *choice == now).unwrap_or(0);
         if candidates.len() < 2 || Instant::now() >= deadline {
             return Ok(measured);
         }
-        let Some(mut runners) = self.right_ones(&problem, &mut measured).await? else { return Ok(measured) };
+        let Some(mut runners) = self.correct_candidates(&problem, &mut measured).await? else { return Ok(measured) };
         let places: Vec<usize> = runners.iter().map(|runner| runner.place).collect();
         if !self.is_warm {
             self.is_warm = true;
@@ -179,9 +179,8 @@ impl<'a> Bench<'a> {
         Ok(measured)
     }
 
-    /// The candidates that give what they should. `None`: the kernel's own rule is not among them, or the problem does not
-    /// fit.
-    async fn right_ones(&mut self, problem: &Problem, measured: &mut Measured) -> Result<Option<Vec<Runner>>> {
+    /// The candidates with correct results. `None`: the default is wrong, or the problem does not fit in memory.
+    async fn correct_candidates(&mut self, problem: &Problem, measured: &mut Measured) -> Result<Option<Vec<Runner>>> {
         let trials: Vec<Trial> =
             measured.candidates.iter().map(|(choice, _)| problem.trial(self.gpu.caps(), *choice)).collect();
         let checks: Vec<_> = trials.iter().flat_map(|trial| &trial.checks).collect();
@@ -216,7 +215,7 @@ impl<'a> Bench<'a> {
         Ok(Some(runners))
     }
 
-    /// Runs each candidate of `places` so many times: the seconds of a run of each.
+    /// Runs each candidate of `places` `runs` times. Returns the seconds per run of each.
     async fn round(&mut self, runners: &mut [Runner], places: &[usize], runs: usize) -> Result<Vec<f64>> {
         let has_timestamps = self.recorder.begin_profile(Around::Submissions);
         let mut seconds = Vec::with_capacity(places.len());
@@ -239,26 +238,26 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// The rounds of the candidates at `places`, the first of them the kernel's own rule. `time` runs some of them so many times and
-/// gives the seconds of a run of each; `is_over`: no more rounds. The least seconds of each in its last round, and the place that
-/// is chosen; `None` where time was over.
+/// Races the candidates at `places`, of which the first is the default. `time` runs some of them a number of times and returns the
+/// seconds per run of each. `is_over` ends the race. Returns the least seconds of each candidate in its last round, and the chosen
+/// place, or `None` if time was up.
 async fn race(
     places: &[usize],
     round_seconds: f64,
     mut time: impl AsyncFnMut(&[usize], usize) -> Result<Vec<f64>>,
     is_over: impl Fn() -> bool,
 ) -> Result<(Vec<Option<f64>>, Option<usize>)> {
-    let own = places[0];
+    let default = places[0];
     let mut measured = vec![None; places.len()];
-    // The first run of each is not counted, and tells how many make a round.
+    // The first run of each does not count. It determines the runs of a round.
     let first = time(places, 2).await?;
     let mut alive: Vec<(usize, f64)> = places.iter().copied().zip(first).collect();
     let shortest = |alive: &[(usize, f64)]| alive.iter().map(|(_, best)| *best).fold(f64::INFINITY, f64::min);
     let runs = ((round_seconds / shortest(&alive).max(1e-9)) as usize).clamp(2, MOST_RUNS);
     for limit in OUT_AFTER {
-        // The very first round was short, so it decides on what is hopeless alone.
+        // The first round was short, so it only drops candidates that are far too slow.
         let most = 2.0 * limit * shortest(&alive);
-        alive.retain(|(place, best)| *place == own || *best <= most);
+        alive.retain(|(place, best)| *place == default || *best <= most);
         if is_over() {
             return Ok((measured, None));
         }
@@ -266,18 +265,18 @@ async fn race(
         let (one, other) = (time(&left, runs).await?, time(&left, runs).await?);
         alive = left.into_iter().zip(one.into_iter().zip(other).map(|(one, other)| one.min(other))).collect();
         for (place, best) in &alive {
-            let at = places.iter().position(|other| other == place).expect("one of them");
+            let at = places.iter().position(|other| other == place).expect("a raced place");
             measured[at] = Some(*best);
         }
         let most = limit * shortest(&alive);
-        alive.retain(|(place, best)| *place == own || *best <= most);
+        alive.retain(|(place, best)| *place == default || *best <= most);
         if alive.len() == 1 {
             break;
         }
     }
-    let (fastest, best) = *alive.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("one is left");
-    let of_own = alive.iter().find(|(place, _)| *place == own).map_or(f64::INFINITY, |(_, best)| *best);
-    Ok((measured, Some(if best <= WORTH * of_own { fastest } else { own })))
+    let (fastest, best) = *alive.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("the default stays");
+    let of_default = alive.iter().find(|(place, _)| *place == default).map_or(f64::INFINITY, |(_, best)| *best);
+    Ok((measured, Some(if best <= WORTH * of_default { fastest } else { default })))
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
@@ -296,8 +295,8 @@ mod tests {
             .into()
     }
 
-    /// The race of candidates that take these seconds in each round (the last for all that follow), until `rounds` are over: the
-    /// place that is chosen, and the calls of each.
+    /// Races candidates with these seconds in each round (the last value repeats) for at most `rounds` rounds. Expects the chosen place
+    /// and the calls of each candidate.
     fn check_race(seconds: &[&[f64]], rounds: usize, chosen: Option<usize>, calls: &[usize]) {
         let counts = std::cell::RefCell::new(vec![0; seconds.len()]);
         let asked = std::cell::Cell::new(0);
@@ -319,7 +318,7 @@ mod tests {
         let places: Vec<usize> = (0..seconds.len()).collect();
         let (measured, found) = block_on(race(&places, 1e-3, time, is_over)).unwrap();
         assert_eq!((found, &counts.borrow()[..]), (chosen, calls), "{seconds:?}");
-        // What was timed after the first, uncounted run has its seconds.
+        // Candidates that ran after the first, uncounted run have seconds.
         assert_eq!(
             measured.iter().map(Option::is_some).collect::<Vec<_>>(),
             calls.iter().map(|n| *n > 1).collect::<Vec<_>>()
@@ -328,26 +327,27 @@ mod tests {
 
     #[test]
     fn the_fastest_of_given_times_is_chosen() {
-        // One run that is not counted, then two in each of four rounds.
+        // One uncounted run, then two in each of four rounds.
         check_race(&[&[1e-3], &[0.9e-3]], 9, Some(1), &[9, 9]);
-        // No more than three per cent is not worth it.
+        // A gain of up to three percent is ignored.
         check_race(&[&[1e-3], &[0.98e-3]], 9, Some(0), &[9, 9]);
         check_race(&[&[1e-3], &[0.97e-3], &[0.96e-3]], 9, Some(2), &[9, 9, 9]);
-        // More than 1.1, 1.2 and 1.5 times the fastest is out after so many rounds, three times as much at once; the own rule stays.
+        // 1.5, 1.2 and 1.1 times the fastest drops out after the first, second and third round, three times the fastest at once. The
+        // default stays.
         check_race(&[&[1e-3], &[1.05e-3], &[1.15e-3], &[1.3e-3], &[2e-3], &[4e-3]], 9, Some(0), &[9, 9, 7, 5, 3, 1]);
         check_race(&[&[5e-3], &[1e-3], &[1.02e-3]], 9, Some(1), &[9, 9, 9]);
         check_race(&[&[1e-3], &[2e-3]], 9, Some(0), &[3, 3]);
-        // The lesser of a round's two counts, and a slow first run is forgiven.
+        // The lesser of a round's two times counts. A slow first run does no harm.
         check_race(&[&[1e-3], &[2.9e-3, 0.5e-3, 9.0]], 9, Some(0), &[5, 5]);
         check_race(&[&[1e-3], &[2.9e-3, 9.0, 0.5e-3]], 9, Some(1), &[9, 9]);
-        // Time is over: nothing is chosen.
+        // Time is up: nothing is chosen.
         check_race(&[&[1e-3], &[0.5e-3]], 0, None, &[1, 1]);
         check_race(&[&[1e-3], &[0.5e-3]], 2, None, &[5, 5]);
     }
 
     #[test]
-    fn what_is_chosen_stays() {
-        // One with subgroups, and one without.
+    fn choices_are_used_and_stay_without_time() {
+        // A device with subgroups and one without.
         for (name, options) in [OpenOptions::PROFILES[1], OpenOptions::PROFILES[3]] {
             let Some(gpu) = for_test(options) else { return };
             let mut steps = Vec::new();
@@ -363,7 +363,7 @@ mod tests {
                 assert_eq!(gpu.choice(of.problem), of.candidates[of.chosen].0);
                 assert!(of.gain() >= 1.0);
             }
-            // Without time, all stays as it is.
+            // Without time, all choices stay.
             let chosen: Vec<Choice> = problems.iter().map(|problem| gpu.choice(*problem)).collect();
             let untouched = block_on(tune(&gpu, &problems, Duration::ZERO, &mut |_, _| {})).unwrap();
             assert!(untouched.iter().all(|of| of.candidates.iter().all(|(_, seconds)| seconds.is_none())));

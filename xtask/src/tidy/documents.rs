@@ -27,7 +27,11 @@ pub fn paths_exist(tree: &Tree) -> Vec<Finding> {
     for document in tree.files.iter().filter(is_checked) {
         for mention in mentions(tree, document) {
             if homes(tree, &mention).next().is_none() {
-                findings.push(Finding::at(document, mention.offset, format!("`{}` is not there", mention.path)));
+                findings.push(Finding::at(
+                    document,
+                    document.line(mention.offset),
+                    format!("`{}` is not there", mention.path),
+                ));
             }
         }
     }
@@ -41,8 +45,8 @@ pub fn map_is_complete(tree: &Tree) -> Vec<Finding> {
     let mapped: Vec<String> = mentions.iter().flat_map(|mention| homes(tree, mention)).collect();
     let is_mapped =
         |path: &str| mapped.iter().any(|home| home == path || home.ends_with('/') && path.starts_with(home));
-    let unmapped = tree.sources().filter(|(file, _)| file.path.contains("/src/") && !is_mapped(&file.path));
-    unmapped.map(|(file, _)| Finding::of(&file.path, "no line in the map of ARCHITECTURE.md")).collect()
+    let unmapped = tree.sources().filter(|file| file.path.contains("/src/") && !is_mapped(&file.path));
+    unmapped.map(|file| Finding::of(&file.path, "no line in the map of ARCHITECTURE.md")).collect()
 }
 
 /// The files that a mention can refer to, or the folder with `/` at its end.

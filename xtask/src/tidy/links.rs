@@ -17,13 +17,17 @@ pub fn links_lead_somewhere(tree: &Tree) -> Vec<Finding> {
             let file = tree.file(&path);
             let is_folder = || tree.files.iter().any(|file| file.path.starts_with(&format!("{path}/")));
             if file.is_none() && !is_folder() {
-                findings.push(Finding::at(document, link.offset, format!("`{}` does not exist", link.target)));
+                findings.push(Finding::at(
+                    document,
+                    document.line(link.offset),
+                    format!("`{}` does not exist", link.target),
+                ));
             } else if let (Some(file), Some(anchor)) = (file, anchor)
                 && !markdown::anchors(&file.text).contains(&anchor)
             {
                 findings.push(Finding::at(
                     document,
-                    link.offset,
+                    document.line(link.offset),
                     format!("`{}` has no heading `#{anchor}`", file.path),
                 ));
             }

@@ -1,21 +1,27 @@
-//! Rules on names, lengths and contents of files, and on facts that a file must not contain.
+//! Rules on the names, lengths and contents of files, and on facts that a file must not contain.
 
 use std::collections::BTreeMap;
 
 use super::{
     Finding,
-    source::is_word,
+    tokens::{Kind, Token},
     tree::{File, Part, Tree},
 };
+
+/// The line of every library: clippy refuses printing, and what clippy.toml lists.
+pub const LIBRARY_LINTS: &str =
+    "#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]";
 
 /// `pub use a::*`.
 pub fn glob_export(tree: &Tree) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (file, source) in tree.rust() {
-        for (offset, _) in source.code.match_indices("pub use ") {
-            let statement = source.code[offset..].split(';').next().unwrap_or_default();
-            if statement.contains("::*") {
-                findings.push(Finding::at(file, offset, "everything of a module is exported"));
+    for (file, tokens) in tree.rust() {
+        let statements = tokens.0.split(|token| token.text == ";");
+        for statement in statements {
+            let start = statement.windows(2).position(|pair| pair[0].text == "pub" && pair[1].text == "use");
+            let Some(start) = start else { continue };
+            if statement[start..].windows(2).any(|pair| pair[0].text == "::" && pair[1].text == "*") {
+                findings.push(Finding::at(file, statement[start].line, "exports everything of a module"));
             }
         }
     }
@@ -30,7 +36,7 @@ pub fn orphan(tree: &Tree) -> Vec<Finding> {
 
 /// Files that are too long.
 pub fn file_length(tree: &Tree) -> Vec<Finding> {
-    let long = tree.sources().map(|(file, _)| (file, file.text.lines().count())).filter(|(_, lines)| *lines > 600);
+    let long = tree.sources().map(|file| (file, file.text.lines().count())).filter(|(_, lines)| *lines > 600);
     long.map(|(file, lines)| Finding::of(&file.path, format!("{lines} lines"))).collect()
 }
 
@@ -39,137 +45,138 @@ pub fn empty_name(tree: &Tree) -> Vec<Finding> {
     const FILES: &[&str] = &["util", "utils", "helper", "helpers", "common", "misc"];
     const TYPES: &[&str] = &["Manager", "Helper", "Util", "Utils", "Handler"];
     let mut findings = Vec::new();
-    for (file, source) in tree.rust() {
+    for (file, tokens) in tree.rust() {
         let stem = file.name().trim_end_matches(".rs");
         if FILES.contains(&stem) {
-            findings.push(Finding::of(&file.path, format!("a file called `{stem}`")));
+            findings.push(Finding::of(&file.path, format!("a file named `{stem}`")));
         }
-        for (offset, name) in
-            ["struct ", "enum ", "trait "].iter().flat_map(|keyword| names_after(&source.code, keyword))
-        {
-            if TYPES.iter().any(|end| name.ends_with(end)) {
-                findings.push(Finding::at(file, offset, format!("a type called `{name}`")));
-            }
-        }
+        let types = tokens.names_after(&["struct", "enum", "trait"]);
+        let empty = types.filter(|name| TYPES.iter().any(|end| name.text.ends_with(end)));
+        findings.extend(empty.map(|name| Finding::at(file, name.line, format!("a type named `{}`", name.text))));
     }
     findings
 }
 
-/// Constants that stand in a shader and in the Rust files beside it under one name.
+/// Constants that a shader and a Rust file beside it both define.
 pub fn constant_in_two_languages(tree: &Tree) -> Vec<Finding> {
     let mut in_rust = BTreeMap::new();
-    for (file, source) in tree.rust() {
-        for (offset, name) in names_after(&source.code, "const ").filter(|(offset, _)| !source.is_test(*offset)) {
-            in_rust.insert((file.folder(), name), format!("{}:{}", file.path, file.line(offset)));
+    for (file, tokens) in tree.rust() {
+        for name in tokens.names_after(&["const"]).filter(|name| !name.is_test && !["fn", "_"].contains(&&*name.text)) {
+            in_rust.insert((file.folder(), name.text.as_str()), format!("{}:{}", file.path, name.line));
         }
     }
     let mut findings = Vec::new();
-    for (file, source) in tree.sources().filter(|(file, _)| file.path.ends_with(".wgsl")) {
-        for (offset, name) in names_after(&source.code, "const ") {
+    for file in tree.files.iter().filter(|file| file.path.ends_with(".wgsl")) {
+        for (index, line) in file.text.lines().enumerate() {
+            let Some(rest) = line.trim_start().strip_prefix("const ") else { continue };
+            let name = rest.split(|it: char| !(it == '_' || it.is_ascii_alphanumeric())).next().unwrap_or_default();
             if let Some(place) = in_rust.get(&(file.folder(), name)) {
-                findings.push(Finding::at(file, offset, format!("`{name}` is also written in {place}")));
+                findings.push(Finding::at(file, index + 1, format!("`{name}` is also defined in {place}")));
             }
         }
     }
     findings
 }
 
-/// Libraries that do not require docs on public items.
-pub fn missing_docs(tree: &Tree) -> Vec<Finding> {
-    let libraries = tree.rust().filter(|(file, _)| file.part == Part::Library && file.path.ends_with("/src/lib.rs"));
-    let silent = libraries.filter(|(_, source)| !source.code.contains("#![deny(missing_docs)]"));
-    silent.map(|(file, _)| Finding::of(&file.path, "`#![deny(missing_docs)]` is not there")).collect()
+/// Libraries without [`LIBRARY_LINTS`].
+pub fn library_lints(tree: &Tree) -> Vec<Finding> {
+    let libraries = tree.files.iter().filter(|file| file.part == Part::Library && file.path.ends_with("/src/lib.rs"));
+    let lax = libraries.filter(|file| !file.text.contains(LIBRARY_LINTS));
+    lax.map(|file| Finding::of(&file.path, format!("no line `{LIBRARY_LINTS}`"))).collect()
 }
 
 /// Crates outside the workspace's lints.
 pub fn workspace_lints(tree: &Tree) -> Vec<Finding> {
     let manifests = tree.files.iter().filter(|file| file.name() == "Cargo.toml" && file.text.contains("[package]"));
     let outside = manifests.filter(|file| !file.text.contains("[lints]\nworkspace = true"));
-    outside.map(|file| Finding::of(&file.path, "`[lints] workspace = true` is not there")).collect()
+    outside.map(|file| Finding::of(&file.path, "no `[lints] workspace = true`")).collect()
 }
 
 /// Names of architectures outside their records.
 pub fn architecture_name(tree: &Tree) -> Vec<Finding> {
-    /// The records; which template fits which of them; and measurements, which name models.
+    /// The records; the rules that select a template; and measurements, which name models.
     const PLACES: &[&str] =
         &["model-format/src/arch/", "model-format/src/conv_template/", "benches/", "hardware-check/", "xtask/"];
-    /// Words that hold an architecture's name and mean something else: a program, and the reader shared by a family.
-    const OTHER_THINGS: &[&str] = &["llama.cpp", "from_llama_like"];
+    /// Words with another meaning: a program, and the reader shared by a family.
+    const OTHER_MEANINGS: &[&str] = &["llama.cpp", "from_llama_like"];
 
-    let in_records = |file: &File| file.path.starts_with("model-format/src/arch/");
+    let records = tree.files.iter().filter(|file| file.path.starts_with("model-format/src/arch/"));
     let mut names = Vec::new();
-    for (file, source) in tree.rust().filter(|(file, _)| in_records(file)) {
-        for (offset, _) in source.code.match_indices("model_type: \"") {
-            let literal = source.literals.iter().find(|(at, _)| *at > offset && file.line(*at) == file.line(offset));
-            names.extend(literal.map(|(_, name)| name.as_str()));
+    for window in records.flat_map(|file| file.tokens.0.windows(3)) {
+        if window[0].text == "model_type" && window[1].text == ":" && window[2].kind == Kind::Literal {
+            names.push(window[2].text.trim_matches('"'));
         }
     }
     let mut findings = Vec::new();
-    for (file, source) in tree.rust().filter(|(file, _)| file.part != Part::Test) {
-        if PLACES.iter().any(|place| file.path.starts_with(place)) {
-            continue;
+    for (file, token) in code_and_literals(tree, PLACES) {
+        let mut text = token.text.clone();
+        for other in OTHER_MEANINGS {
+            text = text.replace(other, "");
         }
-        let mut text = source.without_comments.clone();
-        for other in OTHER_THINGS {
-            text = text.replace(other, &" ".repeat(other.len()));
+        // A message may speak of Llama 3. A lower-case word is knowledge, and so is any name in code.
+        if token.kind == Kind::Name {
+            text.make_ascii_lowercase();
         }
-        let parts = text.match_indices(|character: char| character.is_ascii_alphabetic()).map(|(at, _)| at);
-        let is_start = |at: &usize| *at == 0 || !text.as_bytes()[at - 1].is_ascii_alphanumeric();
-        for at in parts.filter(is_start).filter(|at| !source.is_test(*at)) {
-            let length = text[at..].bytes().take_while(u8::is_ascii_alphanumeric).count();
-            // A message may speak of Llama 3; a name in code or in a literal of its own is knowledge.
-            let is_code = source.code[at..].starts_with(&text[at..at + 1]);
-            let word =
-                if is_code { text[at..at + length].to_ascii_lowercase() } else { text[at..at + length].to_string() };
-            if names.contains(&word.as_str()) {
-                findings.push(Finding::at(file, at, format!("`{word}`")));
-            }
-        }
+        let found = text.split(|it: char| !it.is_ascii_alphanumeric()).find(|word| names.contains(word));
+        findings.extend(found.map(|word| Finding::at(file, token.line, format!("`{word}`"))));
     }
     findings
 }
 
 /// Markup of chat templates outside their records.
 pub fn chat_markup(tree: &Tree) -> Vec<Finding> {
+    const PLACES: &[&str] = &["model-format/src/conv_template", "xtask/"];
     const MARKS: &[&str] = &["[INST]", "[/INST]", "<start_of_turn>", "<end_of_turn>", "<<SYS>>", "<|im_", "<|eot_id"];
-    let in_records = |file: &File| file.path.starts_with("model-format/src/conv_template") || file.package() == "xtask";
+    let is_markup = |text: &str| {
+        let is_between_bars = text.split_once("<|").is_some_and(|(_, rest)| rest.contains("|>"));
+        is_between_bars || MARKS.iter().any(|mark| text.contains(mark))
+    };
+    code_and_literals(tree, PLACES)
+        .filter(|(_, token)| token.kind == Kind::Literal && is_markup(&token.text))
+        .map(|(file, token)| Finding::at(file, token.line, token.text.clone()))
+        .collect()
+}
+
+/// Names and literals outside tests and outside some places.
+fn code_and_literals<'a>(tree: &'a Tree, places: &'a [&str]) -> impl Iterator<Item = (&'a File, &'a Token)> {
+    let files = tree
+        .rust()
+        .filter(|(file, _)| file.part != Part::Test && !places.iter().any(|place| file.path.starts_with(place)));
+    files
+        .flat_map(|(file, tokens)| tokens.0.iter().map(move |token| (file, token)))
+        .filter(|(_, token)| token.kind != Kind::Sign && !token.is_test)
+}
+
+/// Unfinished work, also in comments.
+pub fn unfinished(tree: &Tree) -> Vec<Finding> {
+    const WORDS: &[&str] = &["TODO", "FIXME", "XXX", "todo!", "unimplemented!", "#[ignore"];
+    let is_word = |it: char| it == '_' || it.is_ascii_alphanumeric();
+    let is_whole = |line: &str, at: usize, word: &str| {
+        let starts = word.starts_with(is_word) && line[..at].ends_with(is_word);
+        let continues = word.ends_with(is_word) && line[at + word.len()..].starts_with(is_word);
+        !starts && !continues
+    };
     let mut findings = Vec::new();
-    for (file, source) in tree.rust().filter(|(file, _)| file.part != Part::Test && !in_records(file)) {
-        for (offset, literal) in source.literals.iter().filter(|(offset, _)| !source.is_test(*offset)) {
-            let between_bars = literal.split_once("<|").is_some_and(|(_, rest)| rest.contains("|>"));
-            if between_bars || MARKS.iter().any(|mark| literal.contains(mark)) {
-                findings.push(Finding::at(file, *offset, format!("\"{}\"", literal.escape_debug())));
-            }
+    for file in tree.sources().filter(|file| !file.path.starts_with("xtask/src/tidy")) {
+        for (index, line) in file.text.lines().enumerate() {
+            let found = WORDS.iter().filter(|word| line.match_indices(**word).any(|(at, _)| is_whole(line, at, word)));
+            findings.extend(found.map(|word| Finding::at(file, index + 1, format!("`{word}`"))));
         }
     }
     findings
 }
 
-/// Folders of somebody's own machine.
+/// Home folders of one machine.
 pub fn machine_path(tree: &Tree) -> Vec<Finding> {
     let homes = ["root", "home", "Users", "work"].map(|folder| format!("/{folder}/"));
+    // `$HOME/work/` and `github.com/home/` continue a path. A path of a machine starts here.
+    let continues = |before: &str| before.ends_with(|it: char| it.is_ascii_alphanumeric() || "_.-/}~>".contains(it));
     let mut findings = Vec::new();
     for file in tree.files.iter().filter(|file| !file.path.starts_with("xtask/src/tidy")) {
         for home in &homes {
-            let offsets = file.text.match_indices(home).map(|(at, _)| at);
-            // `$HOME/work/` and `github.com/home/` go on from something; a path of a machine starts there.
-            let starts = offsets.filter(|at| *at == 0 || !is_path(file.text.as_bytes()[at - 1]));
-            findings.extend(starts.map(|at| Finding::at(file, at, format!("a path below `{home}`"))));
+            let starts = file.text.match_indices(home).map(|(at, _)| at).filter(|at| !continues(&file.text[..*at]));
+            findings.extend(starts.map(|at| Finding::at(file, file.line(at), format!("a path below `{home}`"))));
         }
     }
     findings
-}
-
-fn is_path(byte: u8) -> bool {
-    is_word(byte) || matches!(byte, b'.' | b'-' | b'/' | b'}' | b'~' | b'>')
-}
-
-/// The names that follow a keyword, with their offsets.
-fn names_after<'a>(code: &'a str, keyword: &'a str) -> impl Iterator<Item = (usize, &'a str)> {
-    code.match_indices(keyword).filter_map(move |(at, _)| {
-        let starts_a_word = at == 0 || !is_word(code.as_bytes()[at - 1]);
-        let rest = &code[at + keyword.len()..];
-        let name = &rest[..rest.bytes().take_while(|byte| is_word(*byte)).count()];
-        (starts_a_word && !name.is_empty() && name != "_" && name != "fn").then_some((at, name))
-    })
 }

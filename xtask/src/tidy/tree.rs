@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::source::{Source, is_word};
+use super::tokens::{Token, Tokens};
 
 /// Crates whose library only programs use.
-pub const SHARED_BY_BINARIES: &[&str] = &["benches", "command-line"];
+const SHARED_BY_BINARIES: &[&str] = &["benches", "command-line"];
 
 /// Every file of the repository that git does not ignore.
 pub struct Tree {
@@ -25,10 +25,12 @@ pub struct File {
     pub path: String,
     /// Its text; empty for a file that is not text.
     pub text: String,
-    /// Rust and WGSL files, taken apart.
-    pub source: Option<Source>,
+    /// Tokens of a Rust file.
+    pub tokens: Tokens,
     /// The target that compiles it.
     pub part: Part,
+    /// Names of its modules, from the root of its target.
+    pub module: Vec<String>,
 }
 
 /// The target that compiles a Rust file.
@@ -57,27 +59,24 @@ impl Tree {
         let read = |path: &str| std::fs::read(root.join(path)).with_context(|| format!("cannot read `{path}`"));
         let files =
             paths.into_iter().map(|path| Ok((path.to_string(), String::from_utf8(read(path)?).unwrap_or_default())));
-        Ok(Tree::new(files.collect::<Result<_>>()?))
+        Tree::new(files.collect::<Result<_>>()?)
     }
 
     /// A tree of the given paths and texts.
-    pub fn new(files: Vec<(String, String)>) -> Tree {
+    pub fn new(files: Vec<(String, String)>) -> Result<Tree> {
         let file = |(path, text): (String, String)| {
-            let source = match path.rsplit_once('.') {
-                Some((_, "rs")) => Some(Source::rust(&text)),
-                Some((_, "wgsl")) => Some(Source::wgsl(&text)),
-                _ => None,
-            };
+            let is_rust = path.ends_with(".rs");
             let part = match path.split('/').nth(1) {
-                _ if !path.ends_with(".rs") => Part::NotRust,
+                _ if !is_rust => Part::NotRust,
                 Some("src") => Part::Orphan,
                 _ => Part::Test,
             };
-            File { path, text, source, part }
+            let tokens = if is_rust { Tokens::read(&text).with_context(|| path.clone())? } else { Tokens::default() };
+            Ok(File { path, text, tokens, part, module: Vec::new() })
         };
-        let mut tree = Tree { files: files.into_iter().map(file).collect() };
+        let mut tree = Tree { files: files.into_iter().map(file).collect::<Result<_>>()? };
         tree.find_parts();
-        tree
+        Ok(tree)
     }
 
     /// The file at `path`.
@@ -85,17 +84,14 @@ impl Tree {
         self.files.iter().find(|file| file.path == path)
     }
 
-    /// Rust files, each with its source.
-    pub fn rust(&self) -> impl Iterator<Item = (&File, &Source)> {
-        self.files
-            .iter()
-            .filter(|file| file.part != Part::NotRust)
-            .filter_map(|file| Some((file, file.source.as_ref()?)))
+    /// Rust files with their tokens.
+    pub fn rust(&self) -> impl Iterator<Item = (&File, &Tokens)> {
+        self.files.iter().filter(|file| file.part != Part::NotRust).map(|file| (file, &file.tokens))
     }
 
-    /// Rust and WGSL files, each with its source.
-    pub fn sources(&self) -> impl Iterator<Item = (&File, &Source)> {
-        self.files.iter().filter_map(|file| Some((file, file.source.as_ref()?)))
+    /// Rust and WGSL files.
+    pub fn sources(&self) -> impl Iterator<Item = &File> {
+        self.files.iter().filter(|file| file.part != Part::NotRust || file.path.ends_with(".wgsl"))
     }
 
     /// Follows `mod NAME;` from the roots of every crate.
@@ -109,24 +105,24 @@ impl Tree {
                 })
             };
             let roots = index.iter().filter(|(path, _)| is_root(path));
-            let mut open: Vec<(usize, Part)> = roots
+            let mut open: Vec<(usize, Part, Vec<String>)> = roots
                 .map(|(path, index)| match path.split('/').next() {
-                    Some(package) if SHARED_BY_BINARIES.contains(&package) => (*index, Part::Binary),
-                    _ => (*index, part),
+                    Some(package) if SHARED_BY_BINARIES.contains(&package) => (*index, Part::Binary, Vec::new()),
+                    _ => (*index, part, Vec::new()),
                 })
                 .collect();
-            while let Some((at, part)) = open.pop() {
+            while let Some((at, part, module)) = open.pop() {
                 if !matches!(self.files[at].part, Part::Orphan) {
                     continue;
                 }
-                self.files[at].part = part;
-                let file = &self.files[at];
-                let source = file.source.as_ref().expect("a Rust file has a source");
-                for (offset, name) in modules(&source.code) {
-                    let part = if source.is_test(offset) { Part::Test } else { part };
-                    let folder = module_folder(&file.path);
+                let file = &mut self.files[at];
+                (file.part, file.module) = (part, module.clone());
+                for token in modules(&file.tokens) {
+                    let part = if token.is_test { Part::Test } else { part };
+                    let (folder, name) = (module_folder(&file.path), &token.text);
                     let homes = [format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs")];
-                    open.extend(homes.iter().filter_map(|home| index.get(home)).map(|index| (*index, part)));
+                    let module = [module.as_slice(), std::slice::from_ref(name)].concat();
+                    open.extend(homes.iter().filter_map(|home| Some((*index.get(home)?, part, module.clone()))));
                 }
             }
         }
@@ -149,7 +145,7 @@ impl File {
         self.path.rsplit('/').next().unwrap_or_default()
     }
 
-    /// The line of an offset, from 1.
+    /// The line of a byte of the text, from 1.
     pub fn line(&self, offset: usize) -> usize {
         self.text.as_bytes()[..offset].iter().filter(|byte| **byte == b'\n').count() + 1
     }
@@ -165,18 +161,10 @@ fn module_folder(path: &str) -> &str {
     }
 }
 
-/// `mod NAME;` of a file, with its offset.
-fn modules(code: &str) -> Vec<(usize, &str)> {
-    let mut modules = Vec::new();
-    for (offset, _) in code.match_indices("mod ") {
-        let starts_a_word = offset == 0 || !is_word(code.as_bytes()[offset - 1]);
-        let rest = &code[offset + 4..];
-        let name = &rest[..rest.bytes().take_while(|byte| is_word(*byte)).count()];
-        if starts_a_word && !name.is_empty() && rest[name.len()..].starts_with(';') {
-            modules.push((offset, name));
-        }
-    }
-    modules
+/// The names in `mod NAME;`.
+fn modules(tokens: &Tokens) -> impl Iterator<Item = &Token> {
+    let is_module = |window: &&[Token]| window[0].text == "mod" && window[2].text == ";";
+    tokens.0.windows(3).filter(is_module).map(|window| &window[1])
 }
 
 #[cfg(test)]
@@ -197,9 +185,10 @@ mod tests {
             ("a/build.rs", ""),
             ("README.md", ""),
         ];
-        let tree = Tree::new(files.map(|(path, text)| (path.to_string(), text.to_string())).into());
+        let tree = Tree::new(files.map(|(path, text)| (path.to_string(), text.to_string())).into()).unwrap();
         let parts: Vec<Part> = tree.files.iter().map(|file| file.part).collect();
         use Part::*;
+        assert_eq!(tree.file("a/src/b/d.rs").unwrap().module, ["b", "d"]);
         assert_eq!(parts, [Library, Library, Library, Test, Binary, Binary, Orphan, Test, Test, NotRust]);
     }
 }

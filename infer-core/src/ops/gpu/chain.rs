@@ -1,19 +1,20 @@
-//! Ends of layers in one dispatch, and their beginnings, where a device does so: see `webgpu_kernels::gemv_chain`.
+//! Kernel chains: the end of a layer and the beginning of the next one in one dispatch. See `webgpu_kernels::gemv_chain`.
 
 use model_format::decoder_config::Activation;
 use webgpu_kernels::gemv_chain::{self, Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
-use crate::ops::{AttentionShape, LayerEnd, NextLayer};
+use crate::ops::{AttentionShape, LayerEnd, LayerStart};
 
 impl GpuOps {
-    /// The chain of a layer's end, where it is one row's and this device chains.
+    /// Records [`Forward::finish_layer`](crate::ops::Forward::finish_layer) as a chain. `None` if the device has no chain for it,
+    /// or for more than one row.
     pub(super) fn chained(
         &mut self,
         x: &GpuTensor,
         y: &GpuTensor,
         end: &LayerEnd<'_, GpuOps>,
-        next: Option<&NextLayer<'_, '_, GpuOps>>,
+        next: Option<&LayerStart<'_, '_, GpuOps>>,
     ) -> Option<GpuTensor> {
         let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
         let is_whole = [out, gate_up, down].iter().all(|matrix| matrix.fuses(&self.gpu));
@@ -31,7 +32,7 @@ impl GpuOps {
         };
         let shape = chain.shape(next.map(|next| (&next.qkv.slices[0], heads_of(next))))?;
         let (choice, mut links) = self.chain_of(&shape)?;
-        let (x, y) = (x.settled(), y.settled());
+        let (x, y) = (x.values(), y.values());
         let tensor = match next {
             None => {
                 let (values, factor) = chain.record(&mut self.recorder, choice, y, x, &mut links);
@@ -49,13 +50,13 @@ impl GpuOps {
         Some(tensor)
     }
 
-    /// The chain of the first layer's beginning, where it is one row's and this device chains.
+    /// Records [`Forward::begin_layer`](crate::ops::Forward::begin_layer) as a chain. `None` as in [`GpuOps::chained`].
     pub(super) fn chained_start(
         &mut self,
         x: &GpuTensor,
         norm: &GpuTensor,
         eps: f32,
-        layer: &NextLayer<'_, '_, GpuOps>,
+        layer: &LayerStart<'_, '_, GpuOps>,
     ) -> Option<GpuTensor> {
         if x.rows > 1 || !layer.qkv.fuses(&self.gpu) || !self.attends_in_chain(layer) {
             return None;
@@ -63,21 +64,21 @@ impl GpuOps {
         let shape = GemvStart::shape(&layer.qkv.slices[0], heads_of(layer))?;
         let (choice, mut links) = self.chain_of(&shape)?;
         let attended = self.temporary(1, layer.shape.heads * layer.shape.head_dim);
-        let start = GemvStart { x: x.settled(), norm: &norm.values, eps };
+        let start = GemvStart { x: x.values(), norm: &norm.values, eps };
         start.record(&mut self.recorder, choice, &mut links, &attended_of(layer, &attended));
         self.chains.recorded();
         self.links = Some(links);
         Some(attended)
     }
 
-    /// Whether a layer's queries, keys and values, and its attention, are such as a chain does.
-    fn attends_in_chain(&self, NextLayer { qkv, shape, spans, .. }: &NextLayer<'_, '_, GpuOps>) -> bool {
+    /// True if a chain supports the projection and the attention of this layer.
+    fn attends_in_chain(&self, LayerStart { qkv, shape, spans, .. }: &LayerStart<'_, '_, GpuOps>) -> bool {
         let AttentionShape { head_dim, rotary_dim, soft_cap, .. } = *shape;
         let [span] = &**spans else { return false };
         soft_cap.is_none() && qkv.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
     }
 
-    /// How chains of a shape are done, and the links for them, which are to be given back.
+    /// The chain for a shape, and its links. The caller puts the links back into `self.links`.
     fn chain_of(&mut self, shape: &ChainShape) -> Option<(ChainChoice, Links)> {
         let is_on = !gemv_chain::is_off(&self.gpu);
         let given = self.chain.filter(|choice| is_on && choice.suits(self.gpu.caps(), shape));
@@ -97,14 +98,14 @@ impl GpuOps {
     }
 }
 
-fn heads_of(layer: &NextLayer<'_, '_, GpuOps>) -> Heads {
+fn heads_of(layer: &LayerStart<'_, '_, GpuOps>) -> Heads {
     let AttentionShape { heads, kv_heads, head_dim, .. } = layer.shape;
     Heads { heads, kv_heads, head_dim }
 }
 
-/// The attention of a layer, and where what it finds goes.
-fn attended_of<'a>(layer: &'a NextLayer<'_, '_, GpuOps>, y: &'a GpuTensor) -> Attended<'a> {
-    let NextLayer { qkv, rope, shape, spans } = layer;
+/// The attention of a layer as part of a chain, with output `y`.
+fn attended_of<'a>(layer: &'a LayerStart<'_, '_, GpuOps>, y: &'a GpuTensor) -> Attended<'a> {
+    let LayerStart { qkv, rope, shape, spans } = layer;
     let AttentionShape { heads, scale, window, .. } = *shape;
     Attended {
         qkv: &qkv.slices[0],

@@ -1,4 +1,4 @@
-//! Values that [`GpuOps`] reads, and what follows where a workgroup stopped waiting or the device was lost: no more chains on it.
+//! Reads of [`GpuOps`]. After an expired wait or a lost device, disables chains on the device.
 
 use std::sync::Arc;
 
@@ -9,35 +9,39 @@ use webgpu_kernels::{
 };
 
 use super::GpuOps;
-use crate::{Result, chain_record, kept::Kept};
+use crate::{
+    Result,
+    device::{DeviceCache, chain_record},
+};
 
-/// Values on their way to the host.
+/// Values on their way from the device to the host.
 pub(super) struct Reading<T> {
     readback: Readback<T>,
-    /// Chains that were recorded before.
+    /// Number of chains recorded before the read.
     chains: u64,
 }
 
-/// What is known of the chains of a [`GpuOps`].
+/// The state of the chains of a [`GpuOps`].
 #[derive(Default)]
 pub(super) struct Chains {
-    /// Where it is kept that a device does not chain.
-    kept: Option<Arc<dyn Kept>>,
-    /// [`Links::expired`] of links that were too small for what came next, until it was read.
+    /// Stores the devices on which chains failed.
+    cache: Option<Arc<dyn DeviceCache>>,
+    /// [`Links::expired`] of replaced links, until all chains that used them were read.
     old_flags: Vec<Buffer<u32>>,
-    /// Chains that were recorded, and those whose results were read.
+    /// Number of recorded chains.
     recorded: u64,
+    /// Number of recorded chains whose results were read.
     confirmed: u64,
     notice: Option<String>,
 }
 
 impl Chains {
-    /// Notes a dispatch.
+    /// Records a dispatch of a chain.
     pub fn recorded(&mut self) {
         self.recorded += 1;
     }
 
-    /// Notes that other links take the place of these.
+    /// Records that these links are replaced by others.
     pub fn replaced(&mut self, links: &Links) {
         self.old_flags.push(links.expired());
     }
@@ -49,18 +53,19 @@ impl Chains {
 }
 
 impl GpuOps {
-    /// The same, with no chain on a device where one failed before, in this process or in another. `kept`: where that is kept.
-    pub fn with_kept(mut self, kept: Option<Arc<dyn Kept>>) -> GpuOps {
-        self.set_kept(kept);
+    /// The same operations, without chains on a device where a chain failed before, by the record in `cache`. Stores further
+    /// failures there.
+    pub fn with_cache(mut self, cache: Option<Arc<dyn DeviceCache>>) -> GpuOps {
+        self.set_cache(cache);
         self
     }
 
-    pub(crate) fn set_kept(&mut self, kept: Option<Arc<dyn Kept>>) {
-        chain_record::take_up(&self.gpu, kept.as_deref());
-        self.chains.kept = kept;
+    pub(crate) fn set_cache(&mut self, cache: Option<Arc<dyn DeviceCache>>) {
+        chain_record::disable_if_failed(&self.gpu, cache.as_deref());
+        self.chains.cache = cache;
     }
 
-    /// Submits, and begins to read.
+    /// Submits the recorded work, and starts to read `buffer`.
     pub(super) fn begin_read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Reading<T>> {
         let mut flags = self.chains.old_flags.clone();
         flags.extend(self.links.as_ref().map(Links::expired));
@@ -70,7 +75,9 @@ impl GpuOps {
         }
     }
 
-    /// Waits for the values. Errors: the device's; [`GpuError::WaitExpired`], and then the same work gives the right ones.
+    /// Waits for the values.
+    ///
+    /// Errors: a failure of the device; [`GpuError::WaitExpired`]: then run the same work again, it uses no chains.
     pub(super) async fn finish_read<T: Word + Unpin>(&mut self, reading: Reading<T>) -> Result<Vec<T>> {
         let values = match reading.readback.await {
             Ok(values) => values,
@@ -83,18 +90,18 @@ impl GpuOps {
         Ok(values)
     }
 
-    /// Both.
+    /// Starts to read `buffer`, and waits for the values.
     pub(super) async fn read_now<T: Word + Unpin>(&mut self, buffer: &Buffer<T>) -> Result<Vec<T>> {
         let reading = self.begin_read(buffer)?;
         self.finish_read(reading).await
     }
 
-    /// The error of a read. A chain that failed is not tried again on this device.
+    /// Converts the error of a read. Disables chains on the device if a chain caused it.
     fn failed(&mut self, error: GpuError) -> crate::Error {
         let reason = match &error {
-            GpuError::WaitExpired => "a workgroup waited for another in vain",
+            GpuError::WaitExpired => "the wait of a workgroup for another one expired",
             GpuError::DeviceLost { .. } if self.chains.recorded > self.chains.confirmed => {
-                "the device was lost while workgroups waited for one another"
+                "the device was lost while a kernel chain ran"
             }
             _ => return error.into(),
         };
@@ -102,7 +109,7 @@ impl GpuOps {
         self.chains.old_flags.clear();
         self.chains.confirmed = self.chains.recorded;
         if gemv_chain::switch_off(&self.gpu) {
-            self.chains.notice = Some(chain_record::add(&self.gpu, self.chains.kept.as_deref(), reason));
+            self.chains.notice = Some(chain_record::add(&self.gpu, self.chains.cache.as_deref(), reason));
         }
         error.into()
     }

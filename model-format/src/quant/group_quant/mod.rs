@@ -9,7 +9,7 @@
 //! the words equal MLC's bit for bit.
 
 pub mod dot;
-mod kept;
+mod requantize;
 mod rounding;
 mod scales;
 

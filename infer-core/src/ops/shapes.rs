@@ -1,0 +1,75 @@
+//! Arguments of the operations: shapes of attention and cache, and the matrices and norms of a layer.
+
+use model_format::decoder_config::Activation;
+
+use super::backend::Backend;
+
+/// The shape of an attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head `h` reads `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Number of leading elements of each head that are rotated.
+    pub rotary_dim: usize,
+    /// Factor on `q . k` before the softmax.
+    pub scale: f32,
+    /// Cap `c` of the scaled scores: `c * tanh(score / c)`.
+    pub soft_cap: Option<f32>,
+    /// Length of the sliding window: a query sees this many keys, the last of them its own. `None`: all keys.
+    pub window: Option<usize>,
+}
+
+/// The shape of one layer's cache: keys and values are `[kv_heads, capacity, head_dim]` each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Capacity in tokens.
+    pub capacity: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+/// The rows of one sequence in a batch, and its cache.
+pub struct Span<'a, K> {
+    /// Number of rows of the batch that belong to this sequence.
+    pub rows: usize,
+    /// Number of tokens in the cache before these rows: the position of the first row.
+    pub past_len: usize,
+    /// The layer's keys and values of this sequence.
+    pub kv: &'a mut K,
+}
+
+/// The attention of a layer: arguments of [`Forward::linear_attention`](super::Forward::linear_attention).
+pub struct LayerStart<'a, 's, B: Backend + ?Sized> {
+    /// The joined matrix of queries, keys and values.
+    pub qkv: &'a B::Matrix,
+    /// The rotary table.
+    pub rope: &'a B::Tensor,
+    /// The shape of the attention.
+    pub shape: AttentionShape,
+    /// The sequences of the batch.
+    pub spans: &'a mut [Span<'s, B::Kv>],
+}
+
+/// The matrices and norms of a layer after its attention.
+pub struct LayerEnd<'a, B: Backend + ?Sized> {
+    /// The attention's output projection.
+    pub out: &'a B::Matrix,
+    /// Norm weights before the feed-forward.
+    pub out_norm: &'a B::Tensor,
+    /// The joined matrix of gate and up projection.
+    pub gate_up: &'a B::Matrix,
+    /// Activation of the gate.
+    pub activation: Activation,
+    /// The feed-forward's output projection.
+    pub down: &'a B::Matrix,
+    /// Norm weights after the layer: of the next layer's input, or the final norm.
+    pub next_norm: &'a B::Tensor,
+    /// Added to mean squares.
+    pub eps: f32,
+}
