@@ -29,6 +29,6 @@ mod windows;
 pub use data_set::{DATA_SETS, DataSet, Split};
 pub use documents::{ChatMessage, Documents, Records, TEXT_LIMIT, read_documents};
 pub use error::{Error, Result};
-pub use overlap::{RUN, TextRuns};
+pub use overlap::{OVERLAP_TOKENS, TextRuns};
 pub use source::{Place, Source, shares};
 pub use windows::{Choice, TokenWindows};

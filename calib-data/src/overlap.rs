@@ -8,12 +8,12 @@ use crate::TokenWindows;
 
 /// Length of a shared run, in tokens, that counts as an overlap. Longer than most boilerplate, which unrelated texts
 /// share.
-pub const RUN: usize = 64;
+pub const OVERLAP_TOKENS: usize = 64;
 
 /// The base of the rolling hash: any large odd number.
 const BASE: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// An index of all runs of [`RUN`] consecutive tokens in a text.
+/// An index of all runs of [`OVERLAP_TOKENS`] consecutive tokens in a text.
 pub struct TextRuns {
     tokens: Vec<u32>,
     len: usize,
@@ -23,9 +23,9 @@ pub struct TextRuns {
 
 impl TextRuns {
     /// Indexes a text. `seq_len` is the length of the windows to compare with, without their prefix. Shorter windows
-    /// shorten the runs: a run has `min(RUN, seq_len)` tokens.
+    /// shorten the runs: a run has `min(OVERLAP_TOKENS, seq_len)` tokens.
     pub fn new(tokens: Vec<u32>, seq_len: usize) -> TextRuns {
-        let len = RUN.min(seq_len);
+        let len = OVERLAP_TOKENS.min(seq_len);
         let mut runs = HashMap::new();
         hashes(&tokens, len, |at, hash| {
             runs.entry(hash).or_insert(at);
@@ -79,12 +79,12 @@ mod tests {
     fn a_shared_run_is_found_at_any_offset() {
         let text: Vec<u32> = (0..5000).map(|i| i * 7919 % 1013 + i / 1013 * 2000).collect();
         let runs = TextRuns::new(text.clone(), 200);
-        // Window 2 contains RUN tokens of the text, window 1 one less.
-        for (at, offset) in [(0, 0), (4000, 17), (5000 - RUN, 200 - RUN)] {
+        // Window 2 contains OVERLAP_TOKENS tokens of the text, window 1 one less.
+        for (at, offset) in [(0, 0), (4000, 17), (5000 - OVERLAP_TOKENS, 200 - OVERLAP_TOKENS)] {
             let mut calibration: Vec<u32> = (0..1000).map(|i| 100_000 + i % 50).collect();
-            calibration[200 + 5..][..RUN - 1].copy_from_slice(&text[at..][..RUN - 1]);
+            calibration[200 + 5..][..OVERLAP_TOKENS - 1].copy_from_slice(&text[at..][..OVERLAP_TOKENS - 1]);
             assert_eq!(runs.first_shared(&windows(calibration.clone(), 200)), None, "{at}");
-            calibration[400 + offset..][..RUN].copy_from_slice(&text[at..][..RUN]);
+            calibration[400 + offset..][..OVERLAP_TOKENS].copy_from_slice(&text[at..][..OVERLAP_TOKENS]);
             assert_eq!(runs.first_shared(&windows(calibration, 200)), Some(2), "{at}");
         }
         // The same tokens in reverse order are another run.

@@ -132,7 +132,7 @@ fn damage(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
         return (name.clone(), edited);
     }
     let part = telling_part(name, content);
-    let mut damaged = mutation::spoilt(&content[..part], random);
+    let mut damaged = mutation::spoiled(&content[..part], random);
     damaged.extend(&content[part..]);
     (name.clone(), damaged)
 }

@@ -1,4 +1,4 @@
-//! [`Store`]: receives the results of a long run piece by piece, and returns those of an interrupted run.
+//! [`Store`]: receives the results of a long run piece by piece, and returns results of an interrupted run.
 
 use std::sync::Arc;
 

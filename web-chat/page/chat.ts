@@ -237,6 +237,6 @@ function welcome(): HTMLElement {
 function stats({ prompt_tokens, completion_tokens, extra }: CompletionUsage, reason: string | undefined): string {
   const cached = extra.cached_prompt_tokens > 0 ? ` (${extra.cached_prompt_tokens} cached)` : '';
   const end = reason === 'length' ? ' · cut off by the token limit or a full context' : reason === 'abort' ? ' · stopped' : '';
-  return `${completion_tokens} tokens at ${rate(extra.decode_tokens_per_s)}/s · prompt ${prompt_tokens}${cached} at `
+  return `${completion_tokens} tokens at ${rate(extra.decode_tokens_per_s)}/s · prompt of ${prompt_tokens} tokens${cached} at `
     + `${rate(extra.prefill_tokens_per_s)}/s · first token after ${extra.time_to_first_token_s.toFixed(2)} s${end}`;
 }

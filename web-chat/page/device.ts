@@ -52,8 +52,8 @@ export class DevicePanel {
     if (info) {
       const name = [info.vendor, info.architecture, info.description].filter(Boolean).join(' ');
       facts.push(['Adapter', `${name || 'not reported by the browser'}${info.isSoftware ? ' (software, slow)' : ''}`]);
-      facts.push(['f16 in shaders', info.f16 ? 'yes' : 'no (scales are stored as f16; arithmetic is f32 in both cases)']);
-      facts.push(['Subgroups', info.subgroups ? `${info.subgroups[0]} to ${info.subgroups[1]} lanes` : 'not used']);
+      facts.push(['f16 in shaders', info.f16 ? 'yes' : 'no (f16 values are unpacked; arithmetic is f32 in both cases)']);
+      facts.push(['Subgroups', info.subgroups ? `${[...new Set(info.subgroups)].join(' to ')} lanes` : 'not used']);
     } else {
       facts.push(['Adapter', 'not opened yet']);
     }

@@ -33,7 +33,7 @@ test('greedy answers equal those of chat-cli, in each turn', options, async () =
       await ask(page, prompt);
       const answer = (await lastMessages(page)).at(-1);
       assert.equal(answer.content, expected.text);
-      assert.match(answer.stats, new RegExp(`^${expected.token_ids.length} tokens at .*/s · prompt ${expected.prompt_token_ids.length} (\\(\\d+ cached\\) )?at .*/s · first token after`));
+      assert.match(answer.stats, new RegExp(`^${expected.token_ids.length} tokens at .*/s · prompt of ${expected.prompt_token_ids.length} tokens (\\(\\d+ cached\\) )?at .*/s · first token after`));
       await page.getByRole('button', { name: 'New chat', exact: true }).click();
     }
     // With a system prompt.
@@ -84,9 +84,9 @@ test('answers are stopped, regenerated, edited and copied; conversations are sta
 
     // Stop the regenerated answer by keyboard.
     await duringAnswer('Escape');
+    await stats.evaluate((line) => { line.dataset.isOld = ''; });
     await page.getByRole('button', { name: 'Regenerate' }).click();
-    await until(page, () => document.querySelector('article[aria-busy]'));
-    await stats.waitFor();
+    await page.locator('#messages .stats:not([data-is-old])').waitFor();
     assert.match(await stats.innerText(), /stopped/);
     const again = (await lastMessages(page)).at(-1).content;
     const common = Math.min(again.length, stopped.length, 30);

@@ -11,12 +11,12 @@ const TYPES = {
 };
 
 /**
- * Serves folders under path prefixes.
+ * Serves folders under path prefixes, on a free port unless `port` is given.
  *
  * `server.faults` may have: `bytesPerSecond` (speed of shards), `damage` (changes a byte of the file `name`, `times` times),
  * `break` (closes the connection in the middle of this file, once), `refuseRanges`. `server.requests` lists all requests.
  */
-export async function serve(folders) {
+export async function serve(folders, port = 0) {
   const faults = {};
   const requests = [];
   const server = createServer(async (request, response) => {
@@ -64,7 +64,7 @@ export async function serve(folders) {
     }
     return response.end();
   });
-  await new Promise((resolve) => server.listen(0, '127.0.0.1', resolve));
+  await new Promise((resolve) => server.listen(port, '127.0.0.1', resolve));
   const origin = `http://127.0.0.1:${server.address().port}`;
   return {
     origin,

@@ -223,7 +223,7 @@ impl<'a> Work<'a> {
     fn write(&self, out: &Path, progress: &mut dyn Progress) -> Result<(Staging, WeightsReport)> {
         let fingerprint = fingerprint(self.checkpoint, &self.plan, self.options.shard_size, self.options.refit);
         let mut staging = stage(out, self.options.overwrite)?;
-        let begun_anew = staging.left().and_then(|left| {
+        let begun_anew = staging.interrupted_fingerprint().and_then(|left| {
             let left = serde_json::from_str(&left).unwrap_or_default();
             let (what, was, is) = difference("", &left, &fingerprint)?;
             Some(format!("`{what}` was {was}, now it is {is}"))
@@ -254,7 +254,7 @@ impl<'a> Work<'a> {
             Err(error) => {
                 // After a stop or a full disk, finished shards stay valid.
                 if matches!(error, Error::Cancelled | Error::Format(model_format::Error::Io { .. })) {
-                    staging.keep();
+                    staging.keep_finished();
                 }
                 Err(error)
             }

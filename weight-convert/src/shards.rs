@@ -185,7 +185,7 @@ impl<'a> ShardWriter<'a> {
         shard.write(bytes)?;
         if shard.nbytes() == self.shards.sizes[place.shard] as u64 {
             let finished = open.take().expect("it is open").finish()?;
-            self.staging.finished(&finished)?;
+            self.staging.record_finished(&finished)?;
             self.sums[place.shard] = Some(finished.md5sum);
         }
         Ok(())

@@ -1,7 +1,10 @@
 //! `cargo xtask hardware`: fetches compilers for absent GPUs and runs the program `hardware-check`. It compiles every kernel
 //! with them and predicts a model's speed. Its output lists the covered devices.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 
@@ -58,13 +61,21 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
 pub fn command(steps: &mut Steps, root: &Path) -> Result<Command> {
     let mut command = program(root, "hardware-check");
     command.arg("--json").arg(root.join("target/hardware.json"));
-    let mesa = Mesa::of(root);
-    if optional(mesa.fetch(steps), "no kernel is compiled for AMD", None)?.is_some() {
+    let (mesa, dxc) = fetch(steps, root)?;
+    if let Some(mesa) = mesa {
         command.arg("--radv").arg(mesa.radv()).arg("--libraries").arg(mesa.libraries());
     }
-    let dxc = DXC.fetch(steps, &root.join("target").join("tools"));
-    if let Some(dxc) = optional(dxc, "no kernel is compiled for Direct3D 12", None)? {
+    if let Some(dxc) = dxc {
         command.arg("--dxc").arg(dxc);
     }
     Ok(command)
+}
+
+/// The compilers: RADV and DXC.
+pub fn fetch(steps: &mut Steps, root: &Path) -> Result<(Option<Mesa>, Option<PathBuf>)> {
+    let mesa = Mesa::of(root);
+    let fetched = mesa.fetch(steps);
+    let mesa = optional(fetched, "no kernel is compiled for AMD", None)?.map(|()| mesa);
+    let dxc = DXC.fetch(steps, &root.join("target").join("tools"));
+    Ok((mesa, optional(dxc, "no kernel is compiled for Direct3D 12", None)?))
 }

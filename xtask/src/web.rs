@@ -47,11 +47,7 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
         let compiling = start(&mut steps, root)?;
         return test(&mut steps, root, compiling);
     }
-    fetch(&mut steps, root)?;
-    for (title, mut command) in compile(root) {
-        steps.run(&title, &mut command)?;
-    }
-    build(&mut steps, root)?;
+    page(&mut steps, root)?;
     if options.build {
         eprintln!("\nThe page is `web-chat/dist/`, the package for apps `web-chat/package/`.");
         return Ok(());
@@ -64,8 +60,17 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     steps.run("serve", serve.current_dir(root.join("web-chat")))
 }
 
+/// Builds `web-chat/dist` and `web-chat/package` from scratch.
+pub fn page(steps: &mut Steps, root: &Path) -> Result<()> {
+    fetch(steps, root)?;
+    for (title, mut command) in compile(root) {
+        steps.run(&title, &mut command)?;
+    }
+    build(steps, root)
+}
+
 /// Fetches the wasm target and the bundler's packages.
-fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
+pub fn fetch(steps: &mut Steps, root: &Path) -> Result<()> {
     setup::wasm_target(steps, root, TARGET)?;
     setup::npm_packages(steps, &root.join("web-chat"))
 }

@@ -1,4 +1,4 @@
-//! [`Calibrate`]: what the quantizer needs of a device beyond [`Ops`].
+//! [`Calibrate`]: the operations of a device that the quantizer needs in addition to [`Ops`].
 
 use std::rc::Rc;
 
@@ -79,7 +79,7 @@ pub trait Calibrate: Ops {
     /// Copies a Hessian from elsewhere to the device.
     fn place(&mut self, hessian: &Hessian) -> Result<Self::DeviceHessian>;
 
-    /// Quantizes `weights` `[rows, cols]`, on the device or the host, whichever is faster.
+    /// Quantizes `weights` `[rows, cols]`, on the faster of device and host.
     async fn solve(
         &mut self,
         weights: ArrayView2<'_, f32>,

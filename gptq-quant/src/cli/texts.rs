@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use calib_data::{
-    ChatMessage, Choice, DataSet, Documents, Place, RUN, Records, Source, TEXT_LIMIT, TextRuns, TokenWindows,
-    perplexity, read_documents, shares,
+    ChatMessage, Choice, DataSet, Documents, OVERLAP_TOKENS, Place, Records, Source, TEXT_LIMIT, TextRuns,
+    TokenWindows, perplexity, read_documents, shares,
 };
 use gptq_quant::{SelfText, Settings, Store, run::sum_of_windows, write_windows};
 use infer_core::{
@@ -166,7 +166,7 @@ impl<'a> Sources<'a> {
             return Err(calib_data::Error::Overlap {
                 source_name,
                 evaluation,
-                run: RUN.min(self.seq_len - self.prefix.len()),
+                run: OVERLAP_TOKENS.min(self.seq_len - self.prefix.len()),
             }
             .into());
         }

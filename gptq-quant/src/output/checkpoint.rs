@@ -139,7 +139,7 @@ impl<'a> CheckpointWriter<'a> {
     /// nothing. Errors: [`Error::OtherRun`] if the folder holds another interrupted run.
     pub fn resume(&mut self, run: &Run, anew: bool) -> Result<()> {
         let staging = self.staging.as_mut().expect("open until finished");
-        if let Some(left) = staging.left()
+        if let Some(left) = staging.interrupted_fingerprint()
             && !anew
             && let Some((what, was, is)) = run.difference(&left)
         {
@@ -162,7 +162,7 @@ impl<'a> CheckpointWriter<'a> {
         let staging = self.staging.as_mut().expect("open until finished");
         // A process killed during cleanup can leave an empty journal, or files without a journal.
         let is_ours = |left: String| left.is_empty() || run.difference(&left).is_none();
-        if is_made && staging.left().is_none_or(is_ours) {
+        if is_made && staging.interrupted_fingerprint().is_none_or(is_ours) {
             staging.resume("")?;
         }
         Ok(is_made)
@@ -193,7 +193,7 @@ impl<'a> CheckpointWriter<'a> {
         let done = self.write_all(&mut staging);
         if done.is_err() {
             // Keep the matrices: they took long, and a later run can complete the output.
-            staging.keep();
+            staging.keep_finished();
             return done;
         }
         Ok(staging.commit(is_replaced, |name| name.ends_with(PART))?)
@@ -213,7 +213,7 @@ impl<'a> CheckpointWriter<'a> {
             }
         }
         weights.finish()?;
-        staging.adopt(WEIGHTS);
+        staging.add_external(WEIGHTS);
         for (name, content) in self.source.companion_files()? {
             if !LAYOUT.markers.contains(&&name[..]) {
                 staging.write(&name, &content)?;
@@ -281,7 +281,7 @@ impl<'a> CheckpointWriter<'a> {
 
     /// Journals a file.
     fn note(&mut self, finished: Finished) -> Result<()> {
-        self.staging.as_mut().expect("open until finished").finished(&finished)?;
+        self.staging.as_mut().expect("open until finished").record_finished(&finished)?;
         self.finished.push(finished);
         Ok(())
     }
@@ -373,7 +373,7 @@ impl Store for CheckpointWriter<'_> {
 impl Drop for CheckpointWriter<'_> {
     fn drop(&mut self) {
         if let Some(staging) = &mut self.staging {
-            staging.keep();
+            staging.keep_finished();
         }
     }
 }

@@ -27,7 +27,7 @@ pub struct Report {
     pub prefix_tokens: Vec<String>,
     /// Every quantized matrix.
     pub matrices: Vec<MatrixReport>,
-    /// Seconds by kind of work. After an interruption, those of the last run.
+    /// Seconds by kind of work. Covers only the last run after an interruption.
     pub seconds: BTreeMap<String, f64>,
     /// Peak memory of the process in bytes, if the system reports it.
     pub peak_memory: Option<u64>,

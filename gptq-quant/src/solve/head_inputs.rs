@@ -39,7 +39,7 @@ impl HeadInputs {
         self.lower.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
-    /// Reads [`HeadInputs::to_bytes`]. `None` if the length is not that of a triangle.
+    /// Reads [`HeadInputs::to_bytes`]. `None` if the bytes are not a triangle.
     pub(crate) fn from_bytes(windows: usize, bytes: &[u8]) -> Option<HeadInputs> {
         let (values, rest) = bytes.as_chunks::<4>();
         let cols = (0..).find(|cols| cols * (cols + 1) / 2 >= values.len())?;

@@ -1,4 +1,4 @@
-//! Activations of all windows between two passes: [`Stream`], and where each part of it is stored.
+//! Activations of all windows between two passes: [`Stream`], stored on the device or in host memory.
 
 use std::rc::Rc;
 
@@ -30,10 +30,10 @@ pub(super) struct Stream<O: Ops> {
     pub(super) inputs: Vec<Stored<Rc<O::Tensor>>>,
 }
 
-/// What a pass does with cached inputs. Starting from them saves running the part of the layer before a matrix twice.
+/// The use of cached inputs in a pass. Starting from them saves running the part of the layer before a matrix twice.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum InputCache {
-    /// Nothing.
+    /// Not used.
     Unused,
     /// Starts from the cached inputs of its first matrix and frees them.
     Take,

@@ -1,6 +1,6 @@
 //! [`quantize_layers`]: the order of work. The embedding table and the head come first, then layer by layer.
 //!
-//! Within a layer the order is that of the data: q, k and v (which share their inputs), then o, then gate and up, then down.
+//! Within a layer the order follows the data: q, k and v (which share their inputs), then o, then gate and up, then down.
 //! Each is quantized with the inputs that the quantized matrices before it produce.
 
 use calib_data::TokenWindows;

@@ -48,7 +48,7 @@ pub(super) struct TimeLeft {
     stages: VecDeque<Stage>,
     /// Mean seconds of a stage, and how many were measured.
     measured: BTreeMap<Stage, (f64, usize)>,
-    /// Steps of finished stages, with those of an interrupted run before this one.
+    /// Steps of finished stages, including an earlier, interrupted run.
     finished_steps: f64,
     /// Finished steps of the running stage.
     running_steps: f64,

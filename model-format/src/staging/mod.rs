@@ -38,7 +38,7 @@ pub struct Layout {
 }
 
 /// An output folder with files under temporary names. Dropping it before [`Staging::commit`] removes these files,
-/// unless they are [kept](Staging::keep) for the next process.
+/// unless they are [kept](Staging::keep_finished) for the next process.
 pub struct Staging {
     layout: Layout,
     folder: PathBuf,
@@ -104,7 +104,7 @@ impl Staging {
     ///
     /// [`Error::ForeignFiles`], [`Error::Io`].
     pub fn check_folder(&self, known: impl Fn(&str) -> bool, replaceable: impl Fn(&str) -> bool) -> Result<()> {
-        let was_interrupted = self.left().is_some();
+        let was_interrupted = self.interrupted_fingerprint().is_some();
         let mut names = Vec::new();
         let mut all_known = true;
         for entry in fs::read_dir(&self.folder).map_err(|e| io("list", &self.folder, e))? {
@@ -131,7 +131,7 @@ impl Staging {
     }
 
     /// The fingerprint of an interrupted run in this folder, if one can be resumed.
-    pub fn left(&self) -> Option<String> {
+    pub fn interrupted_fingerprint(&self) -> Option<String> {
         Journal::fingerprint(&self.temporary(Journal::NAME))
     }
 
@@ -203,7 +203,7 @@ impl Staging {
     }
 
     /// Adds a file that the caller writes at [`Staging::temporary`].
-    pub fn adopt(&mut self, name: &str) {
+    pub fn add_external(&mut self, name: &str) {
         self.files.push(name.to_owned());
     }
 
@@ -212,7 +212,7 @@ impl Staging {
     /// # Errors
     ///
     /// [`Error::Io`].
-    pub fn finished(&mut self, file: &Finished) -> Result<()> {
+    pub fn record_finished(&mut self, file: &Finished) -> Result<()> {
         match &mut self.journal {
             Some(journal) => journal.add(file).map_err(|e| io("write", &self.folder, e)),
             None => Ok(()),
@@ -220,7 +220,7 @@ impl Staging {
     }
 
     /// Keeps the finished files for the next process when this is dropped, if the journal lists any.
-    pub fn keep(&mut self) {
+    pub fn keep_finished(&mut self) {
         self.keep = self.journal.as_ref().is_some_and(|journal| journal.len() > 0);
     }
 
@@ -312,7 +312,7 @@ impl StagedFile {
         self.nbytes
     }
 
-    /// Syncs the complete file. Pass the result to [`Staging::finished`].
+    /// Syncs the complete file. Pass the result to [`Staging::record_finished`].
     ///
     /// # Errors
     ///

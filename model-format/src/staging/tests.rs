@@ -33,7 +33,7 @@ fn staged(folder: &Path) -> Staging {
         let mut file = staging.create(name).unwrap();
         file.write(name.as_bytes()).unwrap();
         let finished = file.finish().unwrap();
-        staging.finished(&finished).unwrap();
+        staging.record_finished(&finished).unwrap();
     }
     staging.write("tensor-cache.json", b"new").unwrap();
     staging

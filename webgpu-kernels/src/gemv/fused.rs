@@ -37,7 +37,7 @@ pub struct GemvScaled {
 
 params! {
     struct ScaledParams {
-        rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32,
+        rows: u32, cols: u32, blocks: u32, first_row: u32, parts: u32, eps: f32,
     }
 }
 
@@ -166,7 +166,6 @@ impl GemvScaled {
             cols: w.cols as u32,
             blocks: shape.blocks(&choice) as u32,
             first_row: w.first_row as u32,
-            y_stride: 0,
             parts: self.parts as u32,
             eps: self.eps,
         };

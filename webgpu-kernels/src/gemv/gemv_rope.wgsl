@@ -2,7 +2,7 @@
 // norm + eps). Rotated queries go to y, rotated keys and values to the cache at `position`.
 
 struct Params {
-    rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32,
+    rows: u32, cols: u32, blocks: u32, parts: u32, eps: f32,
     heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
 }
 

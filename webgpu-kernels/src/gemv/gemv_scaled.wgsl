@@ -1,7 +1,7 @@
 // y[n] = sum over k of x[k] * w[n, k] / sqrt(mean of x^2 before its norm + eps).
 // With SWIGLU y[i] = silu(v[i]) * v[rows / 2 + i], where v is the y above.
 
-struct Params { rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32 }
+struct Params { rows: u32, cols: u32, blocks: u32, first_row: u32, parts: u32, eps: f32 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 #import gemv/inputs

@@ -135,7 +135,7 @@ impl Gemv {
     }
 
     fn record_choice(&self, recorder: &mut Recorder, choice: GemvChoice, w: &Slice, x: &Buffer<f32>, y: &Buffer<f32>) {
-        assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, got {}", self.batch);
+        assert!((1..=MAX_BATCH).contains(&self.batch), "gemv: batch must be 1 to {MAX_BATCH}, not {}", self.batch);
         let (caps, shape) = (*recorder.gpu().caps(), self.shape(w));
         let params = GemvParams::new(w, self.y_stride, shape.blocks(&choice));
         let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), x.into(), y.into()];

@@ -36,7 +36,7 @@ pub struct GemvRope {
 
 params! {
     struct RopeParams {
-        rows: u32, cols: u32, blocks: u32, first_row: u32, y_stride: u32, parts: u32, eps: f32,
+        rows: u32, cols: u32, blocks: u32, parts: u32, eps: f32,
         heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
     }
 }
@@ -116,17 +116,19 @@ impl GemvRope {
         cache: &KvCache,
     ) {
         let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
-        assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_rope: heads of {head_dim}");
-        assert_eq!(w.rows, (self.heads + 2 * kv_heads) * head_dim, "gemv_rope: rows");
-        assert!(self.position < capacity, "gemv_rope: position {} in a cache for {capacity}", self.position);
-        assert!((self.position + 1) * head_dim <= rope.len(), "gemv_rope: position {} of the table", self.position);
+        assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_rope: head width {head_dim} is not supported");
+        assert_eq!(w.rows, (self.heads + 2 * kv_heads) * head_dim, "gemv_rope: rows of all heads");
+        assert!(self.position < capacity, "gemv_rope: position {} exceeds the capacity {capacity}", self.position);
+        assert!(
+            (self.position + 1) * head_dim <= rope.len(),
+            "gemv_rope: position {} exceeds the table",
+            self.position
+        );
         let (caps, shape) = (*recorder.gpu().caps(), GemvRope::shape(w));
         let params = RopeParams {
             rows: w.rows as u32,
             cols: w.cols as u32,
             blocks: shape.blocks(&choice) as u32,
-            first_row: 0,
-            y_stride: 0,
             parts: self.parts as u32,
             eps: self.eps,
             heads: self.heads as u32,

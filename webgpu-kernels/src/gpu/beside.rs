@@ -22,6 +22,7 @@ impl Gpu {
     pub(crate) fn beside(&self, work: Work) {
         let Some((spawn, _)) = self.helpers() else { return };
         let gpu = self.clone();
+        #[expect(clippy::disallowed_methods, reason = "this thread belongs to the helper device and may wait")]
         spawn(Box::new(move || {
             if let Ok(another) = super::block_on(gpu.another()) {
                 super::block_on(work(another));

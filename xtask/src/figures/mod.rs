@@ -7,6 +7,7 @@ mod bars;
 mod data;
 mod stages;
 mod svg;
+mod terminal;
 
 use std::{fs, path::Path};
 
@@ -24,7 +25,12 @@ const FIGURES: &[Figure] = &[
     Figure { picture: "perplexity.svg", data: "perplexity.json", draw: bars::draw },
     Figure { picture: "speed.svg", data: "speed.json", draw: bars::draw },
     Figure { picture: "bandwidth.svg", data: "bandwidth.json", draw: bars::draw },
+    Figure { picture: "chat.svg", data: "chat.cast", draw: terminal::draw },
 ];
+
+/// Screenshots of the page, which `cargo xtask pictures` makes.
+#[cfg(test)]
+const SCREENSHOTS: [&str; 3] = ["page-dark.webp", "page-phone.webp", "page-wide.webp"];
 
 const PICTURES: &str = "docs/figures";
 const RESULTS: &str = "benches/results";
@@ -76,7 +82,8 @@ mod tests {
             let entries = fs::read_dir(root().join(folder)).unwrap();
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
         };
-        assert_eq!(names(PICTURES), FIGURES.iter().map(|figure| figure.picture.to_string()).collect());
+        let pictures = FIGURES.iter().map(|figure| figure.picture).chain(SCREENSHOTS);
+        assert_eq!(names(PICTURES), pictures.map(str::to_string).collect());
         assert_eq!(names(RESULTS), FIGURES.iter().map(|figure| figure.data.to_string()).collect());
     }
 }

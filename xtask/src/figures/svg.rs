@@ -31,6 +31,12 @@ impl Svg {
             .expect("writing to a string");
     }
 
+    /// An element as it is.
+    pub fn raw(&mut self, element: &str) {
+        self.body.push_str(element);
+        self.body.push('\n');
+    }
+
     pub fn rectangle(&mut self, x: f64, y: f64, width: f64, height: f64, radius: f64, class: &str) {
         let width = (width * 10.0).round() / 10.0;
         writeln!(
@@ -65,7 +71,8 @@ impl Svg {
     }
 }
 
-fn escaped(text: &str) -> String {
+/// Text for an element or an attribute.
+pub fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

@@ -12,7 +12,7 @@
 #else
 @group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;          // [BATCH, cols / 4]
 #endif
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [BATCH, y_stride]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // see the shader
 #import load_x
 
 #ifdef SHARED_X
