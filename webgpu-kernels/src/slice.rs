@@ -1,4 +1,4 @@
-//! [`Slice`]: some rows of a weight matrix on the device. Kernels read these; [`crate::Matrix`] consists of them.
+//! [`Slice`]: consecutive rows of a weight matrix on the device, as kernels read them. A [`crate::Matrix`] is a list of slices.
 
 use std::borrow::Cow;
 
@@ -7,7 +7,7 @@ use half::f16;
 
 use crate::{WeightFormat, gpu::Buffer};
 
-/// Some rows of a [`crate::Matrix`], in one piece.
+/// Consecutive rows of a [`crate::Matrix`], in one pair of buffers.
 #[derive(Clone)]
 pub struct Slice {
     /// First row.
@@ -16,11 +16,11 @@ pub struct Slice {
     pub rows: usize,
     /// Inputs of the whole matrix, K.
     pub cols: usize,
-    /// How the weights are stored.
+    /// Storage format of the weights.
     pub format: WeightFormat,
-    /// Blocks, as the format lays them out.
+    /// Blocks in the layout of the format.
     pub q_weight: Buffer<u32>,
-    /// Scales, two f16 to a word. Plain formats have none, and any buffer stands here.
+    /// Scales, two f16 to a word. Plain formats have none; then this is any buffer.
     pub q_scale: Buffer<u32>,
 }
 
@@ -28,7 +28,7 @@ pub struct Slice {
 pub(crate) fn pairs(values: &[f16]) -> Cow<'_, [u32]> {
     match bytemuck::try_cast_slice(values) {
         Ok(words) => Cow::Borrowed(words),
-        // An odd number of them, or memory that is aligned for f16 alone.
+        // An odd number of values, or memory aligned for f16 only.
         Err(_) => {
             let mut padded = values.to_vec();
             padded.resize(values.len().next_multiple_of(2), f16::ZERO);
