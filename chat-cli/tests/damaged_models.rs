@@ -1,21 +1,12 @@
-<<<<<<<< HEAD:chat-cli/tests/spoiled_models.rs
-//! Spoiled models: a folder or file with a few bytes or values changed is loaded and asked, as `chat-cli chat` does it. It may answer
-//! or be refused, but it does not panic, hang or take much memory.
-========
 //! Damaged models: loads a folder or file with a few changed bytes or values and generates an answer, like `chat-cli chat`. The model
 //! may answer or be refused, but must not panic, hang, or take much memory.
->>>>>>>> cli:chat-cli/tests/damaged_models.rs
 //!
 //! `MUTATIONS=1000` sets the number of damaged models.
 
 #[path = "../../model-format/tests/common/mutation.rs"]
 mod mutation;
 
-<<<<<<<< HEAD:chat-cli/tests/spoiled_models.rs
-#[path = "spoiled/json.rs"]
-========
 #[path = "damaged/json.rs"]
->>>>>>>> cli:chat-cli/tests/damaged_models.rs
 mod json;
 
 use std::{
@@ -41,11 +32,7 @@ const SLICE: u64 = 1000;
 const SEED: u64 = 17;
 /// Memory limit in bytes of a model of a hundred thousand weights.
 const ALLOWANCE: usize = 256 << 20;
-<<<<<<<< HEAD:chat-cli/tests/spoiled_models.rs
-/// No spoiled model takes a second; one that is at it this long does not end.
-========
 /// Damaged models take less than a second; one that takes this long hangs.
->>>>>>>> cli:chat-cli/tests/damaged_models.rs
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
 /// An intact model: the path to open in its folder, and its files.
@@ -145,15 +132,9 @@ fn damage(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
         return (name.clone(), edited);
     }
     let part = telling_part(name, content);
-<<<<<<<< HEAD:chat-cli/tests/spoiled_models.rs
-    let mut spoiled = mutation::spoiled(&content[..part], random);
-    spoiled.extend(&content[part..]);
-    (name.clone(), spoiled)
-========
     let mut damaged = mutation::spoiled(&content[..part], random);
     damaged.extend(&content[part..]);
     (name.clone(), damaged)
->>>>>>>> cli:chat-cli/tests/damaged_models.rs
 }
 
 /// Opens the model at `path`, loads it onto the CPU, and generates two tokens.
@@ -199,11 +180,7 @@ static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static CAUGHT: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 #[test]
-<<<<<<<< HEAD:chat-cli/tests/spoiled_models.rs
-fn a_spoiled_model_answers_or_is_refused() {
-========
 fn a_damaged_model_answers_or_is_refused() {
->>>>>>>> cli:chat-cli/tests/damaged_models.rs
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if caught::is_caught() {
@@ -261,11 +238,7 @@ fn a_damaged_model_answers_or_is_refused() {
             break;
         }
     }
-<<<<<<<< HEAD:chat-cli/tests/spoiled_models.rs
-    eprintln!("{copies} spoiled models, seed {SEED}: {answered} answer, {refused} are refused, {} fail", bad.len());
-========
     eprintln!("{copies} damaged models, seed {SEED}: {answered} answer, {refused} are refused, {} fail", bad.len());
->>>>>>>> cli:chat-cli/tests/damaged_models.rs
     eprintln!("panics of parsers that were caught: {:?}", CAUGHT.lock().unwrap());
     if !bad.is_empty() {
         // Keep the failing models for inspection.

@@ -13,9 +13,11 @@ use model_format::{
 use crate::{
     KvDtype, WeightFormat,
     kernel::CaseBuffer,
-    kv::padded,
-    matrix::{Slice, pairs},
+    kv::{halves, padded},
+    slice::{Slice, pairs},
 };
+
+pub(crate) use crate::kernel::all_formats;
 
 /// A small random number generator (splitmix64). A seed gives the same numbers on every machine.
 pub(crate) struct Random(u64);
@@ -138,22 +140,6 @@ pub(crate) fn values(format: WeightFormat, rows: usize, cols: usize, q_weight: &
             rows.flat_map(|row| row[..cols].iter().map(|v| f32::from_bits(*v))).collect()
         }
     }
-}
-
-/// The two f16 of each word.
-pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
-    words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
-}
-
-/// All storage formats of weights.
-pub(crate) fn all_formats() -> Vec<WeightFormat> {
-    let mut formats = vec![WeightFormat::F16, WeightFormat::F32];
-    for format in QUANT_FORMATS.iter().filter_map(|format| format.group()).map(WeightFormat::from) {
-        if !formats.contains(&format) {
-            formats.push(format);
-        }
-    }
-    formats
 }
 
 /// Multiplies a few values by 1e5: decoders have such outliers among their activations.

@@ -1,6 +1,6 @@
 //! [`Kernel`]: the record that a kernel folder exports. Tests and benches read the list [`crate::KERNELS`].
 
-use model_format::quant::{group_quant::GroupQuant, no_quant};
+use model_format::quant::{QUANT_FORMATS, group_quant::GroupQuant, no_quant};
 
 use crate::{
     KvDtype,
@@ -50,11 +50,6 @@ impl Kernel {
         has_substitute: false,
         runs_once: false,
     };
-
-    /// The WGSL of a variant.
-    pub fn source(&self, variant: &Variant) -> String {
-        crate::source::expand(self.name, self.wgsl, variant)
-    }
 
     /// The WGSL of a variant for browsers. Naga does not know the line that they need for subgroups.
     pub fn browser_source(&self, variant: &Variant) -> String {
@@ -401,4 +396,32 @@ impl CaseBuffer {
     pub fn values(&self) -> &[f32] {
         bytemuck::cast_slice(&self.words)
     }
+}
+
+/// Variants of kernels that read or write the cache.
+impl KvDtype {
+    /// Adds the flag of this data type to a variant.
+    pub(crate) fn flag(self, variant: Variant) -> Variant {
+        match self {
+            KvDtype::F16 => variant.flag("KV_F16"),
+            KvDtype::F32 => variant,
+            KvDtype::Q8 => variant.flag("KV_Q8").constant_is("KV_GROUP", crate::kv::GROUP as u32),
+        }
+    }
+
+    /// True if a variant is for this data type.
+    pub(crate) fn is_of(self, variant: &Variant) -> bool {
+        variant.has_flag("KV_F16") == (self == KvDtype::F16) && variant.has_flag("KV_Q8") == (self == KvDtype::Q8)
+    }
+}
+
+/// All storage formats of weights.
+pub(crate) fn all_formats() -> Vec<WeightFormat> {
+    let mut formats = vec![WeightFormat::F16, WeightFormat::F32];
+    for format in QUANT_FORMATS.iter().filter_map(|format| format.group()).map(WeightFormat::from) {
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    formats
 }

@@ -1,8 +1,10 @@
 //! [`KvCache`]: keys and values of one layer and one sequence on the device. [`crate::rope`] appends to it, and
 //! [`crate::attention`] reads it.
 
+use half::f16;
+
 use crate::{
-    Gpu, Result, Variant,
+    Gpu, Result,
     gpu::{Buffer, Recorder},
 };
 
@@ -26,20 +28,6 @@ impl KvDtype {
     /// All data types.
     pub const ALL: [KvDtype; 3] = [KvDtype::F16, KvDtype::F32, KvDtype::Q8];
 
-    /// Adds the flag of this data type to a variant.
-    pub(crate) fn flag(self, variant: Variant) -> Variant {
-        match self {
-            KvDtype::F16 => variant.flag("KV_F16"),
-            KvDtype::F32 => variant,
-            KvDtype::Q8 => variant.flag("KV_Q8").constant_is("KV_GROUP", GROUP as u32),
-        }
-    }
-
-    /// True if a variant is for this data type.
-    pub(crate) fn is_of(self, variant: &Variant) -> bool {
-        variant.has_flag("KV_F16") == (self == KvDtype::F16) && variant.has_flag("KV_Q8") == (self == KvDtype::Q8)
-    }
-
     /// Words of a row: one head's key or value at one position. The number is even, and values are padded to a multiple of eight.
     pub(crate) fn row_words(self, head_dim: usize) -> usize {
         let padded = padded(head_dim);
@@ -56,7 +44,7 @@ impl KvDtype {
         let row = |row: &[u32]| -> Vec<f32> {
             match self {
                 KvDtype::F32 => row.iter().map(|word| f32::from_bits(*word)).collect(),
-                KvDtype::F16 => crate::cases::halves(row).iter().map(|half| half.to_f32()).collect(),
+                KvDtype::F16 => halves(row).iter().map(|half| half.to_f32()).collect(),
                 KvDtype::Q8 => {
                     let code = |i: usize| f32::from(row[i / 4].to_le_bytes()[i % 4] as i8);
                     (0..4 * codes).map(|i| code(i) * f32::from_bits(row[codes + i / GROUP])).collect()
@@ -113,4 +101,9 @@ impl KvCache {
 /// Padded width of a head in the cache: kernels load eight values at a time. The padding stays zero.
 pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(8)
+}
+
+/// The two f16 of each word.
+pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
+    words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
 }

@@ -5,7 +5,6 @@
 
 use std::{borrow::Cow, ops::Range};
 
-use bytemuck::cast_slice;
 use half::f16;
 use model_format::{Weight, quant::no_quant};
 
@@ -16,7 +15,10 @@ use crate::{
     gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled},
     gpu::{Buffer, Recorder, SLICE_ALIGN},
     kernel::product,
+    slice::pairs,
 };
+
+pub use crate::slice::Slice;
 
 /// A weight matrix `[rows, cols]` on the device: `rows` outputs, `cols` inputs.
 pub struct Matrix {
@@ -28,23 +30,6 @@ pub struct Matrix {
     pub format: WeightFormat,
     /// In order of their rows.
     pub slices: Vec<Slice>,
-}
-
-/// Consecutive rows of a [`Matrix`], in one pair of buffers.
-#[derive(Clone)]
-pub struct Slice {
-    /// First row.
-    pub first_row: usize,
-    /// Number of rows.
-    pub rows: usize,
-    /// Inputs of the whole matrix, K.
-    pub cols: usize,
-    /// Storage format of the weights.
-    pub format: WeightFormat,
-    /// Blocks in the layout of the format.
-    pub q_weight: Buffer<u32>,
-    /// Scales, two f16 to a word. Plain formats have none; then this is any buffer.
-    pub q_scale: Buffer<u32>,
 }
 
 impl Matrix {
@@ -358,18 +343,5 @@ impl<'a> Stored<'a> {
             Stored::F32(data) => no_quant::f32_words(cols, &data[values]).into(),
         };
         gpu.write_at(&slice.q_weight, at * row_words, &words);
-    }
-}
-
-/// Two f16 to a word.
-pub(crate) fn pairs(values: &[f16]) -> Cow<'_, [u32]> {
-    match bytemuck::try_cast_slice(values) {
-        Ok(words) => Cow::Borrowed(words),
-        // An odd number of values, or memory that is aligned only for f16.
-        Err(_) => {
-            let mut padded = values.to_vec();
-            padded.resize(values.len().next_multiple_of(2), f16::ZERO);
-            Cow::Owned(bytemuck::pod_collect_to_vec(cast_slice::<f16, u8>(&padded)))
-        }
     }
 }

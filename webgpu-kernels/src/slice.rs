@@ -7,7 +7,7 @@ use half::f16;
 
 use crate::{WeightFormat, gpu::Buffer};
 
-/// Some rows of a [`crate::Matrix`], in one piece.
+/// Consecutive rows of a [`crate::Matrix`], in one pair of buffers.
 #[derive(Clone)]
 pub struct Slice {
     /// First row.
@@ -16,11 +16,11 @@ pub struct Slice {
     pub rows: usize,
     /// Inputs of the whole matrix, K.
     pub cols: usize,
-    /// How the weights are stored.
+    /// Storage format of the weights.
     pub format: WeightFormat,
-    /// Blocks, as the format lays them out.
+    /// Blocks in the layout of the format.
     pub q_weight: Buffer<u32>,
-    /// Scales, two f16 to a word. Plain formats have none, and any buffer stands here.
+    /// Scales, two f16 to a word. Plain formats have none; then this is any buffer.
     pub q_scale: Buffer<u32>,
 }
 
@@ -28,7 +28,7 @@ pub struct Slice {
 pub(crate) fn pairs(values: &[f16]) -> Cow<'_, [u32]> {
     match bytemuck::try_cast_slice(values) {
         Ok(words) => Cow::Borrowed(words),
-        // An odd number of them, or memory that is aligned for f16 alone.
+        // An odd number of values, or memory that is aligned only for f16.
         Err(_) => {
             let mut padded = values.to_vec();
             padded.resize(values.len().next_multiple_of(2), f16::ZERO);

@@ -1,13 +1,16 @@
 //! [`check`]: runs a case of a kernel on a device and compares it with its reference. The tests and [`crate::selftest`] call it.
 
+mod queue;
+
 use std::sync::Arc;
 
 use crate::{
     Case, Error, Kernel, Result, Variant,
-    case_queue::CaseQueue,
     gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
+
+use queue::CaseQueue;
 
 /// Words after the end of each buffer. A kernel must not change them.
 const GUARD: [u32; 64] = [0x7fc0_dead; 64];
