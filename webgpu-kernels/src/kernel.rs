@@ -400,7 +400,7 @@ impl CaseBuffer {
 
 /// Variants of kernels that read or write the cache.
 impl KvDtype {
-    /// The flag of kernels that read or write the cache.
+    /// Adds the flag of this data type to a variant.
     pub(crate) fn flag(self, variant: Variant) -> Variant {
         match self {
             KvDtype::F16 => variant.flag("KV_F16"),
@@ -409,13 +409,13 @@ impl KvDtype {
         }
     }
 
-    /// Whether a kernel's variant reads or writes such a cache.
+    /// True if a variant is for this data type.
     pub(crate) fn is_of(self, variant: &Variant) -> bool {
         variant.has_flag("KV_F16") == (self == KvDtype::F16) && variant.has_flag("KV_Q8") == (self == KvDtype::Q8)
     }
 }
 
-/// Every layout of weights that a kernel reads.
+/// All storage formats of weights.
 pub(crate) fn all_formats() -> Vec<WeightFormat> {
     let mut formats = vec![WeightFormat::F16, WeightFormat::F32];
     for format in QUANT_FORMATS.iter().filter_map(|format| format.group()).map(WeightFormat::from) {

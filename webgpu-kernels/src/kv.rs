@@ -103,7 +103,7 @@ pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(8)
 }
 
-/// Two f16 out of each word.
+/// The two f16 of each word.
 pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
     words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
 }

@@ -1,4 +1,4 @@
-//! [`Slice`]: consecutive rows of a weight matrix on the device, as kernels read them. A [`crate::Matrix`] is a list of slices.
+//! [`Slice`]: some rows of a weight matrix on the device. Kernels read these; [`crate::Matrix`] consists of them.
 
 use std::borrow::Cow;
 
@@ -28,7 +28,7 @@ pub struct Slice {
 pub(crate) fn pairs(values: &[f16]) -> Cow<'_, [u32]> {
     match bytemuck::try_cast_slice(values) {
         Ok(words) => Cow::Borrowed(words),
-        // An odd number of values, or memory aligned for f16 only.
+        // An odd number of values, or memory that is aligned only for f16.
         Err(_) => {
             let mut padded = values.to_vec();
             padded.resize(values.len().next_multiple_of(2), f16::ZERO);

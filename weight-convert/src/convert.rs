@@ -15,7 +15,7 @@ use crate::{
     encode::{Content, encode},
     fingerprint::fingerprint,
     gen_config,
-    output::{Written, commit, stage},
+    output::{FileReport, Written, commit, stage},
     shards::{SHARD_SIZE, ShardWriter, Shards, data_path},
 };
 
@@ -99,15 +99,6 @@ impl From<Refit> for RefitReport {
         let Refit { name, reason, groups, of_groups, max_error, relative_error } = refit;
         RefitReport { name, reason, groups, of_groups, max_error, relative_error }
     }
-}
-
-/// A file of an MLC folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FileReport {
-    /// Its name.
-    pub name: String,
-    /// Its size.
-    pub bytes: u64,
 }
 
 /// A converted checkpoint.

@@ -14,9 +14,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    FileReport, Result,
-    model_config::ModelConfig,
-    output::{CHAT_TEMPLATE, Written, commit, stage},
+    Result,
+    model_config::{ConfigOptions, ModelConfig},
+    output::{CHAT_TEMPLATE, FileReport, Written, commit, stage},
     tokenizer_info::{TOKENIZER_FILES, active_vocab_size, check_added_tokens, tokenizer_info},
 };
 
@@ -60,52 +60,6 @@ impl ConfigSource {
         let Some(content) = self.file(name) else { return Ok(None) };
         let parsed = serde_json::from_slice(content);
         Ok(Some(parsed.map_err(|e| FormatError::Malformed { file: name.into(), reason: e.to_string() })?))
-    }
-}
-
-/// Options of `gen_config`. The defaults are mlc_llm's.
-#[derive(Debug, Clone)]
-pub struct ConfigOptions {
-    /// Name of the conversation template; `None` infers it from the checkpoint.
-    pub conv_template: Option<String>,
-    /// Replaces the model's value.
-    pub context_window_size: Option<u64>,
-    /// Replaces the model's value, for architectures with a sliding window.
-    pub sliding_window_size: Option<i64>,
-    /// Replaces the smaller of the context and 8192.
-    pub prefill_chunk_size: Option<u64>,
-    /// Replaces the architecture's value, for architectures with attention sinks.
-    pub attention_sink_size: Option<i64>,
-    /// GPUs that share each layer.
-    pub tensor_parallel_shards: Option<u64>,
-    /// GPUs that share the layers.
-    pub pipeline_parallel_stages: Option<u64>,
-    /// MLC's disaggregated serving.
-    pub disaggregation: Option<bool>,
-    /// Sequences in a batch.
-    pub max_batch_size: u64,
-    /// Write MLC's bytes even if they are wrong for the model: MLC does not know `rope_parameters` of transformers 5, drops a
-    /// `rope_scaling` of unknown form, and accepts any conversation template.
-    pub mlc_compat: bool,
-    /// Replace files named like those of an MLC folder, regardless of the program that wrote them.
-    pub overwrite: bool,
-}
-
-impl Default for ConfigOptions {
-    fn default() -> ConfigOptions {
-        ConfigOptions {
-            conv_template: None,
-            context_window_size: None,
-            sliding_window_size: None,
-            prefill_chunk_size: None,
-            attention_sink_size: None,
-            tensor_parallel_shards: None,
-            pipeline_parallel_stages: None,
-            disaggregation: None,
-            max_batch_size: 128,
-            mlc_compat: false,
-            overwrite: false,
-        }
     }
 }
 

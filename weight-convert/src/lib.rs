@@ -38,12 +38,13 @@ mod tokenizer_info;
 mod verify;
 
 pub use convert::{
-    ConvertOptions, FileReport, RefitReport, Report, WeightOptions, WeightsReport, convert, convert_weight, preview,
+    ConvertOptions, RefitReport, Report, WeightOptions, WeightsReport, convert, convert_weight, preview,
 };
 pub use error::{Error, Result};
-pub use gen_config::{ConfigOptions, ConfigReport, ConfigSource, gen_config};
+pub use gen_config::{ConfigReport, ConfigSource, gen_config};
 pub use inspect::{Contents, inspect};
-pub use output::check_output;
+pub use model_config::ConfigOptions;
+pub use output::{FileReport, check_output};
 pub use plan::{Plan, PlannedParam, SourceKind};
 pub use progress::Progress;
 pub use verify::{ParamCheck, Verification, verify};

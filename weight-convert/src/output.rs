@@ -6,8 +6,18 @@ use model_format::{
     ChatConfig, TensorCache,
     staging::{Layout, Staging},
 };
+use serde::Serialize;
 
 use crate::{Result, tokenizer_info::TOKENIZER_FILES};
+
+/// A file of an MLC folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileReport {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
 
 /// A folder with an index or a configuration counts as complete, so these are renamed last.
 const LAYOUT: Layout = Layout {
