@@ -1,10 +1,13 @@
-//! How well the engine agrees with transformers: a table of architectures, devices and formats, from the tiny checkpoints
-//! in `testdata/arch/` and their recorded logits and greedy texts.
+//! Agreement with transformers by architecture, device and format, from the tiny checkpoints in `testdata/arch/` and their recorded
+//! logits and greedy texts.
 //!
-//! `cargo bench --bench agreement [-- --device NAME]`. Of each: the worst normalized mean squared error of the logits, and
-//! how many tokens of the greedy texts, given those before, are the most likely ones.
+//! `cargo bench -p benches --bench agreement [-- --device NAME]`. Each cell has the largest normalized mean squared error of the
+//! logits, and the number of greedy tokens that are the most likely ones after the recorded tokens before them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -14,7 +17,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use weight_convert::{WeightOptions, convert_weight};
 
-/// How well the engine agrees with transformers.
+/// Compare the engine with transformers.
 #[derive(Parser)]
 struct Args {
     #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
@@ -25,20 +28,20 @@ struct Args {
 }
 
 const ARCHITECTURES: [&str; 8] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "phi3-longrope", "gemma2", "gemma3"];
-/// A format, with what was recorded for it.
+/// A format with the files of its recorded logits and greedy texts.
 const FORMATS: [(&str, &str, &str); 3] = [
     ("q0f32", "logits.safetensors", "info.json"),
     ("q0f16", "logits.safetensors", "info.json"),
     ("q4f16_1", "logits_q4f16_1.safetensors", "greedy_q4f16_1.json"),
 ];
 
-fn main() {
-    benches::exit_with(run(&Args::parse()));
+fn main() -> ExitCode {
+    benches::exit_with(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
     let opened = block_on(args.device.open(OpenOptions::default()))?;
-    let gpu = opened.gpu.context("the CPU is compared with a GPU, and there is none")?;
+    let gpu = opened.gpu.context("this bench compares the CPU with a GPU; select one by --device")?;
     println!("GPU: {}, {}\n", gpu.summary().name, gpu.summary().driver);
     println!("| architecture | format | CPU f32 | GPU, cache f32 | GPU, cache f16 | GPU, cache q8 |");
     println!("|---|---|---|---|---|---|");
@@ -60,9 +63,9 @@ fn run(args: &Args) -> Result<()> {
 
 struct Golden {
     folder: PathBuf,
-    /// Prompts, and the logits that were recorded after their last tokens.
+    /// Prompts with the recorded logits after their last tokens.
     prompts: Vec<(Vec<u32>, Vec<f32>)>,
-    /// A prompt and the greedy text after it.
+    /// Prompts with the greedy text after them.
     texts: Vec<(Vec<u32>, Vec<u32>)>,
 }
 
@@ -93,7 +96,7 @@ impl Golden {
         Ok(Golden { folder, prompts, texts })
     }
 
-    /// The checkpoint as an MLC folder.
+    /// Converts the checkpoint to an MLC folder.
     fn converted(&self, format: &'static QuantFormat) -> Result<tempfile::TempDir> {
         let folder = tempfile::tempdir()?;
         let checkpoint = SafetensorsCheckpoint::open(&self.folder.join("hf"))?;
@@ -105,7 +108,7 @@ impl Golden {
         Ok(folder)
     }
 
-    /// The table's cell of a device.
+    /// The cell of a device in the table.
     fn measure(&self, folder: &Path, device: Device) -> Result<String> {
         let options = LoadOptions { context: Some(256), ..Default::default() };
         let mut model = block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options, &mut ()))?;

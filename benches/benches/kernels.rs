@@ -1,13 +1,12 @@
-//! Every kernel on its own, in GB/s and GFLOP/s by the case's own numbers, beside the bandwidth of a copy on the device.
+//! Every kernel alone, in GB/s and GFLOP/s by the bytes and operations of its case, compared with a copy on the device.
 //!
-//! `cargo bench -p benches --bench kernels -- gemv --device gpu`. Time is the device's, from timestamps around one
-//! compute pass of many dispatches. The dispatches go through copies of the case's buffers, together larger than the
-//! device's cache, so that weights come from memory as they do in a model; what is written is the same for all of them,
-//! so that each dispatch waits for the one before, as it does there too.
+//! `cargo bench -p benches --bench kernels -- gemv --device gpu`. Times are from GPU timestamps around one compute pass of many
+//! dispatches. The dispatches cycle through copies of the case's inputs that together exceed the device's cache, so weights come
+//! from memory, as in a model. All dispatches write to the same output, so each waits for the previous one, as in a model.
 //!
-//! `--choices gemv`, `gemv_chain` or `attention` times every way of dividing the work of a decoded token's shapes, the best first.
+//! `--choices gemv`, `gemv_chain` or `attention` times every candidate for the shapes of a decoded token, the fastest first.
 
-use std::time::Instant;
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -15,7 +14,7 @@ use infer_core::{DeviceChoice, block_on};
 use serde_json::json;
 use webgpu_kernels::{
     Case, CaseSet, Gpu, KERNELS, Kernel, KvDtype, WeightFormat,
-    attention::{self, DecodeShape},
+    attention::{self, Attention, AttentionShape},
     case_check::check,
     gemv::{self, GemvKind, GemvShape},
     gemv_chain::{self, ChainShape, EndShape, Heads},
@@ -23,36 +22,36 @@ use webgpu_kernels::{
     kernel::{CaseBuffer, Purpose},
 };
 
-/// Every kernel on its own.
+/// Measure every kernel alone.
 #[derive(Parser)]
 #[command(version)]
 struct Args {
-    /// Only cases whose line contains each of these.
+    /// Measure only cases whose line contains all of these words
     filter: Vec<String>,
     #[arg(long, default_value = "gpu", value_name = "DEVICE", help = DeviceChoice::HELP)]
     device: DeviceChoice,
-    /// Take no subgroups, no f16 and only WebGPU's default limits.
+    /// Use no subgroups, no f16, and WebGPU's default limits
     #[arg(long)]
     webgpu_defaults: bool,
-    /// The small cases of the tests in place of the large ones.
+    /// Measure the small cases of the tests instead of the large ones
     #[arg(long)]
     test_cases: bool,
-    /// Check each case against its reference before it is measured; the large cases take long on the host.
+    /// Check each case against its reference first; large cases take long on the host
     #[arg(long)]
     check: bool,
-    /// Measured passes of each case; the median counts.
+    /// Measured passes of each case; the result is the median
     #[arg(long, short, default_value_t = 5)]
     repeat: usize,
-    /// Milliseconds that a pass should take.
+    /// Target duration of a pass in milliseconds
     #[arg(long, default_value_t = 100.0)]
     pass_ms: f64,
-    /// MiB that the copies of a case's buffers fill; 256, or 64 for a software device, unless given.
+    /// Total size of the copies of a case's inputs in MiB [default: 256; 64 on a software device]
     #[arg(long)]
     rotate_mib: Option<u64>,
-    /// Time every choice for the shapes of decoding, in place of the cases.
+    /// Time every candidate for the shapes of decoding, instead of the cases
     #[arg(long)]
     choices: bool,
-    /// Print one JSON object per case.
+    /// Print one JSON object per case
     #[arg(long)]
     json: bool,
     /// Passed by `cargo bench`.
@@ -60,8 +59,8 @@ struct Args {
     bench: bool,
 }
 
-fn main() {
-    benches::exit_with(run(&Args::parse()));
+fn main() -> ExitCode {
+    benches::exit_with(run(&Args::parse()))
 }
 
 fn run(args: &Args) -> Result<()> {
@@ -80,7 +79,7 @@ fn run(args: &Args) -> Result<()> {
     }
     let rotate = args.rotate_mib.unwrap_or(if gpu.summary().device_type == DeviceType::Cpu { 64 } else { 256 }) << 20;
     if args.choices {
-        return choices(args, &gpu, copy, rotate);
+        return candidates(args, &gpu, copy, rotate);
     }
     let set = if args.test_cases { CaseSet::Test } else { CaseSet::Bench };
     let mut count = 0;
@@ -116,17 +115,17 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Seconds that one dispatch of the case takes, the median of some passes.
+/// Seconds per dispatch of the case: the median of several passes.
 fn measure(args: &Args, gpu: &Gpu, case: &Case, rotate: u64) -> Result<f64> {
     let sets = Sets::new(gpu, case, rotate)?;
     sets.measure(args, gpu, case, f64::INFINITY)
 }
 
-/// Copies of a case's buffers.
+/// Copies of the buffers of a case.
 struct Sets(Vec<Vec<Buffer<u32>>>);
 
 impl Sets {
-    /// Copies that fill `rotate` bytes. What is written is there once, with room for what other choices leave.
+    /// Copies of the inputs with `rotate` bytes in total. Outputs exist once, with double size, because candidates differ in size.
     fn new(gpu: &Gpu, case: &Case, rotate: u64) -> Result<Sets> {
         let host = (case.buffers)();
         let is_input = |buffer: &&CaseBuffer| buffer.purpose == Purpose::Input;
@@ -151,7 +150,7 @@ impl Sets {
         Ok(Sets(sets))
     }
 
-    /// Gives up with the first estimate where that is above `hopeless` seconds.
+    /// Seconds per dispatch. If the first estimate exceeds `hopeless` seconds, returns it without further passes.
     fn measure(&self, args: &Args, gpu: &Gpu, case: &Case, hopeless: f64) -> Result<f64> {
         let sets = &self.0;
         let mut recorder = Recorder::new(gpu).without_early_submission();
@@ -173,7 +172,7 @@ impl Sets {
                 }
             }
         };
-        // Compiles, touches all memory, and tells how many fill a pass.
+        // The first pass compiles and touches all memory; the second gives the estimate.
         pass(sets.len())?;
         let estimate = pass(sets.len())?.max(1e-7);
         if estimate > hopeless {
@@ -186,7 +185,7 @@ impl Sets {
     }
 }
 
-/// Shapes of a decoded token of Llama 3.2 3B and 1B in q4f16_1, and their choices.
+/// Shapes of a decoded token of Llama 3.2 3B and 1B in q4f16_1, with their candidates.
 fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
     let format = WeightFormat::Group { bits: 4, group_size: 32 };
     let products = [
@@ -224,8 +223,11 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
     }
     for (heads, kv_heads, head_dim) in [(24, 8, 128), (32, 8, 64)] {
         for keys in [64, 128, 256, 512, 1024, 2048, 8192] {
-            let shape = DecodeShape { rows: 1, heads, kv_heads, head_dim, keys, dtype: KvDtype::F16 };
-            let cases = attention::choice_cases(gpu.caps(), &shape).into_iter();
+            let scale = 1.0 / (head_dim as f32).sqrt();
+            let shape =
+                AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: None };
+            let attention = Attention { shape, first_row: 0, rows: 1, past_len: keys - 1 };
+            let cases = attention::choice_cases(gpu.caps(), &attention, KvDtype::F16).into_iter();
             let cases = cases.map(|(choice, case)| {
                 let kernel = if choice.teams.is_some() { &attention::TEAMS_KERNEL } else { &attention::DECODE_KERNEL };
                 (format!("{choice:?}"), kernel, case)
@@ -236,10 +238,10 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
     shapes
 }
 
-/// Choices of a shape that are printed.
+/// Number of candidates to print per shape.
 const PRINTED: usize = 12;
 
-fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
+fn candidates(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     gpu.compile_on(|job| drop(std::thread::spawn(job)), threads);
     for (shape, cases) in shapes(gpu) {
@@ -247,7 +249,7 @@ fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
             continue;
         }
         let start = Instant::now();
-        // All that is compiled is compiled before anything is timed.
+        // Compile everything before the first timing.
         gpu.prepare(cases.iter().map(|(_, kernel, case)| (*kernel, case.variant.clone())));
         let sets = Sets::new(gpu, &cases[0].2, rotate)?;
         let mut recorder = Recorder::new(gpu);
@@ -266,16 +268,16 @@ fn choices(args: &Args, gpu: &Gpu, copy: f64, rotate: u64) -> Result<()> {
         lines.sort_by(|a, b| a.0.total_cmp(&b.0));
         let bytes = cases[0].2.bytes as f64;
         println!(
-            "{shape}: {} choices, {compiled:.1} s to compile, {:.1} s",
+            "{shape}: {} candidates, {compiled:.1} s to compile, {:.1} s",
             cases.len(),
             start.elapsed().as_secs_f64()
         );
         for (place, (seconds, i, choice)) in lines.iter().enumerate() {
-            // The first is what is taken where nothing is known of the device.
+            // The first candidate is the default rule.
             if place < PRINTED || *i == 0 {
                 let (us, rate) = (seconds * 1e6, bytes / seconds);
-                let usual = if *i == 0 { " (usual)" } else { "" };
-                println!("{us:>10.2} {:>9.1} {:>5.1}%  {choice}{usual}", rate * 1e-9, 100.0 * rate / copy);
+                let default = if *i == 0 { " (default)" } else { "" };
+                println!("{us:>10.2} {:>9.1} {:>5.1}%  {choice}{default}", rate * 1e-9, 100.0 * rate / copy);
             }
         }
     }

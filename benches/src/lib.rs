@@ -1,23 +1,26 @@
-//! What the measuring programs share: ending with a clear message.
+//! Parts that the measuring programs share.
+
+use std::process::ExitCode;
+
+use command_line::{HintOf, finish};
 
 /// The Rust example of the book, compiled as a doctest.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/embed-rust.md")]
 struct EmbedRust;
 
-/// Prints an error and its hint to stderr and ends the process with exit code 1, or returns.
-pub fn exit_with(result: anyhow::Result<()>) {
-    let Err(error) = result else { return };
-    eprintln!("error: {}", model_format::error::messages(error.as_ref()));
-    let hint = error.chain().find_map(|cause| {
-        None.or_else(|| cause.downcast_ref::<model_hub::Error>().map(model_hub::Error::hint))
-            .or_else(|| cause.downcast_ref::<infer_core::Error>().map(infer_core::Error::hint))
-            .or_else(|| cause.downcast_ref::<model_format::Error>().map(model_format::Error::hint))
-            .or_else(|| cause.downcast_ref::<calib_data::Error>().map(calib_data::Error::hint))
-            .flatten()
-    });
-    if let Some(hint) = hint {
-        eprintln!("\nhint: {hint}");
-    }
-    std::process::exit(1);
+/// Prints the error and its hint, if any, and returns the exit code.
+pub fn exit_with(result: anyhow::Result<()>) -> ExitCode {
+    exit_with_hint(result, |_| None)
+}
+
+/// The same for a program with an error type of its own.
+pub fn exit_with_hint(result: anyhow::Result<()>, own: HintOf) -> ExitCode {
+    let hints: &[HintOf] = &[
+        own,
+        |cause| cause.downcast_ref::<chat_cli::Error>()?.hint(),
+        |cause| cause.downcast_ref::<infer_core::Error>()?.hint(),
+        |cause| cause.downcast_ref::<calib_data::Error>()?.hint(),
+    ];
+    finish(result.map(|()| ExitCode::SUCCESS), hints)
 }

@@ -1,7 +1,7 @@
-//! The real demo model against what transformers computes for it (testdata/smollm2, see testdata/README.md).
+//! The demo model compared with transformers (testdata/smollm2, see testdata/README.md).
 //!
-//! Needs the demo model in the cache: `cargo xtask test` fetches it first. Where it is not there the tests say so and
-//! pass, unless `REQUIRE_DEMO_MODEL=1`.
+//! Needs the demo model in the cache; `cargo xtask test` downloads it first. Without it, the tests are skipped with a message, or fail
+//! with `REQUIRE_DEMO_MODEL=1`.
 
 #[path = "../../infer-core/tests/common/mod.rs"]
 mod common;
@@ -21,14 +21,14 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use weight_convert::{ConfigOptions, ConvertOptions, convert};
 
-/// The demo model's GGUF file, opened once, from the cache alone.
+/// The demo model's GGUF file from the cache, opened once.
 fn demo_model() -> Option<&'static dyn Checkpoint> {
     static MODEL: OnceLock<Option<Box<dyn Checkpoint>>> = OnceLock::new();
     let model = MODEL.get_or_init(|| {
         let hub = HubConfig::from_vars(|name| std::env::var(name).ok()).unwrap();
         let Some(path) = model_hub::demo::cached_gguf(&hub) else {
             assert!(std::env::var_os("REQUIRE_DEMO_MODEL").is_none(), "the demo model's GGUF file is not in the cache");
-            eprintln!("skipped: the demo model's GGUF file is not in the cache; `cargo xtask test` fetches it");
+            eprintln!("skipped: the demo model's GGUF file is not in the cache; `cargo xtask test` downloads it");
             return None;
         };
         Some(model_hub::open(path.to_str().unwrap(), &hub, &mut ()).unwrap().into_checkpoint().unwrap())
@@ -93,7 +93,7 @@ fn cpu_logits_equal_transformers() {
     }
 }
 
-/// Greedy answers are the golden ones up to the first step whose two best tokens lie within 0.05 of each other.
+/// Greedy answers equal the recorded ones up to the first step whose two best logits differ by less than 0.05.
 fn check_chats(device: Device, chats: usize) {
     let Some(checkpoint) = demo_model() else { return };
     let mut engine = block_on(Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ())).unwrap();
@@ -145,13 +145,13 @@ fn gpu_logits_are_near_the_cpus() {
 #[test]
 fn gpu_answers_equal_transformers() {
     let Some(gpu) = common::gpu(OpenOptions::default()) else { return };
-    // A software device answers the first question only: it is slow.
+    // A software device is slow, so it answers only the first question.
     let chats = if gpu.summary().device_type == DeviceType::Cpu { 1 } else { usize::MAX };
     check_chats(Device::Gpu(gpu, KvDtype::F32), chats);
 }
 
-/// Perplexity of the short text of `calib-data` over windows of 256 tokens is that of transformers, in f16 and in q4f16_1 rounded
-/// to nearest: within 0.05, where rounding to nearest costs 23.
+/// Perplexity of the short text of `calib-data` over windows of 256 tokens, in f16 and in q4f16_1 (rounded to nearest), equals
+/// transformers' within 0.05. Rounding to nearest raises it by 23.
 fn check_perplexity(device: impl Fn() -> Device) {
     let Some(checkpoint) = demo_model() else { return };
     let golden: Value = serde_json::from_slice(&golden("perplexity.json")).unwrap();
@@ -193,7 +193,7 @@ fn cpu_perplexity_equals_transformers() {
 
 #[test]
 fn gpu_perplexity_equals_transformers() {
-    // In f32, as the reference is; a software device takes minutes.
+    // In f32, like the reference. A software device takes minutes.
     let options = OpenOptions { cooperative_matrix: false, ..OpenOptions::default() };
     let Some(gpu) = common::gpu(options) else { return };
     if gpu.summary().device_type == DeviceType::Cpu {

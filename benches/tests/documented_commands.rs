@@ -1,10 +1,10 @@
-//! Every command in a fenced block of a document is parsed by the program's own definition of its flags.
+//! Every command in a fenced block of a document must parse with its program's own flags.
 
 #[path = "../../xtask/src/commands.rs"]
 mod commands;
 
-#[allow(dead_code, reason = "only the flags are used here")]
-#[path = "../../chat-cli/src/arguments.rs"]
+#[allow(dead_code, unused_imports, reason = "only the flags are used here")]
+#[path = "../../chat-cli/src/arguments/mod.rs"]
 mod chat_cli_arguments;
 
 #[allow(dead_code, reason = "only the flags are used here")]
@@ -19,7 +19,7 @@ use std::path::Path;
 
 use clap::Parser;
 
-/// Parses a command line, which begins with the program's name.
+/// Parses a command line, program name included.
 type Parse = fn(&[&str]) -> Result<(), String>;
 
 const PROGRAMS: &[(&str, Parse)] = &[
@@ -41,7 +41,7 @@ fn documented_commands_are_parsed_by_their_programs() {
     let commands = commands::documented(root).unwrap();
     let mut wrong = String::new();
     for (program, parse) in PROGRAMS {
-        // A name alone is a box of a diagram.
+        // Skip program names in diagrams.
         let is_command = |command: &&commands::Command| command.program == *program && !command.arguments.is_empty();
         let of_program: Vec<_> = commands.iter().filter(is_command).collect();
         assert!(of_program.len() >= 5, "only {} commands of {program} found", of_program.len());

@@ -1,4 +1,4 @@
-//! Every format that `weight-convert` writes runs on a GPU as on the CPU, whatever the GPU can do; and long texts do.
+//! Every format of `weight-convert` gives the same logits on the CPU and on GPUs of every profile, also for long texts.
 
 #[path = "../../infer-core/tests/common/mod.rs"]
 mod common;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use weight_convert::{WeightOptions, convert_weight};
 
-/// An MLC folder of a tiny checkpoint in another format, with no more than so many of its layers.
+/// A tiny checkpoint with at most `layers` layers, converted to `format`.
 fn converted(arch: &str, format: &'static QuantFormat, layers: u64) -> TempDir {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/arch").join(arch);
     let json = |file: &str| -> Value { serde_json::from_slice(&fs::read(source.join(file)).unwrap()).unwrap() };
@@ -35,7 +35,7 @@ fn converted(arch: &str, format: &'static QuantFormat, layers: u64) -> TempDir {
     folder
 }
 
-/// The logits after each token, or after the last `rows`.
+/// The logits after the last `rows` tokens.
 fn logits(folder: &Path, device: Device, text: &[u32], rows: usize) -> Vec<f32> {
     let options = LoadOptions { context: Some(text.len()), ..Default::default() };
     let mut model = block_on(LoadedModel::load_mlc(&DirFiles::new(folder), device, &options, &mut ())).unwrap();
@@ -56,7 +56,7 @@ fn text(len: u32) -> Vec<u32> {
 }
 
 #[test]
-fn every_format_runs() {
+fn every_format_equals_the_cpu() {
     let profiles = profiles();
     for arch in ["llama", "gemma3"] {
         for format in QUANT_FORMATS {
@@ -64,7 +64,7 @@ fn every_format_runs() {
             let text = text(60);
             let expected = logits(folder.path(), Device::Cpu(Default::default()), &text, usize::MAX / 512);
             let check = |profile: &str, gpu: &Gpu| {
-                // The cache does not know the weights' format: one of each is enough.
+                // The cache is independent of the format, so one format checks its types.
                 let caches = [(KvDtype::F32, 1e-6), (KvDtype::F16, 1e-5), (KvDtype::Q8, 1e-3)];
                 for (kv, limit) in caches.into_iter().take(if format.name == "q4f16_1" { 3 } else { 1 }) {
                     let found = logits(folder.path(), Device::Gpu(gpu.clone(), kv), &text, usize::MAX / 512);
@@ -82,16 +82,16 @@ fn every_format_runs() {
 }
 
 #[test]
-fn eight_thousand_tokens_run() {
+fn eight_thousand_tokens_equal_the_cpu() {
     let format = QuantFormat::by_name("q4f16_1").unwrap();
-    // What a context's length can do wrong shows in one layer.
+    // One layer shows all errors that depend on the context length.
     let (folder, text) = (converted("llama", format, 1), text(8192));
     let profiles = profiles();
     if profiles.is_empty() {
         return;
     }
     let run = |device| logits(folder.path(), device, &text, 100);
-    // Each device keeps one processor busy at most.
+    // Each device uses at most one processor.
     thread::scope(|scope| {
         let reference = scope.spawn(|| run(Device::Cpu(Default::default())));
         let begin = |(profile, gpu)| (profile, scope.spawn(move || run(Device::Gpu(gpu, KvDtype::F32))));

@@ -1,27 +1,27 @@
-//! What `chat-cli bench` tells, in the form of llama.cpp's llama-bench: as a table, as JSON, as CSV. With it where the time
-//! of a token goes, against what the device's memory could do.
+//! The report of measurements, in the form of llama.cpp's llama-bench: a table, JSON or CSV. [`Roofline`] adds the time of each
+//! kernel, compared with the bandwidth of the device.
 
 use std::fmt::Write;
 
 use infer_core::{Checked, StepProfile};
 use serde_json::{Value, json};
 
-/// What was measured, and on what.
+/// The measured model and its device.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Subject {
-    /// The model's name, or that of its shape.
+    /// Name of the model or shape.
     pub model: String,
-    /// Its parameters.
+    /// Number of parameters.
     pub parameters: usize,
-    /// Bytes of its weights on the device, where it is a GPU.
+    /// Bytes of its weights on a GPU; `None` on the CPU.
     pub bytes: Option<u64>,
-    /// Of these, bytes that a decoded token reads.
+    /// Bytes of weights that a decoded token reads.
     pub bytes_per_token: Option<u64>,
-    /// The device, its interface and its driver.
+    /// Device, interface and driver.
     pub device: [String; 3],
     /// Seconds from opening the files until the model is loaded.
     pub load_seconds: f64,
-    /// What of that the check of the kernels took.
+    /// Time of the kernel checks within that.
     pub checked: Option<Checked>,
     /// Seconds from opening the files to the first token.
     pub first_token_seconds: f64,
@@ -30,30 +30,30 @@ pub struct Subject {
 /// One measurement, repeated.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Test {
-    /// Tokens of the prompt, where prefill is measured.
+    /// Tokens of the prompt, for prefill; else 0.
     pub prompt: usize,
-    /// Tokens decoded, where decoding is measured.
+    /// Decoded tokens, for decode; else 0.
     pub decoded: usize,
-    /// Tokens in the cache before.
+    /// Tokens in the cache before each run.
     pub depth: usize,
     /// Seconds of each run.
     pub samples: Vec<f64>,
-    /// Where a decoded token's time goes, where that was asked for.
+    /// Time of each kernel of a decoded token, if requested.
     pub roofline: Option<Roofline>,
 }
 
-/// Where the time of a token goes, against what the device's memory could do.
+/// Time of each kernel of a token, compared with the bandwidth of the device.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Roofline {
-    /// Seconds of a token, by the clock of who waits for it.
+    /// Seconds per token on the host's clock.
     pub token_seconds: f64,
-    /// Bytes per second of a copy on the device, read and written.
+    /// Bandwidth of a copy on the device in bytes per second; bytes read and written both count.
     pub copy_bandwidth: f64,
-    /// The token's work.
+    /// The measured kernels.
     pub profile: StepProfile,
 }
 
-/// How many of something there are, on average, and how far they are apart.
+/// Mean and standard deviation.
 struct Spread {
     mean: f64,
     deviation: f64,
@@ -83,20 +83,20 @@ impl Test {
         self.samples.iter().map(|seconds| self.tokens() as f64 / seconds)
     }
 
-    /// Mean seconds of a token.
+    /// Mean seconds per token.
     pub fn token_seconds(&self) -> f64 {
         Spread::of(self.samples.iter().copied()).mean / self.tokens() as f64
     }
 }
 
-/// Tokens per second at some bandwidth.
+/// Estimated tokens per second at another bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Projection {
     /// Bytes per second.
     pub bandwidth: f64,
-    /// If each kernel has the share of the bandwidth that it had here, and gaps and waiting take as long.
+    /// If each kernel reaches the same share of the bandwidth, and gaps and waits stay the same.
     pub as_measured: f64,
-    /// If all bytes came at the full bandwidth and nothing else took time.
+    /// If all bytes move at full bandwidth and nothing else takes time.
     pub limit: f64,
 }
 
@@ -105,22 +105,22 @@ impl Roofline {
         self.profile.kernels.iter().map(|kernel| kernel.seconds).sum()
     }
 
-    /// Seconds of a token in which the device works on it: without timestamps unknown.
+    /// GPU seconds of a token between kernels; `None` without timestamps.
     fn gaps(&self) -> Option<f64> {
         Some((self.profile.gpu_seconds? - self.kernel_seconds()).max(0.0))
     }
 
-    /// Seconds of a token in which the device does not work on it.
+    /// Seconds of a token in which the GPU is idle.
     fn waiting(&self) -> Option<f64> {
         let busy = self.profile.gpu_seconds?.max(self.kernel_seconds());
         Some((self.token_seconds - busy).max(0.0))
     }
 
-    /// What the same work would give with memory of another bandwidth, in bytes per second.
+    /// Estimates speed with memory of another bandwidth, in bytes per second.
     pub fn at(&self, bandwidth: f64) -> Option<Projection> {
         let rest = self.gaps()? + self.waiting()?;
         let kernels = self.profile.kernels.iter().map(|kernel| {
-            // What came faster than a copy came from a cache that another device may not have.
+            // Above the speed of a copy, data came from a cache, which another device may lack.
             let share = (kernel.bytes / kernel.seconds / self.copy_bandwidth).min(1.0);
             kernel.bytes / (share * bandwidth)
         });
@@ -164,11 +164,11 @@ impl Roofline {
         );
         let _ = writeln!(out, " (read and written); the CPU records for {:.1} us\n", self.profile.host_seconds * us);
         let (Some(gaps), Some(waiting)) = (self.gaps(), self.waiting()) else {
-            out.push_str("this device has no timestamps: nothing is known of its kernels\n");
+            out.push_str("no kernel times: this device has no timestamps\n");
             return out;
         };
         out.push_str(
-            "| kernel | on | runs | MB | us | GB/s | of copy | of token |\n|---|---|---:|---:|---:|---:|---:|---:|\n",
+            "| kernel | shape | runs | MB | us | GB/s | of copy | of token |\n|---|---|---:|---:|---:|---:|---:|---:|\n",
         );
         for kernel in &self.profile.kernels {
             let rate = kernel.bytes / kernel.seconds;
@@ -188,20 +188,16 @@ impl Roofline {
         let part = |name: &str, seconds: f64| {
             format!("{name} {:.1} us ({:.1} %)", seconds * us, 100.0 * seconds / self.token_seconds)
         };
-        let parts = [
-            part("kernels", self.kernel_seconds()),
-            part("between unlike ones", gaps),
-            part("the device waits", waiting),
-        ];
+        let parts = [part("kernels", self.kernel_seconds()), part("between kernels", gaps), part("GPU idle", waiting)];
         let _ = writeln!(
             out,
-            "\na kernel's time is that of all its runs for a token back to back in one pass, each after the one before is done"
+            "\nkernel times cover all dispatches for one token, back to back in one pass; each waits for the previous one"
         );
         let _ = writeln!(out, "{}", parts.join(", "));
         if let Some(projection) = at.and_then(|bandwidth| self.at(bandwidth)) {
             let _ = writeln!(
                 out,
-                "at {:.0} GB/s: {:.1} tokens/s with the same shares, gaps and waits; {:.1} tokens/s at most",
+                "at {:.0} GB/s: {:.1} tokens/s with the same shares, gaps and waits; limit {:.1} tokens/s",
                 projection.bandwidth * gb,
                 projection.as_measured,
                 projection.limit
@@ -220,7 +216,7 @@ fn size(bytes: Option<u64>) -> String {
     bytes.map_or_else(|| "-".into(), |bytes| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30)))
 }
 
-/// A table for documents. `at`: bytes per second to project to.
+/// A table in Markdown. `at` is the bandwidth to estimate for, in bytes per second.
 pub fn markdown(subject: &Subject, tests: &[Test], at: Option<f64>) -> String {
     let mut out =
         String::from("| model | size | params | device | test | t/s | ms |\n|---|---:|---:|---|---|---:|---:|\n");
@@ -259,7 +255,7 @@ pub fn markdown(subject: &Subject, tests: &[Test], at: Option<f64>) -> String {
     out
 }
 
-/// The fields of a measurement, in the order of the CSV; those that llama-bench has are called as there.
+/// The fields of a measurement in the order of the CSV, with llama-bench's names where it has the field.
 fn fields(subject: &Subject, test: &Test) -> Vec<(&'static str, Value)> {
     let (rate, seconds) = (Spread::of(test.rates()), Spread::of(test.samples.iter().copied()));
     let [device, backend, driver] = &subject.device;
@@ -286,7 +282,7 @@ fn fields(subject: &Subject, test: &Test) -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// An array with an object for each measurement, its samples in it.
+/// An array with an object for each measurement, samples included.
 pub fn json(subject: &Subject, tests: &[Test], at: Option<f64>) -> Value {
     let object = |test: &Test| {
         let mut object: serde_json::Map<String, Value> =
@@ -300,7 +296,7 @@ pub fn json(subject: &Subject, tests: &[Test], at: Option<f64>) -> Value {
     tests.iter().map(object).collect()
 }
 
-/// A line of names, and one for each measurement.
+/// A line of names, then a line for each measurement.
 pub fn csv(subject: &Subject, tests: &[Test]) -> String {
     let quoted = |value: &Value| match value {
         Value::Null => String::new(),
@@ -346,12 +342,12 @@ mod tests {
     }
 
     #[test]
-    fn a_tokens_time_is_divided() {
+    fn a_token_is_split_into_kernels_gaps_and_waits() {
         let roofline = test().roofline.unwrap();
         let close = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-9, "{found}, {expected}");
         close(roofline.gaps().unwrap(), 1e-3);
         close(roofline.waiting().unwrap(), 5e-4);
-        // At a tenth of the bandwidth: 20 ms at the half of it that the first had, 10 ms for what was faster than a copy.
+        // At a tenth of the bandwidth: 20 ms for the first kernel, at half of it; 10 ms for the one faster than a copy.
         let projection = roofline.at(1e8).unwrap();
         close(projection.as_measured, 1.0 / (0.02 + 0.01 + 0.0015));
         close(projection.limit, 50.0);
@@ -362,8 +358,8 @@ mod tests {
     }
 
     #[test]
-    fn every_form_tells_the_same() {
-        // 250 and 200 tokens a second: 225, with a deviation of 25 times the root of two.
+    fn every_format_has_the_same_values() {
+        // 250 and 200 tokens/s: mean 225, deviation 25 * sqrt(2).
         let table = markdown(&subject(), &[test()], Some(1e8));
         assert!(table.contains("| tg10 @ d7 | 225.00 ± 35.36 | 45.00 ± 7.07 |"), "{table}");
         assert!(table.contains("at 0 GB/s: 31.7 tokens/s"), "{table}");

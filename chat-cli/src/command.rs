@@ -1,4 +1,4 @@
-//! [`Command`]: what begins with a slash.
+//! [`Command`]: a line that begins with a slash.
 
 use crate::{Error, Result};
 
@@ -7,52 +7,57 @@ use crate::{Error, Result};
 pub enum Command {
     /// Lists the commands.
     Help,
-    /// Prints what the last answer took.
+    /// Prints token counts and speed of the last answer.
     Stats,
-    /// Begins a new conversation.
+    /// Starts a new conversation.
     Reset,
     /// Ends the chat.
     Exit,
     /// Changes settings, `name=value`; prints them if empty.
     Set(String),
-    /// Sets the system message and begins a new conversation; prints it if empty.
+    /// Sets the system message and starts a new conversation; prints it if empty.
     System(String),
 }
 
-/// A command's names, its argument, and what it does.
+/// A row of the table of commands.
 struct Entry {
     names: &'static [&'static str],
     argument: &'static str,
-    what: &'static str,
+    effect: &'static str,
     make: fn(String) -> Command,
 }
 
 const ENTRIES: &[Entry] = &[
-    Entry { names: &["/help", "/?"], argument: "", what: "this list", make: |_| Command::Help },
+    Entry { names: &["/help", "/?"], argument: "", effect: "this list", make: |_| Command::Help },
     Entry {
         names: &["/stats", "/metrics"],
         argument: "",
-        what: "tokens and speed of the last answer",
+        effect: "tokens and speed of the last answer",
         make: |_| Command::Stats,
     },
-    Entry { names: &["/reset", "/clear"], argument: "", what: "begin a new conversation", make: |_| Command::Reset },
+    Entry { names: &["/reset", "/clear"], argument: "", effect: "start a new conversation", make: |_| Command::Reset },
     Entry {
         names: &["/set"],
         argument: "NAME=VALUE",
-        what: "change settings, several with `;` between; without any, show them",
+        effect: "change settings, separated by `;`; without an argument, show them",
         make: Command::Set,
     },
     Entry {
         names: &["/system"],
         argument: "TEXT",
-        what: "set the system message and begin a new conversation; without any, show it",
+        effect: "set the system message and start a new conversation; without an argument, show it",
         make: Command::System,
     },
-    Entry { names: &["/exit", "/quit", "/bye"], argument: "", what: "leave (so does Ctrl-D)", make: |_| Command::Exit },
+    Entry {
+        names: &["/exit", "/quit", "/bye"],
+        argument: "",
+        effect: "leave (so does Ctrl-D)",
+        make: |_| Command::Exit,
+    },
 ];
 
 impl Command {
-    /// Reads a line. `None`: it is no command but something to say.
+    /// Parses a line. `None` if it is a message.
     pub fn parse(line: &str) -> Result<Option<Command>> {
         let line = line.trim();
         if !line.starts_with('/') || line.contains('\n') {
@@ -65,7 +70,7 @@ impl Command {
         };
         if entry.argument.is_empty() && !argument.is_empty() {
             let message = format!("`{name}` takes no argument, found: {argument}");
-            return Err(Error::Command { message, hint: "`/help` lists the commands".into() });
+            return Err(Error::Command { message, hint: "`/help` lists all commands".into() });
         }
         Ok(Some((entry.make)(argument.to_string())))
     }
@@ -73,12 +78,14 @@ impl Command {
     /// The list of `/help`.
     pub fn help() -> String {
         let mut out = String::new();
-        for Entry { names, argument, what, .. } in ENTRIES {
+        for Entry { names, argument, effect, .. } in ENTRIES {
             let usage = format!("{} {argument}", names.join(", "));
-            out.push_str(&format!("  {usage:24}  {what}\n"));
+            out.push_str(&format!("  {usage:24}  {effect}\n"));
         }
-        out.push_str("  a line that ends in \\ goes on in the next; \"\"\" begins and ends a text of several lines\n");
-        out.push_str("  Ctrl-C stops an answer; at the prompt, twice, it leaves\n");
+        out.push_str(
+            "  \\ at the end of a line continues the message; \"\"\" begins and ends a message of several lines\n",
+        );
+        out.push_str("  Ctrl-C stops an answer; twice at the prompt, it leaves\n");
         out
     }
 
@@ -93,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn commands_are_read() {
+    fn commands_are_parsed() {
         let parse = |line: &str| Command::parse(line).unwrap();
         assert_eq!(parse("/help"), Some(Command::Help));
         assert_eq!(parse(" /clear  "), Some(Command::Reset));

@@ -5,20 +5,20 @@ use serde_json::{Value, json};
 
 use crate::report::table;
 
-/// A device, as `chat-cli devices` lists it.
+/// A device in the list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// The name its driver gives it.
+    /// Name from the driver.
     pub name: String,
     /// `vulkan`, `metal`, `dx12`.
     pub backend: String,
     /// `discrete GPU`, `integrated GPU`, `software` ...
     pub kind: String,
-    /// Whether it is the processor in the role of a GPU.
+    /// True for a software GPU, which runs on the CPU.
     pub is_software: bool,
     /// Driver and version.
     pub driver: String,
-    /// Whether shaders compute in f16.
+    /// True if shaders can compute in f16.
     pub f16: bool,
     /// Largest buffer, in bytes.
     pub max_buffer: u64,
@@ -57,7 +57,7 @@ pub fn devices_table(devices: &[DeviceInfo]) -> String {
     table(&rows)
 }
 
-/// The same for programs.
+/// The same as JSON.
 pub fn devices_json(devices: &[DeviceInfo]) -> Value {
     let entry = |(index, device): (usize, &DeviceInfo)| {
         json!({
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_and_for_the_cpu() {
+    fn the_table_has_a_line_for_each_gpu_and_the_cpu() {
         let table = devices_table(&[device("NVIDIA H100", false)]);
         let lines: Vec<&str> = table.lines().collect();
         assert_eq!(lines.len(), 3);

@@ -1,4 +1,4 @@
-//! [`EngineAssistant`]: the engine as the one who answers. Waits for it on this thread.
+//! [`EngineAssistant`]: an [`Assistant`] that waits for the engine on this thread.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use infer_core::{ChatDefaults, Engine, GpuError, LoadedModel, Message, SamplingP
 
 use crate::terminal::Interrupt;
 
-/// A loaded model.
+/// A loaded model that answers.
 pub struct EngineAssistant {
     engine: Engine,
     device: String,
@@ -15,26 +15,24 @@ pub struct EngineAssistant {
     reload: Reload,
 }
 
-/// Loads the model again, onto the device as it is then.
+/// Reloads the model after its device was lost.
 pub type Reload = Box<dyn FnMut() -> anyhow::Result<LoadedModel>>;
 
-/// How often a device may be lost within an answer.
-const MOST_LOSSES: usize = 2;
+/// Device losses that an answer survives.
+const MAX_LOSSES: usize = 2;
 
 impl EngineAssistant {
-    /// A model on `device`, whose answers `interrupt` ends.
-    ///
-    /// `reload` loads the model again where the device was lost.
+    /// A model on `device`. `interrupt` ends its answers; `reload` runs if the device is lost.
     pub fn new(engine: Engine, device: String, interrupt: Interrupt, reload: Reload) -> EngineAssistant {
         EngineAssistant { engine, device, interrupt, reload }
     }
 
-    /// The settings where the user gives none.
+    /// The sampling settings that apply if the user sets none.
     pub fn chat_defaults(&self) -> &ChatDefaults {
         self.engine.chat_defaults()
     }
 
-    /// Where it runs.
+    /// The name of its device.
     pub fn device(&self) -> &str {
         &self.device
     }
@@ -57,11 +55,11 @@ impl Assistant for EngineAssistant {
             let chunk = match block_on(generation.next()) {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => break,
-                Err(error @ infer_core::Error::Gpu(GpuError::DeviceLost { .. })) if losses < MOST_LOSSES => {
+                Err(error @ infer_core::Error::Gpu(GpuError::DeviceLost { .. })) if losses < MAX_LOSSES => {
                     losses += 1;
                     eprintln!("warning: {error}; loading the model again");
                     let suspended = generation.suspend();
-                    // What went wrong first says more than what went wrong after it.
+                    // If reloading fails too, report the first error.
                     let Ok(model) = (self.reload)() else { return Err(error.into()) };
                     generation = self.engine.resume(model, suspended);
                     continue;

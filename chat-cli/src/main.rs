@@ -1,13 +1,12 @@
-//! `chat-cli`: talk to a model in the terminal. Flags are in `arguments.rs`; what happens is here.
+//! `chat-cli`: runs a language model in the terminal. `arguments.rs` has the flags; each command has its function.
 
 mod arguments;
 mod bench;
 mod engine;
 mod load;
+mod loading;
 mod measure;
-mod progress;
 mod terminal;
-mod threads;
 mod tune;
 
 use std::io::{self, IsTerminal, Read, Write};
@@ -15,10 +14,19 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use chat_cli::{Answer, Assistant, Repl, report, shapes};
+use command_line::{Bars, HintOf, INTERRUPTED, finish, print_json, threads};
 use infer_core::{FinishReason, Message, block_on};
 
 use arguments::{Arguments, ChatArguments, Command, DevicesArguments, KernelArguments, SelftestArguments};
 use engine::EngineAssistant;
+
+/// Hints of errors that `command_line` does not know.
+const HINTS: &[HintOf] = &[
+    |cause| cause.downcast_ref::<chat_cli::Error>()?.hint(),
+    |cause| cause.downcast_ref::<infer_core::Error>()?.hint(),
+    |cause| cause.downcast_ref::<calib_data::Error>()?.hint(),
+    |cause| cause.downcast_ref::<measure::BadFile>().map(measure::BadFile::hint),
+];
 
 fn main() -> ExitCode {
     model_format::caught::silence_caught();
@@ -32,21 +40,11 @@ fn main() -> ExitCode {
         Command::Tune(arguments) => tune::tune(&arguments),
     };
     threads::finish();
-    match done {
-        Ok(code) => code,
-        Err(error) if is_broken_pipe(&error) => ExitCode::from(141),
-        Err(error) => {
-            eprintln!("error: {}", model_format::error::messages(error.as_ref()));
-            if let Some(hint) = hint(&error) {
-                eprintln!("\nhint: {hint}");
-            }
-            ExitCode::FAILURE
-        }
-    }
+    finish(done, HINTS)
 }
 
 fn chat(arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
-    // Before the model is loaded, which takes a while.
+    // Read stdin before the model is loaded, which takes a while.
     let prompt = arguments.prompt.as_deref().map(prompt).transpose()?;
     let interrupt = terminal::Interrupt::install()?;
     let mut assistant = load::load(arguments, &interrupt)?;
@@ -78,10 +76,10 @@ fn chat(arguments: &ChatArguments) -> anyhow::Result<ExitCode> {
         }
         eprintln!("{}", report::stats_line(&answer.stats));
     }
-    Ok(if answer.finish_reason.is_some() { ExitCode::SUCCESS } else { ExitCode::from(130) })
+    Ok(if answer.finish_reason.is_some() { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }
 
-/// The text of `-p`; `-` stands for what comes on stdin.
+/// The text of `-p`; `-` reads it from stdin.
 fn prompt(argument: &str) -> anyhow::Result<String> {
     if argument != "-" {
         return Ok(argument.to_string());
@@ -111,7 +109,7 @@ fn print_answer(
 fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
     let devices = load::devices();
     if arguments.json {
-        writeln!(io::stdout(), "{:#}", chat_cli::device::devices_json(&devices))?;
+        print_json(&chat_cli::device::devices_json(&devices))?;
     } else {
         write!(io::stdout(), "{}", chat_cli::device::devices_table(&devices))?;
     }
@@ -119,10 +117,9 @@ fn devices(arguments: &DevicesArguments) -> anyhow::Result<ExitCode> {
 }
 
 fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
-    let mut bars = progress::Bars::new(arguments.quiet);
-    let (gpu, name) =
-        load::Place::of(&arguments.device, &KernelArguments { no_cooperative_matrix: false, no_tune: true })?
-            .open_gpu()?;
+    let mut bars = Bars::quiet_if(arguments.quiet);
+    let kernels = KernelArguments { no_cooperative_matrix: false, no_tune: true };
+    let (gpu, name) = block_on(load::setup(&arguments.device, &kernels)?.open_gpu())?;
     let start = std::time::Instant::now();
     let of_shapes = match arguments.full {
         true => shapes::chosen(&arguments.shape)?,
@@ -138,38 +135,10 @@ fn selftest(arguments: &SelftestArguments) -> anyhow::Result<ExitCode> {
     bars.clear();
     let driver = &gpu.summary().driver;
     if arguments.json {
-        let report = report::selftest_json(&lines, &name, driver, start.elapsed().as_secs_f64());
-        writeln!(io::stdout(), "{report:#}")?;
+        print_json(&report::selftest_json(&lines, &name, driver, start.elapsed().as_secs_f64()))?;
     } else {
         bars.say(&format!("{name}, {driver}, {:.1} s", start.elapsed().as_secs_f64()));
         write!(io::stdout(), "{}", report::selftest_table(&lines))?;
     }
     Ok(if lines.iter().all(|line| line.outcome.is_ok()) { ExitCode::SUCCESS } else { ExitCode::from(3) })
-}
-
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<chat_cli::Error>().is_some_and(chat_cli::Error::is_broken_pipe)
-            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
-}
-
-/// What the libraries say can be done about it.
-fn hint(error: &anyhow::Error) -> Option<String> {
-    error.chain().find_map(|cause| {
-        let of_chat = || cause.downcast_ref::<chat_cli::Error>()?.hint();
-        let of_engine = || cause.downcast_ref::<infer_core::Error>()?.hint();
-        let of_windows = || cause.downcast_ref::<calib_data::Error>()?.hint();
-        let of_hub = || cause.downcast_ref::<model_hub::Error>()?.hint();
-        let of_format = || cause.downcast_ref::<model_format::Error>()?.hint();
-        let of_file = || cause.downcast_ref::<measure::BadFile>().map(measure::BadFile::hint);
-        let of_device = || cause.downcast_ref::<load::NoKernels>().map(load::NoKernels::hint);
-        of_chat()
-            .or_else(of_engine)
-            .or_else(of_windows)
-            .or_else(of_hub)
-            .or_else(of_format)
-            .or_else(of_file)
-            .or_else(of_device)
-    })
 }

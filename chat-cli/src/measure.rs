@@ -1,4 +1,4 @@
-//! `chat-cli perplexity` and `chat-cli logits`: what a model makes of a text, for comparisons.
+//! `chat-cli perplexity` and `chat-cli logits`: losses and logits of a text, to compare engines and models.
 
 use std::{
     fs,
@@ -9,16 +9,17 @@ use std::{
 };
 
 use calib_data::perplexity;
-use infer_core::{block_on, check_tokens};
+use chat_cli::{Weights, weights::tokenizer};
+use command_line::Bars;
+use infer_core::{PrefixToken, block_on, check_tokens};
 use model_format::{Dtype, checkpoint::SafetensorsWriter};
 
 use crate::{
-    arguments::{LogitsArguments, PerplexityArguments, PrefixToken},
-    load::{self, Kinds, Place, Weights},
-    progress::Bars,
+    arguments::{LogitsArguments, PerplexityArguments},
+    load,
 };
 
-/// A file that does not hold what it should, with what it should hold.
+/// A file with other content than required. The hint says the required content.
 #[derive(Debug, thiserror::Error)]
 #[error("`{file}` {what}")]
 pub struct BadFile {
@@ -33,8 +34,8 @@ impl BadFile {
     }
 }
 
-const IDS_HINT: &str = "it must hold a JSON array of token ids, such as [1, 2, 3]";
-const TEXT_HINT: &str = "it must be a text file in UTF-8 with at least two tokens, or one behind a prefix token";
+const IDS_HINT: &str = "write a JSON array of token ids, such as [1, 2, 3]";
+const TEXT_HINT: &str = "use a text file in UTF-8 with at least two tokens (one, if the tokenizer adds a prefix token)";
 
 /// Runs `chat-cli perplexity`.
 pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
@@ -45,10 +46,10 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         }
         None => perplexity::SHORT_TEXT.into(),
     };
-    let place = Place::of(&arguments.model.device, &arguments.model.kernels)?;
-    let mut bars = Bars::new(arguments.model.quiet);
+    let setup = load::setup(&arguments.model.device, &arguments.model.kernels)?;
+    let mut bars = Bars::quiet_if(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
-    let tokenizer = load::tokenizer(&model)?;
+    let tokenizer = block_on(tokenizer(&model))?;
     let tokens = tokenizer.encode(&text)?;
     let prefix = arguments.prefix_token.ids(&tokenizer);
     let most = arguments.max_windows.unwrap_or(usize::MAX);
@@ -59,8 +60,8 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     };
     let (window, count) = (windows.seq_len(), windows.len());
 
-    let kinds = Kinds::new(arguments.cache, arguments.model.cpu_weights);
-    let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, window, &mut bars)?;
+    let types = load::number_types(arguments.cache, arguments.model.cpu_weights);
+    let (mut loaded, device) = load::load_model(&Weights::Files(model), &setup, types, window, &mut bars)?;
     check_tokens(&tokens, loaded.config().vocab_size, &tokenizer)?;
     loaded.time_submissions();
     let start = Instant::now();
@@ -72,7 +73,7 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
         bars.count("windows", losses.len() as u64, count as u64);
     }
     bars.clear();
-    bars.warn(loaded.take_notice());
+    warn(&bars, loaded.take_notice());
     let (seconds, value) = (start.elapsed().as_secs_f64(), perplexity::perplexity(&losses));
     let submissions = block_on(loaded.submission_seconds())?;
     let mut out = io::stdout();
@@ -101,7 +102,14 @@ pub fn perplexity(arguments: &PerplexityArguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How long submissions kept the device busy; null where that was not measured.
+/// Prints a notice of the engine, if any.
+fn warn(bars: &Bars, notice: Option<String>) {
+    if let Some(notice) = notice {
+        bars.say(&format!("warning: {notice}"));
+    }
+}
+
+/// GPU time of submissions; null if it was not measured.
 fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
     seconds.sort_by(f64::total_cmp);
     let Some(longest) = seconds.last() else { return serde_json::Value::Null };
@@ -118,13 +126,13 @@ fn submission_report(mut seconds: Vec<f64>) -> serde_json::Value {
 pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     let ids = arguments.ids.as_deref().map(read_ids).transpose()?;
     let text = arguments.text.as_deref().map(|path| read_text(path, TEXT_HINT)).transpose()?;
-    let place = Place::of(&arguments.model.device, &arguments.model.kernels)?;
-    let mut bars = Bars::new(arguments.model.quiet);
+    let setup = load::setup(&arguments.model.device, &arguments.model.kernels)?;
+    let mut bars = Bars::quiet_if(arguments.model.quiet);
     let model = load::open(&arguments.model.model, &mut bars)?;
     let ids = match (ids, text) {
         (Some(ids), _) => ids,
         (None, text) => {
-            let (text, tokenizer) = (text.expect("ids or a text"), load::tokenizer(&model)?);
+            let (text, tokenizer) = (text.expect("ids or a text"), block_on(tokenizer(&model))?);
             let ids = match arguments.prefix_token {
                 PrefixToken::Auto => tokenizer.encode_with_prefix(&text)?,
                 PrefixToken::None => tokenizer.encode(&text)?,
@@ -136,8 +144,8 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
             ids
         }
     };
-    let kinds = Kinds::new(Some(arguments.cache), arguments.model.cpu_weights);
-    let (mut loaded, device) = load::load_model(&Weights::Files(model), &place, kinds, ids.len(), &mut bars)?;
+    let types = load::number_types(Some(arguments.cache), arguments.model.cpu_weights);
+    let (mut loaded, device) = load::load_model(&Weights::Files(model), &setup, types, ids.len(), &mut bars)?;
     let vocab_size = loaded.config().vocab_size;
     loaded.check_text(&ids)?;
     let tensors = [
@@ -155,7 +163,7 @@ pub fn logits(arguments: &LogitsArguments) -> anyhow::Result<ExitCode> {
     }))?;
     file.finish()?;
     bars.clear();
-    bars.warn(loaded.take_notice());
+    warn(&bars, loaded.take_notice());
     bars.say(&format!("{}: logits [{}, {vocab_size}], on {device}", arguments.output.display(), ids.len()));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,8 @@
-//! [`Printable`]: a model's text without what would steer the terminal.
+//! [`Printable`]: removes control sequences from a model's text.
 
-/// Drops control characters and escape sequences from text that arrives in pieces. Line breaks and tabs stay.
+/// Removes control characters and escape sequences from text that arrives in pieces. Keeps line breaks and tabs.
 ///
-/// A model can be made to write anything; an escape sequence could rename the window, hide text or answer for the user.
+/// A prompt can make a model write anything. An escape sequence could rename the window, hide text, or answer for the user.
 #[derive(Debug, Default)]
 pub struct Printable {
     state: State,
@@ -12,18 +12,18 @@ pub struct Printable {
 enum State {
     #[default]
     Text,
-    /// Behind ESC.
+    /// After ESC.
     Escape,
-    /// In ESC [ ..., which ends at a letter.
+    /// In a control sequence, ESC [ ..., which ends at a letter.
     Control,
-    /// In ESC ] ... and its like, which end at BEL or ESC \.
-    Text7,
-    /// In one of those, behind ESC.
-    Text7Escape,
+    /// In a control string, ESC ] ... and similar, which ends at BEL or ESC \.
+    ControlString,
+    /// In a control string, after ESC.
+    ControlStringEscape,
 }
 
 impl Printable {
-    /// What of `text` may be printed.
+    /// The printable part of `text`.
     pub fn clean(&mut self, text: &str) -> String {
         text.chars().filter(|c| self.passes(*c)).collect()
     }
@@ -31,16 +31,16 @@ impl Printable {
     fn passes(&mut self, c: char) -> bool {
         #[allow(clippy::match_same_arms, reason = "a table of transitions, read from the top")]
         let (state, passes) = match (self.state, c) {
-            (State::Text7, '\u{7}' | '\u{9C}') => (State::Text, false),
-            (State::Text7 | State::Text7Escape, '\u{1B}') => (State::Text7Escape, false),
-            (State::Text7Escape, '\\') => (State::Text, false),
-            // No sequence of text reaches over a line: what follows is shown, whatever was begun.
+            (State::ControlString, '\u{7}' | '\u{9C}') => (State::Text, false),
+            (State::ControlString | State::ControlStringEscape, '\u{1B}') => (State::ControlStringEscape, false),
+            (State::ControlStringEscape, '\\') => (State::Text, false),
+            // A control string ends at a line break, so an unfinished one cannot hide the rest of the text.
             (_, '\n') => (State::Text, true),
-            (State::Text7 | State::Text7Escape, _) => (State::Text7, false),
+            (State::ControlString | State::ControlStringEscape, _) => (State::ControlString, false),
             (_, '\u{1B}') => (State::Escape, false),
             (State::Escape, '[') | (_, '\u{9B}') => (State::Control, false),
-            (State::Escape, ']' | 'P' | 'X' | '^' | '_') => (State::Text7, false),
-            (_, '\u{90}' | '\u{98}' | '\u{9D}'..='\u{9F}') => (State::Text7, false),
+            (State::Escape, ']' | 'P' | 'X' | '^' | '_') => (State::ControlString, false),
+            (_, '\u{90}' | '\u{98}' | '\u{9D}'..='\u{9F}') => (State::ControlString, false),
             (State::Escape, ' '..='/') => (State::Escape, false),
             (State::Escape, '0'..='~') => (State::Text, false),
             (State::Control, ' '..='?') => (State::Control, false),
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_steers_the_terminal() {
+    fn control_sequences_are_removed() {
         assert_eq!(clean("a\tb\nc é 日本 👩‍👩‍👧"), "a\tb\nc é 日本 👩‍👩‍👧");
         assert_eq!(clean("\u{1b}[31mred\u{1b}[0m"), "red");
         assert_eq!(clean("\u{1b}[?25l\u{1b}[2Jx"), "x");

@@ -1,4 +1,4 @@
-//! [`Repl`]: reads what a person says, prints what the model answers, and keeps the conversation.
+//! [`Repl`]: reads messages, prints answers, and keeps the conversation.
 //!
 //! Answers go to `out`, everything else to `err`.
 
@@ -8,20 +8,20 @@ use infer_core::{FinishReason, Message};
 
 use crate::{Answer, Assistant, Command, Printable, Result, Settings, report};
 
-/// Where lines come from.
+/// A source of input lines.
 pub trait Lines {
-    /// The next line, after showing `prompt`.
+    /// Shows `prompt` and returns the next line.
     fn read(&mut self, prompt: &str) -> Result<Line>;
 }
 
-/// What came.
+/// Input from the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
-    /// A line, without its end. Pasted text may hold several.
+    /// A line without its newline. Pasted text may contain several lines.
     Text(String),
     /// Ctrl-C.
     Interrupted,
-    /// Ctrl-D, or the end of a file.
+    /// Ctrl-D, or the end of the input.
     End,
 }
 
@@ -36,24 +36,24 @@ pub struct Repl<'a> {
     system: Option<String>,
     messages: Vec<Message>,
     last: Option<Answer>,
-    /// Whether answers are shown on a terminal, which they must not steer.
+    /// True if answers go to a terminal; removes control sequences.
     to_terminal: bool,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
 }
 
-/// What a person may enter.
+/// A complete input.
 enum Input {
-    /// Something to say, or a command.
+    /// A message or a command.
     Line(String),
-    /// Something to say, whatever it looks like.
+    /// A message, even if it looks like a command.
     Quoted(String),
     Cancelled,
     End,
 }
 
 impl<'a> Repl<'a> {
-    /// A conversation that has not begun. `to_terminal` takes what would steer a terminal out of the answers.
+    /// A new conversation. Set `to_terminal` if `out` is a terminal; it removes control sequences from answers.
     pub fn new(
         assistant: &'a mut dyn Assistant,
         settings: Settings,
@@ -65,8 +65,7 @@ impl<'a> Repl<'a> {
         Repl { assistant, settings, system, messages: Vec::new(), last: None, to_terminal, out, err }
     }
 
-    /// Runs until the person leaves. What goes wrong with a message or a command is told, and the chat goes on; what
-    /// goes wrong with the terminal ends it.
+    /// Runs until the user leaves. Prints errors of messages and commands and continues; returns errors of the terminal.
     pub fn run(&mut self, lines: &mut dyn Lines) -> Result<()> {
         let mut leaving = false;
         loop {
@@ -79,12 +78,12 @@ impl<'a> Repl<'a> {
                     leaving = true;
                     writeln!(self.err, "Ctrl-C again, Ctrl-D or /exit to leave").map_err(Into::into)
                 }
-                Input::Quoted(text) => self.say(text),
+                Input::Quoted(text) => self.send(text),
                 Input::Line(text) => match Command::parse(&text) {
                     Ok(Some(Command::Exit)) => return Ok(()),
-                    Ok(Some(command)) => self.obey(command),
+                    Ok(Some(command)) => self.execute(command),
                     Ok(None) if text.trim().is_empty() => Ok(()),
-                    Ok(None) => self.say(text),
+                    Ok(None) => self.send(text),
                     Err(error) => Err(error),
                 },
             };
@@ -105,8 +104,8 @@ impl<'a> Repl<'a> {
         &self.messages
     }
 
-    /// Says something and prints the answer. If there is none, nothing was said.
-    fn say(&mut self, text: String) -> Result<()> {
+    /// Sends a message and prints the answer. If answering fails, removes the message again.
+    fn send(&mut self, text: String) -> Result<()> {
         if let (true, Some(system)) = (self.messages.is_empty(), &self.system) {
             self.messages.push(Message::system(system.clone()));
         }
@@ -125,7 +124,10 @@ impl<'a> Repl<'a> {
                 match answer.finish_reason {
                     None => writeln!(self.err, "(stopped)")?,
                     Some(FinishReason::ContextFull) => {
-                        writeln!(self.err, "(the context is full; /set shift=true goes on, /reset begins anew)")?;
+                        writeln!(
+                            self.err,
+                            "(the context is full; /set shift=true drops the oldest tokens, /reset starts over)"
+                        )?;
                     }
                     Some(FinishReason::Length) => writeln!(self.err, "{}", report::ENDED_BY_LENGTH)?,
                     Some(FinishReason::Stop) => {}
@@ -141,7 +143,7 @@ impl<'a> Repl<'a> {
         }
     }
 
-    fn obey(&mut self, command: Command) -> Result<()> {
+    fn execute(&mut self, command: Command) -> Result<()> {
         match command {
             Command::Help => write!(self.err, "{}", Command::help())?,
             Command::Stats => match &self.last {
@@ -149,33 +151,33 @@ impl<'a> Repl<'a> {
                 None => writeln!(self.err, "no answer yet")?,
             },
             Command::Reset => {
-                self.begin_anew();
-                writeln!(self.err, "a new conversation")?;
+                self.start_over();
+                writeln!(self.err, "new conversation")?;
             }
             Command::Set(text) if text.is_empty() => write!(self.err, "{}", self.settings.show())?,
             Command::Set(text) => self.settings.set(&text)?,
             Command::System(text) if text.is_empty() => match &self.system {
                 Some(system) => writeln!(self.err, "{system}")?,
-                None => writeln!(self.err, "no system message but the model's own, if it has one")?,
+                None => writeln!(self.err, "no system message except the default of the model's template")?,
             },
             Command::System(text) => {
                 self.system = Some(text);
-                self.begin_anew();
-                writeln!(self.err, "a new conversation, with this system message")?;
+                self.start_over();
+                writeln!(self.err, "new conversation with this system message")?;
             }
             Command::Exit => unreachable!("handled by run"),
         }
         Ok(())
     }
 
-    fn begin_anew(&mut self) {
+    fn start_over(&mut self) {
         self.messages.clear();
         self.last = None;
         self.assistant.reset();
     }
 }
 
-/// Reads one message: a line, lines joined by backslashes at their ends, or what stands between `"""`.
+/// Reads one input: a line, several lines joined by backslashes at their ends, or text between `"""`.
 fn read_message(lines: &mut dyn Lines) -> Result<Input> {
     let mut text = match lines.read(PROMPT)? {
         Line::Text(text) => text,
@@ -197,7 +199,7 @@ fn read_message(lines: &mut dyn Lines) -> Result<Input> {
                 text.push('\n');
                 text.push_str(&more);
             }
-            // What is half entered is taken back.
+            // Discard the incomplete message.
             Line::Interrupted => return Ok(Input::Cancelled),
             Line::End => return Ok(if is_quoted { Input::End } else { Input::Line(text) }),
         }
@@ -212,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// Answers from a list; what it was asked is kept.
+    /// Answers from a list, and records its inputs.
     #[derive(Default)]
     struct Scripted {
         answers: Vec<&'static str>,
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn ctrl_c_twice_leaves_and_once_does_not() {
+    fn ctrl_c_leaves_only_if_pressed_twice() {
         let once = chat(&["a"], &["^C", "hello", "^C", "/stats", "^C", "^C", "never"], None);
         assert_eq!((once.out.as_str(), once.unread), ("a\n", 1));
         assert_eq!(once.err.matches("Ctrl-C again").count(), 3);
@@ -400,14 +402,14 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_message_is_taken_back() {
+    fn a_failed_message_is_removed() {
         let chat = chat(&["FULL", "ok"], &["too long", "short"], None);
         assert!(chat.err.contains("error: the conversation has 99 tokens") && chat.err.contains("hint:"));
         assert_eq!(chat.assistant.asked[1], [Message::user("short")]);
     }
 
     #[test]
-    fn answers_cannot_steer_the_terminal() {
+    fn answers_cannot_control_the_terminal() {
         assert_eq!(chat(&["\u{1b}[31mred\u{7}"], &["x"], None).out, "red\n");
     }
 
@@ -427,7 +429,8 @@ mod tests {
         let mut out = Closed;
         let mut repl = Repl::new(&mut assistant, settings(), None, false, &mut out, &mut err);
         let mut script = Script(vec![Line::Text("x".into()), Line::Text("y".into())], Vec::new());
-        assert!(repl.run(&mut script).unwrap_err().is_broken_pipe());
+        let crate::Error::Io(error) = repl.run(&mut script).unwrap_err() else { panic!("not an I/O error") };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert_eq!(script.0.len(), 1);
     }
 }

@@ -1,15 +1,15 @@
-//! What is told about answers: `/stats`, and the object of `--json`.
+//! Reports: statistics of answers, the tables of `selftest` and `tune`, and their JSON.
 
 use infer_core::{FinishReason, KernelCheck, Stats, TokenLogprobs, Tuned};
 use serde_json::{Value, json};
 
 use crate::Answer;
 
-/// What is said of an answer that ended at `max_tokens`.
+/// Printed after an answer that reached `max_tokens`.
 pub const ENDED_BY_LENGTH: &str =
-    "(the answer reached max_tokens; `--max-tokens N` or `/set max_tokens=N` allows more, `none` has no limit)";
+    "(the answer reached max_tokens; `--max-tokens N` or `/set max_tokens=N` raises the limit, `none` removes it)";
 
-/// One line on what an answer took.
+/// Token counts and speed of an answer, in one line.
 pub fn stats_line(stats: &Stats) -> String {
     let cached = match stats.cached_tokens {
         0 => String::new(),
@@ -17,7 +17,7 @@ pub fn stats_line(stats: &Stats) -> String {
     };
     let guessed = match stats.guessed_tokens {
         0 => String::new(),
-        guessed => format!(" ({} of {guessed} guessed ones were right)", stats.right_tokens),
+        guessed => format!(" ({} of {guessed} guesses accepted)", stats.right_tokens),
     };
     format!(
         "prompt: {} tokens{cached}, prefill: {:.1} tokens/s, first token after {:.2} s; answer: {} tokens{guessed}, decode: {:.1} tokens/s",
@@ -29,7 +29,7 @@ pub fn stats_line(stats: &Stats) -> String {
     )
 }
 
-/// The word for why an answer ended.
+/// The reason for the end of an answer, as a word.
 pub fn finish_reason(answer: &Answer) -> &'static str {
     match answer.finish_reason {
         Some(FinishReason::ContextFull) => "context_full",
@@ -62,7 +62,7 @@ pub fn answer_json(answer: &Answer, model: &str, device: &str) -> Value {
     })
 }
 
-/// Of each token: id, logarithm of its probability, and the same of the likeliest.
+/// Id and log probability of each token and of its most likely alternatives.
 fn logprobs_json(logprobs: &[TokenLogprobs]) -> Value {
     let pair = |&(id, logprob): &(u32, f32)| json!({"token_id": id, "logprob": logprob});
     let entry = |token: &TokenLogprobs| {
@@ -72,7 +72,7 @@ fn logprobs_json(logprobs: &[TokenLogprobs]) -> Value {
     logprobs.iter().map(entry).collect()
 }
 
-/// The table of `chat-cli selftest`: a line for each kernel, and one for each variant that is wrong.
+/// The table of `chat-cli selftest`: a line for each kernel, then a line for each wrong variant.
 pub fn selftest_table(lines: &[KernelCheck]) -> String {
     let mut rows = vec![["KERNEL", "VARIANTS", "RIGHT", "WORST NMSE"].map(str::to_string).to_vec()];
     for of_kernel in lines.chunk_by(|a, b| a.kernel == b.kernel) {
@@ -88,7 +88,7 @@ pub fn selftest_table(lines: &[KernelCheck]) -> String {
     table(&rows) + &wrong.collect::<String>()
 }
 
-/// The same for programs, with every variant.
+/// The same as JSON, with every variant.
 pub fn selftest_json(lines: &[KernelCheck], device: &str, driver: &str, seconds: f64) -> Value {
     let variant = |line: &KernelCheck| {
         json!({
@@ -109,10 +109,10 @@ pub fn selftest_json(lines: &[KernelCheck], device: &str, driver: &str, seconds:
     })
 }
 
-/// The table of `chat-cli tune`: a line for each kernel and shape; with `all` one for each of its candidates besides.
+/// The table of `chat-cli tune`: a line for each kernel and shape; with `all`, also a line for each candidate.
 pub fn tuned_table(tuned: &[Tuned], all: bool) -> String {
     let us = |us: Option<f64>| us.map_or("-".to_string(), |us| format!("{us:.1}"));
-    let mut rows = vec![["WORK", "OWN RULE", "US", "TAKEN", "US", "GAIN"].map(str::to_string).to_vec()];
+    let mut rows = vec![["WORK", "DEFAULT", "US", "CHOICE", "US", "GAIN"].map(str::to_string).to_vec()];
     for of in tuned {
         let gain = of.own_us.zip(of.us).map_or("-".to_string(), |(own, us)| format!("{:.2}", own / us));
         rows.push(vec![of.problem.clone(), of.own.clone(), us(of.own_us), of.chosen.clone(), us(of.us), gain]);
@@ -124,7 +124,7 @@ pub fn tuned_table(tuned: &[Tuned], all: bool) -> String {
     table(&rows)
 }
 
-/// The same for programs.
+/// The same as JSON.
 pub fn tuned_json(tuned: &[Tuned]) -> Value {
     let entry = |of: &Tuned| {
         let candidate = |(words, us, wrong): &(String, Option<f64>, Option<String>)| json!({"choice": words, "us": us, "error": wrong});
@@ -140,7 +140,7 @@ pub fn tuned_json(tuned: &[Tuned]) -> Value {
     tuned.iter().map(entry).collect()
 }
 
-/// Rows in columns as wide as they need, two spaces between.
+/// Rows as a table: left-aligned columns, two spaces between.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stats_fit_on_a_line() {
+    fn stats_are_one_line() {
         let stats = Stats {
             prompt_tokens: 50,
             cached_tokens: 40,

@@ -1,17 +1,17 @@
-//! [`Settings`]: the sampling settings of a chat by name, with who chose each: for flags and `/set`.
+//! [`Settings`]: the sampling settings of a chat by name, with their origin. Used by flags and `/set`.
 
 use infer_core::{ChatDefaults, Origin, SamplingParams};
 
 use crate::{Error, Result};
 
-/// A setting: its name, and how it is read and written. Reading returns whether the text was understood.
+/// A row of the table of settings. `set` returns `None` if the text is not valid.
 struct Setting {
     name: &'static str,
     set: fn(&mut SamplingParams, &str) -> Option<()>,
     show: fn(&SamplingParams) -> String,
 }
 
-/// `none` or nothing for a value that may be absent.
+/// Parses an optional value: `none` or an empty text is absent.
 fn optional<T: std::str::FromStr>(text: &str) -> Option<Option<T>> {
     match text {
         "" | "none" => Some(None),
@@ -69,17 +69,17 @@ const SETTINGS: &[Setting] = &[
     },
 ];
 
-/// The settings of a chat, and who chose each.
+/// The settings of a chat, and the origin of each.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     params: SamplingParams,
     defaults: ChatDefaults,
-    /// Names of those that the user chose.
+    /// Names of the settings that the user chose.
     by_user: Vec<&'static str>,
 }
 
 impl Settings {
-    /// The defaults, under what the user chose: `change` sets `params`, and `by_user` names the fields that it sets.
+    /// The defaults with the user's choices applied. `change` applies them; `by_user` names the changed fields.
     pub fn new(
         defaults: &ChatDefaults,
         by_user: Vec<&'static str>,
@@ -91,12 +91,12 @@ impl Settings {
         Ok(Settings { params, defaults: defaults.clone(), by_user })
     }
 
-    /// The settings.
+    /// The settings for the engine.
     pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
-    /// Changes settings as `name=value` says; several are separated by `;`. All of them or none.
+    /// Applies assignments `name=value`, separated by `;`. Applies none if one is not valid.
     pub fn set(&mut self, text: &str) -> Result<()> {
         let mut changed = self.clone();
         for assignment in text.split(';').filter(|part| !part.trim().is_empty()) {
@@ -124,8 +124,8 @@ impl Settings {
         Ok(())
     }
 
-    /// Who chose a setting, in a word.
-    fn chosen_by(&self, name: &str) -> &'static str {
+    /// The origin of a setting, as a word.
+    fn origin(&self, name: &str) -> &'static str {
         if self.by_user.contains(&name) {
             return "you";
         }
@@ -135,10 +135,10 @@ impl Settings {
         }
     }
 
-    /// All settings, one a line: name, value, and who chose it (`you`, the `model`'s files, or our `default`).
+    /// All settings, one per line: name, value, and origin (`you`, `model` for its files, or `default`).
     pub fn show(&self) -> String {
         let line = |setting: &Setting| {
-            let (value, by) = ((setting.show)(&self.params), self.chosen_by(setting.name));
+            let (value, by) = ((setting.show)(&self.params), self.origin(setting.name));
             format!("  {:18}  {value:10}  {by}\n", setting.name)
         };
         SETTINGS.iter().map(line).collect()
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_can_be_set() {
+    fn shown_settings_can_be_set() {
         let mut settings = settings();
         settings.set("seed=1;stop=x").unwrap();
         let shown = settings.show();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_says_who_chose_it() {
+    fn each_setting_shows_its_origin() {
         let file = br#"{"temperature": 0.6, "top_p": 1.0}"#.to_vec();
         let defaults = ChatDefaults::from_files(&[("mlc-chat-config.json".into(), file)]);
         let mut settings = Settings::new(&defaults, vec!["max_tokens"], |p| p.max_tokens = Some(9)).unwrap();

@@ -1,4 +1,4 @@
-//! Shapes of published models (`shapes.json`), to be measured with random weights: no file has to travel.
+//! Shapes of published models (`shapes.json`). Random weights of a shape can be measured without a download.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The named shapes with their names; all there are where none is named. Errors: there is no such shape.
+/// The named shapes with their names, or all shapes if `names` is empty. Errors: there is no such shape.
 pub fn chosen(names: &[String]) -> Result<Vec<(String, DecoderConfig)>> {
     let names = if names.is_empty() { all().into_keys().collect() } else { names.to_vec() };
     names.into_iter().map(|name| by_name(&name).map(|config| (name, config))).collect()
@@ -22,7 +22,7 @@ pub fn by_name(name: &str) -> Result<DecoderConfig> {
     let shapes = all();
     let Some(json) = shapes.get(name) else {
         let hint = format!("shapes: {}", shapes.into_keys().collect::<Vec<_>>().join(", "));
-        return Err(Error::Command { message: format!("there is no shape `{name}`"), hint });
+        return Err(Error::Command { message: format!("unknown shape: `{name}`"), hint });
     };
     Ok(DecoderConfig::from_hf(&json.to_string()).map_err(infer_core::Error::from)?)
 }

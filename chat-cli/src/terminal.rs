@@ -1,4 +1,4 @@
-//! The keyboard: [`Editor`] reads lines, [`Interrupt`] hears Ctrl-C.
+//! The terminal: [`Editor`] reads lines, [`Interrupt`] handles Ctrl-C.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Context;
 use chat_cli::{Line, Lines};
+use command_line::state_folder;
 use rustyline::config::Configurer;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 
-/// Ctrl-C. While an answer is being written, once ends the answer; otherwise, or twice, it ends the program.
+/// Ctrl-C. During an answer, the first ends the answer; otherwise Ctrl-C ends the program.
 #[derive(Clone)]
 pub struct Interrupt {
     state: Arc<AtomicU8>,
@@ -20,37 +21,32 @@ const IDLE: u8 = 0;
 const ANSWERING: u8 = 1;
 const INTERRUPTED: u8 = 2;
 
-/// The exit code of a program that was interrupted.
-const EXIT_CODE: i32 = 130;
-
 impl Interrupt {
-    /// Listens from now on.
+    /// Starts to listen.
     pub fn install() -> anyhow::Result<Interrupt> {
         let state = Arc::new(AtomicU8::new(IDLE));
         let shared = state.clone();
-        ctrlc::set_handler(move || {
-            if shared.compare_exchange(ANSWERING, INTERRUPTED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-                std::process::exit(EXIT_CODE);
-            }
+        command_line::on_ctrl_c(move || {
+            shared.compare_exchange(ANSWERING, INTERRUPTED, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         })
         .context("cannot listen for Ctrl-C")?;
         Ok(Interrupt { state })
     }
 
-    /// An answer begins; it ends when what is returned is dropped.
+    /// Marks the beginning of an answer. It ends when the result is dropped.
     pub fn begin(&self) -> Answering<'_> {
         self.state.store(ANSWERING, Ordering::SeqCst);
         Answering { state: &self.state }
     }
 }
 
-/// While an answer is being written.
+/// An answer in progress.
 pub struct Answering<'a> {
     state: &'a AtomicU8,
 }
 
 impl Answering<'_> {
-    /// Whether the answer should end.
+    /// True if the user asked to end the answer.
     pub fn is_interrupted(&self) -> bool {
         self.state.load(Ordering::SeqCst) == INTERRUPTED
     }
@@ -62,20 +58,20 @@ impl Drop for Answering<'_> {
     }
 }
 
-/// Reads lines with editing and history on a terminal, plainly elsewhere.
+/// Reads lines, with editing and history on a terminal.
 pub struct Editor {
     editor: rustyline::Editor<(), FileHistory>,
     history: Option<PathBuf>,
 }
 
 impl Editor {
-    /// An editor. `keep_history` also remembers lines from chat to chat, in a file that only the user may read.
+    /// An editor. With `keep_history`, lines are stored for the next chat in a file that only the user may read.
     pub fn new(keep_history: bool) -> anyhow::Result<Editor> {
         let mut editor = rustyline::Editor::new().context("cannot use the terminal")?;
         editor.set_auto_add_history(true);
-        let history = history_file().filter(|_| keep_history);
+        let history = state_folder("chat-cli").map(|folder| folder.join("history")).filter(|_| keep_history);
         if let Some(path) = &history {
-            // A first chat has none.
+            // The first chat has no file yet.
             let _ = editor.load_history(path);
         }
         Ok(Editor { editor, history })
@@ -100,17 +96,8 @@ impl Drop for Editor {
             && let Some(folder) = path.parent()
             && std::fs::create_dir_all(folder).is_ok()
         {
-            // What cannot be remembered is forgotten.
+            // A history that cannot be written is not worth an error.
             let _ = self.editor.save_history(path);
         }
     }
-}
-
-/// `chat-cli/history` in the user's folder for such things.
-fn history_file() -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let folder = absolute("XDG_STATE_HOME")
-        .or_else(|| absolute("LOCALAPPDATA"))
-        .or_else(|| Some(absolute("HOME")?.join(".local/state")))?;
-    Some(folder.join("chat-cli/history"))
 }

@@ -1,4 +1,4 @@
-//! `chat-cli tune`: which forms of its kernels are fastest on a GPU.
+//! `chat-cli tune`: autotunes the kernels of a model and shows the result.
 
 use std::{
     io::{self, Write},
@@ -7,30 +7,31 @@ use std::{
 };
 
 use chat_cli::report;
+use command_line::Bars;
 use infer_core::Tuning;
 
 use crate::{
     arguments::{Products, TuneArguments},
-    load::{self, Kinds, Place, Weights},
-    progress::Bars,
+    load,
 };
 
-/// Tokens there is room for: enough for each kind of work.
+/// Room for tokens: enough that every kind of kernel is tuned.
 const CONTEXT: usize = 1024;
 
 /// Runs `chat-cli tune`.
 pub fn tune(arguments: &TuneArguments) -> anyhow::Result<ExitCode> {
-    let mut bars = Bars::new(arguments.quiet);
+    let mut bars = Bars::quiet_if(arguments.quiet);
     let tuning = match arguments.kernels.no_tune {
         true => Tuning::Presets,
         false if arguments.again => Tuning::Again,
         false => Tuning::FirstUse,
     };
-    let budget = Duration::from_secs_f64(arguments.seconds);
-    let place = Place::of(&arguments.device, &arguments.kernels)?.tuned(tuning, budget);
-    let (_, weights) = Weights::of(&arguments.subject, &mut bars)?;
+    let setup = load::tuned_setup(&arguments.device, &arguments.kernels, tuning)?
+        .with_tuning_budget(Duration::from_secs_f64(arguments.seconds));
+    let (_, weights) = load::weights(&arguments.subject, &mut bars)?;
+    let types = load::number_types(None, Products::Integer);
     let start = Instant::now();
-    let (model, device) = load::load_model(&weights, &place, Kinds::new(None, Products::Integer), CONTEXT, &mut bars)?;
+    let (model, device) = load::load_model(&weights, &setup, types, CONTEXT, &mut bars)?;
     bars.say(&format!("{device}, loaded and tuned in {:.1} s", start.elapsed().as_secs_f64()));
     let text = match arguments.json {
         true => format!("{:#}\n", report::tuned_json(model.tuned())),

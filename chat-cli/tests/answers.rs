@@ -1,30 +1,14 @@
-//! The program from outside with a tiny model of random weights: what it says makes no sense, but must be the same
-//! whichever way it is asked.
+//! Answers of `chat-cli chat` with a tiny model of random weights. They are nonsense, but equal for every way to ask.
 
-use std::path::Path;
+#[path = "../../infer-core/tests/common/chat_model.rs"]
+mod chat_model;
+
 use std::process::Output;
 
 use assert_cmd::Command;
+use chat_model::model;
 use serde_json::Value;
 use tempfile::TempDir;
-
-/// An MLC folder with a tokenizer beside it.
-fn model() -> TempDir {
-    let testdata = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata");
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(testdata.join("arch/llama/q4f16_1")).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    std::fs::copy(testdata.join("tokenizer/tiny-bpe/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
-    // The template is that of a large vocabulary, whose first token this one does not have.
-    let path = folder.path().join("mlc-chat-config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["conv_template"]["system_prefix_token_ids"] = Value::Null;
-    config["conv_template"]["system_message"] = "".into();
-    std::fs::write(&path, config.to_string()).unwrap();
-    folder
-}
 
 fn chat(model: &TempDir, arguments: &[&str], stdin: &str) -> Output {
     let mut command = Command::cargo_bin("chat-cli").unwrap();
@@ -50,7 +34,7 @@ fn json(model: &TempDir, arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn every_way_of_asking_gives_the_same_answer() {
+fn every_form_of_input_gives_the_same_answer() {
     let model = model();
     let greedy = ["--temperature", "0", "--max-tokens", "12"];
     let report = json(&model, &["-p", "from stdin", "--temperature", "0"]);
@@ -81,7 +65,7 @@ fn a_seed_repeats_an_answer() {
 }
 
 #[test]
-fn a_full_context_is_said_or_shifts() {
+fn a_full_context_ends_the_answer_or_shifts() {
     let model = model();
     let run = |arguments: &[&str]| {
         let all = [&["--json", "-p", "x", "--temperature", "0", "--context", "160"], arguments].concat();
@@ -97,20 +81,20 @@ fn a_full_context_is_said_or_shifts() {
 }
 
 #[test]
-fn a_bias_decides_and_logprobs_tell() {
+fn a_bias_changes_the_choice_but_not_the_logprobs() {
     let model = model();
     let report = json(&model, &["-p", "x", "--temperature", "0", "--logit-bias", "65=100", "--logprobs", "2"]);
     assert!(report["token_ids"].as_array().unwrap().iter().all(|id| id == 65), "{report}");
     let logprobs = report["logprobs"].as_array().unwrap();
     assert_eq!(logprobs.len(), 12);
-    // The model's own distribution: the bias is not in it.
+    // Log probabilities are of the model's own distribution, without the bias.
     assert!(logprobs.iter().all(|token| token["top"].as_array().unwrap().len() == 2 && token["token_id"] == 65));
     assert!(logprobs[0]["logprob"].as_f64().unwrap() < logprobs[0]["top"][0]["logprob"].as_f64().unwrap());
     assert_eq!(json(&model, &["-p", "x"])["logprobs"], Value::Null);
 }
 
 #[test]
-fn later_turns_run_only_what_is_new() {
+fn later_turns_run_only_new_tokens() {
     let model = model();
     let arguments = ["--temperature", "0", "--max-tokens", "8"];
     let output = chat(&model, &arguments, "one\n/stats\ntwo\n/stats\n/reset\none\n/stats\n");
@@ -123,7 +107,7 @@ fn later_turns_run_only_what_is_new() {
 }
 
 #[test]
-fn answers_stop_where_they_are_told_to() {
+fn answers_end_at_stop_strings() {
     let model = model();
     let whole = json(&model, &["-p", "x", "--temperature", "0"])["text"].as_str().unwrap().to_string();
     let middle: String = whole.chars().skip(4).take(3).collect();
@@ -133,7 +117,7 @@ fn answers_stop_where_they_are_told_to() {
 }
 
 #[test]
-fn what_does_not_fit_is_an_error_with_a_hint() {
+fn a_prompt_that_does_not_fit_is_an_error_with_a_hint() {
     let output = chat(&model(), &["-p", &"many words ".repeat(400)], "");
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{err}");
@@ -171,7 +155,7 @@ fn edit(model: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
     std::fs::write(&path, json.to_string()).unwrap();
 }
 
-/// The error of a run that fails, which says all of `expected` and is no panic.
+/// The run fails without a panic, and its error contains all of `expected`.
 fn check_refused(model: &TempDir, arguments: &[&str], expected: &[&str]) {
     let output = chat(model, arguments, "");
     let err = text(&output.stderr);
@@ -182,8 +166,7 @@ fn check_refused(model: &TempDir, arguments: &[&str], expected: &[&str]) {
     }
 }
 
-/// The model with three more tokens in its tokenizer than its embedding table has rows; two of them are not special, so that they
-/// are read wherever a text has them.
+/// The tokenizer has three tokens more than the embedding table has rows. Two of them are not special, so they are parsed in any text.
 fn model_with_three_tokens_too_many() -> TempDir {
     let model = model();
     edit(&model, "tokenizer.json", |json| {
@@ -198,12 +181,12 @@ fn model_with_three_tokens_too_many() -> TempDir {
 }
 
 #[test]
-fn a_token_beyond_the_embedding_table_is_an_error_where_it_would_be_run() {
+fn a_token_beyond_the_embedding_table_is_an_error_in_a_prompt() {
     let greedy = ["--temperature", "0", "--max-tokens", "4", "-p"];
     let with = |arguments: &[&'static str]| [&greedy[..], arguments].concat();
     let expected = out(&model(), &with(&["Hello"]), "");
     let model = model_with_three_tokens_too_many();
-    // To have them is no error, nor is a special one that a person types: it is plain text.
+    // Their existence is no error. A special token in user input is no error either: it is plain text.
     assert_eq!(out(&model, &with(&["Hello"]), ""), expected);
     out(&model, &with(&["<|extra|>"]), "");
     check_refused(&model, &with(&["a <tool> b"]), &["token `<tool>` (id 513) at position ", "table of 512 rows"]);
@@ -214,7 +197,7 @@ fn a_token_beyond_the_embedding_table_is_an_error_where_it_would_be_run() {
         &["`logit_bias` must hold token ids below 512", "514"],
     );
 
-    // What stops an answer is never run.
+    // Stop tokens are never run.
     edit(&model, "mlc-chat-config.json", |json| {
         json["eos_token_id"] = serde_json::json!([1, 2, 128_001]);
         json["conv_template"]["stop_token_ids"] = serde_json::json!([128_009, 4_000_000_000u32]);
@@ -223,7 +206,7 @@ fn a_token_beyond_the_embedding_table_is_an_error_where_it_would_be_run() {
 }
 
 #[test]
-fn a_template_that_writes_a_token_beyond_the_embedding_table_is_refused_when_it_is_loaded() {
+fn a_template_with_a_token_beyond_the_embedding_table_is_refused_at_load() {
     let model = model_with_three_tokens_too_many();
     edit(&model, "mlc-chat-config.json", |json| json["conv_template"]["system_prefix_token_ids"] = [128_000].into());
     let file = "in `mlc-chat-config.json` must hold tokens with ids below 512";
@@ -235,7 +218,7 @@ fn a_template_that_writes_a_token_beyond_the_embedding_table_is_refused_when_it_
     });
     check_refused(&model, &["-p", "x"], &["`conv_template` ", file, "found: token `<|extra|>` (id 512)"]);
 
-    // A Jinja template is used instead of MLC's, whose ids do not matter then.
+    // A Jinja template replaces MLC's, so the ids of the latter do not matter.
     let jinja = model.path().join("chat_template.jinja");
     std::fs::write(&jinja, "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
     out(&model, &["-p", "x", "--max-tokens", "2"], "");
@@ -243,9 +226,9 @@ fn a_template_that_writes_a_token_beyond_the_embedding_table_is_refused_when_it_
     check_refused(&model, &["-p", "x"], &["`chat_template` in `chat_template.jinja`", "token `<tool>` (id 513)"]);
 }
 
-/// The `tokenizers` crate panics on it: a piece is shorter than the prefix that it should begin with.
+/// The `tokenizers` crate panics on this file: a piece is shorter than its required prefix.
 #[test]
-fn a_panic_of_the_tokenizers_crate_is_an_error_like_any_other() {
+fn a_panic_of_the_tokenizers_crate_is_an_error() {
     let json = r#"{"version": "1.0", "model": {"type": "BPE", "continuing_subword_prefix": "++++", "merges": ["a b"],
         "vocab": {"a": 0, "b": 1, "ab": 2}}}"#;
     let here = infer_core::Tokenizer::from_bytes(json.as_bytes());
@@ -256,7 +239,7 @@ fn a_panic_of_the_tokenizers_crate_is_an_error_like_any_other() {
 }
 
 #[test]
-fn settings_say_who_chose_them() {
+fn settings_show_their_origin() {
     let model = model();
     let set = |arguments: &[&str]| {
         let output = chat(&model, arguments, "/set\n");
@@ -280,9 +263,9 @@ fn settings_say_who_chose_them() {
     check(&shown, &["temperature 0.7 default", "top_p 0.95 default", "min_p 0 you", "max_tokens 2048 default"]);
 }
 
-/// On a machine whose only GPUs are played by its processor, this is the CPU; with a GPU, that one.
+/// `auto` selects the first real GPU, else the CPU.
 #[test]
-fn left_to_choose_no_software_device_is_taken() {
+fn auto_selects_no_software_device() {
     let model = model();
     let run = |arguments: &[&str]| {
         let mut command = Command::cargo_bin("chat-cli").unwrap();
@@ -298,9 +281,9 @@ fn left_to_choose_no_software_device_is_taken() {
     assert_eq!(run(&arguments)["device"], expected);
 }
 
-/// Rounding activations, and keys and values, changes logprobs and is chosen by flags; a model in codes is rounded by default.
+/// Flags select integer products and a rounded cache, which change the logprobs. A quantized model uses integer products by default.
 #[test]
-fn products_and_cache_of_the_cpu_are_chosen_by_flags() {
+fn flags_select_products_and_cache_of_the_cpu() {
     let model = model();
     let logprob = |arguments: &[&str]| {
         let all = [&["-p", "x", "--temperature", "0", "--logprobs", "1"], arguments].concat();

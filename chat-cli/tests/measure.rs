@@ -1,4 +1,4 @@
-//! `perplexity` and `logits` from outside, against logits that transformers computed (testdata/README.md says how).
+//! `perplexity`, `logits` and `bench` from outside, against logits recorded from transformers (testdata/README.md).
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ fn testdata(arch: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/arch").join(arch)
 }
 
-/// The words of a recorded tensor.
+/// The 32-bit words of a recorded tensor.
 fn words(path: &Path, name: &str) -> Vec<[u8; 4]> {
     let bytes = fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -41,7 +41,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// `cpu`, and `gpu` where there is one. Without one: skipped, with the reason.
+/// `cpu`, and `gpu` if the machine has one; else prints the reason for skipping.
 fn devices() -> Vec<&'static str> {
     let home = tempfile::tempdir().unwrap();
     let list: Value = serde_json::from_slice(&chat_cli(home.path(), &["devices", "--json"]).stdout).unwrap();
@@ -53,7 +53,7 @@ fn devices() -> Vec<&'static str> {
     vec!["cpu", "gpu"]
 }
 
-/// Normalised mean squared error.
+/// Normalized mean squared error.
 fn nmse(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let error: f64 = found.iter().zip(expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();
@@ -91,7 +91,7 @@ fn logits_equal_transformers() {
     }
 }
 
-/// Long ones too: what is written comes in several pieces.
+/// A long text is written in several pieces.
 #[test]
 fn logits_of_a_text_are_those_of_its_beginning() {
     let model = testdata("llama").join("hf");
@@ -102,7 +102,7 @@ fn logits_of_a_text_are_those_of_its_beginning() {
     assert!(whole.1.iter().all(|value| value.is_finite()));
 }
 
-/// A checkpoint with a tokenizer that reads `t5` as id 5, and the text that is the recorded ids.
+/// A checkpoint whose tokenizer encodes `t5` as id 5, and the recorded ids as a text.
 fn model_and_text() -> (TempDir, String) {
     let folder = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(testdata("llama").join("hf")).unwrap() {
@@ -208,7 +208,7 @@ fn bad_texts_are_an_error_with_a_hint() {
 }
 
 #[test]
-fn bench_tells_the_same_in_every_form() {
+fn bench_reports_the_same_in_every_format() {
     let model = testdata("llama").join("q4f16_1");
     for device in devices() {
         let home = tempfile::tempdir().unwrap();
@@ -228,7 +228,7 @@ fn bench_tells_the_same_in_every_form() {
         assert!(report.as_array().unwrap().iter().all(|test| test["samples_ns"].as_array().unwrap().len() == 2));
         let roofline = &report[3]["roofline"];
         if device != "cpu" && !roofline["gpu_seconds"].is_null() {
-            // A token reads every matrix of the model, and no more than half as much besides.
+            // A token reads all matrices of the model, and at most half as many bytes of other data.
             let read: f64 = roofline["kernels"].as_array().unwrap().iter().map(|k| k["bytes"].as_f64().unwrap()).sum();
             let weights = report[3]["bytes_per_token"].as_f64().unwrap();
             assert!((weights..1.5 * weights).contains(&read), "{read} of {weights}: {roofline}");

@@ -1,4 +1,4 @@
-//! BOS in `perplexity` and `logits`: of a model that needs it (testdata/sink), held against its own forward pass in f64.
+//! BOS in `perplexity` and `logits`, with a model that needs it (testdata/sink), compared with its forward pass in f64.
 
 use std::{
     fs,
@@ -35,7 +35,7 @@ fn expected() -> Value {
 }
 
 #[test]
-fn perplexity_is_measured_behind_bos_and_without() {
+fn perplexity_is_measured_with_and_without_bos() {
     let (home, expected, model) = (tempfile::tempdir().unwrap(), expected(), testdata("sink"));
     let (model, text) = (model.to_str().unwrap(), model.join("text.txt"));
     let arguments = ["perplexity", model, "--text", text.to_str().unwrap(), "--plain", "--window", "64"];
@@ -68,7 +68,7 @@ fn perplexity_is_measured_behind_bos_and_without() {
     assert!(of("none") > 10.0 * of("bos"), "the model needs BOS");
 }
 
-/// The tensors that `logits` wrote.
+/// The tensors in the output of `logits`.
 fn tensors(home: &Path, arguments: &[&str]) -> (Vec<u32>, Vec<f32>) {
     let fixed = ["logits", "-o", "out", "--device", "cpu"];
     chat_cli(home, &[&fixed[..], arguments].concat());
@@ -95,13 +95,13 @@ fn logits_of_a_text_begin_with_bos() {
     assert_eq!(tensors(home.path(), &[model, "--text", "text"]), with_bos);
 }
 
-/// The prefix that `perplexity` says it used.
+/// The prefix tokens in the report of `perplexity`.
 fn prefix_tokens(home: &Path, model: &str) -> Value {
     let report = chat_cli(home, &["perplexity", model, "--device", "cpu", "--window", "16", "--json"]);
     serde_json::from_str::<Value>(&report).unwrap()["prefix_tokens"].take()
 }
 
-/// An MLC folder whose BOS stands in tokenizer_config.json alone.
+/// An MLC folder that names BOS only in tokenizer_config.json.
 fn mlc_folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     copy(&testdata("arch/llama/q4f16_1"), folder.path());
@@ -123,12 +123,12 @@ fn an_mlc_folder_keeps_the_rule_of_its_tokenizer() {
 }
 
 #[test]
-fn a_gguf_file_says_by_its_metadata() {
+fn metadata_of_a_gguf_file_decides() {
     let home = tempfile::tempdir().unwrap();
     let mut bytes = fs::read(testdata("gguf/tiny.gguf")).unwrap();
     let key = b"tokenizer.ggml.add_bos_token";
     let at = bytes.windows(key.len()).position(|window| window == key).unwrap() + key.len();
-    // A boolean: its type, 7 in 32 bits, then a byte.
+    // A boolean in GGUF: the type 7 in 32 bits, then one byte.
     assert_eq!(bytes[at..at + 5], [7, 0, 0, 0, 0]);
     for (value, expected) in [(0, json!([])), (1, json!(["<|bos|>"]))] {
         bytes[at + 4] = value;

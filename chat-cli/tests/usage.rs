@@ -1,11 +1,11 @@
-//! The program from outside: usage, exit codes and messages that need no model.
+//! Usage, exit codes and messages of the program that need no model.
 
 use std::{path::PathBuf, process::Output};
 
 use assert_cmd::Command;
 
-/// Runs `chat-cli` in a folder of its own, which also stands for the user's home, without network. What a driver keeps of
-/// kernels is where it always is: a software driver takes a minute to make them all, and other tests need them too.
+/// Runs `chat-cli` offline in a temporary folder, which is also its home. The driver keeps its usual shader cache: a software driver
+/// takes a minute to compile all kernels, and other tests need them too.
 fn chat_cli(arguments: &[&str]) -> Output {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let of_user = || folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
@@ -23,7 +23,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn help_explains_itself() {
+fn help_lists_flags_and_remedies() {
     for arguments in [&["--help"][..], &["chat", "--help"], &["devices", "--help"], &["help", "chat"]] {
         let output = chat_cli(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
@@ -102,7 +102,7 @@ fn check_failure(arguments: &[&str], expected: &str) {
 }
 
 #[test]
-fn what_is_not_there_is_an_error_with_a_hint() {
+fn missing_models_and_devices_are_errors_with_hints() {
     check_failure(&["chat", "./no-such-folder", "-p", "x"], "no-such-folder");
     check_failure(&["chat", "nobody/no-such-model", "-p", "x"], "no-such-model");
     check_failure(&["chat", "m", "-p", "x", "--device", "no such GPU"], "no such GPU");
@@ -111,9 +111,9 @@ fn what_is_not_there_is_an_error_with_a_hint() {
     check_failure(&["selftest", "--device", "cpu"], "no kernels");
 }
 
-/// The environment is empty: a driver that looks for a display finds none, and would say so.
+/// In an empty environment, a driver that looks for a display would print an error.
 #[test]
-fn no_window_system_is_asked_for() {
+fn no_window_system_is_needed() {
     let output = chat_cli(&["devices"]);
     assert_eq!(output.status.code(), Some(0));
     let errors = text(&output.stderr).to_lowercase();
@@ -121,7 +121,7 @@ fn no_window_system_is_asked_for() {
 }
 
 #[test]
-fn devices_are_listed_for_people_and_for_programs() {
+fn devices_are_listed_as_table_and_json() {
     let output = chat_cli(&["devices"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let table = text(&output.stdout);

@@ -1,29 +1,23 @@
-//! `gptq-quant`: a checkpoint in, a GPTQ checkpoint out, and with `--to-mlc` the MLC folder too.
+//! `gptq-quant`: quantizes a checkpoint with GPTQ; with `--to-mlc`, also converts the result to an MLC folder.
 
 mod cli;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use command_line::{INTERRUPTED, LargePages, Stop, finish, is_interruption};
 
 #[global_allocator]
-static MEMORY: cli::LargePages = cli::LargePages;
+static MEMORY: LargePages = LargePages;
 
 fn main() -> ExitCode {
     model_format::caught::silence_caught();
-    let stop = cli::stop_on_ctrl_c();
+    let stop = Stop::on_ctrl_c();
     match cli::run(&cli::Args::parse(), &stop) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if stop.is_set() && cli::is_interruption(&error) => {
+        Err(error) if stop.is_set() && is_interruption(&error, cli::is_cancelled) => {
             eprintln!("stopped; the same command goes on from here");
-            ExitCode::from(130)
+            ExitCode::from(INTERRUPTED)
         }
-        Err(error) => {
-            eprintln!("error: {}", model_format::error::messages(error.as_ref()));
-            if let Some(hint) = cli::hint(&error) {
-                eprintln!("\nhint: {hint}");
-            }
-            ExitCode::FAILURE
-        }
+        done => finish(done.map(|()| ExitCode::SUCCESS), cli::HINTS),
     }
 }

@@ -1,5 +1,7 @@
 //! The examples answer on a tiny model.
 
+#![allow(clippy::duplicate_mod, reason = "each example declares the module that it shares with the others")]
+
 mod common;
 #[path = "common/tiny_model.rs"]
 mod tiny_model;

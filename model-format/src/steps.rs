@@ -33,8 +33,8 @@ pub const QUANTIZE: &[Step] = &[
     FORWARD,
     // Sums over tokens: `gptq-quant/src/solve/hessian.rs`, `gptq-quant/src/calibrate/`, `webgpu-kernels/src/gram/`.
     step("hessian", 1),
-    // Scales and codes: `gptq-quant/src/solve/`, `webgpu-kernels/src/gptq/`. 2: the mean diagonal, of which damping is a share,
-    // excludes dead inputs.
+    // Scales and codes: `gptq-quant/src/solve/`, `webgpu-kernels/src/gptq/`. 2: the mean diagonal, of which damping is
+    // a share, excludes dead inputs.
     step("solve", 2),
     // Coordinate descent: `gptq-quant/src/solve/refine.rs`.
     step("refine", 1),

@@ -114,7 +114,7 @@ impl ChatEngine {
     }
 
     /// Continues the answer that a lost device interrupted: loads the model onto `gpu`, a new device, and calls `on_text`
-    /// with the rest of the text. `progress` is that of [`ChatEngine::load`], `on_text` that of [`ChatEngine::answer`].
+    /// with the rest of the text. [`ChatEngine::load`] describes `progress`, [`ChatEngine::answer`] `on_text`.
     pub async fn resume(
         &mut self,
         gpu: &WebGpu,
@@ -181,7 +181,7 @@ impl ChatEngine {
         deliver(self.engine.chat(&messages, params).map_err(js_error)?, &mut self.suspended, &tokenizer, on_text).await
     }
 
-    /// Continues a plain text without the model's chat template. Parameters and result are those of [`ChatEngine::answer`].
+    /// Continues a plain text without the model's chat template. [`ChatEngine::answer`] describes parameters and result.
     pub async fn complete(&mut self, text: &str, params: &str, on_text: &Function) -> JsResult<String> {
         let params = self.params(params)?;
         let tokenizer = self.engine.tokenizer().clone();

@@ -37,7 +37,7 @@ async function patched(code, test, settings = GREEDY) {
 
 test('no WebGPU', options, async () => {
   await patched("Object.defineProperty(WorkerNavigator.prototype, 'gpu', { value: undefined });", async (page) => {
-    assert.match(await noticeText(page, 'device'), /cannot run models here[\s\S]*no WebGPU[\s\S]*use a current/);
+    assert.match(await noticeText(page, 'device'), /cannot run models here[\s\S]*does not offer WebGPU[\s\S]*use a current/);
     await choose(page, server, 'tiny');
     assert.match(await noticeText(page, 'models'), /cannot run models here/);
   });

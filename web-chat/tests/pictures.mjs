@@ -19,8 +19,8 @@ const PATIENCE = 600_000;
 const SETTINGS = { temperature: 0, max_tokens: 160 };
 const QUESTIONS = ['What is the capital of France?', 'Write a Python function that adds two numbers.'];
 const PICTURES = [
-  { name: 'page-wide', panel: 'models', colorScheme: 'light', viewport: { width: 1200, height: 840 } },
-  { name: 'page-dark', panel: 'settings', colorScheme: 'dark', viewport: { width: 1200, height: 840 } },
+  { name: 'page-wide', panel: 'models', colorScheme: 'light', viewport: { width: 1200, height: 900 } },
+  { name: 'page-dark', panel: 'settings', colorScheme: 'dark', viewport: { width: 1200, height: 900 } },
   { name: 'page-phone', panel: 'chat', colorScheme: 'light', viewport: { width: 390, height: 780 } },
 ];
 

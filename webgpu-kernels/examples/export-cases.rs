@@ -1,7 +1,7 @@
-//! Writes the cases of every kernel, as a browser would run them, for `tests/dawn/`: `export-cases FOLDER`.
+//! `export-cases FOLDER` writes the kernels' cases in a browser's variants, for `tests/dawn/`.
 //!
-//! The smallest test case of each variant, with the shader's text, the buffers, each dispatch, and what must come out.
-//! Needs a device to record on, on which nothing is run.
+//! It writes the smallest test case of each variant: text of the shader, buffers, dispatches, and expected outputs. It needs a device to
+//! record on, but runs nothing.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use webgpu_kernels::{
     selftest::smallest_cases,
 };
 
-/// Words behind each buffer that must stay.
+/// Words after the end of each buffer. A kernel must not change them.
 const GUARD: [u32; 64] = [0x7fc0_dead; 64];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -33,13 +33,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         indices: HashMap::new(),
         cases: Vec::new(),
     };
-    // A browser's device is no software device to us; it has subgroups or not, and no matrix units.
+    // In a browser, devices are not known as software devices. They have no matrix units, and may have subgroups.
     for subgroups in [true, false] {
         let options =
             OpenOptions { software_kernels: false, cooperative_matrix: false, subgroups, ..OpenOptions::default() };
         let gpu = block_on(Gpu::open(&Selection::Auto, options))?;
         export.subgroups = export.subgroups.or(gpu.caps().subgroups);
-        // A browser gives no more storage buffers than it must.
+        // A browser may have only the default number of storage buffers.
         for kernel in
             KERNELS.iter().filter(|kernel| kernel.bindings.len() <= Caps::WEBGPU_DEFAULTS.max_bindings as usize)
         {
@@ -58,10 +58,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 struct Export {
     words: BufWriter<File>,
     written: usize,
-    /// Sizes for which the kernels with subgroups are made.
+    /// Sizes of subgroups of the exported variants.
     subgroups: Option<SubgroupSizes>,
     shaders: Vec<Value>,
-    /// Of each shader's text.
+    /// Index of each shader's text.
     indices: HashMap<String, usize>,
     cases: Vec<Value>,
 }
@@ -101,7 +101,7 @@ impl Export {
                 }));
             }
             if !is_new {
-                // The same text was run for a device with other features.
+                // A device with other capabilities has the same case.
                 continue;
             }
             let mut expected = Vec::new();
@@ -119,7 +119,7 @@ impl Export {
         Ok(())
     }
 
-    /// The index of a shader's text; notes whether it is new.
+    /// The index of a shader's text. Sets `is_new` if it is new.
     fn shader(&mut self, kernel: &Kernel, wgsl: &str, is_new: &mut bool) -> usize {
         if !self.indices.contains_key(wgsl) {
             *is_new = true;
@@ -131,7 +131,7 @@ impl Export {
         self.indices[wgsl]
     }
 
-    /// Where these words lie in the file: first, and how many.
+    /// Writes words to the file. Returns the index of the first one and their number.
     fn write(&mut self, words: &[u32]) -> Result<Value, Box<dyn Error>> {
         let first = self.written;
         for word in words {

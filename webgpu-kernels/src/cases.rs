@@ -1,4 +1,4 @@
-//! Seeded inputs for the kernels' cases.
+//! Random inputs for the kernels' cases, with fixed seeds.
 
 use half::f16;
 use model_format::{
@@ -13,11 +13,13 @@ use model_format::{
 use crate::{
     KvDtype, WeightFormat,
     kernel::CaseBuffer,
-    kv::padded,
-    matrix::{Slice, pairs},
+    kv::{halves, padded},
+    slice::{Slice, pairs},
 };
 
-/// A small seeded generator (splitmix64): the same numbers everywhere.
+pub(crate) use crate::kernel::all_formats;
+
+/// A small random number generator (splitmix64). A seed gives the same numbers on every machine.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -47,26 +49,25 @@ impl Random {
     }
 }
 
-/// A random matrix: `q_weight` and `q_scale`. Codes and scales are random words, so that every code and both signs of
-/// the scale occur.
+/// A random matrix: `q_weight` and `q_scale`. Codes and scales are random, so that every code and both signs of the scale occur.
 pub(crate) fn random_matrix(format: WeightFormat, rows: usize, cols: usize, seed: u64) -> [CaseBuffer; 2] {
     matrix(format, [rows, cols], seed, |_| 1.0, |_, _| false)
 }
 
-/// Whether an input is an outlier: the same ones in every row of activations, as in models.
+/// True if an input is an outlier. As in models, every row of activations has outliers in the same columns.
 pub(crate) fn is_outlier(col: usize) -> bool {
     col % 97 == 3
 }
 
-/// The same for activations with [outliers](is_outlier). Every other row has no weight for them, and weights for the rest that are
-/// so much larger that its outputs are about as large as the others': errors of ordinary inputs show.
+/// A random matrix for activations with [outliers](is_outlier). Odd rows have no weights for outliers, and larger weights for the other
+/// inputs, so that all outputs are about as large. So errors of ordinary inputs show.
 pub(crate) fn matrix_for_outliers(format: WeightFormat, rows: usize, cols: usize, seed: u64) -> [CaseBuffer; 2] {
     let is_odd = |row: usize| !row.is_multiple_of(2);
     let factor = |row| if is_odd(row) { 32768.0 } else { 1.0 };
     matrix(format, [rows, cols], seed, factor, |row, col| is_odd(row) && is_outlier(col))
 }
 
-/// A random matrix whose rows are multiplied by their `factor`, and whose weights are zero where `is_zero(row, col)`.
+/// A random matrix. Rows are multiplied by `factor(row)`, and weights are zero where `is_zero(row, col)`.
 fn matrix(
     format: WeightFormat,
     [rows, cols]: [usize; 2],
@@ -96,7 +97,7 @@ fn matrix(
                     *word = *word & !(((1 << bits) - 1) << shift) | zero << shift;
                 }
             }
-            // As the format has it, codes beyond the last column are zero.
+            // In this format, codes beyond the last column are zero.
             let ragged = cols % group_size;
             if ragged > 0 {
                 for words in words.chunks_exact_mut(groups * 4) {
@@ -119,7 +120,7 @@ fn matrix(
     [CaseBuffer::words(q_weight), CaseBuffer::words(q_scale)]
 }
 
-/// The values `[rows, cols]` of a matrix in device words.
+/// The values `[rows, cols]` of a matrix in its device format.
 pub(crate) fn values(format: WeightFormat, rows: usize, cols: usize, q_weight: &[u32], q_scale: &[u32]) -> Vec<f32> {
     match format {
         WeightFormat::Group { bits, group_size } => {
@@ -141,29 +142,13 @@ pub(crate) fn values(format: WeightFormat, rows: usize, cols: usize, q_weight: &
     }
 }
 
-/// Two f16 out of each word.
-pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
-    words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
-}
-
-/// Every layout of weights that a kernel reads.
-pub(crate) fn all_formats() -> Vec<WeightFormat> {
-    let mut formats = vec![WeightFormat::F16, WeightFormat::F32];
-    for format in QUANT_FORMATS.iter().filter_map(|format| format.group()).map(WeightFormat::from) {
-        if !formats.contains(&format) {
-            formats.push(format);
-        }
-    }
-    formats
-}
-
-/// Activations as decoders have them: of ordinary size but for a few that are a hundred thousand times as large.
+/// Multiplies a few values by 1e5: decoders have such outliers among their activations.
 pub(crate) fn with_outliers(mut values: Vec<f32>) -> Vec<f32> {
     values.iter_mut().skip(3).step_by(97).for_each(|v| *v *= 1e5);
     values
 }
 
-/// A row of a cache of random values, zero in the padding; NaN where it is none.
+/// A row of a cache: random values with zeros in the padding, or NaN if `is_some` is false.
 pub(crate) fn cache_row(dtype: KvDtype, head_dim: usize, is_some: bool, random: &mut Random) -> Vec<u32> {
     let mut value = |c: usize| match c < head_dim {
         true if is_some => random.value(),
@@ -178,7 +163,7 @@ pub(crate) fn cache_row(dtype: KvDtype, head_dim: usize, is_some: bool, random: 
             (0..padded).step_by(2).map(|c| half(value(c)) | half(value(c + 1)) << 16).collect()
         }
         KvDtype::Q8 => {
-            // No code is NaN, but a scale may be.
+            // Codes cannot be NaN, but scales can.
             let code = |value: f32| (127.0 * value) as i8 as u8;
             let codes = (0..padded).step_by(4).map(|c| u32::from_le_bytes([0, 1, 2, 3].map(|i| code(value(c + i)))));
             let mut words: Vec<u32> = codes.collect();
@@ -188,13 +173,13 @@ pub(crate) fn cache_row(dtype: KvDtype, head_dim: usize, is_some: bool, random: 
     }
 }
 
-/// The format most models come in.
+/// The usual 4-bit format.
 pub(crate) fn four_bits() -> WeightFormat {
     let format = QUANT_FORMATS.iter().find_map(|format| format.group().filter(|group| group.bits == 4));
-    format.expect("there is a 4-bit format").into()
+    format.expect("a 4-bit format").into()
 }
 
-/// A case's buffers as a matrix of one slice.
+/// A matrix of one slice in a case's buffers.
 pub(crate) fn slice(
     format: WeightFormat,
     rows: usize,

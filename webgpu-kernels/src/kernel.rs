@@ -1,13 +1,13 @@
-//! [`Kernel`]: what a kernel folder exports. One list of these, [`crate::KERNELS`], feeds the tests and the benches.
+//! [`Kernel`]: the record that a kernel folder exports. Tests and benches read the list [`crate::KERNELS`].
 
-use model_format::quant::{group_quant::GroupQuant, no_quant};
+use model_format::quant::{QUANT_FORMATS, group_quant::GroupQuant, no_quant};
 
 use crate::{
     KvDtype,
     gpu::{Buffer, Caps, Recorder},
 };
 
-/// A shader, the types on its border, and the cases that prove and measure it.
+/// A shader, the types of its interface, and the cases that check and measure it.
 pub struct Kernel {
     /// Name of its folder, or of the operation when a folder holds several.
     pub name: &'static str,
@@ -19,28 +19,46 @@ pub struct Kernel {
     pub params: ParamsLayout,
     /// Cases for the tests and the benches.
     pub cases: fn(&Caps, CaseSet) -> Vec<Case>,
+    /// When the kernel runs.
+    pub usage: Usage,
+    /// True if other kernels compute the same. The self-test switches this kernel off if it is wrong, instead of failing.
+    pub has_substitute: bool,
+    /// True if a recorded dispatch must not be repeated: it changes what it reads.
+    pub runs_once: bool,
+}
+
+/// When a kernel runs. The self-test of a model uses it to select variants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// While a model runs. Its variants follow from the model and the device, so a plan lists them.
+    Model,
+    /// While a model runs. Its variants also depend on the length of the text and on how tokens are chosen, so a plan is incomplete.
+    Answer,
+    /// Never while a model answers: the kernel measures or quantizes.
+    Offline,
 }
 
 impl Kernel {
-    /// The WGSL of a variant.
-    pub fn source(&self, variant: &Variant) -> String {
-        crate::source::expand(self.name, self.wgsl, variant)
-    }
+    /// The fields that most kernels share. Each record replaces the others.
+    pub const DEFAULTS: Kernel = Kernel {
+        name: "",
+        wgsl: "",
+        bindings: &[],
+        params: ParamsLayout { size: 0, fields: &[] },
+        cases: |_, _| Vec::new(),
+        usage: Usage::Model,
+        has_substitute: false,
+        runs_once: false,
+    };
 
-    /// True if a recorded dispatch must not be repeated. Workgroups of the chain take their numbers from a counter, and only the next
-    /// recorded dispatch resets it.
-    pub(crate) fn runs_once(&self) -> bool {
-        self.params.fields.iter().any(|(field, _)| *field == "most_polls")
-    }
-
-    /// The same for browsers, which want a line that naga does not know.
+    /// The WGSL of a variant for browsers. Naga does not know the line that they need for subgroups.
     pub fn browser_source(&self, variant: &Variant) -> String {
         let enable = if variant.has_flag("SUBGROUPS") { "enable subgroups;\n" } else { "" };
         enable.to_string() + &self.source(variant)
     }
 }
 
-/// What a kernel does with a storage binding.
+/// Access of a kernel to a storage binding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// `var<storage, read>`.
@@ -49,18 +67,18 @@ pub enum Access {
     ReadWrite,
 }
 
-/// A kernel's uniform: `repr(C)`, fields of four bytes. Made by the `params!` macro.
+/// A kernel's uniform: `repr(C)`, fields of four bytes. The `params!` macro implements it.
 pub trait Params: bytemuck::Pod {
     /// Size and fields.
     const LAYOUT: ParamsLayout;
 }
 
-/// Size of a [`Params`], and name and offset of each field, for the comparison with WGSL.
+/// Size and fields of a [`Params`], to compare with WGSL.
 #[derive(Debug, Clone, Copy)]
 pub struct ParamsLayout {
-    /// Bytes.
+    /// Size in bytes.
     pub size: usize,
-    /// Name and offset.
+    /// Name and offset of each field.
     pub fields: &'static [(&'static str, usize)],
 }
 
@@ -88,12 +106,12 @@ pub struct Variant {
     constants: Vec<(&'static str, u32)>,
     flags: Vec<&'static str>,
     pub(crate) weights: Option<WeightFormat>,
-    /// The weights' blocks are read in so many parts.
+    /// Parts of a block that the shader reads as blocks.
     parts: u32,
 }
 
 impl Variant {
-    /// The kernel as it is written.
+    /// A variant without constants and flags.
     pub fn new() -> Variant {
         Variant::default()
     }
@@ -115,18 +133,18 @@ impl Variant {
         if is_set { self.flag(name) } else { self }
     }
 
-    /// Names the layout of the weights.
+    /// Sets the layout of the weights.
     pub fn weights(self, format: WeightFormat) -> Variant {
         self.weights_in_parts(format, 1)
     }
 
-    /// Names the layout of the weights, whose blocks are read in parts: to the shader each part is a block.
+    /// Sets the layout of the weights. The shader reads each of a block's parts as a block.
     pub(crate) fn weights_in_parts(mut self, format: WeightFormat, parts: u32) -> Variant {
         (self.weights, self.parts) = (Some(format), parts);
         self.flag_if("HALVES", parts == 2).flag_if("QUARTERS", parts == 4)
     }
 
-    /// The flags and the constants of subgroup operations, where the device has them: shared/invocation.wgsl.
+    /// Adds the flags and constants of shared/invocation.wgsl, if the device has subgroup operations.
     pub fn subgroups(self, caps: &Caps) -> Variant {
         match caps.subgroups {
             Some(sizes) => self
@@ -138,14 +156,14 @@ impl Variant {
         }
     }
 
-    /// The variant that does without a flag.
+    /// The variant without a flag.
     pub(crate) fn without(&self, flag: &str) -> Variant {
         let mut variant = self.clone();
         variant.flags.retain(|set| *set != flag);
         variant
     }
 
-    /// Whether a flag is set, the flags of the weights included.
+    /// True if a flag is set, also by the weights.
     pub fn has_flag(&self, name: &str) -> bool {
         self.flags.contains(&name) || self.weights.is_some_and(|weights| weights.flag() == Some(name))
     }
@@ -155,7 +173,7 @@ impl Variant {
         self.all_constants().find(|(constant, _)| *constant == name).map(|(_, value)| value)
     }
 
-    /// Every constant, those of the weights included.
+    /// Every constant, also of the weights.
     pub(crate) fn all_constants(&self) -> impl Iterator<Item = (&'static str, u32)> {
         let of_weights = self.weights.into_iter().flat_map(|weights| weights.constants(self.parts));
         self.constants.iter().copied().chain(of_weights)
@@ -171,7 +189,7 @@ impl std::fmt::Display for Variant {
     }
 }
 
-/// How the weights that a kernel reads are stored. The layouts themselves are `model-format/src/quant`'s.
+/// Storage format of a kernel's weights. `model-format/src/quant` defines the layouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
     /// Codes in groups with a scale.
@@ -196,12 +214,12 @@ impl WeightFormat {
         }
     }
 
-    /// Blocks in a row of `cols` weights; the last may be ragged.
+    /// Blocks of a row of `cols` weights. The last may be partial.
     pub fn blocks(self, cols: usize) -> usize {
         cols.div_ceil(self.block_size())
     }
 
-    /// Words of a row of `cols` weights on the device, scales aside.
+    /// Words of a row of `cols` weights on the device, without scales.
     pub(crate) fn row_words(self, cols: usize) -> usize {
         let block_words = match self {
             WeightFormat::Group { .. } => 4,
@@ -248,7 +266,7 @@ impl WeightFormat {
         }
     }
 
-    /// Parts of a block in which neighbouring lanes read neighbouring words, of as few bytes as a lane loads at once.
+    /// Parts of a block for kernels whose neighboring lanes read neighboring words. A lane loads one part at a time.
     pub(crate) fn lane_parts(self) -> u32 {
         match self {
             WeightFormat::Group { bits: 4, group_size: 32 } => 2,
@@ -257,7 +275,7 @@ impl WeightFormat {
         }
     }
 
-    /// Quads of weights that a lane of a tiled kernel fetches at a time.
+    /// Quads of weights that a lane of a tiled kernel loads at a time.
     pub(crate) fn part_quads(self) -> u32 {
         match self {
             WeightFormat::Group { bits: 4, group_size: 32 } | WeightFormat::F16 => 2,
@@ -293,58 +311,58 @@ impl std::fmt::Display for WeightFormat {
     }
 }
 
-/// Which cases are wanted.
+/// A set of a kernel's cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CaseSet {
-    /// Quick ones that together reach every corner: odd sizes, one row, many rows.
+    /// Quick cases that together reach every corner: odd sizes, one row, many rows.
     Test,
-    /// The shapes of a 3-billion-parameter Llama, in full.
+    /// The full shapes of a 3-billion-parameter Llama.
     Bench,
 }
 
-/// The product of extents, which a browser's `usize` of 32 bits could not hold.
+/// The product of extents. A browser's 32-bit `usize` could not hold it.
 pub(crate) fn product(extents: &[usize]) -> u64 {
     extents.iter().map(|&extent| extent as u64).product()
 }
 
-/// One shape of a kernel in one variant: inputs, how to record it, what must come out, and what it costs.
+/// One shape of a kernel in one variant: inputs, recording, expected outputs, and cost.
 pub struct Case {
-    /// Shape and data type, short.
+    /// Shape and data type, in a few words.
     pub label: String,
-    /// How the kernel is built for it.
+    /// The kernel's variant.
     pub variant: Variant,
-    /// Floating-point operations, a multiplication and an addition counted as two: more than a browser's `usize` holds.
+    /// Floating-point operations. A multiplication and an addition count as two.
     pub flops: u64,
-    /// Bytes that must be read or written at least once.
+    /// Bytes that a run reads or writes at least once.
     pub bytes: u64,
-    /// Largest normalised mean squared error.
+    /// Largest normalized mean squared error (NMSE).
     pub tolerance: f64,
-    /// The buffers, in the order that `record` and `reference` expect.
+    /// Makes the buffers, in the order of `record` and `reference`.
     pub buffers: Box<dyn Fn() -> Vec<CaseBuffer> + Send + Sync>,
     /// Records the kernel once.
     pub record: Box<dyn Fn(&mut Recorder, &[Buffer<u32>]) + Send + Sync>,
-    /// Expected values of each output, from the inputs.
+    /// Computes the expected values of each output from the inputs.
     pub reference: Box<dyn Fn(&[CaseBuffer]) -> Vec<Vec<f32>> + Send + Sync>,
 }
 
 /// A buffer of a [`Case`].
 pub struct CaseBuffer {
-    /// What it starts with.
+    /// Initial content.
     pub words: Vec<u32>,
-    /// What happens to it.
+    /// Use of the buffer.
     pub purpose: Purpose,
 }
 
-/// What a case does with a buffer.
+/// Use of a [`CaseBuffer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Read only.
     Input,
     /// Written, f32.
     F32,
-    /// Written, numbers as caches store them, in rows (heads, there) that are so wide.
+    /// Written, rows of a KV cache. The number is the width of a head.
     Kv(KvDtype, usize),
-    /// Written, whole numbers that must be equal.
+    /// Written, integers that must be equal to the expected ones.
     U32,
 }
 
@@ -364,18 +382,46 @@ impl CaseBuffer {
         CaseBuffer { words: bytemuck::cast_slice(values).to_vec(), purpose: Purpose::F32 }
     }
 
-    /// An output of `len` f32 values that starts with NaN, so that what is not written is seen.
+    /// An output of `len` f32 values. It starts with NaN, so that a missing write shows.
     pub fn output(len: usize) -> CaseBuffer {
         CaseBuffer { words: vec![f32::NAN.to_bits(); len], purpose: Purpose::F32 }
     }
 
-    /// Scratch that is neither checked nor set.
+    /// Scratch memory of zeros that is not checked.
     pub fn scratch(len: usize) -> CaseBuffer {
         CaseBuffer { words: vec![0; len], purpose: Purpose::Input }
     }
 
-    /// The f32 values it starts with.
+    /// The initial content as f32 values.
     pub fn values(&self) -> &[f32] {
         bytemuck::cast_slice(&self.words)
     }
+}
+
+/// Variants of kernels that read or write the cache.
+impl KvDtype {
+    /// Adds the flag of this data type to a variant.
+    pub(crate) fn flag(self, variant: Variant) -> Variant {
+        match self {
+            KvDtype::F16 => variant.flag("KV_F16"),
+            KvDtype::F32 => variant,
+            KvDtype::Q8 => variant.flag("KV_Q8").constant_is("KV_GROUP", crate::kv::GROUP as u32),
+        }
+    }
+
+    /// True if a variant is for this data type.
+    pub(crate) fn is_of(self, variant: &Variant) -> bool {
+        variant.has_flag("KV_F16") == (self == KvDtype::F16) && variant.has_flag("KV_Q8") == (self == KvDtype::Q8)
+    }
+}
+
+/// All storage formats of weights.
+pub(crate) fn all_formats() -> Vec<WeightFormat> {
+    let mut formats = vec![WeightFormat::F16, WeightFormat::F32];
+    for format in QUANT_FORMATS.iter().filter_map(|format| format.group()).map(WeightFormat::from) {
+        if !formats.contains(&format) {
+            formats.push(format);
+        }
+    }
+    formats
 }

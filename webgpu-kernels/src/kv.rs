@@ -1,12 +1,14 @@
-//! [`KvCache`]: keys and values of one layer and one sequence on the device. [`crate::rope`] appends to it,
+//! [`KvCache`]: keys and values of one layer and one sequence on the device. [`crate::rope`] appends to it, and
 //! [`crate::attention`] reads it.
 
+use half::f16;
+
 use crate::{
-    Gpu, Result, Variant,
+    Gpu, Result,
     gpu::{Buffer, Recorder},
 };
 
-/// How keys and values are stored.
+/// Data type of the KV cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum KvDtype {
     /// f16, in pairs: half the memory.
@@ -14,8 +16,8 @@ pub enum KvDtype {
     F16,
     /// f32.
     F32,
-    /// Codes of eight bits, four in a word, each group of 32 with an f32 scale behind the row's codes:
-    /// `value = code * scale`. Nine bits a value where heads are as wide as a multiple of 64.
+    /// 8-bit codes, four to a word. Each group of 32 has an f32 scale, which lies after the row's codes: `value = code * scale`. If the
+    /// width of a head is a multiple of 64, a value takes nine bits.
     Q8,
 }
 
@@ -23,24 +25,10 @@ pub enum KvDtype {
 pub(crate) const GROUP: usize = 32;
 
 impl KvDtype {
-    /// Every one.
+    /// All data types.
     pub const ALL: [KvDtype; 3] = [KvDtype::F16, KvDtype::F32, KvDtype::Q8];
 
-    /// The flag of kernels that read or write the cache.
-    pub(crate) fn flag(self, variant: Variant) -> Variant {
-        match self {
-            KvDtype::F16 => variant.flag("KV_F16"),
-            KvDtype::F32 => variant,
-            KvDtype::Q8 => variant.flag("KV_Q8").constant_is("KV_GROUP", GROUP as u32),
-        }
-    }
-
-    /// Whether a kernel's variant reads or writes such a cache.
-    pub(crate) fn is_of(self, variant: &Variant) -> bool {
-        variant.has_flag("KV_F16") == (self == KvDtype::F16) && variant.has_flag("KV_Q8") == (self == KvDtype::Q8)
-    }
-
-    /// Words of a row: one head's key or value at one position. Even, and whole eights of values.
+    /// Words of a row: one head's key or value at one position. The number is even, and values are padded to a multiple of eight.
     pub(crate) fn row_words(self, head_dim: usize) -> usize {
         let padded = padded(head_dim);
         match self {
@@ -50,13 +38,13 @@ impl KvDtype {
         }
     }
 
-    /// The values of rows, padding included.
+    /// The values of rows, with padding.
     pub(crate) fn values(self, head_dim: usize, words: &[u32]) -> Vec<f32> {
         let codes = padded(head_dim) / 4;
         let row = |row: &[u32]| -> Vec<f32> {
             match self {
                 KvDtype::F32 => row.iter().map(|word| f32::from_bits(*word)).collect(),
-                KvDtype::F16 => crate::cases::halves(row).iter().map(|half| half.to_f32()).collect(),
+                KvDtype::F16 => halves(row).iter().map(|half| half.to_f32()).collect(),
                 KvDtype::Q8 => {
                     let code = |i: usize| f32::from(row[i / 4].to_le_bytes()[i % 4] as i8);
                     (0..4 * codes).map(|i| code(i) * f32::from_bits(row[codes + i / GROUP])).collect()
@@ -75,19 +63,19 @@ pub struct KvCache {
     pub v: Buffer<u32>,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Tokens there is room for.
+    /// Tokens that fit.
     pub capacity: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// How both are stored.
+    /// Data type of both.
     pub dtype: KvDtype,
 }
 
 impl KvCache {
-    /// One without memory, for a recorder that plans.
+    /// A cache without memory, for a planning recorder.
     pub fn hollow(recorder: &Recorder, kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> KvCache {
         let words = kv_heads * capacity * dtype.row_words(head_dim);
-        let hollow = || recorder.hollow(words).expect("the recorder plans");
+        let hollow = || recorder.hollow(words).expect("a planning recorder");
         KvCache { k: hollow(), v: hollow(), kv_heads, capacity, head_dim, dtype }
     }
 
@@ -96,21 +84,26 @@ impl KvCache {
         2 * kv_heads as u64 * capacity as u64 * 4 * dtype.row_words(head_dim) as u64
     }
 
-    /// Bytes of so many of its tokens.
+    /// Bytes of some of its tokens.
     pub(crate) fn bytes_of(&self, tokens: usize) -> u64 {
         KvCache::bytes(self.kv_heads, tokens, self.head_dim, self.dtype)
     }
 
     /// An empty cache.
     ///
-    /// Errors: out of memory, or larger than a kernel can see.
+    /// Errors: out of memory, or larger than a binding.
     pub fn new(gpu: &Gpu, kv_heads: usize, capacity: usize, head_dim: usize, dtype: KvDtype) -> Result<KvCache> {
         let words = kv_heads * capacity * dtype.row_words(head_dim);
         Ok(KvCache { k: gpu.zeroed(words)?, v: gpu.zeroed(words)?, kv_heads, capacity, head_dim, dtype })
     }
 }
 
-/// Width of a head in the cache: kernels load eight values at a time. The padding stays zero.
+/// Padded width of a head in the cache: kernels load eight values at a time. The padding stays zero.
 pub(crate) fn padded(head_dim: usize) -> usize {
     head_dim.next_multiple_of(8)
+}
+
+/// The two f16 of each word.
+pub(crate) fn halves(words: &[u32]) -> Vec<f16> {
+    words.iter().flat_map(|w| [f16::from_bits(*w as u16), f16::from_bits((w >> 16) as u16)]).collect()
 }

@@ -1,9 +1,8 @@
 //! WGSL kernels, their CPU references, and the GPU runtime that records them.
 //!
-//! **How to read a kernel folder**, say [`rms_norm`]: `mod.rs` says what it computes, in one formula, with shapes, and
-//! holds the typed wrapper whose `record` picks a variant; `rms_norm.wgsl` is the shader, with a shape on every binding;
-//! `reference.rs` is the same in plain loops. The folder's [`Kernel`] record is in [`KERNELS`], from which the tests
-//! check every case against its reference and the benches time it.
+//! **How to read a kernel folder**, for example [`rms_norm`]: `mod.rs` has the formula with shapes, and the typed wrapper whose `record`
+//! selects a variant. `rms_norm.wgsl` is the shader, with a shape on every binding. `reference.rs` computes the same in plain loops. The
+//! folder's [`Kernel`] record is in [`KERNELS`]: tests check its cases against the reference, and benches time them.
 //!
 //! ```no_run
 //! use webgpu_kernels::{gpu::{self, Gpu, OpenOptions, Recorder, Selection}, rms_norm::RmsNorm};
@@ -24,7 +23,6 @@ pub mod add;
 pub mod argmax;
 pub mod attention;
 pub mod case_check;
-mod case_queue;
 mod cases;
 pub mod copy;
 pub mod cross_entropy;
@@ -47,6 +45,7 @@ pub mod rope;
 pub mod sample;
 pub mod select_rows;
 pub mod selftest;
+pub mod slice;
 pub mod soft_cap;
 mod source;
 pub mod tuning;
@@ -57,7 +56,7 @@ pub use kernel::{Case, CaseSet, Kernel, Variant, WeightFormat};
 pub use kv::{KvCache, KvDtype};
 pub use matrix::{Factor, Matrix};
 
-/// Every kernel there is.
+/// All kernels.
 pub const KERNELS: &[&Kernel] = &[
     &embedding::KERNEL,
     &rms_norm::KERNEL,

@@ -1,11 +1,10 @@
-//! [`Matrix`]: a weight matrix on the device, and the operations that read one.
+//! [`Matrix`]: a weight matrix on the device, and the operations that read it.
 //!
-//! A matrix larger than a binding may be is cut by rows into slices; each operation is recorded once per slice. Rows are
-//! outputs, so nothing else changes.
+//! A matrix that exceeds the limit of a binding is cut by rows into slices. Each operation is recorded once per slice. Rows are outputs,
+//! so slices are independent.
 
 use std::{borrow::Cow, ops::Range};
 
-use bytemuck::cast_slice;
 use half::f16;
 use model_format::{Weight, quant::no_quant};
 
@@ -16,7 +15,10 @@ use crate::{
     gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled},
     gpu::{Buffer, Recorder, SLICE_ALIGN},
     kernel::product,
+    slice::pairs,
 };
+
+pub use crate::slice::Slice;
 
 /// A weight matrix `[rows, cols]` on the device: `rows` outputs, `cols` inputs.
 pub struct Matrix {
@@ -24,38 +26,21 @@ pub struct Matrix {
     pub rows: usize,
     /// Inputs, K.
     pub cols: usize,
-    /// How the weights are stored.
+    /// Storage format of the weights.
     pub format: WeightFormat,
-    /// From the first row to the last.
+    /// In order of their rows.
     pub slices: Vec<Slice>,
 }
 
-/// Some rows of a [`Matrix`], in one piece.
-#[derive(Clone)]
-pub struct Slice {
-    /// First row.
-    pub first_row: usize,
-    /// Number of rows.
-    pub rows: usize,
-    /// Inputs of the whole matrix, K.
-    pub cols: usize,
-    /// How the weights are stored.
-    pub format: WeightFormat,
-    /// Blocks, as the format lays them out.
-    pub q_weight: Buffer<u32>,
-    /// Scales, two f16 to a word. Plain formats have none, and any buffer stands here.
-    pub q_scale: Buffer<u32>,
-}
-
 impl Matrix {
-    /// Takes a matrix to the device.
+    /// Uploads a matrix.
     ///
-    /// Errors: out of memory. Panics when `weight` is no matrix: callers know the roles of their weights.
+    /// Errors: out of memory. Panics if `weight` is not a matrix.
     pub fn upload(gpu: &Gpu, weight: &Weight) -> Result<Matrix> {
         Matrix::upload_sliced(gpu, weight, gpu.slice_bytes())
     }
 
-    /// The same, in slices of at most `slice_bytes`.
+    /// [`Matrix::upload`] in slices of at most `slice_bytes`.
     pub fn upload_sliced(gpu: &Gpu, weight: &Weight, slice_bytes: u64) -> Result<Matrix> {
         let (stored, rows, cols) = Stored::of(weight);
         let matrix = Matrix::zeroed(gpu, stored.format(), rows, cols, slice_bytes)?;
@@ -63,7 +48,7 @@ impl Matrix {
         Ok(matrix)
     }
 
-    /// A matrix of `rows` rows like those of `part`, to be filled by [`Matrix::write_rows`].
+    /// An empty matrix of `rows` rows in the format of `part`. Fill it by [`Matrix::write_rows`].
     ///
     /// Errors and panics as with [`Matrix::upload`].
     pub fn with_room(gpu: &Gpu, part: &Weight, rows: usize) -> Result<Matrix> {
@@ -71,7 +56,7 @@ impl Matrix {
         Matrix::zeroed(gpu, stored.format(), rows, cols, gpu.slice_bytes())
     }
 
-    /// One without memory, for a recorder that plans.
+    /// A matrix without memory, for a planning recorder.
     pub fn hollow(recorder: &Recorder, format: WeightFormat, rows: usize, cols: usize) -> Matrix {
         let hollow = |len: usize| Ok(recorder.hollow(len).expect("the recorder plans"));
         let matrix = Matrix::made_of(&hollow, format, rows, cols, recorder.gpu().slice_bytes());
@@ -97,7 +82,7 @@ impl Matrix {
     ) -> Result<Matrix> {
         let (row_words, row_scales) = (format.row_words(cols), format.row_scales(cols));
         let most = (slice_bytes / (4 * row_words as u64)) as usize;
-        // A pair of rows has a whole number of words of scales; a larger number is a whole number of any group.
+        // The scales of two rows fill whole words. Large slices have a multiple of 256 rows.
         let slice_rows = if most >= 256 { most & !255 } else { most.max(2) & !1 };
         let mut slices = Vec::with_capacity(rows.div_ceil(slice_rows));
         for first_row in (0..rows).step_by(slice_rows) {
@@ -112,7 +97,7 @@ impl Matrix {
         Ok(Matrix { rows, cols, format, slices })
     }
 
-    /// Writes the rows from `first_row` on, an even number. Panics when `part` is not of this matrix's kind.
+    /// Writes the rows from `first_row` on, which is even. Panics if `part` has another format or other columns.
     pub fn write_rows(&self, gpu: &Gpu, first_row: usize, part: &Weight) {
         let (stored, rows, cols) = Stored::of(part);
         assert_eq!((stored.format(), cols), (self.format, self.cols), "write_rows: the kind of rows");
@@ -126,15 +111,15 @@ impl Matrix {
         }
     }
 
-    /// A matrix to be filled by [`Matrix::write_stored`]. Errors: out of memory.
+    /// An empty matrix. Fill it by [`Matrix::write_stored`]. Errors: out of memory.
     pub fn of_format(gpu: &Gpu, format: WeightFormat, rows: usize, cols: usize) -> Result<Matrix> {
         Matrix::zeroed(gpu, format, rows, cols, gpu.slice_bytes())
     }
 
-    /// Writes the rows from `first_row` on, an even number, from bytes as they lie in a little-endian file in the device's own
-    /// layout: codes or numbers, and the scales of codes. They go into memory that the device reads, and nowhere before.
+    /// Writes the rows from `first_row` on, which is even, from bytes of a little-endian file in the device's layout: codes or numbers,
+    /// and the scales of codes. The bytes are copied only once, into memory that the device reads.
     ///
-    /// Panics when the bytes are not those of whole rows of the matrix.
+    /// Panics if the bytes are not whole rows of the matrix.
     pub fn write_stored(&self, gpu: &Gpu, first_row: usize, codes: &[u8], scales: &[u8]) {
         let (row, row_scales) = (4 * self.format.row_words(self.cols), 2 * self.format.row_scales(self.cols));
         let rows = codes.len() / row;
@@ -151,7 +136,7 @@ impl Matrix {
             let scales = &scales[from * row_scales..to * row_scales];
             match scales.len() % 4 {
                 0 => gpu.write_bytes_at(&slice.q_scale, at * row_scales / 4, scales),
-                // An odd number of rows has a half word more, at the end of the matrix.
+                // An odd number of rows needs another half word at the end of the matrix.
                 _ => gpu.write_bytes_at(&slice.q_scale, at * row_scales / 4, &[scales, &[0; 2]].concat()),
             }
         }
@@ -179,11 +164,11 @@ impl Matrix {
         }
     }
 
-    /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows]. On a slow device in several dispatches,
-    /// which give the same bits as one.
+    /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. `x`: [m, cols]. `y`: [m, rows]. On a slow device it records several dispatches, which
+    /// give the same bits as one.
     pub fn linear(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
         let largest = self.slices.iter().map(|slice| slice.rows).max().unwrap_or(0);
-        // A binding begins at a multiple of so many elements.
+        // A binding begins at a multiple of SLICE_ALIGN elements.
         let step = if (self.rows | self.cols).is_multiple_of(4) { SLICE_ALIGN / 4 } else { SLICE_ALIGN };
         let ranges = recorder.row_ranges(m, product(&[2, largest, self.cols]), step);
         if ranges.len() == 1 {
@@ -221,14 +206,14 @@ impl Matrix {
         }
     }
 
-    /// Whether [`Matrix::linear_add`] is for this matrix and device.
+    /// True if the device runs [`Matrix::linear_add`] with this matrix.
     pub fn fuses(&self, gpu: &Gpu) -> bool {
         let is_on = !gpu.is_off(gemv::ADD_KERNEL.name) && !gpu.is_off(gemv::SCALED_KERNEL.name);
         is_on && !LaneRows::supports(gpu.caps()) && self.slices.len() == 1
     }
 
-    /// For one row `x`, `sum[n] += sum over k of x[k] * w[n, k]` and `y[n] = sum[n] * norm[n]`: the norm of `sum` but for
-    /// a factor, which the result holds for [`Matrix::linear_normed`]. `x`: `[cols]`. `norm`, `sum`, `y`: `[rows]`.
+    /// For one row `x`: `sum[n] += sum over k of x[k] * w[n, k]` and `y[n] = sum[n] * norm[n]`. The norm of `sum` is `y` times the
+    /// returned factor, which [`Matrix::linear_normed`] applies. `x`: `[cols]`. `norm`, `sum`, `y`: `[rows]`.
     pub fn linear_add(
         &self,
         recorder: &mut Recorder,
@@ -253,8 +238,8 @@ impl Matrix {
         }
     }
 
-    /// The same, then `silu` of the first half of the outputs times the second, for a matrix that [`Matrix::fuses`].
-    /// `y`: [rows / 2].
+    /// [`Matrix::linear_normed`], then `silu` of the first half of the outputs times the second half, for a matrix that
+    /// [`Matrix::fuses`]. `y`: [rows / 2].
     pub fn linear_normed_swiglu(&self, recorder: &mut Recorder, x: &Buffer<f32>, factor: &Factor, y: &Buffer<f32>) {
         let Factor { squares, parts, eps } = factor;
         GemvScaled { parts: *parts, eps: *eps, swiglu: true }.record(recorder, &self.slices[0], x, squares, y);
@@ -262,13 +247,13 @@ impl Matrix {
 }
 
 impl Matrix {
-    /// Whether [`Matrix::linear_normed_turned`] is for this matrix, device and heads.
+    /// True if the device runs [`Matrix::linear_normed_turned`] with this matrix and these heads.
     pub fn turns(&self, gpu: &Gpu, head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
         self.fuses(gpu) && !gpu.is_off(gemv::ROPE_KERNEL.name) && GemvRope::supports(head_dim, rotary_dim, dtype)
     }
 
-    /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of a token at `position`: queries, turned, go to
-    /// `q`, keys, turned, and values to the cache. `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
+    /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of a token at `position`. Rotated queries go to `q`, rotated
+    /// keys and values to the cache. `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
     #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
     pub fn linear_normed_turned(
         &self,
@@ -287,27 +272,27 @@ impl Matrix {
     }
 }
 
-/// What one row is still to be multiplied by to be normed, on the device.
+/// The factor on the device by which a row must be multiplied to be normed: see [`Matrix::linear_add`].
 pub struct Factor {
-    /// Sums of squares of the row, in parts.
+    /// Partial sums of the row's squares.
     pub squares: Buffer<f32>,
     parts: usize,
     eps: f32,
 }
 
 impl Factor {
-    /// With `parts` of the sum of squares.
+    /// The factor of `parts` partial sums of squares.
     pub(crate) fn new(squares: Buffer<f32>, parts: usize, eps: f32) -> Factor {
         Factor { squares, parts, eps }
     }
 
-    /// The factor, from its squares and the number of columns of the row.
+    /// Computes the factor from the partial sums and the number of columns of the row.
     pub fn of(&self, squares: &[f32], cols: usize) -> f32 {
         1.0 / (squares.iter().take(self.parts).sum::<f32>() / cols as f32 + self.eps).sqrt()
     }
 }
 
-/// A host matrix in the words of its device format.
+/// A host matrix in its device format.
 enum Stored<'a> {
     Group { format: WeightFormat, q_weight: &'a [u32], q_scale: Vec<f16> },
     F16(&'a [f16]),
@@ -315,7 +300,7 @@ enum Stored<'a> {
 }
 
 impl<'a> Stored<'a> {
-    /// With its rows and columns.
+    /// Also returns its rows and columns.
     fn of(weight: &'a Weight) -> (Stored<'a>, usize, usize) {
         let shape = weight.shape();
         let &[rows, cols] = shape.as_slice() else { panic!("Matrix: a matrix has two extents, found: {shape:?}") };
@@ -325,7 +310,7 @@ impl<'a> Stored<'a> {
                 assert_eq!(group.words_per_group(), 4, "{}: kernels read a group as four words", matrix.format.name);
                 match matrix.q_scale.to_f16() {
                     Some(q_scale) => Stored::Group { format: group.into(), q_weight: &matrix.q_weight, q_scale },
-                    // Scales that are too small for the kernels' number type.
+                    // These scales are too small for the kernels' f16.
                     None => Stored::F32(matrix.dequantize().into()),
                 }
             }
@@ -343,7 +328,7 @@ impl<'a> Stored<'a> {
         }
     }
 
-    /// Writes `rows` of these into a slice, from its row `at` on, an even number.
+    /// Writes `rows` rows into a slice from its row `at` on, which is even.
     fn write(&self, gpu: &Gpu, slice: &Slice, at: usize, rows: Range<usize>) {
         let cols = slice.cols;
         let (row_words, row_scales) = (slice.format.row_words(cols), slice.format.row_scales(cols));
@@ -358,18 +343,5 @@ impl<'a> Stored<'a> {
             Stored::F32(data) => no_quant::f32_words(cols, &data[values]).into(),
         };
         gpu.write_at(&slice.q_weight, at * row_words, &words);
-    }
-}
-
-/// Two f16 to a word.
-pub(crate) fn pairs(values: &[f16]) -> Cow<'_, [u32]> {
-    match bytemuck::try_cast_slice(values) {
-        Ok(words) => Cow::Borrowed(words),
-        // An odd number of them, or memory that is aligned for f16 alone.
-        Err(_) => {
-            let mut padded = values.to_vec();
-            padded.resize(values.len().next_multiple_of(2), f16::ZERO);
-            Cow::Owned(bytemuck::pod_collect_to_vec(cast_slice::<f16, u8>(&padded)))
-        }
     }
 }

@@ -1,9 +1,8 @@
-//! The kernels of a model against their references, on the device that is to run it, before it does.
+//! Checks a model's kernels against their references on the device that will run the model.
 //!
-//! Drivers have bugs, and a kernel that a driver gets wrong gives fluent nonsense. [`run`] is called when a model is
-//! loaded; a variant that is wrong is switched off ([`Gpu::switch_off`]), and what does the same in another way is taken
-//! instead. The cases are those of the tests, the smallest of each variant, and for kernels whose variants depend on a
-//! model's widths small ones of these widths.
+//! Drivers have bugs, and a kernel that a driver miscompiles gives fluent nonsense. [`run`] is called when a model is loaded.
+//! It switches wrong variants off ([`Gpu::switch_off`]), and other kernels replace them. It uses the smallest test case of each
+//! variant. For kernels whose variants depend on a model's widths it makes small cases of these widths.
 
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -14,41 +13,41 @@ use model_format::decoder_config::Activation;
 
 use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
-    attention::{self, HeadShape},
+    attention::{self, AttentionShape},
     case_check::{Outcome, check_divided},
     gemm::{Cooperative, LaneRows, Narrow},
     gemv,
+    kernel::Usage,
     tuning::{PRESETS_FLAG, checks_of},
 };
 
-/// What a model asks of the kernels, as far as their variants depend on it.
+/// The properties of a model that its kernels' variants depend on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     /// Format and inputs of each kind of weight matrix.
     pub matrices: Vec<(WeightFormat, usize)>,
-    /// Heads of each kind of layer.
-    pub attention: Vec<HeadShape>,
-    /// How keys and values are stored.
+    /// Attention of each kind of layer.
+    pub attention: Vec<AttentionShape>,
+    /// Data type of the KV cache.
     pub kv: KvDtype,
-    /// Of the gate.
+    /// Activation of the gate.
     pub activation: Activation,
-    /// Whether queries and keys are normed.
+    /// True if queries and keys are normed.
     pub norm_heads: bool,
-    /// Whether logits are capped.
+    /// True if logits are capped.
     pub soft_cap: bool,
-    /// In which variants it runs kernels, of those whose variants follow from the above and from [`Workload::most_rows`]; empty
-    /// where that is not known: what might be run is checked then.
+    /// The planned kernels of [`Usage::Model`] with their variants. If it is empty, every variant that could run is checked.
     pub variants: Vec<(&'static str, Variant)>,
-    /// The largest number of rows, of those that variants depend on, that it is run with at a time.
+    /// The largest number of rows per run that a variant depends on.
     pub most_rows: usize,
 }
 
-/// A kernel that is not used as it was written.
+/// A kernel that is switched off, or used without one of its flags.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Switch {
     /// Name of the kernel.
     pub kernel: String,
-    /// The part of it that is not used: a flag of its variants. `None`: none of it.
+    /// The flag that its variants go without. `None`: the kernel is not used.
     pub flag: Option<String>,
 }
 
@@ -61,48 +60,10 @@ impl std::fmt::Display for Switch {
     }
 }
 
-/// Flags of variants that compute the same without.
+/// Flags that a variant can go without: it computes the same.
 const OPTIONAL_FLAGS: [&str; 1] = ["SUBGROUPS"];
-/// Kernels that others do the work of.
-const SUBSTITUTED: [&str; 14] = [
-    "attention_teams",
-    "gemv_add",
-    "gemv_scaled",
-    "gemv_rope",
-    "gemv_chain",
-    "gemv_chain_attention",
-    "gemv_chain_start",
-    "gemm_lane_rows",
-    Cooperative::NAME,
-    Narrow::NAME,
-    "sample_adjust",
-    "sample_select",
-    "sample_weigh",
-    "sample_draw",
-];
-/// Kernels that no model is run with: of measuring, and of the quantizer.
-const NOT_OF_MODELS: [&str; 13] = [
-    "copy",
-    "cross_entropy",
-    "kl_divergence",
-    "gram",
-    "token_weight",
-    "rank_update",
-    "row_dots",
-    "gptq_columns",
-    "gptq_scales",
-    "gptq_codes",
-    "gptq_errors",
-    "gptq_arrange",
-    "gptq_diagonal",
-];
 
-/// Kernels, or beginnings of their names, whose variants follow from what is asked while a model answers: how long the text is,
-/// how a token is chosen.
-const OF_ANSWERS: [&str; 7] =
-    ["argmax", "attention_decode", "attention_reduce", "attention_teams", "embedding", "sample_", "select_rows"];
-
-/// A case that was run.
+/// The outcome of one case.
 pub struct Line {
     /// Name of the kernel.
     pub kernel: &'static str,
@@ -110,13 +71,13 @@ pub struct Line {
     pub variant: Variant,
     /// The shape.
     pub label: String,
-    /// How it came out.
+    /// Its error, or the reason why it is wrong.
     pub outcome: Outcome,
 }
 
-/// Checks what `workload` needs and switches off what is wrong; returns that, and how many cases were run.
+/// Checks the kernels of `workload` and switches wrong ones off. Returns all switches of the device and the number of cases.
 ///
-/// Errors: [`Error::WrongKernel`] where nothing does the same; the device's.
+/// Errors: [`Error::WrongKernel`] if a wrong kernel has no substitute; errors of the device.
 pub async fn run(gpu: &Gpu, workload: &Workload) -> Result<(Vec<Switch>, usize)> {
     let mut count = 0;
     let switches = run_with(gpu, workload, async |cases| {
@@ -141,29 +102,29 @@ async fn run_with(
         for (kernel, case, choice) in cases_of(gpu, workload).into_iter().map(|(k, c)| (k, c, None)).chain(of_presets) {
             let key = (kernel.name, gpu.allowed(kernel.name, &case.variant).into_owned());
             if !passed.contains(&key) && !left.iter().any(|other| other.key == key) {
-                left.push(Left { key, case: Arc::new(case), choice });
+                left.push(Left { kernel, key, case: Arc::new(case), choice });
             }
         }
         let outcomes = check(&left.iter().map(|left| left.case.clone()).collect::<Vec<_>>()).await?;
         gpu.shared.forgive();
         let mut is_all_right = true;
-        for (Left { key: (kernel, variant), choice, .. }, outcome) in left.into_iter().zip(outcomes) {
+        for (Left { kernel, key: (name, variant), choice, .. }, outcome) in left.into_iter().zip(outcomes) {
             let Err(reason) = outcome else {
-                passed.push((kernel, variant));
+                passed.push((name, variant));
                 continue;
             };
             is_all_right = false;
             if let Some(name) = choice {
-                // Its own rule does the same.
+                // Without presets the kernel's own rule applies.
                 gpu.switch_off(Switch { kernel: name.into(), flag: Some(PRESETS_FLAG.into()) });
                 continue;
             }
             let flag = OPTIONAL_FLAGS.iter().find(|flag| variant.has_flag(flag));
-            if flag.is_none() && !SUBSTITUTED.contains(&kernel) {
-                let (kernel, variant) = (kernel.into(), variant.to_string());
+            if flag.is_none() && !kernel.has_substitute {
+                let (kernel, variant) = (name.into(), variant.to_string());
                 return Err(Error::WrongKernel { kernel, variant, adapter: gpu.summary().name.clone(), reason });
             }
-            let switch = Switch { kernel: kernel.into(), flag: flag.map(|flag| flag.to_string()) };
+            let switch = Switch { kernel: name.into(), flag: flag.map(|flag| flag.to_string()) };
             if !gpu.switched_off().contains(&switch) {
                 gpu.switch_off(switch);
             }
@@ -171,20 +132,22 @@ async fn run_with(
         if is_all_right {
             return Ok(gpu.switched_off());
         }
-        // What takes the place of what was switched off is to be checked too.
+        // Check the substitutes in the next round.
     }
 }
 
-/// A case that is to be run.
+/// A case to run.
 struct Left {
-    /// Kernel and variant.
+    kernel: &'static Kernel,
+    /// Name of the kernel, and variant.
     key: (&'static str, Variant),
     case: Arc<Case>,
-    /// The name of a choice that it is the check of.
+    /// Name of the tunable whose preset the case checks.
     choice: Option<&'static str>,
 }
 
-/// Every variant of every kernel in its smallest test case; nothing is switched off. For who wants to know all.
+/// Checks every variant of every kernel in its smallest test case. Switches nothing off. `done` gets the number of finished cases
+/// and of all.
 pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
     let all: Vec<_> = KERNELS
         .iter()
@@ -202,16 +165,16 @@ pub async fn run_all(gpu: &Gpu, mut done: impl FnMut(usize, usize)) -> Result<Ve
     Ok(all.iter().zip(outcomes).map(line).collect())
 }
 
-/// A number that differs where the device, its driver, the kernels or the work do.
+/// A hash of the device, its driver, the kernels and the workload.
 pub fn key(gpu: &Gpu, workload: &Workload) -> u64 {
     let mut hasher = DefaultHasher::new();
-    // Its variants follow from the rest, and from choices whose candidates are checked where they are measured.
+    // Variants follow from the other fields and from choices, and candidates of choices are checked when they are measured.
     let workload = Workload { variants: Vec::new(), ..workload.clone() };
     (device_key(gpu), format!("{workload:?}"), format!("{:?}", gpu.presets())).hash(&mut hasher);
     hasher.finish()
 }
 
-/// A number that differs where the device, its driver or the kernels do.
+/// A hash of the device, its driver and the kernels.
 pub fn device_key(gpu: &Gpu) -> u64 {
     let mut hasher = DefaultHasher::new();
     let summary = gpu.summary();
@@ -236,7 +199,7 @@ pub fn smallest_cases(gpu: &Gpu, kernel: &Kernel) -> impl Iterator<Item = Case> 
     cases.into_iter()
 }
 
-/// The cases that a model's work is made of on this device.
+/// The cases of all kernels and variants that a model can run on this device.
 fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
     let caps = gpu.caps();
     let has_ragged = workload.matrices.iter().any(|(_, cols)| !cols.is_multiple_of(4));
@@ -244,7 +207,7 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
     let is_used = |kernel: &Kernel, variant: &Variant| {
         let weights = variant.weights.is_none_or(|format| workload.matrices.iter().any(|(of, _)| *of == format));
         let fits = match kernel.name {
-            name if NOT_OF_MODELS.contains(&name) || gpu.is_off(name) => false,
+            name if kernel.usage == Usage::Offline || gpu.is_off(name) => false,
             name if name == LaneRows::NAME => in_lane_rows,
             "gemm" => !in_lane_rows,
             Cooperative::NAME | Narrow::NAME => Cooperative::supports_device(caps) && !gpu.is_off(Cooperative::NAME),
@@ -252,7 +215,7 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
             "soft_cap" => workload.soft_cap,
             "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),
             "rope" => workload.kv.is_of(variant),
-            // Their variants are as wide as the model.
+            // Variants of these depend on the model's widths: see below.
             name => !name.starts_with("gemv") && !name.starts_with("attention"),
         };
         fits && weights && (has_ragged || !variant.has_flag("RAGGED"))
@@ -281,17 +244,17 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
         let all = attention::cases_of(caps, *shape, workload.kv);
         cases.extend(all.into_iter().filter(|(kernel, _)| !gpu.is_off(kernel.name)));
     }
-    // What takes the place of something that was switched off is in no plan.
+    // A plan does not list the substitutes of kernels that are off.
     if !workload.variants.is_empty() && gpu.switched_off().is_empty() {
         cases.retain(|(kernel, case)| {
-            OF_ANSWERS.iter().any(|name| kernel.name.starts_with(name))
+            kernel.usage == Usage::Answer
                 || workload.variants.iter().any(|(name, variant)| *name == kernel.name && *variant == case.variant)
         });
     }
     cases
 }
 
-/// Of which of `workload`'s variants there is no case.
+/// The variants of `workload` that no case checks.
 pub fn unchecked<'a>(gpu: &Gpu, workload: &'a Workload) -> Vec<&'a (&'static str, Variant)> {
     let cases = cases_of(gpu, workload);
     let is_checked = |name: &str, variant: &Variant| {
@@ -308,7 +271,15 @@ mod tests {
 
     fn workload() -> Workload {
         let q4 = WeightFormat::Group { bits: 4, group_size: 32 };
-        let attention = HeadShape { group: 3, head_dim: 64, soft_cap: false, window: false };
+        let attention = AttentionShape {
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            rotary_dim: 64,
+            scale: 0.125,
+            soft_cap: None,
+            window: None,
+        };
         Workload {
             matrices: vec![(q4, 576), (q4, 1536)],
             attention: vec![attention],
@@ -321,19 +292,19 @@ mod tests {
         }
     }
 
-    /// The first adapter as each profile has it. Without one: skipped, with the reason.
+    /// The first adapter, opened with each profile. Without an adapter the test is skipped with the reason.
     fn devices() -> Vec<Gpu> {
         OpenOptions::PROFILES.into_iter().filter_map(|(_, options)| for_test(options)).collect()
     }
 
     #[test]
-    fn right_kernels_stay_on() {
+    fn correct_kernels_stay_on() {
         for gpu in devices() {
             assert_eq!(block_on(run(&gpu, &workload())).unwrap().0, []);
         }
     }
 
-    /// Runs with kernels that are wrong wherever `is_wrong` says so of kernel and variant.
+    /// Runs the self-test with a wrong outcome wherever `is_wrong(kernel, variant)`.
     fn run_wrong(gpu: &Gpu, is_wrong: impl Fn(&str, &Variant) -> bool) -> Result<Vec<Switch>> {
         let kernel_of = |case: &Case| {
             let all = cases_of(gpu, &workload());
@@ -356,7 +327,7 @@ mod tests {
     fn wrong_kernels_are_switched_off_and_named() {
         let off = |kernel: &str, flag: Option<&str>| Switch { kernel: kernel.into(), flag: flag.map(str::to_string) };
         for (gpu, (name, options)) in devices().into_iter().zip(OpenOptions::PROFILES) {
-            // A kernel with subgroups goes on without; one that others stand in for goes; a plain one is an error.
+            // A kernel with subgroups is used without them. One with a substitute is switched off. Another one is an error.
             let mut expected = Vec::new();
             if gpu.caps().subgroups.is_some() {
                 let found = run_wrong(&gpu, |kernel, variant| kernel == "rms_norm" && variant.has_flag("SUBGROUPS"));
@@ -371,7 +342,7 @@ mod tests {
             }
             expected.push(off(substituted, None));
             assert_eq!(found, expected, "{name}");
-            // What was switched off stays so, and the rest is right.
+            // Switches stay, and the other kernels are correct.
             assert_eq!(block_on(run(&gpu, &workload())).unwrap().0, expected, "{name}");
             let error = run_wrong(&gpu, |kernel, _| kernel == "rope").unwrap_err();
             assert!(matches!(&error, Error::WrongKernel { kernel, .. } if kernel == "rope"), "{error}");
@@ -380,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_differ_by_device_and_work() {
+    fn keys_differ_by_device_and_workload() {
         let [gpu, lesser, ..] = &devices()[..] else { return };
         let other = Workload { kv: KvDtype::F32, ..workload() };
         assert_eq!(key(gpu, &workload()), key(gpu, &workload()));

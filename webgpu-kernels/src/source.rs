@@ -13,7 +13,14 @@
 
 use std::collections::HashMap;
 
-use crate::Variant;
+use crate::{Kernel, Variant, kernel::all_formats};
+
+impl Kernel {
+    /// The WGSL of a variant.
+    pub fn source(&self, variant: &Variant) -> String {
+        expand(self.name, self.wgsl, variant)
+    }
+}
 
 /// Files that a shader may import or include, by name.
 const SHARED: &[(&str, &str)] = &[
@@ -62,7 +69,7 @@ pub(crate) fn expand(kernel: &str, text: &str, variant: &Variant) -> String {
 
 /// Hashes the files that several kernels share. Results kept for one version of the kernels depend on them.
 pub(crate) fn hash_shared(hasher: &mut impl std::hash::Hasher) {
-    let unpack = crate::cases::all_formats().into_iter().map(crate::WeightFormat::unpack_wgsl);
+    let unpack = all_formats().into_iter().map(crate::WeightFormat::unpack_wgsl);
     SHARED.iter().map(|(_, text)| *text).chain(unpack).for_each(|text| hasher.write(text.as_bytes()));
 }
 

@@ -1,8 +1,7 @@
-//! On a device: every case of every kernel against its reference, on the device as it is and as lesser ones
-//! ([`OpenOptions::PROFILES`]).
+//! Compares every case of every kernel with its reference on a device, once with each profile ([`OpenOptions::PROFILES`]).
 //!
-//! A device that lacks something skips that with the reason printed; `REQUIRE_GPU=1` turns a skip into a failure. `KERNEL=NAME` checks
-//! only kernels whose names begin so.
+//! If the device lacks a capability, its cases are skipped with the reason. `REQUIRE_GPU=1` turns a skip into a failure. `KERNEL=PREFIX`
+//! selects kernels by the beginning of their names.
 
 use webgpu_kernels::{
     Case, CaseSet, KERNELS, Kernel,
@@ -10,7 +9,7 @@ use webgpu_kernels::{
     gpu::{Gpu, OpenOptions, Selection, block_on},
 };
 
-/// The device, or `None` with the reason printed.
+/// Opens the device. Prints the reason if there is none.
 fn open(options: OpenOptions) -> Option<Gpu> {
     match block_on(Gpu::open(&Selection::Auto, options)) {
         Ok(gpu) => Some(gpu),
@@ -28,7 +27,7 @@ fn skip(reason: &str) {
 }
 
 #[test]
-fn with_all_that_the_device_has() {
+fn with_all_capabilities() {
     check_profile(0);
 }
 
@@ -38,21 +37,21 @@ fn with_the_kernels_of_real_gpus() {
 }
 
 #[test]
-fn with_f16_and_no_subgroups() {
+fn without_subgroups() {
     check_profile(2);
 }
 
 #[test]
-fn with_what_every_webgpu_device_has() {
+fn with_webgpu_defaults() {
     check_profile(3);
 }
 
 #[test]
-fn with_all_subgroups_larger_than_the_smallest() {
+fn with_all_subgroups_larger_than_their_smallest_size() {
     check_profile(4);
 }
 
-/// Each profile is a test of its own, so that they run side by side.
+/// Each profile is its own test, so that they run in parallel.
 fn check_profile(index: usize) {
     let (name, options) = OpenOptions::PROFILES[index];
     let Some(gpu) = open(options) else { return };
@@ -65,15 +64,14 @@ fn check_profile(index: usize) {
     if let (Some(size), Some(sizes)) = (size.clone(), gpu.caps().subgroups) {
         let size: u32 = size.parse().expect("SUBGROUP_SIZE is a number");
         let least = if options.narrow { size / 2 } else { size };
-        assert_eq!((sizes.min, sizes.max), (least, size), "the subgroups that are to be tested");
+        assert_eq!((sizes.min, sizes.max), (least, size), "SUBGROUP_SIZE is not the size of the device's subgroups");
     }
     println!("{name}");
-    // Of what has no subgroups their size changes nothing.
+    // SUBGROUP_SIZE affects only variants with subgroups.
     check_all(&gpu, index, size.is_some());
 }
 
-/// Devices that are tested side by side begin with different kernels: what one has compiled the others find in the
-/// driver's cache.
+/// Profiles begin with different kernels, because they run in parallel: one compiles a kernel, and the others find it in the driver's cache.
 fn check_all(gpu: &Gpu, index: usize, is_of_subgroups: bool) {
     println!("{}: {:?}", gpu.summary().name, gpu.caps());
     let mut failures = Vec::new();

@@ -1,5 +1,4 @@
-//! Without a GPU: every variant that any case uses parses and validates, agrees with its Rust side, and is written for
-//! Direct3D and Metal.
+//! Checks without a GPU that every variant of any case parses and validates, agrees with its Rust side, and translates to HLSL and MSL.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +17,7 @@ fn subgroups(min: u32, max: u32) -> Caps {
     Caps { subgroups: Some(SubgroupSizes { min, max }), ..Caps::WEBGPU_DEFAULTS }
 }
 
-/// The variants of all cases, for devices that have everything and for those that have nothing.
+/// The variants of all cases, for devices with all capabilities and for devices with none.
 fn variants(kernel: &Kernel) -> Vec<Variant> {
     let software = Caps { is_software: true, ..subgroups(8, 8) };
     let chains = Caps { max_bindings: 32, ..subgroups(8, 8) };
@@ -49,13 +48,13 @@ fn variants_of(kernel: &Kernel, devices: &[Caps]) -> Vec<Variant> {
     cases.map(|case| case.variant).filter(|variant| seen.insert(variant.to_string())).collect()
 }
 
-/// Parses and validates with no capability beyond WebGPU's, but for subgroups where the variant has them.
+/// Parses and validates with WebGPU's capabilities. Adds those of subgroups and matrix units if the variant has them.
 fn module(kernel: &Kernel, variant: &Variant) -> (Module, ModuleInfo) {
     let source = kernel.source(variant);
     let place = format!("{} {variant}", kernel.name);
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{place}: {}", e.emit_to_string(&source)));
-    // The name that naga has for pack2x16float and unpack2x16float, which are in WebGPU.
+    // Naga's name for pack2x16float and unpack2x16float, which are in WebGPU.
     let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     if variant.has_flag("SUBGROUPS") {
         capabilities |= Capabilities::SUBGROUP;
@@ -78,15 +77,15 @@ fn every_variant_validates_and_agrees_with_its_wrapper() {
             let (module, _) = module(kernel, variant);
             check_bindings(&place, kernel, &module);
             check_params(&place, kernel, &module);
-            // Twice the default where there are matrix units: device.rs.
+            // With matrix units the limit is twice the default: see device.rs.
             check_limits(&place, &module, if variant.has_flag("COOPERATIVE") { 32_768 } else { 16_384 });
         }
     }
 }
 
-/// HLSL as naga writes it for Microsoft's compiler. Two faults of naga 30 must not be met, which that compiler refuses: in a struct
-/// the subgroup's builtins have no semantics, and a product of packed bytes adds a zero of 64 bits. A third one would give wrong
-/// results: a struct has the id of a workgroup for the number of workgroups.
+/// Checks naga's HLSL against three bugs of naga 30. Microsoft's compiler rejects two of them: subgroup builtins in a struct have no
+/// semantics, and a product of packed bytes adds a 64-bit zero. The third one would give wrong results: in a struct, the number of workgroups
+/// gets the id of the workgroup.
 #[test]
 fn direct3d_gets_arguments_with_semantics_and_no_packed_products() {
     let direct3d = |caps| Caps { packed_dot: false, ..caps };
@@ -126,7 +125,7 @@ fn direct3d_gets_arguments_with_semantics_and_no_packed_products() {
     assert!(with_subgroups > 50, "{with_subgroups} variants with subgroups");
 }
 
-/// Every argument of `main` has a semantic, or is a struct of which every member has one.
+/// Every argument of `main` has a semantic, or is a struct whose members all have one.
 fn check_semantics(place: &str, text: &str) {
     let (_, arguments) = text.split_once("void main(").unwrap_or_else(|| panic!("{place}: no main"));
     let (arguments, _) = arguments.split_once(')').expect("a list of arguments ends");
@@ -141,9 +140,9 @@ fn check_semantics(place: &str, text: &str) {
     }
 }
 
-/// MSL as naga writes it, of all variants but those of matrix units, which are of a size that Metal does not have.
+/// Naga writes MSL for all variants except those of matrix units, whose size Metal does not have.
 #[test]
-fn metal_gets_every_variant() {
+fn every_variant_translates_to_msl() {
     let options = msl::Options { lang_version: (2, 4), ..Default::default() };
     let mut count = 0;
     for kernel in KERNELS {
@@ -158,7 +157,7 @@ fn metal_gets_every_variant() {
     assert!(count > 200, "{count} variants");
 }
 
-/// `@binding(0)` is the uniform, `@binding(1..)` are the storage buffers that `Kernel::bindings` lists.
+/// `@binding(0)` is the uniform, and `@binding(1..)` are the storage buffers of `Kernel::bindings`.
 fn check_bindings(place: &str, kernel: &Kernel, module: &Module) {
     let mut found: Vec<(u32, Option<Access>)> = Vec::new();
     for (_, variable) in module.global_variables.iter() {
@@ -193,7 +192,7 @@ fn check_params(place: &str, kernel: &Kernel, module: &Module) {
         .find(|(_, variable)| variable.space == AddressSpace::Uniform)
         .unwrap_or_else(|| panic!("{place}: no uniform"));
     let TypeInner::Struct { members, span } = &module.types[uniform.ty].inner else {
-        panic!("{place}: the uniform is no struct")
+        panic!("{place}: the uniform is not a struct")
     };
     for member in members {
         let is_word = matches!(&module.types[member.ty].inner,

@@ -1,5 +1,5 @@
-//! [`convert_weight`]: the weights of a checkpoint in a quantization format. [`convert`]: with the configuration.
-//! [`preview`]: what either would write.
+//! [`convert_weight`] writes the weights of a checkpoint in a quantization format; [`convert`] also writes the configuration;
+//! [`preview`] lists the files of either without writing them.
 
 use std::{path::Path, sync::mpsc, thread};
 
@@ -15,21 +15,21 @@ use crate::{
     encode::{Content, encode},
     fingerprint::fingerprint,
     gen_config,
-    output::{Written, commit, stage},
+    output::{FileReport, Written, commit, stage},
     shards::{SHARD_SIZE, ShardWriter, Shards, data_path},
 };
 
-/// Tensors that may wait for the disk: enough that neither side waits for the other at every small one.
+/// Encoded tensors that may wait for the disk. A few small ones keep both threads busy.
 const WAITING: usize = 4;
 
-/// How weights are to be converted. The defaults are mlc_llm's.
+/// Options for the weights. The defaults are mlc_llm's.
 #[derive(Debug, Clone)]
 pub struct WeightOptions {
-    /// GPTQ matrices that the format cannot hold become the nearest that it can, instead of an error.
+    /// If the format cannot represent a GPTQ matrix, use the nearest values instead of failing.
     pub refit: bool,
-    /// Size of a shard, which one holds only where a single tensor is as large or larger.
+    /// Size of a shard in bytes. Only a shard with a single tensor may reach or exceed it.
     pub shard_size: usize,
-    /// Replace files that are named like those of an MLC folder, whoever wrote them.
+    /// Replace files named like those of an MLC folder, regardless of the program that wrote them.
     pub overwrite: bool,
 }
 
@@ -39,58 +39,58 @@ impl Default for WeightOptions {
     }
 }
 
-/// How a checkpoint is to be converted.
+/// Options of a conversion.
 #[derive(Debug, Clone, Default)]
 pub struct ConvertOptions {
-    /// Its weights.
+    /// For the weights.
     pub weights: WeightOptions,
-    /// Its configuration.
+    /// For the configuration.
     pub config: ConfigOptions,
 }
 
-/// What became of the weights.
+/// The converted weights.
 #[derive(Debug, Clone, Serialize)]
 pub struct WeightsReport {
     /// The quantization format.
     pub quantization: &'static str,
-    /// Tensors written.
+    /// Number of tensors.
     pub records: usize,
-    /// Files that they are in.
+    /// Number of shards.
     pub shards: usize,
-    /// Bytes that they take in memory.
+    /// Size of the tensors in bytes.
     pub param_bytes: u64,
-    /// The same, per weight.
+    /// The same in bits per weight.
     pub bits_per_param: f64,
-    /// Matrices whose values are exactly those of the GPTQ checkpoint, by their MLC names.
+    /// MLC names of the matrices with exactly the values of the GPTQ checkpoint.
     pub lossless: Vec<String>,
-    /// Matrices of the GPTQ checkpoint that the format could not hold, with the error that was added.
+    /// GPTQ matrices that the format could not represent, with the added error.
     pub refitted: Vec<RefitReport>,
-    /// Parameters that were rounded to nearest although the checkpoint is a GPTQ one: it holds them in floating point.
+    /// Parameters of a GPTQ checkpoint that were rounded to nearest, because it stores them in floating point.
     pub rounded: Vec<String>,
-    /// Tensors of the checkpoint that the architecture has no use for.
+    /// Tensors of the checkpoint that the architecture does not use.
     pub unused: Vec<String>,
     /// Shards and indices.
     pub files: Vec<FileReport>,
-    /// Shards that an earlier process had finished.
+    /// Shards that an interrupted conversion had finished.
     pub resumed: usize,
-    /// Why what an earlier process has left was thrown away: the first thing in which its work was another.
+    /// The reason for discarding the shards of an interrupted conversion: its first difference from this one.
     pub begun_anew: Option<String>,
 }
 
-/// A matrix that was brought onto a grid which cannot hold its values.
+/// A matrix with values that the format cannot represent.
 #[derive(Debug, Clone, Serialize)]
 pub struct RefitReport {
-    /// The checkpoint's module.
+    /// Its module in the checkpoint.
     pub name: String,
-    /// Why the first group that was changed had to be.
+    /// The reason for the first changed group.
     pub reason: String,
-    /// Groups that were changed.
+    /// Number of changed groups.
     pub groups: usize,
-    /// Groups that there are.
+    /// Number of all groups.
     pub of_groups: usize,
     /// Largest change of a value.
     pub max_error: f32,
-    /// Root of the mean square of the changes over that of the values.
+    /// Root mean square of the changes, divided by that of the values.
     pub relative_error: f32,
 }
 
@@ -101,16 +101,7 @@ impl From<Refit> for RefitReport {
     }
 }
 
-/// A file of an MLC folder.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FileReport {
-    /// Its name.
-    pub name: String,
-    /// Its size.
-    pub bytes: u64,
-}
-
-/// What became of a checkpoint.
+/// A converted checkpoint.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// The weights.
@@ -121,8 +112,8 @@ pub struct Report {
 
 /// Writes the weights of `checkpoint` to `out` in `format`: shards and their index.
 ///
-/// Memory: two tensors at a time. All that headers tell is checked before anything is written. What a process that was
-/// ended has finished of the same work is not done again.
+/// Holds two tensors in memory at a time. Checks all headers before writing. Resumes an interrupted conversion with the same
+/// fingerprint.
 pub fn convert_weight(
     checkpoint: &dyn Checkpoint,
     format: &'static QuantFormat,
@@ -136,7 +127,7 @@ pub fn convert_weight(
     Ok(report)
 }
 
-/// Writes everything that the engine needs: weights, configuration and tokenizer.
+/// Writes a complete folder for the engine: weights, configuration and tokenizer.
 pub fn convert(
     checkpoint: &dyn Checkpoint,
     format: &'static QuantFormat,
@@ -153,8 +144,8 @@ pub fn convert(
     Ok(Report { weights, config: config.report })
 }
 
-/// What [`convert_weight`] would write, or [`convert`] where `config` says how: names and sizes, to the byte. Nothing is
-/// written, and of the weights only headers are read, so whether GPTQ codes convert without loss is not known yet.
+/// Names and exact sizes of the files that [`convert_weight`] would write, or [`convert`] if `config` is set. Writes nothing and
+/// reads only headers, so it cannot tell if GPTQ codes convert without loss.
 pub fn preview(
     checkpoint: &dyn Checkpoint,
     format: &'static QuantFormat,
@@ -168,7 +159,7 @@ pub fn preview(
     Ok((work.report(), config))
 }
 
-/// A conversion that is about to be done.
+/// A planned conversion.
 struct Work<'a> {
     checkpoint: &'a dyn Checkpoint,
     plan: Plan,
@@ -188,7 +179,7 @@ impl<'a> Work<'a> {
         Ok(Work { checkpoint, plan, shards, options })
     }
 
-    /// The report, as far as headers tell.
+    /// The report, as far as headers determine it.
     fn report(&self) -> WeightsReport {
         let (format, shards) = (self.plan.format, &self.shards);
         let (mut lossless, mut rounded) = (Vec::new(), Vec::new());
@@ -199,7 +190,7 @@ impl<'a> Work<'a> {
         let shard_file =
             |(number, &bytes): (usize, &usize)| FileReport { name: data_path(number), bytes: bytes as u64 };
         let mut files: Vec<_> = shards.sizes.iter().enumerate().map(shard_file).collect();
-        // Every md5 is as long as any other.
+        // The content of the sums does not matter here: all MD5 sums have the same length.
         for (name, text) in shards.indices(&vec!["0".repeat(32); shards.sizes.len()]) {
             files.push(FileReport { name: name.into(), bytes: text.len() as u64 });
         }
@@ -219,7 +210,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Writes shards and indices. One thread writes while all others work on the next tensor.
+    /// Writes shards and indices. One thread writes while the others encode the next tensor.
     fn write(&self, out: &Path, progress: &mut dyn Progress) -> Result<(Staging, WeightsReport)> {
         let fingerprint = fingerprint(self.checkpoint, &self.plan, self.options.shard_size, self.options.refit);
         let mut staging = stage(out, self.options.overwrite)?;
@@ -248,11 +239,11 @@ impl<'a> Work<'a> {
             drop(sender);
             (encoded, thread.join().expect("the writing thread does not panic"))
         });
-        // An error of the writer ends the work on the other side too, for want of a receiver: it comes first.
+        // If the writer fails, encoding fails too, because its channel is closed. Report the writer's error.
         match written.and(encoded) {
             Ok(()) => Ok((staging, report)),
             Err(error) => {
-                // Stopped, or out of disk: the work so far is good.
+                // After a stop or a full disk, finished shards stay valid.
                 if matches!(error, Error::Cancelled | Error::Format(model_format::Error::Io { .. })) {
                     staging.keep_finished();
                 }
@@ -310,11 +301,11 @@ impl<'a> Work<'a> {
     }
 }
 
-/// What the writing thread is told.
+/// A message to the writing thread.
 enum Piece {
-    /// So many tensors are in shards that were finished before.
+    /// This many tensors are in shards that an interrupted conversion finished.
     Skip(usize),
     Write(Content),
-    /// The indices are to be written.
+    /// All tensors are encoded: write the indices.
     End,
 }

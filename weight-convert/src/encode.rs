@@ -1,4 +1,4 @@
-//! One parameter, from the checkpoint's numbers to the tensors of an MLC folder.
+//! [`encode`]: one parameter, from the numbers of the checkpoint to the tensors of an MLC folder.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -17,13 +17,13 @@ use crate::{
     plan::{Plan, PlannedParam, SourceKind},
 };
 
-/// Weights that one thread handles at a time: enough to be worth the change of thread, few enough to stay in its cache.
+/// Weights per parallel task: large enough to amortize scheduling, small enough for a core's cache.
 const CHUNK: usize = 1 << 15;
 
 /// A stored tensor's content.
 pub(crate) enum Content {
     Words(Vec<u32>),
-    /// Numbers of 16 bits.
+    /// f16 or bf16, as bits.
     Halves(Vec<u16>),
 }
 
@@ -43,17 +43,17 @@ impl Content {
     }
 }
 
-/// A parameter, ready to be written.
+/// An encoded parameter.
 pub(crate) struct Encoded {
     /// In the order of `QuantFormat::stored`.
     pub(crate) tensors: Vec<Content>,
-    /// Its GPTQ matrices whose values the format cannot hold.
+    /// Its GPTQ matrices with values that the format cannot represent.
     pub(crate) refits: Vec<Refit>,
     /// Groups of floating-point weights that were rounded.
     pub(crate) rounded: usize,
 }
 
-/// Reads a parameter and brings it into the format. `refit`: GPTQ matrices may be changed where they have to be.
+/// Reads a parameter and encodes it in the format. With `refit`, values of GPTQ matrices may change if the format requires it.
 pub(crate) fn encode(checkpoint: &dyn Checkpoint, plan: &Plan, planned: &PlannedParam, refit: bool) -> Result<Encoded> {
     let (format, param) = (plan.format, &planned.param);
     let quantizes = format.group().filter(|_| format.quantizes(param));
@@ -111,15 +111,15 @@ struct Part<'a> {
     shape: Vec<usize>,
     /// Weights of a row.
     cols: usize,
-    /// How its codes are to be read, where it has codes.
+    /// The configuration of its GPTQ codes; `None` for numbers.
     gptq: Option<&'a GptqConfig>,
-    /// Whether numbers that lie on the format's grid are to stay what they are: a quantizer put them there.
+    /// True if numbers on the format's grid stay unchanged, because a quantizer put them there.
     keeps: bool,
     adds_one: bool,
 }
 
 impl Part<'_> {
-    /// The source in the format's codes: those it has, or the nearest. Also the number of groups that were rounded.
+    /// Writes the source in the format's codes: its own or the nearest. Returns the refit and the number of rounded groups.
     fn quantize(
         &self,
         group: GroupQuant,
@@ -159,7 +159,7 @@ impl Part<'_> {
         Ok((None, rounded.into_inner()))
     }
 
-    /// The source in numbers of the model's type, as they lie on disk.
+    /// Writes the source in the model's number type.
     fn plain(&self, out: &mut [u16]) -> Result<()> {
         if let Some(matrix) = self.gptq_matrix()? {
             let values = matrix.dequantize();
@@ -173,7 +173,7 @@ impl Part<'_> {
         let results = chunks.enumerate().map_init(Vec::new, |values, (i, (bytes, out))| {
             widen(tensor.dtype, bytes, values);
             if self.adds_one {
-                // In the checkpoint's own type, as MLC does it.
+                // MLC adds in the number type of the checkpoint.
                 values.iter_mut().for_each(|v| *v = rounded(tensor.dtype, *v + 1.0));
             }
             self.check_range(values, i * CHUNK)?;
@@ -192,17 +192,17 @@ impl Part<'_> {
         Ok(matrix)
     }
 
-    /// Refuses NaN, infinities, and numbers that become infinite in the model's type. `offset` is the index of the first.
+    /// Refuses NaN, infinities, and numbers that overflow the model's type. `offset` is the index of the first value.
     fn check_range(&self, values: &[f32], offset: usize) -> Result<()> {
         let limit = match self.format.model_dtype() {
-            // Halfway from the largest number of the type to what would be the next.
+            // Halfway between the largest number and the next power of two: rounds to infinity.
             Dtype::F16 => 65520.0,
             Dtype::BF16 => f32::from_bits(0x7f7f_8000),
             _ => f32::INFINITY,
         };
-        // NaN does not fit either.
+        // False for NaN.
         let fits = |v: &f32| v.abs() < limit;
-        // Without an end at the first that does not, so that it is vector code.
+        // Without an early exit the loop compiles to vector code.
         if values.iter().fold(true, |all, v| all & fits(v)) {
             return Ok(());
         }
@@ -217,7 +217,7 @@ impl Part<'_> {
     }
 }
 
-/// The first error in the order of the chunks, so that the first bad value is the one that is named.
+/// The first error in the order of chunks, which names the first bad value.
 fn first_error(results: impl IndexedParallelIterator<Item = Result<()>>) -> Result<()> {
     let mut all = Vec::new();
     results.collect_into_vec(&mut all);
@@ -233,7 +233,7 @@ fn rounded(dtype: Dtype, value: f32) -> f32 {
     }
 }
 
-/// Values in the 16 bits that they take on disk.
+/// Rounds values to the 16-bit type on disk.
 fn narrow(dtype: Dtype, values: &[f32], out: &mut [u16]) {
     match dtype {
         Dtype::F16 => bytemuck::cast_slice_mut::<u16, f16>(out).convert_from_f32_slice(values),

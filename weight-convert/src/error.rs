@@ -1,26 +1,26 @@
-//! What can go wrong in a conversion, each with what to do about it.
+//! [`Error`]: errors of a conversion, each with its hint.
 
 use std::fmt::Write;
 
 /// The result of a conversion.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in a conversion.
+/// An error of a conversion.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The checkpoint's or the folder's files.
+    /// An error in the files of the checkpoint or the folder.
     #[error(transparent)]
     Format(#[from] model_format::Error),
-    /// Several things are wrong with the checkpoint, all of them found before anything was written.
-    #[error("`{location}` does not hold what its configuration says{}", list(problems))]
+    /// The checkpoint has several errors, all found before the first write.
+    #[error("`{location}` does not match its configuration{}", list(problems))]
     Problems {
         /// The checkpoint.
         location: String,
         /// At least two.
         problems: Vec<model_format::Error>,
     },
-    /// A weight is too large for the format's number type.
-    #[error("parameter `{name}` in `{location}` holds {value} at index {index}, which {dtype} cannot hold")]
+    /// A weight overflows the format's number type.
+    #[error("parameter `{name}` in `{location}` has {value} at index {index}, which overflows {dtype}")]
     Overflow {
         /// The checkpoint's tensor.
         name: String,
@@ -33,7 +33,7 @@ pub enum Error {
         /// The number type.
         dtype: String,
     },
-    /// The checkpoint has a bias that the architecture has no place for, and it is not zero.
+    /// The checkpoint has a nonzero bias where the architecture has none.
     #[error("`{name}` in `{location}` is not zero, but the architecture has no bias there")]
     UnexpectedBias {
         /// The tensor.
@@ -47,8 +47,8 @@ pub enum Error {
         /// The token.
         content: String,
     },
-    /// A folder without a configuration could be of more than one format.
-    #[error("`{folder}` has no `mlc-chat-config.json`, and its tensors are shaped as those of {}", formats.join(" and of "))]
+    /// A folder without a configuration matches several formats.
+    #[error("`{folder}` has no `mlc-chat-config.json`, and its tensors have the shapes of {}", formats.join(" and "))]
     AmbiguousFormat {
         /// The folder.
         folder: String,
@@ -61,13 +61,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// What the user can do about it, if anything.
+    /// The user's next step.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Error::Format(error) => return error.hint(),
             Error::Problems { problems, .. } => return problems.first().and_then(model_format::Error::hint),
-            Error::Overflow { .. } => "the model needs a format of wider numbers".into(),
-            Error::UnexpectedBias { .. } => "`config.json` names an architecture that these weights are not of".into(),
+            Error::Overflow { .. } => "use a format with a wider number type, such as q4f32_1 or q0f32".into(),
+            Error::UnexpectedBias { .. } => {
+                "check `model_type` in `config.json`: these weights belong to another architecture".into()
+            }
             Error::DuplicateToken { .. } => {
                 "remove one of the two entries; tokenizers disagree about such files".into()
             }
@@ -77,7 +79,7 @@ impl Error {
     }
 }
 
-/// One problem a line, the first ones.
+/// The first problems, one per line.
 fn list(problems: &[model_format::Error]) -> String {
     const SHOWN: usize = 20;
     let mut text = format!(": {} problems", problems.len());

@@ -1,4 +1,4 @@
-//! [`fingerprint`]: whether two conversions do the same, so that the second can go on where the first was ended.
+//! [`fingerprint`]: all inputs of a conversion. A conversion resumes an interrupted one only if both are equal.
 
 use std::fs;
 
@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use crate::Plan;
 
-/// What must be the same for two conversions to write the same bytes: the steps' algorithm numbers, the options, and the
-/// source: its configuration and tensors, and its files by size and time.
+/// The inputs that determine the bytes of a conversion: algorithm numbers, options, and the source (configuration, tensors, and
+/// its files by size and time).
 pub(crate) fn fingerprint(checkpoint: &dyn Checkpoint, plan: &Plan, shard_size: usize, refit: bool) -> Value {
     json!({
         "steps": steps::numbers(steps::CONVERT),

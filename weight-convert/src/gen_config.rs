@@ -1,4 +1,4 @@
-//! [`gen_config`]: mlc-chat-config.json and the tokenizer's files.
+//! [`gen_config`]: writes mlc-chat-config.json and the tokenizer's files.
 
 use std::path::Path;
 
@@ -14,25 +14,25 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
-    FileReport, Result,
-    model_config::ModelConfig,
-    output::{CHAT_TEMPLATE, Written, commit, stage},
+    Result,
+    model_config::{ConfigOptions, ModelConfig},
+    output::{CHAT_TEMPLATE, FileReport, Written, commit, stage},
     tokenizer_info::{TOKENIZER_FILES, active_vocab_size, check_added_tokens, tokenizer_info},
 };
 
-/// The files that a configuration is made from.
+/// The input files of a configuration.
 #[derive(Debug, Clone)]
 pub struct ConfigSource {
-    /// What to call their place in messages.
+    /// Their location, for messages.
     pub location: String,
     /// The text of config.json.
     pub config_json: String,
-    /// The files beside it: name and content.
+    /// The other files of the folder: name and content.
     pub files: Vec<(String, Vec<u8>)>,
 }
 
 impl ConfigSource {
-    /// Those of a checkpoint.
+    /// The files of a checkpoint.
     pub fn of(checkpoint: &dyn Checkpoint) -> Result<ConfigSource> {
         Ok(ConfigSource {
             location: checkpoint.location(),
@@ -41,7 +41,7 @@ impl ConfigSource {
         })
     }
 
-    /// Those of a folder, which need not hold weights.
+    /// The files of a folder. It may lack weights.
     pub fn folder(folder: &Path) -> Result<ConfigSource> {
         let files = companion_files(folder)?;
         let location = folder.display().to_string();
@@ -63,64 +63,18 @@ impl ConfigSource {
     }
 }
 
-/// What `gen_config` may be told. The defaults are mlc_llm's.
-#[derive(Debug, Clone)]
-pub struct ConfigOptions {
-    /// Name of the conversation template; told from the checkpoint when `None`.
-    pub conv_template: Option<String>,
-    /// Instead of the model's own.
-    pub context_window_size: Option<u64>,
-    /// Instead of the model's own, for architectures that have one.
-    pub sliding_window_size: Option<i64>,
-    /// Instead of the smaller of the context and 8192.
-    pub prefill_chunk_size: Option<u64>,
-    /// Instead of the architecture's own, for those that have one.
-    pub attention_sink_size: Option<i64>,
-    /// GPUs that share each layer.
-    pub tensor_parallel_shards: Option<u64>,
-    /// GPUs that share the layers.
-    pub pipeline_parallel_stages: Option<u64>,
-    /// MLC's disaggregated serving.
-    pub disaggregation: Option<bool>,
-    /// Sequences at a time.
-    pub max_batch_size: u64,
-    /// Write MLC's bytes also where they are wrong for the model: it does not know transformers 5's `rope_parameters`, drops
-    /// a `rope_scaling` in words that it does not expect, and takes any conversation template.
-    pub mlc_compat: bool,
-    /// Replace files that are named like those of an MLC folder, whoever wrote them.
-    pub overwrite: bool,
-}
-
-impl Default for ConfigOptions {
-    fn default() -> ConfigOptions {
-        ConfigOptions {
-            conv_template: None,
-            context_window_size: None,
-            sliding_window_size: None,
-            prefill_chunk_size: None,
-            attention_sink_size: None,
-            tensor_parallel_shards: None,
-            pipeline_parallel_stages: None,
-            disaggregation: None,
-            max_batch_size: 128,
-            mlc_compat: false,
-            overwrite: false,
-        }
-    }
-}
-
-/// What was written.
+/// The written configuration.
 #[derive(Debug, Clone, Serialize)]
 pub struct ConfigReport {
     /// The conversation template.
     pub conv_template: &'static str,
-    /// Whether it was told from the checkpoint.
+    /// True if it was inferred from the checkpoint.
     pub inferred: bool,
     /// The tokenizer's files, as listed in the configuration.
     pub tokenizer_files: Vec<&'static str>,
-    /// What the user may want to know.
+    /// Notes for the user.
     pub notes: Vec<String>,
-    /// The configuration and the files that were copied.
+    /// The configuration and the copied files.
     pub files: Vec<FileReport>,
 }
 
@@ -138,7 +92,7 @@ pub fn gen_config(
     Ok(config.report)
 }
 
-/// A configuration that is ready to be written.
+/// A checked configuration.
 pub(crate) struct Built {
     text: String,
     pub(crate) report: ConfigReport,
@@ -155,7 +109,7 @@ impl Built {
     }
 }
 
-/// Everything that can be wrong is found here, before anything is written.
+/// Builds and checks the configuration. All errors occur here, before the first write.
 pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &ConfigOptions) -> Result<Built> {
     let decoder = DecoderConfig::from_hf(&source.config_json)?;
     let config = ConfigJson::parse("config.json", &source.config_json)?;
@@ -219,7 +173,7 @@ pub(crate) fn build(source: &ConfigSource, format: &QuantFormat, options: &Confi
     ] {
         let is_fixed = name == "context_window_size" && arch.mlc_config.context == Context::Window;
         if given && (is_fixed || !arch.mlc_config.fields.iter().any(|field| field.name == name)) {
-            notes.push(format!("`{name}` has no effect: a `{}` model has none to choose", decoder.model_type));
+            notes.push(format!("`{name}` has no effect: a `{}` model does not have it", decoder.model_type));
         }
     }
     let text = PythonJson::indented(2).write(&value);

@@ -1,4 +1,4 @@
-//! [`inspect`]: what is in an MLC folder, by its own account.
+//! [`inspect`]: the content of an MLC folder, from its index and configuration.
 
 use std::{fs, path::Path};
 
@@ -6,16 +6,16 @@ use model_format::{ChatConfig, Error as FormatError, TensorCache};
 
 use crate::Result;
 
-/// An MLC folder's index and configuration, checked against the files that lie there.
+/// Index and configuration of an MLC folder, checked against its files.
 #[derive(Debug, Clone)]
 pub struct Contents {
     /// The index.
     pub cache: TensorCache,
-    /// The configuration; `None` where only weights were converted.
+    /// The configuration; `None` in a folder of weights only.
     pub chat_config: Option<ChatConfig>,
 }
 
-/// Reads the index and the configuration of `folder`, and checks that every shard is there in its full size.
+/// Reads the index and the configuration of `folder`. Checks that every shard exists with its full size.
 pub fn inspect(folder: &Path) -> Result<Contents> {
     let location = folder.display().to_string();
     let mut index = None;

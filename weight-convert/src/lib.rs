@@ -1,13 +1,13 @@
-//! From a checkpoint to an MLC folder: the weights in a quantization format, and the configuration that goes with them.
+//! Converts a checkpoint to an MLC folder: weights in a quantization format, configuration and tokenizer.
 //!
-//! [`convert_weight`] and [`gen_config`] are the two halves, with the bytes that mlc_llm's commands of the same names
-//! write; [`convert`] does both. A float checkpoint is rounded to nearest; a GPTQ checkpoint keeps its codes, without loss
-//! (see [`GptqMatrix::to_format`](model_format::gptq::GptqMatrix::to_format)). [`verify`] holds a folder against its
-//! checkpoint, [`inspect`] says what is in one.
+//! [`convert_weight`] and [`gen_config`] are the two halves, with the same bytes as mlc_llm's commands of these names;
+//! [`convert`] does both. A float checkpoint is rounded to nearest. A GPTQ checkpoint keeps its codes without loss (see
+//! [`GptqMatrix::to_format`](model_format::gptq::GptqMatrix::to_format)). [`verify`] compares a folder with its checkpoint;
+//! [`inspect`] lists the content of a folder.
 //!
-//! Everything that headers can tell is checked before the first byte is written. What is written appears under temporary
-//! names and is renamed at the end, the indices last, so a folder that looks whole is whole. A conversion that was ended in
-//! the middle is taken up again by the same call, and ends in the same bytes.
+//! All facts in headers are checked before the first byte is written. Files are written under temporary names and renamed at the
+//! end, the indices last, so a folder with an index is complete. The same call resumes an interrupted conversion and produces the
+//! same bytes.
 //!
 //! ```no_run
 //! use model_format::{SafetensorsCheckpoint, quant::QuantFormat};
@@ -38,12 +38,13 @@ mod tokenizer_info;
 mod verify;
 
 pub use convert::{
-    ConvertOptions, FileReport, RefitReport, Report, WeightOptions, WeightsReport, convert, convert_weight, preview,
+    ConvertOptions, RefitReport, Report, WeightOptions, WeightsReport, convert, convert_weight, preview,
 };
 pub use error::{Error, Result};
-pub use gen_config::{ConfigOptions, ConfigReport, ConfigSource, gen_config};
+pub use gen_config::{ConfigReport, ConfigSource, gen_config};
 pub use inspect::{Contents, inspect};
-pub use output::check_output;
+pub use model_config::ConfigOptions;
+pub use output::{FileReport, check_output};
 pub use plan::{Plan, PlannedParam, SourceKind};
 pub use progress::Progress;
 pub use verify::{ParamCheck, Verification, verify};

@@ -1,25 +1,19 @@
-//! `weight-convert`: checkpoints into MLC folders, with the commands of mlc_llm and a shorter one.
+//! `weight-convert`: converts checkpoints to MLC folders, in one command or with the commands of mlc_llm.
 
 mod cli;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use command_line::{INTERRUPTED, Stop, finish, is_interruption};
 
 fn main() -> ExitCode {
-    let stop = cli::stop_on_ctrl_c();
+    let stop = Stop::on_ctrl_c();
     match cli::run(cli::Args::parse(), &stop) {
-        Ok(code) => code,
-        Err(error) if stop.is_set() && cli::is_interruption(&error) => {
+        Err(error) if stop.is_set() && is_interruption(&error, cli::is_cancelled) => {
             eprintln!("{error:#}");
-            ExitCode::from(130)
+            ExitCode::from(INTERRUPTED)
         }
-        Err(error) => {
-            eprintln!("error: {}", model_format::error::messages(error.as_ref()));
-            if let Some(hint) = cli::hint(&error) {
-                eprintln!("\nhint: {hint}");
-            }
-            ExitCode::FAILURE
-        }
+        done => finish(done, cli::HINTS),
     }
 }

@@ -8,20 +8,66 @@ use model_format::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::{ConfigOptions, Result};
+use crate::Result;
 
-/// The architecture's own part of the configuration.
+/// Options of `gen_config`. The defaults are mlc_llm's.
+#[derive(Debug, Clone)]
+pub struct ConfigOptions {
+    /// Name of the conversation template; `None` infers it from the checkpoint.
+    pub conv_template: Option<String>,
+    /// Replaces the model's value.
+    pub context_window_size: Option<u64>,
+    /// Replaces the model's value, for architectures with a sliding window.
+    pub sliding_window_size: Option<i64>,
+    /// Replaces the smaller of the context and 8192.
+    pub prefill_chunk_size: Option<u64>,
+    /// Replaces the architecture's value, for architectures with attention sinks.
+    pub attention_sink_size: Option<i64>,
+    /// GPUs that share each layer.
+    pub tensor_parallel_shards: Option<u64>,
+    /// GPUs that share the layers.
+    pub pipeline_parallel_stages: Option<u64>,
+    /// MLC's disaggregated serving.
+    pub disaggregation: Option<bool>,
+    /// Sequences in a batch.
+    pub max_batch_size: u64,
+    /// Write MLC's bytes even if they are wrong for the model: MLC does not know `rope_parameters` of transformers 5, drops a
+    /// `rope_scaling` of unknown form, and accepts any conversation template.
+    pub mlc_compat: bool,
+    /// Replace files named like those of an MLC folder, regardless of the program that wrote them.
+    pub overwrite: bool,
+}
+
+impl Default for ConfigOptions {
+    fn default() -> ConfigOptions {
+        ConfigOptions {
+            conv_template: None,
+            context_window_size: None,
+            sliding_window_size: None,
+            prefill_chunk_size: None,
+            attention_sink_size: None,
+            tensor_parallel_shards: None,
+            pipeline_parallel_stages: None,
+            disaggregation: None,
+            max_batch_size: 128,
+            mlc_compat: false,
+            overwrite: false,
+        }
+    }
+}
+
+/// Builds `model_config`, the part of the configuration that depends on the architecture.
 pub(crate) struct ModelConfig<'a> {
     config: &'a ConfigJson,
     decoder: &'a DecoderConfig,
     arch: &'static Architecture,
     options: &'a ConfigOptions,
-    /// As config.json alone has them, and as they are asked for.
+    /// Sizes from config.json alone, and with the flags applied.
     own: Sizes,
     sizes: Sizes,
 }
 
-/// The sizes that flags change. -1 is none.
+/// The sizes that flags change, in tokens; -1 is none.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     context: i64,
@@ -39,7 +85,7 @@ impl<'a> ModelConfig<'a> {
         let none = Sizes { context: -1, prefill: -1, sliding: -1 };
         let mut model = ModelConfig { config, decoder, arch, options, own: none, sizes: none };
         model.own = model.own_sizes()?;
-        model.sizes = model.asked_sizes();
+        model.sizes = model.requested_sizes();
         Ok(model)
     }
 
@@ -55,7 +101,7 @@ impl<'a> ModelConfig<'a> {
         Ok(fields)
     }
 
-    /// The inner configuration: its fields, and all that MLC has no field for.
+    /// The inner configuration: its fields, and in `kwargs` all that MLC has no field for.
     fn text_config(&self, inner: &[Field]) -> Result<Map<String, Value>> {
         let mut fields = Map::new();
         for field in inner {
@@ -65,7 +111,7 @@ impl<'a> ModelConfig<'a> {
         for field in inner.iter().chain(self.arch.mlc_config.fields) {
             rest.shift_remove(field.name);
         }
-        // It has become `position_embedding_base`.
+        // MLC stores it as `position_embedding_base`.
         rest.shift_remove("rope_theta");
         fields.insert("kwargs".into(), Value::Object(rest));
         Ok(fields)
@@ -79,7 +125,7 @@ impl<'a> ModelConfig<'a> {
         FormatError::MissingField { file: self.config.file.clone(), field: name.into() }.into()
     }
 
-    /// A field's value. Numbers that config.json gives are passed on as they are written there.
+    /// The value of a field. Numbers from config.json keep their notation.
     fn field(&self, field: &Field, sizes: &Sizes) -> Result<Value> {
         let (name, options) = (field.name, self.options);
         let default = || field.default.map(|json| serde_json::from_str(json).expect("the record's defaults are JSON"));
@@ -99,7 +145,7 @@ impl<'a> ModelConfig<'a> {
             },
             "num_key_value_heads" => json!(self.decoder.num_key_value_heads),
             "head_dim" => json!(self.decoder.head_dim),
-            // Older configurations have one name for it, newer ones the other.
+            // Older configurations call it `hidden_act`.
             "hidden_activation" => {
                 let found = self.given(name).or_else(|| self.given("hidden_act")).or_else(default);
                 found.ok_or_else(|| self.missing(name))?
@@ -117,7 +163,7 @@ impl<'a> ModelConfig<'a> {
         })
     }
 
-    /// transformers 5's `rope_parameters`, where it is to be looked at.
+    /// `rope_parameters` of transformers 5; MLC does not read it.
     fn rope_parameters(&self) -> Option<&Value> {
         self.config.rope_parameters("full_attention").filter(|_| !self.options.mlc_compat)
     }
@@ -127,7 +173,7 @@ impl<'a> ModelConfig<'a> {
         self.given("position_embedding_base").or(in_parameters).or_else(|| self.given("rope_theta"))
     }
 
-    /// MLC's, where nobody says. It is also what its inner configurations have.
+    /// MLC's default, which differs for inner configurations.
     fn default_rope_base(&self) -> Value {
         if self.arch.mlc_config.text_config.is_some() { json!(1_000_000) } else { json!(10000) }
     }
@@ -137,7 +183,7 @@ impl<'a> ModelConfig<'a> {
         let Some(Value::Object(scaling)) = given else { return Ok(Value::Null) };
         let mut scaling = scaling.clone();
         if let Some(RopeScaling::LongRope { original_max_position_embeddings, .. }) = &self.decoder.rope_scaling {
-            // MLC looks for the older word, and writes both.
+            // MLC reads only the older key `type`, and writes both keys.
             let Some(kind) = scaling.get("type").or(scaling.get("rope_type").filter(|_| !self.options.mlc_compat))
             else {
                 return Ok(Value::Null);
@@ -161,7 +207,7 @@ impl<'a> ModelConfig<'a> {
                 Some(other) => Err(FormatError::BadField {
                     file: self.config.file.clone(),
                     field: "rope_scaling.rope_type".into(),
-                    expected: "`llama3`, the only one that MLC knows".into(),
+                    expected: "`llama3`, the only type that MLC knows".into(),
                     found: other.to_string(),
                 }
                 .into()),
@@ -172,14 +218,14 @@ impl<'a> ModelConfig<'a> {
         }
         scaling.shift_remove("rope_theta");
         if !scaling.contains_key("rope_type") {
-            // The older word for it.
+            // The older key.
             let kind = scaling.shift_remove("type").unwrap_or(Value::Null);
             scaling.insert("rope_type".into(), kind);
         }
         Ok(Value::Object(scaling))
     }
 
-    /// The longest text that the model was trained for, by any of the names that MLC knows.
+    /// The context length of the model, under any of the names that MLC knows.
     fn positions(&self) -> Result<i64> {
         for name in ["context_window_size", "max_position_embeddings", "max_sequence_length"] {
             if let size @ 1.. = self.config.usize_or(name, 0)? {
@@ -189,17 +235,17 @@ impl<'a> ModelConfig<'a> {
         Err(self.missing("max_position_embeddings"))
     }
 
-    /// The context where there is a limit to the prefill, or the limit.
+    /// The smaller of the context and the architecture's limit of a prefill chunk.
     fn limited(&self, context: i64) -> i64 {
         context.min(self.arch.mlc_config.prefill_limit as i64)
     }
 
-    /// A chunk that is in the context, or what MLC takes instead.
+    /// The chunk if it fits in the context, else MLC's default.
     fn fitting(&self, chunk: i64, context: i64) -> i64 {
         if chunk == 0 || chunk > context { self.limited(context) } else { chunk }
     }
 
-    /// What config.json alone gives.
+    /// Sizes from config.json alone.
     fn own_sizes(&self) -> Result<Sizes> {
         let chunk = self.config.usize_or("prefill_chunk_size", 0)? as i64;
         let window = match self.given("sliding_window_size").or_else(|| self.given("sliding_window")) {
@@ -234,8 +280,8 @@ impl<'a> ModelConfig<'a> {
         })
     }
 
-    /// With the flags. MLC reads its own fields once more then.
-    fn asked_sizes(&self) -> Sizes {
+    /// Sizes with the flags applied. MLC then evaluates its own fields again.
+    fn requested_sizes(&self) -> Sizes {
         let (own, options) = (self.own, self.options);
         let context = options.context_window_size.map_or(own.context, |size| size as i64);
         let prefill = options.prefill_chunk_size.map_or(own.prefill, |size| size as i64);

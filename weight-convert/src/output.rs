@@ -1,5 +1,4 @@
-//! The folder that a conversion writes: what it may hold already, which files of an earlier conversion are replaced, and which
-//! files get their names last.
+//! The output folder: its allowed previous content, the files that a conversion replaces, and the files that are renamed last.
 
 use std::{collections::HashSet, fs, path::Path};
 
@@ -7,20 +6,30 @@ use model_format::{
     ChatConfig, TensorCache,
     staging::{Layout, Staging},
 };
+use serde::Serialize;
 
 use crate::{Result, tokenizer_info::TOKENIZER_FILES};
 
-/// The indices and the configuration make a folder look whole.
+/// A file of an MLC folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileReport {
+    /// Its name.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// A folder with an index or a configuration counts as complete, so these are renamed last.
 const LAYOUT: Layout = Layout {
     program: "weight-convert",
     markers: &["tensor-cache-b16.json", "ndarray-cache.json", "tensor-cache.json", ChatConfig::FILE_NAME],
 };
 
-/// A template of Jinja is not MLC's, but our engine prefers it.
+/// A Jinja template. MLC ignores it; our engine prefers it to MLC's template.
 pub(crate) const CHAT_TEMPLATE: &str = "chat_template.jinja";
 
-/// Begins to write to `folder`, which must be absent, empty, or an MLC folder and nothing else: its index or its configuration
-/// names every file. With `overwrite`, files that are named like those of an MLC folder are replaced too.
+/// Begins to write to `folder`. It must be absent, empty, or an MLC folder whose index and configuration name every file. With
+/// `overwrite`, other files named like those of an MLC folder are replaced too.
 pub(crate) fn stage(folder: &Path, overwrite: bool) -> Result<Staging> {
     let staging = Staging::new(folder, LAYOUT)?;
     let listed = listed(folder);
@@ -29,12 +38,12 @@ pub(crate) fn stage(folder: &Path, overwrite: bool) -> Result<Staging> {
     Ok(staging)
 }
 
-/// Refuses a folder that a conversion would refuse, and leaves it as it is.
+/// Fails if a conversion would refuse the folder. Changes nothing.
 pub fn check_output(folder: &Path, overwrite: bool) -> Result<()> {
     stage(folder, overwrite).map(drop)
 }
 
-/// The files of an MLC folder, by its own account; none where it is not one.
+/// The files that the index and the configuration of an MLC folder name; empty for another folder.
 fn listed(folder: &Path) -> HashSet<String> {
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
     let mut names = HashSet::new();
@@ -56,15 +65,14 @@ fn is_named_like_ours(name: &str) -> bool {
     LAYOUT.markers.contains(&name) || is_shard(name) || TOKENIZER_FILES.contains(&name) || name == CHAT_TEMPLATE
 }
 
-/// What a conversion writes.
+/// The parts that a conversion writes.
 #[derive(Clone, Copy)]
 pub(crate) struct Written {
     pub(crate) weights: bool,
     pub(crate) config: bool,
 }
 
-/// Puts everything in its place. Shards of an earlier conversion that are not replaced are removed when this one has
-/// shards.
+/// Renames all files to their final names. If this conversion has shards, removes shards of an earlier one that it did not replace.
 pub(crate) fn commit(staging: Staging, written: Written) -> Result<()> {
     let is_old = |name: &str| match name {
         ChatConfig::FILE_NAME => written.config,

@@ -1,4 +1,4 @@
-//! [`Plan`]: every parameter with where it comes from, checked against the headers of a checkpoint.
+//! [`Plan`]: every parameter with its sources, checked against the headers of a checkpoint.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,25 +12,25 @@ use model_format::{
 
 use crate::{Error, Result};
 
-/// Parts of a GPTQ module, the first of which decides where its parameter stands among the records.
+/// Tensors of a GPTQ module. The position of the first determines the position of its parameter among the records.
 const GPTQ_PARTS: [&str; 4] = ["qweight", "qzeros", "scales", "g_idx"];
 
-/// What a conversion will write, in the order of the records.
+/// The parameters that a conversion writes, in the order of the records.
 #[derive(Debug)]
 pub struct Plan {
     /// The decoder's shape.
     pub config: DecoderConfig,
     /// The format.
     pub format: &'static QuantFormat,
-    /// How the checkpoint was quantized, if it was.
+    /// The GPTQ configuration of the checkpoint; `None` for a float checkpoint.
     pub gptq: Option<GptqConfig>,
-    /// The parameters in MLC's order: each where the first of its sources stands in the checkpoint.
+    /// The parameters in MLC's order: by the position of their first source in the checkpoint.
     pub params: Vec<PlannedParam>,
-    /// Tensors that no parameter needs.
+    /// Tensors that no parameter uses.
     pub unused: Vec<String>,
-    /// Weights in the checkpoint, packed ones counted one by one: what bits per weight are averaged over.
+    /// Number of weights in the checkpoint, the divisor of bits per weight. A packed word counts as several.
     pub elements: u64,
-    /// Bytes of the tensors that will be read.
+    /// Bytes of the tensors to read.
     pub source_bytes: u64,
 }
 
@@ -39,7 +39,7 @@ pub struct Plan {
 pub struct PlannedParam {
     /// The parameter.
     pub param: Param,
-    /// What each of its sources is, in the same order.
+    /// The kind of each source, in the same order.
     pub sources: Vec<SourceKind>,
     /// Bytes of its sources.
     pub source_bytes: u64,
@@ -50,12 +50,12 @@ pub struct PlannedParam {
 pub enum SourceKind {
     /// Floating-point numbers.
     Float,
-    /// Codes of GPTQ.
+    /// GPTQ codes.
     Gptq,
 }
 
 impl PlannedParam {
-    /// Names of the checkpoint's tensors that are read for it.
+    /// Names of the checkpoint's tensors that it consists of.
     pub fn source_names(&self) -> Vec<String> {
         let names = |(source, kind): (&Source, &SourceKind)| kind.names(source);
         self.param.sources.iter().zip(&self.sources).flat_map(names).collect()
@@ -72,8 +72,8 @@ impl SourceKind {
 }
 
 impl Plan {
-    /// Reads the configuration and the headers of `checkpoint`, and checks that all that `format` needs is there, in the
-    /// right shapes. All that is wrong is reported at once.
+    /// Reads the configuration and the headers of `checkpoint`. Checks names, types and shapes of all parameters, and reports all
+    /// errors at once.
     pub fn new(checkpoint: &dyn Checkpoint, format: &'static QuantFormat) -> Result<Plan> {
         let config = DecoderConfig::from_hf(checkpoint.config_json())?;
         let gptq = GptqConfig::from_config(checkpoint.config_json())?;
@@ -111,7 +111,7 @@ impl Plan {
             }
             list.push((first, PlannedParam { param, sources, source_bytes }));
         }
-        // A name that is right for another parameter is not what was meant.
+        // Suggest only names that no other parameter uses.
         let free = || checkpoint.tensors().iter().map(|info| info.name.as_str()).filter(|name| !used.contains(*name));
         for problem in &mut problems {
             if let model_format::Error::MissingParam { name, nearest: found, .. } = problem {
@@ -141,7 +141,7 @@ impl Plan {
     }
 }
 
-/// How `source` is stored, with its header checked.
+/// The kind of `source`. Checks its header.
 fn kind(
     checkpoint: &dyn Checkpoint,
     gptq: Option<&GptqConfig>,
@@ -156,7 +156,7 @@ fn kind(
     }
     match checkpoint.info(&source.name) {
         Some(info) => check_float(checkpoint, info, shape)?,
-        // Of a type that is not listed, or not there at all: the checkpoint says which.
+        // The checkpoint reports an unsupported type; otherwise the tensor is missing.
         None => {
             checkpoint.tensor(&source.name)?;
             return Err(missing_param(checkpoint, &source.name));
@@ -165,11 +165,11 @@ fn kind(
     Ok(SourceKind::Float)
 }
 
-/// A bias where the architecture has none must be zero: AutoGPTQ used to write such for every module.
+/// A bias where the architecture has none must be zero. AutoGPTQ used to write a zero bias for every module.
 fn check_bias(checkpoint: &dyn Checkpoint, params: &[PlannedParam], name: &str) -> Result<()> {
     let Some(module) = name.strip_suffix(".bias") else { return Ok(()) };
     let ours = params.iter().flat_map(|p| &p.param.sources).any(|source| source.module() == module);
-    // Floats of all widths are zero when their bytes are, but for the sign.
+    // A float of any width is zero if all its bits except the sign are zero.
     let zero = |bytes: &[u8], width: usize| {
         bytes.chunks_exact(width).all(|v| v[..width - 1].iter().all(|&b| b == 0) && v[width - 1] & 0x7f == 0)
     };

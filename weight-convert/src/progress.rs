@@ -1,16 +1,16 @@
-//! [`Progress`]: how far a conversion has come. Bars are drawn by the binaries.
+//! [`Progress`]: progress of a conversion. Binaries draw bars.
 
-/// Hears how far a conversion has come, and may stop it. `()` listens to nothing.
+/// Receives the progress of a conversion, and may stop it. `()` ignores it.
 pub trait Progress {
-    /// The work begins: so many bytes of weights are to be read.
+    /// The work begins. It reads `total` bytes of weights.
     fn start(&mut self, total: u64) {
         let _ = total;
     }
-    /// So many bytes more have been dealt with; `param` is the parameter they belong to.
+    /// Another `bytes` are done; they belong to `param`.
     fn advance(&mut self, bytes: u64, param: &str) {
         let _ = (bytes, param);
     }
-    /// Asked between tensors: true ends the work with [`Error::Cancelled`](crate::Error::Cancelled), and nothing is kept.
+    /// Called between tensors. True ends the work with [`Error::Cancelled`](crate::Error::Cancelled); the next conversion resumes it.
     fn is_cancelled(&self) -> bool {
         false
     }

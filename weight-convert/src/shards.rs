@@ -1,4 +1,4 @@
-//! Shards: which tensor goes into which file, and the files and their index being written.
+//! Shards: assigns tensors to files, and writes the files and their index.
 
 use model_format::{
     Dtype, PythonJson, TensorCache,
@@ -9,22 +9,22 @@ use serde_json::{Value, json};
 
 use crate::Result;
 
-/// MLC's size of a shard, which one holds only where a single tensor is as large or larger.
+/// MLC's size of a shard in bytes. Only a shard with a single tensor may reach or exceed it.
 pub const SHARD_SIZE: usize = 32 << 20;
 
-/// Where a tensor goes.
+/// The place of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Number of the file.
+    /// Number of the shard.
     pub(crate) shard: usize,
-    /// Where it begins there.
+    /// Offset in the shard, in bytes.
     pub(crate) offset: usize,
 }
 
-/// The places of tensors of these sizes, in their order, as TVM's sharding manager chooses them.
+/// The places of tensors of these sizes, by the rule of TVM's sharding manager.
 ///
-/// A tensor that does not fit beside those that wait gets a shard of its own when it is half a shard or more, and that
-/// shard has the lower number, because the others are still waiting.
+/// A tensor that does not fit into the pending shard gets its own shard if it is at least half a shard. Its shard has the lower
+/// number, because the pending one is not written yet.
 fn plan_shards(sizes: &[usize], shard_size: usize) -> Vec<Place> {
     let mut places = vec![Place { shard: 0, offset: 0 }; sizes.len()];
     let mut waiting: Vec<usize> = Vec::new();
@@ -57,13 +57,13 @@ fn plan_shards(sizes: &[usize], shard_size: usize) -> Vec<Place> {
     places
 }
 
-/// The files of a conversion: which tensor goes where, and the index that says so.
+/// The shards of a conversion: the place of each tensor, and the index.
 pub(crate) struct Shards {
-    /// In the order in which they are written.
+    /// Tensors in the order of writing.
     pub(crate) tensors: Vec<(StoredTensor, Place)>,
     /// Bytes of each shard.
     pub(crate) sizes: Vec<usize>,
-    /// Weights that the bits are averaged over.
+    /// Number of weights, the divisor of bits per weight.
     elements: u64,
 }
 
@@ -77,7 +77,7 @@ impl Shards {
         Shards { tensors: tensors.into_iter().zip(places).collect(), sizes, elements }
     }
 
-    /// Bytes that the tensors take in memory, as MLC counts them.
+    /// Size of the tensors in memory, as MLC counts it.
     pub(crate) fn param_bytes(&self) -> u64 {
         self.tensors.iter().map(|(t, _)| (t.shape.iter().product::<usize>() * t.dtype.size()) as u64).sum()
     }
@@ -87,8 +87,8 @@ impl Shards {
         self.param_bytes() as f64 * 8.0 / self.elements as f64
     }
 
-    /// The indices by name, given the md5 of each shard: the same under two names, and one more for readers that take
-    /// bf16 as what it is, where there is any f32.
+    /// The indices by name, given the MD5 sum of each shard: one index under two names and, if any tensor is f32, another for readers
+    /// that support bf16.
     pub(crate) fn indices(&self, sums: &[String]) -> Vec<(&'static str, String)> {
         let mut files: Vec<_> = TensorCache::FILE_NAMES.map(|name| (name, self.index(sums, false))).into();
         if self.tensors.iter().any(|(tensor, _)| tensor.dtype == Dtype::F32) {
@@ -105,7 +105,7 @@ impl Shards {
                 "name": tensor.name,
                 "shape": tensor.shape,
                 "dtype": dtype_name(if is_bf16 { Dtype::BF16 } else { tensor.dtype }),
-                // MLC writes this for every tensor and means it for f32 alone.
+                // MLC writes this for every tensor, but it only applies to f32.
                 "format": if is_bf16 { "raw" } else { "f32-to-bf16" },
                 "nbytes": tensor.disk_bytes(),
                 "byteOffset": place.offset,
@@ -133,13 +133,13 @@ impl Shards {
     }
 }
 
-/// Writes stored tensors in the order of [`Shards`], passing over shards that are finished already.
+/// Writes tensors in the order of [`Shards`]. Skips finished shards.
 pub(crate) struct ShardWriter<'a> {
     staging: &'a mut Staging,
     shards: &'a Shards,
-    /// How many tensors have been dealt with.
+    /// Index of the next tensor.
     next: usize,
-    /// Files that have begun, by number.
+    /// Unfinished files, by number.
     open: Vec<Option<StagedFile>>,
     sums: Vec<Option<String>>,
 }
@@ -158,12 +158,12 @@ impl<'a> ShardWriter<'a> {
         }
     }
 
-    /// Which of the shards were finished before.
+    /// For each shard, true if an interrupted conversion finished it.
     pub(crate) fn finished(&self) -> Vec<bool> {
         self.sums.iter().map(Option::is_some).collect()
     }
 
-    /// Passes over the next `count` tensors, whose shards are finished.
+    /// Skips the next `count` tensors, whose shards are finished.
     pub(crate) fn skip(&mut self, count: usize) {
         self.next += count;
     }

@@ -1,4 +1,4 @@
-//! What mlc-chat-config.json says of the tokenizer: its files, how many tokens it has, how its text is put together.
+//! The tokenizer in mlc-chat-config.json: its files, its number of tokens, and its decoding of tokens to text.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,7 @@ use crate::{Error, Result};
 pub(crate) const TOKENIZER_FILES: [&str; 6] =
     ["tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json"];
 
-/// Tokens that the tokenizer knows: `len(tokenizer)` in transformers. Tokens that only tokenizer_config.json names count,
-/// because transformers adds them.
+/// Number of tokens: `len(tokenizer)` in transformers, which includes tokens that only tokenizer_config.json names.
 pub(crate) fn active_vocab_size(tokenizer: &Value, tokenizer_config: Option<&Value>) -> usize {
     let mut tokens: HashSet<&str> = HashSet::new();
     match &tokenizer["model"]["vocab"] {
@@ -34,12 +33,12 @@ pub(crate) fn active_vocab_size(tokenizer: &Value, tokenizer_config: Option<&Val
     tokens.len()
 }
 
-/// A special token is a text, or an object with it.
+/// The text of a special token, which is a string or an object.
 fn token_text(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token["content"].as_str())
 }
 
-/// `tokenizer_info`: how tokens become text and back.
+/// `tokenizer_info`: the rules for spaces and bytes in decoding.
 pub(crate) fn tokenizer_info(tokenizer: &Value) -> Value {
     let decoders = steps(&tokenizer["decoder"], "decoders");
     let method = decoders.iter().rev().find_map(|decoder| match decoder["type"].as_str() {
@@ -57,7 +56,7 @@ pub(crate) fn tokenizer_info(tokenizer: &Value) -> Value {
     })
 }
 
-/// A part of the tokenizer's pipeline: one step, or those of a sequence.
+/// The steps of a part of the tokenizer's pipeline: one, or those of a sequence.
 fn steps<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
     match part["type"].as_str() {
         Some("Sequence") => part[list].as_array().into_iter().flatten().collect(),
@@ -65,7 +64,7 @@ fn steps<'a>(part: &'a Value, list: &str) -> Vec<&'a Value> {
     }
 }
 
-/// Refuses a tokenizer.json that lists an added token twice, which tokenizers read in different ways.
+/// Refuses a tokenizer.json that lists an added token twice. Tokenizers disagree about such files.
 pub(crate) fn check_added_tokens(tokenizer: &Value) -> Result<()> {
     let mut seen = HashSet::new();
     for content in tokenizer["added_tokens"].as_array().into_iter().flatten().filter_map(|t| t["content"].as_str()) {

@@ -1,4 +1,4 @@
-//! [`verify`]: an MLC folder held against the checkpoint that it was made from.
+//! [`verify`]: compares an MLC folder with its checkpoint.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::{Error, Plan, Progress, Result, SourceKind, encode::encode, inspect};
 
-/// What was found.
+/// The result of a comparison.
 #[derive(Debug, Clone, Serialize)]
 pub struct Verification {
     /// Every parameter, in the order of the records.
@@ -26,7 +26,7 @@ pub struct Verification {
 }
 
 impl Verification {
-    /// The parameters that are not what the checkpoint makes them.
+    /// The parameters with wrong values.
     pub fn failures(&self) -> impl Iterator<Item = &ParamCheck> {
         self.params.iter().filter(|check| !check.passes())
     }
@@ -37,43 +37,41 @@ impl Verification {
 pub struct ParamCheck {
     /// MLC's name.
     pub name: String,
-    /// Whether its values must be exactly the checkpoint's, because they are those of GPTQ.
+    /// True if its values must equal the checkpoint's, because GPTQ codes convert without loss.
     pub lossless: bool,
     /// Largest difference between the folder's values and the checkpoint's.
     pub max_error: f32,
-    /// Mean of the differences' sizes.
+    /// Mean absolute difference.
     pub mean_error: f32,
-    /// Largest difference that converting anew would leave.
+    /// Largest difference after a new conversion.
     pub expected_error: f32,
-    /// Values that there are.
+    /// Number of values.
     pub values: usize,
-    /// Values that are not what they should be: those of the checkpoint where nothing may be lost, else those that
-    /// converting anew would give. Zeros of both signs are equal.
+    /// Number of values that differ from the checkpoint (if lossless) or from a new conversion. Zeros of both signs are equal.
     pub different: usize,
-    /// Those among them that are not the nearest to the checkpoint's value: further away than half a step of their group. Of
-    /// numbers without codes, all.
+    /// How many of them differ from the checkpoint by more than half a step of their group. For numbers without codes, all.
     pub wrong: usize,
 }
 
-/// Another tool may round a weight that lies half-way between two values to the other one; that is rare.
-const MOST_TIES: usize = 100; // one in so many
+/// Another tool may round a weight halfway between two values to the other one, for at most one in this many weights.
+const WEIGHTS_PER_TIE: usize = 100;
 
 impl ParamCheck {
-    /// Whether every value is what it should be.
+    /// True if no value differs.
     pub fn is_equal(&self) -> bool {
         self.different == 0
     }
 
-    /// Whether the folder is right: equal, or made by another tool that rounds a few weights half-way between two values to the
+    /// True if the parameter is correct: equal, or from another tool that rounds a few weights halfway between two values to the
     /// other one.
     pub fn passes(&self) -> bool {
-        self.different == 0 || (!self.lossless && self.wrong == 0 && self.different <= self.values / MOST_TIES)
+        self.different == 0 || (!self.lossless && self.wrong == 0 && self.different <= self.values / WEIGHTS_PER_TIE)
     }
 }
 
-/// Checks the shards' checksums, then compares every parameter of the MLC folder `folder` with `checkpoint`.
+/// Checks the checksums of all shards, then compares every parameter of the MLC folder `folder` with `checkpoint`.
 ///
-/// `format` is for folders without a configuration, where it can mostly, but not always, be told from the shapes.
+/// Set `format` for a folder without a configuration, unless the shapes determine it.
 pub fn verify(
     checkpoint: &dyn Checkpoint,
     folder: &Path,
@@ -102,7 +100,7 @@ pub fn verify(
         let found = format.weight_from_stored(&shards.location(), param, &tensors)?.to_f32();
 
         let mut encoded = encode(checkpoint, &plan, planned, true)?;
-        let anew: Vec<HostTensor<'_>> = stored
+        let converted: Vec<HostTensor<'_>> = stored
             .iter()
             .zip(&mut encoded.tensors)
             .map(|(t, content)| HostTensor {
@@ -111,19 +109,19 @@ pub fn verify(
                 bytes: content.bytes().into(),
             })
             .collect();
-        let anew: Weight = format.weight_from_stored("converted anew", param, &anew)?;
-        let steps = match &anew {
+        let converted: Weight = format.weight_from_stored("a new conversion", param, &converted)?;
+        let steps = match &converted {
             Weight::Quantized(matrix) => Some(matrix.steps()),
             Weight::F32 { .. } | Weight::F16 { .. } => None,
         };
-        let anew = anew.to_f32();
+        let converted = converted.to_f32();
         let slack = half_step(format.model_dtype());
 
         let values = read_param(checkpoint, param)?;
         let lossless = format.quantizes(param)
             && (encoded.rounded == 0 || planned.sources.iter().all(|kind| *kind == SourceKind::Gptq))
             && encoded.refits.is_empty();
-        let expected = if lossless { &values } else { &anew };
+        let expected = if lossless { &values } else { &converted };
         let different: Vec<usize> = (0..values.len()).filter(|&i| found[i] != expected[i]).collect();
         let is_nearest = |&i: &usize| {
             steps.as_ref().is_some_and(|steps| f64::from((found[i] - values[i]).abs()) <= slack * f64::from(steps[i]))
@@ -133,7 +131,7 @@ pub fn verify(
             lossless,
             max_error: max_difference(&found, &values),
             mean_error: mean_difference(&found, &values),
-            expected_error: max_difference(&anew, &values),
+            expected_error: max_difference(&converted, &values),
             values: values.len(),
             different: different.len(),
             wrong: different.len() - different.iter().filter(|i| is_nearest(i)).count(),
@@ -146,7 +144,7 @@ pub fn verify(
     Ok(Verification { params })
 }
 
-/// Half a step, and what the rounding of a format's own arithmetic may add to it: sums up to 16 steps, in its number type.
+/// Half a step plus the rounding error of the format's arithmetic, whose sums reach 16 steps in its number type.
 fn half_step(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F16 => 0.5 + 16.0 * f64::from(f16::EPSILON) / 2.0,
@@ -155,7 +153,7 @@ fn half_step(dtype: Dtype) -> f64 {
     }
 }
 
-/// The format of weights without a configuration: the one whose tensors are there.
+/// The format of weights without a configuration: the only one whose tensors match.
 fn format_of(checkpoint: &dyn Checkpoint, cache: &TensorCache, folder: &Path) -> Result<&'static QuantFormat> {
     let places = places(cache);
     let mut fitting = Vec::new();
@@ -185,7 +183,7 @@ fn format_of(checkpoint: &dyn Checkpoint, cache: &TensorCache, folder: &Path) ->
     }
 }
 
-/// NaN counts as infinitely far.
+/// The largest absolute difference; infinite for NaN.
 fn max_difference(a: &[f32], b: &[f32]) -> f32 {
     let difference = |(a, b): (&f32, &f32)| if a == b { 0.0 } else { (a - b).abs() };
     a.iter().zip(b).map(difference).fold(0.0, |max, d| if d.is_nan() { f32::INFINITY } else { max.max(d) })
@@ -211,7 +209,7 @@ fn check_sums(folder: &Path, cache: &TensorCache) -> Result<()> {
     Ok(())
 }
 
-/// Name to shard and record.
+/// Shard and record of each tensor, by name.
 fn places(cache: &TensorCache) -> HashMap<&str, (usize, usize)> {
     let shards = cache.shards.iter().enumerate();
     shards

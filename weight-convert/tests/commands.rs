@@ -1,4 +1,4 @@
-//! The program: its commands under all their names, its exit codes, and what it says.
+//! The program from outside: its commands under all names, exit codes and messages.
 
 mod common;
 
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 fn run(arguments: &[&str]) -> Output {
     let mut command = Command::cargo_bin("weight-convert").unwrap();
-    // A name that is no path must not be looked for on the hub.
+    // Keep names that are no paths from being looked up on the hub.
     command.env("HF_HUB_OFFLINE", "1").args(arguments).output().unwrap()
 }
 
@@ -29,7 +29,7 @@ fn text(path: &Path) -> &str {
 }
 
 #[test]
-fn mlcs_two_commands_give_what_convert_gives() {
+fn mlcs_two_commands_give_the_same_as_convert() {
     let llama = tiny_llama();
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
@@ -83,14 +83,14 @@ fn verify_exits_with_3_when_the_weights_differ() {
         "{stdout}"
     );
     assert!(run(&["verify", text(&gptq), text(&out)]).status.success());
-    // The same architecture, other weights.
+    // The same architecture with other weights.
     let output = run(&["verify", text(&testdata("gptq/llama-sym-g32-v1")), text(&out)]);
     assert_eq!(output.status.code(), Some(3));
     assert!(String::from_utf8(output.stdout).unwrap().contains("DIFFERENT"));
 }
 
 #[test]
-fn errors_name_what_is_wrong_and_leave_nothing() {
+fn errors_name_the_fault_and_leave_no_files() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let llama = tiny_llama();
@@ -131,7 +131,7 @@ fn json(arguments: &[&str]) -> Value {
 }
 
 #[test]
-fn a_dry_run_tells_every_file_and_its_size() {
+fn a_dry_run_lists_every_file_and_its_size() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let llama = tiny_llama();
@@ -165,7 +165,7 @@ fn a_dry_run_tells_every_file_and_its_size() {
 }
 
 #[test]
-fn reports_are_json_where_asked() {
+fn reports_are_json_with_the_flag() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let gptq = testdata("gptq/llama-asym-g32-v1");
@@ -185,7 +185,7 @@ fn reports_are_json_where_asked() {
 }
 
 #[test]
-fn verify_has_thresholds() {
+fn verify_has_limits() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let llama = testdata("arch/llama/hf");
@@ -202,7 +202,7 @@ fn verify_has_thresholds() {
     assert!(check(&["--mean-error", "0.000001"], 3));
 }
 
-/// A template that ends its answers with tokens that the tokenizer does not have.
+/// A template is wrong if its stop tokens are not in the tokenizer.
 #[test]
 fn a_wrong_template_is_refused_and_the_right_one_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -230,7 +230,7 @@ fn a_wrong_template_is_refused_and_the_right_one_named() {
     for wrong in ["llama-3_1", "gemma3_instruction", "phi-4"] {
         let output = convert(wrong, &[]);
         let stderr = String::from_utf8(output.stderr).unwrap();
-        // Token 1 and 2 are the tiny tokenizer's own.
+        // The tiny tokenizer has tokens 1 and 2, which end this template's answers.
         if wrong == "gemma3_instruction" {
             assert!(output.status.success(), "{stderr}");
             continue;

@@ -1,4 +1,4 @@
-//! Every byte is mlc_llm's.
+//! Weights and configurations equal the recorded output of mlc_llm byte for byte.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn check_weights(checkpoint: &str, quantization: &str, golden: &str) {
         }
         let expected = String::from_utf8(read(golden.join(expected))).unwrap();
         let found = String::from_utf8(read(out.path().join(name))).unwrap();
-        // Line by line, so that the first difference is what one sees.
+        // Compare line by line, so that the failure shows the first difference.
         for (found, expected) in found.lines().zip(expected.lines()) {
             assert_eq!(found, expected, "{}/{name}", golden.display());
         }
@@ -34,7 +34,7 @@ fn check_weights(checkpoint: &str, quantization: &str, golden: &str) {
     assert_eq!(names(out.path()), files);
 }
 
-/// The formats that mlc_llm was run with.
+/// Formats with recorded output of mlc_llm.
 const FORMATS: [&str; 6] = ["q4f16_1", "q4f32_1", "q4f16_0", "q3f16_1", "q0f16", "q0f32"];
 
 #[test]
@@ -51,7 +51,7 @@ fn weights_of_an_untied_sharded_f16_checkpoint() {
     }
 }
 
-/// Every architecture, with the conversation template that its recorded run had.
+/// Every architecture, with the conversation template of its recorded run.
 const ARCHITECTURES: [(&str, &str); 8] = [
     ("llama", "llama-3_1"),
     ("mistral", "mistral_default"),
@@ -76,10 +76,10 @@ fn weights_of_every_architecture() {
     }
 }
 
-/// Formats that differ from recorded ones in one respect have the recorded bytes in all others.
+/// A format that differs from a recorded one in one respect has the recorded bytes in all others.
 #[test]
 fn formats_between_the_recorded_ones() {
-    // q4f16_2 keeps embedding and head in f16 and is q4f16_1 otherwise.
+    // q4f16_2 equals q4f16_1, except that it keeps embedding table and head in f16.
     for checkpoint in ["mlc/tied-bf16/hf", "mlc/untied-f16-sharded/hf"] {
         let tensors = |quantization: &str| {
             let out = tempfile::tempdir().unwrap();
@@ -103,7 +103,7 @@ fn formats_between_the_recorded_ones() {
             assert!(!ends || name.ends_with(".weight"), "{name}");
             assert!(*tensor == if ends { q0f16[name].clone() } else { q4f16_1[name].clone() }, "{name}");
         }
-        // A transposed layout is the other one transposed, the embedding aside.
+        // Except for the embedding table, a transposed layout is the other layout transposed.
         for (turned, straight) in [("q4f16_0", &q4f16_1), ("q3f16_0", &tensors("q3f16_1"))] {
             for (name, (shape, _, content)) in &tensors(turned) {
                 let (original_shape, dtype, original) = &straight[name];
@@ -124,7 +124,7 @@ fn formats_between_the_recorded_ones() {
     }
 }
 
-/// In bf16 each step of the arithmetic is rounded to bf16, and everything is stored as such.
+/// In bf16 formats, each step of the arithmetic rounds to bf16, and all numbers are stored in bf16.
 #[test]
 fn bf16_formats_round_every_step() {
     use half::bf16;
@@ -148,17 +148,17 @@ fn bf16_formats_round_every_step() {
     convert_weight(&checkpoint, format("q0bf16"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let index = String::from_utf8(read(out.path().join("tensor-cache.json"))).unwrap();
     assert!(index.contains("\"dtype\": \"bfloat16\"") && !out.path().join("tensor-cache-b16.json").exists());
-    // A bf16 checkpoint's numbers are kept as they are, so the bytes are those of q0f32, which is bf16 on disk.
+    // Numbers of a bf16 checkpoint stay unchanged, so the bytes equal those of q0f32, which is bf16 on disk.
     let other = tempfile::tempdir().unwrap();
     convert_weight(&checkpoint, format("q0f32"), &WeightOptions::default(), other.path(), &mut ()).unwrap();
     assert!(read(out.path().join("params_shard_0.bin")) == read(other.path().join("params_shard_0.bin")));
 }
 
-/// A format as MLC's table of formats and its name have it (mlc_llm/quantization/quantization.py), written out by hand.
+/// A format, read off MLC's table (mlc_llm/quantization/quantization.py) by hand.
 struct Written {
     bits: usize,
     group: usize,
-    /// Whether linear layers lie [K, N].
+    /// True if linear layers are stored as [K, N].
     is_turned: bool,
     keeps_ends: bool,
     /// The number type.
@@ -173,13 +173,13 @@ impl Written {
         Written { bits, group, is_turned: layout == "0", keeps_ends: layout == "2", number: kind[2..].into() }
     }
 
-    /// A number as the type rounds it. What MLC holds in f32 is bf16 on disk.
+    /// Rounds a number to the type. MLC stores f32 as bf16 on disk.
     fn rounded(&self, value: f32) -> f32 {
         if self.number == "f16" { half::f16::from_f32(value).to_f32() } else { half::bf16::from_f32(value).to_f32() }
     }
 }
 
-/// The tensors of a folder: shape, and bytes.
+/// Shape and bytes of every tensor in a folder.
 fn tensors_of(folder: &std::path::Path) -> std::collections::BTreeMap<String, (Vec<usize>, Vec<u8>)> {
     let index: serde_json::Value = serde_json::from_slice(&read(folder.join("tensor-cache.json"))).unwrap();
     let mut tensors = std::collections::BTreeMap::new();
@@ -195,8 +195,8 @@ fn tensors_of(folder: &std::path::Path) -> std::collections::BTreeMap<String, (V
     tensors
 }
 
-/// What is written of any format stands for the checkpoint's values, by a reader of plain loops: in codes the nearest value of
-/// the group's grid, whose largest weight is at its end; else the number as the type rounds it.
+/// Checks every format with a reader in plain loops. A code must be the nearest value on the group's grid, whose end is the largest
+/// weight; a number must be rounded to the type.
 #[test]
 fn folders_of_every_format_hold_the_nearest_values() {
     for source in ["mlc/untied-f16-sharded/hf", "arch/gemma3/hf", "arch/qwen2/hf"] {
@@ -208,9 +208,9 @@ fn folders_of_every_format_hold_the_nearest_values() {
             convert_weight(&checkpoint, quantization, &WeightOptions::default(), out.path(), &mut ()).unwrap();
             let tensors = tensors_of(out.path());
             let written = Written::of(quantization.name);
-            // What the format's arithmetic adds to half a step: a weight, its quotient and a sum of up to 16 steps are rounded.
+            // Rounding of a weight, its quotient, and a sum of up to 16 steps adds this to half a step.
             let slack = if written.number == "f16" { 1.0 / 80.0 } else { 1.0 / 10.0 };
-            // The smallest f16 above zero, in whose steps very small scales lie.
+            // The smallest positive f16: the step of very small scales.
             let least = 0.5f32.powi(24);
             let mut read = 0;
             for param in params(&decoder) {
@@ -227,7 +227,7 @@ fn folders_of_every_format_hold_the_nearest_values() {
                     let (shape, bytes) = &tensors[name];
                     assert_eq!((shape, bytes.len()), (&param.shape, 2 * values.len()), "{context}");
                     for (i, value) in values.iter().enumerate() {
-                        // Gemma's norms are stored less 1, which is added in the checkpoint's number type.
+                        // Gemma stores norms minus 1. The 1 is added in the checkpoint's number type.
                         let value = if is_bf16 { half::bf16::from_f32(*value).to_f32() } else { *value };
                         assert_eq!(half(bytes, i), written.rounded(value), "{context} {i}");
                     }
@@ -275,14 +275,14 @@ fn folders_of_every_format_hold_the_nearest_values() {
     }
 }
 
-/// Three groups of 32 or of 40 make 96 weights: the shapes do not tell 4 bits from 3.
+/// With 96 weights, the shapes of 4 bits (three groups of 32) and 3 bits (groups of 40) are equal.
 #[test]
-fn a_format_that_cannot_be_told_is_asked_for() {
+fn an_ambiguous_format_must_be_named() {
     let out = tempfile::tempdir().unwrap();
     let gemma = open("arch/gemma3/hf");
     convert_weight(&gemma, format("q3f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let error = verify(&gemma, out.path(), None, &mut ()).unwrap_err();
-    assert!(error.to_string().contains("q4f16_1 and of q3f16_1"), "{error}");
+    assert!(error.to_string().contains("q4f16_1 and q3f16_1"), "{error}");
     assert!(error.hint().unwrap().contains("--quantization"));
 }
 
@@ -299,8 +299,8 @@ fn check_config(source: &ConfigSource, quantization: &str, options: &ConfigOptio
     gen_config(source, format(quantization), options, out.path()).unwrap();
     let found = String::from_utf8(read(out.path().join("mlc-chat-config.json"))).unwrap();
     let expected = String::from_utf8(read(testdata(golden).join("mlc-chat-config.json"))).unwrap();
-    // The recorded runs without a tokenizer_config.json went through transformers' class for Llama, which adds `<unk>`,
-    // `<s>` and `</s>` of its own to the 480 tokens of the file. We count what the files have.
+    // Without a tokenizer_config.json, the recorded runs used transformers' class for Llama, which adds `<unk>`, `<s>` and `</s>`
+    // to the 480 tokens of the file. We count only the tokens in the files.
     let expected = expected.replace("\"active_vocab_size\": 483,", "\"active_vocab_size\": 480,");
     for (found, expected) in found.lines().zip(expected.lines()) {
         assert_eq!(found, expected, "{golden}");
@@ -324,7 +324,7 @@ fn configurations_of_every_architecture() {
     }
 }
 
-/// The tiny checkpoint of an architecture, with the tokenizer that its recorded run had.
+/// The tiny checkpoint of an architecture, with the tokenizer of its recorded run.
 fn with_tiny_tokenizer(arch: &str) -> ConfigSource {
     let mut source = ConfigSource::folder(&testdata(&format!("arch/{arch}/hf"))).unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
@@ -355,13 +355,13 @@ fn configurations_with_flags() {
         ..with_template("chatml")
     };
     check_config(&source, "q4f16_1", &options, "mlc/gen_config/tied_ctx1024_chunk256");
-    // A Llama has no sliding window, so these change nothing.
+    // Llama has no sliding window, so these flags change nothing.
     let options =
         ConfigOptions { sliding_window_size: Some(1024), attention_sink_size: Some(4), ..with_template("LM") };
     check_config(&source, "q4f16_1", &options, "mlc/gen_config/tied_sliding");
 }
 
-/// Published configurations; the tokenizer is a tiny one.
+/// A published configuration with a tiny tokenizer.
 fn published(case: &str) -> ConfigSource {
     let folder = testdata("mlc/gen_config").join(case);
     let mut files = vec![("tokenizer.json".to_owned(), read(testdata("mlc/untied-f16-sharded/hf/tokenizer.json")))];
@@ -381,7 +381,7 @@ fn configurations_of_published_models() {
 }
 
 #[test]
-fn transformers_5_keeps_its_rotary_base_unless_mlcs_bytes_are_asked_for() {
+fn rotary_base_of_transformers_5_is_kept_unless_mlc_compat_is_set() {
     let source = published("rope_parameters_transformers5");
     let compatible = ConfigOptions { mlc_compat: true, ..with_template("LM") };
     check_config(&source, "q4f16_1", &compatible, "mlc/gen_config/rope_parameters_transformers5");

@@ -1,4 +1,4 @@
-//! GPTQ checkpoints arrive without loss, and what had to be rounded is said.
+//! GPTQ checkpoints convert without loss, and the report names all rounded parameters.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn convert_and_verify(case: &str) -> (weight_convert::WeightsReport, weight_conv
 fn every_matrix_of_a_layer_keeps_its_values() {
     for case in ["gptq/llama-sym-g128-v1", "gptq/llama-sym-g32-v1"] {
         let (report, verification) = convert_and_verify(case);
-        // Two layers of four matrices, the parts of qkv and gate_up joined.
+        // Two layers of four matrices; qkv and gate_up are joined.
         assert_eq!(report.lossless.len(), 8, "{case}");
         assert_eq!(report.rounded, ["model.embed_tokens.weight"], "{case}");
         assert!(report.unused.is_empty(), "{case}: {:?}", report.unused);
@@ -36,7 +36,7 @@ fn every_matrix_of_a_layer_keeps_its_values() {
     }
 }
 
-/// What the real AutoGPTQ wrote: its biases of zero and its copy of the tied head are not used.
+/// Output of the real AutoGPTQ. Its zero biases and its copy of the tied head are not used.
 #[test]
 fn a_checkpoint_of_autogptq_keeps_its_values() {
     let (report, verification) = convert_and_verify("autogptq/static-actorder-sym-g32");
@@ -53,7 +53,7 @@ fn a_checkpoint_of_autogptq_keeps_its_values() {
     assert!(error.unwrap_err().to_string().contains("act-order"));
 }
 
-/// Biases are kept in floating point, and both versions of a checkpoint give the same bytes.
+/// Biases stay in floating point, and both versions of a checkpoint give the same bytes.
 #[test]
 fn another_architecture_and_both_versions() {
     let bytes = ["gptq/qwen2-sym-g32-v1", "gptq/qwen2-sym-g32-v2", "gptq/qwen2-sym-g64-v1"].map(|case| {
@@ -68,7 +68,7 @@ fn another_architecture_and_both_versions() {
     assert!(bytes[0] == bytes[1]);
 }
 
-/// The codes of a checkpoint in several files are those of the same in one.
+/// A checkpoint in several files has the same codes as in one file.
 #[test]
 fn sharded_checkpoints_are_read() {
     let whole = open("gptq/llama-sym-g32-v1");
@@ -76,7 +76,7 @@ fn sharded_checkpoints_are_read() {
     let mut map = serde_json::Map::new();
     let mut parts: [Vec<_>; 3] = Default::default();
     for (i, info) in whole.tensors().iter().enumerate() {
-        // The parts of one module come to lie in different files.
+        // Puts the tensors of one module into different files.
         map.insert(info.name.clone(), format!("model-{}.safetensors", i % 3).into());
         parts[i % 3].push((info.name.clone(), whole.tensor(&info.name).unwrap()));
     }
@@ -93,8 +93,8 @@ fn sharded_checkpoints_are_read() {
     assert_eq!(verify(&whole, out.path(), None, &mut ()).unwrap().failures().count(), 0);
 }
 
-/// mlc_llm was given the dequantized weights, in f16, as a float checkpoint: what we read out of the codes is what it was
-/// given.
+/// For the recorded bytes, mlc_llm converted the dequantized weights as a float checkpoint in f16. Our dequantization must give the
+/// same weights.
 #[test]
 fn dequantized_weights_convert_to_the_recorded_bytes() {
     let gptq = open("mlc/gptq-g128/hf");
@@ -126,14 +126,14 @@ fn dequantized_weights_convert_to_the_recorded_bytes() {
     let expected = testdata("mlc/gptq-g128/double_quant_q4f16_1/tensor-cache.json");
     assert_eq!(found, String::from_utf8(read(expected)).unwrap());
 
-    // Taken as what it is, the same checkpoint loses nothing.
+    // Converted as a GPTQ checkpoint, it loses nothing.
     let out = tempfile::tempdir().unwrap();
     let report = convert_weight(&gptq, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     assert_eq!((report.lossless.len(), report.refitted.len()), (8, 0));
 }
 
 #[test]
-fn what_cannot_be_kept_is_refused_or_refitted() {
+fn unrepresentable_matrices_are_refused_or_refitted() {
     for (case, reason, matrices) in [
         ("gptq/llama-asym-g32-v1", "has zero", 14),
         ("gptq/llama-actorder-sym-g32-v1", "act-order", 14),
@@ -153,22 +153,22 @@ fn what_cannot_be_kept_is_refused_or_refitted() {
         for refit in &report.refitted {
             assert!(refit.relative_error > 0.0 && refit.relative_error < 0.1 && refit.max_error > 0.0, "{refit:?}");
         }
-        // What was refitted is not held against the checkpoint bit by bit.
+        // Refitted matrices need not equal the checkpoint.
         let verification = verify(&open(case), out.path(), None, &mut ()).unwrap();
         assert_eq!(verification.failures().count(), 0, "{case}");
         assert!(verification.params.iter().all(|check| !check.lossless), "{case}");
     }
 }
 
-/// The weights of a GPTQ checkpoint are counted one by one, so the bits per weight are those of the float model.
+/// Each packed code counts as one weight, so the bits per weight equal those of the float model.
 #[test]
-fn packed_weights_are_counted_one_by_one() {
+fn each_packed_code_counts_as_a_weight() {
     let (report, _) = convert_and_verify("gptq/llama-sym-g128-v1");
     assert!((report.bits_per_param - 4.520382842963488).abs() < 1e-12, "{}", report.bits_per_param);
 }
 
 #[test]
-fn verify_finds_what_was_changed() {
+fn verify_finds_a_changed_code() {
     let checkpoint = open("gptq/llama-sym-g32-v1");
     let out = tempfile::tempdir().unwrap();
     convert_weight(&checkpoint, format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
@@ -183,9 +183,9 @@ fn verify_finds_what_was_changed() {
     // First by its checksum, ...
     let error = verify(&checkpoint, out.path(), None, &mut ()).unwrap_err();
     assert!(matches!(error, Error::Format(model_format::Error::Checksum { .. })), "{error}");
-    // ... and where the index has none, by its values.
+    // ... then, without checksums in the index, by its values.
     let without_sums = index.lines().filter(|line| !line.contains("md5sum")).collect::<Vec<_>>().join("\n");
-    // The field before the sum ends in a comma that JSON does not want there.
+    // JSON allows no comma after the last field, so remove the one before the sum.
     let without_sums = without_sums.replace("            ],\n        }", "            ]\n        }");
     fs::write(out.path().join("tensor-cache.json"), without_sums).unwrap();
     let verification = verify(&checkpoint, out.path(), None, &mut ()).unwrap();

@@ -1,4 +1,4 @@
-//! What is wrong is named, and nothing is left that looks whole.
+//! Errors name the fault, and leave no folder that looks complete.
 
 mod common;
 
@@ -14,7 +14,7 @@ use weight_convert::{
     inspect,
 };
 
-/// Writes the tiny Llama again with its tensors changed.
+/// A copy of the tiny Llama with changed tensors.
 fn with_tensors(change: impl Fn(&mut Vec<(String, HostTensor<'static>)>)) -> tempfile::TempDir {
     let folder = tiny_llama();
     let checkpoint = SafetensorsCheckpoint::open(folder.path()).unwrap();
@@ -55,7 +55,7 @@ const DOWN: &str = "model.layers.1.mlp.down_proj.weight";
 const NORM: &str = "model.layers.0.input_layernorm.weight";
 
 #[test]
-fn weights_that_are_no_numbers_are_named() {
+fn nan_and_infinite_weights_are_named() {
     let folder = with_tensors(|tensors| set(tensors, DOWN, 300, f32::NAN));
     check(folder.path(), &[DOWN, "model.safetensors", "NaN at index 300"]);
     let folder = with_tensors(|tensors| set(tensors, NORM, 5, f32::NEG_INFINITY));
@@ -70,11 +70,11 @@ fn weights_that_are_no_numbers_are_named() {
 #[test]
 fn weights_beyond_f16_are_named() {
     let folder = with_tensors(|tensors| set(tensors, DOWN, 12, 1e5));
-    check(folder.path(), &[DOWN, "at index 12, which f16 cannot hold"]);
+    check(folder.path(), &[DOWN, "at index 12, which overflows f16"]);
 }
 
 #[test]
-fn all_that_headers_tell_is_told_at_once() {
+fn all_errors_in_headers_are_reported_at_once() {
     let folder = with_tensors(|tensors| {
         tensors.retain(|(name, _)| name != NORM);
         for (name, tensor) in tensors {
@@ -99,7 +99,7 @@ fn all_that_headers_tell_is_told_at_once() {
 }
 
 #[test]
-fn a_bias_without_a_place_must_be_zero() {
+fn an_unexpected_bias_must_be_zero() {
     let bias = |value: f32| {
         with_tensors(move |tensors| {
             let bytes: Vec<u8> = (0..128).flat_map(|_| bf16::from_f32(value).to_le_bytes()).collect();
@@ -117,7 +117,7 @@ fn a_bias_without_a_place_must_be_zero() {
 }
 
 #[test]
-fn a_template_that_cannot_be_told_is_refused() {
+fn a_template_that_cannot_be_inferred_must_be_named() {
     let folder = tiny_llama();
     let checkpoint = SafetensorsCheckpoint::open(folder.path()).unwrap();
     let out = tempfile::tempdir().unwrap();
@@ -128,7 +128,7 @@ fn a_template_that_cannot_be_told_is_refused() {
     assert_eq!(names(out.path()), Vec::<String>::new());
 }
 
-/// Stops after some tensors.
+/// Cancels after some tensors.
 struct StopAfter(usize);
 
 impl Progress for StopAfter {
@@ -142,7 +142,7 @@ impl Progress for StopAfter {
 }
 
 #[test]
-fn stopping_leaves_what_was_there() {
+fn cancelling_keeps_the_previous_content() {
     let out = tempfile::tempdir().unwrap();
     let result = convert_weight(
         &open("arch/llama/hf"),
@@ -154,7 +154,7 @@ fn stopping_leaves_what_was_there() {
     assert!(matches!(result, Err(Error::Cancelled)));
     assert_eq!(names(out.path()), Vec::<String>::new());
 
-    // An earlier conversion stays as it is.
+    // An earlier conversion stays unchanged.
     convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();
     let before = read(out.path().join("params_shard_0.bin"));
     let result = convert_weight(
@@ -170,7 +170,7 @@ fn stopping_leaves_what_was_there() {
 }
 
 #[test]
-fn a_new_conversion_replaces_the_old_one_whole() {
+fn a_new_conversion_replaces_all_files_of_the_old_one() {
     let out = tempfile::tempdir().unwrap();
     let write = |options: &WeightOptions| {
         convert_weight(&open("arch/llama/hf"), format("q4f16_1"), options, out.path(), &mut ())
@@ -183,7 +183,7 @@ fn a_new_conversion_replaces_the_old_one_whole() {
     inspect(out.path()).unwrap();
 }
 
-/// Converts into a folder with these files. `Ok`: what is there then. `Err`: what is refused, and whether `overwrite` would take it.
+/// Converts into a folder with these files. `Ok`: the files afterwards. `Err`: the refused files, and true if `overwrite` accepts them.
 fn check_folder(files: &[&str], overwrite: bool, expected: Result<&[&str], (&[&str], bool)>) {
     let out = tempfile::tempdir().unwrap();
     for name in files {
@@ -203,18 +203,18 @@ fn check_folder(files: &[&str], overwrite: bool, expected: Result<&[&str], (&[&s
 }
 
 #[test]
-fn what_no_conversion_wrote_is_refused_by_name() {
+fn foreign_files_are_refused_by_name() {
     let whole: &[&str] = &["ndarray-cache.json", "params_shard_0.bin", "tensor-cache.json"];
     check_folder(&[], false, Ok(whole));
     check_folder(&["README.md"], false, Err((&["README.md"], false)));
     check_folder(&["README.md"], true, Err((&["README.md"], false)));
-    // Named like ours, but no index tells of them.
+    // Named like ours, but not listed in an index.
     check_folder(&["params_shard_7.bin"], false, Err((&["params_shard_7.bin"], true)));
     check_folder(&["params_shard_7.bin"], true, Ok(whole));
     check_folder(&["tokenizer.json"], false, Err((&["tokenizer.json"], true)));
     check_folder(&["tensor-cache.json"], false, Err((&["tensor-cache.json"], true)));
 
-    // The two commands of mlc_llm write to one folder, in either order; a file that came later is another's.
+    // The two commands of mlc_llm write to one folder in either order. A file added later is foreign.
     let out = tempfile::tempdir().unwrap();
     let llama = tiny_llama();
     let source = ConfigSource::folder(llama.path()).unwrap();
@@ -237,7 +237,7 @@ fn what_no_conversion_wrote_is_refused_by_name() {
 }
 
 #[test]
-fn inspect_misses_what_is_missing() {
+fn inspect_names_a_missing_shard() {
     let out = tempfile::tempdir().unwrap();
     assert!(inspect(out.path()).unwrap_err().to_string().contains("`tensor-cache.json` is missing"));
     convert_weight(&open("arch/llama/hf"), format("q4f16_1"), &WeightOptions::default(), out.path(), &mut ()).unwrap();

@@ -1,4 +1,4 @@
-//! A conversion that is ended in the middle, by its caller or by the system, is taken up again and ends in the same bytes.
+//! The same call resumes a conversion that its caller or the system ended, and produces the same bytes.
 
 mod common;
 
@@ -14,7 +14,7 @@ use weight_convert::{Error, Progress, WeightOptions, WeightsReport, convert_weig
 
 const CHECKPOINT: &str = "mlc/untied-f16-sharded/hf";
 
-/// Small shards, so that there are some.
+/// Small shards, so that there are several.
 fn options() -> WeightOptions {
     WeightOptions { shard_size: 24 << 10, ..WeightOptions::default() }
 }
@@ -23,10 +23,10 @@ fn convert(out: &Path, progress: &mut dyn Progress) -> Result<WeightsReport, Err
     convert_weight(&open(CHECKPOINT), format("q4f16_1"), &options(), out, progress)
 }
 
-/// Ends the work, one way or another, when it has been asked or told so many times.
+/// Ends the work at the given number of progress calls.
 struct EndAt {
     remaining: usize,
-    /// By ending the process, as the system does: nothing is dropped, nothing is flushed.
+    /// Ends the process like the system does: without dropping or flushing anything.
     aborts: bool,
 }
 
@@ -53,7 +53,7 @@ fn contents(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     names(folder).into_iter().map(|name| (name.clone(), read(folder.join(name)))).collect()
 }
 
-/// What an undisturbed conversion writes, and how many times it tells its progress.
+/// The files of an undisturbed conversion, and its number of progress calls.
 fn undisturbed() -> (BTreeMap<String, Vec<u8>>, usize) {
     let out = tempfile::tempdir().unwrap();
     let mut progress = EndAt { remaining: usize::MAX, aborts: false };
@@ -69,14 +69,14 @@ fn check_finished(out: &Path, expected: &BTreeMap<String, Vec<u8>>, point: usize
 }
 
 #[test]
-fn a_cancelled_conversion_goes_on_where_it_was() {
+fn a_cancelled_conversion_resumes() {
     let (expected, points) = undisturbed();
     let mut resumed = 0;
     for point in 1..=points {
         let out = tempfile::tempdir().unwrap();
         let error = convert(out.path(), &mut EndAt { remaining: point, aborts: false }).unwrap_err();
         assert!(matches!(error, Error::Cancelled), "{error}");
-        // Nothing that a reader would take for a model.
+        // No index or configuration: a reader finds no model.
         assert!(names(out.path()).iter().all(|name| name.starts_with(".weight-convert-")), "{:?}", names(out.path()));
         resumed += check_finished(out.path(), &expected, point).resumed;
     }
@@ -86,7 +86,7 @@ fn a_cancelled_conversion_goes_on_where_it_was() {
 const CHILD: &str = "WEIGHT_CONVERT_TEST_END_AT";
 const CHILD_OUT: &str = "WEIGHT_CONVERT_TEST_OUT";
 
-/// Not a test of its own: what the next one runs in a process that is to end.
+/// Not a test itself: the next test runs it in a process that ends early.
 #[test]
 fn child() {
     if let (Ok(point), Ok(out)) = (std::env::var(CHILD), std::env::var(CHILD_OUT)) {
@@ -94,9 +94,9 @@ fn child() {
     }
 }
 
-/// Fifty processes end at fifty points, ten of them twice over in the same folder.
+/// Fifty processes end at fifty points, ten of them twice in the same folder.
 #[test]
-fn a_killed_conversion_goes_on_where_it_was() {
+fn a_killed_conversion_resumes() {
     let (expected, points) = undisturbed();
     let kill = |out: &Path, point: usize| {
         let status = Command::new(std::env::current_exe().unwrap())
@@ -128,7 +128,7 @@ fn ended_at(point: usize) -> tempfile::TempDir {
 }
 
 #[test]
-fn what_was_spoilt_meanwhile_is_done_again() {
+fn shards_damaged_in_between_are_converted_again() {
     let (expected, points) = undisturbed();
     let out = ended_at(points);
     let shard = names(out.path()).into_iter().find(|name| name.contains("params_shard_0.bin")).unwrap();
@@ -139,7 +139,7 @@ fn what_was_spoilt_meanwhile_is_done_again() {
     let report = check_finished(out.path(), &expected, points);
     assert!(report.resumed > 5 && report.resumed < report.shards, "{report:?}");
 
-    // A last line that did not reach the disk whole.
+    // The last line of the journal is incomplete on disk.
     let out = ended_at(points);
     let journal = out.path().join(".weight-convert-journal.tmp");
     let text = String::from_utf8(read(&journal)).unwrap();
@@ -148,7 +148,7 @@ fn what_was_spoilt_meanwhile_is_done_again() {
 }
 
 #[test]
-fn another_work_does_not_go_on_from_it() {
+fn a_different_conversion_does_not_resume_it() {
     let (_, points) = undisturbed();
     let fresh = tempfile::tempdir().unwrap();
     let other = |out: &Path| convert_weight(&open(CHECKPOINT), format("q4f16_0"), &options(), out, &mut ()).unwrap();
@@ -157,7 +157,7 @@ fn another_work_does_not_go_on_from_it() {
     assert_eq!(other(out.path()).resumed, 0);
     assert!(contents(out.path()) == contents(fresh.path()));
 
-    // The same work on a source that has changed.
+    // The same conversion of a changed source.
     let source = tempfile::tempdir().unwrap();
     for name in names(&testdata(CHECKPOINT)) {
         fs::copy(testdata(CHECKPOINT).join(&name), source.path().join(&name)).unwrap();
@@ -177,13 +177,13 @@ fn another_work_does_not_go_on_from_it() {
 }
 
 #[test]
-fn shards_of_another_algorithm_are_made_anew_and_the_step_is_named() {
+fn shards_of_another_algorithm_are_converted_again_and_the_step_is_named() {
     let (expected, points) = undisturbed();
     for step in ["encode", "from_gptq", "shards"] {
         let out = ended_at(points);
         let journal = out.path().join(".weight-convert-journal.tmp");
         let text = String::from_utf8(read(&journal)).unwrap();
-        // As an older program would have left it.
+        // As an older version of the program leaves it.
         let number = format!("\"{step}\":");
         let at = text.find(&number).unwrap() + number.len();
         assert!(at < text.find('\n').unwrap(), "the fingerprint comes first: {text}");
@@ -198,7 +198,7 @@ fn shards_of_another_algorithm_are_made_anew_and_the_step_is_named() {
     assert_eq!((report.resumed > 0, report.begun_anew), (true, None));
 }
 
-/// Begins a second conversion into the folder of the first, in the middle of it.
+/// Starts a second conversion into the same folder during the first.
 struct Second<'a>(&'a Path, Vec<Error>);
 
 impl Progress for Second<'_> {

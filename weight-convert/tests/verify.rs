@@ -1,4 +1,4 @@
-//! What `verify` passes and what it does not: shards spoiled by hand, by less than a step and by one.
+//! `verify` on shards that were changed by hand, by less than one step and by one step.
 
 mod common;
 
@@ -9,8 +9,8 @@ use weight_convert::{ParamCheck, WeightOptions, convert_weight, verify};
 
 const MODULE: &str = "model.layers.0.mlp.down_proj";
 
-/// The tiny Llama with weights of one matrix such that they are known to the bit: every group's largest is 7/8, so that a step is
-/// 1/8, and every second weight lies half-way between two values.
+/// The tiny Llama with known weights in one matrix: the largest of every group is 7/8, so a step is 1/8, and every second weight is
+/// halfway between two values.
 fn checkpoint() -> tempfile::TempDir {
     let folder = common::tiny_llama();
     let source = SafetensorsCheckpoint::open(folder.path()).unwrap();
@@ -37,7 +37,7 @@ fn checkpoint() -> tempfile::TempDir {
     folder
 }
 
-/// The verdict on that matrix after `change` of its codes or scales.
+/// The check of that matrix after `change` of its codes or scales.
 fn verdict(tensor: &str, change: impl FnOnce(&mut [u8])) -> ParamCheck {
     let source = checkpoint();
     let source = SafetensorsCheckpoint::open(source.path()).unwrap();
@@ -50,7 +50,7 @@ fn verdict(tensor: &str, change: impl FnOnce(&mut [u8])) -> ParamCheck {
     verification.params.into_iter().find(|check| check.name == format!("{MODULE}.weight")).unwrap()
 }
 
-/// Adds to the codes of some weights; a byte has two.
+/// Adds `difference` to the codes of some weights. A byte has two codes.
 fn add(bytes: &mut [u8], weights: impl Iterator<Item = usize>, difference: i8) {
     for weight in weights {
         let (byte, shift) = (&mut bytes[weight / 2], 4 * (weight % 2));
@@ -60,7 +60,7 @@ fn add(bytes: &mut [u8], weights: impl Iterator<Item = usize>, difference: i8) {
     }
 }
 
-/// Weights half-way between two values, whose code is the even one of two: 32 i + 2 is 1/16, and 7.5 becomes 8.
+/// Weights halfway between two values, whose code was rounded to even: weight 32 i + 2 is 1/16, and 7.5 becomes 8.
 fn ties(count: usize) -> impl Iterator<Item = usize> {
     (0..count).map(|i| 32 * i + 2)
 }
@@ -78,15 +78,15 @@ fn a_few_ties_rounded_the_other_way_pass() {
 
 #[test]
 fn one_wrong_code_or_scale_fails() {
-    // The value next to the nearest, of one weight: less than three times the error of rounding.
+    // One weight has the second-nearest value: less than three times the rounding error.
     for difference in [-1, 1] {
         let check = verdict("q_weight", |bytes| add(bytes, [33].into_iter(), difference));
         assert_eq!((check.different, check.wrong), (1, 1), "{check:?}");
         assert!(check.max_error < 3.0 * check.expected_error && !check.passes(), "{check:?}");
     }
-    // A tie rounded up where it was rounded up already.
+    // A tie that was already rounded up, rounded up again.
     assert!(!verdict("q_weight", |bytes| add(bytes, ties(1), 1)).passes());
-    // The scale of one group, which is less than a hundredth of the values.
+    // The scale of one group, with less than a hundredth of the values.
     let check = verdict("q_scale", |bytes| {
         let scale = f16::from_le_bytes([bytes[0], bytes[1]]);
         assert_eq!(scale, f16::from_f32(0.125));

@@ -1,14 +1,15 @@
-//! Fetches the weights that `tests/demo_model.rs` runs, and prints where they lie. `cargo xtask test` calls it first, so
+//! Downloads the demo model's weights once and prints their path. `cargo xtask test` runs it before `tests/demo_model.rs`, so
 //! that no test needs a network.
 
-use model_hub::{HubConfig, demo};
+use std::process::ExitCode;
 
-fn main() {
-    benches::exit_with(fetch());
+use model_hub::demo;
+
+fn main() -> ExitCode {
+    benches::exit_with(fetch())
 }
 
 fn fetch() -> anyhow::Result<()> {
-    let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
-    println!("{}", demo::fetch_gguf(&hub, &mut ())?.display());
+    println!("{}", demo::fetch_gguf(&command_line::hub_config()?, &mut ())?.display());
     Ok(())
 }

@@ -1,31 +1,32 @@
-//! Where calibration text is run: the CPU, or a GPU by `--device`.
+//! [`Device`]: the CPU, or the GPU that `--device` selects, for calibration and measurement.
 
 use anyhow::Result;
 use infer_core::{DeviceChoice, DeviceType, Gpu, OpenOptions, block_on};
 use serde_json::{Value, json};
 
-use super::Bars;
+use super::progress::RunProgress;
 
-/// Operations on the device that was chosen.
+/// An open device.
 pub enum Device {
     /// Through candle.
     Cpu,
-    /// On a GPU.
+    /// Through our kernels.
     Gpu(Gpu),
 }
 
 impl Device {
-    /// Opens what `--device` means. With `matrix_units` its products are in f16 where it has such, with sums in f32.
-    pub fn open(choice: &DeviceChoice, matrix_units: bool, bars: &mut Bars) -> Result<Device> {
+    /// Opens the device that `--device` selects. With `matrix_units`, products run in f16 on matrix units, with sums in f32,
+    /// if the GPU has them.
+    pub fn open(choice: &DeviceChoice, matrix_units: bool, progress: &RunProgress) -> Result<Device> {
         let options = OpenOptions { cooperative_matrix: matrix_units, ..OpenOptions::default() };
         let opened = block_on(choice.open(options))?;
         if let Some(note) = opened.note {
-            bars.line(&note);
+            progress.say(&note);
         }
         Ok(opened.gpu.map_or(Device::Cpu, Device::Gpu))
     }
 
-    /// What a result follows from, as far as the device goes.
+    /// The device's part of a run's fingerprint: the facts that results depend on.
     pub fn description(&self) -> Value {
         match self {
             Device::Cpu => self.to_string().into(),
@@ -37,7 +38,7 @@ impl Device {
         }
     }
 
-    /// Whether it is a GPU that the CPU plays.
+    /// True for a software GPU, which runs on the CPU.
     pub fn is_software(&self) -> bool {
         matches!(self, Device::Gpu(gpu) if gpu.summary().device_type == DeviceType::Cpu)
     }
@@ -55,7 +56,7 @@ impl std::fmt::Display for Device {
     }
 }
 
-/// The same call with the operations of whichever device it is.
+/// Evaluates `$call` with the `Ops` of the device, in f32.
 macro_rules! with_ops {
     ($device:expr, $ops:ident => $call:expr) => {
         match $device {

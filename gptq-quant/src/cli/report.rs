@@ -1,6 +1,7 @@
-//! The report of a run, and what `--eval` measures.
+//! The report of a run, and the measurements of `--eval`.
 
 use anyhow::{Context, Result};
+use command_line::peak_memory;
 use gptq_quant::{CheckpointWriter, Evaluation, Report, Settings, Timings, evaluate, run::sum_of_windows};
 use infer_core::block_on;
 use model_format::{
@@ -11,13 +12,13 @@ use model_format::{
 use serde_json::{Value, json};
 
 use super::{
-    Args, Bars,
+    args::Args,
     device::{Device, with_ops},
-    peak_memory,
+    progress::RunProgress,
     texts::{Evaluated, Texts},
 };
 
-/// What came of a run.
+/// The report of a finished run.
 pub fn report(
     args: &Args,
     settings: &Settings,
@@ -50,8 +51,8 @@ pub fn report(
     }
 }
 
-/// Measures what quantizing cost, unless the report in the output folder says it already, and puts it there. `float` is the sum
-/// of the model before.
+/// Measures the original and the quantized model, unless the report in the output folder has this measurement, and stores the
+/// result there. `float` is the checksum of the original model.
 pub fn measure(
     args: &Args,
     settings: &Settings,
@@ -59,7 +60,7 @@ pub fn measure(
     float: &str,
     device: &Device,
     evaluated: &Evaluated,
-    bars: &mut Bars,
+    progress: &mut RunProgress,
 ) -> Result<()> {
     let folder = &args.output;
     let mut report = Report::read(folder)?.with_context(|| format!("`{}` has no report", folder.display()))?;
@@ -70,15 +71,15 @@ pub fn measure(
         Some((None, known)) => Evaluation { text: name.clone(), ..known },
         known => {
             if let Some((Some((what, was, is)), _)) = known {
-                bars.line(&format!("measuring again: `{what}` was {was}, now it is {is}"));
+                progress.say(&format!("measuring again: `{what}` was {was}, now it is {is}"));
             }
             let quantized = SafetensorsCheckpoint::open(folder)?;
             let (models, memory) = ([checkpoint, &quantized], settings.activation_memory);
             let found = with_ops!(device, ops => {
                 let mut ops = ops;
-                block_on(evaluate(&mut ops, models, name, windows, *prefix_len, memory, bars))
+                block_on(evaluate(&mut ops, models, name, windows, *prefix_len, memory, progress))
             })?;
-            bars.clear();
+            progress.clear();
             Evaluation { basis, ..found }
         }
     };
@@ -97,7 +98,7 @@ pub fn measure(
     Ok(report.write(folder)?)
 }
 
-/// What an evaluation follows from, by content.
+/// All inputs of a measurement, by content. If one changes, it is measured again.
 fn basis(args: &Args, float: &str, evaluated: &Evaluated) -> Result<Value> {
     let sum = |name: &str| {
         let path = args.output.join(name);

@@ -1,4 +1,4 @@
-//! Texts: the windows to calibrate on, from what `--calib` names, and those of `--eval`, which must be others.
+//! Windows of the texts of `--calib` and `--eval`. The two must not overlap.
 
 use std::path::Path;
 
@@ -17,52 +17,57 @@ use model_format::Checkpoint;
 use model_hub::HubConfig;
 use serde_json::{Value, json};
 
-use super::{Args, Bars, device::Device};
+use super::{args::Args, device::Device, progress::RunProgress};
 
-/// Tokens of a window that is measured on.
-const SEQ_LEN: usize = 2048;
+/// Tokens of an evaluation window.
+const EVAL_SEQ_LEN: usize = 2048;
 
-/// What is calibrated on.
+/// Calibration windows.
 pub struct Texts {
-    /// The windows.
+    /// The windows of all sources.
     pub calibration: TokenWindows,
-    /// Each source by its name, with its windows among these.
+    /// Name and window count of each source.
     pub sources: Vec<(String, usize)>,
-    /// What each window begins with, as the tokenizer writes it.
+    /// Prefix tokens of each window, as text.
     pub prefix_tokens: Vec<String>,
 }
 
-/// What is measured on.
+/// Evaluation windows.
 #[derive(Clone)]
 pub struct Evaluated {
-    /// The text, as it was named.
+    /// The argument of `--eval`.
     pub name: String,
-    /// Windows of it.
+    /// Its windows.
     pub windows: TokenWindows,
-    /// Tokens at the beginning of each that are no text.
+    /// Prefix tokens of each window.
     pub prefix_len: usize,
 }
 
-/// What is to be calibrated on, before the model has written its part.
+/// Calibration sources; the model's own text is still to be generated.
 pub struct Sources<'a> {
     args: &'a Args,
     sources: Vec<Source>,
-    /// Windows of each.
+    /// Windows of each source.
     shares: Vec<usize>,
     seq_len: usize,
-    /// Ids that each window begins with.
+    /// Prefix ids of each window.
     prefix: Vec<u32>,
-    /// The same as the tokenizer writes them.
+    /// The same tokens as text.
     prefix_tokens: Vec<String>,
-    /// Those that were read.
+    /// The windows read so far, by source.
     parts: Vec<Option<TokenWindows>>,
-    /// What `--eval` names, and its runs, which calibration text may share nothing with.
+    /// The evaluation text, with its runs of tokens; calibration text must not contain any of them.
     evaluation: Option<(Evaluated, TextRuns)>,
 }
 
 impl<'a> Sources<'a> {
-    /// Reads or fetches what others have written.
-    pub fn read(args: &'a Args, checkpoint: &dyn Checkpoint, hub: &HubConfig, bars: &mut Bars) -> Result<Sources<'a>> {
+    /// Reads or downloads all texts except the model's own.
+    pub fn read(
+        args: &'a Args,
+        checkpoint: &dyn Checkpoint,
+        hub: &HubConfig,
+        progress: &mut RunProgress,
+    ) -> Result<Sources<'a>> {
         let sources = args.calib.iter().map(|name| Source::parse(name)).collect::<Result<Vec<_>, _>>()?;
         let config = model_format::DecoderConfig::from_hf(checkpoint.config_json())?;
         let context = config.max_position_embeddings;
@@ -78,8 +83,9 @@ impl<'a> Sources<'a> {
         }
         let evaluation = match &args.eval {
             Some(name) => {
-                let tokens = reader.evaluation(name, bars)?;
-                let windows = perplexity::windows(&tokens, &prefix, SEQ_LEN.min(context), args.eval_windows as usize)?;
+                let tokens = reader.evaluation(name, progress)?;
+                let windows =
+                    perplexity::windows(&tokens, &prefix, EVAL_SEQ_LEN.min(context), args.eval_windows as usize)?;
                 let windows = windows.with_context(|| format!("`{name}` is too short to measure on"))?;
                 let evaluated = Evaluated { name: name.clone(), windows, prefix_len: prefix.len() };
                 Some((evaluated, TextRuns::new(tokens, seq_len - prefix.len())))
@@ -90,19 +96,19 @@ impl<'a> Sources<'a> {
         let mut read = Sources { args, sources, shares, seq_len, prefix, prefix_tokens, parts, evaluation };
         for i in 0..read.sources.len() {
             if read.shares[i] > 0 && !is_own(&read.sources[i]) {
-                let windows = reader.windows(&read.sources[i], seq_len, read.shares[i], bars)?;
+                let windows = reader.windows(&read.sources[i], seq_len, read.shares[i], progress)?;
                 read.take(i, windows)?;
             }
         }
         Ok(read)
     }
 
-    /// What is to be measured on.
+    /// The evaluation windows, if `--eval` is set.
     pub fn evaluated(&self) -> Option<Evaluated> {
         self.evaluation.as_ref().map(|(evaluated, _)| evaluated.clone())
     }
 
-    /// Which text it is, by what it is written from and by what is in it.
+    /// The texts' part of a run's fingerprint: sources by content, settings of generated text.
     pub fn description(&self) -> Value {
         let parts = self.sources.iter().zip(&self.shares).zip(&self.parts);
         let parts = parts.map(|((source, share), part)| {
@@ -111,14 +117,14 @@ impl<'a> Sources<'a> {
         json!({ "sources": parts.collect::<Vec<_>>(), "seq_len": self.seq_len, "prefix_tokens": self.prefix, "seed": self.args.seed, "temperature": self.args.self_temperature, "random": self.args.self_random })
     }
 
-    /// Lets the model write its part, as far as `store` does not have it.
+    /// Generates the model's own text, except windows that `store` already has.
     pub fn complete(
         mut self,
         checkpoint: &dyn Checkpoint,
         settings: &Settings,
         device: &Device,
         store: &mut dyn Store,
-        bars: &mut Bars,
+        progress: &mut RunProgress,
     ) -> Result<Texts> {
         for i in 0..self.sources.len() {
             if is_own(&self.sources[i]) && self.shares[i] > 0 {
@@ -126,21 +132,22 @@ impl<'a> Sources<'a> {
                 let (samples, seq_len) = (self.shares[i], self.seq_len);
                 let prefix = &self.prefix;
                 let text = SelfText { samples, seq_len, prefix, seed, temperature, random, head: None };
-                // A GPU that the CPU plays writes more slowly than the CPU itself.
+                // On a software GPU, generating is slower than on the CPU backend.
                 let windows = match device {
                     Device::Gpu(gpu) if !device.is_software() => {
                         let ops = GpuOps::new(gpu.clone(), KvDtype::F32);
-                        block_on(write_windows(ops, checkpoint, text, bars, store))?
+                        block_on(write_windows(ops, checkpoint, text, progress, store))?
                     }
                     _ => {
-                        // A GPU soon has what goes into the head; here that is a seventh of the work.
+                        // Record the inputs of the head while generating: computing them again takes a seventh of a run on
+                        // the CPU, and little on a GPU.
                         let is_all = self.shares[i] == self.shares.iter().sum::<usize>();
                         let is_wanted = is_all && (settings.quantize_ends || settings.lm_head);
                         let text = SelfText { head: is_wanted.then_some(settings.token_weight), ..text };
-                        block_on(write_windows(CandleOps::rounded(), checkpoint, text, bars, store))?
+                        block_on(write_windows(CandleOps::rounded(), checkpoint, text, progress, store))?
                     }
                 };
-                bars.clear();
+                progress.clear();
                 self.take(i, windows)?;
             }
         }
@@ -172,7 +179,7 @@ fn is_own(source: &Source) -> bool {
     source.place == Place::SelfGenerated
 }
 
-/// Reads texts as this model does.
+/// Reads texts and encodes them with the model's tokenizer.
 struct Reader<'a> {
     args: &'a Args,
     hub: &'a HubConfig,
@@ -187,18 +194,24 @@ impl<'a> Reader<'a> {
         Ok(Reader { args, hub, tokenizer, template: ChatTemplate::from_files(&files)? })
     }
 
-    /// `share` windows of a source, or as many as it has where nobody asked for a number.
-    fn windows(&self, source: &Source, seq_len: usize, share: usize, bars: &mut Bars) -> Result<TokenWindows> {
-        let documents = self.documents(&source.place, self.args.calib_column.as_deref(), bars)?;
+    /// `share` windows of a source. Without `--samples`, a shorter source gives all windows that it has.
+    fn windows(
+        &self,
+        source: &Source,
+        seq_len: usize,
+        share: usize,
+        progress: &mut RunProgress,
+    ) -> Result<TokenWindows> {
+        let documents = self.documents(&source.place, self.args.calib_column.as_deref(), progress)?;
         if documents.is_truncated {
-            bars.line(&format!("of `{}`, the first {} MiB are read", source.name, TEXT_LIMIT >> 20));
+            progress.say(&format!("reading only the first {} MiB of `{}`", TEXT_LIMIT >> 20, source.name));
         }
         let encode = |text: &str| self.tokenizer.encode(text);
         let choice = Choice::Seeded(self.args.seed);
         let prefix = self.args.prefix_token.ids(&self.tokenizer);
         let windows = |samples| TokenWindows::new(&documents.texts, encode, prefix, seq_len, samples, choice);
         let windows = match windows(share) {
-            // A number that nobody asked for is taken as the most.
+            // The default number of windows is an upper limit.
             Err(calib_data::Error::TooShort { available, .. }) if self.args.samples.is_none() && available > 0 => {
                 windows(available)
             }
@@ -207,41 +220,41 @@ impl<'a> Reader<'a> {
         windows.with_context(|| format!("`{}` cannot be calibrated on", source.name))
     }
 
-    /// The tokens of the text to measure on.
-    fn evaluation(&self, name: &str, bars: &mut Bars) -> Result<Vec<u32>> {
+    /// The tokens of the evaluation text.
+    fn evaluation(&self, name: &str, progress: &mut RunProgress) -> Result<Vec<u32>> {
         let place = match DataSet::for_evaluation(name)? {
             Some(data_set) if !Path::new(name).exists() => Place::Hub(data_set),
             _ => Place::File(name.into()),
         };
-        let texts = self.documents(&place, None, bars)?.texts;
+        let texts = self.documents(&place, None, progress)?.texts;
         let text = texts.join("\n\n");
         let text = if self.args.eval_wikitext { perplexity::wikitext_text(&text) } else { text };
         Ok(self.tokenizer.encode(&text)?)
     }
 
-    fn documents(&self, place: &Place, column: Option<&str>, bars: &mut Bars) -> Result<Documents> {
+    fn documents(&self, place: &Place, column: Option<&str>, progress: &mut RunProgress) -> Result<Documents> {
         let render = |messages: &[ChatMessage]| self.conversation(messages);
         Ok(match place {
             Place::SelfGenerated => unreachable!("the model's own text is not read"),
             Place::File(path) => read_documents(path, Records { column, join: None }, render)?,
             Place::Hub(data_set) => {
-                let path = data_set.fetch(self.hub, bars)?;
+                let path = data_set.fetch(self.hub, progress.bars())?;
                 let records = Records { column: Some(data_set.column), join: data_set.join };
                 read_documents(&path, records, render)?
             }
         })
     }
 
-    /// A conversation as the model's chat template writes it.
+    /// A conversation, rendered by the model's chat template.
     fn conversation(&self, messages: &[ChatMessage]) -> Result<String> {
-        let template = self.template.as_ref().context("the model has no chat template to write `messages` with")?;
+        let template = self.template.as_ref().context("the model has no chat template to render `messages`")?;
         let messages: Vec<_> = messages.iter().map(message).collect::<Result<_>>()?;
         let segments = template.render(&self.tokenizer, &messages, false)?;
         Ok(segments.iter().map(Segment::text).collect())
     }
 }
 
-/// A message of a calibration file as the chat template takes it.
+/// Converts a message of a calibration file to the chat template's type.
 fn message(message: &ChatMessage) -> Result<Message> {
     let roles = [Role::System, Role::User, Role::Assistant, Role::Tool];
     let role = roles.into_iter().find(|role| role.as_str() == message.role);

@@ -4,18 +4,16 @@
 //! then be compiled and tuned while the weights are uploaded.
 
 use model_format::{DecoderConfig, Param, QuantFormat, params::joined_params};
-use webgpu_kernels::{
-    Gpu, Kernel, KvDtype, Variant, WeightFormat, attention::HeadShape, gpu::Traced, selftest::Workload, tuning::Problem,
-};
+use webgpu_kernels::{Gpu, Kernel, KvDtype, Variant, WeightFormat, gpu::Traced, selftest::Workload, tuning::Problem};
 
 use super::need::ModelSize;
 use crate::{
     Result,
     model::{
-        Decoder, KvCache, Parts, Sequence,
+        Decoder, KvCache, Parts, Sequence, attention_shape,
         chunks::{FEWEST_ROWS, PREFILL_CHUNK},
     },
-    ops::{Loading, gpu::GpuOps},
+    ops::{AttentionShape, Loading, gpu::GpuOps},
 };
 
 /// The kernels of a model on a GPU.
@@ -158,13 +156,11 @@ fn add_new(variants: &mut Vec<(&'static str, Variant)>, ops: &mut GpuOps) -> Vec
 
 /// The kernels of a model, for the self-test.
 fn workload(config: &DecoderConfig, ops: &GpuOps) -> Workload {
-    let group = config.num_attention_heads / config.num_key_value_heads;
-    let mut attention: Vec<HeadShape> = Vec::new();
-    for window in &config.layer_windows {
-        let soft_cap = config.attn_logit_softcapping.is_some();
-        let heads = HeadShape { group, head_dim: config.head_dim, soft_cap, window: window.is_some() };
-        if !attention.contains(&heads) {
-            attention.push(heads);
+    let mut attention: Vec<AttentionShape> = Vec::new();
+    for layer in 0..config.layer_windows.len() {
+        let shape = attention_shape(config, layer);
+        if !attention.contains(&shape) {
+            attention.push(shape);
         }
     }
     Workload {

@@ -188,7 +188,7 @@ fn block_end<O: Forward>(
 }
 
 /// The shape of the attention of layer `i`.
-fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
+pub(crate) fn attention_shape(config: &DecoderConfig, i: usize) -> AttentionShape {
     AttentionShape {
         heads: config.num_attention_heads,
         kv_heads: config.num_key_value_heads,

@@ -14,6 +14,7 @@ pub mod weights;
 pub use decoder::{Decoder, Sequence};
 pub use kv_cache::KvCache;
 pub use layer::Layer;
+pub(crate) use layer::attention_shape;
 pub use parts::Parts;
 pub use profile::{KernelTime, StepProfile};
 pub use session::Session;

@@ -2,26 +2,9 @@
 
 use model_format::decoder_config::Activation;
 
-use super::backend::Backend;
+pub use webgpu_kernels::attention::AttentionShape;
 
-/// The shape of an attention.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads; query head `h` reads `h / (heads / kv_heads)`.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Number of leading elements of each head that are rotated.
-    pub rotary_dim: usize,
-    /// Factor on `q . k` before the softmax.
-    pub scale: f32,
-    /// Cap `c` of the scaled scores: `c * tanh(score / c)`.
-    pub soft_cap: Option<f32>,
-    /// Length of the sliding window: a query sees this many keys, the last of them its own. `None`: all keys.
-    pub window: Option<usize>,
-}
+use super::backend::Backend;
 
 /// The shape of one layer's cache: keys and values are `[kv_heads, capacity, head_dim]` each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -88,7 +88,7 @@ pub fn max_abs_difference(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-/// Normalised mean squared error: `sum (found - expected)^2 / sum expected^2`.
+/// Normalized mean squared error: `sum (found - expected)^2 / sum expected^2`.
 pub fn nmse(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let error: f64 = found.iter().zip(expected).map(|(f, e)| f64::from(f - e).powi(2)).sum();

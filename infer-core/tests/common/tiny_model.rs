@@ -1,31 +1,14 @@
-//! A tiny model with a tokenizer and a chat template, for tests of whole answers.
+//! The engine with a tiny model, for tests of whole answers.
+
+#[path = "chat_model.rs"]
+mod chat_model;
 
 use std::path::Path;
 
 use infer_core::{CacheFolder, Device, Engine, LoadOptions, SamplingParams, block_on};
 use model_format::DirFiles;
-use serde_json::Value;
-use tempfile::TempDir;
 
-use super::common::Golden;
-
-/// An MLC folder with a tokenizer.
-pub fn model() -> TempDir {
-    let (folder, golden) = (tempfile::tempdir().unwrap(), Golden::open("arch/llama").folder("q4f16_1"));
-    for entry in std::fs::read_dir(golden).unwrap() {
-        let path = entry.unwrap().path();
-        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
-    }
-    let tokenizer = Golden::open("tokenizer/tiny-bpe").folder("tokenizer.json");
-    std::fs::copy(tokenizer, folder.path().join("tokenizer.json")).unwrap();
-    // The template is made for a larger vocabulary. Remove the token that this one lacks.
-    let path = folder.path().join("mlc-chat-config.json");
-    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-    config["conv_template"]["system_prefix_token_ids"] = Value::Null;
-    config["conv_template"]["system_message"] = "".into();
-    std::fs::write(&path, config.to_string()).unwrap();
-    folder
-}
+pub use chat_model::model;
 
 pub fn options(folder: &Path, context: usize) -> LoadOptions {
     LoadOptions {

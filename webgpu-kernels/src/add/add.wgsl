@@ -1,4 +1,4 @@
-// x[r, c] += y[c], or with as many columns as x has values x[i] += y[i]
+// x[r, c] += y[c]. If `cols` is the number of values of x, it is x[i] += y[i].
 #import invocation
 
 struct Params { len: u32, cols: u32 }

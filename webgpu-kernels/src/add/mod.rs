@@ -1,4 +1,4 @@
-//! `x[r, c] += y[c]`: a bias; and with one row the residual connection, where it is not fused into the norm after it
+//! `x[r, c] += y[c]`: adds a bias. With one row it is a residual connection that is not fused into the next norm
 //! ([`crate::rms_norm`]).
 
 mod reference;
@@ -31,6 +31,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite, Access::Read],
     params: AddParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl Add {
@@ -48,7 +49,7 @@ fn variant() -> Variant {
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
     let shapes: &[(usize, usize)] = match set {
-        // The last one wraps into the second dimension of workgroups.
+        // The last shape wraps into the second dimension of workgroups.
         CaseSet::Test => &[(1, 1), (1, 576), (1, 3 * 577), (3, 577), (40, 96), (5, 1), (1, 65_535 * WORKGROUP + 1000)],
         CaseSet::Bench => &[(1, 3072), (512, 3072), (1, 512 * 3072)],
     };

@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// `x[r, c] += y[c]`. `x`: [any, cols]. `y`: `[cols]`.
 pub fn add(x: &mut [f32], y: &[f32]) {

@@ -1,5 +1,5 @@
-// y[r, s] = argmax_c x[r, c] over the SPAN columns of split s, the lowest such c; 0 where there is none but NaN.
-// With JOIN there is one split, of the columns that `candidates` names.
+// y[r, s] = argmax_c x[r, c] over the SPAN columns of split s. The lowest c wins a tie. The result is 0 if all values are NaN.
+// With JOIN there is one split: the columns in `candidates`.
 // One workgroup per row and split.
 #import invocation
 
@@ -47,7 +47,7 @@ fn main(
 #else
     let first = group % params.splits * SPAN + lane;
 #for i in 0..STEPS
-    // A column beyond the last is the last, once more.
+    // A column beyond the last is the last one again.
     let c$i = min(first + $iu * WORKGROUP, params.cols - 1u);
     let v$i = x[row * params.cols + c$i];
 #endfor

@@ -1,6 +1,6 @@
-//! `y[r] = argmax_c x[r, c]`, the lowest such `c`: greedy sampling. Only the id travels to the host.
+//! `y[r] = argmax_c x[r, c]`, for greedy sampling. The lowest `c` wins a tie. Only the id travels to the host.
 //!
-//! A long row is split among workgroups, and a second kernel chooses among what they found.
+//! A long row is split among workgroups. A second kernel reduces their results.
 
 mod reference;
 
@@ -8,12 +8,12 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, Purpose, params, product},
+    kernel::{Access, CaseBuffer, Params, Purpose, Usage, params, product},
 };
 
 pub use reference::argmax;
 
-/// `y[r] = argmax_c x[r, c]`. NaN is never the largest; a row of nothing else gives 0.
+/// `y[r] = argmax_c x[r, c]`. NaN is never the largest. A row of NaN gives 0.
 pub struct Argmax {
     /// Rows.
     pub rows: usize,
@@ -24,7 +24,7 @@ pub struct Argmax {
 params! { struct ArgmaxParams { rows: u32, cols: u32, splits: u32 } }
 
 const WORKGROUP: u32 = 256;
-/// Columns that a lane looks at.
+/// Columns of a lane.
 const STEPS: u32 = 8;
 /// Columns of a split.
 const SPAN: u32 = WORKGROUP * STEPS;
@@ -36,15 +36,19 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: ArgmaxParams::LAYOUT,
     cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
-/// The record of the kernel that chooses among what the splits of a row found.
+/// The record of the reduction over the splits of a row.
 pub static JOIN_KERNEL: Kernel = Kernel {
     name: "argmax_join",
     wgsl: KERNEL.wgsl,
     bindings: &[Access::Read, Access::ReadWrite, Access::Read],
     params: ArgmaxParams::LAYOUT,
     cases: join_cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
 impl Argmax {
@@ -97,7 +101,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         tolerance: 0.0,
         buffers: Box::new(move || {
             let mut x = Random::new(cols as u64).values(rows * cols);
-            // Ties, negative values alone, and NaN.
+            // Ties, only negative values, and NaN.
             for (r, row) in x.chunks_exact_mut(cols).enumerate() {
                 match r {
                     0 => (row[cols / 2], row[cols - 1]) = (2.0, 2.0),

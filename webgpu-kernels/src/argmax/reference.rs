@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// `x`: [rows, cols]. `y`: `[rows]`.
 pub fn argmax(x: &[f32], cols: usize, y: &mut [u32]) {

@@ -1,10 +1,10 @@
 // y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
-// Each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
+// Each row sees only the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
-// A workgroup takes one row, HEADS heads that share a key head, and one of `splits` ranges of keys from begin on. Scores: a lane per
-// key. Values: a lane per eight dims and one of KEY_GROUPS keys at a time. Softmax is online over tiles of WORKGROUP
-// keys. Where there are several ranges the workgroup leaves sum, m (the largest score) and l (the sum of exp(score - m)) for
-// reduce.wgsl: no variant of its own, as the end alone differs and a software driver takes half a second for one.
+// A workgroup has one row, HEADS heads that share a key head, and one of `splits` ranges of keys, counted from `begin`. For scores a lane
+// has one key. For values it has eight dims of one of KEY_GROUPS keys at a time. Softmax is online over tiles of WORKGROUP keys. With
+// several splits, the workgroup writes the weighted sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl. That is
+// no variant: only the end differs, and a software driver takes half a second to compile a variant.
 #import invocation
 #import kv
 #ifdef SOFT_CAP
@@ -20,12 +20,12 @@ struct Params {
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, heads, HEAD_DIM / 4]
 @group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
 @group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
-@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], of several
-                                                                       // ranges [rows, heads, splits, HEAD_DIM + 2]
+@group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], or with splits
+                                                                       // [rows, heads, splits, HEAD_DIM + 2]
 const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
 const KEY_GROUPS: u32 = WORKGROUP / EIGHTS;
-// Lanes that find the largest score of one head.
+// Lanes that reduce the scores of one head.
 const HEAD_LANES: u32 = WORKGROUP / 8u;
 
 var<workgroup> q_tile: array<vec4<f32>, HEADS * EIGHTS * 2u>;          // [HEADS, EIGHTS, 2]
@@ -105,7 +105,7 @@ fn main(
 #endfor
         workgroupBarrier();
 
-        // A lane finds the largest and the sum of eight scores of its head, and adds up those of its HEAD_LANES fellows.
+        // A lane reduces eight scores of its head, then the results of the HEAD_LANES lanes of that head.
         let head = lane / HEAD_LANES;
         let part = lane % HEAD_LANES;
         var m = LOWEST;
@@ -151,7 +151,7 @@ fn main(
         if (key_group < KEY_GROUPS) {
             for (var i = key_group; i < count; i += VALUES * KEY_GROUPS) {
 #for j in 0..VALUES
-                // A key beyond the last is the last with weight zero.
+                // A key beyond the last is the last one with weight zero.
                 let i$j = i + $ju * KEY_GROUPS;
                 let v$j = load_value(cache + first_key + min(i$j, count - 1u), eight);
 #endfor
@@ -167,7 +167,7 @@ fn main(
         workgroupBarrier();
     }
 
-    // One head at a time: the parts of all need the room of one, and a software driver compiles this once.
+    // One head at a time: so y_parts has room for one, and a software driver compiles this loop once.
     for (var h = 0u; h < HEADS; h++) {
         if (key_group < KEY_GROUPS) {
             var a = y0_0;

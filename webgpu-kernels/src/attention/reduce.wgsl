@@ -1,6 +1,6 @@
 // y[r, h, d] = sum over splits s of exp(m[s] - M) * part[s, d] / sum over s of exp(m[s] - M) * l[s],  M = max over s of m[s]
-// One workgroup per row and head, one lane per dim. The sums are online, over STEPS splits at a time, which are all on
-// their way at once; no lane waits for another.
+// One workgroup per row and head, one lane per dim. The sums are online, over STEPS splits at a time, whose loads overlap. There is no
+// barrier.
 #import invocation
 
 struct Params { first_row: u32, heads: u32, splits: u32, groups: u32 }
@@ -29,7 +29,7 @@ fn main(
         var total = 0.0;
         for (var first = 0u; first < params.splits; first += STEPS) {
 #for s in 0..STEPS
-            // A split beyond the last is the last with weight zero.
+            // A split beyond the last is the last one with weight zero.
             let at$s = start + min(first + $su, params.splits - 1u) * STRIDE;
             let part$s = parts[at$s + d];
             let m$s = parts[at$s + HEAD_DIM];

@@ -1,31 +1,20 @@
-//! The same in plain loops.
+//! Attention in plain loops.
 
+use super::AttentionShape;
 use crate::kv::padded;
 
-/// Sizes that the buffers' lengths do not tell.
-#[derive(Debug, Clone, Copy)]
-pub struct Shape {
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads.
-    pub kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Position of the first row.
-    pub past_len: usize,
-    /// Tokens that the cache has room for.
-    pub capacity: usize,
-    /// Factor on `q . k`.
-    pub scale: f32,
-    /// Cap `c` of the scaled scores: `c * tanh(score / c)`.
-    pub soft_cap: Option<f32>,
-    /// How many keys a row sees, the last ones, its own among them. `None`: all.
-    pub window: Option<usize>,
-}
-
+/// Attention of rows from position `past_len` on, over a cache with room for `capacity` tokens.
+///
 /// `q`, `y`: [rows, heads, head_dim]. `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
-pub fn attention(shape: Shape, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
-    let Shape { heads, kv_heads, head_dim, past_len, capacity, scale, soft_cap, window } = shape;
+pub fn attention(
+    shape: AttentionShape,
+    past_len: usize,
+    capacity: usize,
+    q: &[f32],
+    [k, v]: [&[f32]; 2],
+    y: &mut [f32],
+) {
+    let AttentionShape { heads, kv_heads, head_dim, scale, soft_cap, window, .. } = shape;
     let cached = |head: usize, key: usize| (head / (heads / kv_heads) * capacity + key) * padded(head_dim);
     for (i, (q, y)) in q.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)).enumerate() {
         let (row, head) = (i / heads, i % heads);
@@ -49,8 +38,8 @@ pub fn attention(shape: Shape, q: &[f32], k: &[f32], v: &[f32], y: &mut [f32]) {
     }
 }
 
-/// What the splits of each row and head come to. `parts`: [rows and heads, splits, head_dim + 2], the last two being the
-/// largest score and the sum of exponentials. Result: [rows and heads, head_dim].
+/// Joins the splits of each row and head. `parts`: [rows * heads, splits, head_dim + 2]. The last two values of a split are its largest
+/// score and its sum of exponentials. Result: [rows * heads, head_dim].
 pub fn join_splits(parts: &[f32], splits: usize, head_dim: usize) -> Vec<f32> {
     let mut y = Vec::new();
     for parts in parts.chunks_exact(splits * (head_dim + 2)) {

@@ -1,6 +1,6 @@
-// The attention of decode.wgsl where there are subgroups: nothing waits for other lanes until the end. A workgroup takes one
-// row, HEADS heads that share a key head, and one of `splits` ranges of keys from begin on, see team_attention.wgsl.
-// With SPLIT_K it leaves sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
+// The attention of decode.wgsl with subgroups: no barrier before the end. A workgroup has one row, HEADS heads that share a key head, and
+// one of `splits` ranges of keys, counted from `begin`: see team_attention.wgsl.
+// With SPLIT_K it writes the weighted sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
 #import team_attention
 
 struct Params {

@@ -1,10 +1,10 @@
 // y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
 // With WINDOW, each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
-// A workgroup of 8 x 16 lanes takes SLOTS slots, pairs of a row and one of the GROUP heads that share a key head, so that a
-// tile of 64 keys and values is loaded once for all of them. A lane has SETS sets of SET slots (up to four), eight apart: in
-// scores with 4 keys, in y with a quad of dims of each CHUNK of 64. Softmax is online: m is the largest score so far, the same in all lanes of
-// a slot; l, the sum of exp(score - m), is of the lane's own keys until the end.
+// A slot is a row and one of the GROUP heads that share a key head. A workgroup of 8 x 16 lanes has SLOTS slots, and loads each tile of 64
+// keys and values once for all of them. A lane has SETS sets of SET slots (up to four), eight apart: for scores with 4 keys, for y with a
+// quad of dims of each CHUNK of 64. Softmax is online: m, the largest score so far, is equal in all lanes of a slot. l, the sum of
+// exp(score - m), covers only the lane's keys until the end.
 #import invocation
 #import kv
 #ifdef SOFT_CAP
@@ -22,27 +22,27 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [kv_heads, capacity] rows
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;    // [any, kv_heads * GROUP, HEAD_DIM / 4]
 
-// A score that counts for nothing.
+// The score of a key that does not count.
 const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
 const SLOTS: u32 = 8u * SET * SETS;
 const KEYS: u32 = 64u;
 const LANES: u32 = 128u;
-// For scores, 16 dims of slots and keys at a time; for y, 64 dims of 32 keys.
+// Scores are computed for 16 dims of slots and keys at a time, y for 64 dims of 32 keys.
 const STEP: u32 = 4u;
 const HALF: u32 = KEYS / 2u;
 
 // First q [slot, STEP] and k [key, STEP], see `place`; then p [slot, key of half / 4].
 var<workgroup> left: array<vec4<f32>, STEP * (SLOTS + KEYS)>;
-// First the largest score of each lane, then v [key of half, dim of chunk / 4]; at the end the sum of each lane.
+// First the largest score of each lane, then v [key of half, dim of chunk / 4]. At the end the sum of each lane.
 var<workgroup> right: array<vec4<f32>, HALF * 16u>;
 
-// Where quad `quad` of row `row` lies, so that lanes that read the same quad of neighbouring rows meet all banks.
+// The place of quad `quad` of row `row`. Lanes that read the same quad of neighboring rows use all banks.
 fn place(row: u32, quad: u32) -> u32 {
     return row * STEP + (quad ^ ((row >> 1u) & 3u));
 }
 
-// Where slot `i` of all rows and heads is in q and y, in heads.
+// The head of q and y that is slot `i`.
 fn slot_head(i: u32, kv_head: u32) -> u32 {
     return (params.first_row + i / GROUP) * params.kv_heads * GROUP + kv_head * GROUP + i % GROUP;
 }
@@ -58,15 +58,15 @@ fn main(
     }
     let slots = params.rows * GROUP;
     let kv_head = group % params.kv_heads;
-    // The last rows see the most keys: they begin.
+    // The last rows see the most keys, so they start first.
     let first_slot = (params.groups - 1u - group) / params.kv_heads * SLOTS;
     let lane = invocation.lane;
-    // 32 lanes, which many devices run together, have 4 x 8 places.
+    // 32 lanes, the subgroup of many devices, are 4 x 8 of the workgroup's 8 x 16.
     let lane_s = 4u * (lane / 32u % 2u) + lane / 8u % 4u;
     let lane_k = 8u * (lane / 64u) + lane % 8u;
     let last_row = min(first_slot + SLOTS - 1u, slots - 1u) / GROUP;
     let keys = params.past_len + last_row + 1u;
-    // Slots beyond the last are computed like it and not written.
+    // Slots beyond the last repeat it and are not written.
 #for a in 0..SETS
 #for i in 0..SET
     let slot$a_$i = min(first_slot + lane_s + 8u * (SET * $au + $iu), slots - 1u);
@@ -80,7 +80,7 @@ fn main(
 #endfor
 
 #ifdef WINDOW
-    // What the first slot sees, from a whole tile on.
+    // Begin with the tile of the first key that the first slot sees.
     let seen = params.past_len + first_slot / GROUP + 1u;
     let begin = (seen - min(params.window, seen)) / KEYS * KEYS;
 #else
@@ -104,7 +104,7 @@ fn main(
                 left[place(i / STEP, i % STEP)] = value;
             }
             {
-                // One key, eight dims; the four keys of a lane lie sixteen rows apart.
+                // One key, eight dims. The four keys of a lane are sixteen rows apart.
                 let row = lane / 2u;
                 let key = min(first_key + row, keys - 1u);
                 // Beyond the last dim q is zero.
@@ -169,7 +169,7 @@ fn main(
             m$a = new_m$a;
             l$a *= correction;
 #for i in 0..SET
-            // A slot that has seen no key yet: what does not count must not become one.
+            // If a slot has seen no key yet, exp(LOWEST - LOWEST) would be one.
             s$a_$i = select(exp(s$a_$i - new_m$a[$i]), vec4<f32>(0.0), s$a_$i == vec4<f32>(LOWEST));
             l$a[$i] += dot(s$a_$i, vec4<f32>(1.0));
 #for c in 0..CHUNKS
@@ -191,7 +191,7 @@ fn main(
 #endfor
             }
             for (var i = lane; i < HALF * 8u; i += LANES) {
-                // One key, eight dims. Beyond the last key p is zero, but the cache may hold anything.
+                // One key, eight dims. Beyond the last key p is zero, but the cache may hold NaN.
                 let key = min(first_key + $hu * HALF + i / 8u, keys - 1u);
                 let eight = min($cu * 8u + i % 8u, EIGHTS - 1u);
                 let values = load_value(kv_head * params.capacity + key, eight);

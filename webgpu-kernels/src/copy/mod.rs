@@ -1,10 +1,10 @@
-//! `y[i] = x[i]`: what a kernel can move at best, to hold the others against ([`crate::Gpu::copy_bandwidth`]).
+//! `y[i] = x[i]`: measures the bandwidth that a kernel can reach ([`crate::Gpu::copy_bandwidth`]).
 
 use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 /// `y[i] = x[i]`.
@@ -24,12 +24,14 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: CopyParams::LAYOUT,
     cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl Copy {
     /// `x`, `y`: `[len]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<u32>, y: &Buffer<u32>) {
-        assert!(self.len.is_multiple_of(4), "copy: {} words are no whole quads", self.len);
+        assert!(self.len.is_multiple_of(4), "copy: {} words, not a multiple of 4", self.len);
         let params = CopyParams { quads: (self.len / 4) as u32 };
         let groups = (self.len / 4).div_ceil(WORKGROUP);
         recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into()], groups);

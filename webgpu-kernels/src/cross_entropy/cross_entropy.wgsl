@@ -1,5 +1,5 @@
 // losses[r] = ln(sum over c of exp(x[r, c])) - x[r, targets[r]]
-// One workgroup per row. A lane keeps the largest value it has met and the sum of exponentials relative to it.
+// One workgroup per row. A lane keeps the largest value so far, and the sum of exponentials relative to it (online softmax).
 #import invocation
 
 struct Params { rows: u32, cols: u32 }
@@ -23,7 +23,7 @@ fn main(
     }
     let lane = invocation.lane;
     let first = row * params.cols;
-    // The row's first value: finite, and as good as any to begin with.
+    // Begin with the row's first value, which is finite.
     var top = x[first];
     var sum = 0.0;
     for (var c = lane; c < params.cols; c += WORKGROUP) {

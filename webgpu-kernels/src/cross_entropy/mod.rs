@@ -1,4 +1,4 @@
-//! `losses[r] = ln(sum over c of exp(x[r, c])) - x[r, targets[r]]`: how surprised a model is by a token.
+//! `losses[r] = ln(sum over c of exp(x[r, c])) - x[r, targets[r]]`: the loss of a token, in nats.
 
 mod reference;
 
@@ -6,7 +6,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, product},
+    kernel::{Access, CaseBuffer, Params, Usage, params, product},
 };
 
 pub use reference::cross_entropy;
@@ -30,6 +30,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::ReadWrite],
     params: CrossEntropyParams::LAYOUT,
     cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl CrossEntropy {
@@ -45,7 +47,7 @@ fn variant() -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    // Rows, columns, and how far the logits spread.
+    // Rows, columns, and range of the logits.
     let shapes: &[(usize, usize, f32)] = match set {
         CaseSet::Test => &[(1, 1, 1.0), (3, 300, 10.0), (5, 49_152, 30.0), (2, 1000, 1e5)],
         CaseSet::Bench => &[(256, 128_256, 10.0)],

@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// The loss of one row: `ln sum exp(x) - x[target]`.
 pub fn cross_entropy(x: &[f32], target: u32) -> f32 {

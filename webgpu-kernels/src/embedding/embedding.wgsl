@@ -1,5 +1,5 @@
 // y[t, :] = scale * table[tokens[t], :]
-// One lane per block. A token whose row is in another slice of the table is left to that slice.
+// One lane per block. The dispatch of a slice skips tokens whose rows are in other slices of the table.
 #import invocation
 #import unpack
 

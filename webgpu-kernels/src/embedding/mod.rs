@@ -1,6 +1,6 @@
 //! `y[t, :] = scale * table[tokens[t], :]`: rows of the embedding table, dequantized.
 //!
-//! A table in slices is read slice by slice; a token is written by the slice that holds its row.
+//! A table in slices needs one dispatch per slice. The slice with a token's row writes that token.
 
 mod reference;
 
@@ -8,7 +8,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
     cases::{self, Random, all_formats, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
     matrix::Slice,
 };
 
@@ -18,7 +18,7 @@ pub use reference::embedding;
 pub struct Embedding {
     /// Number of tokens.
     pub tokens: usize,
-    /// What rows are multiplied by.
+    /// Factor on rows.
     pub scale: f32,
 }
 
@@ -33,6 +33,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: EmbeddingParams::LAYOUT,
     cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
 impl Embedding {
@@ -80,7 +82,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         variant: variant(format),
         flops: 0,
         bytes: (count * (format.blocks(cols) * format.block_bytes() + 4 * cols)) as u64,
-        // MLC's value is (code - 7) * scale; ours is the same product, rounded once.
+        // MLC's value is (code - 7) * scale. Ours is the same product, rounded once.
         tolerance: 1e-14,
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, rows as u64);

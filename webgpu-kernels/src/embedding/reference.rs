@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// `table`: [rows, cols], dequantized. `tokens`: `[count]`. `y`: [count, cols].
 pub fn embedding(table: &[f32], cols: usize, scale: f32, tokens: &[u32], y: &mut [f32]) {

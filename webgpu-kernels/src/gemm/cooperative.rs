@@ -40,6 +40,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
     cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the kernel that converts rows to f16.
@@ -49,6 +51,8 @@ pub static NARROW_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite, Access::ReadWrite],
     params: NarrowParams::LAYOUT,
     cases: narrow_cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of the tile, for a class of row counts of `x`. The order of sums does not depend on it.

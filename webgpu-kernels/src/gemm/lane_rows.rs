@@ -27,6 +27,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
     cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// Small, so that a small matrix occupies every core of the CPU.

@@ -10,8 +10,8 @@ mod lane_rows;
 
 use crate::{
     Case, CaseSet, Kernel, Variant, WeightFormat,
-    cases::{self, Random, all_formats, four_bits, is_outlier, matrix_for_outliers, random_matrix},
-    gemv::{gemv, matrix_lens},
+    cases::{Random, all_formats, four_bits},
+    gemv::{case_beside_outliers, matrix_lens},
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, CaseBuffer, Params, params, product},
     matrix::Slice,
@@ -66,6 +66,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemmParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the kernel that adds the partial sums of split-K.
@@ -75,6 +76,7 @@ pub static JOIN_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: JoinParams::LAYOUT,
     cases: join_cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of the tile, for a class of row counts of `x`. The order of sums does not depend on it.
@@ -412,43 +414,4 @@ pub(crate) fn case_with(
     record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + Send + Sync + 'static,
 ) -> Case {
     case_beside_outliers(variant, format, [m, rows, cols], true, record)
-}
-
-/// [`case_with`], where `apart` says whether some outputs depend on ordinary inputs alone. In fixed point, inputs beside an outlier
-/// lose their precision, so such kernels pass false.
-pub(crate) fn case_beside_outliers(
-    variant: Variant,
-    format: WeightFormat,
-    [m, rows, cols]: [usize; 3],
-    apart: bool,
-    record: impl Fn(&mut Recorder, &Slice, &Buffer<f32>, &Buffer<f32>) + Send + Sync + 'static,
-) -> Case {
-    let has_outliers = (m + rows).is_multiple_of(2) && cols > 4;
-    Case {
-        label: format!("{m} x {rows} x {cols}{}", if has_outliers { ", outliers" } else { "" }),
-        variant,
-        flops: product(&[2, m, rows, cols]),
-        bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * m * (rows + cols)) as u64,
-        tolerance: 1e-10,
-        buffers: Box::new(move || {
-            let random = if has_outliers && apart { matrix_for_outliers } else { random_matrix };
-            let [q_weight, q_scale] = random(format, rows, cols, cols as u64);
-            let mut x = Random::new(rows as u64).values(m * cols);
-            if has_outliers {
-                let outliers = x.iter_mut().enumerate().filter(|(i, _)| is_outlier(i % cols));
-                outliers.for_each(|(_, value)| *value *= 1e5);
-            }
-            vec![q_weight, q_scale, CaseBuffer::input(&x), CaseBuffer::output(m * rows)]
-        }),
-        record: Box::new(move |recorder, b| {
-            let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            record(recorder, &w, &b[2].cast(), &b[3].cast());
-        }),
-        reference: Box::new(move |b| {
-            let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
-            let mut y = vec![0.0; m * rows];
-            gemv(&w, b[2].values(), cols, &mut y);
-            vec![y]
-        }),
-    }
 }

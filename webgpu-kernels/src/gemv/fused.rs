@@ -56,6 +56,8 @@ pub static ADD_KERNEL: Kernel = Kernel {
     ],
     params: GemvParams::LAYOUT,
     cases: add_cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of [`GemvScaled`].
@@ -65,6 +67,8 @@ pub static SCALED_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::Read],
     params: ScaledParams::LAYOUT,
     cases: scaled_cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of [`GemvAdd`].

@@ -9,13 +9,13 @@
 
 mod choice;
 mod fused;
+mod outliers;
 pub(crate) mod reference;
 mod rope;
 
 use crate::{
     Case, CaseSet, Kernel, WeightFormat,
     cases::{all_formats, four_bits},
-    gemm::case_beside_outliers,
     gpu::{Buffer, Caps, Gpu, Recorder},
     kernel::{Access, Params, params},
     matrix::Slice,
@@ -25,6 +25,7 @@ use crate::{
 use choice::default_choice;
 pub use choice::{GemvKind, GemvShape, choices};
 pub use fused::{ADD_KERNEL, ADD_TUNABLE, GemvAdd, GemvScaled, SCALED_KERNEL, SCALED_TUNABLE};
+pub(crate) use outliers::case_beside_outliers;
 pub use reference::{gemv, gemv_add, gemv_scaled};
 pub(crate) use rope::case_of as turned_case_of;
 pub use rope::{GemvRope, KERNEL as ROPE_KERNEL, TUNABLE as ROPE_TUNABLE};
@@ -61,6 +62,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::ReadWrite],
     params: GemvParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of this kernel.

@@ -57,6 +57,8 @@ pub static KERNEL: Kernel = Kernel {
     ],
     params: RopeParams::LAYOUT,
     cases,
+    has_substitute: true,
+    ..Kernel::DEFAULTS
 };
 
 /// The tunable of this kernel.

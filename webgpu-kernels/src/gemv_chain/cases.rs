@@ -1,4 +1,4 @@
-//! Cases of the chain: what single dispatches compute one after the other.
+//! Cases of the chain. The reference is plain loops over the operations of separate dispatches.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -6,10 +6,10 @@ use half::f16;
 use model_format::decoder_config::Activation;
 
 use super::{
-    Attended, ChainChoice, ChainShape, End, EndShape, FORMAT, GemvChain, GemvStart, Heads, KERNEL, MOST_SPLITS,
+    AttentionStages, ChainChoice, ChainShape, End, EndShape, FORMAT, GemvChain, GemvStart, Heads, KERNEL, MOST_SPLITS,
     START_KERNEL,
     choice::chains,
-    links::{self, PENDING, Turn, VALUES},
+    links::{self, LinkSets, PENDING, VALUES},
 };
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype,
@@ -23,8 +23,8 @@ use crate::{
     rope::{Rope, RopeShape, rope},
 };
 
-/// What cases are made of: rows and inputs of each product, and attention. A small one has fewer rows than the next product has
-/// inputs, and the others as they come.
+/// Sizes of a case: rows and inputs of each product, and attention. A small case has fewer rows than the next product has inputs. Its links
+/// hold the other inputs from the beginning.
 #[derive(Clone, Debug)]
 struct Sizes {
     rows: Vec<usize>,
@@ -35,17 +35,17 @@ struct Sizes {
 }
 
 const EPS: f32 = 1e-5;
-/// Rows of small cases, of each product but that for attention.
+/// Rows of products 0 to 2 in small cases.
 const FEW_ROWS: [usize; 3] = [44, 40, 28];
-/// Tokens before, few, and of a conversation of some length.
+/// Earlier tokens: few, and a medium-length conversation.
 const FEW_BEFORE: usize = 100;
 const MANY_BEFORE: usize = 700;
 
-/// Places of the buffers of a case: the matrices, then these.
+/// Indexes of a case's buffers. The matrices come first.
 struct Places {
     x: usize,
     links: usize,
-    /// What comes after both sets of links, and the matrix of attention.
+    /// First buffer after both sets of links: of the attention matrix, if it is not the first.
     rest: usize,
 }
 
@@ -55,7 +55,7 @@ impl Sizes {
         Sizes { rows, cols, shape: *shape, position, window: None }
     }
 
-    /// With few rows, in the same variant.
+    /// Few rows with the same variant.
     fn small(shape: &ChainShape, position: usize) -> Sizes {
         let Sizes { cols, .. } = Sizes::of(shape, position);
         let heads = shape.heads.map(|heads| Heads { heads: heads.group(), kv_heads: 1, ..heads });
@@ -78,6 +78,17 @@ impl Sizes {
     /// Words of links.
     fn links(&self) -> usize {
         links::words(self.shape.link_values(MOST_SPLITS))
+    }
+
+    /// True if each stage publishes all inputs of the next one.
+    fn is_whole(&self) -> bool {
+        self.shape.end.is_none() || self.rows[0] == self.cols[1]
+    }
+
+    /// A dispatch resets the words of links from TICKET up to this one. A small case keeps its values: its stages do not publish all of them,
+    /// and a repeated dispatch would wait in vain.
+    fn reset_words(&self) -> usize {
+        if self.is_whole() { self.links() } else { VALUES }
     }
 
     fn matrix(&self, i: usize) -> [usize; 2] {
@@ -110,7 +121,7 @@ impl Sizes {
         lens
     }
 
-    /// Of a cache, random values, and where no key is, those that would be seen in any sum.
+    /// Words of a cache: random values, and large ones where no key is, which would show in any sum.
     fn cache(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
         let Some(Heads { kv_heads, head_dim, .. }) = self.shape.heads else { return Vec::new() };
         let position = |position: usize| match dtype {
@@ -121,9 +132,12 @@ impl Sizes {
         (0..kv_heads).flat_map(|_| 0..self.capacity()).flat_map(position).collect()
     }
 
-    /// Such that the softmax is neither flat nor one key: queries and the token's own key are about ten times as large here as in models.
-    fn scale(&self) -> f32 {
-        self.shape.heads.map_or(0.0, |heads| 0.2 / heads.head_dim as f32)
+    /// Attention, with a scale for a softmax that is neither flat nor a single key: queries and the token's own key are about ten times as
+    /// large here as in models.
+    fn attention_shape(&self) -> AttentionShape {
+        let Heads { heads, kv_heads, head_dim } = self.shape.heads.expect("a chain with attention");
+        let scale = 0.2 / head_dim as f32;
+        AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: self.window }
     }
 }
 
@@ -132,17 +146,17 @@ pub(super) fn lens(shape: &ChainShape) -> Vec<usize> {
     Sizes::of(shape, MANY_BEFORE).lens(KvDtype::F16)
 }
 
-/// A chain at its size, in a conversation of some length.
+/// A case at full size in a medium-length conversation.
 pub(super) fn case(caps: &Caps, shape: &ChainShape, choice: Option<ChainChoice>) -> Case {
     case_after(caps, shape, MANY_BEFORE, choice)
 }
 
-/// The same after so many tokens.
+/// A case at full size after `position` tokens.
 pub(super) fn case_after(caps: &Caps, shape: &ChainShape, position: usize, choice: Option<ChainChoice>) -> Case {
     sized_case(caps, Sizes::of(shape, position), choice, KvDtype::F16)
 }
 
-/// Those with few rows, in the variants that a model runs.
+/// Small cases in the variants that a model runs.
 pub(super) fn checks(caps: &Caps, shape: &ChainShape, choice: Option<ChainChoice>) -> Vec<Case> {
     if choice.is_none() {
         let heads = shape.heads.map(|_| Heads { heads: 4, kv_heads: 1, head_dim: 16 });
@@ -177,7 +191,7 @@ pub(super) fn cases(caps: &Caps, set: CaseSet, kernel: &Kernel) -> Vec<Case> {
                 continue;
             }
             let dtype = if i == 2 { KvDtype::F32 } else { KvDtype::F16 };
-            // So few workgroups that each takes rows several times, some of them beyond the last.
+            // So few workgroups that each has several tiles, some beyond the last row.
             let few = ChainChoice { groups: 3, ..choice };
             // A first token, few keys, ranges of keys.
             let positions = if shape.heads.is_some() {
@@ -205,7 +219,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     let cache = heads.map_or(0, |heads| KvCache::bytes(heads.kv_heads, keys + 1, heads.head_dim, dtype));
     let variant = match choice {
         Some(choice) => choice.variant(caps, &sizes.shape, keys, dtype),
-        // Of the first of several.
+        // The variant of the first dispatch.
         None => gemv::default_variant(caps, sizes.rows[0], sizes.cols[0]),
     };
     let words = |sizes: &[usize]| sizes.iter().map(usize::to_string).collect::<Vec<_>>().join("/");
@@ -214,8 +228,6 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         let window = sizes.window.map_or(String::new(), |window| format!(", window of {window}"));
         format!(", {heads}/{kv_heads} heads of {head_dim} after {}{window}", sizes.position)
     });
-    // Sets of links take turns, or a second run would find what the first one left. A small one finds it, for no stage leaves all.
-    let is_whole = sizes.shape.end.is_none() || sizes.rows[0] == sizes.cols[1];
     let turns = Mutex::new(HashMap::new());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
@@ -223,13 +235,22 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         variant,
         flops: 2 * weights as u64,
         bytes: matrices + cache,
-        // What is behind a sum with an error has it again; and a cache is rounded.
+        // Errors of a stage propagate to the next ones, and a cache is rounded.
         tolerance: 1e-6,
         buffers: Box::new(move || buffers(&made, dtype)),
         record: Box::new(move |recorder, b| {
+            let sets = [0, 1].map(|set| &b[recorded.places().links + set]);
             let mut turns = lock(&turns);
-            let turn = turns.entry(b[recorded.places().links].id()).or_insert(false);
-            *turn ^= is_whole;
+            // Dispatches of the same buffers alternate between the two sets of links.
+            let turn = turns.entry(sets[0].id()).or_insert_with(|| {
+                if choice.is_some() && recorded.is_whole() {
+                    // The tuner's buffers hold zeros.
+                    let fresh = links::fresh(recorded.links());
+                    sets.into_iter().for_each(|set| recorder.gpu().write(set, &fresh));
+                }
+                false
+            });
+            *turn = !*turn;
             record(&recorded, choice, dtype, recorder, b, *turn);
         }),
         reference: Box::new(move |b| reference_of(&expected, dtype, b)),
@@ -241,7 +262,7 @@ fn buffers(sizes: &Sizes, dtype: KvDtype) -> Vec<CaseBuffer> {
     let mut random = Random::new(hidden as u64);
     let matrix = |i: usize| random_matrix(FORMAT, sizes.rows[i], sizes.cols[i], i as u64 + 1);
     let mut all: Vec<CaseBuffer> = Vec::new();
-    // What no row of a small product leaves is there already; what is between queries and what they come to is left whole.
+    // In a small case, links already hold the inputs that no stage publishes. Stages 3 and 4 publish all values.
     let mut links = links::fresh(sizes.links());
     match end {
         Some(EndShape { attended, inner }) => {
@@ -288,8 +309,8 @@ fn record(
     let slice = |i: usize, at: usize| cases::slice(FORMAT, sizes.rows[i], sizes.cols[i], &b[at], &b[at + 1]);
     let slices: Vec<_> = (0..x / 2).map(|i| slice(i, 2 * i)).collect();
     let sets = if turn { [&b[links + 1], &b[links]] } else { [&b[links], &b[links + 1]] };
-    let turn = Turn::of(sets, sizes.links());
-    // Behind the matrix of attention where that is not the first.
+    let turn = LinkSets::of(sets, sizes.reset_words());
+    // These buffers follow the attention matrix, or the links if that matrix is the first.
     let is_start = sizes.shape.end.is_none();
     let (qkv, after) = match sizes.shape.heads {
         Some(_) if is_start => (Some(slice(0, 0)), rest),
@@ -301,20 +322,18 @@ fn record(
         let (k, v, capacity) = (b[after + 2].clone(), b[after + 3].clone(), sizes.capacity());
         KvCache { k, v, kv_heads, capacity, head_dim, dtype }
     });
-    let attended = qkv.as_ref().zip(cache.as_ref()).zip(sizes.shape.heads).map(|((qkv, cache), heads)| Attended {
+    let attended = qkv.as_ref().zip(cache.as_ref()).map(|(qkv, cache)| AttentionStages {
         qkv,
         rope: &first,
-        heads: heads.heads,
+        shape: sizes.attention_shape(),
         position: sizes.position,
         cache,
-        scale: sizes.scale(),
-        window: sizes.window,
         y: &second,
     });
     if is_start {
         let (values, norm) = (of(x), of(x + 1));
         let start = GemvStart { x: &values, norm: &norm, eps: EPS };
-        let next = attended.as_ref().expect("a chain has an end");
+        let next = attended.as_ref().expect("a chain without stages 0 to 2 has attention");
         match choice {
             Some(choice) => start.record_to(recorder, choice, turn, next),
             None => start_apart(recorder, &start, next),
@@ -340,7 +359,7 @@ fn record(
     }
 }
 
-/// The same at full size, one dispatch for each product.
+/// Separate dispatches at full size.
 fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>; 2], end: End<'_>) {
     let (hidden, inner) = (chain.down.rows, chain.down.cols);
     let [normed, activated, left] = [hidden, inner, hidden].map(|len| recorder.temporary(len));
@@ -358,18 +377,18 @@ fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>
         }
         End::Attended(next) => {
             let parts = add(recorder, chain.down, &activated, chain.down_norm, &left, &squares);
-            let turn = GemvRope { parts, eps: chain.eps, heads: next.heads, position: next.position };
-            let q = recorder.temporary(next.heads * next.cache.head_dim);
+            let turn = GemvRope { parts, eps: chain.eps, heads: next.shape.heads, position: next.position };
+            let q = recorder.temporary(next.shape.heads * next.cache.head_dim);
             turn.record(recorder, next.qkv, &left, &squares, next.rope, &q, next.cache);
             attend(recorder, next, &q);
         }
     }
 }
 
-/// Of the first layer's beginning.
-fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &Attended<'_>) {
-    let Attended { qkv, rope, heads, position, cache, .. } = *next;
-    let rotary_dim = cache.head_dim;
+/// Separate dispatches of the first layer's beginning.
+fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &AttentionStages<'_>) {
+    let AttentionStages { qkv, rope, shape, position, .. } = *next;
+    let (AttentionShape { heads, rotary_dim, .. }, cache) = (shape, next.cache);
     let [normed, products, q] = [qkv.cols, qkv.rows, heads * rotary_dim].map(|len| recorder.temporary(len));
     RmsNorm { rows: 1, cols: qkv.cols, eps: start.eps }.record(recorder, start.x, start.norm, &normed);
     Gemv { batch: 1, y_stride: qkv.rows }.record(recorder, qkv, &normed, &products);
@@ -378,10 +397,9 @@ fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &Attended<'
     attend(recorder, next, &q);
 }
 
-fn attend(recorder: &mut Recorder, next: &Attended<'_>, q: &Buffer<f32>) {
-    let Attended { heads, position, scale, window, cache, y, .. } = *next;
-    let attention = Attention { first_row: 0, rows: 1, heads, past_len: position, scale, soft_cap: None, window };
-    attention.record(recorder, q, cache, y);
+fn attend(recorder: &mut Recorder, next: &AttentionStages<'_>, q: &Buffer<f32>) {
+    let AttentionStages { shape, position: past_len, cache, y, .. } = *next;
+    Attention { shape, first_row: 0, rows: 1, past_len }.record(recorder, q, cache, y);
 }
 
 fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>> {
@@ -403,7 +421,7 @@ fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>
         reference::gemv(&weights(sizes, b, i, 2 * i), x, sizes.cols[i], &mut y);
         y
     };
-    // Of product i, what rows of the one before do not leave.
+    // Inputs of product i that are in the links from the beginning.
     let link = |i: usize, begin: usize| -> Vec<f32> {
         let cols = sizes.cols[i];
         (0..cols).map(|n| b[links].values()[VALUES + begin + place(n, cols)]).collect()
@@ -430,33 +448,73 @@ fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>
     std::iter::once(sum).chain(attention_of(sizes, dtype, &qkv, &b[rest + 2..])).collect()
 }
 
-/// Of product i, whose matrix begins at a buffer.
+/// Weights of product i, whose matrix begins at buffer `at`.
 fn weights(sizes: &Sizes, b: &[CaseBuffer], i: usize, at: usize) -> Vec<f32> {
     cases::values(FORMAT, sizes.rows[i], sizes.cols[i], &b[at].words, &b[at + 1].words)
 }
 
-/// What attention comes to, and the cache. `b`: the rotary table and what comes after it.
+/// The output of attention, and the cache. `b`: buffers from the rotary table on.
 fn attention_of(sizes: &Sizes, dtype: KvDtype, qkv: &[f32], b: &[CaseBuffer]) -> Vec<Vec<f32>> {
     let Heads { heads, kv_heads, head_dim } = sizes.shape.heads.expect("a chain that ends with attention");
     let [mut k, mut v] = [2, 3].map(|i: usize| dtype.values(head_dim, &b[i].words));
     let [mut q, mut y] = [(); 2].map(|()| vec![0.0; heads * head_dim]);
-    let Sizes { position: past_len, window, .. } = *sizes;
-    let capacity = sizes.capacity();
+    let (past_len, capacity) = (sizes.position, sizes.capacity());
     let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len, capacity };
     rope(shape, qkv, b[0].values(), &mut q, &mut k, &mut v);
     if dtype == KvDtype::F16 {
-        // What is stored is what is seen.
+        // Attention sees the stored values.
         let largest = f16::MAX.to_f32();
         let stored = |value: &mut f32| *value = f16::from_f32(value.clamp(-largest, largest)).to_f32();
         k.iter_mut().chain(&mut v).for_each(stored);
     }
-    let shape =
-        AttentionShape { heads, kv_heads, head_dim, past_len, capacity, scale: sizes.scale(), soft_cap: None, window };
-    attention(shape, &q, &k, &v, &mut y);
+    attention(sizes.attention_shape(), past_len, capacity, &q, [&k, &v], &mut y);
     vec![y, k, v]
 }
 
-/// Where value n of so many lies among links.
+/// The place of value n of `cols` in the links: see links.wgsl.
 fn place(n: usize, cols: usize) -> usize {
     n % 16 * (cols / 16) + n / 16
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::gpu::{OpenOptions, block_on, for_test};
+
+    /// Dispatches of each case: each set of links is used twice.
+    const ROUNDS: usize = 4;
+
+    /// Repeats a case's dispatch. Returns true if a workgroup stopped waiting.
+    fn expires(case: &Case, recorder: &mut Recorder, buffers: &[Buffer<u32>], Places { links, .. }: Places) -> bool {
+        (0..ROUNDS).for_each(|_| (case.record)(recorder, buffers));
+        [links, links + 1].into_iter().any(|set| {
+            let words = block_on(recorder.read(&buffers[set]).unwrap()).unwrap();
+            words[links::EXPIRED] != 0
+        })
+    }
+
+    #[test]
+    fn repeated_dispatches_never_wait_in_vain() {
+        let Some(gpu) = for_test(OpenOptions::PROFILES[1].1) else { return };
+        let mut recorder = Recorder::new(&gpu);
+        let whole = ChainShape {
+            hidden: 128,
+            end: Some(EndShape { attended: 192, inner: 320 }),
+            heads: Some(Heads { heads: 8, kv_heads: 2, head_dim: 24 }),
+        };
+        for shape in [ChainShape { end: None, ..whole }, whole, ChainShape { heads: None, ..whole }] {
+            let Some(choice) = chains(gpu.caps(), &shape).pop() else { return };
+            // The tuner's buffers are zeros.
+            let sizes = Sizes::of(&shape, FEW_BEFORE);
+            let zeros = sizes.lens(KvDtype::F16).into_iter().map(|len| gpu.zeroed(len).unwrap());
+            let case = sized_case(gpu.caps(), sizes.clone(), Some(choice), KvDtype::F16);
+            let buffers: Vec<_> = zeros.collect();
+            assert!(!expires(&case, &mut recorder, &buffers, sizes.places()), "{}", case.label);
+
+            let small = Sizes::small(&shape, FEW_BEFORE);
+            let case = sized_case(gpu.caps(), small.clone(), Some(choice), KvDtype::F16);
+            let buffers: Vec<_> = (case.buffers)().iter().map(|buffer| gpu.upload(&buffer.words).unwrap()).collect();
+            assert!(!expires(&case, &mut recorder, &buffers, small.places()), "{}", case.label);
+        }
+    }
 }

@@ -1,4 +1,4 @@
-//! How the work of a chain is divided: [`ChainChoice`], by the [`ChainShape`].
+//! [`ChainShape`], and the variants and workgroups of a [`ChainChoice`] for it.
 
 use super::{
     ATTENTION_KERNEL, KERNEL, START_KERNEL, cases,
@@ -16,18 +16,18 @@ use crate::{
 pub struct ChainShape {
     /// Width of the residual stream.
     pub hidden: usize,
-    /// Of a chain that begins with the end of a layer.
+    /// Stages 0 to 2, if the chain has them.
     pub end: Option<EndShape>,
-    /// Of a chain that ends with attention.
+    /// Stages 3 to 5, if the chain has them.
     pub heads: Option<Heads>,
 }
 
 /// Extents of the end of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct EndShape {
-    /// Inputs of attention's output.
+    /// Inputs of the matrix of attention's output.
     pub attended: usize,
-    /// Inputs of down.
+    /// Inputs of the down matrix.
     pub inner: usize,
 }
 
@@ -42,7 +42,7 @@ pub struct Heads {
     pub head_dim: usize,
 }
 
-/// The choice of all three kernels.
+/// The tunable of all three kernels.
 pub static TUNABLE: Tunable = Tunable {
     name: "gemv_chain",
     kernel: |problem| ChainShape::of(problem).kernel(),
@@ -51,51 +51,47 @@ pub static TUNABLE: Tunable = Tunable {
     trial,
 };
 
-/// What a chain is for.
+/// The supported format of weights.
 pub(super) const FORMAT: WeightFormat = WeightFormat::Group { bits: 4, group_size: 32 };
-/// Products of a chain at most.
+/// Most products of a chain.
 pub(super) const PRODUCTS: usize = 4;
-/// Ranges of keys at most.
+/// Most ranges of keys.
 pub(super) const MOST_SPLITS: usize = 32;
 /// Weights that a lane loads at once.
 pub(super) const HALF: usize = 16;
 const MOST_STEPS: u32 = 4;
-/// Clusters of a workgroup at most.
+/// Most clusters of a workgroup.
 const MOST_PARTS: u32 = 64;
-/// Lanes of a workgroup up to which each has so much of a wide product that some devices run out of registers.
+/// Up to this many lanes per workgroup, a lane has so many weights of a wide product that some devices run out of registers.
 const NARROW: u32 = 128;
-/// Keys of a range, as measured on an H100.
+/// Keys of a range, measured on an H100.
 const RANGE: u32 = 96;
-/// Heads that a workgroup attends with at most, and keys that a team takes at a time. Few keys are not divided; heads are, then.
+/// Most heads of a workgroup, and keys that a team loads at a time. Few keys are one range, so heads are divided instead.
 const MANY_KEYS: (u32, u32) = (3, 4);
 const FEW_KEYS: (u32, u32) = (1, 8);
 
-/// What the shader calls things of a product.
-struct Names {
+/// Names in the shader of a product's constants and flags: see product.wgsl.
+struct ProductNames {
+    /// Constants.
     steps: &'static str,
     rows: &'static str,
+    /// True if the lanes of a workgroup have exactly the blocks of a row.
     exact: &'static str,
+    /// True if a tile has eight rows.
     eight: &'static str,
-    first: &'static str,
-    last: &'static str,
-    flags: &'static [&'static str],
+    /// True if the product is the chain's first one.
+    from_x: &'static str,
+    /// Always true: residual or norm.
+    kind: &'static str,
 }
 
-macro_rules! names {
-    ($place:literal, $($flag:literal),*) => {
-        Names {
-            steps: concat!("STEPS", $place),
-            rows: concat!("ROWS", $place),
-            exact: concat!("EXACT", $place),
-            eight: concat!("EIGHT", $place),
-            first: concat!("FIRST", $place),
-            last: concat!("LAST", $place),
-            flags: &[$(concat!($flag, $place)),*],
-        }
-    };
-}
-
-const NAMES: [Names; PRODUCTS] = [names!(0, "ADD"), names!(1, "NORMED"), names!(2, "ADD"), names!(3, "NORMED", "ROPE")];
+#[rustfmt::skip]
+const NAMES: [ProductNames; PRODUCTS] = [
+    ProductNames { steps: "STEPS0", rows: "ROWS0", exact: "EXACT0", eight: "EIGHT0", from_x: "FROM_X0", kind: "RESIDUAL0" },
+    ProductNames { steps: "STEPS1", rows: "ROWS1", exact: "EXACT1", eight: "EIGHT1", from_x: "FROM_X1", kind: "NORMED1" },
+    ProductNames { steps: "STEPS2", rows: "ROWS2", exact: "EXACT2", eight: "EIGHT2", from_x: "FROM_X2", kind: "RESIDUAL2" },
+    ProductNames { steps: "STEPS3", rows: "ROWS3", exact: "EXACT3", eight: "EIGHT3", from_x: "FROM_X3", kind: "NORMED3" },
+];
 
 impl Heads {
     /// Query heads of a key head.
@@ -103,14 +99,14 @@ impl Heads {
         self.heads / self.kv_heads
     }
 
-    /// Rows of queries, keys and values.
+    /// Rows of the matrix of queries, keys and values.
     pub(super) fn rows(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 }
 
 impl ChainShape {
-    /// Rows and inputs of each product; which of the four the first one is, [`ChainShape::first`] says.
+    /// Rows and inputs of each product, from product [`ChainShape::first`] on.
     pub(super) fn products(&self) -> Vec<(usize, usize)> {
         let of_end = |EndShape { attended, inner }: EndShape| {
             [(self.hidden, attended), (2 * inner, self.hidden), (self.hidden, inner)]
@@ -119,7 +115,7 @@ impl ChainShape {
         end.into_iter().flatten().chain(self.heads.map(|heads| (heads.rows(), self.hidden))).collect()
     }
 
-    /// The first product.
+    /// Number of the first product.
     pub(super) fn first(&self) -> usize {
         if self.end.is_some() { 0 } else { PRODUCTS - 1 }
     }
@@ -132,7 +128,7 @@ impl ChainShape {
         }
     }
 
-    /// Values that stages publish where keys are divided in so many ranges.
+    /// Values that the stages publish with `splits` ranges of keys.
     pub(super) fn link_values(&self, splits: usize) -> usize {
         let inputs: usize = self.products().iter().map(|(_, cols)| cols).skip(1).sum();
         let of_heads =
@@ -140,7 +136,7 @@ impl ChainShape {
         inputs + self.heads.map_or(0, of_heads)
     }
 
-    /// How it is done on a device: `None` where single dispatches are to be taken.
+    /// The choice on a device. `None`: separate dispatches.
     pub fn choice(&self, gpu: &Gpu) -> Option<ChainChoice> {
         if !gpu.caps().forward_progress || gpu.is_off(self.kernel().name) {
             return None;
@@ -169,25 +165,25 @@ impl ChainShape {
 }
 
 impl ChainChoice {
-    /// Half groups of a row that a lane has.
+    /// Blocks of a row per lane.
     fn steps(&self, cols: usize) -> u32 {
         (cols / HALF).div_ceil(self.workgroup as usize) as u32
     }
 
-    /// Outputs of a workgroup at a time: fewer where a lane has more of each, for registers hold no more.
+    /// Outputs of a tile. With several blocks per lane there are fewer, because registers are limited.
     fn rows_at_once(&self, cols: usize) -> u32 {
         if self.steps(cols) > 1 { 4 } else { self.rows }
     }
 
-    /// Workgroups of a product, and how often each takes rows.
+    /// Workgroups of a product, and tiles of each.
     pub(super) fn groups_and_passes(&self, rows: usize, cols: usize) -> (u32, u32) {
         let all = (rows as u32).div_ceil(self.rows_at_once(cols));
         let passes = all.div_ceil(self.groups);
         (all.div_ceil(passes), passes)
     }
 
-    /// Whether the device and the shape allow it.
-    pub fn suits(&self, caps: &Caps, shape: &ChainShape) -> bool {
+    /// True if the device and the shape allow this choice.
+    pub fn is_supported(&self, caps: &Caps, shape: &ChainShape) -> bool {
         let is_compiled = caps.chains && caps.packed_dot && (caps.narrow_chains || self.workgroup > NARROW);
         let is_possible = is_compiled && caps.max_bindings as usize >= shape.kernel().bindings.len();
         let lanes = cluster(caps).filter(|_| is_possible);
@@ -195,36 +191,36 @@ impl ChainChoice {
             self.workgroup.is_multiple_of(lanes) && self.rows <= lanes && self.workgroup / lanes <= MOST_PARTS
         });
         let fit = |heads: Heads| [0, usize::MAX].into_iter().all(|keys| self.teams(caps, heads, keys).is_some());
-        // Scales are read as pairs, and pairs do not straddle rows.
+        // Scales are read in pairs, which must not straddle rows.
         let is_whole = |&(_, cols): &(usize, usize)| cols.is_multiple_of(64) && self.steps(cols) <= MOST_STEPS;
         has_lanes && shape.heads.is_none_or(fit) && shape.products().iter().all(is_whole)
     }
 
-    /// How attention to so many keys is divided among the lanes of a workgroup.
+    /// The teams of attention over `keys` keys.
     pub(super) fn teams(&self, caps: &Caps, heads: Heads, keys: usize) -> Option<Teams> {
         let (most_heads, at_once) = if keys <= UNSPLIT_KEYS { FEW_KEYS } else { MANY_KEYS };
         let teams = |heads| Teams { workgroup: self.workgroup, heads, keys: at_once };
-        let fits = |teams: &Teams| teams.suits(caps, heads.group(), heads.head_dim);
+        let fits = |teams: &Teams| teams.are_supported(caps, heads.group(), heads.head_dim);
         (1..=most_heads).rev().map(teams).find(fits)
     }
 
-    /// Ranges that so many keys are divided in, and keys of each.
+    /// Ranges of `keys` keys, and keys of each range.
     pub(super) fn splits(&self, keys: usize) -> (usize, usize) {
         let wanted = if keys <= UNSPLIT_KEYS { 1 } else { keys.div_ceil(self.range as usize).min(MOST_SPLITS) };
         let range = keys.div_ceil(wanted).max(1);
         (keys.div_ceil(range).max(1), range)
     }
 
-    /// Workgroups that join what so many ranges came to.
+    /// Workgroups of the stage that joins `splits` ranges.
     pub(super) fn joins(&self, caps: &Caps, heads: Heads, splits: usize) -> u32 {
         let joiners = 1 << join_bits(caps);
         let lanes = heads.heads * heads.head_dim / 4 * joiners;
         if splits > 1 { lanes.div_ceil(self.workgroup as usize) as u32 } else { 0 }
     }
 
-    /// The variant for a shape; with attention to so many keys, stored so.
+    /// The variant for a shape, and for attention over `keys` keys in a cache of `dtype`.
     pub(super) fn variant(&self, caps: &Caps, shape: &ChainShape, keys: usize, dtype: KvDtype) -> Variant {
-        let lanes = cluster(caps).expect("a chain suits the device");
+        let lanes = cluster(caps).expect("the device supports the chain");
         let (first, products) = (shape.first(), shape.products());
         let stages = first + products.len();
         let mut variant = Variant::new()
@@ -241,9 +237,10 @@ impl ChainChoice {
             .flag("INTEGER")
             .flag("OWN_LOADS")
             .flag_if("START", shape.end.is_none())
+            .flag_if("SQUARES2", shape.heads.is_none())
             .subgroups(caps);
         if let Some(heads) = shape.heads {
-            let teams = self.teams(caps, heads, keys).expect("a chain suits the device");
+            let teams = self.teams(caps, heads, keys).expect("the device supports the chain");
             variant = dtype
                 .flag(variant)
                 .flag("ATTENTION")
@@ -261,26 +258,25 @@ impl ChainChoice {
                 .constant_is(names.rows, rows)
                 .flag_if(names.exact, cols / HALF == (steps * self.workgroup) as usize)
                 .flag_if(names.eight, rows == 8)
-                .flag_if(names.first, stage == first)
-                .flag_if(names.last, stage + 1 == stages);
-            variant = names.flags.iter().fold(variant, |variant, flag| variant.flag(flag));
+                .flag_if(names.from_x, stage == first)
+                .flag(names.kind);
         }
         variant
     }
 }
 
-/// Lanes of a cluster: shared/invocation.wgsl.
+/// Lanes of a cluster, see shared/invocation.wgsl.
 fn cluster(caps: &Caps) -> Option<u32> {
     caps.subgroups.map(|sizes| sizes.min)
 }
 
-/// Of the lanes that join what was found for the same dims.
+/// Bits of the number of lanes that join the same dims.
 fn join_bits(caps: &Caps) -> u32 {
     cluster(caps).map_or(0, |lanes| lanes.ilog2().min(3))
 }
 
-/// The choices that are worth a try, without that of doing without: a lane for each half group of the widths that there are, and
-/// workgroups for few processors and for many.
+/// Candidates for autotuning, without separate dispatches: workgroups with a lane per block of the residual stream, or of usual sizes, and
+/// numbers of workgroups for small and large devices.
 pub(super) fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
     let whole = (shape.hidden / HALF) as u32;
     let mut all = Vec::new();
@@ -288,7 +284,7 @@ pub(super) fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
         all.extend([264, 300, 396, 128, 64, 32].map(|groups| ChainChoice { workgroup, rows: 8, groups, range: RANGE }));
     }
     let mut seen = std::collections::HashSet::new();
-    all.retain(|choice| choice.suits(caps, shape) && seen.insert(*choice));
+    all.retain(|choice| choice.is_supported(caps, shape) && seen.insert(*choice));
     all
 }
 
@@ -308,7 +304,7 @@ fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
     }
 }
 
-/// Choices of a shape after so many tokens as cases, for whoever times them; that of single dispatches has no choice.
+/// A case for each choice after `position` tokens, for timing. The case of separate dispatches has no choice.
 pub fn choice_cases(caps: &Caps, shape: &ChainShape, position: usize) -> Vec<(Option<ChainChoice>, Case)> {
     let all = std::iter::once(None).chain(chains(caps, shape).into_iter().map(Some));
     all.map(|choice| (choice, cases::case_after(caps, shape, position, choice))).collect()

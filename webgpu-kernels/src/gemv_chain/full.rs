@@ -1,5 +1,5 @@
-//! Chains at a model's full size against the separate kernels of the same device: more workgroups than it runs at a time, so that some
-//! start only when others end. The references of [`super::cases`] are too slow for that.
+//! Compares chains at a model's full size with the separate kernels of the same device. They have more workgroups than the device runs at a
+//! time, so some start only when others end. The references of [`super::cases`] are too slow for this size.
 
 use super::{ChainChoice, ChainShape, cases, choice::chains};
 use crate::{
@@ -9,9 +9,9 @@ use crate::{
     selftest::Line,
 };
 
-/// Tokens before: none, the most that one range of keys has, one less and one more, and a long conversation.
+/// Numbers of earlier tokens: none, around the most keys of a single range, and a long conversation.
 const DEPTHS: [usize; 5] = [0, 255, 256, 257, 4095];
-/// Dispatches one after the other, as in decoding: each finds what the one before reset.
+/// Consecutive dispatches, as in decoding: each uses links that the one before reset.
 const ROUNDS: usize = 8;
 
 /// The shapes of a model's chains: the first layer's beginning, a layer's end with the next one's beginning, the last layer's end.
@@ -19,8 +19,7 @@ fn shapes_of(whole: ChainShape) -> [ChainShape; 3] {
     [ChainShape { end: None, ..whole }, whole, ChainShape { heads: None, ..whole }]
 }
 
-/// Checks chains of a shape in several ways of dividing the work. `done` is told how many of how many cases are done. Errors: the
-/// device's.
+/// Checks chains of a shape with several choices. `done` gets the number of finished cases and of all. Errors: errors of the device.
 pub async fn check_full(gpu: &Gpu, shape: &ChainShape, mut done: impl FnMut(usize, usize)) -> Result<Vec<Line>> {
     let mut work: Vec<(ChainShape, usize, Vec<ChainChoice>)> = Vec::new();
     for shape in shapes_of(*shape) {
@@ -42,7 +41,7 @@ pub async fn check_full(gpu: &Gpu, shape: &ChainShape, mut done: impl FnMut(usiz
     Ok(lines)
 }
 
-/// The device's own choice, and those with the most and the fewest workgroups.
+/// The device's choice, and the choices with the most and the fewest workgroups.
 fn choices(gpu: &Gpu, shape: &ChainShape) -> Vec<ChainChoice> {
     let caps: &Caps = gpu.caps();
     let all = chains(caps, shape);
@@ -62,7 +61,7 @@ mod tests {
         gpu::{OpenOptions, block_on, for_test},
     };
 
-    /// Of SmolLM2 135M: a real GPU runs all of it at once, a software device a stage after the other.
+    /// The shape of SmolLM2 135M. A real GPU runs all stages at once, a software device one after the other.
     #[test]
     fn a_small_model_at_full_size_equals_separate_kernels() {
         let Some(gpu) = for_test(OpenOptions::PROFILES[1].1) else { return };

@@ -1,4 +1,4 @@
-//! [`Links`]: the memory through which the stages of a chain pass values to one another.
+//! [`Links`]: the memory through which the stages of a chain pass values to one another. See links.wgsl.
 
 use super::{ChainShape, MOST_SPLITS};
 use crate::{
@@ -6,44 +6,46 @@ use crate::{
     gpu::{Buffer, Recorder},
 };
 
-/// A word whose value is not there yet: a NaN that arithmetic does not give.
+/// The word of a value that is not published yet: a NaN that arithmetic does not produce.
 pub(super) const PENDING: u32 = u32::MAX;
-/// The word that is not zero once a workgroup has stopped waiting. It stays so.
-pub(super) const EXPIRED: usize = 0;
-/// The word that counts workgroups, the first of those that a dispatch makes PENDING in the other set.
+/// The word for a chosen token. The flag is next to it, so that one copy reads both.
+const TOKEN: usize = 0;
+/// The word that becomes nonzero when a workgroup stops waiting. It is never reset.
+pub(super) const EXPIRED: usize = 1;
+/// The word that counts workgroups. A dispatch resets the words of the other set from here on.
 pub(super) const TICKET: usize = 32;
 /// The first value.
 pub(super) const VALUES: usize = 64;
 
-/// Polls after which a workgroup stops waiting: a quarter of a second where one takes a microsecond. A whole layer takes milliseconds on
-/// the slowest devices, and Windows resets a device that is busy for two seconds.
+/// Polls after which a workgroup stops waiting: a quarter of a second if a poll takes a microsecond. A whole layer takes milliseconds on the
+/// slowest devices, and Windows resets a device that is busy for two seconds.
 const MOST_POLLS: u32 = 1 << 18;
 /// Polls after which a workgroup checks whether another has stopped waiting.
 pub(super) const POLLS_TO_CHECK: u32 = 256;
 
-/// The memory through which the stages of a chain pass values to one another, in two sets that alternate: see the shader. For
-/// dispatches one after the other.
+/// The memory through which the stages of a chain pass values to one another: two sets, which alternate from dispatch to dispatch. Only one
+/// chain may run at a time.
 pub struct Links {
     sets: [Buffer<u32>; 2],
     turn: usize,
-    /// Words from TICKET on that the last dispatch changed.
+    /// Number of words from TICKET on that the last dispatch wrote.
     used: usize,
     most_polls: u32,
-    /// [`Recorder::forgotten`] when they were made: a dispatch that was forgotten does not reset the other set.
+    /// [`Recorder::forgotten`] at creation. A forgotten dispatch does not reset the other set.
     forgotten: u64,
 }
 
-/// The links of a dispatch: its own set, and the one that it resets for the next dispatch.
-pub(super) struct Turn<'a> {
+/// The links of a dispatch: its own set, and the set that it resets for the next dispatch.
+pub(super) struct LinkSets<'a> {
     pub links: &'a Buffer<u32>,
     pub stale: &'a Buffer<u32>,
-    /// Words of `stale` that may not be PENDING, from TICKET on.
+    /// Number of words of `stale` to reset, from TICKET on.
     pub stale_words: usize,
     pub most_polls: u32,
 }
 
 impl Links {
-    /// With room for chains of a shape. Errors: out of memory.
+    /// Links with room for chains of a shape. Errors: out of memory.
     pub fn new(recorder: &Recorder, shape: &ChainShape) -> Result<Links> {
         let len = words(shape.link_values(MOST_SPLITS));
         let sets = match recorder.hollow(len) {
@@ -57,43 +59,49 @@ impl Links {
         Ok(Links { sets, turn: 0, used: 0, most_polls: MOST_POLLS, forgotten: recorder.forgotten() })
     }
 
-    /// The same, with a bound on polls, to test what happens when a workgroup stops waiting. With 0 every workgroup does.
+    /// Sets the bound on polls, for tests. With 0 every workgroup stops waiting at once.
     pub fn with_most_polls(self, most_polls: u32) -> Links {
         Links { most_polls, ..self }
     }
 
-    /// One word, not zero after the dispatches so far if a workgroup of one of them stopped waiting: their results are wrong.
+    /// One word. It is nonzero after the dispatches so far if one of their workgroups stopped waiting. Their results are then wrong.
     pub fn expired(&self) -> Buffer<u32> {
-        self.sets[self.turn].slice(EXPIRED, 1)
+        self.sets[self.turn].element(EXPIRED)
     }
 
-    /// Whether they have room for a shape, and are as the next dispatch expects them.
-    pub fn suit(&self, recorder: &Recorder, shape: &ChainShape) -> bool {
+    /// One word for a token that is chosen from the results of the dispatches so far. It lies before [`Links::expired`], so that one copy
+    /// reads both. The next token may overwrite it.
+    pub fn token(&self) -> Buffer<u32> {
+        self.sets[self.turn].slice(TOKEN, 1)
+    }
+
+    /// True if the links have room for a shape, and the recorder ran all dispatches that reset them.
+    pub fn are_ready(&self, recorder: &Recorder, shape: &ChainShape) -> bool {
         self.sets[0].len() >= words(shape.link_values(MOST_SPLITS)) && self.forgotten == recorder.forgotten()
     }
 
-    /// Those for the next dispatch, which publishes so many values.
-    pub(super) fn next(&mut self, values: usize) -> Turn<'_> {
+    /// The sets for the next dispatch, which publishes `values` values.
+    pub(super) fn next(&mut self, values: usize) -> LinkSets<'_> {
         self.turn ^= 1;
         let stale_words = std::mem::replace(&mut self.used, words(values) - TICKET);
         let [links, stale] = [self.turn, self.turn ^ 1].map(|set| &self.sets[set]);
-        Turn { links, stale, stale_words, most_polls: self.most_polls }
+        LinkSets { links, stale, stale_words, most_polls: self.most_polls }
     }
 }
 
-impl Turn<'_> {
-    /// Of a case, which alternates between sets of so many words itself.
-    pub(super) fn of<'a>([links, stale]: [&'a Buffer<u32>; 2], words: usize) -> Turn<'a> {
-        Turn { links, stale, stale_words: words - TICKET, most_polls: MOST_POLLS }
+impl LinkSets<'_> {
+    /// The sets of a case, which alternates them itself. The dispatch resets the words of `stale` from TICKET up to `words`.
+    pub(super) fn of<'a>([links, stale]: [&'a Buffer<u32>; 2], words: usize) -> LinkSets<'a> {
+        LinkSets { links, stale, stale_words: words - TICKET, most_polls: MOST_POLLS }
     }
 }
 
-/// Words of a set with so many values.
+/// Words of a set with `values` values.
 pub(super) fn words(values: usize) -> usize {
     VALUES + values
 }
 
-/// A set of so many words before its first dispatch.
+/// The initial content of a set of `words` words.
 pub(super) fn fresh(words: usize) -> Vec<u32> {
     let mut fresh = vec![PENDING; words];
     fresh[..TICKET].fill(0);

@@ -1,9 +1,9 @@
-//! The end of a decoder's layer, and the beginning of the next up to its attention, for one row in one dispatch: [`GemvChain`].
+//! The end of a decoder layer and the beginning of the next one, up to its attention, for one row in one dispatch: [`GemvChain`].
 //!
-//! A dispatch that waits for the one before costs microseconds in which the memory does nothing. Here workgroups load their first
-//! weights and then wait for the stage before, on devices with [`Caps::forward_progress`](crate::gpu::Caps::forward_progress).
-//! How much is done by how many is a [`ChainChoice`]; the kernels of [`crate::gemv`] and [`crate::attention`], one dispatch each,
-//! are the reference, and stand in where there is no choice.
+//! Between two dependent dispatches the memory is idle for microseconds. In a chain, workgroups load their first weights and then wait for the
+//! stage before, on devices with [`Caps::forward_progress`](crate::gpu::Caps::forward_progress). gemv_chain.wgsl lists the stages. A
+//! [`ChainChoice`] has the number and size of workgroups. The reference and the substitute are the kernels of [`crate::gemv`] and
+//! [`crate::attention`], one dispatch each.
 
 mod cases;
 mod choice;
@@ -12,6 +12,7 @@ mod links;
 
 use crate::{
     Factor, Gpu, Kernel, KvCache, KvDtype,
+    attention::AttentionShape,
     gemv::GemvRope,
     gpu::{Binding, Buffer, Recorder},
     kernel::{
@@ -26,57 +27,53 @@ pub use crate::tuning::ChainChoice;
 pub use choice::{ChainShape, EndShape, Heads, TUNABLE, choice_cases};
 use choice::{FORMAT, HALF, MOST_SPLITS};
 pub use full::check_full;
+use links::LinkSets;
 pub use links::Links;
-use links::Turn;
 
-/// The matrices and norms of the end of a layer: of attention's output, of gate and up, of down, all of one width.
+/// Stages 0 to 2, the end of a layer: the matrices of attention's output, of gate and up, and of down, with the norms after them.
 pub struct GemvChain<'a> {
     /// `[hidden, heads * head_dim]`.
     pub out: &'a Slice,
-    /// Of the sum after `out`: `[hidden]`.
+    /// Weights of the norm after `out`: `[hidden]`.
     pub out_norm: &'a Buffer<f32>,
     /// `[2 * inner, hidden]`.
     pub gate_up: &'a Slice,
     /// `[hidden, inner]`.
     pub down: &'a Slice,
-    /// Of the sum after `down`: `[hidden]`.
+    /// Weights of the norm after `down`: `[hidden]`.
     pub down_norm: &'a Buffer<f32>,
-    /// Added to mean squares before their roots.
+    /// Epsilon of both norms.
     pub eps: f32,
 }
 
-/// What a layer begins with, its norm left out: queries, keys and values, and attention.
-pub struct Attended<'a> {
+/// Stages 3 to 5, the beginning of a layer after its norm: queries, keys and values, and attention.
+pub struct AttentionStages<'a> {
     /// `[(heads + 2 * kv_heads) * head_dim, hidden]`.
     pub qkv: &'a Slice,
     /// `[positions, head_dim / 2, 2]`.
     pub rope: &'a Buffer<f32>,
-    /// Query heads.
-    pub heads: usize,
+    /// Heads, scale and mask. All of a head is rotated, and scores are not capped.
+    pub shape: AttentionShape,
     /// Tokens that the cache holds already.
     pub position: usize,
-    /// Keys and values of the tokens before, where those of this one go.
+    /// The cache. The stages append the token's key and value.
     pub cache: &'a KvCache,
-    /// Factor on products of a query and a key.
-    pub scale: f32,
-    /// How many keys are seen, the last ones, this token's among them. `None`: all.
-    pub window: Option<usize>,
-    /// What the queries find: `[heads * head_dim]`.
+    /// The output of attention: `[heads * head_dim]`.
     pub y: &'a Buffer<f32>,
 }
 
-/// The beginning of a decoder's first layer: its norm, and what comes after it.
+/// The beginning of a decoder's first layer: its norm. [`AttentionStages`] follow.
 pub struct GemvStart<'a> {
     /// The residual stream: `[hidden]`.
     pub x: &'a Buffer<f32>,
-    /// Of the stream: `[hidden]`.
+    /// Weights of the norm: `[hidden]`.
     pub norm: &'a Buffer<f32>,
-    /// Added to the mean square before its root.
+    /// Epsilon of the norm.
     pub eps: f32,
 }
 
 params! {
-    // What a chain does not have is zero.
+    // Fields of stages that a chain does not have are zero.
     struct ChainParams {
         rows0: u32, blocks0: u32, groups0: u32, passes0: u32,
         rows1: u32, blocks1: u32, groups1: u32, passes1: u32,
@@ -88,18 +85,31 @@ params! {
     }
 }
 
-/// The kernel's record, of a chain that ends with down.
+/// The record of the kernel with stages 0 to 2.
 pub static KERNEL: Kernel = Kernel {
     name: "gemv_chain",
-    wgsl: concat!(include_str!("gemv_chain.wgsl"), include_str!("attention.wgsl")),
+    wgsl: concat!(
+        include_str!("gemv_chain.wgsl"),
+        include_str!("links.wgsl"),
+        include_str!("product.wgsl"),
+        include_str!("out.wgsl"),
+        include_str!("gate_up.wgsl"),
+        include_str!("down.wgsl"),
+        include_str!("qkv.wgsl"),
+        include_str!("attention.wgsl"),
+        include_str!("join.wgsl"),
+    ),
     bindings: &[
         Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, ReadWrite, ReadWrite,
     ],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &KERNEL),
+    has_substitute: true,
+    runs_once: true,
+    ..Kernel::DEFAULTS
 };
 
-/// The kernel's record, of a chain that ends with the next layer's attention.
+/// The record of the kernel with all stages.
 pub static ATTENTION_KERNEL: Kernel = Kernel {
     name: "gemv_chain_attention",
     wgsl: KERNEL.wgsl,
@@ -109,18 +119,24 @@ pub static ATTENTION_KERNEL: Kernel = Kernel {
     ],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &ATTENTION_KERNEL),
+    has_substitute: true,
+    runs_once: true,
+    ..Kernel::DEFAULTS
 };
 
-/// The kernel's record, of a chain that is the first layer's beginning up to its attention.
+/// The record of the kernel with stages 3 to 5.
 pub static START_KERNEL: Kernel = Kernel {
     name: "gemv_chain_start",
     wgsl: KERNEL.wgsl,
     bindings: &[Read, Read, Read, Read, ReadWrite, ReadWrite, Read, ReadWrite, ReadWrite, ReadWrite],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &START_KERNEL),
+    has_substitute: true,
+    runs_once: true,
+    ..Kernel::DEFAULTS
 };
 
-/// The kernels.
+/// All chain kernels.
 const ALL: [&Kernel; 3] = [&KERNEL, &ATTENTION_KERNEL, &START_KERNEL];
 
 /// Uses separate dispatches on a device from now on. Returns false if it did so already.
@@ -130,39 +146,37 @@ pub fn switch_off(gpu: &Gpu) -> bool {
     !on.is_empty()
 }
 
-/// Whether a device uses separate dispatches after [`switch_off`].
+/// True if a device uses separate dispatches after [`switch_off`].
 pub fn is_off(gpu: &Gpu) -> bool {
     ALL.iter().all(|kernel| gpu.is_off(kernel.name))
 }
 
-/// How a chain ends.
+/// The end of a chain with stage 0.
 enum End<'a> {
-    /// With the stream times its norm, and parts of its sum of squares.
-    Normed {
-        y: &'a Buffer<f32>,
-        squares: &'a Buffer<f32>,
-    },
-    Attended(&'a Attended<'a>),
+    /// Writes the residual stream times the norm's weights, and partial sums of its squares.
+    Normed { y: &'a Buffer<f32>, squares: &'a Buffer<f32> },
+    /// Goes on with the next layer's attention.
+    Attended(&'a AttentionStages<'a>),
 }
 
 impl GemvChain<'_> {
-    /// The shape, with what the next layer begins with, where the matrices are such as a chain is for.
+    /// The shape. `next`: matrix and heads of the attention stages. `None` if a chain does not support the matrices.
     pub fn shape(&self, next: Option<(&Slice, Heads)>) -> Option<ChainShape> {
         let (qkv, heads) = next.unzip();
         let shape = self.extents(heads);
         let all = [Some(self.out), Some(self.gate_up), Some(self.down), qkv];
-        fits(&shape, all.into_iter().flatten()).then_some(shape)
+        are_chainable(&shape, all.into_iter().flatten()).then_some(shape)
     }
 
-    /// The shape by inputs: cases have fewer rows than a chain that is whole.
+    /// The shape, from the matrices' columns: cases have fewer rows.
     fn extents(&self, heads: Option<Heads>) -> ChainShape {
         let end = EndShape { attended: self.out.cols, inner: self.down.cols };
         ChainShape { hidden: self.gate_up.cols, end: Some(end), heads }
     }
 
-    /// The end of a layer. `x`: `[heads * head_dim]`, attention's output. `sum`: `[hidden]`, the residual stream.
+    /// Records the end of a layer. `x`: `[heads * head_dim]`, attention's output. `sum`: `[hidden]`, the residual stream.
     ///
-    /// Returns the sum times its norm, `[hidden]`, and the factor that is still missing.
+    /// Returns the stream times the norm's weights, `[hidden]`, and the factor that completes the norm.
     pub fn record(
         &self,
         recorder: &mut Recorder,
@@ -173,12 +187,12 @@ impl GemvChain<'_> {
     ) -> (Buffer<f32>, Factor) {
         let parts = choice.groups_and_passes(self.down.rows, self.down.cols).0 as usize;
         let (y, squares) = (recorder.temporary(self.down.rows), recorder.temporary(parts.next_multiple_of(4)));
-        let turn = links.next(self.extents(None).link_values(0));
-        self.record_to(recorder, choice, [x, sum], turn, End::Normed { y: &y, squares: &squares });
+        let sets = links.next(self.extents(None).link_values(0));
+        self.record_to(recorder, choice, [x, sum], sets, End::Normed { y: &y, squares: &squares });
         (y, Factor::new(squares, parts, self.eps))
     }
 
-    /// The same, and the next layer's attention.
+    /// Records the end of a layer and the next layer's attention.
     pub fn record_attended(
         &self,
         recorder: &mut Recorder,
@@ -186,11 +200,11 @@ impl GemvChain<'_> {
         x: &Buffer<f32>,
         sum: &Buffer<f32>,
         links: &mut Links,
-        next: &Attended<'_>,
+        next: &AttentionStages<'_>,
     ) {
         let values = self.extents(Some(next.heads())).link_values(choice.splits(next.keys()).0);
-        let turn = links.next(values);
-        self.record_to(recorder, choice, [x, sum], turn, End::Attended(next));
+        let sets = links.next(values);
+        self.record_to(recorder, choice, [x, sum], sets, End::Attended(next));
     }
 
     fn record_to(
@@ -198,13 +212,13 @@ impl GemvChain<'_> {
         recorder: &mut Recorder,
         choice: ChainChoice,
         [x, sum]: [&Buffer<f32>; 2],
-        turn: Turn<'_>,
+        sets: LinkSets<'_>,
         end: End<'_>,
     ) {
         let mut slices = vec![self.out, self.gate_up, self.down];
         let mut buffers = of_slices(&slices);
         buffers.extend([x, self.out_norm, self.down_norm, sum].map(Binding::from));
-        buffers.extend([turn.links, turn.stale].map(Binding::from));
+        buffers.extend([sets.links, sets.stale].map(Binding::from));
         let next = match end {
             End::Normed { y, squares } => {
                 buffers.extend([y, squares].map(Binding::from));
@@ -217,49 +231,50 @@ impl GemvChain<'_> {
                 Some(next)
             }
         };
-        let shape = self.extents(next.map(Attended::heads));
-        Dispatch { choice, shape, slices, eps: self.eps, next }.record(recorder, &turn, &buffers);
+        let shape = self.extents(next.map(AttentionStages::heads));
+        Dispatch { choice, shape, slices, eps: self.eps, next }.record(recorder, &sets, &buffers);
     }
 }
 
 impl GemvStart<'_> {
-    /// The shape, where the matrix is such as a chain is for.
+    /// The shape. `None` if a chain does not support the matrix.
     pub fn shape(qkv: &Slice, heads: Heads) -> Option<ChainShape> {
         let shape = GemvStart::extents(qkv, heads);
-        fits(&shape, [qkv].into_iter()).then_some(shape)
+        are_chainable(&shape, [qkv].into_iter()).then_some(shape)
     }
 
     fn extents(qkv: &Slice, heads: Heads) -> ChainShape {
         ChainShape { hidden: qkv.cols, end: None, heads: Some(heads) }
     }
 
-    /// The beginning of the first layer.
-    pub fn record(&self, recorder: &mut Recorder, choice: ChainChoice, links: &mut Links, next: &Attended<'_>) {
+    /// Records the beginning of the first layer.
+    pub fn record(&self, recorder: &mut Recorder, choice: ChainChoice, links: &mut Links, next: &AttentionStages<'_>) {
         let values = GemvStart::extents(next.qkv, next.heads()).link_values(choice.splits(next.keys()).0);
-        let turn = links.next(values);
-        self.record_to(recorder, choice, turn, next);
+        let sets = links.next(values);
+        self.record_to(recorder, choice, sets, next);
     }
 
-    fn record_to(&self, recorder: &mut Recorder, choice: ChainChoice, turn: Turn<'_>, next: &Attended<'_>) {
+    fn record_to(&self, recorder: &mut Recorder, choice: ChainChoice, sets: LinkSets<'_>, next: &AttentionStages<'_>) {
         let slices = vec![next.qkv];
         let mut buffers = of_slices(&slices);
         buffers.extend([self.x, self.norm].map(Binding::from));
-        buffers.extend([turn.links, turn.stale].map(Binding::from));
+        buffers.extend([sets.links, sets.stale].map(Binding::from));
         buffers.extend(next.buffers());
         let shape = GemvStart::extents(next.qkv, next.heads());
         let dispatch = Dispatch { choice, shape, slices, eps: self.eps, next: Some(next) };
-        dispatch.record(recorder, &turn, &buffers);
+        dispatch.record(recorder, &sets, &buffers);
     }
 }
 
-impl<'a> Attended<'a> {
+impl<'a> AttentionStages<'a> {
     fn heads(&self) -> Heads {
-        Heads { heads: self.heads, kv_heads: self.cache.kv_heads, head_dim: self.cache.head_dim }
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        Heads { heads, kv_heads, head_dim }
     }
 
-    /// Keys of the tokens before that are seen.
+    /// Number of earlier keys that the token sees.
     fn keys(&self) -> usize {
-        self.window.map_or(self.position, |window| self.position.min(window - 1))
+        self.shape.window.map_or(self.position, |window| self.position.min(window - 1))
     }
 
     fn buffers(&self) -> [Binding<'a>; 4] {
@@ -267,8 +282,8 @@ impl<'a> Attended<'a> {
     }
 }
 
-/// Whether matrices are such as a chain is for; that they are of the shape is a must.
-fn fits<'a>(shape: &ChainShape, slices: impl Iterator<Item = &'a Slice> + Clone) -> bool {
+/// True if a chain supports the matrices' format. Panics if they do not have the shape.
+fn are_chainable<'a>(shape: &ChainShape, slices: impl Iterator<Item = &'a Slice> + Clone) -> bool {
     let is_one = slices.clone().all(|slice| slice.format == FORMAT);
     assert!(!is_one || slices.map(|slice| (slice.rows, slice.cols)).eq(shape.products()), "gemv_chain: shapes");
     is_one
@@ -278,27 +293,27 @@ fn of_slices<'a>(slices: &[&'a Slice]) -> Vec<Binding<'a>> {
     slices.iter().flat_map(|slice| [(&slice.q_weight).into(), (&slice.q_scale).into()]).collect()
 }
 
-/// A chain, but for its buffers.
+/// A chain without its buffers.
 struct Dispatch<'a> {
     choice: ChainChoice,
     shape: ChainShape,
-    /// Its matrices, in the order of its products.
+    /// Matrices, in the order of the products.
     slices: Vec<&'a Slice>,
     eps: f32,
-    next: Option<&'a Attended<'a>>,
+    next: Option<&'a AttentionStages<'a>>,
 }
 
 impl Dispatch<'_> {
-    fn record(&self, recorder: &mut Recorder, turn: &Turn<'_>, buffers: &[Binding<'_>]) {
+    fn record(&self, recorder: &mut Recorder, sets: &LinkSets<'_>, buffers: &[Binding<'_>]) {
         let Dispatch { choice, shape, slices, eps, next } = self;
         let caps = *recorder.gpu().caps();
         let mut params = ChainParams {
             eps: *eps,
-            most_polls: turn.most_polls,
-            stale_words: turn.stale_words as u32,
+            most_polls: sets.most_polls,
+            stale_words: sets.stale_words as u32,
             ..bytemuck::Zeroable::zeroed()
         };
-        // Workgroups of each stage, and what it reads.
+        // Workgroups of each stage, and bytes that it reads.
         let mut stages: Vec<(u32, u64)> = Vec::new();
         for (product, Slice { rows, cols, format, .. }) in (shape.first()..).zip(slices) {
             let (groups, passes) = choice.groups_and_passes(*rows, *cols);
@@ -309,11 +324,12 @@ impl Dispatch<'_> {
         if let Some(next) = next {
             let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *next.cache;
             let (heads, position) = (next.heads(), next.position);
+            assert_eq!((kv_heads, head_dim), (heads.kv_heads, heads.head_dim), "gemv_chain: shape of the cache");
             assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
             assert!(position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
             (keys, stored) = (next.keys(), dtype);
             let (splits, range) = choice.splits(keys);
-            let teams = choice.teams(&caps, heads, keys).expect("a chain suits the device");
+            let teams = choice.teams(&caps, heads, keys).expect("the device supports the chain");
             params = ChainParams {
                 heads: heads.heads as u32,
                 kv_heads: kv_heads as u32,
@@ -324,7 +340,7 @@ impl Dispatch<'_> {
                 split_keys: range as u32,
                 groups4: (heads.heads * splits) as u32 / teams.heads,
                 groups5: choice.joins(&caps, heads, splits),
-                scale: next.scale,
+                scale: next.shape.scale,
                 ..params
             };
             stages.extend([(params.groups4, next.cache.bytes_of(keys + 1)), (params.groups5, 0)]);

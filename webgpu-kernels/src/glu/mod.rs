@@ -35,6 +35,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: GluParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl Glu {

@@ -5,7 +5,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{CaseBuffer, Params, params},
+    kernel::{CaseBuffer, Params, Usage, params},
     matrix::{Matrix, Slice},
 };
 
@@ -74,6 +74,8 @@ pub static ARRANGE_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, WRITE],
     params: ArrangeParams::LAYOUT,
     cases: arrange_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of `Diagonal`.
@@ -83,6 +85,8 @@ pub static DIAGONAL_KERNEL: Kernel = Kernel {
     bindings: &[READ, WRITE],
     params: DiagonalParams::LAYOUT,
     cases: diagonal_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl Order {

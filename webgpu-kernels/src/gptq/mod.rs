@@ -11,7 +11,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 pub use arrange::{ARRANGE_KERNEL, DIAGONAL_KERNEL};
@@ -91,6 +91,8 @@ pub static RANK_UPDATE_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, WRITE],
     params: RankUpdateParams::LAYOUT,
     cases: rank_update_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of GPTQ's columns.
@@ -100,6 +102,8 @@ pub static COLUMNS_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, READ, READ, READ, WRITE, WRITE, WRITE],
     params: ColumnsParams::LAYOUT,
     cases: columns_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of coordinate descent over scales.
@@ -109,6 +113,8 @@ pub static SCALES_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, READ, WRITE, WRITE],
     params: ScalesParams::LAYOUT,
     cases: scales_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of coordinate descent over codes.
@@ -118,6 +124,8 @@ pub static CODES_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, READ, WRITE, WRITE],
     params: CodesParams::LAYOUT,
     cases: codes_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of the rounding errors.
@@ -127,6 +135,8 @@ pub static ERRORS_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, READ, WRITE],
     params: ErrorsParams::LAYOUT,
     cases: errors_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of dot products of rows.
@@ -136,6 +146,8 @@ pub static ROW_DOTS_KERNEL: Kernel = Kernel {
     bindings: &[READ, READ, WRITE],
     params: RowDotsParams::LAYOUT,
     cases: row_dots_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl RankUpdate {

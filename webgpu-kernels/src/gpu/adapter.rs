@@ -1,26 +1,26 @@
-//! Which devices there are and what they can do: [`AdapterSummary`], [`Selection`], [`Caps`].
+//! Devices, their selection and their capabilities: [`AdapterSummary`], [`Selection`], [`Caps`].
 
 use std::fmt;
 
-/// A device that can be opened, as `chat-cli devices` lists it.
+/// A device that can be opened. `chat-cli devices` lists them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterSummary {
-    /// The name its driver gives it.
+    /// Name from the driver.
     pub name: String,
     /// `vulkan`, `metal`, `dx12` or `webgpu`.
     pub backend: String,
-    /// What kind of device it is.
+    /// Kind of device.
     pub device_type: DeviceType,
-    /// Driver and version, as far as known.
+    /// Driver and version, if known.
     pub driver: String,
-    /// Bytes of memory that it may use, free or not: of its own, and the processor's where it shares that. `None` where the
-    /// driver does not tell. [`crate::Gpu::free_memory`] tells what is free.
+    /// Bytes of memory that the device may use, free or not: its own, plus the processor's if it shares that. `None` if the driver does not
+    /// report it. See [`crate::Gpu::free_memory`] for free memory.
     pub memory: Option<u64>,
-    /// What it can do.
+    /// Capabilities.
     pub caps: Caps,
 }
 
-/// Kinds of devices, the preferred first.
+/// Kinds of devices, in order of preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DeviceType {
     /// A GPU with memory of its own.
@@ -31,7 +31,7 @@ pub enum DeviceType {
     Virtual,
     /// Unknown.
     Other,
-    /// The processor, in the role of a GPU.
+    /// The processor: a software driver.
     Cpu,
 }
 
@@ -47,46 +47,46 @@ impl fmt::Display for DeviceType {
     }
 }
 
-/// What a device can do, as far as a kernel's choice of variant depends on it.
+/// Capabilities of a device that kernels' variants depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caps {
-    /// Whether the lanes are a processor's, where loads are dear and registers cheap.
+    /// True for a software device: its loads are expensive and its registers cheap.
     pub is_software: bool,
-    /// Whether shaders may compute in f16. No kernel needs it: f16 is stored in pairs.
+    /// True if shaders may compute in f16. No kernel needs it to store f16, which it packs in pairs.
     pub f16: bool,
-    /// Whether subgroups may multiply matrices of 16 x 16 in f16, with sums in f32.
+    /// True if subgroups may multiply 16 x 16 matrices in f16 with sums in f32.
     pub cooperative_matrix: bool,
     /// Sizes of subgroups, if shaders may use them.
     pub subgroups: Option<SubgroupSizes>,
-    /// Lanes that the driver is known to give every subgroup of a workgroup that has as many, though it reports a range.
-    /// [`crate::Gpu::open`] asks the device: where it is so, `subgroups` has this one size.
+    /// Usual size of subgroups, if the driver reports a range but is known to use one size in workgroups that are large enough.
+    /// [`crate::Gpu::open`] probes the device. If it confirms the size, `subgroups` has only this size.
     pub usual_lanes: Option<u32>,
-    /// Whether `dot4I8Packed` compiles.
+    /// True if `dot4I8Packed` compiles.
     pub packed_dot: bool,
-    /// Values of 32 bits that a lane has registers for, where compilers have been seen to store the rest in memory.
+    /// 32-bit registers of a lane, if compilers have been seen to spill beyond them.
     pub registers: Option<u32>,
-    /// Whether the driver compiles `gemv_chain`.
+    /// True if the driver compiles `gemv_chain`.
     pub chains: bool,
-    /// Whether lanes have registers for chains in workgroups of no more than 128 lanes.
+    /// True if lanes have enough registers for chains in workgroups of at most 128 lanes.
     pub narrow_chains: bool,
-    /// Whether the driver compiles attention of four heads and eight keys at a time.
+    /// True if the driver compiles attention of four heads and eight keys at a time.
     pub wide_teams: bool,
-    /// Storage buffers of a kernel.
+    /// Most storage buffers of a kernel.
     pub max_bindings: u32,
-    /// Whether a workgroup may wait for others that have started: they go on while it polls, and see what others store. WebGPU
-    /// promises neither. Known of the vendors in `device.rs`; a vendor is added after `chat-cli selftest --full` passed and
-    /// `chat-cli bench` was faster on its devices, see `benches/README.md`.
+    /// True if a workgroup may wait for others that have started: they go on while it polls, and its loads see their stores. WebGPU
+    /// guarantees neither. `device.rs` lists the vendors. Add a vendor after `chat-cli selftest --full` passed and `chat-cli bench` was
+    /// faster on its devices: see `benches/README.md`.
     pub forward_progress: bool,
-    /// Whether the device measures time.
+    /// True if the device has timestamps.
     pub timestamps: bool,
-    /// Largest buffer that a kernel sees, in bytes.
+    /// Largest binding, in bytes.
     pub max_binding: u64,
     /// Largest buffer, in bytes.
     pub max_buffer: u64,
 }
 
 impl Caps {
-    /// What every WebGPU device has.
+    /// Capabilities of every WebGPU device.
     pub const WEBGPU_DEFAULTS: Caps = Caps {
         is_software: false,
         f16: false,
@@ -105,7 +105,7 @@ impl Caps {
         max_buffer: 256 << 20,
     };
 
-    /// What the device can do once it has confirmed [`Caps::usual_lanes`], for planning without it.
+    /// The capabilities after the device has confirmed [`Caps::usual_lanes`], for planning without the device.
     pub fn confirmed(self) -> Caps {
         let one = |lanes| SubgroupSizes { min: lanes, max: lanes };
         Caps { subgroups: self.subgroups.map(|sizes| self.usual_lanes.map_or(sizes, one)), ..self }
@@ -122,18 +122,18 @@ pub struct SubgroupSizes {
 }
 
 impl SubgroupSizes {
-    /// As if subgroups might be half as small, for tests: kernels must be right wherever subgroups are larger than they need.
+    /// Half the smallest size, for tests: kernels must be correct if subgroups are larger than their smallest size.
     pub(super) fn halved(self) -> SubgroupSizes {
         SubgroupSizes { min: (self.min / 2).max(1), ..self }
     }
 
-    /// The size of every subgroup, where they are of one size. Kernels that exchange values do with the smallest size.
+    /// The size of every subgroup, if all have one size. Kernels that only exchange values use the smallest size instead.
     pub fn fixed(self) -> Option<u32> {
         (self.min == self.max).then_some(self.min)
     }
 }
 
-/// Which device to open.
+/// The device to open.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Selection {
     /// The first of [`crate::Gpu::adapters`]: real GPUs before software ones.
@@ -153,7 +153,7 @@ impl fmt::Display for Selection {
 }
 
 impl Selection {
-    /// The position of the selected adapter among so many.
+    /// The position of the selected adapter among `count` adapters.
     pub(crate) fn choose(&self, count: usize) -> Option<usize> {
         let index = match self {
             Selection::Auto => 0,
@@ -163,23 +163,22 @@ impl Selection {
     }
 }
 
-/// How to open a device. The default takes all it has; tests take less.
+/// Options of opening a device. The default uses all its capabilities. Tests use fewer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// Use f16 arithmetic where the device has it.
+    /// Use f16 arithmetic if the device has it.
     pub f16: bool,
-    /// Use matrix units where the device has such, for products in f16: those of prefilling.
+    /// Use matrix units if the device has them, for the f16 products of prefill.
     pub cooperative_matrix: bool,
-    /// Use subgroups where the device has them. In a browser the caller must see to it that `requestDevice` asks for them.
+    /// Use subgroups if the device has them. In a browser the caller must request them in `requestDevice`.
     pub subgroups: bool,
-    /// For tests: take the device for one like Intel's, whose subgroups may have half as many lanes as they have, and whose
-    /// lanes have few registers.
+    /// For tests: treat the device like an Intel GPU. Its subgroups may have half as many lanes, and its lanes have few registers.
     pub narrow: bool,
-    /// Measure time where the device can.
+    /// Use timestamps if the device has them.
     pub timestamps: bool,
-    /// Ask for no more than WebGPU's default limits.
+    /// Request only WebGPU's default limits.
     pub default_limits: bool,
-    /// On a software device, use the kernels made for such.
+    /// On a software device, use the kernels for software devices.
     pub software_kernels: bool,
 }
 
@@ -198,7 +197,7 @@ impl Default for OpenOptions {
 }
 
 impl OpenOptions {
-    /// The least that a WebGPU implementation offers.
+    /// The minimum of every WebGPU implementation.
     pub const WEBGPU_DEFAULTS: OpenOptions = OpenOptions {
         f16: false,
         cooperative_matrix: false,
@@ -209,7 +208,7 @@ impl OpenOptions {
         software_kernels: true,
     };
 
-    /// The kinds of devices that tests open any device as, each with its name.
+    /// Options of tests, with names: each makes a device behave like another kind of device.
     pub const PROFILES: [(&str, OpenOptions); 5] = {
         let everything = OpenOptions {
             f16: true,

@@ -16,11 +16,10 @@ pub trait Word: bytemuck::Pod {}
 impl Word for f32 {}
 impl Word for u32 {}
 
-/// Elements that a slice begins at a multiple of: 256 bytes, WebGPU's alignment of bindings.
+/// Alignment of slices, in elements: 256 bytes, WebGPU's alignment of bindings.
 pub(crate) const SLICE_ALIGN: usize = 64;
 
-/// Memory on the device, `len` elements of `T`. Clones share it; the last one to go frees it, or gives it back to the
-/// pool when it is a temporary.
+/// Memory on the device, `len` elements of `T`. Clones share it. Dropping the last one frees it, or returns a temporary to its pool.
 pub struct Buffer<T> {
     pub(crate) raw: Arc<RawBuffer>,
     /// First element that a kernel sees.
@@ -32,7 +31,7 @@ pub struct Buffer<T> {
 pub(crate) struct RawBuffer {
     pub id: u64,
     pub buffer: wgpu::Buffer,
-    /// Where it goes back to, a temporary.
+    /// The pool of a temporary.
     pool: Option<Arc<Mutex<Pool>>>,
     shared: Arc<Shared>,
 }
@@ -61,12 +60,12 @@ impl<T: Word> Buffer<T> {
         self.len
     }
 
-    /// A number that memory on the same device does not share.
+    /// Identifies the memory on its device.
     pub fn id(&self) -> u64 {
         self.raw.id
     }
 
-    /// Whether there is no element.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -83,7 +82,13 @@ impl<T: Word> Buffer<T> {
         Buffer { raw: self.raw.clone(), start: self.start + start, len, element: PhantomData }
     }
 
-    /// The same memory under another length, for what is planned and never run.
+    /// One element, for copies. A binding may not begin there.
+    pub(crate) fn element(&self, at: usize) -> Buffer<T> {
+        assert!(at < self.len, "element: {at} is beyond {}", self.len);
+        Buffer { raw: self.raw.clone(), start: self.start + at, len: 1, element: PhantomData }
+    }
+
+    /// The same memory with another length, for plans that never run.
     pub(crate) fn claiming<U: Word>(&self, len: usize) -> Buffer<U> {
         Buffer { raw: self.raw.clone(), start: 0, len, element: PhantomData }
     }
@@ -104,7 +109,7 @@ impl Gpu {
         Ok(self.wrap(buffer, len, None, None))
     }
 
-    /// A copy of `values`. Copies start in the background; nothing waits.
+    /// A copy of `values`. Copies run in the background. Does not wait.
     ///
     /// Errors: larger than the device allows, or out of memory.
     pub fn upload<T: Word>(&self, values: &[T]) -> Result<Buffer<T>> {
@@ -113,17 +118,17 @@ impl Gpu {
         Ok(buffer)
     }
 
-    /// Writes from the start of `buffer`, after what was submitted and before what is being recorded.
+    /// Writes from the start of `buffer` on, after all submitted commands and before the commands that are being recorded.
     pub(crate) fn write<T: Word>(&self, buffer: &Buffer<T>, values: &[T]) {
         self.write_at(buffer, 0, values);
     }
 
-    /// The same, from element `start` on.
+    /// [`Gpu::write`] from element `start` on.
     pub(crate) fn write_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, values: &[T]) {
         self.write_bytes_at(buffer, start, bytemuck::cast_slice(values));
     }
 
-    /// The same of bytes as they lie in a little-endian file, whole elements of them.
+    /// [`Gpu::write_at`] with the bytes of a little-endian file. They must be whole elements.
     pub(crate) fn write_bytes_at<T: Word>(&self, buffer: &Buffer<T>, start: usize, bytes: &[u8]) {
         assert!(start + bytes.len() / 4 <= buffer.len, "write: {start} + {} bytes in {}", bytes.len(), buffer.len);
         let first_byte = buffer.offset() + 4 * start as u64;
@@ -137,12 +142,11 @@ impl Gpu {
         }
     }
 
-    /// A temporary of `len` elements with any content, of a recorder's pool. `for_host`: it will be written with
-    /// [`Gpu::write`].
+    /// A temporary of `len` elements with any content, from a recorder's pool. `for_host`: the caller will write it with [`Gpu::write`].
     pub(crate) fn temporary<T: Word>(&self, pool: &Arc<Mutex<Pool>>, len: usize, for_host: bool) -> Result<Buffer<T>> {
         let bytes = byte_size(len);
         let limit = self.caps().max_binding.min(self.caps().max_buffer);
-        // Rounding up must not be what makes it too large.
+        // Rounding up must not exceed the limit.
         let size = if size_class(bytes) <= limit { size_class(bytes) } else { bytes };
         let found = lock(pool).take(size, for_host);
         Ok(match found {
@@ -151,7 +155,7 @@ impl Gpu {
         })
     }
 
-    /// Something small in the place of what did not fit; nothing is computed with it.
+    /// A small substitute for a buffer whose allocation failed. Nothing is computed with it.
     pub(crate) fn stand_in<T: Word>(&self) -> Buffer<T> {
         use wgpu::BufferUsages as Usage;
         let usage = Usage::STORAGE | Usage::COPY_DST | Usage::COPY_SRC;
@@ -193,8 +197,7 @@ impl Shared {
         Ok(buffer)
     }
 
-    /// A buffer, or the error where the device tells at once, as native ones do. A browser tells later, and the error
-    /// waits for the next read.
+    /// Creates a buffer. Native devices return an error at once. A browser reports it later, and the next read returns it.
     pub fn create_buffer(&self, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
         #[cfg(not(target_arch = "wasm32"))]
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
@@ -208,8 +211,8 @@ impl Shared {
     }
 }
 
-/// Makes something, and where there is no memory for it once more without the temporaries of a recorder that nobody holds: they
-/// have other sizes. Those of other recorders stay, which are to notice nothing.
+/// Calls `make`. If it runs out of memory, frees the unused temporaries of a recorder and calls it again. Other recorders keep theirs: they
+/// must not be affected.
 pub(super) fn with_room<T>(pool: &Mutex<Pool>, make: impl Fn() -> Result<T>) -> Result<T> {
     match make() {
         Err(Error::OutOfMemory { .. }) if lock(pool).empty() => make(),

@@ -1,4 +1,4 @@
-//! [`Gpu`]: an open device, shared by everything that lives on it.
+//! [`Gpu`]: an open device. Its buffers and recorders share it.
 
 use std::borrow::Cow;
 use std::sync::{
@@ -23,14 +23,13 @@ use crate::{
     tuning::{PRESETS_FLAG, Table},
 };
 
-/// Parameters of one submission, all dispatches together, in bytes.
+/// Most bytes of the parameters of one submission.
 pub(crate) const UNIFORM_BYTES: u64 = 64 << 10;
 
-/// Workgroup memory that kernels with cooperative matrices may take, twice WebGPU's default limit.
+/// Most workgroup memory of kernels with cooperative matrices: twice WebGPU's default limit.
 const COOPERATIVE_BYTES: u32 = 32 << 10;
 
-/// Matrices are cut into slices of at most this many bytes, WebGPU's default limit, also where the device allows more:
-/// one path to test.
+/// Most bytes of a slice of a matrix: WebGPU's default limit, also on devices that allow more, so that all devices run the same code.
 const SLICE_BYTES: u64 = 128 << 20;
 
 /// An open device. Clones share it.
@@ -42,37 +41,37 @@ pub struct Gpu {
 pub(crate) struct Shared {
     pub device: wgpu::Device,
     pub queue: wgpu::Queue,
-    /// What the device was opened of, and how.
+    /// Adapter and options of the device.
     #[cfg(not(target_arch = "wasm32"))]
     opened: (wgpu::Adapter, OpenOptions),
     pub summary: AdapterSummary,
     pub limits: wgpu::Limits,
     pub staging: Mutex<Staging>,
-    /// Held while parameters are written and the commands that read them are submitted.
+    /// Locked while parameters are written and the commands that read them are submitted.
     pub submitting: Mutex<()>,
-    /// Submissions so far.
+    /// Number of submissions so far.
     pub submissions: AtomicU64,
-    /// What futures wait for.
+    /// Submissions that futures wait for.
     #[cfg(not(target_arch = "wasm32"))]
     pub waiting: Arc<super::wait::Waiting>,
     pub pipelines: Mutex<Pipelines>,
-    /// Names the device for what its driver keeps of pipelines, where it gives that.
+    /// Key of the driver's pipeline cache, if it has one.
     pub pipeline_key: Option<String>,
     pub pace: Mutex<Pace>,
-    /// Ids of buffers that are gone, whose bind groups must go too.
+    /// Ids of freed buffers. Their bind groups must be freed too.
     pub dead: Mutex<Vec<u64>>,
-    /// Kernels that are wrong on this device.
+    /// Kernels that are switched off on this device.
     pub switched_off: Mutex<Vec<Switch>>,
-    /// How kernels that have a choice do their work.
+    /// Choices of tunable kernels.
     pub tuning: Mutex<Table>,
     /// Bytes in buffers.
     pub in_use: AtomicU64,
-    /// Bytes in buffers that there may be.
+    /// Most bytes in buffers.
     pub most_bytes: AtomicU64,
     /// Bytes written since the last submission.
     pub staged: AtomicU64,
     next_id: AtomicU64,
-    /// Those that concern all recorders, or that the device tells of nobody in particular.
+    /// Errors that concern all recorders, or that the device does not attribute to a recorder.
     errors: Errors,
 }
 
@@ -83,20 +82,20 @@ impl Drop for Shared {
     }
 }
 
-/// A lock that a panic elsewhere does not close: the data is only ever replaced whole.
+/// Locks a mutex, also after a panic of another thread: every change of the data is complete.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Gpu {
-    /// Every device there is: discrete GPUs first, then integrated ones, software last.
+    /// All devices: discrete GPUs first, then integrated ones, software last.
     pub async fn adapters() -> Vec<AdapterSummary> {
         enumerate().await.into_iter().map(|(_, summary)| summary).collect()
     }
 
     /// Opens a device.
     ///
-    /// Errors: no adapter, none that matches, or one that does not open.
+    /// Errors: there is no adapter, none matches, or it does not open.
     pub async fn open(selection: &Selection, options: OpenOptions) -> Result<Gpu> {
         let mut adapters = enumerate().await;
         if adapters.is_empty() {
@@ -129,7 +128,7 @@ impl Gpu {
             summary.caps.usual_lanes = None;
             summary.caps.registers = Some(known::INTEL_REGISTERS);
         }
-        // To a browser, wgpu has no word for them: who opens the device there asks the browser itself.
+        // wgpu cannot request subgroups from a browser. There the caller requests them.
         if summary.caps.subgroups.is_some() && !cfg!(target_arch = "wasm32") {
             features |= wgpu::Features::SUBGROUP;
         }
@@ -138,8 +137,8 @@ impl Gpu {
         let mut experimental_features = wgpu::ExperimentalFeatures::disabled();
         if summary.caps.cooperative_matrix {
             features |= wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
-            // SAFETY: wgpu asks callers to know that this feature's validation has gaps. Only kernels of this crate, which are
-            // tested on such devices, use it.
+            // SAFETY: callers of wgpu must accept that this feature's validation has gaps. Only kernels of this crate use it, and
+            // they are tested on such devices.
             experimental_features = unsafe { wgpu::ExperimentalFeatures::enabled() };
         }
         summary.caps.timestamps &= options.timestamps;
@@ -172,14 +171,14 @@ impl Gpu {
             .await
             .map_err(|e| Error::OpenDevice { adapter: summary.name.clone(), reason: e.to_string() })?;
 
-        // What a recorder causes is told to it natively; in a browser, where errors come late, to who reads next.
+        // Natively, scopes attribute errors to recorders. A browser reports errors late, so the next read returns them.
         let errors = Errors::default();
         let first = errors.clone();
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| first.fail(told_by_device(error))));
         let first = errors.clone();
         device.set_device_lost_callback(move |reason, message| {
             if reason != wgpu::DeviceLostReason::Destroyed {
-                // What led to the loss was reported first and says more.
+                // An earlier error that led to the loss tells more.
                 first.fail(Error::DeviceLost { reason: message });
             }
         });
@@ -214,24 +213,24 @@ impl Gpu {
         Ok(gpu.with_usual_lanes().await)
     }
 
-    /// With subgroups of one size, where that is [`Caps::usual_lanes`] and the device confirms it.
+    /// Sets the only size of subgroups to [`Caps::usual_lanes`], if a probe of the device confirms it.
     async fn with_usual_lanes(mut self) -> Gpu {
         let caps = *self.caps();
         let (Some(lanes), true) = (caps.usual_lanes, caps.confirmed() != caps) else { return self };
         match probe::has_lanes(&self, lanes).await {
             Ok(true) => {
-                let shared = Arc::get_mut(&mut self.shared).expect("nobody else has the device yet");
+                let shared = Arc::get_mut(&mut self.shared).expect("the device is not shared yet");
                 shared.summary.caps = caps.confirmed();
                 shared.tuning = Mutex::new(Table::new(&shared.summary));
             }
             Ok(false) => {}
-            // A device that is lost says so at the next read; one that refuses the probe does without.
+            // The next read reports a lost device. If the device rejects the probe, the size stays unknown.
             Err(_) => self.shared.forgive(),
         }
         self
     }
 
-    /// Another device of the same adapter, opened like this one, with what was switched off and chosen here.
+    /// Opens another device of the same adapter with the same options, switches and choices.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) async fn another(&self) -> Result<Gpu> {
         let (adapter, options) = &self.shared.opened;
@@ -246,12 +245,12 @@ impl Gpu {
         &self.shared.summary
     }
 
-    /// What the device can do, less what [`OpenOptions`] left out.
+    /// Capabilities of the device, without those that [`OpenOptions`] exclude.
     pub fn caps(&self) -> &Caps {
         &self.shared.summary.caps
     }
 
-    /// Bytes of the device's memory that are free now, where its driver tells.
+    /// Free bytes of the device's memory, if its driver reports them.
     pub fn free_memory(&self) -> Option<u64> {
         #[cfg(not(target_arch = "wasm32"))]
         return memory::free(&self.shared.opened.0);
@@ -264,34 +263,33 @@ impl Gpu {
         self.shared.in_use.load(Ordering::Relaxed)
     }
 
-    /// Largest piece of a matrix that is bound at once, in bytes.
+    /// Most bytes of a slice of a matrix.
     pub(crate) fn slice_bytes(&self) -> u64 {
         self.caps().max_binding.min(self.caps().max_buffer).min(SLICE_BYTES)
     }
 
-    /// Multiplications and additions that one submission should have at most, by the speed measured so far. It varies with
-    /// the load: let it decide only where commands are cut, never which kernel computes something.
+    /// Most multiplications and additions of one submission, by the measured speed. It varies with the load: let it decide only where
+    /// commands are cut, never which kernel computes a value.
     pub(crate) fn work_at_once(&self) -> u64 {
         lock(&self.shared.pace).work_at_once()
     }
 
-    /// Multiplications and additions that one operation over a part of a text should have at most, by the device's class. The
-    /// same in every run.
+    /// Most multiplications and additions of one operation over a part of a text, by the device's class. The same in every run.
     pub fn work_of_part(&self) -> u64 {
         lock(&self.shared.pace).work_of_part()
     }
 
-    /// Bounds both, in place of the measured speed and the class. For tests, and callers who know their device.
+    /// Sets both bounds, instead of the measured speed and the class. For tests, and callers that know their device.
     pub fn limit_work(&self, limit: Option<u64>) {
         lock(&self.shared.pace).limit(limit);
     }
 
-    /// Counts a caller's own measurement of the device's speed: so many multiplications and additions took so long.
+    /// Adds a caller's measurement of the device's speed: the time of `work` multiplications and additions.
     pub fn note_speed(&self, work: u64, time: web_time::Duration) {
         lock(&self.shared.pace).measured(work, time);
     }
 
-    /// Uses a kernel no more, or not with one of its flags: what does the same in another way takes its place.
+    /// Switches a kernel or one of its flags off. A substitute is used instead.
     pub fn switch_off(&self, switch: Switch) {
         if switch.flag.as_deref() == Some(PRESETS_FLAG) {
             self.forget_choices();
@@ -299,22 +297,22 @@ impl Gpu {
         lock(&self.shared.switched_off).push(switch);
     }
 
-    /// What is chosen for kernels that have a choice.
+    /// Choices of tunable kernels.
     pub(crate) fn tuning(&self) -> MutexGuard<'_, Table> {
         lock(&self.shared.tuning)
     }
 
-    /// What was switched off.
+    /// Kernels and flags that are switched off.
     pub fn switched_off(&self) -> Vec<Switch> {
         lock(&self.shared.switched_off).clone()
     }
 
-    /// Whether none of a kernel is used.
+    /// True if a kernel is switched off.
     pub fn is_off(&self, kernel: &str) -> bool {
         lock(&self.shared.switched_off).iter().any(|switch| switch.kernel == kernel && switch.flag.is_none())
     }
 
-    /// What is used of a kernel's variant.
+    /// A kernel's variant without the flags that are switched off.
     pub(crate) fn allowed<'a>(&self, kernel: &str, variant: &'a Variant) -> Cow<'a, Variant> {
         let mut allowed = Cow::Borrowed(variant);
         for switch in lock(&self.shared.switched_off).iter().filter(|switch| switch.kernel == kernel) {
@@ -325,19 +323,19 @@ impl Gpu {
         allowed
     }
 
-    /// Bounds the device memory that this program takes; what goes beyond is out of memory.
+    /// Bounds the device memory of this program. Allocations beyond it are out of memory.
     pub fn limit_memory(&self, bytes: Option<u64>) {
         self.shared.most_bytes.store(bytes.unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// Gives the device up, whoever still holds it: to them it is lost.
+    /// Destroys the device. To all its clones it is lost.
     pub fn destroy(&self) {
-        self.shared.fail(Error::DeviceLost { reason: "it was given up".into() });
+        self.shared.fail(Error::DeviceLost { reason: "the program destroyed it".into() });
         self.shared.device.destroy();
     }
 
-    /// The first error of the device that no call has returned, such as its loss. Errors that a recorder caused are told to
-    /// those who read by it.
+    /// The first error of the device that no call has returned yet, for example its loss. Reads of a recorder return the errors that it
+    /// caused.
     pub fn error(&self) -> Option<Error> {
         self.shared.errors.first()
     }
@@ -348,7 +346,7 @@ impl Shared {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The error for a call of a recorder to return: its own, or the device's. A lost device explains all others.
+    /// The error for a call of a recorder to return: its own, or the device's. The loss of the device comes first: it explains the others.
     pub fn told_error(&self, of_recorder: &Errors) -> Option<Error> {
         match self.errors.first() {
             Some(lost @ Error::DeviceLost { .. }) => Some(lost),
@@ -356,27 +354,27 @@ impl Shared {
         }
     }
 
-    /// Keeps the first error of the device.
+    /// Keeps an error of the device, unless there is an earlier one.
     pub fn fail(&self, error: Error) {
         self.errors.fail(error);
     }
 
-    /// Forgets a call that the device refused.
+    /// Forgets a rejected call.
     pub fn forgive(&self) {
         self.errors.forgive();
     }
 
-    /// Starts copies that were asked for and frees the memory of those that are done, so that loading a model does not
-    /// hold it twice. Never waits.
+    /// Starts pending copies and frees the staging memory of finished ones, so that loading a model does not need its memory twice. Does
+    /// not wait.
     pub fn start_copies(&self) {
         self.staged.store(0, Ordering::Relaxed);
         self.queue.submit([]);
-        // An error is a lost device, which its callback keeps.
+        // An error means a lost device. Its callback keeps it.
         let _ = self.device.poll(wgpu::PollType::Poll);
     }
 }
 
-/// An error that the device tells of.
+/// Converts an error of wgpu.
 pub(crate) fn told_by_device(error: wgpu::Error) -> Error {
     match error {
         wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes: 0, in_use: 0 },
@@ -387,7 +385,7 @@ pub(crate) fn told_by_device(error: wgpu::Error) -> Error {
 async fn enumerate() -> Vec<(wgpu::Adapter, AdapterSummary)> {
     let adapters = instance::adapters().await;
     let mut list: Vec<_> = adapters.into_iter().map(|adapter| (summary(&adapter), adapter)).collect();
-    // Stable: drivers of one kind stay in their order, which is the system's preference.
+    // A stable sort keeps the system's order of devices of one kind.
     list.sort_by_key(|(summary, _)| summary.device_type);
     list.into_iter().map(|(summary, adapter)| (adapter, summary)).collect()
 }
@@ -433,15 +431,15 @@ fn summary(adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// Whether workgroups that have started are known to go on while others poll, [`Caps::forward_progress`]: all desktop GPUs give it,
-/// but only what was measured is listed.
+/// True if workgroups that have started go on while others poll: [`Caps::forward_progress`]. All desktop GPUs do, but only measured vendors
+/// are listed.
 fn has_forward_progress(info: &wgpu::AdapterInfo) -> bool {
     const AMD: u32 = 0x1002;
     const NVIDIA: u32 = 0x10de;
     info.backend == wgpu::Backend::Vulkan && [AMD, NVIDIA].contains(&info.vendor)
 }
 
-/// Whether there are products of 16 x 16 x 16 in f16 with sums in f32, and the workgroup memory that goes with them.
+/// True if the adapter has products of 16 x 16 x 16 in f16 with sums in f32, and enough workgroup memory for them.
 fn has_cooperative_matrix(adapter: &wgpu::Adapter) -> bool {
     use wgpu::CooperativeScalarType as Scalar;
     let is_known = |p: &wgpu::CooperativeMatrixProperties| {
@@ -452,8 +450,8 @@ fn has_cooperative_matrix(adapter: &wgpu::Adapter) -> bool {
         && adapter.cooperative_matrix_properties().iter().any(is_known)
 }
 
-/// WebGPU's defaults, with the adapter's real buffer sizes and uniform alignment, and as many storage buffers as any kernel
-/// takes, unless those are unwanted. No kernel needs more than the defaults in anything else.
+/// WebGPU's default limits. Without `default_limits`, with the adapter's buffer sizes, uniform alignment, and storage buffers up to
+/// [`MAX_BINDINGS`]. Kernels need only defaults otherwise.
 fn required_limits(adapter: &wgpu::Limits, default_limits: bool) -> wgpu::Limits {
     let defaults = wgpu::Limits::default();
     if default_limits {
@@ -473,7 +471,7 @@ mod tests {
     use super::*;
     use crate::gpu::{block_on, for_test};
 
-    /// Opens the first device as if its driver reported subgroups from half of their size on, of which it is known to take so many.
+    /// Opens the first device as if its driver reported a range of subgroup sizes, with `lanes` as the usual size.
     fn open_with_usual_lanes(gpu: &Gpu, lanes: u32) -> Gpu {
         let (adapter, options) = &gpu.shared.opened;
         let mut summary = summary(adapter);
@@ -483,13 +481,13 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_size_of_subgroups_counts_where_the_device_confirms_it() {
+    fn the_usual_size_of_subgroups_needs_confirmation_by_the_device() {
         let Some(gpu) = for_test(OpenOptions::default()) else { return };
         let Some(lanes) = gpu.caps().subgroups.and_then(SubgroupSizes::fixed) else { return };
         let reported = SubgroupSizes { min: lanes, max: lanes }.halved();
         let confirmed = open_with_usual_lanes(&gpu, lanes);
         assert_eq!(confirmed.caps().subgroups, gpu.caps().subgroups);
-        // What it is not is not believed.
+        // The device does not confirm a wrong size.
         for wrong in [lanes / 2, 2 * lanes] {
             assert_eq!(open_with_usual_lanes(&gpu, wrong).caps().subgroups, Some(reported), "{wrong}");
         }

@@ -1,4 +1,4 @@
-//! The adapters of this machine, of every backend that `wgpu` has for it.
+//! The adapters of this machine, of all its `wgpu` backends.
 
 /// Every adapter.
 #[cfg(not(target_arch = "wasm32"))]
@@ -16,7 +16,7 @@ pub(super) async fn adapters() -> Vec<wgpu::Adapter> {
     adapters
 }
 
-/// A browser shows one adapter, and a laptop's is the saving one unless it is asked otherwise.
+/// A browser shows one adapter. On a laptop that is the power-saving one by default.
 #[cfg(target_arch = "wasm32")]
 pub(super) async fn adapters() -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor { backends: wgpu::Backends::PRIMARY, ..description() });
@@ -29,12 +29,12 @@ fn description() -> wgpu::InstanceDescriptor {
     wgpu::InstanceDescriptor::new_without_display_handle()
 }
 
-/// Vulkan without the extensions for windows: with Wayland's, Mesa looks for a display when the instance is made, and writes to
-/// stderr where there is none.
+/// Vulkan without the extensions of window systems. With Wayland's, Mesa looks for a display when the instance is created, and prints to
+/// stderr if it finds none.
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 fn vulkan() -> Option<wgpu::Instance> {
     use wgpu::hal;
-    // What every device extension for windows asks for; it belongs to no window system.
+    // The device extensions of windows require it. It belongs to no window system.
     const KEPT: &[u8] = b"VK_KHR_surface";
     let wgpu::InstanceDescriptor { flags, memory_budget_thresholds, backend_options, .. } = description();
     let description = hal::InstanceDescriptor {
@@ -49,9 +49,9 @@ fn vulkan() -> Option<wgpu::Instance> {
         let is_of_windows = |name: &[u8]| name != KEPT && (name.ends_with(b"_surface") || name.ends_with(b"_display"));
         arguments.extensions.retain(|name| !is_of_windows(name.to_bytes()));
     };
-    // SAFETY: nothing is added that the driver may lack. What is left out is asked for by functions that make a surface alone, and
-    // those look for it first; no surface is ever made here.
+    // SAFETY: no extension is added that the driver may lack. Only functions that create a surface need the removed extensions, and they
+    // check for them first. No surface is created here.
     let instance = unsafe { hal::vulkan::Instance::init_with_callback(&description, Some(Box::new(without_windows))) };
-    // SAFETY: the instance was just made, and belongs to nobody else.
+    // SAFETY: the instance is new and has no other owner.
     instance.ok().map(|instance| unsafe { wgpu::Instance::from_hal::<hal::api::Vulkan>(instance) })
 }

@@ -1,8 +1,8 @@
-//! What is known of devices beyond what their drivers report, as a table: [`add_facts`].
+//! A table of facts about devices that their drivers do not report: [`add_facts`].
 
 use super::adapter::{Caps, SubgroupSizes};
 
-/// By what a device is recognized.
+/// Properties that identify a device.
 pub(super) struct Identity<'a> {
     pub backend: wgpu::Backend,
     /// PCI vendor id.
@@ -13,23 +13,23 @@ pub(super) struct Identity<'a> {
     pub name: &'a str,
 }
 
-/// A fact, and the devices that it is about: those that have all that is named.
+/// A fact about all devices that match every given property.
 struct Known {
     backend: Option<wgpu::Backend>,
     vendor: Option<u32>,
     driver: Option<&'static str>,
-    /// Parts of names, one of which the device has; none: any name.
+    /// The device's name contains one of these. Empty: any name.
     names: &'static [&'static str],
-    /// Parts of names, none of which the device has.
+    /// The device's name contains none of these.
     except: &'static [&'static str],
     fact: Fact,
 }
 
 #[derive(Clone, Copy)]
 enum Fact {
-    /// Every subgroup has so many lanes.
+    /// Lanes of every subgroup.
     Lanes(u32),
-    /// So has every subgroup of a workgroup that has as many, as far as seen: [`Caps::usual_lanes`].
+    /// [`Caps::usual_lanes`].
     UsualLanes(u32),
     /// [`Caps::registers`].
     Registers(u32),
@@ -48,29 +48,28 @@ const ANY: Known =
 const INTEL: u32 = 0x8086;
 /// 128 registers of eight lanes, in subgroups of eight.
 pub(super) const INTEL_REGISTERS: u32 = 128;
-/// AMD's RDNA1, as RADV names it.
+/// RADV's names of AMD's RDNA1.
 const RDNA1: &[&str] = &["NAVI10", "NAVI12", "NAVI14"];
-/// AMD's RDNA2, as RADV names it.
+/// RADV's names of AMD's RDNA2.
 const RDNA2: &[&str] = &["NAVI21", "NAVI22", "NAVI23", "NAVI24", "REMBRANDT", "VANGOGH", "RAPHAEL_MENDOCINO"];
-/// AMD's GCN5, as RADV names it.
+/// RADV's names of AMD's GCN5.
 const VEGA: &[&str] = &["VEGA10", "VEGA12", "VEGA20", "RAVEN", "RENOIR"];
 
-/// Seen by compiling every kernel variant for these devices with Mesa 25.0 and DXC 1.8.
+/// Found by compiling every kernel variant for these devices with Mesa 25.0 and DXC 1.8.
 const KNOWN: &[Known] = &[
-    // Metal and browsers report 4 to 64 of every device.
+    // Metal and browsers report 4 to 64 for every device.
     Known { names: &["Apple"], fact: Fact::Lanes(32), ..ANY },
-    // RADV reports 32 to 64, and takes 64 for every workgroup of more than 32 lanes. On RDNA1 kernels made for it crash
-    // its compiler.
+    // RADV reports 32 to 64, and uses 64 for every workgroup of more than 32 lanes. On RDNA1, kernels for 64 lanes crash its compiler.
     Known { driver: Some("radv"), except: RDNA1, fact: Fact::UsualLanes(64), ..ANY },
     Known { driver: Some("radv"), names: RDNA1, fact: Fact::NoChains, ..ANY },
     Known { driver: Some("radv"), names: VEGA, fact: Fact::NoNarrowChains, ..ANY },
-    // Its compiler crashes: seen on NAVI23.
+    // The compiler crashes: seen on NAVI23.
     Known { driver: Some("radv"), names: RDNA2, fact: Fact::NoWideTeams, ..ANY },
     Known { driver: Some("radv"), names: RDNA1, fact: Fact::NoWideTeams, ..ANY },
-    // RDNA has 256, of which Mesa 26.1 leaves some unused.
+    // RDNA has 256. Mesa 26.1 does not use all of them.
     Known { driver: Some("radv"), fact: Fact::Registers(255), ..ANY },
     Known { vendor: Some(INTEL), fact: Fact::Registers(INTEL_REGISTERS), ..ANY },
-    // naga 30 writes `dot4add_i8packed(a, b, 0)`, whose zero DXC takes for one of 64 bits.
+    // naga 30 writes `dot4add_i8packed(a, b, 0)`. DXC takes the zero for a 64-bit integer.
     Known { backend: Some(wgpu::Backend::Dx12), fact: Fact::NoPackedDot, ..ANY },
 ];
 
@@ -85,7 +84,7 @@ impl Known {
     }
 }
 
-/// Adds what is known of a device to what its driver reports.
+/// Adds the facts about a device to the capabilities that its driver reports.
 pub(super) fn add_facts(device: &Identity<'_>, caps: &mut Caps) {
     for known in KNOWN.iter().filter(|known| known.is_of(device)) {
         match known.fact {
@@ -123,7 +122,7 @@ mod tests {
         assert!(phoenix.chains && phoenix.narrow_chains && phoenix.packed_dot);
         assert_eq!(phoenix.registers, Some(255));
         assert_eq!(phoenix.confirmed().subgroups, range(64, 64));
-        // The proprietary driver chooses otherwise.
+        // The proprietary driver uses other sizes.
         assert_eq!(caps(Vulkan, amd, "AMD proprietary driver", "AMD Radeon 780M", (32, 64)).usual_lanes, None);
         let rdna1 = caps(Vulkan, amd, "radv", "AMD Radeon RX 5700 XT (RADV NAVI10)", (32, 64));
         assert_eq!((rdna1.usual_lanes, rdna1.chains), (None, false));

@@ -1,21 +1,21 @@
 //! The GPU runtime: the only place that touches `wgpu`.
 //!
-//! [`Gpu`] opens a device, [`Buffer`] is memory on it, a [`Recorder`] collects dispatches and submits them in one pass,
-//! and reading a buffer back is the only thing that waits. Start with `recorder.rs`.
+//! [`Gpu`] opens a device, [`Buffer`] is memory on it, and a [`Recorder`] collects dispatches and submits them in one pass. Only reading a
+//! buffer back waits. Start with `recorder.rs`.
 
 #![cfg_attr(
     target_arch = "wasm32",
     expect(
         clippy::arc_with_non_send_sync,
-        reason = "a browser's objects belong to one thread, and natively it is several"
+        reason = "a browser's objects belong to one thread, native ones to several"
     )
 )]
 
 mod adapter;
-mod beside;
 mod buffer;
 mod device;
 mod errors;
+mod extra_devices;
 mod instance;
 mod known;
 mod memory;
@@ -47,7 +47,7 @@ pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]
 pub use wait::{Driver, block_on};
 
-/// The machine's first device, for tests. Without one: skipped, with the reason.
+/// The machine's first device, for tests. Without a device the test is skipped with the reason.
 #[cfg(all(test, not(target_arch = "wasm32")))]
 pub(crate) fn for_test(options: OpenOptions) -> Option<Gpu> {
     match block_on(Gpu::open(&Selection::Auto, options)) {

@@ -1,41 +1,41 @@
-//! [`Pace`]: how fast the device works. The measured speed bounds submissions: a driver resets a device that one submission
-//! keeps busy for a second or two. The speed assumed for the device's class bounds the parts of a text.
+//! [`Pace`]: the device's speed. The measured speed bounds submissions: a driver resets a device that one submission keeps busy for a
+//! second or two. An assumed speed, by the device's class, bounds the parts of a text.
 //!
-//! Measured speed follows the load of the machine. So it decides only where commands are cut into submissions and dispatches,
-//! never how many rows a part has or which kernel computes a row: the same text gives the same bits on a busy device.
+//! The measured speed depends on the load of the machine. So it only decides where commands are cut into submissions and dispatches, never
+//! how many rows a part has or which kernel computes a row. The same text gives the same bits on a busy device.
 
 use web_time::{Duration, Instant};
 
 use super::adapter::DeviceType;
 
-/// What a submission should take.
+/// Target time of a submission.
 const WANTED: Duration = Duration::from_millis(100);
-/// What is assumed of a device that nothing was measured on: a slow one.
+/// Operations per second before the first measurement: those of a slow device.
 const UNKNOWN: f64 = 2e10;
-/// Less work than this says more of the trip than of the pace.
+/// With less work than this, latency dominates the measured time.
 const LEAST_WORK: u64 = 100_000_000;
 
-/// Multiplications and additions per second that are assumed of a device of a class, to divide texts by.
+/// Assumed multiplications and additions per second of a class of devices, to divide texts.
 fn assumed(device_type: DeviceType) -> f64 {
     match device_type {
         DeviceType::Discrete => 1e13,
         DeviceType::Integrated => 1e12,
-        // What a browser shows is not known.
+        // Browsers do not tell the class.
         DeviceType::Virtual | DeviceType::Other => 2e11,
         DeviceType::Cpu => UNKNOWN,
     }
 }
 
-/// How fast the device works.
+/// The device's speed.
 pub(crate) struct Pace {
     /// Multiplications and additions per second, measured.
     per_second: f64,
     is_measured: bool,
     /// Multiplications and additions of a part of a text.
     part: u64,
-    /// What the caller wants at most at a time.
+    /// The caller's bound of both.
     limit: Option<u64>,
-    /// When the device was last known to have nothing to do, and what it was given since.
+    /// The time of the first submission since the device was last idle, and the work since then.
     since: Option<(Instant, u64)>,
 }
 
@@ -45,12 +45,12 @@ impl Pace {
         Pace { per_second: UNKNOWN, is_measured: false, part, limit: None, since: None }
     }
 
-    /// Multiplications and additions that a submission may have.
+    /// Most multiplications and additions of a submission.
     pub fn work_at_once(&self) -> u64 {
         self.limit.unwrap_or((self.per_second * WANTED.as_secs_f64()) as u64)
     }
 
-    /// Multiplications and additions that an operation over a part of a text may have. It does not follow what is measured.
+    /// Most multiplications and additions of an operation over a part of a text. It does not depend on measurements.
     pub fn work_of_part(&self) -> u64 {
         self.limit.unwrap_or(self.part)
     }
@@ -59,25 +59,25 @@ impl Pace {
         self.limit = limit;
     }
 
-    /// So much work took so long.
+    /// Adds a measurement.
     pub fn measured(&mut self, work: u64, time: Duration) {
         let seconds = time.as_secs_f64();
         if work < LEAST_WORK || seconds <= 0.0 {
             return;
         }
         let measured = work as f64 / seconds;
-        // A slower pace is believed at once, a faster one by and by.
+        // Adopt a slower pace at once, a faster one gradually.
         let is_slower = measured < self.per_second;
         self.per_second = if !self.is_measured || is_slower { measured } else { (self.per_second + measured) / 2.0 };
         self.is_measured = true;
     }
 
-    /// Work was handed to the device.
+    /// Notes a submission.
     pub fn submitted(&mut self, work: u64, now: Instant) {
         self.since.get_or_insert((now, 0)).1 += work;
     }
 
-    /// All of it is done.
+    /// Notes that the device has finished all submissions.
     pub fn finished(&mut self, now: Instant) {
         if let Some((since, work)) = self.since.take() {
             self.measured(work, now - since);
@@ -90,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn submissions_are_as_large_as_a_tenth_of_a_second() {
+    fn submissions_have_work_for_a_tenth_of_a_second() {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let mut pace = Pace::new(DeviceType::Discrete);
@@ -99,12 +99,12 @@ mod tests {
             assert!((found / expected - 1.0).abs() < 1e-6, "{found}, expected {expected}");
         };
         close(&pace, 2e9);
-        // Two submissions, 400 ms together.
+        // Two submissions take 400 ms together.
         pace.submitted(3_000_000_000, at(0));
         pace.submitted(1_000_000_000, at(50));
         pace.finished(at(400));
         close(&pace, 1e9);
-        // Faster: half the way. Time between is not counted.
+        // Faster: the mean. Idle time does not count.
         pace.submitted(3_000_000_000, at(9000));
         pace.finished(at(9100));
         close(&pace, 2e9);
@@ -112,11 +112,11 @@ mod tests {
         pace.submitted(1_000_000_000, at(10_000));
         pace.finished(at(12_000));
         close(&pace, 5e7);
-        // Too little to say anything.
+        // Too little work for a measurement.
         pace.submitted(1000, at(20_000));
         pace.finished(at(30_000));
         close(&pace, 5e7);
-        // None of that changes the parts of a text.
+        // Measurements do not change the parts of a text.
         assert_eq!(pace.work_of_part(), 1_000_000_000_000);
         pace.limit(Some(7));
         assert_eq!((pace.work_at_once(), pace.work_of_part()), (7, 7));

@@ -1,6 +1,7 @@
-//! Pipelines by kernel and variant, bind groups by layout and buffers: each made once. Where the caller has threads to give,
-//! pipelines that will be wanted are made on them, [`Gpu::prepare`]; what a driver made of them can be kept and given to
-//! another process, [`Gpu::pipeline_data`].
+//! Caches of pipelines, by kernel and variant, and of bind groups, by layout and buffers.
+//!
+//! [`Gpu::prepare`] compiles pipelines ahead on the caller's threads. [`Gpu::pipeline_data`] is the driver's pipeline cache, which the next
+//! process can load.
 
 use std::{
     collections::HashMap,
@@ -11,17 +12,17 @@ use std::{
 use super::device::{Gpu, Shared, lock};
 use crate::{Kernel, Variant, kernel::Access};
 
-/// Runs a job on a thread of the caller's, at once or later.
+/// Runs a job on one of the caller's threads, at once or later.
 pub type Spawn = fn(Box<dyn FnOnce() + Send>);
 
-/// Runs what asks for pipelines; its future is done when whoever asks for them again has them at once.
+/// Starts pipeline compilation in a browser by calling its argument. The future resolves when lookups hit the browser's cache.
 #[cfg(target_arch = "wasm32")]
 pub type Gather = std::rc::Rc<dyn Fn(&mut dyn FnMut()) -> Coming>;
-/// The future of that.
+/// The future of a [`Gather`].
 #[cfg(target_arch = "wasm32")]
 pub type Coming = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
-/// Most storage buffers of a kernel. WebGPU's default limit is 8; what needs more is for devices that have more.
+/// Most storage buffers of a kernel. WebGPU's default limit is 8. Kernels with more are for devices with more.
 pub(crate) const MAX_BINDINGS: usize = 18;
 
 #[derive(Default)]
@@ -29,21 +30,21 @@ pub(crate) struct Pipelines {
     layouts: HashMap<&'static str, Arc<Layout>>,
     pipelines: HashMap<&'static str, HashMap<Variant, Place>>,
     bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
-    /// Who makes them besides, and how many threads of it.
+    /// The caller's threads for compilation, and their number.
     helpers: Option<(Spawn, usize)>,
-    /// What the driver keeps.
+    /// The driver's pipeline cache.
     kept: Option<wgpu::PipelineCache>,
-    /// In a browser, who makes many side by side, and what is being made.
+    /// In a browser: compiles many pipelines at a time; and the compilations that are running.
     #[cfg(target_arch = "wasm32")]
     gather: Option<Gather>,
     #[cfg(target_arch = "wasm32")]
     coming: Vec<Coming>,
 }
 
-/// Where a pipeline is, or will be when who began to make it is done.
+/// A pipeline, or an empty place while it is being compiled.
 type Place = Arc<OnceLock<Arc<Pipeline>>>;
 
-/// What all variants of a kernel share.
+/// The layouts that all variants of a kernel share.
 pub(crate) struct Layout {
     id: u64,
     bind_group: wgpu::BindGroupLayout,
@@ -54,11 +55,11 @@ pub(crate) struct Layout {
 pub(crate) struct Pipeline {
     pub layout: Arc<Layout>,
     pub pipeline: wgpu::ComputePipeline,
-    /// Why there is none.
+    /// The reason if it was rejected.
     pub refused: Option<String>,
 }
 
-/// Layout, the buffer of parameters, then id and offset of each other buffer.
+/// Layout, buffer of parameters, then id and offset of each other buffer.
 #[derive(PartialEq, Eq, Hash)]
 struct BindGroupKey {
     layout: u64,
@@ -67,7 +68,7 @@ struct BindGroupKey {
 }
 
 impl Shared {
-    /// The pipeline of a kernel in a variant, compiled at its first use. One that was refused says why.
+    /// The pipeline of a kernel's variant. It is compiled at its first use. A rejected one has the reason.
     pub fn pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Arc<Pipeline> {
         let place = self.place(kernel, variant);
         place.get_or_init(|| Arc::new(self.create_pipeline(kernel, variant))).clone()
@@ -82,7 +83,7 @@ impl Shared {
         }
     }
 
-    /// Whatever thread this runs on, what is refused is noted and told when the pipeline is to be used.
+    /// Compiles a pipeline. On any thread, a rejection is kept until the pipeline is used.
     fn create_pipeline(&self, kernel: &'static Kernel, variant: &Variant) -> Pipeline {
         let (layout, kept) = {
             let mut pipelines = lock(&self.pipelines);
@@ -93,14 +94,14 @@ impl Shared {
         let source = if is_browser { kernel.browser_source(variant) } else { kernel.source(variant) };
         let description =
             wgpu::ShaderModuleDescriptor { label: Some(kernel.name), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // The counter that ends any loop keeps drivers from unrolling it: attention takes half as long again. A software
-        // driver would unroll for seconds.
+        // A bound counter in every loop keeps drivers from unrolling. Attention takes 1.5 times as long with it. A software driver would
+        // unroll for seconds.
         let force_loop_bounding = self.summary.caps.is_software;
         let checks = wgpu::ShaderRuntimeChecks { force_loop_bounding, ..wgpu::ShaderRuntimeChecks::checked() };
         #[cfg(not(target_arch = "wasm32"))]
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        // SAFETY: every loop of our kernels, whose text is part of this program, counts up to a bound or halves down to
-        // zero. All other checks stay.
+        // SAFETY: the kernels' text is part of this program. Each of their loops counts up to a bound or halves down to zero. All other
+        // checks stay.
         let module = unsafe { self.device.create_shader_module_trusted(description, checks) };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel.name),
@@ -116,7 +117,7 @@ impl Shared {
         });
         #[cfg(not(target_arch = "wasm32"))]
         let refused = ready(scope.pop()).flatten().map(|error| error.to_string());
-        // A browser tells later, and the error waits for the next read.
+        // A browser reports errors later, and the next read returns them.
         #[cfg(target_arch = "wasm32")]
         let refused = None;
         Pipeline { layout, pipeline, refused }
@@ -146,8 +147,7 @@ impl Shared {
         Layout { id: self.next_id(), bind_group, pipeline, params_size }
     }
 
-    /// The bind group of a recorder's parameters and these buffers, each given as id, first byte and memory. A buffer is
-    /// bound to its end.
+    /// The bind group of a recorder's parameters and `buffers`: id, first byte and memory of each. A buffer is bound to its end.
     pub fn bind_group(
         &self,
         layout: &Layout,
@@ -178,7 +178,7 @@ impl Shared {
         made
     }
 
-    /// Lets go of bind groups whose buffers are gone: they would keep the memory.
+    /// Frees bind groups of freed buffers: they would keep the memory.
     pub fn forget_dead(&self) {
         let dead = std::mem::take(&mut *lock(&self.dead));
         if !dead.is_empty() {
@@ -190,13 +190,13 @@ impl Shared {
         }
     }
 
-    /// Bind groups made so far and still kept.
+    /// Number of cached bind groups.
     pub fn bind_group_count(&self) -> usize {
         lock(&self.pipelines).bind_groups.len()
     }
 }
 
-/// What a future that does not wait gives.
+/// The output of a future that is ready at its first poll.
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -207,18 +207,18 @@ pub(super) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 impl Gpu {
-    /// Lets pipelines be made on as many threads of the caller's, besides the thread that wants them.
+    /// Gives [`Gpu::prepare`] threads of the caller for compilation, in addition to the thread that needs the pipelines.
     pub fn compile_on(&self, spawn: Spawn, threads: usize) {
         lock(&self.shared.pipelines).helpers = Some((spawn, threads));
     }
 
-    /// Who runs jobs on threads of the caller's, and how many threads there are.
+    /// The caller's threads and their number.
     #[cfg(not(target_arch = "wasm32"))]
     pub(crate) fn helpers(&self) -> Option<(Spawn, usize)> {
         lock(&self.shared.pipelines).helpers
     }
 
-    /// Those that are not made yet, each once, as they are allowed.
+    /// The variants of `wanted` that are not compiled yet, without duplicates and without switched-off flags.
     fn not_made(
         &self,
         wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>,
@@ -234,7 +234,7 @@ impl Gpu {
         left
     }
 
-    /// Begins to make pipelines that will be wanted, where there are threads for it. Does not wait.
+    /// Starts to compile pipelines ahead, if there are threads. Does not wait.
     #[cfg(not(target_arch = "wasm32"))]
     pub fn prepare(&self, wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>) {
         use std::sync::atomic::{AtomicUsize, Ordering};
@@ -242,7 +242,7 @@ impl Gpu {
         let left = self.not_made(wanted);
         let (left, next) = (Arc::new(left), Arc::new(AtomicUsize::new(0)));
         for _ in 0..threads.min(left.len()) {
-            // Who gives the device up does not wait for what it no longer wants.
+            // Do not keep the device alive for pipelines that are no longer needed.
             let (shared, left, next) = (Arc::downgrade(&self.shared), left.clone(), next.clone());
             spawn(Box::new(move || {
                 while let Some((kernel, variant)) = left.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -253,34 +253,34 @@ impl Gpu {
         }
     }
 
-    /// Makes them now, in as far as they are not made. One that is refused is an error where it is used.
+    /// Compiles pipelines now, unless they are cached. A rejected one is an error at its use.
     pub fn compile(&self, wanted: &[(&'static Kernel, Variant)]) {
         for (kernel, variant) in wanted {
             self.shared.pipeline(kernel, &self.allowed(kernel.name, variant));
         }
     }
 
-    /// Lets pipelines that [`Gpu::prepare`] begins be made by the browser side by side, of which wgpu knows nothing.
+    /// Lets the browser compile the pipelines of [`Gpu::prepare`] at the same time, which wgpu cannot do.
     #[cfg(target_arch = "wasm32")]
     pub fn gather_with(&self, gather: Gather) {
         lock(&self.shared.pipelines).gather = Some(gather);
     }
 
-    /// Begins to make pipelines that will be wanted. Does not wait.
+    /// Starts to compile pipelines ahead. Does not wait.
     #[cfg(target_arch = "wasm32")]
     pub fn prepare(&self, wanted: impl IntoIterator<Item = (&'static Kernel, Variant)>) {
         let Some(gather) = lock(&self.shared.pipelines).gather.clone() else { return };
         let left = self.not_made(wanted);
         let coming = gather(&mut || {
             for (kernel, variant) in &left {
-                // What comes of it is nothing yet; who wants it asks again.
+                // The result is not usable yet. Later lookups hit the browser's cache.
                 self.shared.create_pipeline(kernel, variant);
             }
         });
         lock(&self.shared.pipelines).coming.push(coming);
     }
 
-    /// Waits until the browser has made what [`Gpu::prepare`] began. Threads are waited for by who wants what they make.
+    /// Waits until the browser has compiled the pipelines of [`Gpu::prepare`]. With threads, the first use of a pipeline waits instead.
     pub async fn prepared(&self) {
         #[cfg(target_arch = "wasm32")]
         {
@@ -291,30 +291,30 @@ impl Gpu {
         }
     }
 
-    /// The name under which to keep [`Gpu::pipeline_data`]: that of the device, where its driver gives such.
+    /// The key under which to store [`Gpu::pipeline_data`], if the driver has a pipeline cache.
     pub fn pipeline_key(&self) -> Option<&str> {
         self.shared.pipeline_key.as_deref()
     }
 
-    /// Goes on with what [`Gpu::pipeline_data`] gave to an earlier process, before any pipeline is made. Data of another device
-    /// or driver, or none, is the same as nothing; data that was damaged is for the caller to keep away.
+    /// Loads the [`Gpu::pipeline_data`] of an earlier process. Call it before the first pipeline. Data of another device or driver is
+    /// ignored. The caller must not pass damaged data.
     pub fn keep_pipelines(&self, data: Option<&[u8]>) {
         if self.pipeline_key().is_none() {
             return;
         }
         let description = wgpu::PipelineCacheDescriptor { label: None, data, fallback: true };
-        // SAFETY: the data is what a driver gave for a device of this key: callers keep it under that key, with a checksum.
+        // SAFETY: the data comes from a driver for a device of this key: callers store it under that key with a checksum.
         let kept = unsafe { self.shared.device.create_pipeline_cache(&description) };
         lock(&self.shared.pipelines).kept = Some(kept);
     }
 
-    /// What the driver keeps of the pipelines that were made, since [`Gpu::keep_pipelines`].
+    /// The driver's cache of the pipelines compiled since [`Gpu::keep_pipelines`].
     pub fn pipeline_data(&self) -> Option<Vec<u8>> {
         let kept = lock(&self.shared.pipelines).kept.clone();
         kept.and_then(|kept| kept.get_data())
     }
 
-    /// Pipelines that were made.
+    /// Number of compiled pipelines.
     pub fn pipeline_count(&self) -> usize {
         let pipelines = lock(&self.shared.pipelines);
         pipelines.pipelines.values().flat_map(HashMap::values).filter(|place| place.get().is_some()).count()

@@ -1,9 +1,8 @@
-//! Temporaries that are used again: a dropped one goes back and serves the next request of its size.
+//! Pools of temporaries: a dropped temporary serves the next request of its size.
 //!
-//! Each recorder has a [`Pool`] of its own. A temporary may be dropped while the commands that use it are recorded and not
-//! submitted; commands of the same recorder come after these, commands of another one might not. The choice is deterministic,
-//! lowest id first, so that recording the same operations again, as every decode step does, meets the same buffers and finds
-//! every bind group made.
+//! Each recorder has its own [`Pool`]. A temporary may be dropped before the commands that use it are submitted. Later commands of the same
+//! recorder run after these; commands of another recorder might not. The pool returns the buffer with the lowest id. So recording the same
+//! operations again, as every decode step does, gets the same buffers and reuses all bind groups.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,7 +11,7 @@ use std::{
 
 use super::device::{Shared, lock};
 
-/// Buffers of a recorder that nobody holds, by size and then by id.
+/// Free buffers of a recorder, by size and then by id.
 pub(crate) struct Pool {
     free: HashMap<u64, BTreeMap<u64, Free>>,
     /// Counts the recorder's submissions.
@@ -22,7 +21,7 @@ pub(crate) struct Pool {
 
 struct Free {
     buffer: wgpu::Buffer,
-    /// A host write must wait for later submissions than this one.
+    /// The host may write it only after this submission.
     last_used: u64,
 }
 
@@ -31,8 +30,8 @@ impl Pool {
         Pool { free: HashMap::new(), submission: 0, shared }
     }
 
-    /// A free buffer of `size` bytes. `for_host`: it will be written by the host ahead of the commands that are being
-    /// recorded, so none of those may use it.
+    /// A free buffer of `size` bytes. `for_host`: the host will write it before the commands that are being recorded run, so none of
+    /// these commands may use it.
     pub fn take(&mut self, size: u64, for_host: bool) -> Option<(u64, wgpu::Buffer)> {
         let submission = self.submission;
         let free = self.free.get_mut(&size)?;
@@ -45,12 +44,12 @@ impl Pool {
         self.free.entry(size).or_default().insert(id, Free { buffer, last_used });
     }
 
-    /// What was recorded is on its way to the device.
+    /// Notes a submission.
     pub fn submitted(&mut self) {
         self.submission += 1;
     }
 
-    /// Lets go of every free buffer, when the device is done with them; whether there were any.
+    /// Drops all free buffers. The device frees them when it is done with them. Returns false if there were none.
     pub fn empty(&mut self) -> bool {
         let mut were_any = false;
         for (size, buffers) in std::mem::take(&mut self.free) {
@@ -71,7 +70,7 @@ impl Drop for Pool {
     }
 }
 
-/// Buffers that results are read through, by size. One comes back after its values were read, so any recorder may have it.
+/// Staging buffers of reads, by size. A buffer returns after its values were read, so any recorder may take it.
 #[derive(Default)]
 pub(crate) struct Staging(HashMap<u64, Vec<wgpu::Buffer>>);
 
@@ -85,8 +84,8 @@ impl Staging {
     }
 }
 
-/// The size of pooled buffer that serves `bytes`: a quarter of a power of two apart, so that prompts of any length
-/// share few sizes.
+/// The size of the pooled buffer for `bytes`. Sizes are a quarter of a power of two apart, so that prompts of all lengths share few
+/// sizes.
 pub(crate) fn size_class(bytes: u64) -> u64 {
     if bytes <= 256 {
         return 256;

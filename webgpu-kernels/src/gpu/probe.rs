@@ -1,5 +1,5 @@
-//! Which size subgroups have, asked of the device: [`has_lanes`]. Drivers promise a range; kernels that need one size, such as
-//! products by matrix units, may have it where every subgroup is seen to have it.
+//! Probes the size of subgroups on a device: [`has_lanes`]. Drivers guarantee only a range. Some kernels, for example products by matrix
+//! units, need one size; they run if every probed subgroup has it.
 
 use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
 use crate::{
@@ -14,18 +14,17 @@ static KERNEL: Kernel = Kernel {
     wgsl: include_str!("probe.wgsl"),
     bindings: &[Access::ReadWrite, Access::ReadWrite],
     params: ProbeParams::LAYOUT,
-    cases: |_, _| Vec::new(),
+    ..Kernel::DEFAULTS
 };
 
-/// Lanes of the workgroups that are looked at, those of the kernels among them.
+/// Lanes of the probed workgroups. The kernels' workgroups are among them.
 const WORKGROUPS: [u32; 4] = [64, 96, 128, 256];
-/// Workgroups of each, a few for every processor.
+/// Workgroups of each size: a few per processor.
 const GROUPS: usize = 64;
 
-/// Whether every subgroup has `lanes` lanes, and lies whole in its workgroup: `subgroup_id` and `subgroup_invocation_id` number
-/// the lanes of a workgroup.
+/// Returns true if every subgroup has `lanes` lanes, and `subgroup_id` and `subgroup_invocation_id` number the lanes of a workgroup.
 ///
-/// Errors: the device's.
+/// Errors: errors of the device.
 pub(super) async fn has_lanes(gpu: &Gpu, lanes: u32) -> Result<bool> {
     for workgroup in WORKGROUPS {
         let mut recorder = Recorder::new(gpu);

@@ -1,4 +1,4 @@
-// The size of each lane's subgroup, and the lane's number in its workgroup by what subgroups say.
+// Writes the size of each lane's subgroup, and the lane's number in its workgroup by its subgroup's id.
 #import invocation
 
 struct Params { groups: u32 }

@@ -1,47 +1,46 @@
-//! [`Timed`]: what a recorder's dispatches take on the device, kernel by kernel or submission by submission.
+//! [`Timed`]: device times of a recorder's dispatches, by kernel or by submission.
 //!
-//! [`Recorder::begin_profile`] switches it on. A compute pass between two timestamps then has what is timed together. A pass
-//! costs some microseconds of its own, as much as a small kernel takes, so the dispatches of a kernel are one pass: those of
-//! all layers, back to back, each with weights of its own and an output that the next one writes too, so that the device
-//! finishes one before it starts the next, as in the real order. What is computed in that order has no meaning.
+//! [`Recorder::begin_profile`] starts a profile. It puts timestamps around compute passes. A pass itself costs some microseconds, as much as
+//! a small kernel. So all dispatches of a kernel are one pass: those of all layers, back to back. Each has its own weights, and an output
+//! that the next one also writes, so that the device finishes one before it starts the next, as in the real order. In this order the
+//! results have no meaning.
 
 use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
 use crate::{Kernel, Result, Variant};
 
-/// What a timestamp pair is put around.
+/// Dispatches between a pair of timestamps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Around {
-    /// All dispatches of a submission that are of one kernel, variant and shape: in the wrong order, so that nothing
-    /// that is computed has a meaning.
+    /// All dispatches of a submission with one kernel, variant and shape. The order is wrong, so the results have no meaning.
     Kernels,
-    /// Each submission, in one pass, as without a profile.
+    /// Each submission in one pass, as without a profile.
     Submissions,
 }
 
-/// A dispatch, or some of one kind.
+/// Dispatches of one kind.
 #[derive(Clone)]
 pub struct Dispatched {
     /// The kernel.
     pub kernel: &'static Kernel,
     /// The variant.
     pub variant: Variant,
-    /// Its extents, as the kernel's parameters name them.
+    /// Extents, by the names of the kernel's parameters.
     pub shape: String,
-    /// Bytes that each reads or writes at least once.
+    /// Bytes that one dispatch reads or writes at least once.
     pub bytes: u64,
-    /// How many were recorded.
+    /// Number of recorded dispatches.
     pub count: usize,
 }
 
-/// Fewest dispatches of a pass: with fewer the pass itself would count. Those that there are are run again then.
+/// Fewest dispatches of a pass: with fewer, the pass itself would dominate. Fewer dispatches are repeated.
 const FEWEST: usize = 24;
 
-/// What was timed.
+/// A measured time.
 #[derive(Clone)]
 pub struct Timed {
-    /// The dispatch; `None` for a submission.
+    /// The dispatches. `None` for a submission.
     pub dispatched: Option<Dispatched>,
-    /// How often that was run between the two.
+    /// Number of runs between the two timestamps.
     pub runs: usize,
     /// Seconds on the device's clock.
     pub begin: f64,
@@ -59,23 +58,23 @@ impl Timed {
 /// The timing of a recorder.
 pub(crate) struct Profile {
     pub around: Around,
-    /// Of the dispatches that are recorded and not submitted.
+    /// Recorded dispatches that are not submitted yet.
     pub recorded: Vec<Dispatched>,
-    /// What each pair of timestamps is around, and the timestamps, of each submission.
+    /// Passes and timestamps of each submission.
     submitted: Vec<(Vec<Pass>, Buffer<u32>)>,
 }
 
-/// A pass that is timed.
+/// A pass between two timestamps.
 pub(crate) struct Pass {
-    /// `None`: all that was recorded, in order.
+    /// `None`: all recorded dispatches, in order.
     dispatched: Option<Dispatched>,
-    /// Which of the recorded ones.
+    /// Indexes of the recorded dispatches.
     pub dispatches: Vec<usize>,
-    /// How often.
+    /// Number of repetitions.
     pub rounds: usize,
 }
 
-/// The extents that tell one use of a kernel from another.
+/// Extents that distinguish uses of a kernel.
 const EXTENTS: [&str; 6] = ["m", "rows", "cols", "heads", "capacity", "splits"];
 
 impl Dispatched {
@@ -90,7 +89,7 @@ impl Dispatched {
     }
 }
 
-/// The timestamps of a submission on their way.
+/// Timestamps of a submission.
 pub(crate) struct Stamps {
     pub queries: wgpu::QuerySet,
     resolved: wgpu::Buffer,
@@ -120,7 +119,7 @@ impl Profile {
         Profile { around, recorded: Vec::new(), submitted: Vec::new() }
     }
 
-    /// Timestamps for what is recorded.
+    /// Makes timestamps for the recorded dispatches.
     pub fn stamps(&mut self, gpu: &Gpu) -> Result<Stamps> {
         let recorded = std::mem::take(&mut self.recorded);
         let passes = match self.around {
@@ -146,8 +145,8 @@ impl Profile {
     }
 }
 
-/// A pass for all dispatches of a kind, in the order in which the kinds came first. Dispatches that run once keep the order in which
-/// they were recorded: one of another kind between them begins another pass.
+/// A pass for each kind of dispatches, in the order of their first dispatches. Kernels that [run once](Kernel::runs_once) keep their recorded
+/// order: if another kind of them comes between, a new pass begins.
 fn by_kind(recorded: Vec<Dispatched>) -> Vec<Pass> {
     let mut passes: Vec<(Dispatched, Vec<usize>)> = Vec::new();
     for (i, dispatched) in recorded.into_iter().enumerate() {
@@ -155,8 +154,8 @@ fn by_kind(recorded: Vec<Dispatched>) -> Vec<Pass> {
             (other.kernel.name, &other.variant, &other.shape)
                 == (dispatched.kernel.name, &dispatched.variant, &dispatched.shape)
         };
-        let found = if dispatched.kernel.runs_once() {
-            let last = passes.iter().rposition(|(other, _)| other.kernel.runs_once());
+        let found = if dispatched.kernel.runs_once {
+            let last = passes.iter().rposition(|(other, _)| other.kernel.runs_once);
             last.filter(|&last| is_same(&passes[last]))
         } else {
             passes.iter().position(is_same)
@@ -168,14 +167,14 @@ fn by_kind(recorded: Vec<Dispatched>) -> Vec<Pass> {
     }
     let pass = |(dispatched, dispatches): (Dispatched, Vec<usize>)| {
         let count = dispatches.len();
-        let rounds = if dispatched.kernel.runs_once() { 1 } else { FEWEST.div_ceil(count) };
+        let rounds = if dispatched.kernel.runs_once { 1 } else { FEWEST.div_ceil(count) };
         Pass { dispatched: Some(Dispatched { count, ..dispatched }), rounds, dispatches }
     };
     passes.into_iter().map(pass).collect()
 }
 
 impl Recorder {
-    /// Times what is recorded from now on; whether the device can. What was recorded before is submitted.
+    /// Starts a profile. Submits earlier dispatches first. Returns false if the device has no timestamps.
     pub fn begin_profile(&mut self, around: Around) -> bool {
         self.submit();
         let can = self.gpu().caps().timestamps;
@@ -183,7 +182,7 @@ impl Recorder {
         can
     }
 
-    /// Ends it: what was timed, in the order in which it was recorded. Waits until the device has done it.
+    /// Ends the profile and returns the measured times in order. Waits for the device.
     pub async fn end_profile(&mut self) -> Result<Vec<Timed>> {
         self.submit();
         let Some(profile) = self.profile.take() else { return Ok(Vec::new()) };
@@ -210,7 +209,7 @@ mod tests {
     };
 
     #[test]
-    fn what_is_timed_is_what_was_recorded() {
+    fn recorded_dispatches_are_timed() {
         let Some(gpu) = for_test(OpenOptions::default()) else { return };
         let (len, mut recorder) = (1 << 16, Recorder::new(&gpu));
         let values: Vec<u32> = (0..len as u32).collect();
@@ -231,7 +230,7 @@ mod tests {
             }
             assert_eq!(block_on(recorder.read(&target).unwrap()).unwrap(), values);
         }
-        // It is over.
+        // The profile has ended.
         assert!(block_on(recorder.end_profile()).unwrap().is_empty());
     }
 }

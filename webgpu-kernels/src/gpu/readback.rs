@@ -1,4 +1,4 @@
-//! [`Readback`]: the future of values on their way to the host. The only wait of this crate.
+//! [`Readback`]: a future of values that are copied to the host. It is the only wait of this crate.
 
 use std::{
     future::Future,
@@ -11,27 +11,27 @@ use std::{
 use web_time::Instant;
 
 use super::{
-    buffer::{Buffer, Word},
+    buffer::{Buffer, RawBuffer, Word},
     device::{Gpu, lock},
     errors::Errors,
     pool::size_class,
 };
 use crate::{Error, Result};
 
-/// Values on their way to the host. In a browser the event loop completes it, natively [`super::block_on`] or a
-/// [`super::Driver`].
+/// A future of values that are copied to the host. The event loop completes it in a browser; natively [`super::block_on`] or a
+/// [`super::Driver`] does.
 pub struct Readback<T> {
     gpu: Gpu,
-    /// Taken when the values were read.
+    /// `None` after the values were read.
     staging: Option<wgpu::Buffer>,
     size: u64,
     len: usize,
-    /// Words behind the values that must be zero.
+    /// Number of words after the values that must be zero.
     flags: usize,
     submission: Option<wgpu::SubmissionIndex>,
-    /// Submissions to the device there had been when it was begun.
+    /// Number of submissions to the device up to this one.
     count: u64,
-    /// Those of the recorder that reads.
+    /// Errors of the reading recorder.
     errors: Errors,
     progress: Arc<Mutex<Progress>>,
     element: PhantomData<T>,
@@ -67,16 +67,24 @@ impl<T: Word> Readback<T> {
 
     pub(crate) fn copy_from(&mut self, encoder: &mut wgpu::CommandEncoder, source: &Buffer<T>, flags: &[Buffer<u32>]) {
         let staging = self.staging.as_ref().expect("not read yet");
-        let len = 4 * self.len as u64;
-        if len > 0 {
-            encoder.copy_buffer_to_buffer(&source.raw.buffer, source.offset(), staging, 0, len);
+        let values = (&*source.raw, source.offset(), 4 * self.len as u64);
+        let flags = flags.iter().map(|flag| (&*flag.raw, flag.offset(), 4));
+        // Adjacent ranges are one copy: a copy waits for the copy before it.
+        let mut copies: Vec<(&RawBuffer, u64, u64)> = Vec::with_capacity(2);
+        for (raw, offset, bytes) in std::iter::once(values).chain(flags).filter(|(_, _, bytes)| *bytes > 0) {
+            match copies.last_mut() {
+                Some((last, start, len)) if last.id == raw.id && *start + *len == offset => *len += bytes,
+                _ => copies.push((raw, offset, bytes)),
+            }
         }
-        for (flag, to) in flags.iter().zip((len..).step_by(4)) {
-            encoder.copy_buffer_to_buffer(&flag.raw.buffer, flag.offset(), staging, to, 4);
+        let mut to = 0;
+        for (raw, offset, bytes) in copies {
+            encoder.copy_buffer_to_buffer(&raw.buffer, offset, staging, to, bytes);
+            to += bytes;
         }
     }
 
-    /// Asks for the mapping, after the copy was submitted.
+    /// Requests the mapping, after the submission of the copy.
     pub(crate) fn begin(&mut self, submission: wgpu::SubmissionIndex, count: u64) {
         (self.submission, self.count) = (Some(submission), count);
         let progress = self.progress.clone();
@@ -132,7 +140,7 @@ impl<T: Word + Unpin> Future for Readback<T> {
         if this.gpu.shared.submissions.load(Ordering::Relaxed) == this.count {
             lock(&this.gpu.shared.pace).finished(Instant::now());
         }
-        // Values that were computed after an error mean nothing.
+        // Values are invalid after an error.
         let expired = || flags.iter().any(|flag| *flag != 0).then_some(Error::WaitExpired);
         Poll::Ready(this.gpu.shared.told_error(&this.errors).or_else(expired).map_or(Ok(values), Err))
     }

@@ -1,7 +1,7 @@
-//! [`Recorder`]: dispatches, collected and submitted in one compute pass.
+//! [`Recorder`]: collects dispatches and submits them in one compute pass.
 //!
-//! Kernels' `record` functions call [`Recorder::dispatch`]. Parameters of all dispatches of a submission lie in one
-//! uniform buffer of the recorder, written once, with the submission. Nothing waits until a [`Readback`] is awaited.
+//! Kernels' `record` functions call [`Recorder::dispatch`]. The parameters of all dispatches of a submission are in one uniform buffer of
+//! the recorder. It is written once, with the submission. Only an awaited [`Readback`] waits.
 
 use std::{
     collections::HashMap,
@@ -30,20 +30,19 @@ use crate::{
 /// Most workgroups in one dimension: WebGPU's default limit.
 const MAX_GROUPS: u32 = 65_535;
 
-/// Submit at the latest after this many dispatches: the device starts while the host goes on recording, and no
-/// submission takes so long that a driver's watchdog resets the device. A decoded token has fewer: a device that is done
-/// with half of one would wait for the other.
+/// Most dispatches of a submission. The device starts while the host goes on recording, and a submission stays short enough for a driver's
+/// watchdog. A decoded token has fewer: if it were cut, the device would wait for the second half.
 const MAX_DISPATCHES: usize = 256;
 
-/// Rows from which on kernels compute a row by the same operations in the same order, however many there are. Those for
-/// fewer rows round differently.
+/// With at least this many rows, kernels compute each row by the same operations in the same order. Kernels for fewer rows round
+/// differently.
 pub const FEWEST_ROWS: usize = 16;
 
-/// A buffer in a kernel's list of bindings.
+/// A buffer of a dispatch.
 pub struct Binding<'a> {
     id: u64,
     offset: u64,
-    /// Bytes that a kernel is meant to see.
+    /// Bytes of the elements that the kernel uses.
     bytes: u64,
     buffer: &'a wgpu::Buffer,
 }
@@ -59,11 +58,11 @@ impl<'a, T: Word> From<&'a Buffer<T>> for Binding<'a> {
     }
 }
 
-/// Collects dispatches and submits them. Any number of recorders of one device may be at work, also on several threads: each
-/// has parameters, temporaries and errors of its own.
+/// Collects dispatches and submits them. A device may have any number of recorders, also on several threads. Each has its own parameters,
+/// temporaries and errors.
 pub struct Recorder {
     gpu: Gpu,
-    /// Made for the first dispatch.
+    /// Created by the first dispatch.
     uniforms: Option<Uniforms>,
     pool: Arc<Mutex<Pool>>,
     errors: Errors,
@@ -71,15 +70,15 @@ pub struct Recorder {
     params: Vec<u8>,
     offsets: HashMap<Vec<u8>, u32>,
     max_dispatches: usize,
-    /// Multiplications and additions of what is recorded.
+    /// Multiplications and additions of the recorded dispatches.
     work: u64,
-    /// Dispatches that are told of and not run.
+    /// Dispatches of a tracing recorder, which runs nothing.
     trace: Option<Vec<Traced>>,
-    /// What stands for every temporary where nothing is run.
+    /// Stands for every temporary of a planning recorder.
     hollow: Option<Buffer<u32>>,
-    /// Times of what is submitted.
+    /// Times submissions.
     pub(crate) profile: Option<Profile>,
-    /// Bytes of the next dispatch, where they are not those of its buffers.
+    /// Bytes of the next dispatch, if they differ from those of its buffers.
     bytes: Option<u64>,
     forgotten: u64,
 }
@@ -133,22 +132,22 @@ impl Recorder {
         }
     }
 
-    /// A recorder that runs nothing and tells what it was asked to run.
+    /// A recorder that collects dispatches and runs nothing.
     pub fn tracing(gpu: &Gpu) -> Recorder {
         Recorder { trace: Some(Vec::new()), ..Recorder::new(gpu) }
     }
 
-    /// The same, for planning: its temporaries have no memory.
+    /// A tracing recorder for plans: its temporaries have no memory.
     pub fn planning(gpu: &Gpu) -> Recorder {
         Recorder { hollow: Some(gpu.stand_in()), ..Recorder::tracing(gpu) }
     }
 
-    /// A buffer without memory, of a recorder that plans.
+    /// A buffer without memory, if this is a planning recorder.
     pub fn hollow<T: Word>(&self, len: usize) -> Option<Buffer<T>> {
         self.hollow.as_ref().map(|buffer| buffer.claiming(len))
     }
 
-    /// What it was asked to run so far.
+    /// Takes the dispatches that a tracing recorder collected.
     pub fn take_trace(&mut self) -> Vec<Traced> {
         self.trace.replace(Vec::new()).unwrap_or_default()
     }
@@ -158,10 +157,9 @@ impl Recorder {
         &self.gpu
     }
 
-    /// A temporary of `len` elements with any content. When its last clone is dropped it may be used again by what is
-    /// recorded after that.
+    /// A temporary of `len` elements with any content. After its last clone is dropped, later dispatches may reuse it.
     ///
-    /// Out of memory, or too large: the error waits for the next read, and a small buffer stands in.
+    /// If it is too large or memory is exhausted, the next read returns the error, and a small buffer stands in.
     pub fn temporary<T: Word>(&mut self, len: usize) -> Buffer<T> {
         match self.hollow(len) {
             Some(hollow) => hollow,
@@ -169,7 +167,7 @@ impl Recorder {
         }
     }
 
-    /// A temporary that holds `values` when what is recorded from now on runs. Errors as with [`Recorder::temporary`].
+    /// A temporary that holds `values` for the dispatches that are recorded from now on. Errors as with [`Recorder::temporary`].
     pub fn upload<T: Word>(&mut self, values: &[T]) -> Buffer<T> {
         if let Some(hollow) = self.hollow(values.len()) {
             return hollow;
@@ -183,7 +181,7 @@ impl Recorder {
         }
     }
 
-    /// Makes something that takes memory for good. Where there is none, the temporaries that nobody holds make room for it.
+    /// Allocates permanent memory by `make`. If memory is exhausted, it frees unused temporaries and tries again.
     pub fn with_room<T>(&self, make: impl Fn(&Gpu) -> Result<T>) -> Result<T> {
         with_room(&self.pool, || make(&self.gpu))
     }
@@ -193,8 +191,8 @@ impl Recorder {
         self.gpu.stand_in()
     }
 
-    /// Says how many multiplications and additions the next dispatch has, where they are many: what was recorded before it
-    /// is submitted if both together would keep the device busy for too long. As many as the product of `factors`.
+    /// Announces the multiplications and additions of a large next dispatch: the product of `factors`. If they would keep the device busy
+    /// for too long together with the recorded dispatches, these are submitted first.
     pub fn expect_work(&mut self, factors: &[usize]) {
         let work = product(factors);
         let is_too_much = self.work.saturating_add(work) > self.gpu.work_at_once();
@@ -204,13 +202,12 @@ impl Recorder {
         self.work += work;
     }
 
-    /// Divides `rows` of `work` multiplications and additions each, so that no dispatch keeps the device busy for too long.
-    /// Each range has at least [`FEWEST_ROWS`] rows where there are as many, and begins at a multiple of `step`.
-    ///
-    /// The kernels for so many rows compute each one alike, however many there are.
+    /// Divides `rows` of `work` multiplications and additions each into ranges, so that no dispatch keeps the device busy for too long.
+    /// Ranges begin at multiples of `step` and have at least [`FEWEST_ROWS`] rows, unless there are fewer. So dividing does not change
+    /// results.
     pub(crate) fn row_ranges(&self, rows: usize, work: u64, step: usize) -> Vec<Range<usize>> {
         let most = usize::try_from(self.gpu.work_at_once() / work.max(1)).unwrap_or(usize::MAX);
-        // After an error nothing is computed, and small buffers stand in.
+        // After an error nothing is computed, and buffers may be small substitutes.
         if rows <= most || self.trace.is_some() || self.most_dispatches() != MAX_DISPATCHES || self.has_failed() {
             return std::iter::once(0..rows).collect();
         }
@@ -218,7 +215,7 @@ impl Recorder {
         let mut ranges = Vec::with_capacity(rows / part);
         let mut begin = 0;
         while begin < rows {
-            // Too few for a range of their own go with those before.
+            // The last range includes a rest that is too small for its own range.
             let end = if rows - begin < part + FEWEST_ROWS { rows } else { begin + part };
             ranges.push(begin..end);
             begin = end;
@@ -226,13 +223,13 @@ impl Recorder {
         ranges
     }
 
-    /// Says how many bytes the next dispatch reads or writes, where it does not go through the whole of its buffers.
+    /// Announces the bytes that the next dispatch reads or writes, if it does not use its whole buffers.
     pub fn expect_bytes(&mut self, bytes: u64) {
         self.bytes = Some(bytes);
     }
 
-    /// Records `groups` workgroups of a kernel. More than 65,535 wrap into the second dimension; the last row may hold
-    /// more than were asked for, and kernels return early there.
+    /// Records `groups` workgroups of a kernel. More than 65,535 wrap into the second dimension. Its last row may have too many workgroups,
+    /// where kernels return early.
     pub fn dispatch<P: Params>(
         &mut self,
         kernel: &'static Kernel,
@@ -294,18 +291,18 @@ impl Recorder {
         self.dispatches.push(Dispatch { pipeline: pipeline.pipeline.clone(), bind_group, params, groups });
     }
 
-    /// Whether an error waits for the next read.
+    /// True if the next read will return an error.
     fn has_failed(&self) -> bool {
         self.errors.first().is_some() || self.gpu.error().is_some()
     }
 
-    /// How many dispatches a submission has at most. Kernel by kernel they are timed together.
+    /// Most dispatches of a submission. A profile by kernel times all of them together.
     fn most_dispatches(&self) -> usize {
         let is_by_kernel = self.profile.as_ref().is_some_and(|profile| profile.around == Around::Kernels);
         if is_by_kernel { usize::MAX } else { self.max_dispatches }
     }
 
-    /// Where these parameters lie in the uniform buffer. Equal ones, as of every layer's norm, lie there once.
+    /// The offset of parameters in the uniform buffer. Equal ones, for example of every layer's norm, share it.
     fn place_params(&mut self, bytes: &[u8], step: usize) -> u32 {
         if let Some(&offset) = self.offsets.get(bytes) {
             return offset;
@@ -317,30 +314,30 @@ impl Recorder {
         offset as u32
     }
 
-    /// Hands what was recorded to the device.
+    /// Submits the recorded dispatches.
     pub fn submit(&mut self) {
         self.submit_with(|_| {}, None);
     }
 
-    /// Hands what was recorded to the device, and measures the time it takes there.
+    /// Submits the recorded dispatches and measures their time on the device.
     pub fn submit_timed(&mut self, timer: &PassTimer) {
         self.submit_with(|encoder| timer.resolve(encoder), Some(timer));
     }
 
-    /// Lets a submission hold any number of dispatches, for measurements of one pass.
+    /// Removes the bound on the dispatches of a submission, to measure one pass.
     pub fn without_early_submission(mut self) -> Recorder {
         self.max_dispatches = usize::MAX;
         self
     }
 
-    /// The submission, and how many there have been to the device.
+    /// Submits. Returns the submission and the number of submissions to the device so far.
     fn submit_with(
         &mut self,
         after: impl FnOnce(&mut wgpu::CommandEncoder),
         timer: Option<&PassTimer>,
     ) -> (wgpu::SubmissionIndex, u64) {
         let shared = &self.gpu.shared;
-        // What this causes is this recorder's. Scopes are of this thread.
+        // Attribute errors to this recorder. Scopes belong to this thread.
         #[cfg(not(target_arch = "wasm32"))]
         let scopes = [wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Validation]
             .map(|filter| shared.device.push_error_scope(filter));
@@ -399,12 +396,12 @@ impl Recorder {
         (index, count)
     }
 
-    /// How often something went wrong, so that what was recorded was forgotten.
+    /// How often an error made this recorder forget its dispatches.
     pub fn forgotten(&self) -> u64 {
         self.forgotten
     }
 
-    /// Forgets what was recorded.
+    /// Forgets the recorded dispatches.
     fn forget(&mut self) {
         self.forgotten += 1;
         if let Some(profile) = &mut self.profile {
@@ -421,7 +418,7 @@ impl Recorder {
         self.read_unless(buffer, &[])
     }
 
-    /// The same, unless one of `flags`, a word each, is not zero: see [`crate::gemv_chain::Links::expired`].
+    /// [`Recorder::read`], with an error if one of `flags`, a word each, is not zero: see [`crate::gemv_chain::Links::expired`].
     pub fn read_unless<T: Word>(&mut self, buffer: &Buffer<T>, flags: &[Buffer<u32>]) -> Result<Readback<T>> {
         if let Some(error) = self.gpu.shared.told_error(&self.errors) {
             self.forget();
@@ -433,7 +430,7 @@ impl Recorder {
         Ok(readback)
     }
 
-    /// Bind groups that exist on the device. It stays the same from one decode step to the next.
+    /// Number of bind groups on the device. It stays the same from one decode step to the next.
     pub fn bind_group_count(&self) -> usize {
         self.gpu.shared.bind_group_count()
     }

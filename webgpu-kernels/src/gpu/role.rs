@@ -1,4 +1,4 @@
-//! [`Gpu::in_role`]: a device in the role of another one, which need not be there.
+//! [`Gpu::in_role`]: stands in for a device that may be absent.
 
 use super::{
     adapter::{AdapterSummary, OpenOptions},
@@ -7,10 +7,10 @@ use super::{
 use crate::{Error, Result};
 
 impl Gpu {
-    /// Opens a device that has the name and the capabilities of `role` and runs nothing: it tells which kernels, variants and
-    /// presets that device would be given. Buffers of it hold memory of the processor.
+    /// Opens a device with the name and the capabilities of `role`. It runs nothing. Use it to list the kernels, variants and presets of a
+    /// device. Its buffers lie in the processor's memory.
     ///
-    /// Errors: [`Error::OpenDevice`], where the role has capabilities that no device can be opened with.
+    /// Errors: [`Error::OpenDevice`] if no device can be opened with the capabilities of the role.
     pub async fn in_role(role: AdapterSummary, options: OpenOptions) -> Result<Gpu> {
         let limits = wgpu::Limits {
             max_storage_buffers_per_shader_stage: role.caps.max_bindings,
@@ -38,7 +38,7 @@ mod tests {
     use crate::gpu::{Caps, DeviceType, Recorder, SubgroupSizes, block_on};
 
     #[test]
-    fn a_role_keeps_its_name_and_capabilities_and_records_nothing_that_runs() {
+    fn a_role_keeps_its_name_and_capabilities() {
         let caps = Caps {
             f16: true,
             cooperative_matrix: true,

@@ -1,4 +1,4 @@
-//! Device time: [`PassTimer`] for one pass, and the bandwidth of a copy to hold results against.
+//! Device time: [`PassTimer`] for one pass, and the bandwidth of a copy, to compare kernels with.
 
 use super::{buffer::Buffer, device::Gpu, recorder::Recorder};
 use crate::{Result, copy::Copy};
@@ -12,7 +12,7 @@ pub struct PassTimer {
 }
 
 impl PassTimer {
-    /// `None` where the device has no timestamps.
+    /// `None` if the device has no timestamps.
     pub fn new(gpu: &Gpu) -> Result<Option<PassTimer>> {
         if !gpu.caps().timestamps {
             return Ok(None);
@@ -42,7 +42,7 @@ impl PassTimer {
         encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.ticks.raw.buffer, self.ticks.offset(), 16);
     }
 
-    /// Seconds between the beginning and the end of the pass that was submitted last.
+    /// Seconds that the last submitted pass took.
     pub async fn seconds(&self, recorder: &mut Recorder) -> Result<f64> {
         let ticks = recorder.read(&self.ticks)?.await?;
         let tick = |i: usize| u64::from(ticks[i]) | u64::from(ticks[i + 1]) << 32;
@@ -51,18 +51,19 @@ impl PassTimer {
 }
 
 impl Gpu {
-    /// Bytes per second of a large copy on the device, read and written bytes together: what its memory can do, by the
-    /// copy command or by a kernel, whichever is faster.
+    /// Bytes per second of a large copy on the device, counting read and written bytes. It is the larger result of the copy command and of
+    /// a kernel.
     pub async fn copy_bandwidth(&self) -> Result<f64> {
         const MOST_PASSES: f64 = 16.0;
-        /// Of one submission, so that none keeps the device for long.
+        /// Bound of a submission's time.
         const SECONDS: f64 = 0.1;
         let limit = self.caps().max_binding.min(self.caps().max_buffer).min(256 << 20);
         let len = limit as usize / 4;
         let (source, target): (Buffer<u32>, Buffer<u32>) = (self.zeroed(len)?, self.zeroed(len)?);
         let mut recorder = Recorder::new(self);
         let (mut best, mut passes) = (f64::INFINITY, 1);
-        // The first round of each pays for the memory's first touch, or for the pipeline, and tells how long a pass takes.
+        // The first round of both ways includes the memory's first touch or the pipeline's compilation. It also tells how many passes to
+        // submit.
         for round in 0..6 {
             if round == 3 {
                 passes = 1;

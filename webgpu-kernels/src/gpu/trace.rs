@@ -1,8 +1,8 @@
-//! [`Traced`]: what a recorder was asked to run, to run it elsewhere: by another implementation of WebGPU.
+//! [`Traced`]: a dispatch as data, to plan with or to run by another implementation of WebGPU.
 
 use crate::{Kernel, Variant};
 
-/// A dispatch that was recorded and not run.
+/// A dispatch that was recorded but not run.
 pub struct Traced {
     /// The kernel.
     pub kernel: &'static Kernel,
@@ -14,9 +14,9 @@ pub struct Traced {
     pub bindings: Vec<TracedBinding>,
     /// Workgroups in both dimensions.
     pub groups: (u32, u32),
-    /// Bytes that it is expected to read and write.
+    /// Estimated bytes that it reads and writes.
     pub bytes: u64,
-    /// Multiplications and additions, where they are many: see [`super::Recorder::expect_work`].
+    /// Multiplications and additions, from [`super::Recorder::expect_work`].
     pub work: u64,
 }
 
@@ -30,10 +30,10 @@ impl Traced {
 
 /// A buffer of a dispatch.
 pub struct TracedBinding {
-    /// The same for the same memory; see [`super::Buffer::id`].
+    /// Identifies the memory: see [`super::Buffer::id`].
     pub id: u64,
     /// First byte.
     pub offset: u64,
-    /// Bytes of all the memory.
+    /// Size of the whole memory, in bytes.
     pub size: u64,
 }

@@ -1,9 +1,9 @@
-//! How native programs wait: [`block_on`], which runs a future on its thread, and [`Driver`], which lets any other executor
-//! run it. On wasm neither exists, so a blocking read cannot be written by mistake: the browser's event loop does the work.
+//! Waiting in native programs: [`block_on`] runs a future on its thread, and [`Driver`] lets any other executor run it. Neither exists on
+//! wasm, so a blocking read cannot be written by mistake: there the browser's event loop completes reads.
 //!
-//! A GPU tells nobody that it is done: someone has to ask, by [`Gpu::poll`], or to wait in the driver's code. `block_on`
-//! waits in the thread that wants the result. A `Driver` waits in a thread that the program gives, and wakes the futures of
-//! tokio's or anyone's executor.
+//! A GPU does not signal that it is done. The program must poll ([`Gpu::poll`]) or block in the driver's code. `block_on` blocks the thread
+//! that wants the result. A `Driver` blocks a thread that the program gives it, and wakes the futures of another executor, for example
+//! tokio's.
 
 use std::{
     cell::{Cell, RefCell},
@@ -19,11 +19,11 @@ use super::device::{Gpu, Shared, lock};
 thread_local! {
     /// Calls of [`block_on`] on this thread.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
-    /// What the future that was polled last in [`block_on`] waits for.
+    /// Device and submission that the last polled future in [`block_on`] waits for.
     static EXPECTED: RefCell<Option<(Weak<Shared>, Option<wgpu::SubmissionIndex>)>> = const { RefCell::new(None) };
 }
 
-/// What futures wait for outside [`block_on`], for [`Driver`]s.
+/// Submissions that futures outside [`block_on`] wait for. [`Driver`]s take them.
 #[derive(Default)]
 pub(crate) struct Waiting {
     state: Mutex<State>,
@@ -38,13 +38,13 @@ struct State {
 }
 
 impl Waiting {
-    /// The device is gone: drivers end.
+    /// Ends all drivers: the device is gone.
     pub fn close(&self) {
         lock(&self.state).is_closed = true;
         self.changed.notify_all();
     }
 
-    /// The next submission to wait for; `None`: there are no more.
+    /// Waits for the next submission to wait for. `None`: the device is gone.
     fn next(&self) -> Option<(Option<wgpu::SubmissionIndex>, Waker)> {
         let mut state = lock(&self.state);
         loop {
@@ -59,7 +59,7 @@ impl Waiting {
     }
 }
 
-/// Notes that the future being polled waits for a submission.
+/// Notes that the polled future waits for a submission.
 pub(super) fn expect(shared: &Arc<Shared>, submission: Option<wgpu::SubmissionIndex>, waker: &Waker) {
     if DEPTH.get() > 0 {
         EXPECTED.set(Some((Arc::downgrade(shared), submission)));
@@ -72,7 +72,7 @@ pub(super) fn expect(shared: &Arc<Shared>, submission: Option<wgpu::SubmissionIn
     }
 }
 
-/// Waits until the device has done a submission, or all so far; false: it is lost.
+/// Waits until the device has finished a submission, or all so far. Returns false if the device is lost.
 fn wait_for(shared: &Shared, submission_index: Option<wgpu::SubmissionIndex>) -> bool {
     shared.device.poll(wgpu::PollType::Wait { submission_index, timeout: None }).is_ok()
 }
@@ -85,7 +85,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Counts a call of [`block_on`], also where the future panics.
+/// Counts a call of [`block_on`]. Drop ends it, also after a panic of the future.
 struct Inside;
 
 impl Inside {
@@ -101,8 +101,8 @@ impl Drop for Inside {
     }
 }
 
-/// Runs a future to its end on this thread, waiting for the device where the future does. For binaries, tests and
-/// benches; futures that wait for something else must wake.
+/// Runs a future to its end on this thread, and waits for the device when the future does. For binaries, tests and benches. A future that
+/// waits for anything else must wake its waker.
 pub fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = std::pin::pin!(future);
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
@@ -115,7 +115,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
         match EXPECTED.take() {
             Some((shared, submission)) => {
                 if shared.upgrade().is_some_and(|shared| !wait_for(&shared, submission)) {
-                    // The device is lost; its callback has said so, or the mapping's soon will.
+                    // The device is lost. Its callback has reported it, or the mapping's callback soon will.
                     std::thread::yield_now();
                 }
             }
@@ -124,7 +124,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Waits for a device in the place of an executor that does not know it. It does not keep the device open.
+/// Waits for a device on behalf of another executor. It does not keep the device open.
 ///
 /// ```no_run
 /// # use webgpu_kernels::{gpu::{self, Gpu}};
@@ -140,17 +140,17 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Waits for what futures of the device wait for, and wakes them, until the last [`Gpu`] of the device is gone. Give it
-    /// a thread of its own: one is enough for any number of sessions.
+    /// Waits for the submissions that futures of the device need, and wakes these futures, until the last [`Gpu`] of the device is dropped.
+    /// Give it its own thread. One is enough for any number of sessions.
     pub fn run(self) {
         lock(&self.waiting.state).drivers += 1;
-        // What was waited for before is noted nowhere.
+        // Futures that waited before the driver ran are not noted.
         if let Some(shared) = self.shared.upgrade() {
             wait_for(&shared, None);
         }
         while let Some((submission, waker)) = self.waiting.next() {
             let is_lost = self.shared.upgrade().is_none_or(|shared| !wait_for(&shared, submission));
-            // Otherwise the mapping's callback has woken it.
+            // If the device is not lost, the mapping's callback has woken the future.
             if is_lost {
                 waker.wake();
             }
@@ -160,15 +160,15 @@ impl Driver {
 }
 
 impl Gpu {
-    /// What lets executors other than [`block_on`] run futures of this device, on a thread that the program gives it.
+    /// A driver, which lets executors other than [`block_on`] run futures of this device. Run it on its own thread.
     pub fn driver(&self) -> Driver {
         Driver { shared: Arc::downgrade(&self.shared), waiting: self.shared.waiting.clone() }
     }
 
-    /// Asks the device whether it is done with something, and wakes the futures that wait for that. Does not wait. For
-    /// programs with a loop of their own, in the place of a [`Driver`]: call it before the futures are polled.
+    /// Checks for finished submissions, and wakes the futures that wait for them. Does not wait. For programs with their own loop instead
+    /// of a [`Driver`]: call it before polling the futures.
     pub fn poll(&self) {
-        // An error is a lost device, which its callback keeps.
+        // An error means a lost device. Its callback keeps it.
         let _ = self.shared.device.poll(wgpu::PollType::Poll);
     }
 }

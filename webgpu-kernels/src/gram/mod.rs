@@ -12,7 +12,7 @@ use crate::{
     cases::Random,
     gptq::arrange::{Arrange, Order, Piece},
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 pub use reference::{add_products, token_weights};
@@ -69,6 +69,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite],
     params: GramParams::LAYOUT,
     cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of [`TokenWeights`].
@@ -78,6 +80,8 @@ pub static WEIGHT_KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::ReadWrite],
     params: TokenWeightParams::LAYOUT,
     cases: weight_cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 /// Lanes of a workgroup, and outputs of a lane, in each of two dimensions.

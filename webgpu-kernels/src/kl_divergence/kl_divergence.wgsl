@@ -1,5 +1,5 @@
 // divergences[r] = sum over c of p[c] * (ln p[c] - ln q[c]), where p = softmax(x[r, :]) and q = softmax(y[r, :])
-// One workgroup per row, which it reads twice: for the largest logits, then for sums relative to them.
+// One workgroup per row. It reads the row twice: for the largest logits, then for sums relative to them.
 #import invocation
 
 struct Params { rows: u32, cols: u32 }
@@ -9,7 +9,7 @@ struct Params { rows: u32, cols: u32 }
 @group(0) @binding(2) var<storage, read> y: array<f32>;                     // [rows, cols]
 @group(0) @binding(3) var<storage, read_write> divergences: array<f32>;     // [rows]
 
-// Largest logits, then sums of exponentials: of x, and of y. Then of x's exponentials times what x is above y.
+// The largest logits of x and y; then the sums of their exponentials, and the sum of exp(x) * (x - y).
 var<workgroup> of_x: array<f32, WORKGROUP>;
 var<workgroup> of_y: array<f32, WORKGROUP>;
 var<workgroup> of_both: array<f32, WORKGROUP>;
@@ -25,7 +25,7 @@ fn main(
     }
     let lane = invocation.lane;
     let first = row * params.cols;
-    // The row's first values: finite, and as good as any to begin with.
+    // Begin with the row's first values, which are finite.
     var top_x = x[first];
     var top_y = y[first];
     for (var c = lane; c < params.cols; c += WORKGROUP) {

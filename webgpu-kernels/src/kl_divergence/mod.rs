@@ -1,5 +1,5 @@
-//! `divergences[r] = sum over c of p[c] * (ln p[c] - ln q[c])`, where p and q are the softmax of two rows of logits: how
-//! much one model's predictions differ from another's.
+//! `divergences[r] = sum over c of p[c] * (ln p[c] - ln q[c])`, where p and q are the softmax of two rows of logits: the difference
+//! between two models' predictions, in nats.
 
 mod reference;
 
@@ -7,7 +7,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params, product},
+    kernel::{Access, CaseBuffer, Params, Usage, params, product},
 };
 
 pub use reference::kl_divergence;
@@ -31,10 +31,12 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::ReadWrite],
     params: KlDivergenceParams::LAYOUT,
     cases,
+    usage: Usage::Offline,
+    ..Kernel::DEFAULTS
 };
 
 impl KlDivergence {
-    /// `x`: [rows, cols], the logits of p. `y`: [rows, cols], those of q. `divergences`: `[rows]`.
+    /// `x`: [rows, cols], logits of p. `y`: [rows, cols], logits of q. `divergences`: `[rows]`.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, y: &Buffer<f32>, divergences: &Buffer<f32>) {
         let params = KlDivergenceParams { rows: self.rows as u32, cols: self.cols as u32 };
         recorder.dispatch(&KERNEL, &variant(), &params, &[x.into(), y.into(), divergences.into()], self.rows);
@@ -46,7 +48,7 @@ fn variant() -> Variant {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    // Rows, columns, how far the logits spread, and how far those of q are from them.
+    // Rows, columns, range of p's logits, and largest difference of q's logits from them.
     let shapes: &[(usize, usize, f32, f32)] = match set {
         CaseSet::Test => &[(1, 1, 1.0, 1.0), (3, 300, 10.0, 0.3), (5, 49_152, 30.0, 1.0), (2, 1000, 8.0, 8.0)],
         CaseSet::Bench => &[(256, 128_256, 10.0, 0.3)],

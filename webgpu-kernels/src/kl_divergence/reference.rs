@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// The divergence of one row: `sum over c of p[c] * (ln p[c] - ln q[c])`, with p and q the softmax of `x` and `y`.
 pub fn kl_divergence(x: &[f32], y: &[f32]) -> f32 {
@@ -19,8 +19,8 @@ mod tests {
     use super::kl_divergence;
 
     #[test]
-    fn of_two_outcomes_by_hand() {
-        // Even odds against 1 to 3.
+    fn two_outcomes_equal_a_hand_computed_value() {
+        // Probabilities 1/2, 1/2 against 1/4, 3/4.
         let expected = 0.5 * (2f64.ln() + (2.0 / 3.0f64).ln());
         assert!((f64::from(kl_divergence(&[5.0, 5.0], &[0.0, 3f32.ln()])) - expected).abs() < 1e-7);
         assert_eq!(kl_divergence(&[1.0, -2.0, 7.0], &[11.0, 8.0, 17.0]), 0.0);

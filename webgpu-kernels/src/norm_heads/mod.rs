@@ -1,5 +1,5 @@
 //! `x[r, h, c] = x[r, h, c] / sqrt(mean_c(x[r, h, c]^2) + eps) * weight[c]` for each query head and each key head of
-//! joined queries, keys and values: the norms that come before the rotation in some decoders.
+//! concatenated queries, keys and values. Some decoders norm heads before the rotation.
 
 mod reference;
 
@@ -37,6 +37,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite, Access::Read, Access::Read],
     params: NormHeadsParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl NormHeads {

@@ -1,5 +1,5 @@
-// x[r, h, c] = x[r, h, c] / sqrt(mean_c(x[r, h, c]^2) + eps) * weight[c], for the query heads h of [rows, q | k | v] by
-// the weights of queries, for the key heads by those of keys. One workgroup per row and head.
+// x[r, h, c] = x[r, h, c] / sqrt(mean_c(x[r, h, c]^2) + eps) * weight[c] for the query and key heads h of [rows, q | k | v].
+// Queries and keys have weights of their own. One workgroup per row and head.
 #import invocation
 #import reduce
 

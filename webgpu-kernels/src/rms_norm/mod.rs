@@ -45,6 +45,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::ReadWrite],
     params: RmsNormParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 /// The record of [`AddRmsNorm`].
@@ -54,6 +55,7 @@ pub static ADD_KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite, Access::Read, Access::ReadWrite, Access::Read],
     params: RmsNormParams::LAYOUT,
     cases: add_cases,
+    ..Kernel::DEFAULTS
 };
 
 impl RmsNorm {

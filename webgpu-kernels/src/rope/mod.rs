@@ -49,6 +49,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite, Access::ReadWrite],
     params: RopeParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl Rope {

@@ -1,4 +1,4 @@
-//! Cases: some draws each, through all four kernels.
+//! Cases: each makes several draws with all four kernels.
 
 use super::{IN_PROMPT, Past, Rules, Sample, adjust_variant, draw_variant, reference, select_variant, weigh_variant};
 use crate::{
@@ -78,7 +78,7 @@ fn case(cols: usize, rules: Rules, variant: Variant) -> Case {
         tolerance: 0.0,
         buffers: Box::new(move || {
             let mut random = Random::new(cols as u64);
-            // A few likely tokens above many unlikely ones, as models have it; ties; and what is no number.
+            // A few likely tokens among many unlikely ones, as in models; ties; infinity, NaN and minus zero.
             let mut x: Vec<f32> = (0..cols).map(|_| 4.0 * random.value() - 4.0).collect();
             for _ in 0..12 {
                 let (i, j) = (random.below(cols), random.below(cols));
@@ -101,7 +101,7 @@ fn case(cols: usize, rules: Rules, variant: Variant) -> Case {
             let sample = Sample { cols, rules, history, has_history };
             let x: Buffer<f32> = b[0].cast();
             for (i, random) in randoms(cols).into_iter().enumerate() {
-                // Each draw counts for the next.
+                // Each draw changes the history of the next one.
                 sample.record(recorder, &x, random, &b[2].slice(i * STEP, STEP));
             }
         }),
@@ -112,7 +112,7 @@ fn case(cols: usize, rules: Rules, variant: Variant) -> Case {
             for (i, random) in randoms(cols).into_iter().enumerate() {
                 let known = has_history(&rules).then_some(&history[..]);
                 let clear = reference::is_clear(b[0].values(), &rules, known, random, 3e-6);
-                assert!(clear, "sample: the draw {i} of {cols} {rules:?} is at a border");
+                assert!(clear, "sample: draw {i} of {cols} {rules:?} is too close to a border");
                 let token = reference::draw(b[0].values(), &rules, known, random);
                 y[i * STEP] = token as f32;
                 history[token as usize].count += 1;

@@ -1,15 +1,15 @@
-//! A token drawn from logits by penalties, temperature, top-k, top-p and min-p: only the id travels to the host, and the next
-//! token can be run before that.
+//! Samples a token from logits by penalties, temperature, top-k, top-p and min-p. Only the id travels to the host, and the next token
+//! can run before that.
 //!
-//! Four kernels, one shader:
+//! Four kernels share one shader:
 //! - `sample_adjust` applies biases and penalties, turns logits into keys, and finds the best of each chunk of columns.
-//! - `sample_select` finds the limits of top-k and of top-p: a histogram of eight bits of the keys a level, four levels
-//!   each, first by counts, then by weights in fixed point, which adds up the same in any order.
-//! - `sample_weigh` adds up the weights of each chunk beyond the limits.
-//! - `sample_draw` walks chunks, lanes and columns in their order to where the random number falls, and notes the token.
+//! - `sample_select` finds the limits of top-k and of top-p, by radix selection: each level is a histogram of eight bits of the keys,
+//!   with four levels per limit. Top-k counts keys. Top-p sums weights in fixed point, which is independent of the order.
+//! - `sample_weigh` sums the weights of each chunk within the limits.
+//! - `sample_draw` walks chunks, lanes and columns in order up to the random number, and writes the token.
 //!
-//! Weights are exp in f32; a sampler in f64 chooses another token where the random number lies within about 1e-6 of the
-//! border between two, or the sum within as much of top-p.
+//! Weights are f32. A sampler in f64 draws another token if the random number is within about 1e-6 of the border between two tokens, or
+//! if a sum of probabilities is as close to top-p.
 
 mod cases;
 mod reference;
@@ -17,47 +17,47 @@ mod reference;
 use crate::{
     Gpu, Kernel, Result, Variant,
     gpu::{Buffer, Recorder},
-    kernel::{Access, Params, params},
+    kernel::{Access, Params, Usage, params},
 };
 
 pub use reference::{draw, is_clear};
 
-/// How a token is drawn.
+/// Rules of sampling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rules {
-    /// Divides the logits; 0 takes the best.
+    /// Divisor of the logits. 0: greedy.
     pub temperature: f32,
-    /// Keeps so many of the best; 0 keeps all.
+    /// Number of most likely tokens to keep. 0: all.
     pub top_k: usize,
-    /// Keeps the best that hold this share of what top-k left.
+    /// Share of the probability that remains after top-k: keep the most likely tokens that reach it.
     pub top_p: f32,
-    /// Keeps what is at least this times as likely as the best.
+    /// Keep tokens with at least this fraction of the best token's probability.
     pub min_p: f32,
-    /// Subtracted from the logit of each token that was said.
+    /// Subtracted from the logit of each generated token.
     pub presence: f32,
-    /// Subtracted from the logit of each token that was said, for each time.
+    /// Subtracted from the logit of each generated token, once per occurrence.
     pub frequency: f32,
-    /// Divides, or multiplies below 0, the logit of each token that was said or is in the prompt.
+    /// For each token of the prompt and of the answer: divides its logit, or multiplies a negative one.
     pub repetition: f32,
 }
 
-/// Of each token: how often it was said, with [`IN_PROMPT`] where it is in the prompt, and what is added to its logit.
+/// History and bias of a token.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Past {
-    /// Times.
+    /// Number of times that it was generated, plus [`IN_PROMPT`] if it is in the prompt.
     pub count: u32,
-    /// Bias.
+    /// Bias: added to its logit.
     pub bias: f32,
 }
 
-/// The bit of [`Past::count`] of tokens of the prompt.
+/// The bit of [`Past::count`] for tokens of the prompt.
 pub const IN_PROMPT: u32 = 1 << 31;
 
-/// Draws tokens from rows of `cols` logits.
+/// Samples tokens from rows of `cols` logits.
 pub struct Sample {
     cols: usize,
     rules: Rules,
-    /// `[cols, 2]`; one entry where there are neither biases nor penalties.
+    /// `[cols, 2]`. A single entry if there are neither biases nor penalties.
     history: Buffer<u32>,
     has_history: bool,
 }
@@ -78,7 +78,7 @@ const SPAN: usize = WORKGROUP * PER_LANE;
 const LEVELS: usize = 8;
 /// Words of a level's histogram: a count and a weight in two words for each digit.
 const HISTOGRAM_WORDS: usize = 3 * 256;
-/// Words of what is known before a level, and after the last.
+/// Words of the search's state. It is stored before each level and after the last one.
 const STATE_WORDS: usize = 8;
 const STATES: usize = LEVELS * HISTOGRAM_WORDS;
 const LEVEL_WORDS: usize = STATES + (LEVELS + 1) * STATE_WORDS;
@@ -86,34 +86,43 @@ const LEVEL_WORDS: usize = STATES + (LEVELS + 1) * STATE_WORDS;
 const READ: Access = Access::Read;
 const WRITE: Access = Access::ReadWrite;
 
-/// The record of a step.
+/// The record of one of the kernels.
 const fn kernel(
     name: &'static str,
     bindings: &'static [Access],
     cases: fn(&crate::gpu::Caps, crate::CaseSet) -> Vec<crate::Case>,
 ) -> Kernel {
-    Kernel { name, wgsl: include_str!("sample.wgsl"), bindings, params: SampleParams::LAYOUT, cases }
+    Kernel {
+        name,
+        wgsl: include_str!("sample.wgsl"),
+        bindings,
+        params: SampleParams::LAYOUT,
+        cases,
+        usage: Usage::Answer,
+        has_substitute: true,
+        ..Kernel::DEFAULTS
+    }
 }
 
-/// Biases, penalties, keys; the best of each chunk.
+/// Applies biases and penalties, makes keys, and finds the best key of each chunk.
 pub static ADJUST_KERNEL: Kernel = kernel("sample_adjust", &[READ, READ, WRITE, WRITE, WRITE], cases::adjust);
-/// A level of a search.
+/// One level of the search for a limit.
 pub static SELECT_KERNEL: Kernel = kernel("sample_select", &[READ, READ, WRITE], cases::select);
-/// The weights of each chunk.
+/// Sums the weights of each chunk.
 pub static WEIGH_KERNEL: Kernel = kernel("sample_weigh", &[READ, READ, WRITE, WRITE], cases::weigh);
-/// The token.
+/// Draws the token.
 pub static DRAW_KERNEL: Kernel = kernel("sample_draw", &[READ, READ, READ, READ, WRITE, WRITE], cases::draw);
 
 impl Sample {
     /// The names of the kernels.
-    pub const NAMES: [&str; 4] = ["sample_adjust", "sample_select", "sample_weigh", "sample_draw"];
+    pub const NAMES: [&str; 4] = [ADJUST_KERNEL.name, SELECT_KERNEL.name, WEIGH_KERNEL.name, DRAW_KERNEL.name];
 
     /// The longest row.
     pub const MOST_COLS: usize = SPAN * WORKGROUP;
 
-    /// Draws from rows of `cols` logits, after what `history` tells of each of them where there is one.
+    /// Samples from rows of `cols` logits. `history`: one entry per column; without it there are neither biases nor penalties.
     ///
-    /// Errors: out of memory. Panics when a row is longer than [`Sample::MOST_COLS`].
+    /// Errors: out of memory. Panics if a row is longer than [`Sample::MOST_COLS`].
     pub fn new(gpu: &Gpu, rules: Rules, cols: usize, history: Option<&[Past]>) -> Result<Sample> {
         assert!((1..=Sample::MOST_COLS).contains(&cols), "sample: {cols} columns");
         let words = |past: &Past| [past.count, past.bias.to_bits()];
@@ -123,7 +132,7 @@ impl Sample {
         Ok(Sample { cols, rules, history, has_history: words.is_some() })
     }
 
-    /// Draws by a number from 0 to below 1. `x`: `[cols]`. `y`: `[1]`. The token drawn counts as said for the next.
+    /// Draws a token by a random number in 0..1. `x`: `[cols]`. `y`: `[1]`. The token is added to the history.
     pub fn record(&self, recorder: &mut Recorder, x: &Buffer<f32>, random: f64, y: &Buffer<u32>) {
         let chunks = self.cols.div_ceil(SPAN);
         let keys: Buffer<u32> = recorder.temporary(self.cols);
@@ -149,7 +158,7 @@ impl Sample {
             presence: self.rules.presence,
             frequency: self.rules.frequency,
             repetition: self.rules.repetition,
-            // A temperature of nearly nothing must not make an infinity.
+            // Keep the inverse of a tiny temperature finite.
             inverse_temperature: if is_greedy { 0.0 } else { (1.0 / self.rules.temperature).min(1e30) },
             top_p: self.rules.top_p,
             min_p: self.rules.min_p,

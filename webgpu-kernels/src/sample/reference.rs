@@ -1,13 +1,13 @@
-//! The same in plain loops, with sums in f64.
+//! The reference: plain loops with sums in f64.
 
 use super::{IN_PROMPT, Past, Rules};
 
-/// The token that a random number from 0 to below 1 draws.
+/// The token that a random number in 0..1 draws.
 pub fn draw(logits: &[f32], rules: &Rules, history: Option<&[Past]>, random: f64) -> u32 {
     walk(logits, rules, history, random).0
 }
 
-/// Whether random numbers and shares that differ by `margin` would draw the same.
+/// True if random numbers and top-p values that differ by `margin` draw the same token.
 pub fn is_clear(logits: &[f32], rules: &Rules, history: Option<&[Past]>, random: f64, margin: f64) -> bool {
     let token = draw(logits, rules, history, random);
     let same = |rules: &Rules, random: f64| draw(logits, rules, history, random.clamp(0.0, 0.999_999_9)) == token;
@@ -17,7 +17,7 @@ pub fn is_clear(logits: &[f32], rules: &Rules, history: Option<&[Past]>, random:
     rules.iter().all(|rules| same(rules, random - margin) && same(rules, random + margin))
 }
 
-/// The token, and how many could have been drawn.
+/// The token, and the number of tokens that remain after all limits.
 fn walk(logits: &[f32], rules: &Rules, history: Option<&[Past]>, random: f64) -> (u32, usize) {
     let adjusted = |(i, &logit): (usize, &f32)| {
         let mut v = logit;
@@ -44,7 +44,7 @@ fn walk(logits: &[f32], rules: &Rules, history: Option<&[Past]>, random: f64) ->
         return (best as u32, 1);
     }
     let weight = |i: usize| ((f64::from(logits[i]) - f64::from(logits[best])) / f64::from(rules.temperature)).exp();
-    // The likeliest first, the lower column among equals.
+    // The most likely token first. A tie goes to the lower column.
     let mut kept: Vec<usize> = (0..logits.len()).collect();
     kept.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     if rules.top_k > 0 {

@@ -1,5 +1,5 @@
-// A token drawn from logits, in four steps; mod.rs says what each is for. 256 lanes; a chunk is SPAN columns.
-// Logits are compared as keys: whole numbers in the order of the floats.
+// Samples a token from logits by four kernels: see mod.rs. A chunk is SPAN columns.
+// Logits are compared as keys: integers in the order of the floats.
 #import invocation
 
 struct Params {
@@ -47,7 +47,7 @@ fn to_key(v: f32) -> u32 {
         return LOWEST_KEY; // NaN
     }
     if (bits == 0x80000000u) {
-        bits = 0u; // both zeros are one
+        bits = 0u; // minus zero equals zero
     }
     return select(bits ^ 0x80000000u, ~bits, bits >= 0x80000000u);
 }
@@ -56,7 +56,7 @@ fn to_value(key: u32) -> f32 {
     return bitcast<f32>(select(~key, key ^ 0x80000000u, key >= 0x80000000u));
 }
 
-// Probability over that of the best.
+// Probability relative to the best token's.
 fn weight_of(key: u32, best_key: u32) -> f32 {
     if (key <= LOWEST_KEY) {
         return 0.0;
@@ -64,7 +64,7 @@ fn weight_of(key: u32, best_key: u32) -> f32 {
     return exp((to_value(key) - to_value(best_key)) * params.inverse_temperature);
 }
 
-// The largest of the lanes' keys, and the lowest column that has it: in every lane.
+// Returns the largest of the lanes' keys and its lowest column, in every lane.
 fn reduce_best(lane: u32, key: u32, column: u32) -> vec2<u32> {
     shared_keys[lane] = key;
     shared_columns[lane] = column;
@@ -80,7 +80,7 @@ fn reduce_best(lane: u32, key: u32, column: u32) -> vec2<u32> {
         }
         workgroupBarrier();
     }
-    // So that it is known to be the same in every lane.
+    // A uniform load: control flow may depend on the result.
     return vec2<u32>(workgroupUniformLoad(&shared_keys[0]), workgroupUniformLoad(&shared_columns[0]));
 }
 
@@ -95,8 +95,8 @@ fn find_best(lane: u32) -> vec2<u32> {
 #endif
 
 #ifdef RESOLVES
-// What the search knows before a level: the digits found, what lies above them, the limit of top-k with how many of the
-// columns at it are kept and how many there are, and what top-p wants.
+// State of the search before a level: the digits found (`prefix`), the count or weight above them, the limit of top-k, the number of
+// columns at this limit that are kept and their number in all, and the count or weight to reach.
 struct State { prefix: u32, above: f32, k_key: u32, k_kept: f32, k_ties: f32, wanted: f32 }
 
 fn load_state(level: u32) -> State {
@@ -121,8 +121,8 @@ fn store_state(level: u32, state: State) {
 var<workgroup> found_lane: atomic<u32>;
 var<workgroup> last_lane: atomic<u32>;
 
-// The next digit from a level's histogram: the first, from the highest down, at which as much is kept as is wanted. The
-// same in every workgroup.
+// Finds the next digit in a level's histogram: the first one, from the highest down, that reaches `wanted`. Every workgroup gets the same
+// result.
 fn resolve(lane: u32, level: u32, best_key: u32) -> State {
     var state = load_state(level);
     let counts_only = level < 4u;
@@ -152,7 +152,7 @@ fn resolve(lane: u32, level: u32, best_key: u32) -> State {
     if (counts_only) {
         state.wanted = f32(params.top_k);
     } else if (level == 4u) {
-        // Of the columns at top-k's limit all were counted.
+        // The histogram has all columns at the limit of top-k. Subtract those that top-k drops.
         let beyond = (state.k_ties - state.k_kept) * weight_of(state.k_key, best_key);
         state.wanted = params.top_p * (scanned[WORKGROUP - 1u] - max(beyond, 0.0));
     }
@@ -179,7 +179,7 @@ fn resolve(lane: u32, level: u32, best_key: u32) -> State {
     state.prefix = (state.prefix << 8u) | (WORKGROUP - 1u - chosen);
     workgroupBarrier();
     if (level == 3u) {
-        // The limit of top-k is known; top-p begins anew.
+        // The limit of top-k is known. The search for top-p begins.
         state = State(0u, 0.0, state.prefix, max(f32(params.top_k) - state.above, 0.0), found_count, 0.0);
     }
     return state;
@@ -244,7 +244,7 @@ fn main(
     let counts_only = level < 4u;
     let digits_done = level % 4u;
     let shift = 24u - 8u * digits_done;
-    // A shift by 32 is none.
+    // The first digit has no prefix. A shift by 32 would be invalid; its result is not used.
     let prefix_shift = (shift + 8u) % 32u;
     for (var i = 0u; i < PER_LANE; i++) {
         let c = first + i * WORKGROUP + lane;
@@ -328,9 +328,9 @@ fn main(
 }
 
 #ifdef DRAW
-var<workgroup> picked: vec4<f32>; // chunk or lane, what is left within it, kept columns at the limit, weight of one
+var<workgroup> picked: vec4<f32>; // chunk or lane, rest of the target in it, kept columns at the limit, unused
 
-// Lane 0 walks the parts in order of their columns: the one that the draw falls into.
+// Lane 0 walks chunks or lanes in order of their columns, and picks the one that the target falls into.
 fn walk(count: u32, target_left: f32, kept_at_limit: f32, limit_weight: f32) {
     var left = target_left;
     var kept = kept_at_limit;

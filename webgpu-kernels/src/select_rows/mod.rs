@@ -1,4 +1,4 @@
-//! `y[i, :] = x[rows[i], :]`: the rows that the head is wanted for, out of those of a prefill.
+//! `y[i, :] = x[rows[i], :]`: selects the rows of a prefill whose logits are needed.
 
 mod reference;
 
@@ -6,7 +6,7 @@ use crate::{
     Case, CaseSet, Kernel, Variant,
     cases::Random,
     gpu::{Buffer, Caps, Recorder},
-    kernel::{Access, CaseBuffer, Params, params},
+    kernel::{Access, CaseBuffer, Params, Usage, params},
 };
 
 pub use reference::select_rows;
@@ -30,6 +30,8 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::Read, Access::Read, Access::ReadWrite],
     params: SelectRowsParams::LAYOUT,
     cases,
+    usage: Usage::Answer,
+    ..Kernel::DEFAULTS
 };
 
 impl SelectRows {

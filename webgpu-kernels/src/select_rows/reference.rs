@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// `x`: [any, cols]. `rows`: `[count]`. `y`: [count, cols].
 pub fn select_rows(x: &[f32], rows: &[u32], cols: usize, y: &mut [f32]) {

@@ -1,4 +1,4 @@
-    // One by one: naga's HLSL gives no meaning to the subgroup's builtins in a struct.
+    // Not a struct: naga's HLSL gives no semantics to subgroup builtins in a struct.
     @builtin(workgroup_id) workgroup_id: vec3<u32>,
     @builtin(num_workgroups) workgroup_count: vec3<u32>,
     @builtin(local_invocation_index) local_index: u32,

@@ -1,9 +1,9 @@
-// The key and value cache, [kv_heads, capacity] rows: heads are padded with zeros to a multiple of eight, EIGHTS of them.
-// Values are f16 in pairs (KV_F16), codes of eight bits with a scale for each KV_GROUP of them behind the row's codes
-// (KV_Q8), or f32; all are read and written as whole words, the same on every device. Who imports this declares k_cache
-// and v_cache as array<Stored8>. `eight` counts from the beginning of the row; `fetch` leaves what it finds as it is stored.
+// The KV cache: [kv_heads, capacity] rows of a head each. A row is padded with zeros to EIGHTS groups of eight values. Values are f16 in
+// pairs (KV_F16), 8-bit codes with a scale per KV_GROUP codes after the row's codes (KV_Q8), or f32. Every device reads and writes whole
+// words. The importing shader declares k_cache and v_cache as array<Stored8>. `eight` is the index of eight values in a row. `fetch_key` and
+// `fetch_value` return values as they are stored; `to_eight` converts them.
 
-// Eight neighbouring values.
+// Eight consecutive values.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
 
 #ifdef KV_Q8
@@ -16,7 +16,7 @@ fn signed_bytes(word: u32) -> vec4<f32> {
     return vec4<f32>((vec4<i32>(bitcast<i32>(word)) << vec4<u32>(24u, 16u, 8u, 0u)) >> vec4<u32>(24u));
 }
 
-// With the pair that has the scale.
+// Codes, and the pair of words with their scale.
 struct Fetched8 { codes: Stored8, scales: Stored8 }
 
 fn to_eight(fetched: Fetched8, eight: u32) -> Eight {

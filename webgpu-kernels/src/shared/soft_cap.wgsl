@@ -1,5 +1,4 @@
-// cap * tanh(x / cap). The exponential is of what is not above zero, so nothing overflows; near zero, where its
-// difference from one has few digits, tanh is its series.
+// cap * tanh(x / cap). The exponent is never positive, so nothing overflows. Near zero, where 1 - exp has few digits, tanh is its series.
 fn soft_cap(x: vec4<f32>, cap: f32) -> vec4<f32> {
     let u = x / cap;
     let e = exp(-2.0 * abs(u));

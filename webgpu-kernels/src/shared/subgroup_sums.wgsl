@@ -1,6 +1,6 @@
-// Sums over a cluster (invocation.wgsl) of 2^LANE_BITS lanes. Of several values at once they end in one lane each: with half
-// as many values at each exchange that takes six for four values and nine for eight, where `subgroupAdd` of each takes 20
-// and 40 in subgroups of 32. `lane` is the cluster's.
+// Sums over a cluster (invocation.wgsl) of 2^LANE_BITS lanes. For several values, each lane gets one of the sums. The number of values
+// halves with each exchange, so in clusters of 32 lanes four values take six shuffles and eight take nine. `subgroupAdd` would take 20 and
+// 40. `lane` is the lane's number in its cluster.
 
 // The sum of a value, in every lane.
 fn cluster_sum(value: f32) -> f32 {

@@ -1,7 +1,8 @@
-// Attention of one row and of HEADS heads that share a key head, by a workgroup of whole clusters (invocation.wgsl). TEAM
-// neighboring lanes of a cluster are a team: each has eight dims of a key and of its value, and the team's scores are sums by shuffles. A team takes
-// KEYS keys at a time, all of them on their way before the first is used, and has a softmax of its own, which is online.
-// What the teams found is joined once, behind the only barrier.
+// Attention of one row and of HEADS heads that share a key head, by a workgroup of whole clusters (invocation.wgsl).
+//
+// TEAM neighboring lanes of a cluster are a team. Each lane has eight dims of a key and of its value, and the team sums scores by shuffles.
+// A team loads KEYS keys at a time, all before it uses the first, and has its own online softmax. The teams' results are joined once, after
+// the only barrier.
 #import invocation
 #import kv
 #ifdef SOFT_CAP
@@ -14,12 +15,13 @@ const TEAM: u32 = 1u << TEAM_BITS;
 const TEAMS: u32 = WORKGROUP / TEAM;
 const CLUSTERS: u32 = WORKGROUP / SUBGROUP_MIN_SIZE;
 
-// What each cluster found.
+// Results of each cluster: weighted sums of values, largest scores, and sums of exponentials.
 var<workgroup> y_parts: array<vec4<f32>, CLUSTERS * HEADS * HEAD_QUADS>;   // [CLUSTERS, HEADS, HEAD_QUADS]
 var<workgroup> largest: array<f32, CLUSTERS * HEADS>;                      // [CLUSTERS, HEADS]
 var<workgroup> sums: array<f32, CLUSTERS * HEADS>;                         // [CLUSTERS, HEADS]
 
-// Where a lane stands: the eight of a row that it has, and whether it has one; a lane of a team beyond the row has the last, of zeros.
+// The place of a lane: its team, its eight values of a row, and whether these are inside the row. A lane beyond the row has the last eight
+// values, and a query of zeros.
 struct Place { lane: u32, team: u32, eight: u32, is_inside: bool }
 
 fn place_of(invocation: Invocation) -> Place {
@@ -27,21 +29,21 @@ fn place_of(invocation: Invocation) -> Place {
     return Place(lane, lane / TEAM, min(lane % TEAM, EIGHTS - 1u), lane % TEAM < EIGHTS);
 }
 
-// Of each head, a lane's eight of the query, times the scale.
+// A lane's eight dims of each head's query, times the scale.
 struct Queries {
 #for h in 0..HEADS
     q$h: Eight,
 #endfor
 }
 
-// What a team takes at a time, a lane's eight of each key, or of each value.
+// A lane's eight dims of the KEYS keys that its team has at a time, or of their values.
 struct Fetched {
 #for j in 0..KEYS
     of$j: Fetched8,
 #endfor
 }
 
-// Of each head and key, in each lane of the team.
+// Scores of each head and key, equal in all lanes of the team.
 struct Scores {
 #for h in 0..HEADS
 #for j in 0..KEYS
@@ -50,7 +52,7 @@ struct Scores {
 #endfor
 }
 
-// What a team found, of each head: the largest score m, l, the sum of exp(score - m), and y, that of exp(score - m) * value.
+// Online softmax of a team, for each head: the largest score m, l = sum of exp(score - m), and y = sum of exp(score - m) * value.
 struct Found {
 #for h in 0..HEADS
     m$h: f32,
@@ -79,7 +81,7 @@ fn score_of(q: Eight, k: Eight, cap: f32) -> f32 {
 #endif
 }
 
-// The row of a team's key `j` from first on, of rows that begin at `cache`. A key beyond the last is the last.
+// The row of a team's key `j`, counted from key `first`. Rows begin at `cache`. A key beyond the last is the last one.
 fn row_of(cache: u32, first: u32, j: u32, end: u32, place: Place) -> u32 {
     return cache + min(first + j * TEAMS + place.team, max(end, 1u) - 1u);
 }
@@ -113,7 +115,7 @@ fn scores_of(queries: Queries, keys: Fetched, cap: f32, place: Place) -> Scores 
     return scores;
 }
 
-// With so many keys more; those from end on have weight zero.
+// Adds KEYS keys. Keys from `end` on have weight zero.
 fn weigh(before: Found, scores: Scores, values: Fetched, first: u32, end: u32, place: Place) -> Found {
     var found = before;
 #for j in 0..KEYS
@@ -142,7 +144,8 @@ fn weigh(before: Found, scores: Scores, values: Fetched, first: u32, end: u32, p
     return found;
 }
 
-// From first on to the end. The next keys are on their way once these have scores, and the next values once these are weighed.
+// Adds the keys from `start` to `end`. It loads the next keys after computing the current scores, and the next values after adding the
+// current ones.
 fn attend(
     before: Found, queries: Queries, first_keys: Fetched, first_values: Fetched, cache: u32, start: u32, end: u32, cap: f32,
     place: Place,
@@ -159,11 +162,11 @@ fn attend(
     return found;
 }
 
-// Leaves what the teams found for `of_teams`.
+// Joins the teams of each cluster, and stores the results in workgroup memory for `of_teams`.
 fn join_teams(found: Found, invocation: Invocation, place: Place) {
 #for h in 0..HEADS
     {
-        // Over the teams of a cluster.
+        // Reduce over the teams of the cluster.
         var most = found.m$h;
 #for b in TEAM_BITS..LANE_BITS
         most = max(most, subgroupShuffleXor(most, 1u << $bu));
@@ -191,7 +194,7 @@ fn join_teams(found: Found, invocation: Invocation, place: Place) {
     workgroupBarrier();
 }
 
-// As in Found: of all teams, and four dims.
+// The online softmax of all teams, for four dims.
 struct Joined { m: f32, l: f32, y: vec4<f32> }
 
 fn of_teams(head: u32, quad: u32) -> Joined {

@@ -1,5 +1,4 @@
-//! `x[i] = cap * tanh(x[i] / cap)`: logits that are kept between `-cap` and `cap`. Scores are capped by the same function
-//! within [`crate::attention`].
+//! `x[i] = cap * tanh(x[i] / cap)`: keeps logits between `-cap` and `cap`. [`crate::attention`] caps scores by the same function.
 
 mod reference;
 
@@ -16,7 +15,7 @@ pub use reference::soft_cap;
 pub struct SoftCap {
     /// Number of elements.
     pub len: usize,
-    /// What no value goes beyond.
+    /// Bound of the results.
     pub cap: f32,
 }
 
@@ -31,6 +30,7 @@ pub static KERNEL: Kernel = Kernel {
     bindings: &[Access::ReadWrite],
     params: SoftCapParams::LAYOUT,
     cases,
+    ..Kernel::DEFAULTS
 };
 
 impl SoftCap {
@@ -57,7 +57,7 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
         bytes: 8 * len as u64,
         tolerance: 1e-10,
         buffers: Box::new(move || {
-            // From where the cap does nothing to where a naive tanh overflows.
+            // From values that the cap does not change to values whose naive tanh overflows.
             let mut x = Random::new(len as u64).values(len);
             let sizes = [0.01, 1.0, 30.0, 1e3, 1e6];
             x.iter_mut().enumerate().for_each(|(i, v)| *v *= sizes[i % sizes.len()]);

@@ -1,4 +1,4 @@
-//! The same in plain loops.
+//! The reference: plain loops.
 
 /// `x[i] = cap * tanh(x[i] / cap)`.
 pub fn soft_cap(x: &mut [f32], cap: f32) {

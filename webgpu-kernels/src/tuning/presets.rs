@@ -25,7 +25,7 @@ struct Presets {
 struct Device {
     /// Parts of adapter names, in any case.
     names: Vec<String>,
-    /// Source of the rules: measured, modelled or derived.
+    /// Source of the rules: measured, modeled or derived.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the file's readers"))]
     from: String,
     rules: Vec<Rule>,
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn every_device_names_its_source_and_known_adapters_have_rules() {
         for device in &FILE.devices {
-            assert!(["measured", "modelled", "derived"].iter().any(|word| device.from.starts_with(word)));
+            assert!(["measured", "modeled", "derived"].iter().any(|word| device.from.starts_with(word)));
             for name in &device.names {
                 assert_eq!(rules(name).len(), device.rules.len(), "{name}");
             }

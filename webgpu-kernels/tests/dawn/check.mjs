@@ -1,27 +1,27 @@
-// A case that `export-cases` wrote, on any WebGPU: in Node.js by `run.mjs`, in a browser by `index.html`.
+// Runs a case of `export-cases` on any WebGPU: in Node.js (`run.mjs`) or in a browser (`index.html`).
 
-/** What `export-cases` wrote: `cases.json`, and the bytes of `words.bin`. */
+/** Output of `export-cases`: `cases.json`, and the bytes of `words.bin`. */
 export function readCases(json, bytes) {
     const { shaders, cases, guard, subgroups } = JSON.parse(json);
     return { shaders, cases, guard, subgroups, words: ([first, count]) => new Uint32Array(bytes.slice(4 * first, 4 * (first + count))) };
 }
 
-/** The cases that were made for a device like this: a kernel with subgroups is for subgroups of certain sizes. */
+/** The cases that fit the device. Variants with subgroups need the sizes that they were exported for. */
 export function fitting({ device, adapter }, { shaders, cases, subgroups }) {
     const { subgroupMinSize, subgroupMaxSize } = adapter.info;
     const sizes = [subgroupMinSize, subgroupMaxSize];
-    // A browser may not tell.
+    // Browsers may hide this.
     const isLike = device.features.has('subgroups') && subgroups?.every((size, i) => size === (sizes[i] ?? size));
     return cases.filter(({ dispatches }) => isLike || !dispatches.some(({ shader }) => shaders[shader].wgsl.startsWith('enable subgroups')));
 }
 
-/** Of each kernel no more cases than `most` says of it, or of `each`; as far apart as can be. */
+/** Selects at most `most[kernel]` or `each` cases of each kernel, evenly spaced. */
 export function some(cases, most) {
     const kernels = Map.groupBy(cases, ({ name }) => name.split(' ')[0]);
     return [...kernels].flatMap(([name, all]) => all.filter((_, i) => i % Math.ceil(all.length / (most[name] ?? most.each ?? Infinity) || 1) === 0));
 }
 
-/** What the compiler refuses: the language may demand more than what is run needs. */
+/** Shaders that the compiler rejects. All are compiled, also those of cases that do not run. */
 export async function refused({ device }, { shaders }) {
     const failures = [];
     for (const { wgsl } of shaders) {
@@ -33,17 +33,17 @@ export async function refused({ device }, { shaders }) {
     return failures;
 }
 
-/** A device with its pipelines, each made once: promises of them. */
+/** A device with a cache of its pipelines, as promises. */
 export async function open(gpu) {
     const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' });
     const features = ['subgroups', 'shader-f16'].filter((name) => adapter.features.has(name));
     return { adapter, device: await adapter.requestDevice({ requiredFeatures: features }), pipelines: new Map() };
 }
 
-/** Begins to make what a case is run with. A software GPU takes a second for one, and several side by side. */
+/** Starts to compile the pipelines of a case. A software GPU takes a second for each, but compiles several at a time. */
 export function prepare(opened, exported, { dispatches }) {
     for (const { shader } of dispatches) {
-        // The case tells what is wrong.
+        // The case reports the reason.
         pipeline(opened, exported, shader).catch(() => undefined);
     }
 }
@@ -106,7 +106,7 @@ function compare(found, expected, tolerance) {
         power += expected[i] ** 2;
     }
     const nmse = error === 0 ? 0 : error / power;
-    return nmse <= tolerance ? undefined : `normalised mean squared error ${nmse} over ${tolerance}`;
+    return nmse <= tolerance ? undefined : `normalized mean squared error ${nmse} over ${tolerance}`;
 }
 
 /** What is wrong with a case, or nothing. */
@@ -156,7 +156,7 @@ export async function check(opened, exported, testCase) {
         await results[i].mapAsync(GPUMapMode.READ);
         const found = new Uint32Array(results[i].getMappedRange().slice(0));
         if (found.slice(found.length - guard).some((word) => word !== 0x7fc0dead)) {
-            return `buffer ${i}: a word behind its end was written`;
+            return `buffer ${i}: a word after its end was written`;
         }
         if (purpose === 'input') continue;
         const values = decoded(purpose, found.slice(0, found.length - guard));

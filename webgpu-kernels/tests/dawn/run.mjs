@@ -1,10 +1,9 @@
-// Runs what `export-cases` wrote on Dawn, the WebGPU of Chrome, and compares with the references:
-// `node run.mjs FOLDER`. With `--probe`, only says whether there is a device; with `FOLDER 3 8`, the fourth process of eight
-// runs its share. Exit codes: 0 all right, 1 some are wrong, 3 no device.
+// `node run.mjs FOLDER` runs the cases of `export-cases` on Dawn, the WebGPU of Chrome, and compares them with the references.
+// `--probe` only checks for a device. With `FOLDER 3 8` the fourth process of eight runs its share. Exit codes: 0 all correct, 1 some wrong,
+// 3 no device.
 //
-// A software driver takes seconds to minutes to compile a shader, which it does when it is first run, in one thread of each
-// device: so there are as many devices as processors. What was right is noted in FOLDER/passed.txt, by a hash of the
-// shaders, the case and the device, and not run again.
+// A software driver takes seconds to minutes to compile a shader. It compiles at the first run, on one thread per device, so each processor
+// gets a device. FOLDER/passed.txt lists correct cases by a hash of shaders, case and device. They are not run again.
 
 import { createHash } from 'node:crypto';
 import { appendFileSync, existsSync, readFileSync } from 'node:fs';

@@ -1,4 +1,4 @@
-//! The flags. Names and defaults of `convert_weight` and `gen_config` are mlc_llm's.
+//! The flags of `weight-convert`. `convert_weight` and `gen_config` have the names and defaults of mlc_llm.
 
 use std::path::PathBuf;
 
@@ -15,17 +15,17 @@ pub struct Args {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Everything in one go: weights, configuration, tokenizer
+    /// Convert weights, configuration and tokenizer in one command
     Convert(ConvertArgs),
-    /// The weights alone, as mlc_llm does
+    /// Convert only the weights, like mlc_llm
     #[command(name = "convert_weight", visible_alias = "convert-weight")]
     ConvertWeight(ConvertWeightArgs),
-    /// The configuration and the tokenizer alone, as mlc_llm does
+    /// Write only the configuration and the tokenizer, like mlc_llm
     #[command(name = "gen_config", visible_alias = "gen-config")]
     GenConfig(GenConfigArgs),
-    /// Compare an MLC folder with the checkpoint it was made from; exit code 3 when they differ
+    /// Compare an MLC folder with its checkpoint; exit code 3 if they differ
     Verify(VerifyArgs),
-    /// Say what is in an MLC folder
+    /// Show the content of an MLC folder
     Inspect(InspectArgs),
 }
 
@@ -48,29 +48,29 @@ pub struct ConvertArgs {
 
 #[derive(clap::Args)]
 pub struct OutputArgs {
-    /// The folder to write: a new or empty one, or an MLC folder, which is replaced
+    /// Output folder: new, empty, or an MLC folder, which is replaced
     #[arg(short = 'o', long = "output", value_name = "OUTPUT")]
     pub folder: PathBuf,
-    /// Replace shards, indices, configuration and tokenizer files in that folder also where no index lists them
+    /// Also replace shards, indices, configuration and tokenizer files that no index lists
     #[arg(long)]
     pub overwrite: bool,
 }
 
 #[derive(clap::Args)]
 pub struct WeightArgs {
-    /// Where the format cannot hold the values of a GPTQ checkpoint, take the nearest and report the error
+    /// If the format cannot represent a value of a GPTQ checkpoint, use the nearest and report the error
     #[arg(long)]
     pub refit: bool,
-    /// Largest file of weights, in MiB, but for single tensors that are larger
+    /// Size limit of a shard in MiB; a larger tensor has its own shard
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub shard_size: u32,
-    /// Write nothing: say what would be written, and how large it is
+    /// Write nothing; list the files and their sizes
     #[arg(long)]
     pub dry_run: bool,
 }
 
 impl WeightArgs {
-    /// As the library takes them.
+    /// The options of the library.
     pub fn options(&self, overwrite: bool) -> WeightOptions {
         WeightOptions { refit: self.refit, shard_size: (self.shard_size as usize) << 20, overwrite }
     }
@@ -78,7 +78,7 @@ impl WeightArgs {
 
 #[derive(clap::Args)]
 pub struct ReportArgs {
-    /// Report in JSON
+    /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -90,16 +90,16 @@ pub struct ConvertWeightArgs {
     /// The quantization format
     #[arg(long)]
     pub quantization: String,
-    /// The architecture; `auto` takes what config.json says
+    /// The architecture; `auto` reads it from config.json
     #[arg(long, default_value = "auto")]
     pub model_type: String,
-    /// Taken for mlc_llm's sake: the work is done on the CPU
+    /// Accepted for compatibility with mlc_llm; ignored. The work runs on the CPU
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// Where the weights are; `auto` takes them from the model
+    /// Location of the weights; `auto` is the model's
     #[arg(long, default_value = "auto")]
     pub source: String,
-    /// What the weights are
+    /// Format of the weights
     #[arg(long, default_value = "auto")]
     pub source_format: SourceFormat,
     #[command(flatten)]
@@ -115,7 +115,7 @@ pub struct ConvertWeightArgs {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum SourceFormat {
-    /// Whatever is there
+    /// Detect the format
     Auto,
     /// PyTorch files (not supported)
     HuggingfaceTorch,
@@ -134,7 +134,7 @@ pub struct GenConfigArgs {
     /// The quantization format
     #[arg(long)]
     pub quantization: String,
-    /// The architecture; `auto` takes what config.json says
+    /// The architecture; `auto` reads it from config.json
     #[arg(long, default_value = "auto")]
     pub model_type: String,
     #[command(flatten)]
@@ -147,19 +147,19 @@ pub struct GenConfigArgs {
 
 #[derive(clap::Args)]
 pub struct ConfigArgs {
-    /// The conversation template; told from the checkpoint where it can be
+    /// Conversation template [default: inferred from the checkpoint]
     #[arg(long)]
     pub conv_template: Option<String>,
-    /// Longest conversation, in tokens
+    /// Length limit of a conversation, in tokens
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub context_window_size: Option<u64>,
-    /// Tokens that attention looks back, for models with a sliding window
+    /// Tokens in the sliding attention window, for models that have one
     #[arg(long, allow_negative_numbers = true)]
     pub sliding_window_size: Option<i64>,
-    /// Tokens of a prompt that are processed at a time
+    /// Tokens per prefill chunk
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1 << 24))]
     pub prefill_chunk_size: Option<u64>,
-    /// First tokens that a sliding window keeps
+    /// First tokens that stay in a sliding window
     #[arg(long, allow_negative_numbers = true)]
     pub attention_sink_size: Option<i64>,
     /// GPUs that share each layer
@@ -171,16 +171,16 @@ pub struct ConfigArgs {
     /// MLC's disaggregated serving
     #[arg(long, num_args = 0..=1, default_missing_value = "true", action = ArgAction::Set)]
     pub disaggregation: Option<bool>,
-    /// Conversations at a time
+    /// Number of conversations at the same time
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_batch_size: u64,
-    /// Write mlc_llm's bytes also where they are wrong for the model
+    /// Write mlc_llm's bytes even if they are wrong for the model
     #[arg(long)]
     pub mlc_compat: bool,
 }
 
 impl ConfigArgs {
-    /// As the library takes them.
+    /// The options of the library.
     pub fn options(&self, overwrite: bool) -> ConfigOptions {
         ConfigOptions {
             conv_template: self.conv_template.clone(),
@@ -207,10 +207,10 @@ pub struct VerifyArgs {
     /// The quantization format, for a folder without a configuration
     #[arg(long)]
     pub quantization: Option<String>,
-    /// Fail also where a value is further than this from the checkpoint's
+    /// Fail also if a value differs from the checkpoint's by more than this
     #[arg(long)]
     pub max_error: Option<f32>,
-    /// Fail also where a parameter's values are on average further than this from the checkpoint's
+    /// Fail also if a parameter's values differ from the checkpoint's by more than this on average
     #[arg(long)]
     pub mean_error: Option<f32>,
     #[command(flatten)]

@@ -1,36 +1,31 @@
-//! What the commands say: for people, or in JSON.
+//! The reports of the commands, as text or JSON.
 
-use std::path::Path;
+use std::{io, path::Path};
 
-use serde::Serialize;
+use command_line::print_json;
 use serde_json::{Value, json};
 use weight_convert::{ConfigReport, Contents, ParamCheck, RefitReport, Verification, WeightsReport};
 
-/// Thresholds of `verify` beyond its own rule.
+/// Limits that `verify` gets from the user, in addition to its own rule.
 pub struct Limits {
     pub max_error: Option<f32>,
     pub mean_error: Option<f32>,
 }
 
 impl Limits {
-    /// Whether a parameter is beyond one of them.
-    pub fn is_passed(&self, check: &ParamCheck) -> bool {
-        let passed = |limit: Option<f32>, error: f32| limit.is_some_and(|limit| error.is_nan() || error > limit);
-        passed(self.max_error, check.max_error) || passed(self.mean_error, check.mean_error)
+    /// True if a parameter's error exceeds one of them. NaN exceeds any.
+    pub fn are_exceeded(&self, check: &ParamCheck) -> bool {
+        let exceeds = |error: f32, limit: Option<f32>| limit.is_some_and(|limit| error.is_nan() || error > limit);
+        exceeds(check.max_error, self.max_error) || exceeds(check.mean_error, self.mean_error)
     }
-}
-
-/// A report as one JSON object.
-pub fn json(report: &impl Serialize) {
-    println!("{}", serde_json::to_string_pretty(report).expect("a report serializes"));
 }
 
 pub fn weights(report: &WeightsReport, out: &Path) {
     if report.resumed > 0 {
-        println!("went on from {} shards that were finished before", report.resumed);
+        println!("resumed: {} shards were complete", report.resumed);
     }
     if let Some(why) = &report.begun_anew {
-        println!("threw away the shards of an interrupted conversion, in which {why}");
+        println!("discarded the shards of an interrupted conversion, in which {why}");
     }
     println!(
         "wrote {} tensors in {} shards to `{}`: {:.1} MB, {:.3} bits per weight",
@@ -43,7 +38,7 @@ pub fn weights(report: &WeightsReport, out: &Path) {
     conversions(report);
 }
 
-/// What happened to the values.
+/// How the values were converted: without loss, refitted, or rounded.
 fn conversions(report: &WeightsReport) {
     if !report.lossless.is_empty() || !report.rounded.is_empty() || !report.refitted.is_empty() {
         println!("{} matrices keep the values of the GPTQ checkpoint exactly", report.lossless.len());
@@ -56,30 +51,29 @@ fn conversions(report: &WeightsReport) {
     }
     if !report.rounded.is_empty() {
         println!(
-            "rounded to nearest, because the GPTQ checkpoint has them in floating point: {}",
+            "rounded to nearest, because the GPTQ checkpoint stores them in floating point: {}",
             some(&report.rounded)
         );
     }
     if !report.unused.is_empty() {
-        println!("not used: {}", some(&report.unused));
+        println!("unused tensors: {}", some(&report.unused));
     }
 }
 
 pub fn config(report: &ConfigReport) {
-    let how = if report.inferred { " (told from the checkpoint)" } else { "" };
+    let how = if report.inferred { " (inferred from the checkpoint)" } else { "" };
     println!("conversation template `{}`{how}, tokenizer: {}", report.conv_template, report.tokenizer_files.join(", "));
     for note in &report.notes {
         println!("note: {note}");
     }
 }
 
-/// What would be written.
-pub fn preview(weights: &WeightsReport, config: Option<&ConfigReport>, out: &Path, as_json: bool) {
+/// The files that a run without `--dry-run` would write.
+pub fn preview(weights: &WeightsReport, config: Option<&ConfigReport>, out: &Path, as_json: bool) -> io::Result<()> {
     let files: Vec<_> = weights.files.iter().chain(config.into_iter().flat_map(|config| &config.files)).collect();
     let total: u64 = files.iter().map(|file| file.bytes).sum();
     if as_json {
-        json(&json!({ "dry_run": true, "total_bytes": total, "weights": weights, "config": config }));
-        return;
+        return print_json(&json!({ "dry_run": true, "total_bytes": total, "weights": weights, "config": config }));
     }
     for file in &files {
         println!("{:>13}  {}", file.bytes, file.name);
@@ -95,32 +89,30 @@ pub fn preview(weights: &WeightsReport, config: Option<&ConfigReport>, out: &Pat
     if let Some(report) = config {
         self::config(report);
     }
+    Ok(())
 }
 
 pub fn verification(verification: &Verification, limits: &Limits, failures: usize) {
     let width = verification.params.iter().map(|p| p.name.len()).max().unwrap_or(0);
     for check in &verification.params {
         let verdict = match check.different {
-            _ if limits.is_passed(check) && check.passes() => "FURTHER from the checkpoint than allowed".to_owned(),
+            _ if limits.are_exceeded(check) && check.passes() => "FURTHER from the checkpoint than allowed".to_owned(),
             0 if check.lossless => "equal to the checkpoint".to_owned(),
             0 => "equal to a new conversion".to_owned(),
-            n if check.passes() => format!("like a new conversion, but for {n} of {} values", check.values),
+            n if check.passes() => format!("like a new conversion, except {n} of {} values", check.values),
             n => format!("DIFFERENT in {n} of {} values", check.values),
         };
         let (max, mean) = (format!("{:.3e}", check.max_error), format!("{:.3e}", check.mean_error));
         println!("{:width$}  max error {max:<10}  mean {mean:<10}  {verdict}", check.name);
     }
     let lossless = verification.params.iter().filter(|p| p.lossless).count();
-    println!(
-        "{} parameters, {lossless} of them to be kept without loss, {failures} different",
-        verification.params.len()
-    );
+    println!("{} parameters ({lossless} lossless), {failures} different", verification.params.len());
 }
 
 pub fn contents(contents: &Contents, tensors: bool) {
     if let Some(config) = &contents.chat_config {
         let template = config.value["conv_template"]["name"].as_str().unwrap_or("none");
-        let context = config.context_window_size.map_or("without end".into(), |size| size.to_string());
+        let context = config.context_window_size.map_or("unlimited".into(), |size| size.to_string());
         println!("model type         {}", config.model_type);
         println!("quantization       {}", config.quantization);
         println!("context            {context}");
@@ -164,7 +156,7 @@ pub fn contents_json(contents: &Contents) -> Value {
     })
 }
 
-/// The first names of a list that may be long.
+/// The first names of a list.
 fn some(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let shown = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");

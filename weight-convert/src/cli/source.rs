@@ -1,24 +1,20 @@
-//! From what the user names to a checkpoint.
+//! Opens the checkpoints that the flags name.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use command_line::{Bars, hub_config};
 use model_format::{Checkpoint, HostTensor, TensorInfo, gptq::GptqConfig};
-use model_hub::HubConfig;
+use serde_json::{Map, Value};
 
-use super::{
-    args::{ConvertWeightArgs, SourceFormat},
-    bars::Bars,
-    parse_object,
-};
+use super::args::{ConvertWeightArgs, SourceFormat};
 
-/// Opens a checkpoint, fetching it first where it is not here.
+/// Opens a checkpoint; downloads it first if necessary.
 pub fn open(source: &str, bars: &mut Bars) -> Result<Box<dyn Checkpoint>> {
-    let hub = HubConfig::from_vars(|name| std::env::var(name).ok())?;
-    Ok(model_hub::open(source, &hub, bars)?.into_checkpoint()?)
+    Ok(model_hub::open(source, &hub_config()?, bars)?.into_checkpoint()?)
 }
 
-/// The folder, where `config` is one or the config.json in one.
+/// The model's folder if `config` is a folder or the path of its config.json.
 pub fn config_folder(config: &str) -> Option<PathBuf> {
     let path = Path::new(config);
     if path.join("config.json").is_file() {
@@ -28,7 +24,7 @@ pub fn config_folder(config: &str) -> Option<PathBuf> {
     Some(if folder.as_os_str().is_empty() { ".".into() } else { folder.into() })
 }
 
-/// What `convert_weight` reads: the weights of `--source` with the configuration of CONFIG.
+/// The input of `convert_weight`: the weights of `--source` with the configuration of CONFIG.
 pub fn open_weights(args: &ConvertWeightArgs, bars: &mut Bars) -> Result<Box<dyn Checkpoint>> {
     let model = match config_folder(&args.config) {
         Some(folder) => folder.display().to_string(),
@@ -45,7 +41,7 @@ pub fn open_weights(args: &ConvertWeightArgs, bars: &mut Bars) -> Result<Box<dyn
                 Some(folder) => weight_convert::ConfigSource::folder(&folder)?.config_json,
                 None => open(&model, bars)?.config_json().to_owned(),
             };
-            // mlc_llm also takes the index of the weights for their folder.
+            // Like mlc_llm, accept the weights' index file in place of their folder.
             let path = Path::new(source);
             let folder = path.parent().filter(|_| path.is_file() && path.extension().is_some_and(|end| end == "json"));
             let source = folder.map_or_else(|| source.to_owned(), |folder| folder.display().to_string());
@@ -66,17 +62,18 @@ pub fn open_weights(args: &ConvertWeightArgs, bars: &mut Bars) -> Result<Box<dyn
     Ok(Box::new(WithConfig { weights, config_json }))
 }
 
-/// config.json with another `model_type`, where one is asked for.
+/// config.json with the `model_type` of the flag; `auto` changes nothing.
 pub fn with_model_type(config_json: String, model_type: &str) -> Result<String> {
     if model_type == "auto" {
         return Ok(config_json);
     }
-    let mut config = parse_object(&config_json)?;
+    let mut config: Map<String, Value> =
+        serde_json::from_str(&config_json).context("`config.json` is not a JSON object")?;
     config.insert("model_type".into(), model_type.into());
-    Ok(serde_json::Value::Object(config).to_string())
+    Ok(Value::Object(config).to_string())
 }
 
-/// A checkpoint with a configuration from elsewhere.
+/// A checkpoint with another configuration.
 struct WithConfig {
     weights: Box<dyn Checkpoint>,
     config_json: String,

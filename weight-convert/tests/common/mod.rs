@@ -1,4 +1,4 @@
-//! Paths of the test data, and small checkpoints to spoil.
+//! Paths of the test data, and small checkpoints to change.
 
 #![allow(dead_code, reason = "each test file uses its part of this one")]
 
@@ -25,7 +25,7 @@ pub fn read(path: impl AsRef<Path>) -> Vec<u8> {
     fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.as_ref().display()))
 }
 
-/// A copy of the tiny Llama with its tokenizer, to be changed.
+/// A copy of the tiny Llama with its tokenizer, for changes.
 pub fn tiny_llama() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (from, names) in [
@@ -39,7 +39,7 @@ pub fn tiny_llama() -> tempfile::TempDir {
     folder
 }
 
-/// Changes the bytes of one tensor in an MLC folder's shard, and takes the checksums out of the index.
+/// Changes the bytes of one tensor in an MLC folder's shard, and removes the checksums from the index.
 pub fn spoil(folder: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
     let path = folder.join("tensor-cache.json");
     let index = fs::read_to_string(&path).unwrap();
@@ -50,11 +50,11 @@ pub fn spoil(folder: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
     change(&mut bytes[record.byte_offset..][..record.nbytes]);
     fs::write(&data, bytes).unwrap();
     let without_sums = index.lines().filter(|line| !line.contains("md5sum")).collect::<Vec<_>>().join("\n");
-    // The field before the sum ends in a comma that JSON does not want there.
+    // JSON allows no comma after the last field, so remove the one before the sum.
     fs::write(&path, without_sums.replace("            ],\n        }", "            ]\n        }")).unwrap();
 }
 
-/// Files of a folder, by name.
+/// The files of a folder, sorted by name.
 pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -14,7 +14,7 @@ use super::svg::{MARGIN, Svg, WIDTH, escaped};
 /// Width of a character and distance between rows, in pixels, for text of 13 pixels.
 const CELL: f64 = 7.8;
 const ROW: f64 = 18.0;
-/// Outputs within this time, in seconds, appear together.
+/// Outputs within this time, in seconds, appear together, for example those that redraw a line.
 const FRAME: f64 = 0.08;
 /// Prompts of the shell and of `chat-cli`. A row with one is the user's input.
 const PROMPTS: [&str; 2] = ["$ ", ">>> "];
@@ -95,16 +95,16 @@ fn pieces(header: &Header, outputs: &[(f64, String)]) -> (Vec<Piece>, Vec<String
     // Pieces of each row as it is now.
     let mut shown: Vec<Vec<Piece>> = rows.iter().map(|_| Vec::new()).collect();
     let mut finished = Vec::new();
-    let (mut now, mut before) = (0.0, 0.0);
+    let (mut now, mut before, mut frame) = (0.0, 0.0, 0.0);
     let mut outputs = outputs.iter().peekable();
     while let Some((time, text)) = outputs.next() {
         now += (time - before).min(header.idle_time_limit);
         before = *time;
         terminal.process(text.as_bytes());
-        if outputs.peek().is_some_and(|(next, _)| next - time < FRAME && next - time < header.idle_time_limit) {
-            // The next output may only complete this one, for example a redrawn line.
+        if outputs.peek().is_some_and(|(next, _)| next - frame < FRAME) {
             continue;
         }
+        frame = outputs.peek().map_or(*time, |(next, _)| *next);
         for (index, new) in terminal.screen().rows(0, header.width).enumerate() {
             let old = mem::replace(&mut rows[index], new.trim_end().to_string());
             update(&mut shown[index], &mut finished, index, &old, &rows[index], now);

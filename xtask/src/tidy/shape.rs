@@ -97,8 +97,8 @@ pub fn architecture_name(tree: &Tree) -> Vec<Finding> {
     /// The records; the rules that select a template; and measurements, which name models.
     const PLACES: &[&str] =
         &["model-format/src/arch/", "model-format/src/conv_template/", "benches/", "hardware-check/", "xtask/"];
-    /// Words with another meaning: a program, and the reader shared by a family.
-    const OTHER_MEANINGS: &[&str] = &["llama.cpp", "from_llama_like"];
+    /// Words with another meaning: programs, and the reader shared by a family.
+    const OTHER_MEANINGS: &[&str] = &["llama.cpp", "llama-bench", "from_llama_like"];
 
     let records = tree.files.iter().filter(|file| file.path.starts_with("model-format/src/arch/"));
     let mut names = Vec::new();

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::tokens::{Token, Tokens};
 
-/// Crates whose library is shared by their own programs only.
-const SHARED_BY_BINARIES: &[&str] = &["benches"];
+/// Crates whose library only programs use.
+const SHARED_BY_BINARIES: &[&str] = &["benches", "command-line"];
 
 /// Every file of the repository that git does not ignore.
 pub struct Tree {

@@ -37,6 +37,12 @@ pub const WORDS: &[Banned] = &[
         applies: |file| file.part == Part::Library && file.package() == "chat-cli",
     },
     Banned {
+        name: "binary-arrow",
+        why: "only binaries and benches may import this crate, see the arrows in ARCHITECTURE.md",
+        code: &["command_line"],
+        applies: |file| file.part == Part::Library,
+    },
+    Banned {
         name: "wasm-place",
         why: "platforms differ in `webgpu-kernels/src/gpu/`, `model-format/src/files.rs` and `web-chat` alone",
         code: &["target_arch = \"wasm32\"", "target_family = \"wasm\""],

@@ -1,10 +1,10 @@
 //! Kernel chains: the end of a layer and the beginning of the next one in one dispatch. See `webgpu_kernels::gemv_chain`.
 
 use model_format::decoder_config::Activation;
-use webgpu_kernels::gemv_chain::{self, Attended, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
+use webgpu_kernels::gemv_chain::{self, AttentionStages, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
-use crate::ops::{AttentionShape, LayerEnd, LayerStart};
+use crate::ops::{AttentionShape, LayerEnd, LayerStart, Span};
 
 impl GpuOps {
     /// Records [`Forward::finish_layer`](crate::ops::Forward::finish_layer) as a chain. `None` if the device has no chain for it,
@@ -81,10 +81,10 @@ impl GpuOps {
     /// The chain for a shape, and its links. The caller puts the links back into `self.links`.
     fn chain_of(&mut self, shape: &ChainShape) -> Option<(ChainChoice, Links)> {
         let is_on = !gemv_chain::is_off(&self.gpu);
-        let given = self.chain.filter(|choice| is_on && choice.suits(self.gpu.caps(), shape));
+        let given = self.chain.filter(|choice| is_on && choice.is_supported(self.gpu.caps(), shape));
         let choice = given.or_else(|| shape.choice(&self.gpu))?;
         let links = match self.links.take() {
-            Some(links) if links.suit(&self.recorder, shape) => links,
+            Some(links) if links.are_ready(&self.recorder, shape) => links,
             old => {
                 old.iter().for_each(|old| self.chains.replaced(old));
                 let links = Links::new(&self.recorder, shape).ok()?;
@@ -104,17 +104,15 @@ fn heads_of(layer: &LayerStart<'_, '_, GpuOps>) -> Heads {
 }
 
 /// The attention of a layer as part of a chain, with output `y`.
-fn attended_of<'a>(layer: &'a LayerStart<'_, '_, GpuOps>, y: &'a GpuTensor) -> Attended<'a> {
+fn attended_of<'a>(layer: &'a LayerStart<'_, '_, GpuOps>, y: &'a GpuTensor) -> AttentionStages<'a> {
     let LayerStart { qkv, rope, shape, spans } = layer;
-    let AttentionShape { heads, scale, window, .. } = *shape;
-    Attended {
+    let Span { past_len: position, kv, .. } = &spans[0];
+    AttentionStages {
         qkv: &qkv.slices[0],
         rope: &rope.values,
-        heads,
-        position: spans[0].past_len,
-        cache: &*spans[0].kv,
-        scale,
-        window,
+        shape: *shape,
+        position: *position,
+        cache: kv,
         y: &y.values,
     }
 }

@@ -24,7 +24,7 @@ impl Choose for GpuOps {
 
     fn choose(&mut self, logits: &GpuTensor) -> Result<GpuToken> {
         assert_eq!(logits.rows, 1, "choose: from one row");
-        let id = self.recorder.temporary(1);
+        let id = self.token_word();
         Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.values(), &id);
         Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }
@@ -40,7 +40,7 @@ impl Choose for GpuOps {
 
     fn draw(&mut self, logits: &GpuTensor, with: &Sample, random: f64) -> Result<GpuToken> {
         assert_eq!(logits.rows, 1, "draw: from one row");
-        let id = self.recorder.temporary(1);
+        let id = self.token_word();
         with.record(&mut self.recorder, logits.values(), random, &id);
         Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }

@@ -61,7 +61,7 @@ impl Forward for GpuOps {
         shape: AttentionShape,
         spans: &mut [Span<'_, KvCache>],
     ) -> GpuTensor {
-        let AttentionShape { heads, kv_heads, head_dim, rotary_dim, scale, soft_cap, window } = shape;
+        let AttentionShape { heads, kv_heads, head_dim, rotary_dim, .. } = shape;
         assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "attention: columns of q | k | v");
         assert_eq!(
             spans.iter().map(|span| span.rows).sum::<usize>(),
@@ -76,7 +76,7 @@ impl Forward for GpuOps {
             assert_eq!((kv.kv_heads, kv.head_dim), (kv_heads, head_dim), "attention: the cache's shape");
             let turn = Rope { first_row, rows, heads, rotary_dim, past_len };
             turn.record(&mut self.recorder, qkv.values(), &rope.values, &q.values, kv);
-            let attention = Attention { first_row, rows, heads, past_len, scale, soft_cap, window };
+            let attention = Attention { shape, first_row, rows, past_len };
             attention.record(&mut self.recorder, &q.values, kv, &y.values);
             first_row += rows;
         }
@@ -91,14 +91,14 @@ impl Forward for GpuOps {
         shape: AttentionShape,
         spans: &mut [Span<'_, KvCache>],
     ) -> GpuTensor {
-        let AttentionShape { heads, head_dim, rotary_dim, scale, soft_cap, window, .. } = shape;
+        let AttentionShape { heads, head_dim, rotary_dim, .. } = shape;
         if let (Some(factor), [span]) = (&x.factor, &mut *spans)
             && matrix.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
         {
             let (q, y) = (self.temporary(1, heads * head_dim), self.temporary(1, heads * head_dim));
             let (past_len, kv) = (span.past_len, &*span.kv);
             matrix.linear_normed_turned(&mut self.recorder, &x.values, factor, &rope.values, past_len, &q.values, kv);
-            let attention = Attention { first_row: 0, rows: 1, heads, past_len, scale, soft_cap, window };
+            let attention = Attention { shape, first_row: 0, rows: 1, past_len };
             attention.record(&mut self.recorder, &q.values, kv, &y.values);
             return y;
         }

@@ -65,6 +65,15 @@ impl GpuOps {
         self.chains.cache = cache;
     }
 
+    /// The word for a chosen token: beside the chain's flag, so that one copy reads both. The next token overwrites it, after
+    /// the embedding of this one.
+    pub(super) fn token_word(&mut self) -> Buffer<u32> {
+        match &self.links {
+            Some(links) => links.token(),
+            None => self.recorder.temporary(1),
+        }
+    }
+
     /// Submits the recorded work, and starts to read `buffer`.
     pub(super) fn begin_read<T: Word>(&mut self, buffer: &Buffer<T>) -> Result<Reading<T>> {
         let mut flags = self.chains.old_flags.clone();

@@ -1,4 +1,4 @@
-//! One edit of a JSON file that stays JSON: numbers, texts, lists and objects that say something else than they should.
+//! Edits of a JSON file that keep it valid JSON: changes numbers, strings, lists and objects.
 
 use serde_json::{Map, Value, json};
 
@@ -23,7 +23,7 @@ fn children(value: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
     }
 }
 
-/// A long list counts like a short one, so that the fields beside it are edited too.
+/// A long list counts like a short one, so that other fields are edited too.
 fn weight(value: &Value) -> usize {
     let most = if matches!(value, Value::Array(list) if list.len() > 20) { 20 } else { usize::MAX };
     count(value).min(most)
@@ -33,7 +33,7 @@ fn count(value: &Value) -> usize {
     1 + children(value).map(weight).sum::<usize>()
 }
 
-/// The value of that number, counted from the outside in.
+/// The value with index `at`, counted from the outside in.
 fn nth(value: &mut Value, at: usize) -> &mut Value {
     if at == 0 {
         return value;
@@ -47,7 +47,7 @@ fn nth(value: &mut Value, at: usize) -> &mut Value {
     for child in children {
         let weight = weight(child);
         if left < weight {
-            // Of a long list, any place.
+            // In a long list, any element.
             let within = left * count(child) / weight;
             return nth(child, within);
         }
@@ -141,7 +141,7 @@ fn other_object(mut fields: Map<String, Value>, strings: &[String], random: &mut
     let other = &keys[random.below(keys.len())];
     match random.below(4) {
         0 => drop(fields.remove(key)),
-        // Two fields change places.
+        // Swap two fields.
         1 => {
             let (a, b) = (fields[key].clone(), fields[other].clone());
             fields.insert(key.clone(), b);

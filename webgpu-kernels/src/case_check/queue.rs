@@ -1,5 +1,5 @@
-//! [`CaseQueue`]: cases divided among several devices of one software adapter. [`crate::case_check::check_divided`] makes it.
-//! Nearly all that a small case takes there is the compiling of its kernels, which a device does one after the other.
+//! [`CaseQueue`]: divides cases among several devices of one software adapter, for [`crate::case_check::check_divided`].
+//! On such an adapter a small case takes about as long as the compilation of its kernels, and each device compiles one at a time.
 
 use std::{
     future::poll_fn,
@@ -16,58 +16,58 @@ use crate::{
     gpu::lock,
 };
 
-/// Most devices besides the one that the cases are for.
+/// Most additional devices.
 const MOST_OTHERS: usize = 7;
-/// Cases for each device that make it worth opening.
+/// Fewest cases per additional device.
 const WORTH_OPENING: usize = 4;
 
-/// Cases that devices take from, the last ones first: those are the attention's, which take longest.
+/// Cases that devices take one by one. The last ones come first: they are attention's, which take longest.
 pub(crate) struct CaseQueue {
     cases: Vec<Arc<Case>>,
-    /// How many nobody took yet.
+    /// Number of cases that no device has taken.
     left: AtomicUsize,
-    found: Mutex<Found>,
+    progress: Mutex<Progress>,
 }
 
-struct Found {
+struct Progress {
     outcomes: Vec<Option<Outcome>>,
-    /// Devices at work, besides the one that waits for them.
+    /// Additional devices at work.
     others: usize,
     waker: Option<Waker>,
 }
 
 impl CaseQueue {
-    /// Begins to work on other devices, as many as there are threads for. `None`: the device is none of software, or there
-    /// are none.
+    /// Opens additional devices, at most one per thread, and starts to run cases on them. `None`: the device is not a software device, or
+    /// there is no thread.
     pub fn begin(gpu: &Gpu, cases: &[Arc<Case>]) -> Option<Arc<CaseQueue>> {
-        let others = gpu.room_beside().min(cases.len() / WORTH_OPENING).min(MOST_OTHERS);
+        let others = gpu.extra_devices().min(cases.len() / WORTH_OPENING).min(MOST_OTHERS);
         if others == 0 {
             return None;
         }
-        let found = Found { outcomes: vec![None; cases.len()], others, waker: None };
+        let progress = Progress { outcomes: vec![None; cases.len()], others, waker: None };
         let left = AtomicUsize::new(cases.len());
-        let queue = Arc::new(CaseQueue { cases: cases.to_vec(), left, found: Mutex::new(found) });
-        for beside in (0..others).map(|_| Beside(Arc::downgrade(&queue))) {
-            // What fails for another reason than the kernel is left to the device that the cases are for.
-            gpu.beside(Box::new(move |another| Box::pin(async move { drop(beside.run(&another).await) })));
+        let queue = Arc::new(CaseQueue { cases: cases.to_vec(), left, progress: Mutex::new(progress) });
+        for worker in (0..others).map(|_| Worker(Arc::downgrade(&queue))) {
+            // If a case fails for another reason than its kernel, the first device runs it again.
+            gpu.on_extra_device(Box::new(move |another| Box::pin(async move { drop(worker.run(&another).await) })));
         }
         Some(queue)
     }
 
-    /// Works beside them until all is done.
+    /// Runs cases on the first device too, until all are done.
     pub async fn finish(&self, gpu: &Gpu, done: &mut dyn FnMut(usize)) -> Result<Vec<Outcome>> {
         while let Some(place) = self.take() {
             self.check(gpu, place).await?;
-            done(lock(&self.found).outcomes.iter().flatten().count());
+            done(lock(&self.progress).outcomes.iter().flatten().count());
         }
         self.wait_for_others().await;
-        // What nobody could do for another reason than the kernel has its reason told here.
-        let is_left = |place: &usize| lock(&self.found).outcomes[*place].is_none();
+        // Run the cases that failed for another reason again, to return that reason.
+        let is_left = |place: &usize| lock(&self.progress).outcomes[*place].is_none();
         for place in (0..self.cases.len()).filter(is_left) {
             self.check(gpu, place).await?;
         }
         done(self.cases.len());
-        Ok(lock(&self.found).outcomes.iter().flatten().cloned().collect())
+        Ok(lock(&self.progress).outcomes.iter().flatten().cloned().collect())
     }
 
     fn take(&self) -> Option<usize> {
@@ -78,27 +78,27 @@ impl CaseQueue {
     async fn check(&self, gpu: &Gpu, place: usize) -> Result<()> {
         let outcome = check(gpu, &self.cases[place]).await?;
         gpu.shared.forgive();
-        lock(&self.found).outcomes[place] = Some(outcome);
+        lock(&self.progress).outcomes[place] = Some(outcome);
         Ok(())
     }
 
     async fn wait_for_others(&self) {
         poll_fn(|context| {
-            let mut found = lock(&self.found);
-            if found.others == 0 {
+            let mut progress = lock(&self.progress);
+            if progress.others == 0 {
                 return Poll::Ready(());
             }
-            found.waker = Some(context.waker().clone());
+            progress.waker = Some(context.waker().clone());
             Poll::Pending
         })
         .await;
     }
 }
 
-/// A device that is at work, or will be, until this is dropped. Who gives the queue up does not wait for it.
-struct Beside(Weak<CaseQueue>);
+/// An additional device, at work until this is dropped. It does not keep the queue alive.
+struct Worker(Weak<CaseQueue>);
 
-impl Beside {
+impl Worker {
     async fn run(&self, gpu: &Gpu) -> Result<()> {
         while let Some(queue) = self.0.upgrade() {
             let Some(place) = queue.take() else { break };
@@ -108,12 +108,12 @@ impl Beside {
     }
 }
 
-impl Drop for Beside {
+impl Drop for Worker {
     fn drop(&mut self) {
         let Some(queue) = self.0.upgrade() else { return };
-        let mut found = lock(&queue.found);
-        found.others -= 1;
-        if let Some(waker) = found.waker.take() {
+        let mut progress = lock(&queue.progress);
+        progress.others -= 1;
+        if let Some(waker) = progress.waker.take() {
             waker.wake();
         }
     }
@@ -129,11 +129,11 @@ mod tests {
         selftest::smallest_cases,
     };
 
-    /// Outcomes of small cases, one of which expects something else, on a device with threads.
+    /// Outcomes of small cases on a device with threads. The second case has a wrong reference.
     fn outcomes(spawn: Spawn) -> Option<Vec<Outcome>> {
         let gpu = for_test(OpenOptions::default())?;
         gpu.compile_on(spawn, 3);
-        // Kernels that a software driver compiles in no time.
+        // Kernels that a software driver compiles fast.
         let small = ["add", "copy", "glu", "soft_cap", "select_rows", "argmax", "argmax_join", "rms_norm"];
         let is_small = |kernel: &&&crate::Kernel| small.contains(&kernel.name);
         let mut cases: Vec<Case> =
@@ -148,8 +148,8 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_are_of_their_cases_whoever_found_them() {
-        // Threads, and a caller who has none left.
+    fn outcomes_belong_to_their_cases_on_any_device() {
+        // With threads, and with a caller that starts none.
         for spawn in [|job| drop(std::thread::spawn(job)), (|job| drop(job)) as Spawn] {
             let Some(outcomes) = outcomes(spawn) else { return };
             let wrong: Vec<usize> = (0..outcomes.len()).filter(|place| outcomes[*place].is_err()).collect();

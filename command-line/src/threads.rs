@@ -1,4 +1,4 @@
-//! Threads that compile kernels while the first one loads: the engine owns none.
+//! Threads that compile kernels while the first thread loads a model. The engine itself starts none.
 
 use std::{
     sync::Mutex,
@@ -7,25 +7,25 @@ use std::{
 
 static STARTED: Mutex<Vec<JoinHandle<()>>> = Mutex::new(Vec::new());
 
-/// Runs a job on a thread of its own.
+/// Runs a job on its own thread.
 pub fn spawn(job: Box<dyn FnOnce() + Send>) {
-    // Where there is no thread to be had, the job is not done, and who wants its result does it.
+    // If no thread can be started, the job is dropped; the first lookup of its pipeline compiles it.
     let Ok(handle) = thread::Builder::new().name("compile".into()).spawn(job) else { return };
     let mut started = STARTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     started.retain(|handle| !handle.is_finished());
     started.push(handle);
 }
 
-/// How many there should be at a time.
+/// Threads that run at a time: one per processor.
 pub fn count() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// Waits for those that are at work: a driver must not be left in the middle of something when the process ends.
+/// Waits for running jobs. Drivers crash if the process ends while they compile.
 pub fn finish() {
     let started = std::mem::take(&mut *STARTED.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
     for handle in started {
-        // A job that panicked has said so.
+        // A panic in a job has already printed its message.
         let _ = handle.join();
     }
 }

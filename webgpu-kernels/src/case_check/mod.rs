@@ -1,37 +1,40 @@
-//! [`check`]: a case of a kernel on a device against its reference. The tests run it, and [`crate::selftest`].
+//! [`check`]: runs a case of a kernel on a device and compares it with its reference. The tests and [`crate::selftest`] call it.
+
+mod queue;
 
 use std::sync::Arc;
 
 use crate::{
     Case, Error, Kernel, Result, Variant,
-    case_queue::CaseQueue,
     gpu::{Buffer, Gpu, Readback, Recorder},
     kernel::{CaseBuffer, Purpose},
 };
 
-/// What lies behind each buffer and must stay.
+use queue::CaseQueue;
+
+/// Words after the end of each buffer. A kernel must not change them.
 const GUARD: [u32; 64] = [0x7fc0_dead; 64];
 
-/// How a case came out.
+/// The normalized mean squared error (NMSE) of a case, or the reason why it is wrong.
 pub type Outcome = std::result::Result<f64, String>;
 
-/// Runs a case: its normalised mean squared error, or what is wrong.
+/// Runs a case.
 ///
-/// Errors: the device's, such as out of memory; they say nothing about the kernel.
+/// Errors: errors of the device that are not the kernel's fault, for example out of memory.
 pub async fn check(gpu: &Gpu, case: &Case) -> Result<Outcome> {
-    let running = Given::new(gpu, case).and_then(|given| given.run(gpu, case));
+    let running = Uploaded::new(gpu, case).and_then(|uploaded| uploaded.run(gpu, case));
     finish(case, running).await
 }
 
-/// Runs many cases, the next ones on their way while the device compiles and the host computes what is expected of the
-/// first. Their pipelines are made on other threads where the device has such, or by the browser side by side.
+/// Runs many cases. Other threads, or the browser, compile the pipelines of the next cases while the device runs the current ones and the
+/// host computes their references.
 ///
 /// Errors as [`check`].
 pub async fn check_all(gpu: &Gpu, cases: &[&Case]) -> Result<Vec<Outcome>> {
     check_each(gpu, cases, &mut |_| {}).await
 }
 
-/// The same, a software adapter's on as many of its devices as there are threads for.
+/// [`check_all`]. On a software adapter it uses several devices, one per thread. `done` gets the number of finished cases.
 pub async fn check_divided(gpu: &Gpu, cases: &[Arc<Case>], done: &mut dyn FnMut(usize)) -> Result<Vec<Outcome>> {
     if let Some(queue) = CaseQueue::begin(gpu, cases) {
         return queue.finish(gpu, done).await;
@@ -39,25 +42,25 @@ pub async fn check_divided(gpu: &Gpu, cases: &[Arc<Case>], done: &mut dyn FnMut(
     check_each(gpu, &cases.iter().map(|case| &**case).collect::<Vec<_>>(), done).await
 }
 
-/// Cases whose pipelines are made at a time, ahead of those that are run.
+/// Cases whose pipelines are compiled together, ahead of the running ones.
 const CHUNK: usize = 48;
 
-/// The same; `done` is told how many are done.
+/// [`check_all`]. `done` gets the number of finished cases.
 pub async fn check_each(gpu: &Gpu, cases: &[&Case], done: &mut dyn FnMut(usize)) -> Result<Vec<Outcome>> {
     let mut outcomes = Vec::with_capacity(cases.len());
     let mut chunks = cases.chunks(CHUNK);
-    let given = |chunk: &[&Case]| {
-        let given: Vec<Result<Given>> = chunk.iter().map(|case| Given::new(gpu, case)).collect();
-        gpu.prepare(given.iter().flatten().flat_map(|given| given.pipelines.iter().cloned()));
-        given
+    let upload = |chunk: &[&Case]| {
+        let uploaded: Vec<Result<Uploaded>> = chunk.iter().map(|case| Uploaded::new(gpu, case)).collect();
+        gpu.prepare(uploaded.iter().flatten().flat_map(|uploaded| uploaded.pipelines.iter().cloned()));
+        uploaded
     };
-    let mut next = chunks.next().map(given);
+    let mut next = chunks.next().map(upload);
     while let Some(chunk) = next {
         gpu.prepared().await;
-        next = chunks.next().map(given);
+        next = chunks.next().map(upload);
         let first = outcomes.len();
         let running: Vec<_> =
-            chunk.into_iter().zip(&cases[first..]).map(|(given, case)| given?.run(gpu, case)).collect();
+            chunk.into_iter().zip(&cases[first..]).map(|(uploaded, case)| uploaded?.run(gpu, case)).collect();
         for (running, case) in running.into_iter().zip(&cases[first..]) {
             outcomes.push(finish(case, running).await?);
             done(outcomes.len());
@@ -66,7 +69,7 @@ pub async fn check_each(gpu: &Gpu, cases: &[&Case], done: &mut dyn FnMut(usize))
     if outcomes.iter().all(Outcome::is_ok) {
         return Ok(outcomes);
     }
-    // A refusal may have met another than the refused: which one it was shows one by one.
+    // A rejected call may have failed another case too. Run the cases one by one to find the wrong ones.
     for (case, outcome) in cases.iter().zip(&mut outcomes) {
         gpu.shared.forgive();
         *outcome = check(gpu, case).await?;
@@ -74,22 +77,22 @@ pub async fn check_each(gpu: &Gpu, cases: &[&Case], done: &mut dyn FnMut(usize))
     Ok(outcomes)
 }
 
-/// A case whose inputs the device has.
-struct Given {
+/// A case with its inputs on the device.
+struct Uploaded {
     host: Vec<CaseBuffer>,
     device: Vec<Buffer<u32>>,
-    /// What it is done with.
+    /// Kernels and variants that it dispatches.
     pipelines: Vec<(&'static Kernel, Variant)>,
 }
 
-/// A case that the device was given to do.
+/// A submitted case.
 struct Running {
     host: Vec<CaseBuffer>,
     results: Vec<Readback<u32>>,
 }
 
-impl Given {
-    fn new(gpu: &Gpu, case: &Case) -> Result<Given> {
+impl Uploaded {
+    fn new(gpu: &Gpu, case: &Case) -> Result<Uploaded> {
         let host = (case.buffers)();
         let upload = |buffer: &CaseBuffer| {
             let guarded: Vec<u32> = buffer.words.iter().chain(&GUARD).copied().collect();
@@ -99,7 +102,7 @@ impl Given {
         let mut tracing = Recorder::tracing(gpu);
         (case.record)(&mut tracing, &device);
         let pipelines = tracing.take_trace().into_iter().map(|traced| (traced.kernel, traced.variant)).collect();
-        Ok(Given { host, device, pipelines })
+        Ok(Uploaded { host, device, pipelines })
     }
 
     fn run(self, gpu: &Gpu, case: &Case) -> Result<Running> {
@@ -121,7 +124,7 @@ async fn finish(case: &Case, running: Result<Running>) -> Result<Outcome> {
         Ok(compare_all(case, &host, expected, &words))
     };
     match outcome.await {
-        // The driver does not take the shader: that is the kernel's.
+        // The driver rejects the shader: the kernel is wrong.
         Err(Error::Refused { reason }) => Ok(Err(reason)),
         outcome => outcome,
     }
@@ -133,12 +136,12 @@ fn compare_all(case: &Case, host: &[CaseBuffer], expected: Vec<Vec<f32>>, result
     for (i, (before, after)) in host.iter().zip(results).enumerate() {
         let (words, guard) = after.split_at(before.words.len());
         if guard != GUARD {
-            return Err(format!("buffer {i}: a word behind its end was written"));
+            return Err(format!("buffer {i}: a word after its end was written"));
         }
         if before.purpose == Purpose::Input {
             continue;
         }
-        let expected = expected.next().ok_or(format!("buffer {i}: the reference has no such output"))?;
+        let expected = expected.next().ok_or(format!("buffer {i}: the reference has no output for it"))?;
         let found = decoded(before.purpose, words);
         worst = worst.max(
             compare_rows(before.purpose, &found, &expected, case.tolerance).map_err(|e| format!("buffer {i}: {e}"))?,
@@ -147,7 +150,7 @@ fn compare_all(case: &Case, host: &[CaseBuffer], expected: Vec<Vec<f32>>, result
     Ok(worst)
 }
 
-/// A cache row by row: one row that is wrong is nothing beside the others.
+/// Compares a cache row by row: one wrong row would hardly change the error of all rows.
 fn compare_rows(purpose: Purpose, found: &[f32], expected: &[f32], tolerance: f64) -> Outcome {
     let Purpose::Kv(_, head_dim) = purpose else { return compare(found, expected, tolerance) };
     if found.len() != expected.len() {
@@ -160,12 +163,12 @@ fn compare_rows(purpose: Purpose, found: &[f32], expected: &[f32], tolerance: f6
     Ok(worst)
 }
 
-/// What a case writes on a device when it is done so many times, one after the other.
+/// Outputs of a case after repeated runs.
 pub(crate) struct Outputs(Vec<Vec<f32>>);
 
-/// The outputs of a case. Errors as [`check`], and what the driver refuses.
+/// Runs a case `rounds` times and returns its outputs. Errors as [`check`], and rejected calls.
 pub(crate) async fn outputs_of(gpu: &Gpu, case: &Case, rounds: usize) -> Result<Outputs> {
-    let Given { host, device, .. } = Given::new(gpu, case)?;
+    let Uploaded { host, device, .. } = Uploaded::new(gpu, case)?;
     let mut recorder = Recorder::new(gpu);
     (0..rounds).for_each(|_| (case.record)(&mut recorder, &device));
     let mut outputs = Vec::new();
@@ -176,7 +179,7 @@ pub(crate) async fn outputs_of(gpu: &Gpu, case: &Case, rounds: usize) -> Result<
     Ok(Outputs(outputs))
 }
 
-/// Runs a case against the outputs of another one with the same buffers. Errors as [`check`].
+/// Runs a case `rounds` times and compares it with the outputs of another case of the same buffers. Errors as [`check`].
 pub(crate) async fn check_against(gpu: &Gpu, case: &Case, expected: &Outputs, rounds: usize) -> Result<Outcome> {
     let found = match outputs_of(gpu, case, rounds).await {
         Err(Error::Refused { reason }) => {
@@ -205,7 +208,7 @@ fn decoded(purpose: Purpose, words: &[u32]) -> Vec<f32> {
     }
 }
 
-/// NaN and infinity first, then the normalised mean squared error.
+/// Rejects NaN and infinity, then compares the normalized mean squared error with the tolerance.
 fn compare(found: &[f32], expected: &[f32], tolerance: f64) -> Outcome {
     if found.len() != expected.len() {
         return Err(format!("{} values, expected {}", found.len(), expected.len()));
@@ -224,6 +227,6 @@ fn compare(found: &[f32], expected: &[f32], tolerance: f64) -> Outcome {
     let at = (0..found.len()).max_by(|&a, &b| difference(a).total_cmp(&difference(b))).unwrap_or(0);
     let (found, expected) = (found[at], expected[at]);
     Err(format!(
-        "normalised mean squared error {nmse:.2e} over {tolerance:.0e}, worst at {at}: {found}, expected {expected}"
+        "normalized mean squared error {nmse:.2e} over {tolerance:.0e}, worst at {at}: {found}, expected {expected}"
     ))
 }

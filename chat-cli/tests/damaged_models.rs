@@ -1,12 +1,12 @@
-//! Spoilt models: a folder or file with a few bytes or values changed is loaded and asked, as `chat-cli chat` does it. It may answer
-//! or be refused, but it does not panic, hang or take much memory.
+//! Damaged models: loads a folder or file with a few changed bytes or values and generates an answer, like `chat-cli chat`. The model
+//! may answer or be refused, but must not panic, hang, or take much memory.
 //!
-//! `MUTATIONS=1000` tries so many instead of the usual slice.
+//! `MUTATIONS=1000` sets the number of damaged models.
 
 #[path = "../../model-format/tests/common/mutation.rs"]
 mod mutation;
 
-#[path = "spoilt/json.rs"]
+#[path = "damaged/json.rs"]
 mod json;
 
 use std::{
@@ -27,15 +27,15 @@ use mutation::Random;
 #[global_allocator]
 static COUNTING: mutation::Counting = mutation::Counting;
 
-/// Models that are tried where nobody says otherwise.
+/// Default number of damaged models.
 const SLICE: u64 = 1000;
 const SEED: u64 = 17;
-/// Memory that a model of a hundred thousand weights may take.
+/// Memory limit in bytes of a model of a hundred thousand weights.
 const ALLOWANCE: usize = 256 << 20;
-/// No spoilt model takes a second; one that is at it this long does not end.
+/// Damaged models take less than a second; one that takes this long hangs.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 
-/// A model: what to open in its folder, and its files.
+/// An intact model: the path to open in its folder, and its files.
 struct Good {
     name: String,
     opened: &'static str,
@@ -60,7 +60,7 @@ fn files_of(folder: &str) -> Vec<(String, Vec<u8>)> {
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m['role'] + ': ' + (m.content | trim) + '<|end|>' }}{% endfor %}\
     {% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}";
 
-/// A vocabulary of 512 with a post-processor, a normalizer, and tokens that are not in the model's own vocabulary.
+/// A tokenizer of 512 tokens with a post-processor, a normalizer, and tokens outside the model's vocabulary.
 fn tokenizer() -> Vec<u8> {
     let text = fs::read(testdata("tokenizer/tiny-bpe/tokenizer.json")).unwrap();
     let mut json: serde_json::Value = serde_json::from_slice(&text).unwrap();
@@ -76,7 +76,7 @@ fn tokenizer() -> Vec<u8> {
     json.to_string().into_bytes()
 }
 
-/// Every kind of model, whole.
+/// An intact model of every kind.
 fn good_ones() -> Vec<Good> {
     let texts = || {
         [
@@ -113,7 +113,7 @@ fn good_ones() -> Vec<Good> {
     all
 }
 
-/// The bytes of a file in which a change does something: headers, and a little of what follows.
+/// Length of the part of a file in which changes have an effect: the header and a few bytes after it.
 fn telling_part(name: &str, content: &[u8]) -> usize {
     let header = match name.rsplit('.').next() {
         Some("safetensors") => 8 + u64::from_le_bytes(content[..8].try_into().unwrap()) as usize,
@@ -123,8 +123,8 @@ fn telling_part(name: &str, content: &[u8]) -> usize {
     (header + 16).min(content.len())
 }
 
-/// What was done to one of the model's files.
-fn spoil(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
+/// Damages one file of the model. Returns its name and new content.
+fn damage(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
     let (name, content) = &good.files[random.below(good.files.len())];
     if random.below(3) > 0
         && let Some(edited) = json::edited(content, random)
@@ -132,12 +132,12 @@ fn spoil(good: &Good, random: &mut Random) -> (String, Vec<u8>) {
         return (name.clone(), edited);
     }
     let part = telling_part(name, content);
-    let mut spoilt = mutation::spoiled(&content[..part], random);
-    spoilt.extend(&content[part..]);
-    (name.clone(), spoilt)
+    let mut damaged = mutation::spoiled(&content[..part], random);
+    damaged.extend(&content[part..]);
+    (name.clone(), damaged)
 }
 
-/// Opens what lies at `path`, loads it onto the CPU, and pulls two tokens of an answer.
+/// Opens the model at `path`, loads it onto the CPU, and generates two tokens.
 fn answer(path: &Path, context: Option<usize>, hub: &HubConfig) -> Result<usize, String> {
     let model = model_hub::open(path.to_str().unwrap(), hub, &mut ()).map_err(|e| e.to_string())?;
     let device = Device::Cpu(CpuOptions { weights: CpuWeights::Integer, ..CpuOptions::default() });
@@ -155,10 +155,10 @@ fn answer(path: &Path, context: Option<usize>, hub: &HubConfig) -> Result<usize,
     Ok(answer.tokens().len())
 }
 
-/// What became of a model, and the bytes that it took.
+/// The result for a model (`None` for a panic), and the bytes that it allocated.
 type Outcome = (Option<Result<usize, String>>, usize);
 
-/// A thread that answers with models, one after the other.
+/// A thread that generates answers with one model after another.
 fn answering(hub: HubConfig) -> (mpsc::Sender<(PathBuf, Option<usize>)>, mpsc::Receiver<Outcome>) {
     let (ask, asked) = mpsc::channel::<(PathBuf, Option<usize>)>();
     let (tell, told) = mpsc::channel();
@@ -174,13 +174,13 @@ fn answering(hub: HubConfig) -> (mpsc::Sender<(PathBuf, Option<usize>)>, mpsc::R
     (ask, told)
 }
 
-/// Panics that nobody caught.
+/// Panics that were not caught.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-/// Panics of other people's parsers, which are errors.
+/// Panics of foreign parsers, which become errors.
 static CAUGHT: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 #[test]
-fn a_spoilt_model_answers_or_is_refused() {
+fn a_damaged_model_answers_or_is_refused() {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if caught::is_caught() {
@@ -218,7 +218,7 @@ fn a_spoilt_model_answers_or_is_refused() {
     for copy in 0..copies {
         let mut random = Random(SEED << 32 | copy);
         let good = &good[random.below(good.len())];
-        let (name, content) = spoil(good, &mut random);
+        let (name, content) = damage(good, &mut random);
         let place = folder.path().join(copy.to_string());
         write(&place, &good.files);
         fs::write(place.join(&name), content).unwrap();
@@ -238,14 +238,14 @@ fn a_spoilt_model_answers_or_is_refused() {
             break;
         }
     }
-    eprintln!("{copies} spoilt models, seed {SEED}: {answered} answer, {refused} are refused, {} fail", bad.len());
+    eprintln!("{copies} damaged models, seed {SEED}: {answered} answer, {refused} are refused, {} fail", bad.len());
     eprintln!("panics of parsers that were caught: {:?}", CAUGHT.lock().unwrap());
     if !bad.is_empty() {
-        // They are there to be looked at.
+        // Keep the failing models for inspection.
         let _ = folder.keep();
         panic!("{}", bad.join("\n"));
     }
     assert!(PANICS.lock().unwrap().is_empty());
-    // Both happen, so the changes are neither too small nor too large to tell anything.
+    // Both outcomes occur, so the changes are neither too small nor too large.
     assert!(answered * 10 >= copies && refused * 10 >= copies, "{answered} answered, {refused} refused");
 }
