@@ -104,7 +104,7 @@ pub enum Output {
 /// Measure prefill and decode, and the time of each kernel.
 #[derive(Args)]
 #[command(after_long_help = "\
-The report has the form of llama.cpp's llama-bench. pp512 is the prefill of a prompt of 512 tokens up to the first token after it,
+The report has the form of llama.cpp's own bench. pp512 is the prefill of a prompt of 512 tokens up to the first token after it,
 so its ms are the time to first token. tg128 is the decoding of 128 tokens. @ d2048 means with 2048 tokens in the cache. Each mean
 and deviation covers the counted runs; one more run before them warms up.
 
