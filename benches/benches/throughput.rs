@@ -96,7 +96,7 @@ fn run(args: &Args) -> Result<()> {
 /// The demo model, converted to `format` in `folder`.
 fn demo_weights(format: &str, folder: &TempDir) -> Result<Weights> {
     let hub = hub_config()?;
-    let path = demo::kept_gguf(&hub).ok_or(NotFetched)?;
+    let path = demo::cached_gguf(&hub).ok_or(NotFetched)?;
     let checkpoint = model_hub::open(&path.to_string_lossy(), &hub, &mut ())?.into_checkpoint()?;
     let config = ConfigOptions { conv_template: Some("chatml".into()), ..ConfigOptions::default() };
     let options = ConvertOptions { config, ..ConvertOptions::default() };
