@@ -40,7 +40,7 @@ export async function fetchPlan(model: ModelRef, stored: StoredModel, signal: Ab
   if (known) return known;
   const config = await fetchSmall(model, CONFIG, signal);
   if (!config) {
-    throw new EngineError('NotFound', `${model.id} has no \`${CONFIG}\``, 'enter the repository of a model in MLC format; most names end in -MLC');
+    throw new EngineError('NotFound', `\`${CONFIG}\` is missing at ${model.id}`, 'enter the repository of a model in MLC format; most names end in `-MLC`');
   }
   for (const name of INDEX_NAMES) {
     const index = await fetchSmall(model, name, signal);
@@ -52,7 +52,7 @@ export async function fetchPlan(model: ModelRef, stored: StoredModel, signal: Ab
     await stored.write(name, index);
     return plan;
   }
-  throw new EngineError('NotFound', `${model.id} has no \`${INDEX_NAMES[0]}\``, 'upload the folder again: it is incomplete');
+  throw new EngineError('NotFound', `\`${INDEX_NAMES[0]}\` is missing at ${model.id}`, 'upload the folder again: it is incomplete');
 }
 
 /** The stored part of a model. */
@@ -79,7 +79,7 @@ export async function download(
     if ((await stored.size(name)) !== undefined) continue;
     const bytes = await fetchSmall(model, name, signal);
     if (bytes) await stored.write(name, bytes);
-    else if (REQUIRED.includes(name)) throw new EngineError('NotFound', `${model.id} has no \`${name}\``);
+    else if (REQUIRED.includes(name)) throw new EngineError('NotFound', `\`${name}\` is missing at ${model.id}`);
   }
 
   const done = new Map<string, number>();
@@ -159,7 +159,7 @@ async function fetchRest(
     const before = part.length;
     try {
       const response = await request(model, shard.name, part.length, signal);
-      if (!response) throw new EngineError('NotFound', `${model.id} has no \`${shard.name}\``);
+      if (!response) throw new EngineError('NotFound', `\`${shard.name}\` is missing at ${model.id}`);
       if (part.length > 0 && !continues(response, part.length)) {
         // The server ignored the range and sends the whole file.
         part.truncate(0);

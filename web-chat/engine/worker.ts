@@ -43,7 +43,7 @@ const methods: Implementation = {
   async plan(_emit, model) {
     if (model.files) {
       const plan = await readPlan(new LocalFiles(model.id, model.files));
-      if (!plan) throw new EngineError('MissingFile', `${model.id} has no \`tensor-cache.json\``);
+      if (!plan) throw new EngineError('MissingFile', `\`tensor-cache.json\` is missing in ${model.id}`);
       return { ...plan, done: plan.weightBytes, isWhole: true };
     }
     const stored = await StoredModel.at(model.id);
@@ -91,7 +91,7 @@ const methods: Implementation = {
       unloadNow();
       const files = model.files ? new LocalFiles(model.id, model.files) : await StoredModel.at(model.id);
       const plan = await readPlan(files);
-      if (!plan) throw new EngineError('MissingFile', `${model.id} is not stored in this browser`, 'download it first');
+      if (!plan) throw new EngineError('MissingFile', `this browser has no stored copy of ${model.id}`, 'download it first');
       const loadOnto = async ({ device, info }: OpenGpu) => {
         const about = JSON.stringify([info.vendor, info.architecture, info.description, info.features, navigator.userAgent]);
         const cache = await readAdapterCache();
