@@ -9,7 +9,8 @@ use super::{
     AttentionStages, ChainChoice, ChainShape, End, EndShape, FORMAT, GemvChain, GemvStart, Heads, KERNEL, MOST_SPLITS,
     START_KERNEL,
     choice::chains,
-    links::{self, LinkSets, PENDING, VALUES},
+    links::{self, LinkSets},
+    words::{PENDING, VALUES},
 };
 use crate::{
     Case, CaseSet, Kernel, KvCache, KvDtype,
@@ -489,7 +490,7 @@ mod tests {
         (0..ROUNDS).for_each(|_| (case.record)(recorder, buffers));
         [links, links + 1].into_iter().any(|set| {
             let words = block_on(recorder.read(&buffers[set]).unwrap()).unwrap();
-            words[links::EXPIRED] != 0
+            words[super::super::words::EXPIRED] != 0
         })
     }
 

@@ -1,14 +1,14 @@
 //! [`ChainShape`], and the variants and workgroups of a [`ChainChoice`] for it.
 
 use super::{
-    ATTENTION_KERNEL, KERNEL, START_KERNEL, cases,
-    links::{EXPIRED, PENDING, POLLS_TO_CHECK, TICKET, VALUES},
+    ATTENTION_KERNEL, KERNEL, START_KERNEL,
+    words::{EXPIRED, PENDING, POLLS_TO_CHECK, TICKET, VALUES},
 };
 use crate::{
-    Case, Kernel, KvDtype, Variant, WeightFormat,
+    Kernel, KvDtype, Variant, WeightFormat,
     attention::UNSPLIT_KEYS,
-    gpu::{Caps, Gpu},
-    tuning::{ChainChoice, Choice, GemvChainChoice, Problem, Teams, Trial, Tunable},
+    gpu::Caps,
+    tuning::{ChainChoice, Teams},
 };
 
 /// Extents of a chain.
@@ -41,15 +41,6 @@ pub struct Heads {
     /// Width of a head.
     pub head_dim: usize,
 }
-
-/// The tunable of all three kernels.
-pub static TUNABLE: Tunable = Tunable {
-    name: "gemv_chain",
-    kernel: |problem| ChainShape::of(problem).kernel(),
-    extents: &["hidden", "inner", "heads", "kv_heads", "head_dim"],
-    candidates,
-    trial,
-};
 
 /// The supported format of weights.
 pub(super) const FORMAT: WeightFormat = WeightFormat::Group { bits: 4, group_size: 32 };
@@ -134,33 +125,6 @@ impl ChainShape {
         let of_heads =
             |heads: Heads| heads.rows() + if splits > 1 { splits * heads.heads * (heads.head_dim + 2) } else { 0 };
         inputs + self.heads.map_or(0, of_heads)
-    }
-
-    /// The choice on a device. `None`: separate dispatches.
-    pub fn choice(&self, gpu: &Gpu) -> Option<ChainChoice> {
-        if !gpu.caps().forward_progress || gpu.is_off(self.kernel().name) {
-            return None;
-        }
-        gpu.choice(self.problem()).get::<GemvChainChoice>().chain
-    }
-
-    fn problem(&self) -> Problem {
-        let inner = self.end.map_or(0, |end| end.inner);
-        let [heads, kv_heads, head_dim] = match (self.heads, self.end) {
-            (Some(Heads { heads, kv_heads, head_dim }), _) => [heads, kv_heads, head_dim],
-            (None, Some(end)) => [1, 0, end.attended],
-            (None, None) => [0; 3],
-        };
-        Problem::new(&TUNABLE, Some(FORMAT), [self.hidden, inner, heads, kv_heads, head_dim])
-    }
-
-    fn of(problem: &Problem) -> ChainShape {
-        let [hidden, inner, heads, kv_heads, head_dim] = problem.sizes();
-        ChainShape {
-            hidden,
-            end: (inner > 0).then_some(EndShape { attended: heads * head_dim, inner }),
-            heads: (kv_heads > 0).then_some(Heads { heads, kv_heads, head_dim }),
-        }
     }
 }
 
@@ -286,26 +250,4 @@ pub(super) fn chains(caps: &Caps, shape: &ChainShape) -> Vec<ChainChoice> {
     let mut seen = std::collections::HashSet::new();
     all.retain(|choice| choice.is_supported(caps, shape) && seen.insert(*choice));
     all
-}
-
-fn candidates(caps: &Caps, problem: &Problem) -> Vec<Choice> {
-    let chains = chains(caps, &ChainShape::of(problem)).into_iter().map(Some).filter(|_| caps.forward_progress);
-    std::iter::once(None).chain(chains).map(|chain| GemvChainChoice { chain }.into()).collect()
-}
-
-fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
-    let shape = ChainShape::of(problem);
-    let GemvChainChoice { chain: choice } = choice.get();
-    Trial {
-        case: cases::case(caps, &shape, choice),
-        lens: cases::lens(&shape),
-        rotated: 0..2 * shape.products().len(),
-        checks: cases::checks(caps, &shape, choice),
-    }
-}
-
-/// A case for each choice after `position` tokens, for timing. The case of separate dispatches has no choice.
-pub fn choice_cases(caps: &Caps, shape: &ChainShape, position: usize) -> Vec<(Option<ChainChoice>, Case)> {
-    let all = std::iter::once(None).chain(chains(caps, shape).into_iter().map(Some));
-    all.map(|choice| (choice, cases::case_after(caps, shape, position, choice))).collect()
 }

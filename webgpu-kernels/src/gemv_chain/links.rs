@@ -1,27 +1,17 @@
 //! [`Links`]: the memory through which the stages of a chain pass values to one another. See links.wgsl.
 
-use super::{ChainShape, MOST_SPLITS};
+use super::{
+    ChainShape, MOST_SPLITS,
+    words::{EXPIRED, PENDING, TICKET, TOKEN, VALUES},
+};
 use crate::{
     Result,
     gpu::{Buffer, Recorder},
 };
 
-/// The word of a value that is not published yet: a NaN that arithmetic does not produce.
-pub(super) const PENDING: u32 = u32::MAX;
-/// The word for a chosen token. The flag is next to it, so that one copy reads both.
-const TOKEN: usize = 0;
-/// The word that becomes nonzero when a workgroup stops waiting. It is never reset.
-pub(super) const EXPIRED: usize = 1;
-/// The word that counts workgroups. A dispatch resets the words of the other set from here on.
-pub(super) const TICKET: usize = 32;
-/// The first value.
-pub(super) const VALUES: usize = 64;
-
 /// Polls after which a workgroup stops waiting: a quarter of a second if a poll takes a microsecond. A whole layer takes milliseconds on the
 /// slowest devices, and Windows resets a device that is busy for two seconds.
 const MOST_POLLS: u32 = 1 << 18;
-/// Polls after which a workgroup checks whether another has stopped waiting.
-pub(super) const POLLS_TO_CHECK: u32 = 256;
 
 /// The memory through which the stages of a chain pass values to one another: two sets, which alternate from dispatch to dispatch. Only one
 /// chain may run at a time.

@@ -9,6 +9,8 @@ mod cases;
 mod choice;
 mod full;
 mod links;
+mod tunable;
+mod words;
 
 use crate::{
     Factor, Gpu, Kernel, KvCache, KvDtype,
@@ -24,11 +26,12 @@ use crate::{
 };
 
 pub use crate::tuning::ChainChoice;
-pub use choice::{ChainShape, EndShape, Heads, TUNABLE, choice_cases};
+pub use choice::{ChainShape, EndShape, Heads};
 use choice::{FORMAT, HALF, MOST_SPLITS};
 pub use full::check_full;
 use links::LinkSets;
 pub use links::Links;
+pub use tunable::{TUNABLE, choice_cases};
 
 /// Stages 0 to 2, the end of a layer: the matrices of attention's output, of gate and up, and of down, with the norms after them.
 pub struct GemvChain<'a> {
