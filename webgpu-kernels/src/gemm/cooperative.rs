@@ -73,7 +73,7 @@ pub static TUNABLE: Tunable = Tunable {
         Trial {
             case: case(*caps, tile, format, m, rows, cols),
             lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
-            rotated: 0..2,
+            rotated: vec![0, 1],
             checks: vec![case(*caps, tile, format, 33, 67, cols.min(768))],
         }
     },

@@ -146,7 +146,7 @@ fn plan_trial(problem: &Problem, plan: Plan, m: usize) -> Trial {
     Trial {
         case: case(plan, format, m, rows, cols),
         lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
-        rotated: 0..2,
+        rotated: vec![0, 1],
         checks: vec![case(plan, format, 9, 10, small.max(cols % 4))],
     }
 }

@@ -100,7 +100,7 @@ fn trial(caps: &Caps, problem: &Problem, kind: GemvKind, choice: Choice, lens: &
     Trial {
         case: choice_case(caps, &shape, choice),
         lens: [&matrix_lens(shape.format, shape.rows, shape.cols)[..], lens].concat(),
-        rotated: 0..2,
+        rotated: vec![0, 1],
         checks: vec![choice_case(caps, &GemvShape { rows, ..shape }, choice)],
     }
 }

@@ -142,6 +142,13 @@ impl Sizes {
     }
 }
 
+/// Indexes of the buffers of a case's matrices.
+pub(super) fn matrix_buffers(shape: &ChainShape) -> Vec<usize> {
+    let Places { x, rest, .. } = Sizes::of(shape, MANY_BEFORE).places();
+    let attention = (shape.end.is_some() && shape.heads.is_some()).then_some([rest, rest + 1]);
+    (0..x).chain(attention.into_iter().flatten()).collect()
+}
+
 /// Words of the buffers of a case.
 pub(super) fn lens(shape: &ChainShape) -> Vec<usize> {
     Sizes::of(shape, MANY_BEFORE).lens(KvDtype::F16)

@@ -59,7 +59,7 @@ fn trial(caps: &Caps, problem: &Problem, choice: Choice) -> Trial {
     Trial {
         case: cases::case(caps, &shape, choice),
         lens: cases::lens(&shape),
-        rotated: 0..2 * shape.products().len(),
+        rotated: cases::matrix_buffers(&shape),
         checks: cases::checks(caps, &shape, choice),
     }
 }

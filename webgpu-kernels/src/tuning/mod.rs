@@ -14,15 +14,13 @@ mod choice;
 mod presets;
 mod tuner;
 
-use std::collections::HashMap;
-use std::fmt;
-use std::hash::{Hash, Hasher};
-use std::ops::Range;
-
 use crate::{
     Case, Gpu, Kernel, WeightFormat,
     gpu::{AdapterSummary, Caps},
 };
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{Hash, Hasher};
 
 pub use choice::{
     AttentionDecodeChoice, AttentionTileChoice, ChainChoice, Choice, GemmChoice, GemmCooperativeChoice,
@@ -69,7 +67,7 @@ pub struct Trial {
     /// Length of each buffer, in words.
     pub lens: Vec<usize>,
     /// The buffers that a model reads from memory rather than from a cache. Each run gets other ones.
-    pub rotated: Range<usize>,
+    pub rotated: Vec<usize>,
     /// Small cases that cover every variant of this problem and choice, compared with their references.
     pub checks: Vec<Case>,
 }

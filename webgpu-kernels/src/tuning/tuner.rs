@@ -44,13 +44,17 @@ const AREA_BYTES: u64 = 160 << 20;
 const ROUNDS: usize = 4;
 /// After each round, candidates slower than the fastest times this factor drop out.
 const OUT_AFTER: [f64; ROUNDS] = [1.5, 1.2, 1.1, f64::INFINITY];
-/// A candidate replaces the default if it takes at most this fraction of its time.
+/// A candidate replaces the present choice (a preset or the default) if it takes at most this fraction of its time.
 const WORTH: f64 = 0.97;
 /// Approximate time of a candidate's runs in a round, with timestamps and without.
 const ROUND_SECONDS: [f64; 2] = [1e-3, 8e-3];
 const MOST_RUNS: usize = 64;
-/// An idle device runs slowly until its clock has risen.
-const WARM_UP: Duration = Duration::from_millis(400);
+/// An idle device runs slowly until its clock has risen. The warm-up lasts until runs have not become faster for this long.
+const STEADY: Duration = Duration::from_millis(400);
+/// Runs that take at least this fraction of the fastest time so far are no faster.
+const SAME_SPEED: f64 = 0.97;
+/// Longest warm-up.
+const MOST_WARM_UP: Duration = Duration::from_secs(3);
 
 /// Chooses the fastest candidate of each of `problems`, in order, until `budget` is used up. Remaining problems keep their choices.
 /// `progress` gets the number of finished problems and of all problems.
@@ -86,6 +90,11 @@ struct Bench<'a> {
     is_warm: bool,
 }
 
+/// Words of a run's buffers in the area.
+fn aligned_words(lens: &[usize], rotated: &[usize]) -> usize {
+    rotated.iter().map(|&i| lens[i].next_multiple_of(SLICE_ALIGN)).sum()
+}
+
 /// A candidate that takes part in the race.
 struct Runner {
     place: usize,
@@ -99,8 +108,7 @@ struct Runner {
 impl Runner {
     fn record(&mut self, recorder: &mut Recorder, area: &Buffer<u32>) {
         let Trial { case, lens, rotated, .. } = &self.trial;
-        let all: usize = lens[rotated.clone()].iter().map(|len| len.next_multiple_of(SLICE_ALIGN)).sum();
-        if self.at + all > area.len() {
+        if self.at + aligned_words(lens, rotated) > area.len() {
             self.at = 0;
         }
         let mut buffers = Vec::with_capacity(lens.len());
@@ -125,7 +133,7 @@ impl<'a> Bench<'a> {
         let largest = problems.iter().filter_map(|problem| {
             let first = *problem.candidates(gpu.caps()).first()?;
             let Trial { lens, rotated, .. } = problem.trial(gpu.caps(), first);
-            Some(4 * lens[rotated].iter().sum::<usize>() as u64)
+            Some(4 * rotated.iter().map(|&i| lens[i]).sum::<usize>() as u64)
         });
         let mut bytes = most.min(16 * largest.max().unwrap_or(0)).max(1 << 20);
         let area = loop {
@@ -162,16 +170,14 @@ impl<'a> Bench<'a> {
         }
         let Some(mut runners) = self.correct_candidates(&problem, &mut measured).await? else { return Ok(measured) };
         let places: Vec<usize> = runners.iter().map(|runner| runner.place).collect();
+        let present = places.iter().position(|place| *place == measured.chosen).unwrap_or(0);
         if !self.is_warm {
             self.is_warm = true;
-            let until = Instant::now() + WARM_UP;
-            while Instant::now() < until {
-                self.round(&mut runners, &places[..1], 8).await?;
-            }
+            self.warm_up(&mut runners, places[0]).await?;
         }
         let round_seconds = ROUND_SECONDS[usize::from(!self.gpu.caps().timestamps)];
         let time = async |places: &[usize], runs: usize| self.round(&mut runners, places, runs).await;
-        let (seconds, chosen) = race(&places, round_seconds, time, || Instant::now() >= deadline).await?;
+        let (seconds, chosen) = race(&places, present, round_seconds, time, || Instant::now() >= deadline).await?;
         for (place, seconds) in places.into_iter().zip(seconds) {
             measured.candidates[place].1 = seconds;
         }
@@ -196,9 +202,7 @@ impl<'a> Bench<'a> {
                 }
                 continue;
             }
-            let needed: usize =
-                trial.lens[trial.rotated.clone()].iter().map(|len| len.next_multiple_of(SLICE_ALIGN)).sum();
-            if needed > self.area.len() {
+            if aligned_words(&trial.lens, &trial.rotated) > self.area.len() {
                 return Ok(None);
             }
             let buffer = |(i, &len): (usize, &usize)| match trial.rotated.contains(&i) {
@@ -213,6 +217,19 @@ impl<'a> Bench<'a> {
             }
         }
         Ok(Some(runners))
+    }
+
+    /// Keeps the device busy with a candidate until its clock has risen.
+    async fn warm_up(&mut self, runners: &mut [Runner], place: usize) -> Result<()> {
+        let start = Instant::now();
+        let (mut fastest, mut since) = (f64::INFINITY, start);
+        while since.elapsed() < STEADY && start.elapsed() < MOST_WARM_UP {
+            let seconds = self.round(runners, &[place], 8).await?[0];
+            if seconds < SAME_SPEED * fastest {
+                (fastest, since) = (seconds, Instant::now());
+            }
+        }
+        Ok(())
     }
 
     /// Runs each candidate of `places` `runs` times. Returns the seconds per run of each.
@@ -238,16 +255,17 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Races the candidates at `places`, of which the first is the default. `time` runs some of them a number of times and returns the
+/// Races the candidates at `places`. `present` is the index in `places` of the present choice, which stays unless another one is clearly faster. `time` runs some of them a number of times and returns the
 /// seconds per run of each. `is_over` ends the race. Returns the least seconds of each candidate in its last round, and the chosen
 /// place, or `None` if time was up.
 async fn race(
     places: &[usize],
+    present: usize,
     round_seconds: f64,
     mut time: impl AsyncFnMut(&[usize], usize) -> Result<Vec<f64>>,
     is_over: impl Fn() -> bool,
 ) -> Result<(Vec<Option<f64>>, Option<usize>)> {
-    let default = places[0];
+    let present = places[present];
     let mut measured = vec![None; places.len()];
     // The first run of each does not count. It determines the runs of a round.
     let first = time(places, 2).await?;
@@ -257,7 +275,7 @@ async fn race(
     for limit in OUT_AFTER {
         // The first round was short, so it only drops candidates that are far too slow.
         let most = 2.0 * limit * shortest(&alive);
-        alive.retain(|(place, best)| *place == default || *best <= most);
+        alive.retain(|(place, best)| *place == present || *best <= most);
         if is_over() {
             return Ok((measured, None));
         }
@@ -269,14 +287,14 @@ async fn race(
             measured[at] = Some(*best);
         }
         let most = limit * shortest(&alive);
-        alive.retain(|(place, best)| *place == default || *best <= most);
+        alive.retain(|(place, best)| *place == present || *best <= most);
         if alive.len() == 1 {
             break;
         }
     }
-    let (fastest, best) = *alive.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("the default stays");
-    let of_default = alive.iter().find(|(place, _)| *place == default).map_or(f64::INFINITY, |(_, best)| *best);
-    Ok((measured, Some(if best <= WORTH * of_default { fastest } else { default })))
+    let (fastest, best) = *alive.iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("the present choice stays");
+    let of_present = alive.iter().find(|(place, _)| *place == present).map_or(f64::INFINITY, |(_, best)| *best);
+    Ok((measured, Some(if best <= WORTH * of_present { fastest } else { present })))
 }
 
 #[cfg(all(test, not(target_arch = "wasm32")))]
@@ -298,6 +316,11 @@ mod tests {
     /// Races candidates with these seconds in each round (the last value repeats) for at most `rounds` rounds. Expects the chosen place
     /// and the calls of each candidate.
     fn check_race(seconds: &[&[f64]], rounds: usize, chosen: Option<usize>, calls: &[usize]) {
+        check_race_from(0, seconds, rounds, chosen, calls);
+    }
+
+    /// [`check_race`] from another present choice than the default.
+    fn check_race_from(present: usize, seconds: &[&[f64]], rounds: usize, chosen: Option<usize>, calls: &[usize]) {
         let counts = std::cell::RefCell::new(vec![0; seconds.len()]);
         let asked = std::cell::Cell::new(0);
         let time = async |places: &[usize], runs: usize| {
@@ -316,7 +339,7 @@ mod tests {
             asked.get() > rounds
         };
         let places: Vec<usize> = (0..seconds.len()).collect();
-        let (measured, found) = block_on(race(&places, 1e-3, time, is_over)).unwrap();
+        let (measured, found) = block_on(race(&places, present, 1e-3, time, is_over)).unwrap();
         assert_eq!((found, &counts.borrow()[..]), (chosen, calls), "{seconds:?}");
         // Candidates that ran after the first, uncounted run have seconds.
         assert_eq!(
@@ -332,6 +355,10 @@ mod tests {
         // A gain of up to three percent is ignored.
         check_race(&[&[1e-3], &[0.98e-3]], 9, Some(0), &[9, 9]);
         check_race(&[&[1e-3], &[0.97e-3], &[0.96e-3]], 9, Some(2), &[9, 9, 9]);
+        // A preset stays unless another candidate is clearly faster, even if the preset is far behind in the first round.
+        check_race_from(1, &[&[0.98e-3], &[1e-3]], 9, Some(1), &[9, 9]);
+        check_race_from(1, &[&[0.96e-3], &[1e-3]], 9, Some(0), &[9, 9]);
+        check_race_from(1, &[&[1e-3], &[9e-3, 0.9e-3]], 9, Some(1), &[9, 9]);
         // 1.5, 1.2 and 1.1 times the fastest drops out after the first, second and third round, three times the fastest at once. The
         // default stays.
         check_race(&[&[1e-3], &[1.05e-3], &[1.15e-3], &[1.3e-3], &[2e-3], &[4e-3]], 9, Some(0), &[9, 9, 7, 5, 3, 1]);
