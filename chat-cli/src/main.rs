@@ -1,4 +1,4 @@
-//! `chat-cli`: runs a language model in the terminal. `arguments.rs` has the flags; each command has its function.
+//! `chat-cli`: runs a language model in the terminal. `arguments/` has the flags; each command has its function.
 
 mod arguments;
 mod bench;

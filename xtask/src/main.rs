@@ -1,5 +1,5 @@
-//! Repository automation: `cargo xtask test`, `cargo xtask demo`, `cargo xtask web`, `cargo xtask docs`, `cargo xtask
-//! figures`, `cargo xtask tidy`.
+//! Repository automation: `cargo xtask test`, `demo`, `web`, `dawn`, `fetch`, `docs`, `figures`, `pictures`, `hardware` and
+//! `tidy`.
 //!
 //! Runs the workspace's programs from outside, as a user does: it imports no crate of the workspace. Start reading at
 //! `demo.rs` to see the programs work together, and at `tidy/mod.rs` for the rules that every file must follow.
