@@ -59,6 +59,11 @@ fn advise(_memory: *mut u8, _len: usize) {}
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
+    use super::LargePages;
+
+    #[global_allocator]
+    static ALLOCATOR: LargePages = LargePages;
+
     /// The flags of the mapping that contains an address, from `/proc/self/smaps`.
     fn flags(address: usize) -> String {
         let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();

@@ -270,13 +270,13 @@ fn calibrating_on_the_evaluation_text_is_an_error() {
     std::fs::write(folder.path().join("leak.jsonl"), serde_json::json!({ "text": leak }).to_string()).unwrap();
     let args = ["model", "--calib", "clean.txt", "--calib", "leak.jsonl", "--eval", "eval.txt", "--seq-len", "128"];
     check_fails(folder.path(), &args, &["`leak.jsonl` shares 64 consecutive tokens with `eval.txt`"]);
-    check_fails(folder.path(), &["model", "--calib", "wikitext2:test"], &["wikitext2:test", "measured"]);
+    check_fails(folder.path(), &["model", "--calib", "wikitext2:test"], &["wikitext2:test", "reserved for evaluation"]);
     check_fails(
         folder.path(),
         &["model", "--calib", "wikitext2"],
         &["Salesforce/wikitext", "train-00000-of-00001.parquet"],
     );
-    check_fails(folder.path(), &["model", "--calib", "clean.txt=none"], &["not a share"]);
+    check_fails(folder.path(), &["model", "--calib", "clean.txt=none"], &["not a positive number"]);
     check_fails(
         folder.path(),
         &["model", "--calib", "clean.txt", "--calib-column", "body", "--calib", "leak.jsonl"],
