@@ -358,7 +358,7 @@ mod tests {
         // A preset stays unless another candidate is clearly faster, even if the preset is far behind in the first round.
         check_race_from(1, &[&[0.98e-3], &[1e-3]], 9, Some(1), &[9, 9]);
         check_race_from(1, &[&[0.96e-3], &[1e-3]], 9, Some(0), &[9, 9]);
-        check_race_from(1, &[&[1e-3], &[9e-3, 0.9e-3]], 9, Some(1), &[9, 9]);
+        check_race_from(1, &[&[1e-3], &[9e-3, 0.95e-3]], 9, Some(1), &[9, 9]);
         // 1.5, 1.2 and 1.1 times the fastest drops out after the first, second and third round, three times the fastest at once. The
         // default stays.
         check_race(&[&[1e-3], &[1.05e-3], &[1.15e-3], &[1.3e-3], &[2e-3], &[4e-3]], 9, Some(0), &[9, 9, 7, 5, 3, 1]);
