@@ -229,3 +229,14 @@ impl OpenOptions {
         ]
     };
 }
+
+/// Converts a device type of wgpu.
+pub(super) fn device_type(of: wgpu::DeviceType) -> DeviceType {
+    match of {
+        wgpu::DeviceType::DiscreteGpu => DeviceType::Discrete,
+        wgpu::DeviceType::IntegratedGpu => DeviceType::Integrated,
+        wgpu::DeviceType::VirtualGpu => DeviceType::Virtual,
+        wgpu::DeviceType::Cpu => DeviceType::Cpu,
+        wgpu::DeviceType::Other => DeviceType::Other,
+    }
+}

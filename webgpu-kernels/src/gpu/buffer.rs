@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    device::{Gpu, Shared, lock},
+    device::{Gpu, Shared},
+    lock::lock,
     pool::{Pool, size_class},
 };
 use crate::{Error, Result};
@@ -204,7 +205,7 @@ impl Shared {
         let buffer =
             self.device.create_buffer(&wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false });
         #[cfg(not(target_arch = "wasm32"))]
-        if super::pipeline::ready(scope.pop()).flatten().is_some() {
+        if super::errors::ready(scope.pop()).flatten().is_some() {
             return Err(Error::OutOfMemory { bytes: size, in_use: self.in_use.load(Ordering::Relaxed) });
         }
         Ok(buffer)

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use super::device::lock;
+use super::lock::lock;
 use crate::Error;
 
 /// The first error of a recorder or of a device that no call has returned yet. Clones share it.
@@ -36,5 +36,23 @@ impl Errors {
         if matches!(*error, Some(Error::Refused { .. })) {
             *error = None;
         }
+    }
+}
+
+/// Converts an error of wgpu.
+pub(super) fn told_by_device(error: wgpu::Error) -> Error {
+    match error {
+        wgpu::Error::OutOfMemory { .. } => Error::OutOfMemory { bytes: 0, in_use: 0 },
+        other => Error::Refused { reason: other.to_string() },
+    }
+}
+
+/// The output of a future that is ready at its first poll.
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut context) {
+        std::task::Poll::Ready(value) => Some(value),
+        std::task::Poll::Pending => None,
     }
 }

@@ -103,7 +103,7 @@ mod vulkan {
     }
 
     pub fn kind(adapter: &wgpu::Adapter) -> DeviceType {
-        super::super::device::device_type(adapter.get_info().device_type)
+        super::super::adapter::device_type(adapter.get_info().device_type)
     }
 }
 

@@ -18,31 +18,39 @@ mod errors;
 mod extra_devices;
 mod instance;
 mod known;
+mod lock;
 mod memory;
+mod open;
 mod pace;
+mod pass_timer;
 mod pipeline;
+mod pipeline_cache;
 mod pool;
 mod probe;
 mod profile;
+mod profiling;
 mod readback;
 mod recorder;
 #[cfg(not(target_arch = "wasm32"))]
 mod role;
+mod staging;
 mod timing;
 mod trace;
 #[cfg(not(target_arch = "wasm32"))]
 mod wait;
+#[cfg(not(target_arch = "wasm32"))]
+mod waiting;
 
 pub use adapter::{AdapterSummary, Caps, DeviceType, OpenOptions, Selection, SubgroupSizes};
 pub(crate) use buffer::SLICE_ALIGN;
 pub use buffer::{Buffer, Word};
 pub use device::Gpu;
-pub(crate) use device::lock;
-pub use pipeline::Spawn;
+pub(crate) use lock::lock;
+pub use pass_timer::PassTimer;
+pub use pipeline_cache::Spawn;
 pub use profile::{Around, Dispatched, Timed};
 pub use readback::Readback;
 pub use recorder::{Binding, FEWEST_ROWS, Recorder};
-pub use timing::PassTimer;
 pub use trace::{Traced, TracedBinding};
 #[cfg(not(target_arch = "wasm32"))]
 pub use wait::{Driver, block_on};

@@ -3,69 +3,18 @@
 //! [`Gpu::prepare`] compiles pipelines ahead on the caller's threads. [`Gpu::pipeline_data`] is the driver's pipeline cache, which the next
 //! process can load.
 
-use std::{
-    collections::HashMap,
-    num::NonZeroU64,
-    sync::{Arc, OnceLock},
+use std::{collections::HashMap, num::NonZeroU64, sync::Arc};
+
+#[cfg(not(target_arch = "wasm32"))]
+use super::errors::ready;
+#[cfg(target_arch = "wasm32")]
+use super::pipeline_cache::Gather;
+use super::{
+    device::{Gpu, Shared},
+    lock::lock,
+    pipeline_cache::{BindGroupKey, Layout, MAX_BINDINGS, Pipeline, Place, Spawn},
 };
-
-use super::device::{Gpu, Shared, lock};
 use crate::{Kernel, Variant, kernel::Access};
-
-/// Runs a job on one of the caller's threads, at once or later.
-pub type Spawn = fn(Box<dyn FnOnce() + Send>);
-
-/// Starts pipeline compilation in a browser by calling its argument. The future resolves when lookups hit the browser's cache.
-#[cfg(target_arch = "wasm32")]
-pub type Gather = std::rc::Rc<dyn Fn(&mut dyn FnMut()) -> Coming>;
-/// The future of a [`Gather`].
-#[cfg(target_arch = "wasm32")]
-pub type Coming = std::pin::Pin<Box<dyn Future<Output = ()>>>;
-
-/// Most storage buffers of a kernel. WebGPU's default limit is 8. Kernels with more are for devices with more.
-pub(crate) const MAX_BINDINGS: usize = 18;
-
-#[derive(Default)]
-pub(crate) struct Pipelines {
-    layouts: HashMap<&'static str, Arc<Layout>>,
-    pipelines: HashMap<&'static str, HashMap<Variant, Place>>,
-    bind_groups: HashMap<BindGroupKey, wgpu::BindGroup>,
-    /// The caller's threads for compilation, and their number.
-    helpers: Option<(Spawn, usize)>,
-    /// The driver's pipeline cache.
-    kept: Option<wgpu::PipelineCache>,
-    /// In a browser: compiles many pipelines at a time; and the compilations that are running.
-    #[cfg(target_arch = "wasm32")]
-    gather: Option<Gather>,
-    #[cfg(target_arch = "wasm32")]
-    coming: Vec<Coming>,
-}
-
-/// A pipeline, or an empty place while it is being compiled.
-type Place = Arc<OnceLock<Arc<Pipeline>>>;
-
-/// The layouts that all variants of a kernel share.
-pub(crate) struct Layout {
-    id: u64,
-    bind_group: wgpu::BindGroupLayout,
-    pipeline: wgpu::PipelineLayout,
-    params_size: u64,
-}
-
-pub(crate) struct Pipeline {
-    pub layout: Arc<Layout>,
-    pub pipeline: wgpu::ComputePipeline,
-    /// The reason if it was rejected.
-    pub refused: Option<String>,
-}
-
-/// Layout, buffer of parameters, then id and offset of each other buffer.
-#[derive(PartialEq, Eq, Hash)]
-struct BindGroupKey {
-    layout: u64,
-    uniforms: u64,
-    buffers: [(u64, u64); MAX_BINDINGS],
-}
 
 impl Shared {
     /// The pipeline of a kernel's variant. It is compiled at its first use. A rejected one has the reason.
@@ -193,16 +142,6 @@ impl Shared {
     /// Number of cached bind groups.
     pub fn bind_group_count(&self) -> usize {
         lock(&self.pipelines).bind_groups.len()
-    }
-}
-
-/// The output of a future that is ready at its first poll.
-#[cfg(not(target_arch = "wasm32"))]
-pub(super) fn ready<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match std::pin::pin!(future).poll(&mut context) {
-        std::task::Poll::Ready(value) => Some(value),
-        std::task::Poll::Pending => None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::device::{Shared, lock};
+use super::{device::Shared, lock::lock};
 
 /// Free buffers of a recorder, by size and then by id.
 pub(crate) struct Pool {
@@ -67,20 +67,6 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         self.empty();
-    }
-}
-
-/// Staging buffers of reads, by size. A buffer returns after its values were read, so any recorder may take it.
-#[derive(Default)]
-pub(crate) struct Staging(HashMap<u64, Vec<wgpu::Buffer>>);
-
-impl Staging {
-    pub fn take(&mut self, size: u64) -> Option<wgpu::Buffer> {
-        self.0.get_mut(&size)?.pop()
-    }
-
-    pub fn give_back(&mut self, size: u64, buffer: wgpu::Buffer) {
-        self.0.entry(size).or_default().push(buffer);
     }
 }
 

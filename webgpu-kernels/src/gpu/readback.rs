@@ -12,8 +12,9 @@ use web_time::Instant;
 
 use super::{
     buffer::{Buffer, RawBuffer, Word},
-    device::{Gpu, lock},
+    device::Gpu,
     errors::Errors,
+    lock::lock,
     pool::size_class,
 };
 use crate::{Error, Result};

@@ -13,13 +13,14 @@ use web_time::Instant;
 
 use super::{
     buffer::{Buffer, Word, with_room},
-    device::{Gpu, Shared, UNIFORM_BYTES, lock},
+    device::{Gpu, Shared, UNIFORM_BYTES},
     errors::Errors,
-    pipeline::MAX_BINDINGS,
+    lock::lock,
+    pass_timer::PassTimer,
+    pipeline_cache::MAX_BINDINGS,
     pool::Pool,
     profile::{Around, Dispatched, Profile},
     readback::Readback,
-    timing::PassTimer,
     trace::{Traced, TracedBinding},
 };
 use crate::{
@@ -384,8 +385,8 @@ impl Recorder {
         };
         #[cfg(not(target_arch = "wasm32"))]
         for scope in scopes.into_iter().rev() {
-            if let Some(error) = super::pipeline::ready(scope.pop()).flatten() {
-                self.errors.fail(super::device::told_by_device(error));
+            if let Some(error) = super::errors::ready(scope.pop()).flatten() {
+                self.errors.fail(super::errors::told_by_device(error));
             }
         }
         self.params.clear();

@@ -7,56 +7,23 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     future::Future,
-    sync::{Arc, Condvar, Mutex, Weak},
+    sync::{Arc, Weak},
     task::{Context, Poll, Wake, Waker},
     thread::Thread,
 };
 
-use super::device::{Gpu, Shared, lock};
+use super::{
+    device::{Gpu, Shared},
+    lock::lock,
+    waiting::Waiting,
+};
 
 thread_local! {
     /// Calls of [`block_on`] on this thread.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     /// Device and submission that the last polled future in [`block_on`] waits for.
     static EXPECTED: RefCell<Option<(Weak<Shared>, Option<wgpu::SubmissionIndex>)>> = const { RefCell::new(None) };
-}
-
-/// Submissions that futures outside [`block_on`] wait for. [`Driver`]s take them.
-#[derive(Default)]
-pub(crate) struct Waiting {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    drivers: usize,
-    wanted: VecDeque<(Option<wgpu::SubmissionIndex>, Waker)>,
-    is_closed: bool,
-}
-
-impl Waiting {
-    /// Ends all drivers: the device is gone.
-    pub fn close(&self) {
-        lock(&self.state).is_closed = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits for the next submission to wait for. `None`: the device is gone.
-    fn next(&self) -> Option<(Option<wgpu::SubmissionIndex>, Waker)> {
-        let mut state = lock(&self.state);
-        loop {
-            if let Some(wanted) = state.wanted.pop_front() {
-                return Some(wanted);
-            }
-            if state.is_closed {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-    }
 }
 
 /// Notes that the polled future waits for a submission.

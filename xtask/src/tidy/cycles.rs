@@ -2,8 +2,7 @@
 //!
 //! Take the modules that one module declares. Their files import each other in one direction only. A file and the files
 //! below it may use each other: `mod.rs` and its folder are one unit. An import counts for the file that defines the item,
-//! also if the path goes through a re-export. Not counted: tests, imports of `error.rs` (an error names its causes), and
-//! [`EXCEPTIONS`].
+//! also if the path goes through a re-export. Not counted: tests, and imports of `error.rs` (an error names its causes).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,13 +11,6 @@ use super::{
     tokens::{Kind, Token},
     tree::{File, Part, Tree},
 };
-
-/// Imports that do not count: of files below the first path, from files below the second, with the reason.
-const EXCEPTIONS: &[(&str, &str, &str)] = &[(
-    "webgpu-kernels/src/gpu/",
-    "webgpu-kernels/src/gpu/",
-    "an open device holds its pipelines, pool and errors, and each of them calls the device: one object in several files",
-)];
 
 /// A module's names from the root of its target.
 type Path = Vec<String>;
@@ -78,7 +70,7 @@ impl<'a> Target<'a> {
             let (Some((a, parent)), Some((b, other))) = (from.module.split_last(), to.module.split_last()) else {
                 continue;
             };
-            if parent == other && a != b && counts(from, to) {
+            if parent == other && a != b && from.name() != "error.rs" {
                 levels.entry(parent).or_default().entry((a, b)).or_insert(Edge { from, to, line: *line });
             }
         }
@@ -98,14 +90,6 @@ impl<'a> Target<'a> {
             _ => self.modules.get(module).copied(),
         }
     }
-}
-
-/// True if an import of the first file from the second counts.
-fn counts(from: &File, to: &File) -> bool {
-    let is_exception = |(above_from, above_to, _): &(&str, &str, &str)| {
-        from.path.starts_with(above_from) && to.path.starts_with(above_to)
-    };
-    from.name() != "error.rs" && !EXCEPTIONS.iter().any(is_exception)
 }
 
 /// A path of a module from the root; `None` for a path into another crate.
