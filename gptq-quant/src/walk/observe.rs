@@ -88,7 +88,7 @@ impl<M> PlacedMatrix<M> {
 /// Operations that run a part of a layer and keep the input of the matrix at its end.
 ///
 /// Fused operations fall back to their unfused defaults here, so that every matrix input passes through
-/// [`ObserveOps::linear`](Ops::linear).
+/// [`ObserveOps::linear`](Forward::linear).
 pub struct ObserveOps<O: Ops> {
     inner: O,
     pass: Pass,

@@ -60,7 +60,7 @@ impl<O: Forward> Decoder<O> {
     }
 
     /// The number of the next `left` tokens to run at a time: about `limit`, or fewer so that the device is not busy for
-    /// long. `limit` is at least [`FEWEST_ROWS`]. See [`chunk_len`].
+    /// long. `limit` is at least [`FEWEST_ROWS`](webgpu_kernels::gpu::FEWEST_ROWS).
     pub fn chunk_len(&self, ops: &O, left: usize, limit: usize) -> usize {
         let DecoderConfig { hidden_size, intermediate_size, num_attention_heads, head_dim, .. } = self.config;
         let largest = hidden_size * (2 * intermediate_size).max(num_attention_heads * head_dim);

@@ -23,7 +23,7 @@ pub use cooperative::{
 };
 pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 
-/// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is [`gemv`]'s.
+/// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is that of [`crate::gemv`].
 pub struct Gemm {
     /// Rows of `x`, M.
     pub m: usize,

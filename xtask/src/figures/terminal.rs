@@ -1,6 +1,6 @@
 //! A recorded terminal session as an animated SVG.
 //!
-//! The data file is an asciicast (version 2, https://docs.asciinema.org/manual/asciicast/v2/): a header, then one line per
+//! The data file is an asciicast (version 2, <https://docs.asciinema.org/manual/asciicast/v2/>): a header, then one line per
 //! output with its time in seconds. A terminal emulator turns it into rows of text. Each piece of text appears at its time,
 //! by CSS alone. A viewer without animations shows the last screen.
 
