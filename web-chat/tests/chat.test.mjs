@@ -166,7 +166,7 @@ test('a conversation longer than the context shows a notice', options, async () 
     await loaded(page);
     await page.getByLabel('Message', { exact: true }).fill('word '.repeat(200));
     await page.keyboard.press('Enter');
-    assert.match(await noticeText(page, 'chat'), /too long[\s\S]*room for 64[\s\S]*new conversation/);
+    assert.match(await noticeText(page, 'chat'), /too long[\s\S]*context has only 64[\s\S]*new conversation/);
   });
 });
 
