@@ -28,9 +28,9 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
         roofline: arguments.roofline,
     };
     let mut bars = Bars::quiet_if(arguments.quiet);
-    let setup = load::setup(&arguments.device, &arguments.kernels)?;
+    let setup = load::setup(&arguments.device.device, &arguments.device.kernels)?;
     let (name, weights) = load::weights(&arguments.subject, &mut bars)?;
-    let types = load::number_types(arguments.cache, arguments.cpu_weights);
+    let types = load::number_types(arguments.device.cache, arguments.device.cpu_weights);
     let measured = block_on(measure(name, &weights, &setup, types, &plan, &mut Loading(&mut bars)));
     let (subject, tests) = measured?;
     let at = arguments.at;

@@ -19,9 +19,9 @@ pub fn devices() -> Vec<DeviceInfo> {
 /// Loads the model that the flags name, with its tokenizer and chat template.
 pub fn load(arguments: &ChatArguments, interrupt: &Interrupt) -> anyhow::Result<EngineAssistant> {
     let mut bars = Bars::quiet_if(arguments.quiet);
-    let setup = setup(&arguments.device, &arguments.kernels)?;
+    let setup = setup(&arguments.device.device, &arguments.device.kernels)?;
     let model = open(&arguments.model, &mut bars)?;
-    let types = number_types(arguments.cache, arguments.cpu_weights);
+    let types = number_types(arguments.device.cache, arguments.device.cpu_weights);
     let mut loading = Loading(&mut bars);
     let (device, name) = block_on(setup.open(types, &mut loading))?;
     let memory = arguments.memory.map(|gib| (gib * f64::from(1 << 30)) as u64);

@@ -1,6 +1,6 @@
 //! The programs that steps run, and the command that builds them.
 
-use std::{path::Path, process::Command};
+use std::{env, path::Path, process::Command};
 
 /// Builds the programs and examples of all crates, for every step that runs one.
 ///
@@ -15,9 +15,17 @@ pub const DEMO_PROGRAMS: &str =
     "build --release --package chat-cli --package gptq-quant --package weight-convert --bins";
 
 /// `cargo` with these words, in the root.
+///
+/// It does not inherit the variables that `cargo run` sets for the package xtask. The build script of `ring` reads them, so
+/// cargo would compile ring and its dependents again after each change between a shell and xtask.
 pub fn cargo(root: &Path, words: &str) -> Command {
     let mut command = Command::new("cargo");
     command.args(words.split(' ')).current_dir(root);
+    for (name, _) in env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 

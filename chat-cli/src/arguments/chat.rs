@@ -2,10 +2,10 @@
 
 use chat_cli::Settings;
 use clap::Args;
-use infer_core::{ChatDefaults, DeviceChoice};
+use infer_core::ChatDefaults;
 
 use super::{
-    model::{Cache, KernelArguments, Products},
+    model::DeviceArguments,
     parse::{self, TokenLimit},
 };
 
@@ -38,15 +38,8 @@ pub struct ChatArguments {
     #[arg(long, requires = "prompt")]
     pub json: bool,
 
-    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
-    pub device: DeviceChoice,
-
-    /// Arithmetic of products with quantized matrices on the CPU
-    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
-    pub cpu_weights: Products,
-
     #[command(flatten)]
-    pub kernels: KernelArguments,
+    pub device: DeviceArguments,
 
     /// Length limit of the conversation; less needs less memory [default: the model's, at most 4096]
     #[arg(long, value_name = "TOKENS", value_parser = parse::positive)]
@@ -55,10 +48,6 @@ pub struct ChatArguments {
     /// Limit of device memory, in GiB [default: nine tenths of the memory that the driver reports]
     #[arg(long, value_name = "GIB", value_parser = parse::size)]
     pub memory: Option<f64>,
-
-    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
-    #[arg(long, value_enum)]
-    pub cache: Option<Cache>,
 
     #[command(flatten)]
     pub sampling: SamplingArguments,

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use infer_core::{DeviceChoice, PrefixToken};
+use infer_core::PrefixToken;
 
 use super::{
-    model::{Cache, KernelArguments, ModelArguments, Products, SubjectArguments},
+    model::{Cache, DeviceArguments, ModelArguments, SubjectArguments},
     parse,
 };
 
@@ -146,19 +146,8 @@ pub struct BenchArguments {
     #[arg(long, value_name = "BANDWIDTH", value_parser = parse::bandwidth, requires = "roofline")]
     pub at: Option<f64>,
 
-    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
-    pub device: DeviceChoice,
-
-    /// Arithmetic of products with quantized matrices on the CPU
-    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
-    pub cpu_weights: Products,
-
     #[command(flatten)]
-    pub kernels: KernelArguments,
-
-    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
-    #[arg(long, value_enum)]
-    pub cache: Option<Cache>,
+    pub device: DeviceArguments,
 
     /// Print only the result and errors
     #[arg(short, long)]

@@ -24,6 +24,24 @@ pub struct ModelArguments {
     pub quiet: bool,
 }
 
+/// The device of an answer or a benchmark, and its number types.
+#[derive(Args)]
+pub struct DeviceArguments {
+    #[arg(long, default_value = "auto", value_name = "DEVICE", help = DeviceChoice::HELP)]
+    pub device: DeviceChoice,
+
+    /// Arithmetic of products with quantized matrices on the CPU
+    #[arg(long, value_enum, default_value_t = Products::Integer, value_name = "PRODUCTS")]
+    pub cpu_weights: Products,
+
+    #[command(flatten)]
+    pub kernels: KernelArguments,
+
+    /// Number type of the cache [default: f16 on a GPU, f32 on the CPU]
+    #[arg(long, value_enum)]
+    pub cache: Option<Cache>,
+}
+
 /// A model, or a shape with random weights.
 #[derive(Args)]
 pub struct SubjectArguments {
