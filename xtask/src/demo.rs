@@ -22,6 +22,8 @@ use crate::{
 const MODEL: &str = "demo";
 const QUESTION: &str = "What is the capital of France?";
 const ANSWER: &str = "Paris";
+/// Limit of the answers. A model of this size writes on without end at temperature 0.
+const MAX_TOKENS: &str = "20";
 
 /// Options of the demo.
 #[derive(clap::Args)]
@@ -72,7 +74,8 @@ pub fn run(root: &Path, options: &Options) -> Result<()> {
     let devices = steps.capture("devices", program("chat-cli").args(["devices", "--json"]))?;
     for device in [pick_gpu(&devices)?, Some("cpu".into())].into_iter().flatten() {
         let mut ask = program("chat-cli");
-        ask.args(["chat", mlc, "-p", QUESTION, "--temperature", "0", "--device", &device, "--json"]);
+        ask.args(["chat", mlc, "-p", QUESTION, "--temperature", "0", "--max-tokens", MAX_TOKENS]);
+        ask.args(["--device", &device, "--json"]);
         let answer = steps.capture(&format!("ask, device {device}"), &mut ask)?;
         answers.push(Answer::read(&answer)?);
     }
