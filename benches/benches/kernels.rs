@@ -14,7 +14,7 @@ use infer_core::{DeviceChoice, block_on};
 use serde_json::json;
 use webgpu_kernels::{
     Case, CaseSet, Gpu, KERNELS, Kernel, KvDtype, WeightFormat,
-    attention::{self, Attention, AttentionShape},
+    attention::{self, AttentionShape},
     case_check::check,
     gemv::{self, GemvKind, GemvShape},
     gemv_chain::{self, ChainShape, EndShape, Heads},
@@ -226,8 +226,7 @@ fn shapes(gpu: &Gpu) -> Vec<(String, Vec<(String, &'static Kernel, Case)>)> {
             let scale = 1.0 / (head_dim as f32).sqrt();
             let shape =
                 AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: None };
-            let attention = Attention { shape, first_row: 0, rows: 1, past_len: keys - 1 };
-            let cases = attention::choice_cases(gpu.caps(), &attention, KvDtype::F16).into_iter();
+            let cases = attention::choice_cases(gpu.caps(), shape, keys, KvDtype::F16).into_iter();
             let cases = cases.map(|(choice, case)| {
                 let kernel = if choice.teams.is_some() { &attention::TEAMS_KERNEL } else { &attention::DECODE_KERNEL };
                 (format!("{choice:?}"), kernel, case)

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use command_line::{HintOf, finish};
 
-/// The Rust example of the book, compiled as a doctest.
+/// The Rust examples of the book, compiled as doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/embed-rust.md")]
 struct EmbedRust;

@@ -10,7 +10,7 @@ use std::{path::Path, sync::OnceLock};
 
 use calib_data::perplexity::{SHORT_TEXT, perplexity};
 use infer_core::{
-    Decoder, Device, DeviceType, Engine, KvCache, KvDtype, LoadOptions, LoadedModel, Message, OpenOptions,
+    Decoder, Device, DeviceType, Engine, KvDtype, KvPool, LoadOptions, LoadedModel, Message, OpenOptions,
     SamplingParams, Tokenizer, block_on,
     model::{Sequence, load_checkpoint},
     ops::{Ops, candle::CandleOps, gpu::GpuOps},
@@ -60,8 +60,8 @@ fn load<O: Ops>(ops: &mut O, checkpoint: &dyn Checkpoint) -> Decoder<O> {
 }
 
 fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f32> {
-    let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
-    let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
+    let (mut pool, mut cache) = KvPool::with_cache(ops, decoder.config(), ids.len()).unwrap();
+    let hidden = decoder.hidden(ops, &mut pool, &mut [Sequence { tokens: ids, cache: &mut cache }]);
     let logits = decoder.head(ops, &hidden);
     block_on(ops.read(&logits)).unwrap()
 }
@@ -96,7 +96,7 @@ fn cpu_logits_equal_transformers() {
 /// Greedy answers equal the recorded ones up to the first step whose two best logits differ by less than 0.05.
 fn check_chats(device: Device, chats: usize) {
     let Some(checkpoint) = demo_model() else { return };
-    let mut engine = block_on(Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ())).unwrap();
+    let engine = block_on(Engine::load_checkpoint(checkpoint, device, &LoadOptions::default(), &mut ())).unwrap();
     let golden: Value = serde_json::from_slice(&golden("logits.json")).unwrap();
     let ids = |value: &Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()

@@ -61,7 +61,7 @@ impl Assistant for EngineAssistant {
                     let suspended = generation.suspend();
                     // If reloading fails too, report the first error.
                     let Ok(model) = (self.reload)() else { return Err(error.into()) };
-                    generation = self.engine.resume(model, suspended);
+                    generation = block_on(self.engine.resume(model, suspended));
                     continue;
                 }
                 Err(error) => return Err(error.into()),

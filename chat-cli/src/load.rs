@@ -67,7 +67,7 @@ pub fn load_model(
     context: usize,
     bars: &mut Bars,
 ) -> anyhow::Result<(LoadedModel, String)> {
-    let loaded = block_on(weights.load(setup, types, context, &mut Loading(bars)))?;
+    let loaded = block_on(weights.load(setup, types, context, 1, &mut Loading(bars)))?;
     bars.clear();
     Ok(loaded)
 }

@@ -64,6 +64,7 @@ impl Setup {
         };
         LoadOptions {
             context,
+            conversations: None,
             memory: memory.or(free_memory),
             device_cache: self.machine.cache_folder.clone().map(CacheFolder::at),
             tuning: self.tuning,

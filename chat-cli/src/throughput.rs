@@ -41,13 +41,11 @@ pub async fn measure(
     let longest = plan.prompt.iter().chain(&plan.decode).max().copied().unwrap_or(0);
     let context = plan.depth.iter().max().copied().unwrap_or(0) + longest + 1;
     let start = Instant::now();
-    let (mut model, device) = weights.load(setup, types, context, progress).await?;
+    let (mut model, device) = weights.load(setup, types, context, 1, progress).await?;
     let load_seconds = start.elapsed().as_secs_f64();
     model.most_likely(&[1]).await?;
     let first_token_seconds = start.elapsed().as_secs_f64();
-
-    let is_software = model.gpu().is_none_or(|gpu| gpu.caps().is_software);
-    prefill_for(&mut model, longest, if is_software { Duration::ZERO } else { WARM_UP }).await?;
+    warm_up(&mut model, longest).await?;
     let copy_bandwidth = match model.gpu().filter(|_| plan.roofline) {
         Some(gpu) => Some(gpu.copy_bandwidth().await.map_err(infer_core::Error::from)?),
         None => None,
@@ -101,8 +99,10 @@ fn subject(name: String, model: &LoadedModel, device: String, types: NumberTypes
     }
 }
 
-/// Prefills again and again for at least `time`.
-async fn prefill_for(model: &mut LoadedModel, len: usize, time: Duration) -> Result<()> {
+/// Prefills `len` tokens again and again until a GPU has its full clock.
+pub(crate) async fn warm_up(model: &mut LoadedModel, len: usize) -> Result<()> {
+    let is_software = model.gpu().is_none_or(|gpu| gpu.caps().is_software);
+    let time = if is_software { Duration::ZERO } else { WARM_UP };
     let (prompt, start) = (tokens(model, len.max(1)), Instant::now());
     while start.elapsed() < time {
         model.truncate(0);

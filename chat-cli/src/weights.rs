@@ -21,16 +21,19 @@ impl Weights {
         Ok(Weights::Random(shapes::by_name(shape)?, format))
     }
 
-    /// Loads a model without its tokenizer, with room for `context` tokens. Returns it with the name of its device.
+    /// Loads a model without its tokenizer, with room for `conversations` conversations of `context` tokens. Returns it with the
+    /// name of its device.
     pub async fn load(
         &self,
         setup: &Setup,
         types: NumberTypes,
         context: usize,
+        conversations: usize,
         progress: &mut dyn Progress,
     ) -> Result<(LoadedModel, String)> {
         let (device, name) = setup.open(types, progress).await?;
         let options = setup.load_options(Some(context), None, &device);
+        let options = LoadOptions { conversations: Some(conversations), ..options };
         let loaded = match self {
             Weights::Files(model) => load_files(model, device, &options, progress).await?,
             Weights::Random(config, format) => {

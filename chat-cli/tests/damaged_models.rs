@@ -146,7 +146,7 @@ fn answer(path: &Path, context: Option<usize>, hub: &HubConfig) -> Result<usize,
         Model::Checkpoint(checkpoint) => block_on(Engine::load_checkpoint(&**checkpoint, device, &options, &mut ())),
         Model::Mlc(folder) => block_on(Engine::load_mlc(&DirFiles::new(folder), device, &options, &mut ())),
     };
-    let mut engine = loaded.map_err(|e| e.to_string())?;
+    let engine = loaded.map_err(|e| e.to_string())?;
     let params =
         infer_core::SamplingParams { max_tokens: Some(2), seed: Some(1), ..engine.chat_defaults().params().clone() };
     let messages = [Message::user("Hello <|end|> 日本\n 12"), Message::assistant("Yes."), Message::user(" x")];

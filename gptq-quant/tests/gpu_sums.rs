@@ -13,11 +13,11 @@ use gptq_quant::{
 use infer_core::{
     Gpu, KvDtype, block_on,
     model::{
-        Layer,
+        KvWindows, Layer,
         decoder::{RopeTables, embed},
         load_checkpoint,
     },
-    ops::{Backend, Forward, KvShape, Loading, Span, gpu::GpuOps},
+    ops::{Backend, Forward, Loading, gpu::GpuOps},
 };
 use model_format::{Checkpoint, DecoderConfig, Role, SafetensorsCheckpoint};
 use webgpu_kernels::gram::TokenWeights;
@@ -114,16 +114,16 @@ fn inputs(gpu: &Gpu, checkpoint: &dyn Checkpoint, tokens: &[u32], window: usize,
     let mut ops = ObserveOps::new(GpuOps::new(gpu.clone(), KvDtype::F32));
     let mut parts = load_checkpoint(&mut ops, &config, checkpoint, None, &mut ()).unwrap();
     let rope = RopeTables::new(&mut ops, &config, window).unwrap();
-    let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: window, head_dim: config.head_dim };
+    let windows = KvWindows::new(tokens.len() / window, window);
+    let mut kv = ops.new_kv(windows.shape(&config)).unwrap();
+    let rows = ops.place_rows(&windows.spans(windows.count()));
     let table = parts.take_matrix(Role::Embedding);
     let mut x = embed(&mut ops, &config, &table, tokens);
     let last = role.layer().expect("a layer's matrix");
     for i in 0..=last {
         let layer = Layer::new(&config, &mut parts, i);
-        let mut kv: Vec<_> = tokens.chunks(window).map(|_| ops.new_kv(shape).unwrap()).collect();
-        let mut spans: Vec<_> = kv.iter_mut().map(|kv| Span { rows: window, past_len: 0, kv }).collect();
         ops.begin(Pass { start: None, stop: (i == last).then_some(role) }, None);
-        let delta = layer.forward(&mut ops, &mut x, rope.table(false), &mut spans);
+        let delta = layer.forward(&mut ops, &mut x, rope.table(false), &mut kv, &rows);
         if i < last {
             ops.add_assign(&mut x, &delta);
         }

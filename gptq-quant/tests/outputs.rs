@@ -8,7 +8,7 @@ use std::path::Path;
 use assert_cmd::Command;
 use gptq_quant::{CheckpointWriter, Error, Grid, MatrixReport, Options, Quantized, Settings, Store, quantize_layers};
 use infer_core::{
-    Decoder, KvCache, block_on,
+    Decoder, KvPool, block_on,
     model::{Parts, Sequence, load_checkpoint, load_mlc},
     ops::{Backend, candle::CandleOps},
 };
@@ -64,10 +64,10 @@ fn logits(config: &DecoderConfig, load: impl FnOnce(&mut CandleOps) -> Parts<Can
     let mut ops = CandleOps::default();
     let parts = load(&mut ops);
     let decoder = Decoder::new(&mut ops, config, parts, 32).unwrap();
-    let mut cache = KvCache::new(&mut ops, config, 32).unwrap();
+    let (mut pool, mut cache) = KvPool::with_cache(&mut ops, config, 32).unwrap();
     let windows = windows(8, 32, 7);
     let tokens = windows.iter().next().unwrap();
-    let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
+    let hidden = decoder.hidden(&mut ops, &mut pool, &mut [Sequence { tokens, cache: &mut cache }]);
     let logits = decoder.head(&mut ops, &hidden);
     block_on(ops.read(&logits)).unwrap()
 }

@@ -11,7 +11,7 @@ use gptq_quant::{
     evaluate, gptq::round_to_nearest, quantize_layers,
 };
 use infer_core::{
-    Decoder, KvCache, KvDtype, block_on,
+    Decoder, KvDtype, KvPool, block_on,
     model::{Sequence, load_checkpoint},
     ops::{Backend, candle::CandleOps, gpu::GpuOps},
 };
@@ -109,8 +109,8 @@ fn logits(checkpoint: &dyn Checkpoint, window: &[u32]) -> Vec<f64> {
     let mut ops = CandleOps::default();
     let parts = load_checkpoint(&mut ops, &config, checkpoint, None, &mut ()).unwrap();
     let decoder = Decoder::new(&mut ops, &config, parts, window.len()).unwrap();
-    let mut cache = KvCache::new(&mut ops, &config, window.len()).unwrap();
-    let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens: window, cache: &mut cache }]);
+    let (mut pool, mut cache) = KvPool::with_cache(&mut ops, &config, window.len()).unwrap();
+    let hidden = decoder.hidden(&mut ops, &mut pool, &mut [Sequence { tokens: window, cache: &mut cache }]);
     let logits = decoder.head(&mut ops, &hidden);
     block_on(ops.read(&logits)).unwrap().into_iter().map(f64::from).collect()
 }

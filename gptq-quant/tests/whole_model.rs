@@ -13,7 +13,7 @@ use gptq_quant::{
 };
 use half::bf16;
 use infer_core::{
-    Decoder, KvCache, block_on, model::Sequence, model::load_checkpoint, ops::Backend, ops::candle::CandleOps,
+    Decoder, KvPool, block_on, model::Sequence, model::load_checkpoint, ops::Backend, ops::candle::CandleOps,
 };
 use model_format::{
     Checkpoint, DecoderConfig, Dtype, HostTensor, Param, QuantFormat, Role, SafetensorsCheckpoint,
@@ -38,8 +38,8 @@ fn logits(checkpoint: &dyn Checkpoint) -> Vec<f32> {
     let decoder = Decoder::new(&mut ops, &config, parts, 64).unwrap();
     let mut all = Vec::new();
     for tokens in windows(6, 64, 99).iter() {
-        let mut cache = KvCache::new(&mut ops, &config, 64).unwrap();
-        let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
+        let (mut pool, mut cache) = KvPool::with_cache(&mut ops, &config, 64).unwrap();
+        let hidden = decoder.hidden(&mut ops, &mut pool, &mut [Sequence { tokens, cache: &mut cache }]);
         let logits = decoder.head(&mut ops, &hidden);
         all.extend(block_on(ops.read(&logits)).unwrap());
     }
@@ -425,8 +425,8 @@ fn written_text_gives_the_head_inputs() {
         .iter()
         .map(|window| {
             let (_, tokens) = window.split_last().unwrap();
-            let mut cache = KvCache::new(&mut ops, &config, 24).unwrap();
-            let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens, cache: &mut cache }]);
+            let (mut pool, mut cache) = KvPool::with_cache(&mut ops, &config, 24).unwrap();
+            let hidden = decoder.hidden(&mut ops, &mut pool, &mut [Sequence { tokens, cache: &mut cache }]);
             block_on(ops.read(&hidden)).unwrap()
         })
         .collect();

@@ -12,6 +12,11 @@ pub fn trips(traced: &Traced, loops: usize, lanes: u32) -> Result<Vec<f64>, Stri
     let constant = |name: &str| f64::from(traced.variant.constant(name).unwrap_or(1));
     let workgroup = constant("WORKGROUP");
     let subgroups = (workgroup / f64::from(lanes)).ceil();
+    // Keys of a split of the average row: a dispatch's work is 4 operations per row, key, head and dimension.
+    let split_keys = || {
+        let per_key = 4.0 * param("rows") * param("heads") * constant("HEAD_DIM");
+        (traced.work as f64 / per_key / param("splits")).ceil()
+    };
     // The counts of the first loops, and the count of each remaining loop.
     let (first, rest): (Vec<f64>, f64) = match traced.kernel.name {
         "gemv" | "gemv_add" | "gemv_scaled" | "gemv_rope" => {
@@ -24,7 +29,14 @@ pub fn trips(traced: &Traced, loops: usize, lanes: u32) -> Result<Vec<f64>, Stri
         // Steps along K, then the quads of a step, half of a block's quads.
         "gemm" => (vec![param("split_steps"), constant("QUADS") / 2.0], 1.0),
         // Steps along K, then each fragment's store by all lanes.
-        "gemm_cooperative" => (vec![param("blocks") * constant("QUADS") / constant("STEP")], 256.0 / f64::from(lanes)),
+        "gemm_cooperative" => {
+            let blocks = param("range_blocks").min(param("blocks"));
+            (vec![blocks * constant("QUADS") / constant("STEP")], 256.0 / f64::from(lanes))
+        }
+        "gemm_few" => {
+            let rounds = (param("range_blocks") / constant("STEP_BLOCKS") / constant("DEPTH")).ceil();
+            (vec![rounds], (256.0 / constant("WARPS_K") / f64::from(lanes)).max(1.0))
+        }
         "gemm_join" => (vec![param("splits") - 1.0], 1.0),
         "gemm_narrow" => (vec![], (param("quads") / workgroup).ceil()),
         "rms_norm" | "add_rms_norm" => {
@@ -32,13 +44,10 @@ pub fn trips(traced: &Traced, loops: usize, lanes: u32) -> Result<Vec<f64>, Stri
             (vec![each, subgroups, each], 1.0)
         }
         "attention_reduce" => (vec![1.0, (param("splits") / 8.0).ceil()], 1.0),
-        "attention_decode" => {
-            let keys = param("split_keys").min(param("past_len") + 1.0);
-            (vec![1.0, (keys / 128.0).ceil(), 8.0, 8.0, 2.0, constant("HEADS")], 1.0)
-        }
+        "attention_decode" => (vec![1.0, (split_keys() / 128.0).ceil(), 8.0, 8.0, 2.0, constant("HEADS")], 1.0),
         "attention_teams" => {
             let teams = workgroup / 2f64.powf(constant("TEAM_BITS"));
-            (vec![(param("split_keys") / teams / constant("KEYS")).ceil()], 1.0)
+            (vec![(split_keys() / teams / constant("KEYS")).ceil()], 1.0)
         }
         // Tiles of 64 keys up to the diagonal, averaged over the rows. In each tile: steps of 4 quads along the head's
         // dimensions, in which 128 lanes fetch queries; then, for each half of the keys and each 64 dimensions, a fetch

@@ -15,16 +15,16 @@ const USAGE: &str = "chat MODEL_FOLDER QUESTION";
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let Some(arguments) = common::arguments(2, USAGE) else { return Ok(ExitCode::from(2)) };
     block_on(async {
-        let mut engine = common::load(Path::new(&arguments[0]), common::device().await?).await?;
+        let engine = common::load(Path::new(&arguments[0]), common::device().await?).await?;
         let params = engine.chat_defaults().params().clone();
-        answer(&mut engine, &arguments[1], params, &mut std::io::stdout()).await?;
+        answer(&engine, &arguments[1], params, &mut std::io::stdout()).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Writes the answer to `question` to `out`, piece by piece.
 pub async fn answer(
-    engine: &mut Engine,
+    engine: &Engine,
     question: &str,
     params: SamplingParams,
     out: &mut impl Write,

@@ -16,15 +16,15 @@ const USAGE: &str = "custom_sampler MODEL_FOLDER QUESTION";
 fn main() -> Result<ExitCode, Box<dyn Error>> {
     let Some(arguments) = common::arguments(2, USAGE) else { return Ok(ExitCode::from(2)) };
     block_on(async {
-        let mut engine = common::load(Path::new(&arguments[0]), common::device().await?).await?;
-        answer(&mut engine, &arguments[1], 256, &mut std::io::stdout()).await?;
+        let engine = common::load(Path::new(&arguments[0]), common::device().await?).await?;
+        answer(&engine, &arguments[1], 256, &mut std::io::stdout()).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 /// Writes an answer of at most `max_tokens` tokens to `out`.
 pub async fn answer(
-    engine: &mut Engine,
+    engine: &Engine,
     question: &str,
     max_tokens: usize,
     out: &mut impl Write,
@@ -35,11 +35,11 @@ pub async fn answer(
 
     // The first step runs the whole prompt. Each later step runs the token before.
     let mut next = engine.chat_tokens(&[Message::user(question)])?;
-    engine.reset();
+    let mut model = engine.model().await;
     for _ in 0..max_tokens {
-        let logits = engine.model().logits(&next).await?; // [vocab_size]
+        let logits = model.logits(&next).await?; // [vocab_size]
         let token = draw(&logits, &mut rng);
-        if stop_tokens.contains(&token) || engine.model().room() == 0 {
+        if stop_tokens.contains(&token) || model.room() == 0 {
             break;
         }
         write!(out, "{}", stream.push(token)?)?;

@@ -9,7 +9,7 @@
 //! block_on(async {
 //!     let files = DirFiles::new("SmolLM2-135M-Instruct-q4f16_1");
 //!     let device = Device::Cpu(Default::default());
-//!     let mut engine = Engine::load_mlc(&files, device, &LoadOptions::default(), &mut ()).await?;
+//!     let engine = Engine::load_mlc(&files, device, &LoadOptions::default(), &mut ()).await?;
 //!     let mut answer = engine.chat(&[Message::user("What is the capital of France?")], SamplingParams::greedy())?;
 //!     while let Some(chunk) = answer.next().await? {
 //!         print!("{}", chunk.text);
@@ -32,7 +32,7 @@
 //! std::thread::spawn(move || driver.run());
 //! let files = DirFiles::new("SmolLM2-135M-Instruct-q4f16_1");
 //! let device = Device::Gpu(gpu, KvDtype::F16);
-//! let mut engine = block_on(Engine::load_mlc(&files, device, &LoadOptions::default(), &mut ()))?;
+//! let engine = block_on(Engine::load_mlc(&files, device, &LoadOptions::default(), &mut ()))?;
 //! let answer = async move {
 //!     let mut answer = engine.chat(&[Message::user("What is the capital of France?")], SamplingParams::greedy())?;
 //!     while let Some(chunk) = answer.next().await? {
@@ -48,7 +48,11 @@
 //!
 //! A program with its own event loop calls [`Gpu::poll`] there instead, before it polls the futures.
 //!
-//! The folder `examples/` has complete programs: a chat, a batch of several prompts, and a custom sampler. The model is written
+//! Any number of answers may be in progress on one engine. They run together, in steps that whichever generation needs a token
+//! runs. [`LoadOptions::conversations`] gives the KV cache room for them. [`TokenEngine`] is the same without tokenizer and
+//! template.
+//!
+//! The folder `examples/` has complete programs: a chat, several answers at once, and a custom sampler. The model is written
 //! once over the traits in [`ops`]: see [`model::Decoder`].
 
 #![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods))]
@@ -62,16 +66,17 @@ pub mod model;
 pub mod ops;
 mod progress;
 mod sampling;
+mod schedule;
 mod text;
 
-pub use answer::{Chunk, Engine, FinishReason, Generation, Stats, Suspended};
+pub use answer::{CacheUse, Chunk, Engine, FinishReason, Generation, Stats, Suspended, TokenEngine};
 pub use device::{CacheFolder, Checked, Device, DeviceCache, Tuned, Tuning, check_full};
 #[cfg(feature = "native")]
 pub use device::{DeviceChoice, OpenedDevice, PickedDevice};
 pub use error::{Error, Result};
 pub use loading::{LoadOptions, LoadedModel, PlannedWork, planned_work};
 pub use memory::{Need, Room};
-pub use model::{Decoder, KernelTime, KvCache, StepProfile, perplexity};
+pub use model::{Decoder, KernelTime, KvCache, KvPool, StepProfile, perplexity};
 pub use progress::Progress;
 pub use sampling::{
     ChatDefaults, MOST_LOGPROBS, Origin, TokenLogprobs, prompt_lookup,

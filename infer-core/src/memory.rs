@@ -7,12 +7,14 @@ pub struct Need {
     pub weights: u64,
     /// The part of `weights` that each decoded token reads. Excludes the embedding table unless it is also the head.
     pub weights_per_token: u64,
-    /// Keys, values and rotary tables for `context` tokens.
+    /// Keys and values of `conversations` conversations of `context` tokens, and rotary tables.
     pub cache: u64,
     /// Activations of one prefill chunk (an estimate).
     pub scratch: u64,
-    /// Capacity of the KV cache in tokens.
+    /// Limit of a conversation in tokens.
     pub context: usize,
+    /// Number of conversations that the cache has room for.
+    pub conversations: usize,
 }
 
 impl Need {
@@ -26,7 +28,8 @@ impl std::fmt::Display for Need {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (total, weights) = (size(self.total()), size(self.weights));
         let (cache, scratch) = (size(self.cache), size(self.scratch));
-        write!(f, "{total} (weights {weights}, cache of {} tokens {cache}, scratch {scratch})", self.context)
+        let tokens = self.context.saturating_mul(self.conversations);
+        write!(f, "{total} (weights {weights}, cache of {tokens} tokens {cache}, scratch {scratch})")
     }
 }
 

@@ -32,7 +32,7 @@ fn session(ops: GpuOps) -> Session<GpuOps> {
     let config = DecoderConfig::from_mlc(&chat_config).unwrap();
     let format = QuantFormat::by_name(&chat_config.quantization).unwrap();
     let parts = block_on(load_mlc(&mut ops, &config, format, &files, &mut ())).unwrap();
-    Session::new(ops, &config, parts, 128).unwrap()
+    Session::new(ops, &config, parts, 128, 1).unwrap()
 }
 
 fn chained(gpu: &Gpu) -> GpuOps {

@@ -69,7 +69,7 @@ fn check_edits(device: impl Fn() -> Option<Device>) {
         Device::Gpu(gpu, _) if !gpu.caps().is_software => 2,
         _ => 0,
     };
-    let [mut warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
+    let [warm, mut cold] = [warm, cold].map(|device| engine(folder.path(), device, 512));
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let mut messages = vec![Message::user("one")];
     let (mut reused, mut ties) = (0, 0);
@@ -190,7 +190,7 @@ fn an_answer_continues_after_a_lost_device() {
         let mut rng = ChaCha8Rng::seed_from_u64(9);
         for _ in 0..4 {
             let mut gpu = gpu().unwrap();
-            let mut engine = engine(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512);
+            let engine = engine(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512);
             // Lose the device twice in one answer, at random pieces of its first half.
             let half = (pieces / 2).max(1);
             let mut losses = vec![rng.random_range(0..half), rng.random_range(0..half.div_ceil(2))];
@@ -211,7 +211,7 @@ fn an_answer_continues_after_a_lost_device() {
                         let suspended = generation.suspend();
                         gpu = self::gpu().unwrap();
                         let model = load(folder.path(), Device::Gpu(gpu.clone(), KvDtype::F32), 512).unwrap();
-                        generation = engine.resume(model, suspended);
+                        generation = block_on(engine.resume(model, suspended));
                         continue;
                     }
                 }
@@ -306,7 +306,7 @@ fn check_shift(device: Device) {
             last = logits[logits.len() - 512..].to_vec();
             Ok(())
         };
-        block_on(engine.model().text_logits(&text, each)).unwrap();
+        block_on(async { engine.model().await.text_logits(&text, each).await }).unwrap();
         assert_eq!(common::largest(&last), expected);
         text.push(expected);
     }
@@ -315,7 +315,7 @@ fn check_shift(device: Device) {
 #[test]
 fn logprobs_are_of_the_models_own_distribution() {
     let folder = model();
-    let mut engine = engine(folder.path(), cpu(), 256);
+    let engine = engine(folder.path(), cpu(), 256);
     let messages = [Message::user("hello")];
     let prompt = engine.chat_tokens(&messages).unwrap();
     let params = SamplingParams {
@@ -340,7 +340,7 @@ fn logprobs_are_of_the_models_own_distribution() {
         rows.extend(logits);
         Ok(())
     };
-    block_on(engine.model().text_logits(&text, each)).unwrap();
+    block_on(async { engine.model().await.text_logits(&text, each).await }).unwrap();
     for (logits, found) in rows.chunks_exact(512).skip(prompt.len() - 1).zip(&logprobs) {
         let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
         let expected = |id: u32| f64::from(logits[id as usize]) - total.ln();

@@ -36,7 +36,7 @@ fn float_logits(mut ops: CandleOps, arch: &str) -> Vec<f32> {
 
 fn logits_of<O: Choose>(ops: O, arch: &str, config: &DecoderConfig, parts: Parts<O>) -> Vec<f32> {
     let ids = Golden::open(&format!("arch/{arch}")).tensors("logits.safetensors").ids("ids_0");
-    let mut session = Session::new(ops, config, parts, 128).unwrap();
+    let mut session = Session::new(ops, config, parts, 128, 1).unwrap();
     let (first, others) = ids.split_at(ids.len() / 2);
     let mut all = block_on(session.logits(first)).unwrap();
     for id in others {

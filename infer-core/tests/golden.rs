@@ -5,31 +5,31 @@ mod common;
 
 use common::{Golden, nmse, profiles};
 use infer_core::{
-    Decoder, KvCache,
+    Decoder, KvPool,
     model::{
-        Layer, Parts, Sequence, Session,
+        KvWindows, Layer, Parts, Sequence, Session,
         decoder::{RopeTables, embed},
         load_checkpoint, load_mlc,
     },
-    ops::{KvShape, Ops, Span, candle::CandleOps},
+    ops::{Ops, candle::CandleOps},
 };
 use model_format::{ChatConfig, DecoderConfig, DirFiles, ModelFiles, QuantFormat, Role, SafetensorsCheckpoint};
 
 /// The logits at every position.
 async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> Vec<f32> {
-    let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
-    let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
+    let (mut pool, mut cache) = KvPool::with_cache(ops, decoder.config(), ids.len()).unwrap();
+    let hidden = decoder.hidden(ops, &mut pool, &mut [Sequence { tokens: ids, cache: &mut cache }]);
     let logits = decoder.head(ops, &hidden);
     ops.read(&logits).await.unwrap()
 }
 
 /// `steps` tokens of greedy decoding, with a KV cache.
 async fn greedy<O: Ops>(ops: &mut O, decoder: &Decoder<O>, prompt: &[u32], steps: usize) -> Vec<u32> {
-    let mut cache = KvCache::new(ops, decoder.config(), prompt.len() + steps).unwrap();
+    let (mut pool, mut cache) = KvPool::with_cache(ops, decoder.config(), prompt.len() + steps).unwrap();
     let mut next = prompt.to_vec();
     let mut text = Vec::new();
     for _ in 0..steps {
-        let logits = decoder.forward(ops, &mut [Sequence { tokens: &next, cache: &mut cache }]);
+        let logits = decoder.forward(ops, &mut pool, &mut [Sequence { tokens: &next, cache: &mut cache }]);
         let logits = ops.read(&logits).await.unwrap();
         text.push(common::largest(&logits));
         next = vec![common::largest(&logits)];
@@ -130,13 +130,14 @@ async fn check_states<O: Ops>(ops: &mut O, arch: &str, max_nmse: f64) {
     };
     let tables = RopeTables::new(ops, &config, ids.len()).unwrap();
     let table = tables.table(tables.is_long(ids.len()));
-    let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: ids.len(), head_dim: config.head_dim };
+    let window = KvWindows::new(1, ids.len());
+    let rows = ops.place_rows(&window.spans(1));
     let mut x = embed(ops, &config, &parts.take_matrix(Role::Embedding), &ids);
     check(ops.read(&x).await.unwrap(), "embed");
     for i in 0..config.num_hidden_layers {
         let layer = Layer::new(&config, &mut parts, i);
-        let mut kv = ops.new_kv(shape).unwrap();
-        let y = layer.forward(ops, &mut x, table, &mut [Span { rows: ids.len(), past_len: 0, kv: &mut kv }]);
+        let mut kv = ops.new_kv(window.shape(&config)).unwrap();
+        let y = layer.forward(ops, &mut x, table, &mut kv, &rows);
         ops.add_assign(&mut x, &y);
         check(ops.read(&x).await.unwrap(), &format!("layer_{i}"));
     }
@@ -154,10 +155,10 @@ async fn check_steps_of<O: Ops>(ops: &mut O, arch: &str, quantized: bool, most: 
     let golden = open(arch);
     let ids = golden.tensors("logits.safetensors").ids("ids_0");
     let decoder = if quantized { mlc_decoder(ops, &golden).await } else { float_decoder(ops, &golden).await };
-    let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
+    let (mut pool, mut cache) = KvPool::with_cache(ops, decoder.config(), ids.len()).unwrap();
     for (i, &token) in ids.iter().enumerate() {
         let whole = logits(ops, &decoder, &ids[..=i]).await;
-        let step = decoder.forward(ops, &mut [Sequence { tokens: &[token], cache: &mut cache }]);
+        let step = decoder.forward(ops, &mut pool, &mut [Sequence { tokens: &[token], cache: &mut cache }]);
         let step = ops.read(&step).await.unwrap();
         let error = nmse(&step, &whole[whole.len() - step.len()..]);
         assert!(error < most, "{arch}: step {i}, nmse {error}");
@@ -175,21 +176,23 @@ async fn check_cache<O: Ops>(ops: &mut O, arch: &str) {
     let last = |logits: Vec<f32>| logits[logits.len() - vocab..].to_vec();
     let (alone_a, alone_b) = (last(logits(ops, &decoder, &a).await), last(logits(ops, &decoder, &b).await));
 
-    let mut caches = [0; 2].map(|_| KvCache::new(ops, decoder.config(), 64).unwrap());
-    let [cache_a, cache_b] = &mut caches;
+    let (mut pool, mut caches) = KvPool::with_caches(ops, decoder.config(), 2, 64).unwrap();
+    let [cache_a, cache_b] = &mut caches[..] else { panic!("two caches") };
     // Run another continuation first, and drop it.
-    decoder.forward(ops, &mut [Sequence { tokens: &a[..20], cache: cache_a }]);
-    decoder.forward(ops, &mut [Sequence { tokens: &b[..20], cache: cache_a }]);
+    decoder.forward(ops, &mut pool, &mut [Sequence { tokens: &a[..20], cache: cache_a }]);
+    decoder.forward(ops, &mut pool, &mut [Sequence { tokens: &b[..20], cache: cache_a }]);
     cache_a.truncate(20);
-    decoder.forward(ops, &mut [Sequence { tokens: &b[..7], cache: cache_b }]);
+    decoder.forward(ops, &mut pool, &mut [Sequence { tokens: &b[..7], cache: cache_b }]);
     assert_eq!(cache_a.common_prefix(&a), 20);
     // Many rows of each sequence, then one row of each.
     decoder.forward(
         ops,
+        &mut pool,
         &mut [Sequence { tokens: &a[20..end], cache: cache_a }, Sequence { tokens: &b[7..end], cache: cache_b }],
     );
     let both = decoder.forward(
         ops,
+        &mut pool,
         &mut [Sequence { tokens: &a[end..], cache: cache_a }, Sequence { tokens: &b[end..], cache: cache_b }],
     );
     let both = ops.read(&both).await.unwrap();
@@ -309,7 +312,7 @@ mod gpu {
         let prompt = golden.tensors("logits.safetensors").ids("ids_0");
         let mut ops = GpuOps::new(gpu.clone(), KvDtype::F32).with_ahead(ahead);
         let (config, parts) = mlc_parts(&mut ops, &golden).await;
-        let mut session = Session::new(ops, &config, parts, CONTEXT).unwrap();
+        let mut session = Session::new(ops, &config, parts, CONTEXT, 1).unwrap();
         let mut text = vec![session.most_likely(&prompt[..20]).await.unwrap()];
         for step in 0..CONTEXT - 20 {
             let next = if step == 5 { prompt[20] } else { text[text.len() - 1] };
@@ -334,7 +337,7 @@ mod gpu {
                 let ids = golden.tensors("logits.safetensors").ids("ids_0");
                 let text: Vec<u32> = ids.iter().cycle().take(100).copied().collect();
                 let (config, parts) = infer_core::block_on(mlc_parts(&mut ops, &golden));
-                let mut session = Session::new(ops, &config, parts, 100).unwrap();
+                let mut session = Session::new(ops, &config, parts, 100, 1).unwrap();
                 let mut expected: Option<Vec<u32>> = None;
                 for limit in [u64::MAX, 1 << 20, 1] {
                     gpu.limit_work(Some(limit));

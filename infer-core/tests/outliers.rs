@@ -8,7 +8,7 @@ mod common;
 
 use common::{Golden, nmse, profiles};
 use infer_core::{
-    Decoder, KvCache, KvDtype, block_on,
+    Decoder, KvDtype, KvPool, block_on,
     model::{Parts, Sequence},
     ops::{Ops, candle::CandleOps, gpu::GpuOps},
 };
@@ -106,14 +106,14 @@ impl Source {
 
 /// The logits at every position of a prefill, and those at the last position when the last three tokens are decoded.
 async fn logits<O: Ops>(ops: &mut O, decoder: &Decoder<O>, ids: &[u32]) -> [Vec<f32>; 2] {
-    let mut cache = KvCache::new(ops, decoder.config(), ids.len()).unwrap();
-    let hidden = decoder.hidden(ops, &mut [Sequence { tokens: ids, cache: &mut cache }]);
+    let (mut pool, mut cache) = KvPool::with_cache(ops, decoder.config(), ids.len()).unwrap();
+    let hidden = decoder.hidden(ops, &mut pool, &mut [Sequence { tokens: ids, cache: &mut cache }]);
     let logits = decoder.head(ops, &hidden);
     let whole = ops.read(&logits).await.unwrap();
     cache.truncate(ids.len() - 3);
     let mut last = Vec::new();
     for token in &ids[ids.len() - 3..] {
-        let logits = decoder.forward(ops, &mut [Sequence { tokens: &[*token], cache: &mut cache }]);
+        let logits = decoder.forward(ops, &mut pool, &mut [Sequence { tokens: &[*token], cache: &mut cache }]);
         last = ops.read(&logits).await.unwrap();
     }
     [whole, last]

@@ -5,12 +5,15 @@ mod common;
 
 use infer_core::{
     KvDtype, OpenOptions, SamplingParams, block_on,
-    ops::{Choose, Loading, gpu::GpuOps},
+    ops::{
+        Choice, Choose, Loading,
+        gpu::{GpuOps, GpuTensor},
+    },
     sampler::Sampler,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use webgpu_kernels::sample::is_clear;
+use webgpu_kernels::sample::{Sample, is_clear};
 
 fn ops(options: OpenOptions) -> Option<GpuOps> {
     Some(GpuOps::new(common::gpu(options)?, KvDtype::F16).with_ahead(1))
@@ -20,6 +23,12 @@ fn params(change: impl Fn(&mut SamplingParams)) -> SamplingParams {
     let mut params = SamplingParams { seed: Some(11), ..SamplingParams::default() };
     change(&mut params);
     params
+}
+
+/// A token drawn on the device from a row of logits.
+fn drawn(ops: &mut GpuOps, logits: &GpuTensor, by: &Sample, random: f64) -> u32 {
+    let tokens = ops.choose(logits, &[Choice::Drawn { by, random }]).unwrap();
+    block_on(ops.tokens(tokens)).unwrap()[0]
 }
 
 /// Draws `count` tokens from `logits` on device and host, each with the history of the earlier ones.
@@ -36,8 +45,7 @@ fn check(ops: &mut GpuOps, params: &SamplingParams, logits: &[f32], count: usize
         let history = host.history(logits.len(), &generated);
         let is_clear = is_clear(logits, &host.rules(), history.as_deref(), random, 1e-5);
         let expected = host.sample(&mut logits.to_vec(), &generated);
-        let token = ops.draw(&x, &draw, random).unwrap();
-        let found = block_on(ops.token(token)).unwrap();
+        let found = drawn(ops, &x, &draw, random);
         device.advance();
         clear += usize::from(is_clear);
         assert!(found == expected || !is_clear, "draw {i} of {params:?}: {found}, expected {expected}");
@@ -89,8 +97,7 @@ fn device_draws_follow_the_distribution() {
         let draw = ops.new_draw(sampler.rules(), p.len(), None).unwrap().expect("the device draws");
         let mut counts = [0usize; 6];
         for _ in 0..DRAWS {
-            let token = ops.draw(&x, &draw, sampler.random(0)).unwrap();
-            counts[block_on(ops.token(token)).unwrap() as usize] += 1;
+            counts[drawn(&mut ops, &x, &draw, sampler.random(0)) as usize] += 1;
             sampler.advance();
         }
         let mut chi_square = 0.0;

@@ -215,7 +215,7 @@ fn results_do_not_depend_on_the_load_of_the_device() {
             bits.extend(logits.iter().map(|logit| logit.to_bits()));
             Ok(())
         };
-        block_on(engine.model().text_logits(&text, each)).unwrap();
+        block_on(async { engine.model().await.text_logits(&text, each).await }).unwrap();
         (bits, block_on(tokens(&mut engine, &tasks()[0])).unwrap())
     };
     let quiet = bits();

@@ -131,7 +131,7 @@ impl ChatEngine {
         self.gpu = gpu;
         let suspended = self.suspended.take().ok_or_else(|| js_sys::Error::new("no answer was interrupted"))?;
         let tokenizer = self.engine.tokenizer().clone();
-        deliver(self.engine.resume(model, suspended), &mut self.suspended, &tokenizer, on_text).await
+        deliver(self.engine.resume(model, suspended).await, &mut self.suspended, &tokenizer, on_text).await
     }
 
     /// Results about this adapter (the kernels' self-test) for the next [`ChatEngine::load`], as JSON.
@@ -218,7 +218,7 @@ fn load_options(context: Option<usize>, device_cache: &Arc<PageCache>) -> LoadOp
 
 /// Pulls an answer until it ends or `on_text` stops it. If the device is lost, the answer goes to `suspended`.
 async fn deliver(
-    mut generation: Generation<'_>,
+    mut generation: Generation,
     suspended: &mut Option<Suspended>,
     tokenizer: &Tokenizer,
     on_text: &Function,

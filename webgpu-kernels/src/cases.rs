@@ -1,5 +1,10 @@
 //! Random inputs for the kernels' cases, with fixed seeds.
 
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
+
 use half::f16;
 use model_format::{
     Dtype,
@@ -11,7 +16,8 @@ use model_format::{
 };
 
 use crate::{
-    KvDtype, WeightFormat,
+    KvDtype, KvPool, PAGE, RowSpan, Rows, WeightFormat,
+    gpu::{Buffer, Recorder, lock},
     kernel::CaseBuffer,
     kv::{halves, padded},
     slice::{Slice, pairs},
@@ -148,7 +154,7 @@ pub(crate) fn with_outliers(mut values: Vec<f32>) -> Vec<f32> {
     values
 }
 
-/// A row of a cache: random values with zeros in the padding, or NaN if `is_some` is false.
+/// A row of a pool: random values with zeros in the padding, or NaN if `is_some` is false.
 pub(crate) fn cache_row(dtype: KvDtype, head_dim: usize, is_some: bool, random: &mut Random) -> Vec<u32> {
     let mut value = |c: usize| match c < head_dim {
         true if is_some => random.value(),
@@ -173,6 +179,104 @@ pub(crate) fn cache_row(dtype: KvDtype, head_dim: usize, is_some: bool, random: 
     }
 }
 
+/// The rows of a case, and the pages of their sequences in a pool with some other pages.
+#[derive(Clone)]
+pub(crate) struct CaseRows {
+    /// Number of rows of each sequence, and position of the first one.
+    spans: Vec<(usize, usize)>,
+    /// Pages of each sequence, in random order.
+    pages: Vec<Vec<u32>>,
+    /// Pages of the pool.
+    pool_pages: usize,
+    /// Ids of the buffers that hold the rows.
+    written: Arc<Mutex<HashSet<u64>>>,
+}
+
+/// Pages of a pool that no sequence of a case has.
+const OTHER_PAGES: usize = 2;
+
+impl CaseRows {
+    /// `spans`: number of rows of each sequence, and position of the first one.
+    pub fn new(spans: &[(usize, usize)]) -> CaseRows {
+        let count = |(rows, past_len): &(usize, usize)| (rows + past_len).div_ceil(PAGE);
+        let pool_pages = spans.iter().map(count).sum::<usize>() + OTHER_PAGES;
+        let mut random = Random::new(pool_pages as u64);
+        let mut order: Vec<u32> = (0..pool_pages as u32).collect();
+        let pages = loop {
+            (1..pool_pages).rev().for_each(|i| order.swap(i, random.below(i + 1)));
+            let mut rest = order.iter().copied();
+            let pages: Vec<Vec<u32>> = spans.iter().map(|span| rest.by_ref().take(count(span)).collect()).collect();
+            // No sequence may be at the beginning of the pool, or have two neighboring pages in order.
+            let is_plain = |pages: &Vec<u32>| pages[0] == 0 || pages.windows(2).any(|pair| pair[0] + 1 == pair[1]);
+            if !pages.iter().any(is_plain) {
+                break pages;
+            }
+        };
+        CaseRows { spans: spans.to_vec(), pages, pool_pages, written: Arc::default() }
+    }
+
+    /// The sequences.
+    pub fn spans(&self) -> Vec<RowSpan<'_>> {
+        let both = self.spans.iter().zip(&self.pages);
+        both.map(|(&(rows, past_len), pages)| RowSpan { rows, past_len, pages }).collect()
+    }
+
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.spans.iter().map(|(rows, _)| rows).sum()
+    }
+
+    /// Number of each sequence's rows, and of the tokens before.
+    pub fn label(&self) -> String {
+        let label = |(rows, past_len): &(usize, usize)| format!("{rows} after {past_len}");
+        self.spans.iter().map(label).collect::<Vec<_>>().join(" + ")
+    }
+
+    /// A buffer with the rows.
+    pub fn buffer(&self) -> CaseBuffer {
+        CaseBuffer::words(Rows::words_of(&self.spans()))
+    }
+
+    /// The rows in [`CaseRows::buffer`] on the device. The tuner's buffers hold zeros, so the rows are written to a new buffer.
+    pub fn on_device(&self, recorder: &Recorder, buffer: &Buffer<u32>) -> Rows {
+        if lock(&self.written).insert(buffer.id()) {
+            recorder.gpu().write(buffer, &Rows::words_of(&self.spans()));
+        }
+        Rows::in_buffer(buffer.clone(), &self.spans())
+    }
+
+    /// The pool in a buffer.
+    pub fn pool(&self, kv: &Buffer<u32>, [kv_heads, head_dim]: [usize; 2], dtype: KvDtype) -> KvPool {
+        KvPool { kv: kv.clone(), pages: self.pool_pages, kv_heads, head_dim, dtype }
+    }
+
+    /// Rows of the pool. Each has a key or a value of a head.
+    pub fn pool_rows(&self, kv_heads: usize) -> usize {
+        2 * kv_heads * self.pool_pages * PAGE
+    }
+
+    /// Words of a pool with random keys and values at the first `known` positions of each sequence, and with `absent` in the other rows.
+    pub fn pool_words(
+        &self,
+        [kv_heads, head_dim]: [usize; 2],
+        dtype: KvDtype,
+        known: impl Fn(&RowSpan<'_>) -> usize,
+        absent: &[u32],
+        random: &mut Random,
+    ) -> Vec<u32> {
+        let mut words = absent.repeat(self.pool_rows(kv_heads));
+        for is_value in [false, true] {
+            for span in self.spans() {
+                for (head, position) in (0..kv_heads).flat_map(|head| (0..known(&span)).map(move |at| (head, at))) {
+                    let row = span.pool_row(kv_heads, is_value, head, position) * absent.len();
+                    words[row..row + absent.len()].copy_from_slice(&cache_row(dtype, head_dim, true, random));
+                }
+            }
+        }
+        words
+    }
+}
+
 /// The usual 4-bit format.
 pub(crate) fn four_bits() -> WeightFormat {
     let format = QUANT_FORMATS.iter().find_map(|format| format.group().filter(|group| group.bits == 4));
@@ -184,8 +288,8 @@ pub(crate) fn slice(
     format: WeightFormat,
     rows: usize,
     cols: usize,
-    q_weight: &crate::gpu::Buffer<u32>,
-    q_scale: &crate::gpu::Buffer<u32>,
+    q_weight: &Buffer<u32>,
+    q_scale: &Buffer<u32>,
 ) -> Slice {
     Slice { first_row: 0, rows, cols, format, q_weight: q_weight.clone(), q_scale: q_scale.clone() }
 }

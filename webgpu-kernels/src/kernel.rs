@@ -84,11 +84,11 @@ pub struct ParamsLayout {
 
 /// Declares a kernel's uniform struct and its [`ParamsLayout`].
 macro_rules! params {
-    ($(#[$attribute:meta])* struct $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
+    ($(#[$attribute:meta])* $vis:vis struct $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
         $(#[$attribute])*
         #[repr(C)]
         #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-        struct $name { $($field: $kind),* }
+        $vis struct $name { $($field: $kind),* }
 
         impl crate::kernel::Params for $name {
             const LAYOUT: crate::kernel::ParamsLayout = crate::kernel::ParamsLayout {
@@ -400,8 +400,9 @@ impl CaseBuffer {
 
 /// Variants of kernels that read or write the cache.
 impl KvDtype {
-    /// Adds the flag of this data type to a variant.
+    /// Adds the flag of this data type, and the size of a page, to a variant.
     pub(crate) fn flag(self, variant: Variant) -> Variant {
+        let variant = variant.constant_is("KV_PAGE", crate::kv::PAGE as u32);
         match self {
             KvDtype::F16 => variant.flag("KV_F16"),
             KvDtype::F32 => variant,

@@ -28,6 +28,7 @@ pub mod copy;
 pub mod cross_entropy;
 pub mod embedding;
 pub mod error;
+pub mod gather_tokens;
 pub mod gemm;
 pub mod gemv;
 pub mod gemv_chain;
@@ -53,7 +54,7 @@ pub mod tuning;
 pub use error::{Error, Result};
 pub use gpu::Gpu;
 pub use kernel::{Case, CaseSet, Kernel, Variant, WeightFormat};
-pub use kv::{KvCache, KvDtype};
+pub use kv::{KvDtype, KvPool, PAGE, RowSpan, Rows};
 pub use matrix::{Factor, Matrix};
 
 /// All kernels.
@@ -71,6 +72,7 @@ pub const KERNELS: &[&Kernel] = &[
     &gemm::KERNEL,
     &gemm::JOIN_KERNEL,
     &gemm::COOPERATIVE_KERNEL,
+    &gemm::FEW_KERNEL,
     &gemm::NARROW_KERNEL,
     &gemm::LANE_ROWS_KERNEL,
     &norm_heads::KERNEL,
@@ -90,6 +92,8 @@ pub const KERNELS: &[&Kernel] = &[
     &sample::SELECT_KERNEL,
     &sample::WEIGH_KERNEL,
     &sample::DRAW_KERNEL,
+    &sample::COUNT_KERNEL,
+    &gather_tokens::KERNEL,
     &cross_entropy::KERNEL,
     &kl_divergence::KERNEL,
     &gram::KERNEL,
@@ -114,6 +118,7 @@ pub const TUNABLES: &[&tuning::Tunable] = &[
     &gemm::TUNABLE,
     &gemm::SPLITS_TUNABLE,
     &gemm::COOPERATIVE_TUNABLE,
+    &gemm::FEW_TUNABLE,
     &attention::DECODE_TUNABLE,
     &attention::TILE_TUNABLE,
 ];

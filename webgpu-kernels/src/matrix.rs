@@ -9,11 +9,11 @@ use half::f16;
 use model_format::{Weight, quant::no_quant};
 
 use crate::{
-    Gpu, KvCache, KvDtype, Result, WeightFormat,
+    Gpu, KvDtype, KvPool, Result, Rows, WeightFormat,
     embedding::Embedding,
-    gemm::{Cooperative, Gemm, LaneRows, Narrow},
+    gemm::{Cooperative, Few, Gemm, LaneRows, Narrow},
     gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled},
-    gpu::{Buffer, Recorder, SLICE_ALIGN},
+    gpu::{Buffer, FEWEST_ROWS, Recorder, SLICE_ALIGN},
     kernel::product,
     slice::pairs,
 };
@@ -184,15 +184,32 @@ impl Matrix {
 
     fn linear_rows(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, y: &Buffer<f32>) {
         let in_lane_rows = LaneRows::supports(recorder.gpu().caps()) && !recorder.gpu().is_off(LaneRows::NAME);
-        if Cooperative::supports(recorder.gpu().caps(), self.format, m)
-            && ![Cooperative::NAME, Narrow::NAME].iter().any(|name| recorder.gpu().is_off(name))
-        {
+        let is_on = |name| !recorder.gpu().is_off(name);
+        let caps = recorder.gpu().caps();
+        // Few rows and many must use the same precision, so neither kernel runs without the other.
+        let has_units = is_on(Cooperative::NAME) && is_on(Narrow::NAME);
+        let is_few = Few::supports(caps, self.format, m) && is_on(Few::NAME);
+        if has_units && (is_few || Cooperative::supports(caps, self.format, m)) {
             let x = Narrow::record(recorder, self.format, x, m, self.cols);
             for slice in &self.slices {
                 recorder.expect_work(&[2, m, slice.rows, slice.cols]);
-                Cooperative { m, y_stride: self.rows }.record(recorder, slice, &x, y);
+                if is_few {
+                    Few { m, y_stride: self.rows }.record(recorder, slice, &x, y);
+                } else {
+                    Cooperative { m, y_stride: self.rows }.record(recorder, slice, &x, y);
+                }
             }
             return;
+        }
+        // The tiles of `Gemm` are for many rows. For a few, the weights are rather read twice.
+        let first = gemv::MAX_BATCH;
+        let is_aligned =
+            (first * self.rows).is_multiple_of(SLICE_ALIGN) && (first * self.cols).is_multiple_of(SLICE_ALIGN);
+        if !in_lane_rows && (first + 1..FEWEST_ROWS).contains(&m) && is_aligned {
+            let (rest_x, rest_y) = ((m - first) * self.cols, (m - first) * self.rows);
+            self.linear_rows(recorder, &x.slice(0, first * self.cols), first, &y.slice(0, first * self.rows));
+            let (x, y) = (x.slice(first * self.cols, rest_x), y.slice(first * self.rows, rest_y));
+            return self.linear_rows(recorder, &x, m - first, &y);
         }
         for slice in &self.slices {
             recorder.expect_work(&[2, m, slice.rows, slice.cols]);
@@ -252,8 +269,8 @@ impl Matrix {
         self.fuses(gpu) && !gpu.is_off(gemv::ROPE_KERNEL.name) && GemvRope::supports(head_dim, rotary_dim, dtype)
     }
 
-    /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of a token at `position`. Rotated queries go to `q`, rotated
-    /// keys and values to the cache. `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
+    /// [`Matrix::linear_normed`] for the matrix of queries, keys and values of the only row of `rows`. Rotated queries go to `q`, rotated
+    /// keys and values to the pool. `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
     #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
     pub fn linear_normed_turned(
         &self,
@@ -261,14 +278,14 @@ impl Matrix {
         x: &Buffer<f32>,
         factor: &Factor,
         rope: &Buffer<f32>,
-        position: usize,
+        rows: &Rows,
         q: &Buffer<f32>,
-        cache: &KvCache,
+        pool: &KvPool,
     ) {
         let Factor { squares, parts, eps } = factor;
-        let heads = self.rows / cache.head_dim - 2 * cache.kv_heads;
-        let kernel = GemvRope { parts: *parts, eps: *eps, heads, position };
-        kernel.record(recorder, &self.slices[0], x, squares, rope, q, cache);
+        let heads = self.rows / pool.head_dim - 2 * pool.kv_heads;
+        let kernel = GemvRope { parts: *parts, eps: *eps, heads };
+        kernel.record(recorder, &self.slices[0], x, squares, rope, rows, q, pool);
     }
 }
 
@@ -343,5 +360,57 @@ impl<'a> Stored<'a> {
             Stored::F32(data) => no_quant::f32_words(cols, &data[values]).into(),
         };
         gpu.write_at(&slice.q_weight, at * row_words, &words);
+    }
+}
+
+#[cfg(all(test, not(target_arch = "wasm32")))]
+mod tests {
+    use super::*;
+    use crate::{
+        cases::{Random, four_bits, random_matrix, with_outliers},
+        gpu::{OpenOptions, block_on, for_test},
+    };
+
+    /// Multiplies `m` rows on a device of each profile, for each of `numbers`. `check` gets the profile, the results and those of the
+    /// first rows of 130.
+    fn products(numbers: &[usize], check: impl Fn(&str, usize, &[f32], &[f32])) {
+        for (name, options) in OpenOptions::PROFILES {
+            let Some(gpu) = for_test(options) else { return };
+            // The slices of an aligned matrix and of another one.
+            for (rows, cols) in [(136, 1184), (66, 96)] {
+                let [q_weight, q_scale] = random_matrix(four_bits(), rows, cols, 1);
+                let matrix = Matrix::of_format(&gpu, four_bits(), rows, cols).unwrap();
+                gpu.write_at(&matrix.slices[0].q_weight, 0, &q_weight.words);
+                gpu.write_at(&matrix.slices[0].q_scale, 0, &q_scale.words);
+                let x = gpu.upload(&with_outliers(Random::new(2).values(130 * cols))).unwrap();
+                let product = |m: usize| -> Vec<f32> {
+                    let (mut recorder, y) = (Recorder::new(&gpu), gpu.zeroed::<f32>(m * rows).unwrap());
+                    matrix.linear(&mut recorder, &x, m, &y);
+                    block_on(recorder.read(&y).unwrap()).unwrap()
+                };
+                let all = product(130);
+                for &m in numbers {
+                    check(name, m, &product(m), &all[..m * rows]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn from_the_fewest_rows_on_a_row_does_not_depend_on_their_number() {
+        products(&[FEWEST_ROWS, 17, 33, 64, 65], |name, m, found, expected| {
+            let is_same = |(found, expected): (&f32, &f32)| found.to_bits() == expected.to_bits();
+            assert!(found.iter().zip(expected).all(is_same), "{name}: {m} rows");
+        });
+    }
+
+    #[test]
+    fn fewer_rows_differ_by_rounding_alone() {
+        products(&[1, 2, 5, 8, 9, 15], |name, m, found, expected| {
+            let square = |v: f32| f64::from(v) * f64::from(v);
+            let error: f64 = found.iter().zip(expected).map(|(found, expected)| square(found - expected)).sum();
+            let power: f64 = expected.iter().map(|expected| square(*expected)).sum();
+            assert!(error <= 1e-6 * power, "{name}: {m} rows: {error:.1e} of {power:.1e}");
+        });
     }
 }

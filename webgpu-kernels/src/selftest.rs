@@ -15,7 +15,7 @@ use crate::{
     Case, CaseSet, Error, Gpu, KERNELS, Kernel, KvDtype, Result, Variant, WeightFormat,
     attention::{self, AttentionShape},
     case_check::{Outcome, check_divided},
-    gemm::{Cooperative, LaneRows, Narrow},
+    gemm::{Cooperative, Few, LaneRows, Narrow},
     gemv,
     kernel::Usage,
     tuning::{PRESETS_FLAG, checks_of},
@@ -210,7 +210,9 @@ fn cases_of(gpu: &Gpu, workload: &Workload) -> Vec<(&'static Kernel, Case)> {
             name if kernel.usage == Usage::Offline || gpu.is_off(name) => false,
             name if name == LaneRows::NAME => in_lane_rows,
             "gemm" => !in_lane_rows,
-            Cooperative::NAME | Narrow::NAME => Cooperative::supports_device(caps) && !gpu.is_off(Cooperative::NAME),
+            Cooperative::NAME | Narrow::NAME | Few::NAME => {
+                Cooperative::supports_device(caps) && !gpu.is_off(Cooperative::NAME)
+            }
             "norm_heads" => workload.norm_heads,
             "soft_cap" => workload.soft_cap,
             "glu" => variant.has_flag("GELU") == (workload.activation == Activation::GeluTanh),

@@ -1,7 +1,7 @@
 //! Compares every case of every kernel with its reference on a device, once with each profile ([`OpenOptions::PROFILES`]).
 //!
 //! If the device lacks a capability, its cases are skipped with the reason. `REQUIRE_GPU=1` turns a skip into a failure. `KERNEL=PREFIX`
-//! selects kernels by the beginning of their names.
+//! selects kernels by the beginning of their names, and `CASE=TEXT` cases by a part of their labels.
 
 use webgpu_kernels::{
     Case, CaseSet, KERNELS, Kernel,
@@ -77,25 +77,28 @@ fn check_all(gpu: &Gpu, index: usize, is_of_subgroups: bool) {
     let mut failures = Vec::new();
     let mut count = 0;
     let first = index * KERNELS.len() / OpenOptions::PROFILES.len();
-    let wanted = std::env::var("KERNEL").unwrap_or_default();
+    let [wanted, label] = ["KERNEL", "CASE"].map(|name| std::env::var(name).unwrap_or_default());
     let kernels = KERNELS.iter().cycle().skip(first).take(KERNELS.len());
     for kernel in kernels.filter(|kernel| kernel.name.starts_with(&wanted)) {
         let cases = (kernel.cases)(gpu.caps(), CaseSet::Test).into_iter();
-        for case in cases.filter(|case| !is_of_subgroups || case.variant.has_flag("SUBGROUPS")) {
+        let is_wanted =
+            |case: &Case| (!is_of_subgroups || case.variant.has_flag("SUBGROUPS")) && case.label.contains(&label);
+        for case in cases.filter(is_wanted) {
             count += 1;
             let start = std::time::Instant::now();
-            if let Err(reason) = block_on(check(gpu, &case)).unwrap() {
-                failures.push(format!("{} {} [{}]: {reason}", kernel.name, case.label, case.variant));
+            match block_on(check(gpu, &case)).unwrap() {
+                Ok(nmse) => report(kernel, &case, start, nmse),
+                Err(reason) => failures.push(format!("{} {} [{}]: {reason}", kernel.name, case.label, case.variant)),
             }
-            report(kernel, &case, start);
         }
     }
     assert!(failures.is_empty(), "{} of {count} cases failed:\n{}", failures.len(), failures.join("\n"));
     println!("{count} cases");
     let least = if is_of_subgroups { 100 } else { 500 };
-    assert!(count >= least || !wanted.is_empty(), "{count} cases");
+    assert!(count >= least || !wanted.is_empty() || !label.is_empty(), "{count} cases");
 }
 
-fn report(kernel: &Kernel, case: &Case, start: std::time::Instant) {
-    println!("{:6.1} ms  {} {} [{}]", start.elapsed().as_secs_f64() * 1e3, kernel.name, case.label, case.variant);
+fn report(kernel: &Kernel, case: &Case, start: std::time::Instant, nmse: f64) {
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    println!("{milliseconds:6.1} ms  {nmse:.2e}  {} {} [{}]", kernel.name, case.label, case.variant);
 }

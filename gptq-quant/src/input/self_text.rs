@@ -8,7 +8,7 @@
 
 use calib_data::TokenWindows;
 use infer_core::{
-    ChatTemplate, Decoder, KvCache, Message, SamplingParams, Tokenizer, check_ids,
+    ChatTemplate, Decoder, KvCache, KvPool, Message, SamplingParams, Tokenizer, check_ids,
     model::{Sequence, load_checkpoint},
     ops::Ops,
     sampler::Sampler,
@@ -75,8 +75,9 @@ pub async fn write_windows<O: Ops>(
     let batch = (CACHE_MEMORY / (kv_bytes * text.seq_len)).clamp(1, BATCH);
     // The store receives whole batches, so a resumed run has the same batches as an uninterrupted one.
     for beginnings in beginnings[windows.len()..].chunks(batch) {
+        let (mut pool, caches) = KvPool::with_caches(&mut ops, &config, beginnings.len(), text.seq_len)?;
         let mut writers = Vec::with_capacity(beginnings.len());
-        for tokens in beginnings {
+        for (tokens, cache) in beginnings.iter().zip(caches) {
             let params = SamplingParams {
                 seed: Some(seed(text.seed, windows.len() + writers.len())),
                 temperature: text.temperature,
@@ -85,12 +86,12 @@ pub async fn write_windows<O: Ops>(
             writers.push(Writer {
                 tokens: tokens.clone(),
                 head_inputs: Vec::new(),
-                cache: KvCache::new(&mut ops, &config, text.seq_len)?,
+                cache,
                 sampler: Sampler::new(&params, &[])?,
             });
         }
         while writers.iter().any(|writer| writer.tokens.len() < text.seq_len) {
-            step(&mut ops, &decoder, &mut writers, text).await?;
+            step(&mut ops, &decoder, &mut pool, &mut writers, text).await?;
             let written: usize = writers.iter().map(|writer| writer.tokens.len()).sum();
             progress.wrote(windows.len() * text.seq_len + written, text.samples * text.seq_len);
             if progress.is_cancelled() {
@@ -107,16 +108,22 @@ pub async fn write_windows<O: Ops>(
 }
 
 /// One window being written.
-struct Writer<O: Ops> {
+struct Writer {
     tokens: Vec<u32>,
     /// The head's inputs `[tokens, hidden_size]` so far, if they are summed.
     head_inputs: Vec<f32>,
-    cache: KvCache<O>,
+    cache: KvCache,
     sampler: Sampler,
 }
 
 /// Writes one more token for each incomplete window.
-async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O>], text: SelfText<'_>) -> Result<()> {
+async fn step<O: Ops>(
+    ops: &mut O,
+    decoder: &Decoder<O>,
+    pool: &mut KvPool<O>,
+    writers: &mut [Writer],
+    text: SelfText<'_>,
+) -> Result<()> {
     let mut rows = 0;
     let mut open = Vec::with_capacity(writers.len());
     for writer in writers.iter_mut().filter(|writer| writer.tokens.len() < text.seq_len) {
@@ -131,7 +138,7 @@ async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O
         .iter_mut()
         .map(|writer| Sequence { tokens: &writer.tokens[writer.cache.len()..], cache: &mut writer.cache })
         .collect();
-    let hidden = decoder.hidden(ops, &mut batch);
+    let hidden = decoder.hidden(ops, pool, &mut batch);
     let rows: Vec<usize> = batch.iter().map(|sequence| sequence.tokens.len()).collect();
     let last: Vec<usize> = rows.iter().scan(0, |end, rows| Some((*end += rows, *end - 1).1)).collect();
     let logits = if rows.iter().all(|&rows| rows == 1) {
@@ -151,7 +158,6 @@ async fn step<O: Ops>(ops: &mut O, decoder: &Decoder<O>, writers: &mut [Writer<O
         }
     }
     let mut logits = ops.read(&logits).await?;
-    // Only tokens and samplers go to other threads; caches need not be `Send`.
     let mut choices: Vec<_> = open.into_iter().map(|writer| (&mut writer.tokens, &mut writer.sampler)).collect();
     choices.par_iter_mut().zip(logits.par_chunks_exact_mut(decoder.config().vocab_size)).for_each(
         |((tokens, sampler), logits)| {

@@ -11,10 +11,10 @@ use calib_data::{
 use infer_core::{
     check_ids,
     model::{
-        Layer, Parts,
+        KvWindows, Layer, Parts,
         decoder::{RopeTables, embed},
     },
-    ops::{KvShape, Ops, Span},
+    ops::Ops,
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, checkpoint::read_param, params::joined_params};
 use serde::{Deserialize, Serialize};
@@ -147,8 +147,9 @@ impl<'a> Model<'a> {
         let seq_len = windows[0].len();
         let rope = RopeTables::new(ops, config, seq_len)?;
         let rope = rope.table(rope.is_long(seq_len));
-        let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
-        let mut kv = ops.new_kv(shape)?;
+        let kv_window = KvWindows::new(1, seq_len);
+        let mut kv = ops.new_kv(kv_window.shape(config))?;
+        let rows = ops.place_rows(&kv_window.spans(1));
         let table = self.weight(Role::Embedding)?.expect("the list has every role");
         let table = ops.upload_matrix(Role::Embedding, table)?;
         let mut hidden: Vec<_> = windows.iter().map(|window| embed(ops, config, &table, window)).collect();
@@ -160,8 +161,7 @@ impl<'a> Model<'a> {
             }
             let layer = Layer::new(config, &mut parts, i);
             for x in &mut hidden {
-                let spans = &mut [Span { rows: seq_len, past_len: 0, kv: &mut kv }];
-                let delta = layer.forward(ops, x, rope, spans);
+                let delta = layer.forward(ops, x, rope, &mut kv, &rows);
                 ops.add_assign(x, &delta);
             }
             advance()?;

@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use infer_core::{
     Result,
-    ops::{AttentionShape, Backend, Forward, KvShape, Loading, Losses, Ops, Span},
+    ops::{AttentionShape, Backend, Forward, KvShape, Loading, Losses, Ops, RowSpan},
 };
 use model_format::{Role, Weight, decoder_config};
 
@@ -126,6 +126,7 @@ impl<O: Ops> Backend for ObserveOps<O> {
     type Tensor = Activation<O::Tensor>;
     type Matrix = PlacedMatrix<O::Matrix>;
     type Kv = O::Kv;
+    type Rows = O::Rows;
 
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>> {
         match x {
@@ -184,15 +185,20 @@ impl<O: Ops> Forward for ObserveOps<O> {
         x.then(|x| self.inner.linear(x, matrix.matrix.as_ref().expect("linear: the pass has this matrix")))
     }
 
+    fn place_rows(&mut self, spans: &[RowSpan<'_>]) -> O::Rows {
+        self.inner.place_rows(spans)
+    }
+
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
         rope: &Self::Tensor,
         shape: AttentionShape,
-        spans: &mut [Span<'_, O::Kv>],
+        kv: &mut O::Kv,
+        rows: &O::Rows,
     ) -> Self::Tensor {
         let Activation::Known(rope) = rope else { panic!("attention: the table is uploaded") };
-        qkv.then(|qkv| self.inner.attention(qkv, rope, shape, spans))
+        qkv.then(|qkv| self.inner.attention(qkv, rope, shape, kv, rows))
     }
 
     fn glu(&mut self, gate_up: &Self::Tensor, activation: decoder_config::Activation) -> Self::Tensor {

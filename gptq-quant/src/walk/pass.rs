@@ -3,7 +3,7 @@
 
 use std::{rc::Rc, time::Instant};
 
-use infer_core::ops::{Backend, Forward, Loading, Span};
+use infer_core::ops::{Backend, Forward, Loading};
 
 use super::{
     activations::{InputCache, LayerMatrix, Stored},
@@ -42,8 +42,8 @@ impl<O: Calibrate> Walk<'_, O> {
         let with_streams = summing.is_some() && pass.stop.is_some_and(|role| self.sums_stream_drift(role));
         let mut forward_share = 1.0;
         for batch in 0..self.streams[0].hidden.len() {
-            let first = batch * self.kv.len();
-            let windows = self.kv.len().min(self.windows.len() - first);
+            let first = batch * self.kv_windows.count();
+            let windows = self.kv_windows.count().min(self.windows.len() - first);
             let rows = windows * self.seq_len;
             let mut observed = Vec::with_capacity(layers.len());
             let mut hidden = Vec::with_capacity(layers.len());
@@ -59,10 +59,9 @@ impl<O: Calibrate> Walk<'_, O> {
                 let input =
                     if cache == InputCache::Take { Some(self.take_input(model, batch, pass, rows)?) } else { None };
                 self.ops.begin(pass, input);
-                let kv = self.kv.iter_mut().take(windows);
-                let mut spans: Vec<_> = kv.map(|kv| Span { rows: self.seq_len, past_len: 0, kv }).collect();
+                let placed = self.ops.place_rows(&self.kv_windows.spans(windows));
                 let rope = self.rope.table(self.rope.is_long(self.seq_len));
-                let delta = layer.forward(&mut self.ops, &mut x, rope, &mut spans);
+                let delta = layer.forward(&mut self.ops, &mut x, rope, &mut self.kv, &placed);
                 if pass.stop.is_some() {
                     observed.push(self.ops.take_observed());
                 }

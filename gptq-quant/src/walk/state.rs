@@ -6,8 +6,8 @@ use calib_data::TokenWindows;
 use half::{f16, slice::HalfFloatSliceExt};
 use infer_core::{
     check_ids,
-    model::{Layer, Parts, decoder::RopeTables, decoder::embed},
-    ops::{Backend, KvShape, Loading},
+    model::{KvWindows, Layer, Parts, decoder::RopeTables, decoder::embed},
+    ops::{Backend, Loading},
 };
 use model_format::{Checkpoint, DecoderConfig, Param, Role, Weight, params, params::joined_params};
 use rayon::prelude::*;
@@ -41,8 +41,10 @@ pub(super) struct Walk<'a, O: Calibrate> {
     progress: &'a mut dyn Progress,
     pub(super) windows: &'a TokenWindows,
     pub(super) rope: RopeTables<ObserveOps<O>>,
-    /// Keys and values of each window of a batch.
-    pub(super) kv: Vec<O::Kv>,
+    /// Keys and values of the windows of a batch.
+    pub(super) kv: O::Kv,
+    /// Their pages.
+    pub(super) kv_windows: KvWindows,
     pub(super) seq_len: usize,
     /// Activations in the model quantized so far. If drift is corrected, also those in the float model.
     pub(super) streams: Vec<Stream<O>>,
@@ -75,7 +77,6 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let seq_len = windows.seq_len();
         windows.iter().try_for_each(|window| check_ids(window, config.vocab_size))?;
         let device = ops.facts();
-        let shape = KvShape { kv_heads: config.num_key_value_heads, capacity: seq_len, head_dim: config.head_dim };
         let widest = config.qkv_size().max(2 * config.intermediate_size);
         let most_tokens = (device.most_values / widest).min(device.most_tokens);
         let batch = (most_tokens / seq_len).clamp(1, windows.len());
@@ -83,9 +84,11 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         progress.planned_memory(memory.host, memory.device);
         let fence = ops.upload(1, 1, &[0.0])?;
         let mut ops = ObserveOps::new(ops);
+        let kv_windows = KvWindows::new(batch, seq_len);
         Ok(Walk {
             rope: RopeTables::new(&mut ops, config, seq_len)?,
-            kv: (0..batch).map(|_| ops.new_kv(shape)).collect::<Result<_, _>>()?,
+            kv: ops.new_kv(kv_windows.shape(config))?,
+            kv_windows,
             ops,
             device,
             checkpoint,
@@ -130,7 +133,7 @@ impl<'a, O: Calibrate> Walk<'a, O> {
         let table = self.ops.upload_matrix(Role::Embedding, Weight::F32 { shape, data: table })?;
         let windows: Vec<&[u32]> = self.windows.iter().collect();
         let mut hidden = Vec::new();
-        for batch in windows.chunks(self.kv.len()) {
+        for batch in windows.chunks(self.kv_windows.count()) {
             let rows = embed(&mut self.ops, self.config, &table, &batch.concat());
             let bytes = batch.len() * self.seq_len * self.config.hidden_size * size_of::<f32>();
             hidden.push(if bytes <= self.room {

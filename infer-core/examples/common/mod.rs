@@ -29,10 +29,15 @@ pub async fn device() -> Result<Device, infer_core::Error> {
 
 /// Loads an MLC folder or a Hugging Face folder.
 pub async fn load(folder: &Path, device: Device) -> Result<Engine, Box<dyn Error>> {
-    let (files, options) = (DirFiles::new(folder), LoadOptions::default());
+    load_with(folder, device, &LoadOptions::default()).await
+}
+
+/// [`load`] with limits of memory and context.
+pub async fn load_with(folder: &Path, device: Device, options: &LoadOptions) -> Result<Engine, Box<dyn Error>> {
+    let files = DirFiles::new(folder);
     if files.exists(ChatConfig::FILE_NAME).await {
-        return Ok(Engine::load_mlc(&files, device, &options, &mut ()).await?);
+        return Ok(Engine::load_mlc(&files, device, options, &mut ()).await?);
     }
     let checkpoint = SafetensorsCheckpoint::open(folder)?;
-    Ok(Engine::load_checkpoint(&checkpoint, device, &options, &mut ()).await?)
+    Ok(Engine::load_checkpoint(&checkpoint, device, options, &mut ()).await?)
 }

@@ -1,9 +1,15 @@
-//! [`Engine`]: a loaded model with its tokenizer and chat template. Turns conversations into tokens; `generation.rs` runs
-//! them.
+//! [`Engine`]: a loaded model with its tokenizer and chat template. Turns conversations into tokens; `batch.rs` runs them.
+
+use std::ops::DerefMut;
 
 use model_format::{ChatConfig, Checkpoint, DecoderConfig, ModelFiles};
 
-use super::generation::{Generation, Suspended};
+use super::{
+    batch::CacheUse,
+    generation::{Generation, Suspended},
+    state::Answer,
+    token_engine::TokenEngine,
+};
 use crate::{
     Error, Progress, Result,
     device::{Checked, Device},
@@ -12,14 +18,18 @@ use crate::{
     text::{
         ModelText, TEXT_FILES,
         chat_template::{ChatTemplate, Message},
+        check_tokens,
         tokenizer::Tokenizer,
     },
 };
 
 /// A loaded model with its tokenizer and chat template.
+///
+/// All methods that start or continue answers take `&self`: put the engine into an `Arc` to use it from several tasks.
 pub struct Engine {
-    model: LoadedModel,
+    tokens: TokenEngine,
     text: ModelText,
+    checked: Option<Checked>,
 }
 
 impl Engine {
@@ -53,7 +63,7 @@ impl Engine {
     ) -> Result<Engine> {
         let rows = DecoderConfig::from_mlc(&ChatConfig::read(files).await?)?.vocab_size;
         let text = ModelText::new(&Engine::text_files(files).await?, &files.location(), rows)?;
-        Ok(Engine { model: LoadedModel::load_mlc(files, device, options, progress).await?, text })
+        Ok(Engine::new(LoadedModel::load_mlc(files, device, options, progress).await?, text))
     }
 
     /// Loads a Hugging Face checkpoint: float, or GPTQ. Errors as [`Engine::load_mlc`].
@@ -65,33 +75,42 @@ impl Engine {
     ) -> Result<Engine> {
         let rows = DecoderConfig::from_hf(checkpoint.config_json())?.vocab_size;
         let text = ModelText::new(&checkpoint.companion_files()?, &checkpoint.location(), rows)?;
-        Ok(Engine { model: LoadedModel::load_checkpoint(checkpoint, device, options, progress).await?, text })
+        Ok(Engine::new(LoadedModel::load_checkpoint(checkpoint, device, options, progress).await?, text))
     }
 
-    /// Starts the answer to a conversation. Reuses the KV cache of the common prefix with the conversation before.
+    fn new(model: LoadedModel, text: ModelText) -> Engine {
+        Engine { checked: model.checked(), tokens: TokenEngine::new(model), text }
+    }
+
+    /// Starts the answer to a conversation. Reuses the stored keys and values of equal beginnings of earlier texts.
     ///
-    /// Drop the generation to end the answer early. Errors: [`Error::ChatTemplate`]; [`Error::BadParameter`];
-    /// [`Error::ContextFull`]; [`Error::TokenOutOfRange`].
-    pub fn chat(&mut self, messages: &[Message], params: SamplingParams) -> Result<Generation<'_>> {
-        let tokens = self.chat_tokens(messages)?;
-        Generation::new(&mut self.model, &self.text, tokens, params)
+    /// Any number of answers may be in progress; they run together. Drop the generation to end the answer early. Errors:
+    /// [`Error::ChatTemplate`]; [`Error::BadParameter`]; [`Error::ContextFull`]; [`Error::TokenOutOfRange`].
+    pub fn chat(&self, messages: &[Message], params: SamplingParams) -> Result<Generation> {
+        self.start(self.chat_tokens(messages)?, params)
     }
 
     /// Starts the continuation of a plain text. Prepends the tokenizer's prefix (BOS, if the model has one). Control tokens in
     /// the text are parsed as such, so pass only trusted text. Errors as [`Engine::chat`].
-    pub fn complete(&mut self, text: &str, params: SamplingParams) -> Result<Generation<'_>> {
-        let tokens = self.text.tokenizer.encode_with_prefix(text)?;
-        Generation::new(&mut self.model, &self.text, tokens, params)
+    pub fn complete(&self, text: &str, params: SamplingParams) -> Result<Generation> {
+        self.start(self.text.tokenizer.encode_with_prefix(text)?, params)
+    }
+
+    fn start(&self, prompt: Vec<u32>, params: SamplingParams) -> Result<Generation> {
+        check_tokens(&prompt, self.config().vocab_size, &self.text.tokenizer)?;
+        self.tokens.start_answer(Answer::new(Some(&self.text), prompt, params)?)
     }
 
     /// Continues an answer whose device failed, on the same model loaded again. The text is the same as without the failure.
     ///
-    /// Panics if `model` has another shape.
-    pub fn resume(&mut self, model: LoadedModel, suspended: Suspended) -> Generation<'_> {
-        assert_eq!(model.config(), self.config(), "resume: the model's shape");
-        let former = std::mem::replace(&mut self.model, model);
-        self.model.take_over_from(former);
-        Generation::resumed(&mut self.model, &self.text, suspended)
+    /// Other answers in progress continue on `model`, too. Panics if `model` has another shape.
+    pub async fn resume(&self, model: LoadedModel, suspended: Suspended) -> Generation {
+        self.tokens.resume(model, suspended).await
+    }
+
+    /// Continues an answer whose device failed, on the model that another answer's [`Engine::resume`] put in place.
+    pub fn resume_here(&self, suspended: Suspended) -> Generation {
+        self.tokens.resume_here(suspended)
     }
 
     /// The prompt of a conversation as tokens, up to the start of the answer.
@@ -108,26 +127,32 @@ impl Engine {
     }
 
     /// Runs a token and drops it: compiles the kernels, and reveals errors that the device reports late.
-    pub async fn warm_up(&mut self) -> Result<()> {
-        self.reset();
-        self.model.most_likely(&[0]).await?;
-        self.reset();
+    pub async fn warm_up(&self) -> Result<()> {
+        let mut model = self.model().await;
+        model.truncate(0);
+        model.most_likely(&[0]).await?;
+        model.truncate(0);
         Ok(())
     }
 
-    /// Empties the KV cache.
-    pub fn reset(&mut self) {
-        self.model.truncate(0);
+    /// Forgets all keys and values at the next step. Answers in progress compute theirs again.
+    pub fn reset(&self) {
+        self.tokens.reset();
     }
 
     /// Takes the message for the user about a device fault that was worked around: see [`LoadedModel::take_notice`].
-    pub fn take_notice(&mut self) -> Option<String> {
-        self.model.take_notice()
+    pub fn take_notice(&self) -> Option<String> {
+        self.tokens.take_notice()
     }
 
-    /// The model without its text side.
-    pub fn model(&mut self) -> &mut LoadedModel {
-        &mut self.model
+    /// The model without its text side: see [`TokenEngine::model`].
+    pub async fn model(&self) -> impl DerefMut<Target = LoadedModel> {
+        self.tokens.model().await
+    }
+
+    /// The use of the cache: see [`TokenEngine::cache_use`].
+    pub async fn cache_use(&self) -> CacheUse {
+        self.tokens.cache_use().await
     }
 
     /// The default settings of a chat: the model's recommendations, else ours.
@@ -147,16 +172,16 @@ impl Engine {
 
     /// The model's shape.
     pub fn config(&self) -> &DecoderConfig {
-        self.model.config()
+        self.tokens.config()
     }
 
     /// Cost of the check of its kernels; `None` on the CPU.
     pub fn checked(&self) -> Option<Checked> {
-        self.model.checked()
+        self.checked
     }
 
     /// Capacity of the KV cache in tokens, prompt and answers together.
     pub fn context(&self) -> usize {
-        self.model.context()
+        self.tokens.context()
     }
 }

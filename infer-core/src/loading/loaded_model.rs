@@ -16,7 +16,11 @@ use crate::{
     Error, Progress, Result,
     device::{Checked, Device, Tuned},
     memory::Need,
-    model::{Session, StepProfile, load_checkpoint, load_mlc, load_random, perplexity::ROWS},
+    model::{
+        Session, StepProfile, load_checkpoint, load_mlc, load_random,
+        perplexity::ROWS,
+        steps::{PlannedRows, StepResults},
+    },
     ops::{Forward, gpu::GpuOps},
     sampling::sampler::Sampler,
     text::check_ids,
@@ -53,18 +57,18 @@ macro_rules! on_session {
 
 /// A session on a device, with the parameters that `$load` uploads through `$ops`.
 macro_rules! session_on {
-    ($device:expr, $config:expr, $context:expr, $ops:ident => $load:expr) => {
+    ($device:expr, $config:expr, $need:expr, $ops:ident => $load:expr) => {
         match $device {
             #[cfg(feature = "native")]
             Device::Cpu(cpu) => {
                 let mut $ops = CandleOps::new(cpu);
                 let parts = $load?;
-                OnDevice::Cpu(Session::new($ops, $config, parts, $context)?)
+                OnDevice::Cpu(Session::new($ops, $config, parts, $need.context, $need.conversations)?)
             }
             Device::Gpu(gpu, kv) => {
                 let mut $ops = GpuOps::new(gpu, kv);
                 let parts = $load?;
-                OnDevice::Gpu(Session::new($ops, $config, parts, $context)?)
+                OnDevice::Gpu(Session::new($ops, $config, parts, $need.context, $need.conversations)?)
             }
         }
     };
@@ -85,10 +89,11 @@ impl LoadedModel {
         let format = QuantFormat::by_name(&chat_config.quantization)?;
         let default = default_context(&chat_config, &config);
         let size = ModelSize::of_mlc(&config, format, device.matrix_storage(), device.kv_dtype());
+        let size = size.with_conversations(options.conversations);
         let need = size.fit(&config, options.context, default, device.room(options.memory))?;
         progress.planned(&need);
         let prepared = Prepared::new(&device, &config, &need, options, ModelSize::stored_mlc(format))?;
-        let session = session_on!(device, &config, need.context, ops =>
+        let session = session_on!(device, &config, need, ops =>
             load_mlc(&mut ops, &config, format, files, progress).await);
         let kernels = prepared.finish(options, progress).await?;
         Ok(LoadedModel::new(session, config, need, kernels, options))
@@ -107,11 +112,12 @@ impl LoadedModel {
         let size = ModelSize::of_checkpoint(&config, checkpoint, format, device.matrix_storage(), device.kv_dtype())?;
         let trained = config.max_position_embeddings;
         let wanted = options.context.map(|context| context.min(trained));
+        let size = size.with_conversations(options.conversations);
         let need = size.fit(&config, wanted, DEFAULT_CONTEXT.min(trained), device.room(options.memory))?;
         progress.planned(&need);
         let stored = ModelSize::stored_checkpoint(checkpoint, format)?;
         let prepared = Prepared::new(&device, &config, &need, options, stored)?;
-        let session = session_on!(device, &config, need.context, ops =>
+        let session = session_on!(device, &config, need, ops =>
             load_checkpoint(&mut ops, &config, checkpoint, Some(format), progress));
         let kernels = prepared.finish(options, progress).await?;
         Ok(LoadedModel::new(session, config, need, kernels, options))
@@ -127,10 +133,11 @@ impl LoadedModel {
     ) -> Result<LoadedModel> {
         let size = ModelSize::of_mlc(config, format, device.matrix_storage(), device.kv_dtype());
         let default = DEFAULT_CONTEXT.min(config.max_position_embeddings);
+        let size = size.with_conversations(options.conversations);
         let need = size.fit(config, options.context, default, device.room(options.memory))?;
         progress.planned(&need);
         let prepared = Prepared::new(&device, config, &need, options, ModelSize::stored_mlc(format))?;
-        let session = session_on!(device, config, need.context, ops =>
+        let session = session_on!(device, config, need, ops =>
             load_random(&mut ops, config, format, 0, progress));
         let kernels = prepared.finish(options, progress).await?;
         Ok(LoadedModel::new(session, config.clone(), need, kernels, options))
@@ -290,17 +297,56 @@ impl LoadedModel {
         on_session!(&mut self.session, session => session.most_likely(tokens).await)
     }
 
-    pub(crate) async fn drawn(
-        &mut self,
-        tokens: &[u32],
-        sampler: &mut Sampler,
-        generated: &[u32],
-    ) -> Result<Option<u32>> {
-        on_session!(&mut self.session, session => session.drawn(tokens, sampler, generated).await)
+    /// Records a step of many sequences: see [`Session::record`].
+    pub(crate) fn record_step(&mut self, rows: &[PlannedRows], chosen: Option<usize>, long: bool) -> Result<()> {
+        on_session!(&mut self.session, session => session.record(rows, chosen, long))
     }
 
-    pub(crate) async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
-        on_session!(&mut self.session, session => session.check_guess(token, guess).await)
+    /// Waits for the results of the first recorded step.
+    pub(crate) async fn finish_step(&mut self) -> Result<StepResults> {
+        on_session!(&mut self.session, session => session.finish().await)
+    }
+
+    /// The row of the choices of a recorded step with the token of its sequence `i`.
+    pub(crate) fn chosen_row(&self, step: usize, i: usize) -> usize {
+        on_session!(&self.session, session => session.steps().chosen_row(step, i))
+    }
+
+    /// True if a single row runs in kernel chains.
+    pub(crate) fn has_chained(&self) -> bool {
+        match &self.session {
+            #[cfg(feature = "native")]
+            OnDevice::Cpu(_) => false,
+            OnDevice::Gpu(session) => session.ops().has_chained(),
+        }
+    }
+
+    /// Drops the one text and all recorded steps.
+    pub(crate) fn clear(&mut self) {
+        on_session!(&mut self.session, session => session.clear());
+    }
+
+    pub(crate) fn set_draw(&mut self, id: u64, sampler: &Sampler, generated: &[u32]) -> Result<bool> {
+        on_session!(&mut self.session, session => session.set_draw(id, sampler, generated))
+    }
+
+    pub(crate) fn drop_draw(&mut self, id: u64) {
+        on_session!(&mut self.session, session => session.drop_draw(id));
+    }
+
+    /// Lookahead in steps.
+    pub(crate) fn ahead(&self) -> usize {
+        on_session!(&self.session, session => session.lookahead())
+    }
+
+    /// Number of pages of keys and values.
+    pub(crate) fn pages(&self) -> usize {
+        on_session!(&self.session, session => session.pages())
+    }
+
+    /// Texts of more tokens have the rotary frequencies of long texts.
+    pub(crate) fn long_from(&self) -> usize {
+        on_session!(&self.session, session => session.long_from())
     }
 
     pub(crate) fn may_guess(&self) -> bool {
@@ -310,10 +356,6 @@ impl LoadedModel {
     /// The smallest chunk of tokens with the same results, bit for bit, as a longer one.
     pub(crate) fn fewest_rows(&self) -> usize {
         on_session!(&self.session, session => Forward::fewest_rows(session.ops()))
-    }
-
-    pub(crate) fn common_prefix(&self, tokens: &[u32]) -> usize {
-        on_session!(&self.session, session => session.cache().common_prefix(tokens))
     }
 
     /// Drops all but the first `len` tokens of the cache.

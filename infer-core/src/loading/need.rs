@@ -6,7 +6,7 @@ use model_format::{
     Checkpoint, DecoderConfig, Dtype, Param, QuantFormat, Role, gptq::GptqConfig, params, params::joined_params,
     quant::group_quant::GroupQuant, rope_scaling::RopeScaling,
 };
-use webgpu_kernels::{KvCache, KvDtype, WeightFormat, gemm::scratch_cols};
+use webgpu_kernels::{KvDtype, KvPool, PAGE, WeightFormat, gemm::scratch_cols};
 
 use crate::{
     Error, Result,
@@ -26,6 +26,8 @@ pub(crate) struct ModelSize {
     pub per_token: u64,
     /// Number type of the cache.
     pub kv: KvDtype,
+    /// Number of conversations that the cache has room for.
+    pub conversations: usize,
 }
 
 impl ModelSize {
@@ -47,6 +49,7 @@ impl ModelSize {
             weights: params.iter().map(&bytes).sum(),
             per_token: params.iter().filter(is_read).map(&bytes).sum(),
             kv,
+            conversations: 1,
         }
     }
 
@@ -71,9 +74,19 @@ impl ModelSize {
         Ok(move |param: &Param| stored(param).into())
     }
 
+    /// The same sizes with a cache for so many conversations.
+    pub fn with_conversations(self, conversations: Option<usize>) -> ModelSize {
+        ModelSize { conversations: conversations.unwrap_or(1).max(1), ..self }
+    }
+
     /// The memory for a model with this context.
     pub fn need(&self, config: &DecoderConfig, context: usize) -> Need {
-        let layer = KvCache::bytes(config.num_key_value_heads, context, config.head_dim, self.kv);
+        let layer = KvPool::bytes(
+            config.num_key_value_heads,
+            self.conversations.saturating_mul(context.div_ceil(PAGE)),
+            config.head_dim,
+            self.kv,
+        );
         let is_long = matches!(config.rope_scaling, Some(RopeScaling::LongRope { .. }));
         let tables = if config.window_rope_theta.is_some() || is_long { 2 } else { 1 };
         let rope = 4 * (tables * context * config.rotary_dim) as u64;
@@ -82,8 +95,9 @@ impl ModelSize {
             weights: self.weights,
             weights_per_token: self.per_token,
             cache,
-            scratch: scratch(config, context),
+            scratch: scratch(config, context, self.conversations),
             context,
+            conversations: self.conversations,
         }
     }
 
@@ -175,15 +189,16 @@ fn param_bytes(param: &Param, format: WeightFormat) -> u64 {
 }
 
 /// Upper estimate of the activations in memory at a time: those around the feed-forward's gate, or around attention.
-fn scratch(config: &DecoderConfig, context: usize) -> u64 {
+fn scratch(config: &DecoderConfig, context: usize, conversations: usize) -> u64 {
     let rows = context.min(PREFILL_CHUNK + FEWEST_ROWS);
     let qkv = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim;
     let heads = config.num_attention_heads * config.head_dim;
     let widest = qkv.max(heads).max(2 * config.intermediate_size);
     let product = scratch_cols(widest, config.hidden_size);
     let per_row = 4 * config.hidden_size + qkv + 2 * heads + 3 * config.intermediate_size + product;
-    // Pooled buffers are up to a quarter larger than requested: 5 bytes for each 4-byte value.
-    5 * (rows * per_row + 2 * config.vocab_size) as u64
+    // Pooled buffers are up to a quarter larger than requested: 5 bytes for each 4-byte value. Each conversation has a row of
+    // logits, and one is read back.
+    5 * (rows * per_row + conversations.saturating_add(1).min(PREFILL_CHUNK) * config.vocab_size) as u64
 }
 
 #[cfg(test)]
@@ -207,10 +222,11 @@ mod tests {
         let norms = 57 * 3072;
         assert_eq!(size().weights, (3_212_749_824 - norms) / 32 * 18 + 4 * norms);
         // 28 layers, keys and values, 8 heads of 128 in f16; the rotary table of 128 in f32.
-        assert_eq!(size().need(&config(), 1000).cache, 1000 * (28 * 2 * 8 * 128 * 2 + 128 * 4));
+        // The last page of 32 tokens is not full.
+        assert_eq!(size().need(&config(), 1000).cache, 1024 * 28 * 2 * 8 * 128 * 2 + 1000 * 128 * 4);
         // With 8-bit caches, a head has 128 codes and four f32 scales.
         let in_eight_bits = ModelSize { kv: KvDtype::Q8, ..size() };
-        assert_eq!(in_eight_bits.need(&config(), 1000).cache, 1000 * (28 * 2 * 8 * (128 + 4 * 4) + 128 * 4));
+        assert_eq!(in_eight_bits.need(&config(), 1000).cache, 1024 * 28 * 2 * 8 * (128 + 4 * 4) + 1000 * 128 * 4);
     }
 
     #[test]
@@ -233,8 +249,8 @@ mod tests {
         let less = fit(None, 2.1).unwrap();
         assert!((MIN_CONTEXT..4096).contains(&less.context), "{less}");
         assert!(less.total() as f64 <= 2.1 * f64::from(1 << 30));
-        // One more token does not fit.
-        assert!(size.need(&config, less.context + 1).total() as f64 > 2.1 * f64::from(1 << 30));
+        // One more page does not fit.
+        assert!(size.need(&config, less.context + PAGE).total() as f64 > 2.1 * f64::from(1 << 30));
         let Err(Error::DoesNotFit { longest, .. }) = fit(Some(131_072), 8.0) else { panic!("131072 tokens fit") };
         assert_eq!(fit(longest, 8.0).unwrap().context, longest.unwrap());
         let error = fit(None, 1.0).unwrap_err();

@@ -7,9 +7,11 @@ use crate::device::{DeviceCache, Tuning};
 /// Limits and storage for loading a model.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
-    /// Capacity of the KV cache in tokens. `None`: the model's own context, at most 4096, and at most what fits into the
+    /// Limit of a conversation in tokens, prompt and answers together. `None`: the model's own context, at most 4096, and at most what fits into the
     /// device's memory.
     pub context: Option<usize>,
+    /// Number of conversations of `context` tokens that the KV cache has room for. `None`: one.
+    pub conversations: Option<usize>,
     /// Limit of the device memory in bytes. `None`: the free memory that the driver reports, or nine tenths of the total.
     pub memory: Option<u64>,
     /// Storage for facts about devices: results of kernel checks, tuned choices, compiled pipelines. `None`: check the

@@ -9,8 +9,9 @@ use webgpu_kernels::{Gpu, Kernel, KvDtype, Variant, WeightFormat, gpu::Traced, s
 use super::need::ModelSize;
 use crate::{
     Result,
+    memory::Need,
     model::{
-        Decoder, KvCache, Parts, Sequence, attention_shape,
+        Decoder, KvCache, KvPool, Parts, Sequence, attention_shape,
         chunks::{FEWEST_ROWS, PREFILL_CHUNK},
     },
     ops::{AttentionShape, Loading, gpu::GpuOps},
@@ -30,7 +31,8 @@ pub(crate) struct Plan {
 struct DryRun {
     ops: GpuOps,
     decoder: Decoder<GpuOps>,
-    cache: KvCache<GpuOps>,
+    pool: KvPool<GpuOps>,
+    cache: KvCache,
 }
 
 impl DryRun {
@@ -52,8 +54,8 @@ impl DryRun {
             }
         }
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
-        let cache = KvCache::new(&mut ops, config, context)?;
-        Ok(DryRun { ops, decoder, cache })
+        let (pool, cache) = KvPool::with_cache(&mut ops, config, context)?;
+        Ok(DryRun { ops, decoder, pool, cache })
     }
 }
 
@@ -79,42 +81,45 @@ pub fn planned_work(
 ) -> Result<PlannedWork> {
     let context = position + rows + FEWEST_ROWS;
     let stored = ModelSize::stored_mlc(format);
-    let DryRun { mut ops, decoder, mut cache } = DryRun::new(config, gpu, kv, context, stored)?;
+    let DryRun { mut ops, decoder, mut pool, mut cache } = DryRun::new(config, gpu, kv, context, stored)?;
     if position > 0 {
         let tokens = vec![0; position];
-        decoder.hidden(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+        decoder.hidden(&mut ops, &mut pool, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
         ops.recorder().take_trace();
     }
     gpu.note_problems();
     let tokens = vec![0; rows];
-    let logits = decoder.forward(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+    let logits = decoder.forward(&mut ops, &mut pool, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
     ops.plan_choice(&logits);
     Ok(PlannedWork { dispatches: ops.recorder().take_trace(), problems: gpu.noted_problems() })
 }
 
-/// Numbers of rows for which kernels choose differently. Problems of fewer rows than the last are not tuned.
+/// Numbers of rows for which kernels choose differently.
 const ROWS: [usize; 5] = [1, PREFILL_CHUNK, 64, 32, FEWEST_ROWS];
+/// More of them, which only many conversations have often enough to repay tuning.
+const ROWS_TOGETHER: [usize; 4] = [8, 4, 2, 3];
 /// How many of [`ROWS`], from the first, have their kernels compiled at load.
 const COMPILED: usize = 2;
 
 impl Plan {
-    /// The plan of a model whose parameters have the formats `stored` on the device.
+    /// The plan of a model that needs this memory, and whose parameters have the formats `stored` on the device.
     pub fn new(
         config: &DecoderConfig,
         gpu: &Gpu,
         kv: KvDtype,
-        context: usize,
+        need: &Need,
         stored: impl Fn(&Param) -> WeightFormat,
     ) -> Result<Plan> {
-        let context = context.min(PREFILL_CHUNK + FEWEST_ROWS);
-        let DryRun { mut ops, decoder, mut cache } = DryRun::new(config, gpu, kv, context, stored)?;
+        let context = need.context.min(PREFILL_CHUNK + FEWEST_ROWS);
+        let together = ROWS_TOGETHER.into_iter().filter(|_| need.conversations > 1);
+        let DryRun { mut ops, decoder, mut pool, mut cache } = DryRun::new(config, gpu, kv, context, stored)?;
         let (mut problems, mut kernels): (Vec<Problem>, Vec<(&'static Kernel, Variant)>) = Default::default();
         let mut variants: Vec<(&'static str, Variant)> = Vec::new();
-        for (place, rows) in ROWS.into_iter().enumerate().filter(|(_, rows)| *rows <= context) {
+        for (place, rows) in ROWS.into_iter().chain(together).enumerate().filter(|(_, rows)| *rows <= context) {
             cache.truncate(0);
             gpu.note_problems();
             let tokens = vec![0; rows];
-            let logits = decoder.forward(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+            let logits = decoder.forward(&mut ops, &mut pool, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
             ops.plan_choice(&logits);
             let mut noted = gpu.noted_problems();
             noted.sort_by_cached_key(|(problem, count)| {
@@ -130,7 +135,7 @@ impl Plan {
         for rows in (2..FEWEST_ROWS).chain(ROWS).filter(|rows| *rows <= context) {
             cache.truncate(0);
             let tokens = vec![0; rows];
-            let hidden = decoder.hidden(&mut ops, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
+            let hidden = decoder.hidden(&mut ops, &mut pool, &mut [Sequence { tokens: &tokens, cache: &mut cache }]);
             decoder.head(&mut ops, &hidden);
             add_new(&mut variants, &mut ops);
         }
@@ -183,7 +188,7 @@ mod tests {
     use webgpu_kernels::{gpu::OpenOptions, selftest};
 
     use super::*;
-    use crate::device::test_gpu::gpu_for_test;
+    use crate::device::{MatrixStorage, test_gpu::gpu_for_test};
 
     /// The self-test covers a model: each of its variants has a case.
     #[test]
@@ -200,7 +205,10 @@ mod tests {
                     let format = QuantFormat::by_name(name).unwrap();
                     for kv in [KvDtype::F16, KvDtype::Q8] {
                         let stored = ModelSize::stored_mlc(format);
-                        let Plan { workload, .. } = Plan::new(&config, &gpu, kv, 4096, stored).unwrap();
+                        let storage = MatrixStorage::Packed;
+                        let size = ModelSize::of_mlc(&config, format, storage, kv).with_conversations(Some(2));
+                        let need = size.need(&config, 4096);
+                        let Plan { workload, .. } = Plan::new(&config, &gpu, kv, &need, stored).unwrap();
                         count += workload.variants.len();
                         let unchecked = selftest::unchecked(&gpu, &workload);
                         assert!(unchecked.is_empty(), "{profile} {} {name} {kv:?}: {unchecked:?}", file.display());

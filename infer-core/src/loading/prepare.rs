@@ -56,10 +56,10 @@ impl Prepared {
         let cache = options.device_cache.as_deref();
         chain_record::disable_if_failed(&gpu, cache);
         let pipelines = cache.and_then(|cache| PipelineCache::load(&gpu, cache));
-        let mut plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
+        let mut plan = Plan::new(config, &gpu, kv, need, &stored)?;
         let tuning = TuningState::load(&gpu, &plan.problems, options.tuning, cache);
         if tuning.differs_from_defaults() {
-            plan = Plan::new(config, &gpu, kv, need.context, &stored)?;
+            plan = Plan::new(config, &gpu, kv, need, &stored)?;
         }
         gpu.prepare(plan.kernels.iter().cloned());
         Ok(Prepared(Some(OnGpu { gpu, plan, tuning, pipelines })))

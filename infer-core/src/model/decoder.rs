@@ -7,13 +7,13 @@ use model_format::{DecoderConfig, Role};
 use super::{
     chunks::{PREFILL_CHUNK, chunk_len},
     kv_cache::KvCache,
+    kv_pool::KvPool,
     layer::Layer,
     parts::Parts,
-    rope_tables::RopeTable,
 };
 use crate::{
     Result,
-    ops::{Backend, Choose, Forward, Loading, Span},
+    ops::{Backend, Choose, Forward, Loading, RowSpan, Source},
 };
 
 pub use super::rope_tables::RopeTables;
@@ -30,11 +30,11 @@ pub struct Decoder<O: Backend> {
 }
 
 /// The next tokens of one sequence, and its KV cache.
-pub struct Sequence<'a, O: Backend> {
+pub struct Sequence<'a> {
     /// Token ids to run, at least one.
     pub tokens: &'a [u32],
     /// The tokens before. The forward pass appends `tokens`.
-    pub cache: &'a mut KvCache<O>,
+    pub cache: &'a mut KvCache,
 }
 
 impl<O: Loading> Decoder<O> {
@@ -59,6 +59,11 @@ impl<O: Forward> Decoder<O> {
         self.rope.depends_on_length()
     }
 
+    /// Texts of more tokens use the rotary frequencies of long texts. `usize::MAX` if no text does.
+    pub fn long_from(&self) -> usize {
+        self.rope.long_from()
+    }
+
     /// The number of the next `left` tokens to run at a time: about `limit`, or fewer so that the device is not busy for
     /// long. `limit` is at least [`FEWEST_ROWS`](webgpu_kernels::gpu::FEWEST_ROWS).
     pub fn chunk_len(&self, ops: &O, left: usize, limit: usize) -> usize {
@@ -80,11 +85,16 @@ impl<O: Forward> Decoder<O> {
     /// Runs the next tokens of each sequence. Returns the logits `[sequences, vocab_size]` after the last token of each.
     ///
     /// Panics like [`Decoder::hidden`].
-    pub fn forward(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
-        let hidden = self.hidden(ops, batch);
+    pub fn forward(&self, ops: &mut O, pool: &mut KvPool<O>, batch: &mut [Sequence<'_>]) -> O::Tensor {
+        let hidden = self.hidden(ops, pool, batch);
         let mut end = 0;
         let last: Vec<usize> = batch.iter().map(|sequence| (end += sequence.tokens.len(), end - 1).1).collect();
-        let hidden = if end > last.len() { ops.select_rows(&hidden, &last) } else { hidden };
+        self.logits_of(ops, hidden, &last, end)
+    }
+
+    /// The logits `[last.len(), vocab_size]` of some of the rows of normed hidden states.
+    pub(crate) fn logits_of(&self, ops: &mut O, hidden: O::Tensor, rows: &[usize], all: usize) -> O::Tensor {
+        let hidden = if rows.len() < all { ops.select_rows(&hidden, rows) } else { hidden };
         self.head(ops, &hidden)
     }
 
@@ -101,9 +111,9 @@ impl<O: Forward> Decoder<O> {
     ///
     /// If the model has other rotary frequencies for long texts, and a text becomes long, its cache is first computed again.
     /// Panics if a batch has both short and long texts.
-    pub fn hidden(&self, ops: &mut O, batch: &mut [Sequence<'_, O>]) -> O::Tensor {
+    pub fn hidden(&self, ops: &mut O, pool: &mut KvPool<O>, batch: &mut [Sequence<'_>]) -> O::Tensor {
         assert!(batch.iter().all(|sequence| !sequence.tokens.is_empty()), "forward: a sequence has no token");
-        let is_long = |sequence: &Sequence<'_, O>| self.rope.is_long(sequence.cache.text_len(sequence.tokens.len()));
+        let is_long = |sequence: &Sequence<'_>| self.rope.is_long(sequence.cache.text_len(sequence.tokens.len()));
         let long = batch.iter().any(is_long);
         assert!(batch.iter().all(|sequence| is_long(sequence) == long), "forward: short and long texts in one batch");
         for sequence in batch.iter_mut().filter(|sequence| sequence.cache.is_long() != long) {
@@ -112,58 +122,67 @@ impl<O: Forward> Decoder<O> {
             while !left.is_empty() {
                 let tokens;
                 (tokens, left) = left.split_at(self.chunk_len(ops, left.len(), PREFILL_CHUNK));
-                self.run_tokens(ops, &mut [Sequence { tokens, cache: &mut *sequence.cache }], long);
+                self.run_tokens(ops, pool, &mut [Sequence { tokens, cache: &mut *sequence.cache }], long);
             }
         }
-        self.run_tokens(ops, batch, long)
+        self.run_tokens(ops, pool, batch, long)
     }
 
     /// [`Decoder::hidden`], with caches whose keys are rotated for texts of this length.
-    fn run_tokens(&self, ops: &mut O, batch: &mut [Sequence<'_, O>], long: bool) -> O::Tensor {
+    fn run_tokens(&self, ops: &mut O, pool: &mut KvPool<O>, batch: &mut [Sequence<'_>], long: bool) -> O::Tensor {
         let tokens: Vec<u32> = batch.iter().flat_map(|sequence| sequence.tokens).copied().collect();
         let x = embed(ops, &self.config, &self.embedding, &tokens);
-        let mut caches: Vec<_> = batch.iter_mut().map(|s| (s.tokens.len(), &mut *s.cache)).collect();
-        let normed = self.run(ops, x, self.rope.table(long), &mut caches);
+        let spans: Vec<RowSpan<'_>> = batch.iter().map(|s| s.cache.span(s.tokens.len())).collect();
+        let normed = self.run(ops, pool, x, long, &spans);
         for sequence in batch {
             sequence.cache.extend(sequence.tokens);
         }
         normed
     }
 
-    /// Runs a token that the host may not know yet. Returns the logits `[1, vocab_size]` after it. The cache reserves its place.
-    pub fn forward_chosen(&self, ops: &mut O, token: &O::Token, cache: &mut KvCache<O>) -> O::Tensor
+    /// The residual stream before the first layer for tokens that the host may not know yet. [`Source::Chosen`] refers to `tokens`,
+    /// which may be `None` if all ids are known.
+    pub(crate) fn embed_sources(&self, ops: &mut O, sources: &[Source], tokens: Option<&O::Tokens>) -> O::Tensor
     where
         O: Choose,
     {
-        let x = ops.embedding_of(&self.embedding, token, self.config.embedding_scale as f32);
-        let normed = self.run(ops, x, self.rope.table(cache.is_long()), &mut [(1, cache)]);
-        cache.reserve();
-        self.head(ops, &normed)
+        let id = |source: &Source| match *source {
+            Source::Id(id) => Some(id),
+            Source::Chosen(_) => None,
+        };
+        match sources.iter().map(id).collect::<Option<Vec<u32>>>() {
+            Some(ids) => embed(ops, &self.config, &self.embedding, &ids),
+            None => {
+                let tokens = tokens.expect("the tokens that sources refer to");
+                ops.embedding_of(&self.embedding, sources, tokens, self.config.embedding_scale as f32)
+            }
+        }
     }
 
-    /// Runs the residual stream `x` through the layers and the final norm. `caches`: rows of `x`, and the cache, per sequence.
-    fn run(
+    /// Runs the residual stream `x` through the layers and the final norm. `spans` divide its rows among sequences. `long`: all
+    /// texts use the rotary frequencies of long ones.
+    pub(crate) fn run(
         &self,
         ops: &mut O,
+        pool: &mut KvPool<O>,
         mut x: O::Tensor,
-        rope: &RopeTable<O>,
-        caches: &mut [(usize, &mut KvCache<O>)],
+        long: bool,
+        spans: &[RowSpan<'_>],
     ) -> O::Tensor {
-        let first = self.layers.first().expect("a decoder has a layer");
-        let mut y = first.begin(ops, &x, rope, &mut spans_of(caches, 0));
+        let (rope, rows) = (self.rope.table(long), ops.place_rows(spans));
+        let (first_kv, mut kvs) = pool.layers_mut().split_first_mut().expect("a decoder has a layer");
+        let mut y = self.layers[0].begin(ops, &x, rope, first_kv, &rows);
         for (i, layer) in self.layers.iter().enumerate() {
-            let next = self.layers.get(i + 1);
-            let next_norm = next.map_or(&self.final_norm, |next| &next.input_norm);
-            let mut spans = if next.is_some() { spans_of(caches, i + 1) } else { Vec::new() };
-            y = layer.finish(ops, &mut x, &y, next_norm, next.map(|next| (next, rope, &mut spans[..])));
+            let next = self.layers.get(i + 1).map(|next| {
+                let (kv, rest) = std::mem::take(&mut kvs).split_first_mut().expect("keys and values for every layer");
+                kvs = rest;
+                (next, rope, kv)
+            });
+            let next_norm = next.as_ref().map_or(&self.final_norm, |(next, ..)| &next.input_norm);
+            y = layer.finish(ops, &mut x, &y, next_norm, next, &rows);
         }
         y
     }
-}
-
-/// The spans of all sequences in layer `i`.
-fn spans_of<'c, O: Backend>(caches: &'c mut [(usize, &mut KvCache<O>)], i: usize) -> Vec<Span<'c, O::Kv>> {
-    caches.iter_mut().map(|(rows, cache)| cache.span(i, *rows)).collect()
 }
 
 /// The residual stream `[tokens, hidden_size]` before the first layer.

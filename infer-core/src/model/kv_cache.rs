@@ -1,18 +1,13 @@
-//! [`KvCache`]: the keys and values of one sequence in every layer, and their tokens.
+//! [`KvCache`]: the pages of one sequence in a [`KvPool`](super::KvPool), and its tokens.
 
-use model_format::DecoderConfig;
+use crate::ops::{PAGE, RowSpan};
 
-use crate::{
-    Result,
-    ops::{Backend, KvShape, Loading, Span},
-};
-
-/// The keys and values of one sequence in every layer, and their tokens.
+/// The pages of one sequence in a [`KvPool`](super::KvPool), and its tokens.
 ///
 /// The cache remembers its tokens, so that a new turn reuses the common prefix. Device memory beyond [`KvCache::len`] is
 /// undefined and will be overwritten.
-pub struct KvCache<O: Backend> {
-    layers: Vec<O::Kv>,
+pub struct KvCache {
+    pages: Vec<u32>,
     tokens: Vec<u32>,
     /// Number of tokens in the layers after `tokens` whose ids the host does not know yet.
     pending: usize,
@@ -30,16 +25,13 @@ pub(crate) struct Mark {
     is_long: bool,
 }
 
-impl<O: Loading> KvCache<O> {
-    /// An empty cache with a capacity of `capacity` tokens. Errors: out of memory.
-    pub fn new(ops: &mut O, config: &DecoderConfig, capacity: usize) -> Result<KvCache<O>> {
-        let shape = KvShape { kv_heads: config.num_key_value_heads, capacity, head_dim: config.head_dim };
-        let layers = (0..config.num_hidden_layers).map(|_| ops.new_kv(shape)).collect::<Result<_>>()?;
-        Ok(KvCache { layers, tokens: Vec::new(), pending: 0, capacity, is_long: false, text_len: 0 })
+impl KvCache {
+    /// An empty cache on these pages of a pool. No other cache may have them.
+    pub fn new(pages: Vec<u32>, capacity: usize) -> KvCache {
+        assert!(capacity <= pages.len() * PAGE, "kv cache: {capacity} tokens on {} pages", pages.len());
+        KvCache { pages, tokens: Vec::new(), pending: 0, capacity, is_long: false, text_len: 0 }
     }
-}
 
-impl<O: Backend> KvCache<O> {
     /// Capacity in tokens.
     pub fn capacity(&self) -> usize {
         self.capacity
@@ -114,11 +106,21 @@ impl<O: Backend> KvCache<O> {
         std::mem::take(&mut self.tokens)
     }
 
-    /// The place of the sequence's next `rows` tokens in layer `i`. Panics if they exceed the capacity.
-    pub(crate) fn span(&mut self, i: usize, rows: usize) -> Span<'_, O::Kv> {
+    /// The place of the sequence's next `rows` tokens. Panics if they exceed the capacity.
+    pub(crate) fn span(&self, rows: usize) -> RowSpan<'_> {
+        RowSpan { rows, past_len: self.place(rows), pages: &self.pages }
+    }
+
+    /// The position of the first of the next `rows` tokens. Panics if they exceed the capacity.
+    pub(crate) fn place(&self, rows: usize) -> usize {
         let past_len = self.tokens.len() + self.pending;
         assert!(past_len + rows <= self.capacity, "kv cache: {past_len} + {rows} tokens, capacity {}", self.capacity);
-        Span { rows, past_len, kv: &mut self.layers[i] }
+        past_len
+    }
+
+    /// Its pages in the pool.
+    pub(crate) fn pages(&self) -> &[u32] {
+        &self.pages
     }
 
     /// Records that every layer now also has `tokens`.

@@ -3,7 +3,7 @@
 use model_format::{DecoderConfig, Role, decoder_config::Activation};
 
 use super::{parts::Parts, rope_tables::RopeTable};
-use crate::ops::{AttentionShape, Backend, Forward, LayerEnd, LayerStart, Span};
+use crate::ops::{AttentionShape, Backend, Forward, LayerEnd, LayerStart};
 
 /// One decoder layer.
 pub struct Layer<O: Backend> {
@@ -56,9 +56,10 @@ impl<O: Forward> Layer<O> {
         ops: &mut O,
         x: &mut O::Tensor,
         rope: &RopeTable<O>,
-        spans: &mut [Span<'_, O::Kv>],
+        kv: &mut O::Kv,
+        rows: &O::Rows,
     ) -> O::Tensor {
-        let y = self.begin(ops, x, rope, spans);
+        let y = self.begin(ops, x, rope, kv, rows);
         let activated = self.activated(ops, x, &y);
         let down = ops.linear(&activated, &self.down);
         match &self.down_norm {
@@ -73,15 +74,16 @@ impl<O: Forward> Layer<O> {
         ops: &mut O,
         x: &O::Tensor,
         rope: &RopeTable<O>,
-        spans: &mut [Span<'_, O::Kv>],
+        kv: &mut O::Kv,
+        rows: &O::Rows,
     ) -> O::Tensor {
         if self.has_plain_attention() {
             let rope = rope.of(self.attention);
-            let layer = LayerStart { qkv: &self.qkv, rope, shape: self.attention, spans };
+            let layer = LayerStart { qkv: &self.qkv, rope, shape: self.attention, kv, rows };
             return ops.begin_layer(x, &self.input_norm, self.eps, layer);
         }
         let normed = ops.rms_norm(x, &self.input_norm, self.eps);
-        self.attended(ops, &normed, rope, spans)
+        self.attended(ops, &normed, rope, kv, rows)
     }
 
     /// The attention output for the normed residual stream.
@@ -90,11 +92,12 @@ impl<O: Forward> Layer<O> {
         ops: &mut O,
         normed: &O::Tensor,
         rope: &RopeTable<O>,
-        spans: &mut [Span<'_, O::Kv>],
+        kv: &mut O::Kv,
+        rows: &O::Rows,
     ) -> O::Tensor {
         let rope = rope.of(self.attention);
         if self.has_plain_attention() {
-            return ops.linear_attention(normed, &self.qkv, rope, self.attention, spans);
+            return ops.linear_attention(normed, &self.qkv, rope, self.attention, kv, rows);
         }
         let mut qkv = ops.linear(normed, &self.qkv);
         if let Some(bias) = &self.qkv_bias {
@@ -103,7 +106,7 @@ impl<O: Forward> Layer<O> {
         if let Some([query, key]) = &self.head_norms {
             ops.norm_heads(&mut qkv, query, key, self.attention, self.eps);
         }
-        ops.attention(&qkv, rope, self.attention, spans)
+        ops.attention(&qkv, rope, self.attention, kv, rows)
     }
 
     /// The input of the down projection for the attention output `y`. Adds the attention block to `x`.
@@ -122,7 +125,8 @@ impl<O: Forward> Layer<O> {
         x: &mut O::Tensor,
         y: &O::Tensor,
         next_norm: &O::Tensor,
-        next: Option<(&Layer<O>, &RopeTable<O>, &mut [Span<'_, O::Kv>])>,
+        next: Option<(&Layer<O>, &RopeTable<O>, &mut O::Kv)>,
+        rows: &O::Rows,
     ) -> O::Tensor {
         let has_plain_end =
             self.attention_out_bias.is_none() && self.attention_out_norm.is_none() && self.down_norm.is_none();
@@ -137,14 +141,14 @@ impl<O: Forward> Layer<O> {
                 eps: self.eps,
             };
             return match next {
-                Some((next, rope, spans)) if next.has_plain_attention() => {
+                Some((next, rope, kv)) if next.has_plain_attention() => {
                     let rope = rope.of(next.attention);
-                    let next = LayerStart { qkv: &next.qkv, rope, shape: next.attention, spans };
+                    let next = LayerStart { qkv: &next.qkv, rope, shape: next.attention, kv, rows };
                     ops.finish_layer(x, y, end, Some(next))
                 }
-                Some((next, rope, spans)) => {
+                Some((next, rope, kv)) => {
                     let normed = ops.finish_layer(x, y, end, None);
-                    next.attended(ops, &normed, rope, spans)
+                    next.attended(ops, &normed, rope, kv, rows)
                 }
                 None => ops.finish_layer(x, y, end, None),
             };
@@ -152,7 +156,7 @@ impl<O: Forward> Layer<O> {
         let activated = self.activated(ops, x, y);
         let normed = block_end(ops, x, &activated, &self.down, (None, self.down_norm.as_ref()), next_norm, self.eps);
         match next {
-            Some((next, rope, spans)) => next.attended(ops, &normed, rope, spans),
+            Some((next, rope, kv)) => next.attended(ops, &normed, rope, kv, rows),
             None => normed,
         }
     }

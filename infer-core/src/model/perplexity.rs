@@ -4,6 +4,7 @@ use super::{
     chunks::{FEWEST_ROWS, PREFILL_CHUNK},
     decoder::{Decoder, Sequence},
     kv_cache::KvCache,
+    kv_pool::KvPool,
 };
 use crate::{Result, ops::Ops};
 
@@ -17,7 +18,8 @@ pub const ROWS: usize = 256;
 pub async fn token_losses<O: Ops>(
     ops: &mut O,
     decoder: &Decoder<O>,
-    cache: &mut KvCache<O>,
+    pool: &mut KvPool<O>,
+    cache: &mut KvCache,
     window: &[u32],
 ) -> Result<Vec<f32>> {
     cache.begin_text(window.len());
@@ -27,7 +29,7 @@ pub async fn token_losses<O: Ops>(
         let tokens;
         (tokens, left) = left.split_at(decoder.chunk_len(ops, left.len(), PREFILL_CHUNK));
         let first = cache.len();
-        let hidden = decoder.hidden(ops, &mut [Sequence { tokens, cache: &mut *cache }]);
+        let hidden = decoder.hidden(ops, pool, &mut [Sequence { tokens, cache: &mut *cache }]);
         // The last token of the window has no target.
         let predicted = tokens.len().min(window.len() - 1 - first);
         let mut begin = 0;

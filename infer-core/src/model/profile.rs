@@ -4,10 +4,7 @@ use web_time::Instant;
 use webgpu_kernels::gpu::{Around, Timed};
 
 use super::session::Session;
-use crate::{
-    Result,
-    ops::{Choose, gpu::GpuOps},
-};
+use crate::{Result, ops::gpu::GpuOps};
 
 /// The time of a decoded token on a GPU, kernel by kernel.
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +67,7 @@ impl Session<GpuOps> {
             let start = Instant::now();
             let chosen = self.run_token(0)?;
             seconds += start.elapsed().as_secs_f64();
-            self.ops_mut().token(chosen).await?;
+            self.wait(chosen).await?;
         }
         self.cache_mut().truncate(depth);
         Ok(seconds)

@@ -32,6 +32,11 @@ impl<O: Backend> RopeTables<O> {
         self.long.is_some()
     }
 
+    /// The length of the longest short text. `usize::MAX` if all texts are short.
+    pub fn long_from(&self) -> usize {
+        self.long.as_ref().map_or(usize::MAX, |(short, _)| *short)
+    }
+
     /// True if a text of `len` tokens uses the table of long texts.
     pub fn is_long(&self, len: usize) -> bool {
         self.long.as_ref().is_some_and(|(short, _)| len > *short)

@@ -1,6 +1,6 @@
-//! [`Session`]: a decoder on one device, with the KV cache of one conversation. Runs tokens ahead of the host's reads.
+//! [`Session`]: a decoder on one device with its keys and values. Runs tokens ahead of the host's reads.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 
 use model_format::DecoderConfig;
 
@@ -8,10 +8,16 @@ use super::{
     chunks::{FEWEST_ROWS, PREFILL_CHUNK},
     decoder::{Decoder, Sequence},
     kv_cache::KvCache,
+    kv_pool::KvPool,
     parts::Parts,
     perplexity::token_losses,
+    steps::{PlannedRows, PlannedWant, StepResults, StepRows, Steps, Want},
 };
-use crate::{Result, ops::Choose, sampling::sampler::Sampler};
+use crate::{
+    Result,
+    ops::{Choice, Choose, Source},
+    sampling::sampler::Sampler,
+};
 
 /// Runs a call. If a workgroup's wait for another one expired, runs it again: chains are disabled by then.
 macro_rules! retry_after_expired_wait {
@@ -28,25 +34,48 @@ macro_rules! retry_after_expired_wait {
     }};
 }
 
-/// A decoder on one device, with the KV cache of one conversation.
+/// A decoder on one device, with its keys and values, and the cache of one text.
+///
+/// The methods that take tokens run one text, on all pages. [`Session::record`] runs steps of many sequences, on the pages that
+/// its caller hands out. Drop the one text before ([`Session::cache_mut`]), and forget all sequences before the next one.
 pub struct Session<O: Choose> {
     ops: O,
     decoder: Decoder<O>,
-    cache: KvCache<O>,
-    /// The token that was returned last, if `ahead` continues it.
+    pool: KvPool<O>,
+    /// The one text.
+    cache: KvCache,
+    /// The token that was returned last, if `steps` continue it.
     returned: Option<u32>,
-    /// Lookahead: the tokens chosen after `returned`, in order.
-    ahead: VecDeque<O::Token>,
+    /// For the one text, the lookahead: each step runs the token that the step before it chose.
+    steps: Steps<O>,
     /// The sampler of the lookahead. `None` if its tokens are the most likely ones.
     draw: Option<O::Draw>,
+    /// Samplers of many sequences.
+    draws: HashMap<u64, O::Draw>,
 }
 
 impl<O: Choose> Session<O> {
-    /// Assembles uploaded parameters, with a KV cache of `context` tokens.
-    pub fn new(mut ops: O, config: &DecoderConfig, parts: Parts<O>, context: usize) -> Result<Session<O>> {
+    /// Assembles uploaded parameters, with keys and values for `conversations` conversations of `context` tokens.
+    pub fn new(
+        mut ops: O,
+        config: &DecoderConfig,
+        parts: Parts<O>,
+        context: usize,
+        conversations: usize,
+    ) -> Result<Session<O>> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
-        let cache = KvCache::new(&mut ops, config, context)?;
-        Ok(Session { ops, decoder, cache, returned: None, ahead: VecDeque::new(), draw: None })
+        let (pool, mut caches) = KvPool::with_caches(&mut ops, config, conversations, context)?;
+        let cache = caches.swap_remove(0);
+        Ok(Session {
+            ops,
+            decoder,
+            pool,
+            cache,
+            returned: None,
+            steps: Steps::default(),
+            draw: None,
+            draws: HashMap::new(),
+        })
     }
 
     /// The number of the next `left` tokens to run at a time: see [`Decoder::chunk_len`].
@@ -75,13 +104,13 @@ impl<O: Choose> Session<O> {
         self.ops.take_notice()
     }
 
-    /// The conversation's cache.
-    pub fn cache(&self) -> &KvCache<O> {
+    /// The cache of the one text.
+    pub fn cache(&self) -> &KvCache {
         &self.cache
     }
 
-    /// The conversation's cache, to truncate it. Drops the lookahead.
-    pub fn cache_mut(&mut self) -> &mut KvCache<O> {
+    /// The cache of the one text, to truncate it. Drops the lookahead.
+    pub fn cache_mut(&mut self) -> &mut KvCache {
         self.drop_lookahead();
         &mut self.cache
     }
@@ -95,7 +124,8 @@ impl<O: Choose> Session<O> {
 
     async fn logits_once(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.drop_lookahead();
-        let logits = self.run(tokens).await?;
+        let rest = self.run_chunks(tokens).await?;
+        let logits = self.forward(rest);
         self.ops.read(&logits).await
     }
 
@@ -108,22 +138,13 @@ impl<O: Choose> Session<O> {
     }
 
     async fn most_likely_once(&mut self, tokens: &[u32]) -> Result<u32> {
-        match (tokens, self.returned.take()) {
-            (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_none() => {
-                self.cache.resolve(token);
-            }
-            _ => {
-                self.drop_lookahead();
-                let logits = self.run(tokens).await?;
-                self.ahead.push_back(self.ops.choose(&logits)?);
-            }
+        if !self.continues(tokens, false) {
+            self.drop_lookahead();
+            self.run(tokens, Choice::MostLikely).await?;
         }
         if tokens.len() == 1 {
-            let lookahead = self.lookahead();
-            while self.ahead.len() <= lookahead && self.cache.room() > 0 {
-                let last = self.ahead.back().expect("a token ran");
-                let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
-                self.ahead.push_back(self.ops.choose(&logits)?);
+            while self.may_look_ahead() {
+                self.run_chosen(Choice::MostLikely)?;
             }
         }
         self.next_ahead().await
@@ -136,30 +157,18 @@ impl<O: Choose> Session<O> {
     }
 
     async fn drawn_once(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
-        match (tokens, self.returned.take()) {
-            (&[token], Some(returned)) if token == returned && !self.ahead.is_empty() && self.draw.is_some() => {
-                self.cache.resolve(token);
-            }
-            _ => {
-                self.drop_lookahead();
-                let vocab_size = self.decoder.config().vocab_size;
-                let history = sampler.history(vocab_size, generated);
-                let Some(draw) = self.ops.new_draw(sampler.rules(), vocab_size, history.as_deref())? else {
-                    return Ok(None);
-                };
-                let logits = self.run(tokens).await?;
-                self.ahead.push_back(self.ops.draw(&logits, &draw, sampler.random(0))?);
-                self.draw = Some(draw);
-            }
+        if !self.continues(tokens, true) {
+            self.drop_lookahead();
+            let Some(draw) = self.new_draw(sampler, generated)? else { return Ok(None) };
+            self.run(tokens, Choice::Drawn { by: &draw, random: sampler.random(0) }).await?;
+            self.draw = Some(draw);
         }
         if tokens.len() == 1 {
-            let lookahead = self.lookahead();
-            while self.ahead.len() <= lookahead && self.cache.room() > 0 {
-                let last = self.ahead.back().expect("a token ran");
-                let logits = self.decoder.forward_chosen(&mut self.ops, last, &mut self.cache);
-                let draw = self.draw.as_ref().expect("tokens are drawn");
-                let random = sampler.random(self.ahead.len());
-                self.ahead.push_back(self.ops.draw(&logits, draw, random)?);
+            while self.may_look_ahead() {
+                let draw = self.draw.take().expect("tokens are drawn");
+                let result = self.run_chosen(Choice::Drawn { by: &draw, random: sampler.random(self.steps.len()) });
+                self.draw = Some(draw);
+                result?;
             }
         }
         let token = self.next_ahead().await?;
@@ -167,24 +176,121 @@ impl<O: Choose> Session<O> {
         Ok(Some(token))
     }
 
+    /// A sampler on the device for an answer of which `generated` are the tokens so far. `None` if the host should draw.
+    pub fn new_draw(&mut self, sampler: &Sampler, generated: &[u32]) -> Result<Option<O::Draw>> {
+        let vocab_size = self.decoder.config().vocab_size;
+        let history = sampler.history(vocab_size, generated);
+        self.ops.new_draw(sampler.rules(), vocab_size, history.as_deref())
+    }
+
+    /// True if the lookahead has the token after `tokens`. Then `tokens` is in the cache afterwards.
+    fn continues(&mut self, tokens: &[u32], is_drawn: bool) -> bool {
+        match (tokens, self.returned.take()) {
+            (&[token], Some(returned))
+                if token == returned && !self.steps.is_empty() && self.draw.is_some() == is_drawn =>
+            {
+                self.cache.resolve(token);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn may_look_ahead(&self) -> bool {
+        self.steps.len() <= self.lookahead() && self.cache.room() > 0
+    }
+
+    /// Runs the token that the last recorded step chose.
+    fn run_chosen(&mut self, choice: Choice<'_, O::Draw>) -> Result<()> {
+        let (past_len, long) = (self.cache.place(1), self.cache.is_long());
+        let pages = self.cache.pages();
+        let rows = StepRows { tokens: &[Source::Chosen(0)], past_len, pages, want: Want::Token(choice) };
+        let last = self.steps.len().checked_sub(1);
+        self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, vec![rows], last, long)?;
+        self.cache.reserve();
+        Ok(())
+    }
+
     /// Number of tokens to run before the first of them is read.
-    fn lookahead(&self) -> usize {
+    pub(crate) fn lookahead(&self) -> usize {
         // A text that becomes long is computed again, which needs all of its ids.
         if self.decoder.depends_on_length() { 0 } else { self.ops.ahead() }
     }
 
     /// Waits for the first token of the lookahead.
     async fn next_ahead(&mut self) -> Result<u32> {
-        let first = self.ahead.pop_front().expect("a token ran");
-        let token = self.ops.token(first).await?;
+        let results = self.steps.finish(&mut self.ops).await?;
+        let token = results.tokens[0][0];
         self.returned = Some(token);
         Ok(token)
+    }
+
+    /// Records a step of many sequences: see [`Steps::record`]. Its results are read in order by [`Session::finish`].
+    pub fn record(&mut self, rows: &[PlannedRows], chosen: Option<usize>, long: bool) -> Result<()> {
+        assert!(self.cache.is_empty(), "record: drop the one text before");
+        let draws = &self.draws;
+        let want = |want: PlannedWant| match want {
+            PlannedWant::Nothing => Want::Nothing,
+            PlannedWant::MostLikely => Want::Token(Choice::MostLikely),
+            PlannedWant::Drawn { by, random } => Want::Token(Choice::Drawn { by: &draws[&by], random }),
+            PlannedWant::EachToken => Want::EachToken,
+            PlannedWant::Logits => Want::Logits,
+        };
+        let rows = rows.iter().map(|rows| StepRows {
+            tokens: &rows.sources,
+            past_len: rows.past_len,
+            pages: &rows.pages,
+            want: want(rows.want),
+        });
+        self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, rows.collect(), chosen, long)
+    }
+
+    /// Puts a sampler on the device for [`PlannedWant::Drawn`]. False if the host should draw.
+    pub fn set_draw(&mut self, id: u64, sampler: &Sampler, generated: &[u32]) -> Result<bool> {
+        let draw = self.new_draw(sampler, generated)?;
+        let is_on_device = draw.is_some();
+        self.draws.extend(draw.map(|draw| (id, draw)));
+        Ok(is_on_device)
+    }
+
+    /// Drops a sampler, if there is one.
+    pub fn drop_draw(&mut self, id: u64) {
+        self.draws.remove(&id);
+    }
+
+    /// Drops the one text and all recorded steps.
+    pub fn clear(&mut self) {
+        self.drop_lookahead();
+        self.cache.truncate(0);
+    }
+
+    /// Steps whose results are not read yet.
+    pub fn steps(&self) -> &Steps<O> {
+        &self.steps
+    }
+
+    /// Waits for the results of the first recorded step.
+    pub async fn finish(&mut self) -> Result<StepResults> {
+        self.steps.finish(&mut self.ops).await
+    }
+
+    /// Texts of more tokens use the rotary frequencies of long texts.
+    pub fn long_from(&self) -> usize {
+        self.decoder.long_from()
+    }
+
+    /// Number of pages of the pool.
+    pub fn pages(&self) -> usize {
+        self.pool.pages()
     }
 
     /// The losses of a text alone, by [`token_losses`]. Replaces the content of the cache.
     pub async fn token_losses(&mut self, window: &[u32]) -> Result<Vec<f32>> {
         self.drop_lookahead();
-        retry_after_expired_wait!(self, token_losses(&mut self.ops, &self.decoder, &mut self.cache, window))
+        retry_after_expired_wait!(
+            self,
+            token_losses(&mut self.ops, &self.decoder, &mut self.pool, &mut self.cache, window)
+        )
     }
 
     /// Runs `tokens` after those in the cache. Returns the logits `[tokens, vocab_size]` after each of them.
@@ -194,7 +300,8 @@ impl<O: Choose> Session<O> {
 
     async fn all_logits_once(&mut self, tokens: &[u32]) -> Result<Vec<f32>> {
         self.drop_lookahead();
-        let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
+        let hidden =
+            self.decoder.hidden(&mut self.ops, &mut self.pool, &mut [Sequence { tokens, cache: &mut self.cache }]);
         let logits = self.decoder.head(&mut self.ops, &hidden);
         self.ops.read(&logits).await
     }
@@ -209,9 +316,12 @@ impl<O: Choose> Session<O> {
         self.drop_lookahead();
         let len = self.cache.len();
         let tokens = [&[token], guess].concat();
-        let hidden = self.decoder.hidden(&mut self.ops, &mut [Sequence { tokens: &tokens, cache: &mut self.cache }]);
+        let mut batch = [Sequence { tokens: &tokens, cache: &mut self.cache }];
+        let hidden = self.decoder.hidden(&mut self.ops, &mut self.pool, &mut batch);
         let logits = self.decoder.head(&mut self.ops, &hidden);
-        let mut chosen = self.ops.choose_rows(&logits, tokens.len()).await?;
+        let choices: Vec<_> = tokens.iter().map(|_| Choice::MostLikely).collect();
+        let chosen = self.ops.choose(&logits, &choices)?;
+        let mut chosen = self.ops.tokens(chosen).await?;
         let right = guess.iter().zip(&chosen).take_while(|(guessed, chosen)| guessed == chosen).count();
         chosen.truncate(right + 1);
         self.cache.truncate(len + 1 + right);
@@ -224,33 +334,53 @@ impl<O: Choose> Session<O> {
     }
 
     /// Runs one token and chooses the most likely one after it, without waiting.
-    pub(crate) fn run_token(&mut self, token: u32) -> Result<O::Token> {
+    pub(crate) fn run_token(&mut self, token: u32) -> Result<O::Tokens> {
         self.drop_lookahead();
-        let mut batch = [Sequence { tokens: &[token], cache: &mut self.cache }];
-        let logits = self.decoder.forward(&mut self.ops, &mut batch);
-        self.ops.choose(&logits)
+        let logits = self.forward(&[token]);
+        self.ops.choose(&logits, &[Choice::MostLikely])
+    }
+
+    /// Waits for tokens of [`Session::run_token`].
+    pub(crate) async fn wait(&mut self, tokens: O::Tokens) -> Result<()> {
+        self.ops.tokens(tokens).await.map(|_| ())
     }
 
     fn drop_lookahead(&mut self) {
         self.returned = None;
         self.draw = None;
-        self.ahead.clear();
+        self.steps.clear();
         self.cache.drop_pending();
     }
 
-    async fn run(&mut self, tokens: &[u32]) -> Result<O::Tensor> {
+    /// Runs the text up to `tokens`, then `tokens`, and chooses the next one.
+    async fn run(&mut self, tokens: &[u32], choice: Choice<'_, O::Draw>) -> Result<()> {
+        let rest = self.run_chunks(tokens).await?;
+        // A text that becomes long runs again first.
+        let logits = self.forward(rest);
+        self.steps.push(self.ops.choose(&logits, &[choice])?);
+        Ok(())
+    }
+
+    /// The logits `[1, vocab_size]` after `tokens`.
+    fn forward(&mut self, tokens: &[u32]) -> O::Tensor {
+        let mut batch = [Sequence { tokens, cache: &mut self.cache }];
+        self.decoder.forward(&mut self.ops, &mut self.pool, &mut batch)
+    }
+
+    /// Runs all chunks of `tokens` but the last, which it returns. Waiting after each chunk bounds the work in flight, and lets
+    /// the caller stop here by dropping the future.
+    async fn run_chunks<'t>(&mut self, tokens: &'t [u32]) -> Result<&'t [u32]> {
         assert!(!tokens.is_empty(), "a session runs at least one token");
         let mut left = tokens;
         loop {
-            let tokens;
-            (tokens, left) = left.split_at(self.chunk_len(left.len(), PREFILL_CHUNK));
-            let logits = self.decoder.forward(&mut self.ops, &mut [Sequence { tokens, cache: &mut self.cache }]);
-            if left.is_empty() {
-                return Ok(logits);
+            let (chunk, rest) = left.split_at(self.chunk_len(left.len(), PREFILL_CHUNK));
+            if rest.is_empty() {
+                return Ok(left);
             }
-            // Waiting after each chunk bounds the work in flight, and lets the caller stop here by dropping the future.
-            let chosen = self.ops.choose(&logits)?;
-            self.ops.token(chosen).await?;
+            let logits = self.forward(chunk);
+            let chosen = self.ops.choose(&logits, &[Choice::MostLikely])?;
+            self.ops.tokens(chosen).await?;
+            left = rest;
         }
     }
 }

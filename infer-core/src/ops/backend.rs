@@ -12,8 +12,10 @@ pub trait Backend {
     type Tensor;
     /// A weight matrix `[n, k]` of `n` outputs and `k` inputs, in the format in which it was loaded.
     type Matrix;
-    /// Keys and values of one layer and one sequence.
+    /// Keys and values of one layer: a pool of pages.
     type Kv;
+    /// The rows of a batch: their positions, and the pages of their sequences.
+    type Rows;
 
     /// The values of `x`, row-major. Waits for the device.
     async fn read(&mut self, x: &Self::Tensor) -> Result<Vec<f32>>;

@@ -6,7 +6,7 @@ use model_format::decoder_config::Activation;
 
 use super::{
     backend::Backend,
-    shapes::{AttentionShape, LayerEnd, LayerStart, Span},
+    shapes::{AttentionShape, LayerEnd, LayerStart, RowSpan},
 };
 
 /// The operations of a layer, one method each.
@@ -33,15 +33,19 @@ pub trait Forward: Backend {
     /// `y[m, n] = sum over k of x[m, k] * w[n, k]`.
     fn linear(&mut self, x: &Self::Tensor, matrix: &Self::Matrix) -> Self::Tensor;
 
-    /// Causal attention: rotates queries and keys, appends keys and values to each span's cache at `past_len`, and
-    /// returns `[rows, heads * head_dim]`. `qkv` is `[rows, q | k | v]`; `spans` divide its rows among sequences, in order.
-    /// `rope` is `[positions, rotary_dim]`, cosine and sine of each pair side by side.
+    /// The rows of a batch. `spans` divide them among sequences, in order. Every layer of a step takes the result.
+    fn place_rows(&mut self, spans: &[RowSpan<'_>]) -> Self::Rows;
+
+    /// Causal attention: rotates queries and keys, stores keys and values in the pool, and returns `[rows, heads * head_dim]`.
+    /// `qkv` is `[rows, q | k | v]`. A row sees the earlier keys of its own sequence. `rope` is `[positions, rotary_dim]`, cosine
+    /// and sine of each pair side by side.
     fn attention(
         &mut self,
         qkv: &Self::Tensor,
         rope: &Self::Tensor,
         shape: AttentionShape,
-        spans: &mut [Span<'_, Self::Kv>],
+        kv: &mut Self::Kv,
+        rows: &Self::Rows,
     ) -> Self::Tensor;
 
     /// [`Forward::linear`] with the joined matrix of queries, keys and values, then [`Forward::attention`].
@@ -51,10 +55,11 @@ pub trait Forward: Backend {
         matrix: &Self::Matrix,
         rope: &Self::Tensor,
         shape: AttentionShape,
-        spans: &mut [Span<'_, Self::Kv>],
+        kv: &mut Self::Kv,
+        rows: &Self::Rows,
     ) -> Self::Tensor {
         let qkv = self.linear(x, matrix);
-        self.attention(&qkv, rope, shape, spans)
+        self.attention(&qkv, rope, shape, kv, rows)
     }
 
     /// RMS norm of each query head and each key head of `qkv` `[rows, q | k | v]`, in place. `query` and `key` are
@@ -124,7 +129,7 @@ pub trait Forward: Backend {
         x: &Self::Tensor,
         norm: &Self::Tensor,
         eps: f32,
-        layer: LayerStart<'_, '_, Self>,
+        layer: LayerStart<'_, Self>,
     ) -> Self::Tensor {
         begin_layer(self, x, norm, eps, layer)
     }
@@ -136,7 +141,7 @@ pub trait Forward: Backend {
         x: &mut Self::Tensor,
         y: &Self::Tensor,
         end: LayerEnd<'_, Self>,
-        next: Option<LayerStart<'_, '_, Self>>,
+        next: Option<LayerStart<'_, Self>>,
     ) -> Self::Tensor {
         finish_layer(self, x, y, end, next)
     }
@@ -148,10 +153,10 @@ pub(crate) fn begin_layer<O: Forward + ?Sized>(
     x: &O::Tensor,
     norm: &O::Tensor,
     eps: f32,
-    LayerStart { qkv, rope, shape, spans }: LayerStart<'_, '_, O>,
+    LayerStart { qkv, rope, shape, kv, rows }: LayerStart<'_, O>,
 ) -> O::Tensor {
     let normed = ops.rms_norm(x, norm, eps);
-    ops.linear_attention(&normed, qkv, rope, shape, spans)
+    ops.linear_attention(&normed, qkv, rope, shape, kv, rows)
 }
 
 /// [`Forward::finish_layer`], one operation after the other.
@@ -160,14 +165,14 @@ pub(crate) fn finish_layer<O: Forward + ?Sized>(
     x: &mut O::Tensor,
     y: &O::Tensor,
     end: LayerEnd<'_, O>,
-    next: Option<LayerStart<'_, '_, O>>,
+    next: Option<LayerStart<'_, O>>,
 ) -> O::Tensor {
     let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
     let normed = ops.linear_add_rms_norm(x, y, out, out_norm, eps);
     let activated = ops.linear_glu(&normed, gate_up, activation);
     let normed = ops.linear_add_rms_norm(x, &activated, down, next_norm, eps);
     match next {
-        Some(LayerStart { qkv, rope, shape, spans }) => ops.linear_attention(&normed, qkv, rope, shape, spans),
+        Some(LayerStart { qkv, rope, shape, kv, rows }) => ops.linear_attention(&normed, qkv, rope, shape, kv, rows),
         None => normed,
     }
 }

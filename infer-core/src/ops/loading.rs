@@ -38,7 +38,7 @@ pub trait Loading: Backend {
     /// Uploads values `[rows, cols]`: norm weights, a rotary table, or hidden states of the quantizer.
     fn upload(&mut self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
 
-    /// Allocates the KV cache of one layer.
+    /// Allocates the pool of keys and values of one layer.
     fn new_kv(&mut self, shape: KvShape) -> Result<Self::Kv>;
 }
 

@@ -28,9 +28,9 @@ pub use webgpu_kernels::sample::{IN_PROMPT, Past, Rules};
 
 pub use all::Ops;
 pub use backend::Backend;
-pub use choose::Choose;
+pub use choose::{Choice, Choose, Source};
 pub use forward::Forward;
 pub(crate) use forward::{begin_layer, finish_layer};
 pub use loading::{Loading, RowSource};
 pub use losses::Losses;
-pub use shapes::{AttentionShape, KvShape, LayerEnd, LayerStart, Span};
+pub use shapes::{AttentionShape, KvShape, LayerEnd, LayerStart, PAGE, RowSpan};

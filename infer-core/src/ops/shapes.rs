@@ -2,41 +2,33 @@
 
 use model_format::decoder_config::Activation;
 
-pub use webgpu_kernels::attention::AttentionShape;
+pub use webgpu_kernels::{PAGE, RowSpan, attention::AttentionShape};
 
 use super::backend::Backend;
 
-/// The shape of one layer's cache: keys and values are `[kv_heads, capacity, head_dim]` each.
+/// The shape of one layer's pool: keys and values are `[pages, kv_heads, PAGE, head_dim]` each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvShape {
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Capacity in tokens.
-    pub capacity: usize,
+    /// Number of pages of [`PAGE`] tokens.
+    pub pages: usize,
     /// Width of a head.
     pub head_dim: usize,
 }
 
-/// The rows of one sequence in a batch, and its cache.
-pub struct Span<'a, K> {
-    /// Number of rows of the batch that belong to this sequence.
-    pub rows: usize,
-    /// Number of tokens in the cache before these rows: the position of the first row.
-    pub past_len: usize,
-    /// The layer's keys and values of this sequence.
-    pub kv: &'a mut K,
-}
-
 /// The attention of a layer: arguments of [`Forward::linear_attention`](super::Forward::linear_attention).
-pub struct LayerStart<'a, 's, B: Backend + ?Sized> {
+pub struct LayerStart<'a, B: Backend + ?Sized> {
     /// The joined matrix of queries, keys and values.
     pub qkv: &'a B::Matrix,
     /// The rotary table.
     pub rope: &'a B::Tensor,
     /// The shape of the attention.
     pub shape: AttentionShape,
-    /// The sequences of the batch.
-    pub spans: &'a mut [Span<'s, B::Kv>],
+    /// The layer's keys and values.
+    pub kv: &'a mut B::Kv,
+    /// The rows of the batch.
+    pub rows: &'a B::Rows,
 }
 
 /// The matrices and norms of a layer after its attention.

@@ -1,5 +1,7 @@
 //! The engine with a tiny model, for tests of whole answers.
 
+#![allow(dead_code, reason = "each test file uses its part of this one")]
+
 #[path = "chat_model.rs"]
 mod chat_model;
 

@@ -3,33 +3,45 @@
 use std::sync::Arc;
 
 use super::{
-    Attention, AttentionShape, DECODE_KERNEL, DecodeChoice, REDUCE_KERNEL, Reduce, TEAMS_KERNEL, TILE_KERNEL, Teams,
-    choices, reduce_variant,
+    Attention, AttentionShape, Buffers, DECODE_KERNEL, DecodeChoice, FewRows, REDUCE_KERNEL, TEAMS_KERNEL, TILE_KERNEL,
+    Teams, Tiles,
+    decode::{Reduce, decode_variant, reduce_variant},
     reference::{attention, join_splits},
-    tile_choices,
+    teams::choices,
+    tile::{default_slots, tile_choices, tile_variant},
 };
 use crate::{
-    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::{Random, cache_row, with_outliers},
-    gpu::{Buffer, Caps, Recorder},
+    Case, CaseSet, Kernel, KvDtype, Variant,
+    cases::{CaseRows, Random, cache_row, with_outliers},
+    gpu::{Caps, Recorder},
     kernel::{CaseBuffer, product},
+    kv::DeviceSpan,
 };
 
 /// Attention of a case.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Sizes {
-    rows: usize,
-    past_len: usize,
+    rows: CaseRows,
     shape: AttentionShape,
     has_outliers: bool,
 }
 
+/// Attention without a cap and a window.
+pub(super) fn plain_shape(heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: None }
+}
+
 impl Sizes {
+    /// Rows of one sequence.
     pub(super) fn new(rows: usize, past_len: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Sizes {
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape =
-            AttentionShape { heads, kv_heads, head_dim, rotary_dim: head_dim, scale, soft_cap: None, window: None };
-        Sizes { rows, past_len, shape, has_outliers: false }
+        Sizes::batch(&[(rows, past_len)], [heads, kv_heads, head_dim])
+    }
+
+    /// Rows of several sequences: number of rows of each, and position of the first one.
+    fn batch(spans: &[(usize, usize)], [heads, kv_heads, head_dim]: [usize; 3]) -> Sizes {
+        let shape = plain_shape(heads, kv_heads, head_dim);
+        Sizes { rows: CaseRows::new(spans), shape, has_outliers: false }
     }
 
     fn soft_cap(mut self, cap: f32) -> Sizes {
@@ -46,81 +58,79 @@ impl Sizes {
         Sizes { has_outliers: true, ..self }
     }
 
-    fn capacity(&self) -> usize {
-        self.past_len + self.rows + 5
+    fn kv_shape(&self) -> [usize; 2] {
+        [self.shape.kv_heads, self.shape.head_dim]
     }
 
     /// Words of the buffers of a case.
     pub(super) fn lens(&self, dtype: KvDtype) -> Vec<usize> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let cache = kv_heads * self.capacity() * dtype.row_words(head_dim);
-        let row = self.rows * heads * head_dim;
-        vec![row, cache, cache, row]
+        let row = self.rows.count() * heads * head_dim;
+        let pool = self.rows.pool_rows(kv_heads) * dtype.row_words(head_dim);
+        vec![row, pool, self.rows.buffer().words.len(), row]
     }
 
-    fn cache(&self, dtype: KvDtype, k: &Buffer<u32>, v: &Buffer<u32>) -> KvCache {
-        let AttentionShape { kv_heads, head_dim, .. } = self.shape;
-        KvCache { k: k.clone(), v: v.clone(), kv_heads, capacity: self.capacity(), head_dim, dtype }
+    /// The spans as on the device, without the places of their pages.
+    fn device_spans(&self) -> Vec<DeviceSpan> {
+        let spans = self.rows.spans().into_iter();
+        spans.map(|span| DeviceSpan { first_row: 0, rows: span.rows, past_len: span.past_len, pages: 0 }).collect()
     }
 
-    /// Words of a cache with random values, and with NaN where no key is.
-    fn cache_words(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
-        let positions = (0..self.shape.kv_heads).flat_map(|_| 0..self.capacity());
-        let is_key = |position| position < self.past_len + self.rows;
-        positions.flat_map(|position| cache_row(dtype, self.shape.head_dim, is_key(position), random)).collect()
+    /// The division of the rows, if each sequence has few.
+    pub(super) fn few_rows(&self) -> FewRows {
+        FewRows::of(self.shape, &self.device_spans())
     }
 
-    /// A case of these sizes. `record`: buffers are q, k, v, y.
+    /// A case of these sizes. Buffers are those of the kernels' bindings: q, pool, rows, y. The pool has NaN where no key is.
     fn case(
         self,
         dtype: KvDtype,
         variant: Variant,
-        record: impl Fn(&mut Recorder, &Buffer<f32>, &KvCache, &Buffer<f32>) + Send + Sync + 'static,
+        record: impl Fn(&mut Recorder, AttentionShape, Buffers<'_>) + Send + Sync + 'static,
     ) -> Case {
-        let Sizes { rows, past_len, shape, has_outliers } = self;
-        let AttentionShape { heads, kv_heads, head_dim, window, .. } = shape;
-        // A row sees the keys up to its own.
-        let seen = |row: usize| (past_len + row + 1).min(window.unwrap_or(usize::MAX));
-        let pairs: usize = (0..rows).map(seen).sum();
-        let keys = rows - 1 + seen(0);
-        let mut label = format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}");
+        let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
+        let (shape, spans, has_outliers) = (self.shape, self.device_spans(), self.has_outliers);
+        let positions = spans.iter().flat_map(|span| span.past_len..span.past_len + span.rows);
+        let pairs: usize = positions.map(|position| shape.seen_at(position)).sum();
+        let keys: usize = spans.iter().map(|span| shape.seen_by(span)).sum();
+        let values = self.rows.count() * heads * head_dim;
+        let mut label = format!("{}, {heads}/{kv_heads} heads of {head_dim}", self.rows.label());
         if let Some(window) = window {
             label += &format!(", window of {window}");
         }
         if has_outliers {
             label += ", outliers";
         }
+        let (kv_shape, made, recorded, expected) =
+            (self.kv_shape(), self.rows.clone(), self.rows.clone(), self.rows.clone());
         Case {
             label,
             variant,
             flops: product(&[4, pairs, heads, head_dim]),
-            bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * rows * heads * head_dim) as u64,
+            bytes: (8 * keys * kv_heads * dtype.row_words(head_dim) + 8 * values) as u64,
             // In f32, scores of a million have few digits after the point.
             tolerance: if has_outliers { 1e-7 } else { 1e-10 },
             buffers: Box::new(move || {
                 let mut random = Random::new((heads * keys) as u64);
                 // The factor makes a softmax that is neither flat nor a single key.
-                let q: Vec<f32> = random.values(rows * heads * head_dim).iter().map(|v| 8.0 * v).collect();
+                let q: Vec<f32> = random.values(values).iter().map(|v| 8.0 * v).collect();
                 let q = if has_outliers { with_outliers(q) } else { q };
-                let k = CaseBuffer::words(self.cache_words(dtype, &mut random));
-                let v = CaseBuffer::words(self.cache_words(dtype, &mut random));
-                vec![CaseBuffer::input(&q), k, v, CaseBuffer::output(rows * heads * head_dim)]
+                let absent = cache_row(dtype, head_dim, false, &mut random);
+                let pool = made.pool_words(kv_shape, dtype, |span| span.past_len + span.rows, &absent, &mut random);
+                vec![CaseBuffer::input(&q), CaseBuffer::words(pool), made.buffer(), CaseBuffer::output(values)]
             }),
             record: Box::new(move |recorder, b| {
-                record(recorder, &b[0].cast(), &self.cache(dtype, &b[1], &b[2]), &b[3].cast());
+                let (q, y) = (b[0].cast(), b[3].cast());
+                let pool = recorded.pool(&b[1], kv_shape, dtype);
+                let rows = recorded.on_device(recorder, &b[2]);
+                record(recorder, shape, Buffers { q: &q, pool: &pool, rows: &rows, y: &y });
             }),
             reference: Box::new(move |b| {
-                let [k, v] = [1, 2].map(|i: usize| dtype.values(head_dim, &b[i].words));
-                let mut y = vec![0.0; rows * heads * head_dim];
-                attention(shape, past_len, self.capacity(), b[0].values(), [&k, &v], &mut y);
+                let mut y = vec![0.0; values];
+                attention(shape, &expected.spans(), b[0].values(), &dtype.values(head_dim, &b[1].words), &mut y);
                 vec![y]
             }),
         }
-    }
-
-    pub(super) fn attention(&self) -> Attention {
-        let Sizes { rows, past_len, shape, .. } = *self;
-        Attention { shape, first_row: 0, rows, past_len }
     }
 }
 
@@ -143,7 +153,7 @@ pub(crate) fn cases_of(caps: &Caps, model: AttentionShape, dtype: KvDtype) -> Ve
     for (splits, past_len) in [(1, 100), (2, 700)] {
         // A window may leave too few keys to split. Take the variant for as many keys without a window.
         let shape = AttentionShape { window: None, ..sizes(1, past_len).shape };
-        let teams = choices(caps, &Attention { shape, first_row: 0, rows: 1, past_len })[0].teams;
+        let teams = choices(caps, &FewRows { shape, rows: 1, keys: past_len + 1 })[0].teams;
         if teams.is_some() {
             cases.push((&TEAMS_KERNEL, choice_case(caps, sizes(1, past_len), DecodeChoice { teams, splits }, dtype)));
         }
@@ -174,11 +184,11 @@ fn both(one: Case, other: Case) -> Case {
     }
 }
 
-/// Every shape with two or three data types of the cache. Not with all: a software driver takes seconds for a variant.
-fn caches<S: Copy>(shapes: &[S]) -> impl Iterator<Item = (S, KvDtype)> {
+/// Every shape with two or three data types of the pool. Not with all: a software driver takes seconds for a variant.
+fn dtypes<S: Clone>(shapes: &[S]) -> impl Iterator<Item = (S, KvDtype)> {
     let of = |(i, shape): (usize, &S)| {
-        let (shape, kinds) = (*shape, if i % 3 == 0 { 3 } else { 2 });
-        KvDtype::ALL.into_iter().take(kinds).map(move |dtype| (shape, dtype))
+        let (shape, kinds) = (shape.clone(), if i % 3 == 0 { 3 } else { 2 });
+        KvDtype::ALL.into_iter().take(kinds).map(move |dtype| (shape.clone(), dtype))
     };
     shapes.iter().enumerate().flat_map(of)
 }
@@ -217,14 +227,38 @@ pub(super) fn tile_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         ],
     };
     let of = |(sizes, dtype): (Sizes, KvDtype)| {
-        tile_choices(caps, sizes.shape.head_dim).map(move |slots| tile_case(sizes, slots, dtype))
+        tile_choices(caps, sizes.shape.head_dim).map(move |slots| tile_case(sizes.clone(), slots, dtype))
     };
-    caches(shapes).flat_map(of).collect()
+    let mixed = |(sizes, dtype)| mixed_case(caps, sizes, dtype);
+    let batches: Vec<Sizes> = if set == CaseSet::Test { mixed_batches() } else { Vec::new() };
+    dtypes(shapes).flat_map(of).chain(dtypes(&batches).map(mixed)).collect()
+}
+
+/// Single rows of five sequences, with 1 to 700 keys, among three, nine and forty rows of others.
+fn mixed_batches() -> Vec<Sizes> {
+    let spans = [(1, 0), (1, 699), (9, 20), (3, 60), (1, 95), (40, 70), (1, 31), (1, 300)];
+    let sizes = |spans: &[(usize, usize)]| Sizes::batch(spans, [6, 2, 64]);
+    // The second and third shapes have two data types.
+    vec![sizes(&spans), sizes(&spans[3..]).window(40), sizes(&spans[..4]).soft_cap(20.0)]
+}
+
+/// A batch under the device's choices.
+fn mixed_case(caps: &Caps, sizes: Sizes, dtype: KvDtype) -> Case {
+    let many = sizes.device_spans().into_iter().map(|span| span.rows).find(|rows| *rows > super::DECODE_ROWS);
+    let slots = default_slots(caps, &sizes.shape, many.expect("a batch with many rows of a sequence"));
+    let variant = tile_variant(&sizes.shape, dtype, slots);
+    sizes.case(dtype, variant, move |recorder, shape, Buffers { q, pool, rows, y }| {
+        Attention { shape }.record(recorder, q, pool, rows, y);
+    })
 }
 
 pub(super) fn tile_case(sizes: Sizes, slots: usize, dtype: KvDtype) -> Case {
-    let variant = sizes.attention().tile_variant(dtype, slots);
-    sizes.case(dtype, variant, move |recorder, q, cache, y| sizes.attention().record_tile(recorder, q, cache, y, slots))
+    let variant = tile_variant(&sizes.shape, dtype, slots);
+    sizes.case(dtype, variant, move |recorder, shape, buffers| {
+        for span in buffers.rows.spans() {
+            Tiles { shape, span: *span }.record_once(recorder, buffers, slots);
+        }
+    })
 }
 
 pub(super) fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -256,6 +290,9 @@ pub(super) fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Sizes::new(1, 200, 4, 2, 64).with_outliers(), 1),
             (Sizes::new(2, 200, 4, 2, 64).with_outliers(), 2),
             (Sizes::new(1, 200, 4, 2, 64).soft_cap(50.0).with_outliers(), 2),
+            (short_and_long([9, 3, 64]), 4),
+            (short_and_long([9, 3, 64]).window(130), 2),
+            (short_and_long([9, 3, 64]).soft_cap(20.0), 1),
         ],
         CaseSet::Bench => &[
             (Sizes::new(1, 127, 24, 8, 128), 1),
@@ -265,7 +302,7 @@ pub(super) fn decode_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Sizes::new(1, 8191, 24, 8, 128), 32),
         ],
     };
-    let all = caches(shapes);
+    let all = dtypes(shapes);
     all.map(|((sizes, splits), dtype)| decode_case(caps, sizes, splits, dtype)).collect()
 }
 
@@ -274,17 +311,22 @@ fn decode_case(caps: &Caps, sizes: Sizes, splits: usize, dtype: KvDtype) -> Case
 }
 
 pub(super) fn choice_case(caps: &Caps, sizes: Sizes, choice: DecodeChoice, dtype: KvDtype) -> Case {
-    let variant = sizes.attention().decode_variant(caps, dtype, choice);
-    sizes.case(dtype, variant, move |recorder, q, cache, y| {
-        sizes.attention().record_decode(recorder, q, cache, y, choice);
+    let variant = decode_variant(&sizes.shape, caps, dtype, choice);
+    sizes.case(dtype, variant, move |recorder, shape, buffers| {
+        FewRows::record(shape, buffers.rows.spans(), recorder, buffers, choice);
     })
 }
 
-/// A case for each choice, for timing.
-pub fn choice_cases(caps: &Caps, attention: &Attention, dtype: KvDtype) -> Vec<(DecodeChoice, Case)> {
-    let Attention { shape, rows, past_len, .. } = *attention;
-    let sizes = Sizes { rows, past_len, shape, has_outliers: false };
-    choices(caps, attention).into_iter().map(|choice| (choice, choice_case(caps, sizes, choice, dtype))).collect()
+/// A case for each choice for a row that sees `keys` keys, for timing.
+pub fn choice_cases(caps: &Caps, shape: AttentionShape, keys: usize, dtype: KvDtype) -> Vec<(DecodeChoice, Case)> {
+    let sizes = Sizes { rows: CaseRows::new(&[(1, keys - 1)]), shape, has_outliers: false };
+    let all = choices(caps, &sizes.few_rows()).into_iter();
+    all.map(|choice| (choice, choice_case(caps, sizes.clone(), choice, dtype))).collect()
+}
+
+/// Few rows of sequences of different lengths. Ranges of the short ones are empty.
+fn short_and_long(shape: [usize; 3]) -> Sizes {
+    Sizes::batch(&[(1, 0), (1, 699), (3, 126), (1, 31), (2, 300), (1, 95)], shape)
 }
 
 pub(super) fn teams_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
@@ -307,6 +349,10 @@ pub(super) fn teams_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (Sizes::new(1, 200, 4, 2, 64).with_outliers(), teams(128, 2, 4), 1),
             (Sizes::new(2, 200, 4, 2, 64).with_outliers(), teams(256, 2, 4), 2),
             (Sizes::new(4, 0, 2, 1, 64), teams(128, 2, 4), 1),
+            (short_and_long([9, 3, 64]), teams(128, 1, 2), 6),
+            (short_and_long([8, 1, 64]).window(200), teams(128, 2, 4), 2),
+            (short_and_long([9, 3, 64]).soft_cap(20.0), teams(256, 3, 4), 3),
+            (short_and_long([9, 3, 64]), teams(128, 3, 4), 1),
         ],
         CaseSet::Bench => &[
             (Sizes::new(1, 127, 24, 8, 128), teams(256, 3, 4), 1),
@@ -316,10 +362,10 @@ pub(super) fn teams_cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
     let is_supported = |(sizes, teams, _): &&(Sizes, Teams, usize)| {
         teams.are_supported(caps, sizes.shape.group(), sizes.shape.head_dim)
     };
-    let supported: Vec<_> = shapes.iter().filter(is_supported).copied().collect();
+    let supported: Vec<_> = shapes.iter().filter(is_supported).cloned().collect();
     let case =
         |((sizes, teams, splits), dtype)| choice_case(caps, sizes, DecodeChoice { teams: Some(teams), splits }, dtype);
-    caches(&supported).map(case).collect()
+    dtypes(&supported).map(case).collect()
 }
 
 pub(super) fn reduce_cases(_: &Caps, set: CaseSet) -> Vec<Case> {

@@ -1,35 +1,37 @@
-// y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
+// y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= position of r
 // Each row sees only the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
-// A workgroup has one row, HEADS heads that share a key head, and one of `splits` ranges of keys, counted from `begin`. For scores a lane
+// A workgroup has one row, HEADS heads that share a key head, and one of `splits` ranges of the row's keys (key_range.wgsl). For scores a lane
 // has one key. For values it has eight dims of one of KEY_GROUPS keys at a time. Softmax is online over tiles of WORKGROUP keys. With
 // several splits, the workgroup writes the weighted sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl. That is
 // no variant: only the end differs, and a software driver takes half a second to compile a variant.
 #import invocation
 #import kv
+#import key_range
 #ifdef SOFT_CAP
 #import soft_cap
 #endif
 
 struct Params {
-    rows: u32, first_row: u32, heads: u32, past_len: u32, capacity: u32, splits: u32, split_keys: u32, groups: u32,
-    window: u32, begin: u32, scale: f32, soft_cap: f32,
+    rows: u32, first_row: u32, heads: u32, kv_heads: u32, splits: u32, groups: u32, window: u32, scale: f32, soft_cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, heads, HEAD_DIM / 4]
-@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
-@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
+@group(0) @binding(2) var<storage, read> kv: array<Stored8>;           // [pages, 2, kv_heads, KV_PAGE] rows
+@group(0) @binding(3) var<storage, read> rows: array<u32>;             // see kv_pages.wgsl
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], or with splits
                                                                        // [rows, heads, splits, HEAD_DIM + 2]
 const LOWEST: f32 = -3.0e38;
 const HEAD_QUADS: u32 = HEAD_DIM / 4u;
+const KEY_STEP: u32 = WORKGROUP;
 const KEY_GROUPS: u32 = WORKGROUP / EIGHTS;
 // Lanes that reduce the scores of one head.
 const HEAD_LANES: u32 = WORKGROUP / 8u;
 
 var<workgroup> q_tile: array<vec4<f32>, HEADS * EIGHTS * 2u>;          // [HEADS, EIGHTS, 2]
 var<workgroup> p_tile: array<f32, HEADS * WORKGROUP>;                  // [HEADS, key]
+var<workgroup> row_tile: array<u32, WORKGROUP>;                        // [key], rows of the pool
 var<workgroup> parts: array<f32, WORKGROUP>;                           // [HEADS, HEAD_LANES]
 var<workgroup> part_sums: array<f32, WORKGROUP>;                       // [HEADS, HEAD_LANES]
 var<workgroup> largest: array<f32, HEADS>;
@@ -50,10 +52,8 @@ fn main(
     let split = group % params.splits;
     let first_head = group / params.splits % (params.heads / HEADS) * HEADS;
     let row = group / params.splits / (params.heads / HEADS);
-    let cache = first_head / GROUP * params.capacity;
-    let keys = params.past_len + row + 1u;
-    let start = max(params.begin + split * params.split_keys, keys - min(params.window, keys));
-    let end = min(params.begin + (split + 1u) * params.split_keys, keys);
+    let range = range_of(position_of(params.first_row + row), split);
+    let pages = pages_of(params.first_row + row);
 
     for (var i = lane; i < HEADS * EIGHTS * 2u; i += WORKGROUP) {
         let quad = i % (EIGHTS * 2u);
@@ -76,16 +76,17 @@ fn main(
 #endfor
     workgroupBarrier();
 
-    for (var first_key = start; first_key < end; first_key += WORKGROUP) {
-        let count = min(WORKGROUP, end - first_key);
+    for (var first_key = range.start; first_key < range.end; first_key += WORKGROUP) {
+        let count = min(WORKGROUP, range.end - first_key);
 #for h in 0..HEADS
         var score$h = 0.0;
 #endfor
         if (lane < count) {
-            let at = cache + first_key + lane;
+            let at = key_row(pages, first_head / GROUP, first_key + lane);
+            row_tile[lane] = at;
             for (var e = 0u; e < EIGHTS; e += KEY_EIGHTS) {
 #for j in 0..KEY_EIGHTS
-                let k$j = load_key(at, e + $ju);
+                let k$j = load_row(at, e + $ju);
 #endfor
 #for j in 0..KEY_EIGHTS
 #for h in 0..HEADS
@@ -153,7 +154,7 @@ fn main(
 #for j in 0..VALUES
                 // A key beyond the last is the last one with weight zero.
                 let i$j = i + $ju * KEY_GROUPS;
-                let v$j = load_value(cache + first_key + min(i$j, count - 1u), eight);
+                let v$j = load_row(value_of_key(row_tile[min(i$j, count - 1u)]), eight);
 #endfor
 #for j in 0..VALUES
 #for h in 0..HEADS

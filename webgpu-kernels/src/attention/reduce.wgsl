@@ -1,4 +1,5 @@
 // y[r, h, d] = sum over splits s of exp(m[s] - M) * part[s, d] / sum over s of exp(m[s] - M) * l[s],  M = max over s of m[s]
+// A split without keys has m = LOWEST and l = 0. The first one has keys.
 // One workgroup per row and head, one lane per dim. The sums are online, over STEPS splits at a time, whose loads overlap. There is no
 // barrier.
 #import invocation

@@ -1,27 +1,25 @@
 //! Attention in plain loops.
 
 use super::AttentionShape;
-use crate::kv::padded;
+use crate::{RowSpan, kv::padded};
 
-/// Attention of rows from position `past_len` on, over a cache with room for `capacity` tokens.
+/// Attention of the rows of some sequences over their pages.
 ///
-/// `q`, `y`: [rows, heads, head_dim]. `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
-pub fn attention(
-    shape: AttentionShape,
-    past_len: usize,
-    capacity: usize,
-    q: &[f32],
-    [k, v]: [&[f32]; 2],
-    y: &mut [f32],
-) {
+/// `q`, `y`: [rows, heads, head_dim]. `kv`: [pages, 2, kv_heads, PAGE, head_dim padded to a multiple of 8].
+pub fn attention(shape: AttentionShape, spans: &[RowSpan<'_>], q: &[f32], kv: &[f32], y: &mut [f32]) {
     let AttentionShape { heads, kv_heads, head_dim, scale, soft_cap, window, .. } = shape;
-    let cached = |head: usize, key: usize| (head / (heads / kv_heads) * capacity + key) * padded(head_dim);
-    for (i, (q, y)) in q.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim)).enumerate() {
-        let (row, head) = (i / heads, i % heads);
-        let keys = past_len + row + 1;
+    let positions =
+        spans.iter().flat_map(|span| (span.past_len..span.past_len + span.rows).map(move |position| (span, position)));
+    let of_heads = positions.flat_map(|row| (0..heads).map(move |head| (row, head)));
+    for (((span, position), head), (q, y)) in of_heads.zip(q.chunks_exact(head_dim).zip(y.chunks_exact_mut(head_dim))) {
+        let stored = |is_value: bool, key: usize| {
+            let row = span.pool_row(kv_heads, is_value, head / (heads / kv_heads), key);
+            &kv[row * padded(head_dim)..][..head_dim]
+        };
+        let keys = position + 1;
         let first = window.map_or(0, |window| keys.saturating_sub(window));
         let mut scores: Vec<f32> = (first..keys)
-            .map(|key| scale * q.iter().zip(&k[cached(head, key)..]).map(|(q, k)| q * k).sum::<f32>())
+            .map(|key| scale * q.iter().zip(stored(false, key)).map(|(q, k)| q * k).sum::<f32>())
             .collect();
         if let Some(cap) = soft_cap {
             crate::soft_cap::soft_cap(&mut scores, cap);
@@ -31,7 +29,7 @@ pub fn attention(
         y.fill(0.0);
         for (i, score) in scores.iter().enumerate() {
             let p = (score - m).exp() / sum;
-            for (y, v) in y.iter_mut().zip(&v[cached(head, first + i)..]) {
+            for (y, v) in y.iter_mut().zip(stored(true, first + i)) {
                 *y += p * v;
             }
         }

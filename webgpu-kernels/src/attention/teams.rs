@@ -1,12 +1,24 @@
-//! How few rows' attention is divided on the device: [`DecodeChoice`], and [`choices`], every supported one.
+//! How few rows' attention is divided on the device: [`DecodeChoice`] for [`FewRows`], and [`choices`], every supported one.
 
 use crate::{
     Variant,
     gpu::Caps,
+    kv::{DeviceSpan, padded},
     tuning::{AttentionDecodeChoice, Choice, Teams},
 };
 
-use super::{Attention, DECODE_KEYS, ENOUGH_GROUPS, MAX_SPLITS, workgroup_heads};
+use super::AttentionShape;
+
+/// Few rows of each of some sequences, as far as the division of the work depends on them.
+#[derive(Clone, Copy)]
+pub(super) struct FewRows {
+    /// Heads, scale and mask.
+    pub shape: AttentionShape,
+    /// Number of rows.
+    pub rows: usize,
+    /// Most keys that a row sees.
+    pub keys: usize,
+}
 
 /// Kernel and splits of few rows' attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -17,6 +29,12 @@ pub struct DecodeChoice {
     pub splits: usize,
 }
 
+/// Lanes, and keys per tile, of the decode kernel.
+pub(super) const DECODE_KEYS: usize = 128;
+/// Most splits.
+pub(super) const MAX_SPLITS: usize = 64;
+/// Workgroups of the decode kernel that keep a large device busy.
+pub(super) const ENOUGH_GROUPS: usize = 256;
 /// Values in workgroup memory that every device has room for.
 const MOST_VALUES: u32 = 3584;
 /// From this product of heads and keys on, teams need [`Caps::wide_teams`].
@@ -65,7 +83,14 @@ fn team(head_dim: usize) -> u32 {
     (head_dim as u32).div_ceil(8).next_power_of_two()
 }
 
-impl Attention {
+impl FewRows {
+    /// The rows of consecutive spans.
+    pub fn of(shape: AttentionShape, spans: &[DeviceSpan]) -> FewRows {
+        let rows = spans.iter().map(|span| span.rows).sum();
+        let keys = spans.iter().map(|span| shape.seen_at(span.past_len + span.rows - 1)).max().unwrap_or(0);
+        FewRows { shape, rows, keys }
+    }
+
     /// Workgroups without split-K, with so many heads each.
     fn groups(&self, heads: usize) -> usize {
         self.rows * self.shape.heads / heads
@@ -73,7 +98,7 @@ impl Attention {
 
     /// The number of splits that gives about `groups` workgroups.
     fn splits(&self, teams: Option<Teams>, groups: usize) -> usize {
-        let keys = self.keys();
+        let keys = self.keys;
         let (heads, most) = match teams {
             Some(_) if keys <= UNSPLIT_KEYS => return 1,
             Some(teams) => {
@@ -86,13 +111,10 @@ impl Attention {
     }
 
     /// A tuned choice, applied to these rows and keys.
-    pub(super) fn decode_choice(
-        &self,
-        AttentionDecodeChoice { groups, mut teams }: AttentionDecodeChoice,
-    ) -> DecodeChoice {
+    pub fn decode_choice(&self, AttentionDecodeChoice { groups, mut teams }: AttentionDecodeChoice) -> DecodeChoice {
         let splits = self.splits(teams, groups as usize);
         if let Some(teams) = &mut teams
-            && self.keys() <= UNSPLIT_KEYS
+            && self.keys <= UNSPLIT_KEYS
         {
             // If a device supports more heads, it supports one.
             *teams = Teams { heads: 1, keys: 8, ..*teams };
@@ -100,20 +122,20 @@ impl Attention {
         DecodeChoice { teams, splits }
     }
 
-    /// Keys of a split. The last split may have fewer.
-    pub(super) fn split_keys(&self, choice: DecodeChoice) -> usize {
+    /// Keys of a split of the longest row. key_range.wgsl does the same for each row.
+    pub fn split_keys(&self, choice: DecodeChoice) -> usize {
         let step = choice.teams.map_or(DECODE_KEYS, |teams| teams.count(self.shape.head_dim));
-        self.keys().div_ceil(choice.splits).next_multiple_of(step)
+        self.keys.div_ceil(choice.splits).next_multiple_of(step)
     }
 }
 
 /// Every choice that the device and the shape allow. The default comes first.
-pub fn choices(caps: &Caps, attention: &Attention) -> Vec<DecodeChoice> {
+pub(super) fn choices(caps: &Caps, attention: &FewRows) -> Vec<DecodeChoice> {
     let (group, head_dim) = (attention.shape.group(), attention.shape.head_dim);
     let default = attention.decode_choice(candidates(caps, group, head_dim)[0].get());
     let of_teams = all_teams(caps, group, head_dim).into_iter().flat_map(|teams| {
         let splits = attention.splits(Some(teams), ENOUGH_GROUPS);
-        around(splits, attention.keys()).map(move |splits| DecodeChoice { teams: Some(teams), splits })
+        around(splits, attention.keys).map(move |splits| DecodeChoice { teams: Some(teams), splits })
     });
     let without = DecodeChoice { teams: None, splits: attention.splits(None, ENOUGH_GROUPS) };
     let others = of_teams.chain([without]).filter(|choice| *choice != default);
@@ -156,4 +178,10 @@ fn around(splits: usize, keys: usize) -> impl Iterator<Item = usize> {
     let others = [splits / 2, 2 * splits, if splits == 1 { 4 } else { 1 }];
     let fits = move |&other: &usize| other >= 1 && other != splits && other <= MAX_SPLITS && keys / other >= 16;
     [splits].into_iter().chain(others.into_iter().filter(fits))
+}
+
+/// Heads of a workgroup of the decode kernel: as many heads that share a key head as fit into workgroup memory.
+pub(super) fn workgroup_heads(group: usize, head_dim: usize) -> usize {
+    let fits = |heads: &usize| group.is_multiple_of(*heads) && heads * padded(head_dim) <= 1024;
+    (1..=8).rev().find(fits).unwrap_or(1)
 }

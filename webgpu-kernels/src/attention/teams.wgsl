@@ -1,19 +1,21 @@
 // The attention of decode.wgsl with subgroups: no barrier before the end. A workgroup has one row, HEADS heads that share a key head, and
-// one of `splits` ranges of keys, counted from `begin`: see team_attention.wgsl.
+// one of `splits` ranges of the row's keys: see team_attention.wgsl and key_range.wgsl.
 // With SPLIT_K it writes the weighted sum, m (the largest score) and l (the sum of exp(score - m)) for reduce.wgsl.
 #import team_attention
+#import key_range
 
 struct Params {
-    rows: u32, first_row: u32, heads: u32, past_len: u32, capacity: u32, splits: u32, split_keys: u32, groups: u32,
-    window: u32, begin: u32, scale: f32, soft_cap: f32,
+    rows: u32, first_row: u32, heads: u32, kv_heads: u32, splits: u32, groups: u32, window: u32, scale: f32, soft_cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, heads, HEAD_DIM / 4]
-@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
-@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [heads / GROUP, capacity] rows
+@group(0) @binding(2) var<storage, read> kv: array<Stored8>;           // [pages, 2, kv_heads, KV_PAGE] rows
+@group(0) @binding(3) var<storage, read> rows: array<u32>;             // see kv_pages.wgsl
 @group(0) @binding(4) var<storage, read_write> y: array<f32>;          // [any, heads, HEAD_DIM], with SPLIT_K
                                                                        // [rows, heads, splits, HEAD_DIM + 2]
+const KEY_STEP: u32 = TEAMS;
+
 @compute @workgroup_size(WORKGROUP)
 fn main(
 #import arguments
@@ -27,10 +29,8 @@ fn main(
     let split = group % params.splits;
     let first_head = group / params.splits % (params.heads / HEADS) * HEADS;
     let row = group / params.splits / (params.heads / HEADS);
-    let cache = first_head / GROUP * params.capacity;
-    let known = params.past_len + row + 1u;
-    let start = max(params.begin + split * params.split_keys, known - min(params.window, known));
-    let end = min(params.begin + (split + 1u) * params.split_keys, known);
+    let range = range_of(position_of(params.first_row + row), split);
+    let keys = Keys(pages_of(params.first_row + row), first_head / GROUP, range.start, range.end);
 
     let scale = select(0.0, params.scale, place.is_inside);
     let q_at = ((params.first_row + row) * params.heads + first_head) * HEAD_QUADS + 2u * place.eight;
@@ -39,9 +39,7 @@ fn main(
         Eight(q[q_at + $hu * HEAD_QUADS] * scale, q[q_at + $hu * HEAD_QUADS + 1u] * scale),
 #endfor
     );
-    let keys = fetch_keys(cache, start, end, place);
-    let values = fetch_values(cache, start, end, place);
-    let found = attend(nothing(), queries, keys, values, cache, start, end, params.soft_cap, place);
+    let found = attend(nothing(), queries, fetch_ahead(keys, place), keys, params.soft_cap, place);
     join_teams(found, invocation, place);
 
     for (var i = place.lane; i < HEADS * HEAD_QUADS; i += WORKGROUP) {

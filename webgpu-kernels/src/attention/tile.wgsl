@@ -1,4 +1,5 @@
-// y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r
+// y[r, h] = sum over keys p of softmax_p(scale * q[r, h] . k[h / GROUP, p]) * v[h / GROUP, p],  p <= past_len + r, for the `rows` rows of a
+// sequence from `first_row` on.
 // With WINDOW, each row sees the last `window` of its keys. With SOFT_CAP, scores are capped.
 //
 // A slot is a row and one of the GROUP heads that share a key head. A workgroup of 8 x 16 lanes has SLOTS slots, and loads each tile of 64
@@ -11,15 +12,16 @@
 #import soft_cap
 #endif
 
+// `pages` is the index of the sequence's page list in the binding `rows`.
 struct Params {
-    rows: u32, first_row: u32, kv_heads: u32, past_len: u32, capacity: u32, groups: u32, window: u32,
+    rows: u32, first_row: u32, kv_heads: u32, past_len: u32, pages: u32, groups: u32, window: u32,
     scale: f32, soft_cap: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> q: array<vec4<f32>>;          // [any, kv_heads * GROUP, HEAD_DIM / 4]
-@group(0) @binding(2) var<storage, read> k_cache: array<Stored8>;      // [kv_heads, capacity] rows
-@group(0) @binding(3) var<storage, read> v_cache: array<Stored8>;      // [kv_heads, capacity] rows
+@group(0) @binding(2) var<storage, read> kv: array<Stored8>;           // [pages, 2, kv_heads, KV_PAGE] rows
+@group(0) @binding(3) var<storage, read> rows: array<u32>;             // see kv_pages.wgsl
 @group(0) @binding(4) var<storage, read_write> y: array<vec4<f32>>;    // [any, kv_heads * GROUP, HEAD_DIM / 4]
 
 // The score of a key that does not count.
@@ -93,6 +95,8 @@ fn main(
         var s$a_$i = vec4<f32>(0.0);
 #endfor
 #endfor
+        // A lane loads one key, eight dims at a time.
+        let key_at = key_row(params.pages, kv_head, min(first_key + lane / 2u, keys - 1u));
         for (var first_quad = 0u; first_quad < 2u * EIGHTS; first_quad += STEP) {
             for (var i = lane; i < SLOTS * STEP; i += LANES) {
                 let slot = min(first_slot + i / STEP, slots - 1u);
@@ -104,12 +108,11 @@ fn main(
                 left[place(i / STEP, i % STEP)] = value;
             }
             {
-                // One key, eight dims. The four keys of a lane are sixteen rows apart.
+                // The four keys that a lane multiplies are sixteen rows apart.
                 let row = lane / 2u;
-                let key = min(first_key + row, keys - 1u);
                 // Beyond the last dim q is zero.
                 let eight = min(first_quad / 2u + lane % 2u, EIGHTS - 1u);
-                let values = load_key(kv_head * params.capacity + key, eight);
+                let values = load_row(key_at, eight);
                 let at = SLOTS + row % 4u * 16u + row / 4u;
                 left[place(at, lane % 2u * 2u)] = values.a;
                 left[place(at, lane % 2u * 2u + 1u)] = values.b;
@@ -191,10 +194,10 @@ fn main(
 #endfor
             }
             for (var i = lane; i < HALF * 8u; i += LANES) {
-                // One key, eight dims. Beyond the last key p is zero, but the cache may hold NaN.
+                // One key, eight dims. Beyond the last key p is zero, but the pool may hold NaN.
                 let key = min(first_key + $hu * HALF + i / 8u, keys - 1u);
                 let eight = min($cu * 8u + i % 8u, EIGHTS - 1u);
-                let values = load_value(kv_head * params.capacity + key, eight);
+                let values = load_row(value_row(params.pages, kv_head, key), eight);
                 right[2u * i] = values.a;
                 right[2u * i + 1u] = values.b;
             }

@@ -2,14 +2,17 @@
 //!
 //! Matrix units multiply f16 and sum in f32. Weights are converted to f16 when they are fetched. `gemm_narrow` converts activations
 //! beforehand and scales each row by a power of two, so that outliers stay finite and small values keep their precision. The
-//! result has the precision of f16; [`super::Gemm`] keeps f32.
+//! result has the precision of f16; [`super::Gemm`] keeps f32. [`super::Few`] is faster for up to 64 rows.
+//!
+//! Both kernels add the products of each of a matrix's [`ranges`] of inputs, then the sums of the ranges, in order. So a row's result
+//! does not depend on the number of rows, as [`FEWEST_ROWS`] demands.
 
-use super::{GemmParams, case_with, class, matrix_format};
+use super::{Join, case_with, class, matrix_format};
 use crate::{
     Case, CaseSet, Kernel, KvDtype, Variant, WeightFormat,
     cases::{Random, four_bits, with_outliers},
-    gemv::matrix_lens,
-    gpu::{Buffer, Caps, FEWEST_ROWS, Recorder},
+    gemv::{LAYER, matrix_lens},
+    gpu::{Binding, Buffer, Caps, FEWEST_ROWS, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     matrix::Slice,
     tuning::{GemmCooperativeChoice, Problem, Trial, Tunable},
@@ -31,6 +34,14 @@ pub struct Narrow {
     inverse: Buffer<f32>,
 }
 
+params! {
+    /// Also the parameters of [`super::Few`].
+    pub(super) struct CooperativeParams {
+        m: u32, rows: u32, blocks: u32, first_row: u32, y_stride: u32, tiles_m: u32, tiles: u32, x_quads: u32,
+        range_blocks: u32, ranges: u32,
+    }
+}
+
 params! { struct NarrowParams { m: u32, cols: u32, quads: u32 } }
 
 /// The record of [`Cooperative`].
@@ -38,7 +49,7 @@ pub static KERNEL: Kernel = Kernel {
     name: Cooperative::NAME,
     wgsl: include_str!("cooperative.wgsl"),
     bindings: &[Access::Read, Access::Read, Access::Read, Access::Read, Access::ReadWrite],
-    params: GemmParams::LAYOUT,
+    params: CooperativeParams::LAYOUT,
     cases,
     has_substitute: true,
     ..Kernel::DEFAULTS
@@ -71,10 +82,10 @@ pub static TUNABLE: Tunable = Tunable {
         let ([rows, cols, m, ..], format) = (problem.sizes(), matrix_format(problem));
         let tile = chosen_tile(choice.get());
         Trial {
-            case: case(*caps, tile, format, m, rows, cols),
+            case: case(*caps, tile, ranges(format, rows, cols), format, m, rows, cols),
             lens: [&matrix_lens(format, rows, cols)[..], &[m * cols, m * rows]].concat(),
             rotated: vec![0, 1],
-            checks: vec![case(*caps, tile, format, 33, 67, cols.min(768))],
+            checks: vec![case(*caps, tile, Ranges::of(4, format.blocks(cols.min(768))), format, 33, 67, cols.min(768))],
         }
     },
 };
@@ -105,28 +116,97 @@ const TILES: [(RangeInclusive<usize>, Tile); 3] = [
     (0..=32, Tile { warps: (1, 4), fragments: (2, 2), step: 8 }),
     (0..=usize::MAX, Tile { warps: (2, 2), fragments: (2, 2), step: 8 }),
 ];
-/// Fewer rows do not repay the conversion to f16. Every prefill chunk has at least this many rows, so all chunks use the same kernel.
+/// Every prefill chunk has at least this many rows, so all chunks use this kernel or [`super::Few`], which gives the same bits.
 const MIN_ROWS: usize = FEWEST_ROWS;
 /// Supported subgroup sizes; all subgroups must have the same. A fragment lies in the lanes of a whole subgroup. Four subgroups make
 /// a workgroup of 128 or 256 lanes, and WebGPU guarantees 256.
 const SUBGROUP_LANES: [u32; 2] = [32, 64];
 /// Edge of a fragment.
-const EDGE: usize = 16;
+pub(super) const EDGE: usize = 16;
+/// A matrix of at most this many rows has too few tiles for a large device. Its inputs are divided into ranges.
+const MOST_DIVIDED_ROWS: usize = 6144;
+/// Ranges of such a matrix, if it has enough columns.
+const RANGES: usize = 4;
+const FEWEST_DIVIDED_COLS: usize = 1024;
+/// A range is a multiple of this many blocks.
+pub(super) const RANGE_BLOCKS: usize = 4;
 /// Workgroups that keep a large device busy.
 const ENOUGH_TILES: usize = 128;
 /// Lanes of a workgroup of `gemm_narrow`.
 const NARROW_WORKGROUP: u32 = 256;
 
+/// The ranges of inputs, of which each is summed alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ranges {
+    pub count: usize,
+    /// Blocks of each. The last ones may have fewer or none.
+    pub blocks: usize,
+}
+
+impl Ranges {
+    /// Divides a row of `blocks` blocks.
+    pub fn of(count: usize, blocks: usize) -> Ranges {
+        Ranges { count, blocks: blocks.div_ceil(count).next_multiple_of(RANGE_BLOCKS) }
+    }
+}
+
+/// The ranges of a matrix. They depend on nothing else: not on the device, its choices, or the rows of `x`.
+pub(super) fn ranges(format: WeightFormat, rows: usize, cols: usize) -> Ranges {
+    let is_divided = has_nibbles(format) && rows <= MOST_DIVIDED_ROWS && cols >= FEWEST_DIVIDED_COLS;
+    Ranges::of(if is_divided { RANGES } else { 1 }, format.blocks(cols))
+}
+
+/// Most temporary values per row of `x`, for matrices of at most `rows` rows.
+pub(super) fn most_parts(rows: usize) -> usize {
+    RANGES * rows.min(MOST_DIVIDED_ROWS)
+}
+
+/// Quads of a row of `x` in f16.
+fn x_quads(format: WeightFormat, cols: usize) -> usize {
+    format.blocks(cols).next_multiple_of(RANGE_BLOCKS) * format.block_size() / 4
+}
+
+impl CooperativeParams {
+    /// For a slice. `tiles_m` of the `tiles` cover the rows of `x`.
+    pub(super) fn new(
+        m: usize,
+        y_stride: usize,
+        w: &Slice,
+        ranges: Ranges,
+        tiles_m: usize,
+        tiles: usize,
+    ) -> CooperativeParams {
+        CooperativeParams {
+            m: m as u32,
+            rows: w.rows as u32,
+            blocks: w.format.blocks(w.cols) as u32,
+            first_row: w.first_row as u32,
+            y_stride: y_stride as u32,
+            tiles_m: tiles_m as u32,
+            tiles: tiles as u32,
+            x_quads: x_quads(w.format, w.cols) as u32,
+            range_blocks: ranges.blocks as u32,
+            ranges: ranges.count as u32,
+        }
+    }
+}
+
 impl Narrow {
     /// The kernel's name.
     pub(crate) const NAME: &str = "gemm_narrow";
 
-    /// `x`: [m, cols]. Padded to `format`'s blocks.
+    /// `x`: [m, cols]. Padded to whole ranges of `format`'s blocks, and to whole fragments of rows with any values.
     pub fn record(recorder: &mut Recorder, format: WeightFormat, x: &Buffer<f32>, m: usize, cols: usize) -> Narrow {
-        let quads = format.blocks(cols) * format.block_size() / 4;
-        let narrow = Narrow { values: recorder.temporary(m * quads * 2), inverse: recorder.temporary(m) };
+        let quads = x_quads(format, cols);
+        let values = recorder.temporary(m.next_multiple_of(EDGE) * quads * 2);
+        let narrow = Narrow { values, inverse: recorder.temporary(m) };
         narrow.record_into(recorder, x, m, cols, quads);
         narrow
+    }
+
+    /// The buffers of a product of these rows.
+    pub(super) fn buffers_with<'a>(&'a self, w: &'a Slice, y: &'a Buffer<f32>) -> [Binding<'a>; 5] {
+        [(&w.q_weight).into(), (&w.q_scale).into(), (&self.values).into(), (&self.inverse).into(), y.into()]
     }
 
     fn record_into(&self, recorder: &mut Recorder, x: &Buffer<f32>, m: usize, cols: usize, quads: usize) {
@@ -155,15 +235,22 @@ impl Cooperative {
     pub fn record(&self, recorder: &mut Recorder, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
         let problem = Problem::new(&TUNABLE, Some(w.format), [w.rows, w.cols, class(self.m)]);
         let tile = chosen_tile(recorder.gpu().choice(problem).get());
-        self.record_tile(recorder, tile, w, x, y);
+        self.record_tile(recorder, tile, ranges(w.format, w.rows, w.cols), w, x, y);
     }
 
-    fn record_tile(&self, recorder: &mut Recorder, tile: Tile, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
-        let tiles = tile.tiles(self.m, w.rows);
-        let params = GemmParams::new(self.m, self.y_stride, w, self.m.div_ceil(tile.m()), tiles);
+    fn record_tile(&self, recorder: &mut Recorder, tile: Tile, ranges: Ranges, w: &Slice, x: &Narrow, y: &Buffer<f32>) {
+        let (tiles, tiles_m) = (tile.tiles(self.m, w.rows), self.m.div_ceil(tile.m()));
+        let params = CooperativeParams::new(self.m, self.y_stride, w, ranges, tiles_m, tiles);
         let variant = variant(recorder.gpu().caps(), tile, w.format);
-        let buffers = [(&w.q_weight).into(), (&w.q_scale).into(), (&x.values).into(), (&x.inverse).into(), y.into()];
-        recorder.dispatch(&KERNEL, &variant, &params, &buffers, tiles);
+        if ranges.count == 1 {
+            return recorder.dispatch(&KERNEL, &variant, &params, &x.buffers_with(w, y), tiles);
+        }
+        let parts = recorder.temporary(ranges.count * self.m * w.rows);
+        let params = CooperativeParams { first_row: 0, y_stride: w.rows as u32, ..params };
+        recorder.dispatch(&KERNEL, &variant, &params, &x.buffers_with(w, &parts), tiles * ranges.count);
+        let splits = ranges.count as u32;
+        let join = Join { m: self.m, rows: w.rows, first_row: w.first_row, y_stride: self.y_stride, splits };
+        join.record(recorder, &parts, y);
     }
 }
 
@@ -194,6 +281,11 @@ fn has_format(format: WeightFormat) -> bool {
     matches!(format, WeightFormat::F16 | WeightFormat::Group { .. }) && format.part_quads() == 2
 }
 
+/// True for four-bit codes in groups of 32.
+pub(super) fn has_nibbles(format: WeightFormat) -> bool {
+    matches!(format, WeightFormat::Group { bits: 4, group_size: 32 })
+}
+
 fn variant(caps: &Caps, tile: Tile, format: WeightFormat) -> Variant {
     let lanes = tile.warps.0 * tile.warps.1 * caps.subgroups.map_or(1, |sizes| sizes.min as usize);
     let fetches = |rows: usize| (rows * tile.step / 2).div_ceil(lanes) as u32;
@@ -219,8 +311,8 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
         return Vec::new();
     }
     let (q4, f16) = (four_bits(), WeightFormat::F16);
-    let shapes: &[(WeightFormat, usize, usize, usize)] = match set {
-        CaseSet::Test => &[
+    let shapes: Vec<(WeightFormat, usize, usize, usize)> = match set {
+        CaseSet::Test => vec![
             (q4, 64, 64, 576),
             (q4, 33, 67, 768),
             (q4, 130, 133, 100),
@@ -229,24 +321,20 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
             (f16, 100, 5, 77),
             (f16, 33, 200, 96),
         ],
-        CaseSet::Bench => &[
-            (q4, 512, 5120, 3072),
-            (q4, 512, 3072, 3072),
-            (q4, 512, 16_384, 3072),
-            (q4, 512, 3072, 8192),
-            (f16, 512, 16_384, 3072),
-            (q4, 32, 16_384, 3072),
-            (q4, 32, 3072, 8192),
-        ],
+        CaseSet::Bench => {
+            let of_layer = [16, 32, 64, 512].into_iter().flat_map(|m| LAYER.map(|(rows, cols)| (q4, m, rows, cols)));
+            of_layer.chain([(f16, 512, 16_384, 3072)]).collect()
+        }
     };
     let all = TILES.into_iter().flat_map(|(_, tile)| shapes.iter().map(move |shape| (tile, *shape)));
-    all.map(|(tile, (format, m, rows, cols))| case(*caps, tile, format, m, rows, cols)).collect()
+    all.map(|(tile, (format, m, rows, cols))| case(*caps, tile, ranges(format, rows, cols), format, m, rows, cols))
+        .collect()
 }
 
-fn case(caps: Caps, tile: Tile, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
+fn case(caps: Caps, tile: Tile, ranges: Ranges, format: WeightFormat, m: usize, rows: usize, cols: usize) -> Case {
     let case = case_with(variant(&caps, tile, format), format, m, rows, cols, move |recorder, w, x, y| {
         let x = Narrow::record(recorder, format, x, m, cols);
-        Cooperative { m, y_stride: rows }.record_tile(recorder, tile, w, &x, y);
+        Cooperative { m, y_stride: rows }.record_tile(recorder, tile, ranges, w, &x, y);
     });
     // f16 inputs and weights have eleven significant bits.
     Case { tolerance: 2e-7, ..case }

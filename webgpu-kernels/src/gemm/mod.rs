@@ -6,6 +6,7 @@
 //! [`Cooperative`].
 
 mod cooperative;
+mod few;
 mod lane_rows;
 
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
 pub use cooperative::{
     Cooperative, KERNEL as COOPERATIVE_KERNEL, NARROW_KERNEL, Narrow, TUNABLE as COOPERATIVE_TUNABLE,
 };
+pub use few::{Few, KERNEL as FEW_KERNEL, TUNABLE as FEW_TUNABLE};
 pub use lane_rows::{KERNEL as LANE_ROWS_KERNEL, LaneRows};
 
 /// `y[m, n] = sum over k of x[m, k] * w[n, k]`. Its reference is that of [`crate::gemv`].
@@ -229,7 +231,7 @@ fn default_splits(format: WeightFormat, rows: usize, cols: usize) -> usize {
 
 /// Most temporary values per row of `x`, for a matrix of at most `rows` x `cols`.
 pub fn scratch_cols(rows: usize, cols: usize) -> usize {
-    SPLIT_ROWS.min(MAX_SPLITS * rows).max(cols)
+    SPLIT_ROWS.min(MAX_SPLITS * rows).max(cooperative::most_parts(rows)).max(cols)
 }
 
 /// The tiles that a device and a format allow.
@@ -353,9 +355,13 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
                 (q4, 512, 3072, 3072),
                 (q4, 512, 16_384, 3072),
                 (q4, 512, 3072, 8192),
+                (q4, 9, 5120, 3072),
+                (q4, 9, 3072, 3072),
+                (q4, 9, 16_384, 3072),
+                (q4, 9, 3072, 8192),
+                (q4, 16, 16_384, 3072),
                 (q4, 32, 16_384, 3072),
                 (q4, 32, 3072, 8192),
-                (q4, 16, 16_384, 3072),
                 (f16, 512, 3072, 3072),
                 (f32, 2048, 16_384, 3072),
                 (f16, 2048, 16_384, 3072),

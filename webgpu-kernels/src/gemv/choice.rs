@@ -40,6 +40,8 @@ pub struct GemvShape {
 /// Most clusters of a workgroup for the butterfly reduction, if subgroups may be larger than a cluster. Above it, `subgroupAdd`
 /// leaves fewer partial sums to add.
 const MOST_CLUSTERS: u32 = 16;
+/// Most bytes of partial sums: a little less than WebGPU's default limit.
+const PARTS_BYTES: u32 = 15_872;
 /// Longest row of `x` that fits in workgroup memory on every device.
 const SHARED_COLS: usize = 3584;
 
@@ -99,8 +101,11 @@ impl GemvChoice {
         // Each output of a team, and the sum of squares, needs a lane that adds up its partial sums.
         let sums_fit = self.has_subgroup_teams() || self.rows * shape.batch as u32 + 1 < self.workgroup;
         let shared = !self.shared_x || shape.batch == 1 && shape.cols <= SHARED_COLS;
-        let integer = !self.integer || caps.packed_dot && shape.batch == 1 && shape.has_nibbles() && !self.shared_x;
-        teams_fit && rows && sums_fit && shared && integer
+        let integer = !self.integer || caps.packed_dot && shape.has_nibbles() && !self.shared_x;
+        // Partial sums lie in workgroup memory: one set per subgroup, or one per lane.
+        let parts = caps.subgroups.map_or(self.workgroup, |sizes| self.workgroup.div_ceil(sizes.min));
+        let memory = self.has_subgroup_teams() || 4 * parts * (self.rows * shape.batch as u32 + 1) <= PARTS_BYTES;
+        teams_fit && rows && sums_fit && shared && integer && memory
     }
 
     /// The shader variant for a shape. `parts`: partial sums of squares, 0 without a norm.
@@ -131,9 +136,9 @@ impl GemvChoice {
         let is_full = |sizes: SubgroupSizes| {
             let clusters = self.workgroup / sizes.min;
             let are_few = self.has_subgroup_teams() || sizes.fixed().is_some() || clusters <= MOST_CLUSTERS;
-            self.workgroup.is_multiple_of(sizes.min) && self.rows <= sizes.min && are_few
+            self.workgroup.is_multiple_of(sizes.min) && self.rows * batch as u32 <= sizes.min && are_few
         };
-        let has_butterfly = batch == 1 && matches!(self.rows, 4 | 8) && caps.subgroups.is_some_and(is_full);
+        let has_butterfly = matches!(self.rows, 4 | 8) && caps.subgroups.is_some_and(is_full);
         let variant = variant
             .flag_if("BUTTERFLY", has_butterfly)
             .flag_if("CLUSTER_TOTALS", has_butterfly || self.has_subgroup_teams())
@@ -155,10 +160,15 @@ pub(super) fn default_choice(caps: &Caps, shape: &GemvShape) -> GemvChoice {
         integer: false,
     };
     // With more rows of `x`, registers hold no more blocks, and workgroup memory has no room for the sums of more lanes.
+    let blocks = shape.blocks(&whole);
     if shape.batch > 1 {
+        // Measured on an H200: one lane per block. With three or four rows of `x`, more rows of the matrix share each load of `x`.
+        if caps.subgroups.is_some_and(|sizes| sizes.fixed().is_some() && (16..=32).contains(&sizes.max)) {
+            let rows = if (3..=4).contains(&shape.batch) { 8 } else { 4 };
+            return GemvChoice { workgroup: blocks.next_multiple_of(32).min(256) as u32, rows, ..whole };
+        }
         return whole;
     }
-    let blocks = shape.blocks(&whole);
     // Measured on an H200, for subgroups of up to 32 lanes. A matrix with many rows gets one subgroup per few rows, another matrix
     // one lane per block.
     if caps.subgroups.is_some_and(|sizes| sizes.max <= 32) {
@@ -224,6 +234,18 @@ pub(super) fn candidates(caps: &Caps, shape: &GemvShape) -> Vec<GemvChoice> {
         for (workgroup, rows, shared_x) in [(64, 4, false), (128, 4, false), (256, 4, true), (64, 8, false)] {
             let choice = GemvChoice { workgroup, rows, shared_x, team: Team::Subgroup, steps: 1, ..default };
             all.extend(with_steps(caps, shape, choice).pop());
+        }
+    } else {
+        // One lane per block, up to 256 lanes.
+        let whole = shape.blocks(&default).next_multiple_of(32).min(256) as u32;
+        for (workgroup, rows) in
+            [(whole, 4), (whole, 8), (whole, 2), (32, 4), (128, 4), (32, 8), (64, 8), (128, 8), (96, 4)]
+        {
+            let choice = GemvChoice { workgroup, rows, ..default };
+            all.extend([choice, GemvChoice { integer: true, ..choice }]);
+        }
+        for (workgroup, rows) in [(64, 4), (128, 4), (64, 8)] {
+            all.push(GemvChoice { workgroup, rows, team: Team::Subgroup, ..default });
         }
     }
     distinct(caps, shape, all)

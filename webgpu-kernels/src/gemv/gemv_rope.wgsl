@@ -1,16 +1,18 @@
 // The rows are those of queries, keys and values, head by head. v[n] = sum over k of x[k] * w[n, k] / sqrt(mean of x^2 before its
-// norm + eps). Rotated queries go to y, rotated keys and values to the cache at `position`.
+// norm + eps). Rotated queries go to y, rotated keys and values to the pool at the position of the
+// only row.
 
 struct Params {
     rows: u32, cols: u32, blocks: u32, parts: u32, eps: f32,
-    heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
+    heads: u32, kv_heads: u32, head_dim: u32, kv_row: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 #import gemv/inputs
 @group(0) @binding(6) var<storage, read> rope: array<vec2<f32>>;       // [positions, head_dim / 2]
-@group(0) @binding(7) var<storage, read_write> k_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
-@group(0) @binding(8) var<storage, read_write> v_cache: array<u32>;    // [kv_heads, capacity, kv_row], see kv.wgsl
+@group(0) @binding(7) var<storage, read_write> kv: array<u32>;         // [pages, 2, kv_heads, KV_PAGE, kv_row], see kv.wgsl
+@group(0) @binding(8) var<storage, read> rows: array<u32>;             // see kv_pages.wgsl
+#import kv_pages
 #import gemv/team
 #import gemv/squares
 #ifdef KV_F16
@@ -34,12 +36,15 @@ fn main(
     let row$r = pair$r / reach * params.head_dim + pair$r % reach + $ru % 2u * reach;
 #endfor
     let pair = min(first + min(lane, ROWS - 1u) / 2u, inner - 1u);
-    let turn = rope[params.position * reach + pair % reach];
+    let head = pair / reach;
+    let position = position_of(0u);
+    let turn = rope[position * reach + pair % reach];
+    // The row of a query is not used.
+    let pool_row = row_in_pool(pages_of(0u), max(head, params.heads) - params.heads, position);
 #include gemv/load_squares
 #include gemv/product
 #include gemv/sum_squares
 #include gemv/reduce
-    let head = pair / reach;
     let is_high = lane % 2u == 1u;
     let is_turned = head < params.heads + params.kv_heads;
     let value = select(total, total * turn.x + select(-other, other, is_high) * turn.y, is_turned);
@@ -57,8 +62,7 @@ fn main(
         if (head < params.heads) {
             y[head * params.head_dim + at] = value;
         } else {
-            let kv_head = head - params.heads - select(params.kv_heads, 0u, is_turned);
-            let to = (kv_head * params.capacity + params.position) * params.kv_row;
+            let to = pool_row * params.kv_row;
 #ifdef KV_F16
             // Two neighbors share a word. The first of them stores it.
             let word = to_pair(vec2<f32>(value, next));
@@ -69,10 +73,8 @@ fn main(
             let word_at = to + at;
             let is_first = true;
 #endif
-            if (is_first && is_turned) {
-                k_cache[word_at] = word;
-            } else if (is_first) {
-                v_cache[word_at] = word;
+            if (is_first) {
+                kv[word_at] = word;
             }
         }
     }

@@ -77,6 +77,9 @@ pub static TUNABLE: Tunable = Tunable {
     },
 };
 
+/// Rows and columns of the matrices of a layer of Llama 3.2 3B, for benchmarks.
+pub(crate) const LAYER: [(usize, usize); 4] = [(5120, 3072), (3072, 3072), (16_384, 3072), (3072, 8192)];
+
 /// Rows of the matrices in checks. `CHECKED_ROWS` is no multiple of a workgroup's rows. `CHECKED_HEADS` is one of a head's.
 const CHECKED_ROWS: usize = 10;
 const CHECKED_HEADS: usize = 40;
@@ -174,24 +177,16 @@ fn cases(caps: &Caps, set: CaseSet) -> Vec<Case> {
                 (4, 3, 576),
             ];
             let all = all_formats().into_iter().flat_map(|format| shapes.map(|shape| (format, shape)));
-            let odd = odd_choices(caps, GemvKind::Plain);
+            let odd = [odd_choices(caps, GemvKind::Plain), odd_batches(caps)].concat();
             let odd = odd.into_iter().map(|(shape, choice)| choice_case(caps, &shape, choice));
             all.map(|(format, (batch, rows, cols))| case(caps, format, batch, rows, cols)).chain(odd).collect()
         }
-        CaseSet::Bench => [
-            (q4, 1, 5120, 3072),
-            (q4, 1, 3072, 3072),
-            (q4, 1, 16_384, 3072),
-            (q4, 1, 3072, 8192),
-            (q4, 1, 128_256, 3072),
-            (q4, 1, 1024, 3072),
-            (q4, 1, 576, 576),
-            (q4, 4, 16_384, 3072),
-            (q4, 8, 16_384, 3072),
-            (f16, 1, 16_384, 3072),
-        ]
-        .map(|(format, batch, rows, cols)| case(caps, format, batch, rows, cols))
-        .into(),
+        CaseSet::Bench => {
+            let few = [(128_256, 3072), (1024, 3072), (576, 576)].map(|(rows, cols)| (q4, 1, rows, cols));
+            let layer = [1, 2, 4, 8].into_iter().flat_map(|batch| LAYER.map(|(rows, cols)| (q4, batch, rows, cols)));
+            let all = layer.chain(few).chain([(f16, 1, 16_384, 3072)]);
+            all.map(|(format, batch, rows, cols)| case(caps, format, batch, rows, cols)).collect()
+        }
     }
 }
 
@@ -278,6 +273,36 @@ fn odd_choices(caps: &Caps, kind: GemvKind) -> Vec<(GemvShape, GemvChoice)> {
             [67, 64, 30][i % 3] & if kind == GemvKind::Swiglu { !1 } else { !0 }
         };
         (GemvShape { format: four_bits(), rows, cols, batch: 1, kind }, choice)
+    });
+    shapes.filter(|(shape, choice)| choice.is_allowed(caps, shape)).collect()
+}
+
+/// Choices for several rows that no default takes, each with a small shape.
+fn odd_batches(caps: &Caps) -> Vec<(GemvShape, GemvChoice)> {
+    let choice = |workgroup, team, rows, integer| GemvChoice {
+        workgroup,
+        steps: 1,
+        rows,
+        lanes_per_group: 2,
+        team,
+        shared_x: false,
+        integer,
+    };
+    let all = [
+        (2, 576, choice(64, Team::Workgroup, 8, true)),
+        (3, 100, choice(32, Team::Workgroup, 4, true)),
+        (8, 2048, choice(64, Team::Workgroup, 4, true)),
+        (5, 77, choice(96, Team::Workgroup, 2, true)),
+        (2, 3072, choice(32, Team::Workgroup, 4, false)),
+        (3, 576, choice(64, Team::Workgroup, 8, false)),
+        (4, 3072, choice(128, Team::Workgroup, 8, false)),
+        (2, 2048, choice(64, Team::Subgroup, 4, false)),
+        (4, 1536, choice(64, Team::Subgroup, 8, false)),
+        (2, 96, choice(64, Team::Subgroup, 2, true)),
+    ];
+    let shapes = all.into_iter().enumerate().map(|(i, (batch, cols, choice))| {
+        let rows = [67, 64, 30][i % 3];
+        (GemvShape { format: four_bits(), rows, cols, batch, kind: GemvKind::Plain }, choice)
     });
     shapes.filter(|(shape, choice)| choice.is_allowed(caps, shape)).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! It does the work of [`super::GemvScaled`] and [`crate::rope::Rope`] in one dispatch: a team computes rows `i` and
 //! `i + head_dim / 2` of a head, which are the two values of a rotation. The separate kernels are its reference. They also replace
-//! it if heads have a bias or a norm, are rotated only in part, or go to a cache of eight bits.
+//! it if heads have a bias or a norm, are rotated only in part, or go to a pool of eight bits.
 
 use super::{
     GemvKind, GemvShape, candidates, default_choice,
@@ -10,8 +10,8 @@ use super::{
     odd_choices, reference, shape_of, trial, tuned_choice,
 };
 use crate::{
-    Case, CaseSet, Kernel, KvCache, KvDtype, Variant, WeightFormat,
-    cases::{self, Random, four_bits, random_matrix},
+    Case, CaseSet, Kernel, KvDtype, KvPool, Rows, Variant, WeightFormat,
+    cases::{self, CaseRows, Random, four_bits, random_matrix},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params},
     kv::padded,
@@ -30,14 +30,12 @@ pub struct GemvRope {
     pub eps: f32,
     /// Query heads.
     pub heads: usize,
-    /// Position of the row: the number of tokens in the cache.
-    pub position: usize,
 }
 
 params! {
     struct RopeParams {
         rows: u32, cols: u32, blocks: u32, parts: u32, eps: f32,
-        heads: u32, kv_heads: u32, head_dim: u32, position: u32, capacity: u32, kv_row: u32,
+        heads: u32, kv_heads: u32, head_dim: u32, kv_row: u32,
     }
 }
 
@@ -53,7 +51,7 @@ pub static KERNEL: Kernel = Kernel {
         Access::Read,
         Access::Read,
         Access::ReadWrite,
-        Access::ReadWrite,
+        Access::Read,
     ],
     params: RopeParams::LAYOUT,
     cases,
@@ -71,18 +69,16 @@ pub static TUNABLE: Tunable = Tunable {
         let GemvShape { format, rows, cols, .. } = shape_of(problem, GemvKind::Rope);
         let parts = default_parts(caps, format, cols).next_multiple_of(4);
         let shape = Shape::of(rows, cols, format);
-        let capacity = shape.position + ROOM;
-        let cache = shape.kv_heads * capacity * KvDtype::F16.row_words(shape.head_dim);
-        let lens = [cols, parts, capacity * shape.head_dim, shape.heads * shape.head_dim, cache, cache];
+        let row = shape.row();
+        let pool = row.pool_rows(shape.kv_heads) * KvDtype::F16.row_words(shape.head_dim);
+        let table = (shape.position + 1) * shape.head_dim;
+        let lens = [cols, parts, table, shape.heads * shape.head_dim, pool, row.buffer().words.len()];
         trial(caps, problem, GemvKind::Rope, choice, &lens)
     },
 };
 
-/// Positions of a case's cache from its own on.
-const ROOM: usize = 3;
-
 impl GemvRope {
-    /// True if the kernel supports heads of this width, with this many rotated values, in a cache of this type.
+    /// True if the kernel supports heads of this width, with this many rotated values, in a pool of this type.
     pub fn supports(head_dim: usize, rotary_dim: usize, dtype: KvDtype) -> bool {
         // A team has up to four neighboring pairs of one head.
         rotary_dim == head_dim && head_dim.is_multiple_of(8) && dtype != KvDtype::Q8
@@ -93,7 +89,7 @@ impl GemvRope {
     }
 
     /// `w`: a whole matrix of queries, keys and values. `x`: [w.cols]. `squares`: `[parts]`, padded to a multiple of four values.
-    /// `rope`: [positions, head_dim / 2, 2]. `q`: [heads * head_dim].
+    /// `rope`: [positions, head_dim / 2, 2]. `rows`: one row. `q`: [heads * head_dim].
     #[expect(clippy::too_many_arguments, reason = "the buffers of a fused operation")]
     pub fn record(
         &self,
@@ -102,11 +98,12 @@ impl GemvRope {
         x: &Buffer<f32>,
         squares: &Buffer<f32>,
         rope: &Buffer<f32>,
+        rows: &Rows,
         q: &Buffer<f32>,
-        cache: &KvCache,
+        pool: &KvPool,
     ) {
         let choice = tuned_choice(recorder.gpu(), &GemvRope::shape(w));
-        self.record_choice(recorder, choice, w, [x, squares, rope, q], cache);
+        self.record_choice(recorder, choice, w, [x, squares, rope, q], rows, pool);
     }
 
     fn record_choice(
@@ -115,17 +112,15 @@ impl GemvRope {
         choice: GemvChoice,
         w: &Slice,
         [x, squares, rope, q]: [&Buffer<f32>; 4],
-        cache: &KvCache,
+        rows: &Rows,
+        pool: &KvPool,
     ) {
-        let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
+        let KvPool { kv_heads, head_dim, dtype, .. } = *pool;
         assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_rope: head width {head_dim} is not supported");
         assert_eq!(w.rows, (self.heads + 2 * kv_heads) * head_dim, "gemv_rope: rows of all heads");
-        assert!(self.position < capacity, "gemv_rope: position {} exceeds the capacity {capacity}", self.position);
-        assert!(
-            (self.position + 1) * head_dim <= rope.len(),
-            "gemv_rope: position {} exceeds the table",
-            self.position
-        );
+        pool.assert_has_pages(rows, "gemv_rope");
+        let position = rows.position("gemv_rope");
+        assert!((position + 1) * head_dim <= rope.len(), "gemv_rope: position {position} exceeds the table");
         let (caps, shape) = (*recorder.gpu().caps(), GemvRope::shape(w));
         let params = RopeParams {
             rows: w.rows as u32,
@@ -136,8 +131,6 @@ impl GemvRope {
             heads: self.heads as u32,
             kv_heads: kv_heads as u32,
             head_dim: head_dim as u32,
-            position: self.position as u32,
-            capacity: capacity as u32,
             kv_row: dtype.row_words(head_dim) as u32,
         };
         let buffers = [
@@ -147,8 +140,8 @@ impl GemvRope {
             q.into(),
             squares.into(),
             rope.into(),
-            (&cache.k).into(),
-            (&cache.v).into(),
+            (&pool.kv).into(),
+            (&rows.words).into(),
         ];
         let groups = w.rows.div_ceil(choice.workgroup_rows(&caps));
         let bytes = w.format.matrix_bytes(w.rows, w.cols) + 4 * (w.cols + w.rows + head_dim) as u64;
@@ -186,6 +179,11 @@ impl Shape {
     pub(super) fn of(rows: usize, cols: usize, format: WeightFormat) -> Shape {
         let [heads, kv_heads, head_dim] = heads_of(rows);
         Shape { format, heads, kv_heads, head_dim, cols, position: 5 }
+    }
+
+    /// The token.
+    fn row(&self) -> CaseRows {
+        CaseRows::new(&[(1, self.position)])
     }
 
     fn rows(&self) -> usize {
@@ -231,52 +229,52 @@ pub(crate) fn case_of(caps: &Caps, format: WeightFormat, cols: usize, head_dim: 
 
 pub(super) fn case(caps: &Caps, shape: Shape, choice: GemvChoice, dtype: KvDtype) -> Case {
     let Shape { format, heads, kv_heads, head_dim, cols, position } = shape;
-    let (rows, capacity) = (shape.rows(), position + ROOM);
+    let (rows, row) = (shape.rows(), shape.row());
     let parts = default_parts(caps, format, cols);
-    let cache_words = kv_heads * capacity * dtype.row_words(head_dim);
+    let (kv_shape, pool_rows) = ([kv_heads, head_dim], row.pool_rows(kv_heads));
+    let [made, recorded, expected] = [(); 3].map(|()| row.clone());
     Case {
         label: format!("{rows} x {cols}, {heads}/{kv_heads} heads of {head_dim} at {position}"),
         variant: variant(caps, &shape.shape(), choice, parts, dtype),
         flops: 2 * (rows * cols) as u64,
         bytes: (rows * format.blocks(cols) * format.block_bytes() + 4 * (cols + rows)) as u64,
-        // The cache is rounded, and devices round differently.
+        // The pool is rounded, and devices round differently.
         tolerance: if dtype == KvDtype::F32 { choice.tolerance() } else { 1e-6 },
         buffers: Box::new(move || {
             let [q_weight, q_scale] = random_matrix(format, rows, cols, cols as u64);
             let mut random = Random::new(rows as u64);
             let (x, squares) = (CaseBuffer::input(&random.values(cols)), random_squares(&mut random, parts));
-            let cache = || CaseBuffer { words: vec![0; cache_words], purpose: Purpose::Kv(dtype, head_dim) };
+            let pool_words = vec![0; pool_rows * dtype.row_words(head_dim)];
             vec![
                 q_weight,
                 q_scale,
                 x,
                 squares,
-                CaseBuffer::input(&random.values(capacity * head_dim)),
+                CaseBuffer::input(&random.values((position + 1) * head_dim)),
                 CaseBuffer::output(heads * head_dim),
-                cache(),
-                cache(),
+                CaseBuffer { words: pool_words, purpose: Purpose::Kv(dtype, head_dim) },
+                made.buffer(),
             ]
         }),
         record: Box::new(move |recorder, b| {
             let w = cases::slice(format, rows, cols, &b[0], &b[1]);
-            let cache = KvCache { k: b[6].clone(), v: b[7].clone(), kv_heads, capacity, head_dim, dtype };
+            let (pool, rows) = (recorded.pool(&b[6], kv_shape, dtype), recorded.on_device(recorder, &b[7]));
             let [x, squares, rope, q] = [2, 3, 4, 5].map(|i: usize| b[i].cast());
-            let kernel = GemvRope { parts, eps: 1e-5, heads, position };
-            kernel.record_choice(recorder, choice, &w, [&x, &squares, &rope, &q], &cache);
+            let kernel = GemvRope { parts, eps: 1e-5, heads };
+            kernel.record_choice(recorder, choice, &w, [&x, &squares, &rope, &q], &rows, &pool);
         }),
         reference: Box::new(move |b| {
             let w = cases::values(format, rows, cols, &b[0].words, &b[1].words);
             let mut qkv = vec![0.0; rows];
             reference::gemv_scaled(&w, b[2].values(), &b[3].values()[..parts], 1e-5, &mut qkv);
-            let len = kv_heads * capacity * padded(head_dim);
-            let (mut q, mut k, mut v) = (vec![0.0; heads * head_dim], vec![0.0; len], vec![0.0; len]);
-            let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len: position, capacity };
-            rope(shape, &qkv, b[4].values(), &mut q, &mut k, &mut v);
+            let (mut q, mut kv) = (vec![0.0; heads * head_dim], vec![0.0; pool_rows * padded(head_dim)]);
+            let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim };
+            rope(shape, &expected.spans(), &qkv, b[4].values(), &mut q, &mut kv);
             if dtype == KvDtype::F16 {
                 let largest = f16::MAX.to_f32();
-                k.iter_mut().chain(&mut v).for_each(|value| *value = value.clamp(-largest, largest));
+                kv.iter_mut().for_each(|value| *value = value.clamp(-largest, largest));
             }
-            vec![q, k, v]
+            vec![q, kv]
         }),
     }
 }

@@ -1,17 +1,17 @@
-// Stage 4: attention. A workgroup has HEADS heads that share a key head, and one of `splits` ranges of keys. It loads its first keys and
-// values before it waits for the query: see team_attention.wgsl. The workgroup with the last range also takes the new key and value from
-// `links` and stores them in the cache, whole vectors at a time.
+// Stage 4: attention. A workgroup has HEADS heads that share a key head, and one of `splits` ranges of keys. It looks up the first
+// pages, and loads its first keys and values, before it waits for the query: see team_attention.wgsl. The workgroup with the last range also
+// takes the new key and value from `links` and stores them in the pool, whole vectors at a time.
 #ifdef ATTENTION
 fn attention_stage(group: u32, invocation: Invocation) {
     let place = place_of(invocation);
     let split = group % params.splits;
     let first_head = group / params.splits * HEADS;
     let kv_head = first_head / GROUP;
-    let cache = kv_head * params.capacity;
+    let position = position_of(0u);
     let start = params.begin + split * params.split_keys;
-    let end = min(start + params.split_keys, params.position);
-    let keys = fetch_keys(cache, start, end, place);
-    let values = fetch_values(cache, start, end, place);
+    let keys = Keys(pages_of(0u), kv_head, start, min(start + params.split_keys, position));
+    let ahead = fetch_ahead(keys, place);
+    let own_row = key_row(keys.pages, kv_head, position);
 
     let own_key = input4() + (params.heads + kv_head) * HEAD_DIM + place.eight;
     let own_value = own_key + params.kv_heads * HEAD_DIM;
@@ -48,8 +48,8 @@ fn attention_stage(group: u32, invocation: Invocation) {
     v = to_eight(stored_value, place.eight);
     let is_last = split + 1u == params.splits;
     if (is_last && first_head % GROUP == 0u && place.team == 0u && place.is_inside) {
-        k_cache[(cache + params.position) * EIGHTS + place.eight] = stored_key;
-        v_cache[(cache + params.position) * EIGHTS + place.eight] = stored_value;
+        kv[own_row * EIGHTS + place.eight] = stored_key;
+        kv[value_of_key(own_row) * EIGHTS + place.eight] = stored_value;
     }
     let has_own = is_last && place.team == 0u;
     var found = nothing();
@@ -63,7 +63,7 @@ fn attention_stage(group: u32, invocation: Invocation) {
         }
     }
 #endfor
-    found = attend(found, queries, keys, values, cache, start, end, 0.0, place);
+    found = attend(found, queries, ahead, keys, 0.0, place);
     join_teams(found, invocation, place);
 
     for (var i = place.lane; i < HEADS * HEAD_QUADS; i += WORKGROUP) {

@@ -13,13 +13,14 @@ use super::{
     words::{PENDING, VALUES},
 };
 use crate::{
-    Case, CaseSet, Kernel, KvCache, KvDtype,
+    Case, CaseSet, Kernel, KvDtype,
     attention::{Attention, AttentionShape, attention},
-    cases::{self, Random, cache_row, random_matrix},
+    cases::{self, CaseRows, Random, random_matrix},
     gemv::{self, Gemv, GemvAdd, GemvRope, GemvScaled, reference},
     glu::glu,
     gpu::{Buffer, Caps, Recorder, lock},
     kernel::{CaseBuffer, Purpose},
+    kv::token_bytes,
     rms_norm::RmsNorm,
     rope::{Rope, RopeShape, rope},
 };
@@ -72,8 +73,9 @@ impl Sizes {
         }
     }
 
-    fn capacity(&self) -> usize {
-        self.position + 3
+    /// The token.
+    fn row(&self) -> CaseRows {
+        CaseRows::new(&[(1, self.position)])
     }
 
     /// Words of links.
@@ -114,23 +116,20 @@ impl Sizes {
         match heads {
             Some(Heads { heads, kv_heads, head_dim }) => {
                 lens.extend(end.map(|_| self.matrix(3)).into_iter().flatten());
-                let cache = kv_heads * self.capacity() * dtype.row_words(head_dim);
-                lens.extend([self.capacity() * head_dim, heads * head_dim, cache, cache]);
+                let row = self.row();
+                let pool = row.pool_rows(kv_heads) * dtype.row_words(head_dim);
+                lens.extend([(self.position + 1) * head_dim, heads * head_dim, pool, row.buffer().words.len()]);
             }
             None => lens.extend([hidden, hidden]),
         }
         lens
     }
 
-    /// Words of a cache: random values, and large ones where no key is, which would show in any sum.
-    fn cache(&self, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
-        let Some(Heads { kv_heads, head_dim, .. }) = self.shape.heads else { return Vec::new() };
-        let position = |position: usize| match dtype {
-            _ if position < self.position => cache_row(dtype, head_dim, true, random),
-            KvDtype::F16 => vec![0x63d0_63d0; dtype.row_words(head_dim)],
-            _ => vec![1000f32.to_bits(); dtype.row_words(head_dim)],
-        };
-        (0..kv_heads).flat_map(|_| 0..self.capacity()).flat_map(position).collect()
+    /// Words of the pool: random values, and large ones where no key is, which would show in any sum.
+    fn pool(&self, Heads { kv_heads, head_dim, .. }: Heads, dtype: KvDtype, random: &mut Random) -> Vec<u32> {
+        let large = if dtype == KvDtype::F16 { 0x63d0_63d0 } else { 1000f32.to_bits() };
+        let absent = vec![large; dtype.row_words(head_dim)];
+        self.row().pool_words([kv_heads, head_dim], dtype, |span| span.past_len, &absent, random)
     }
 
     /// Attention, with a scale for a softmax that is neither flat nor a single key: queries and the token's own key are about ten times as
@@ -224,7 +223,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
     let weights: usize = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| rows * cols).sum();
     let matrices: u64 = sizes.rows.iter().zip(&sizes.cols).map(|(rows, cols)| FORMAT.matrix_bytes(*rows, *cols)).sum();
     let keys = sizes.position.min(sizes.window.unwrap_or(usize::MAX) - 1);
-    let cache = heads.map_or(0, |heads| KvCache::bytes(heads.kv_heads, keys + 1, heads.head_dim, dtype));
+    let stored = heads.map_or(0, |heads| token_bytes(heads.kv_heads, heads.head_dim, dtype) * (keys + 1) as u64);
     let variant = match choice {
         Some(choice) => choice.variant(caps, &sizes.shape, keys, dtype),
         // The variant of the first dispatch.
@@ -236,14 +235,14 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
         let window = sizes.window.map_or(String::new(), |window| format!(", window of {window}"));
         format!(", {heads}/{kv_heads} heads of {head_dim} after {}{window}", sizes.position)
     });
-    let turns = Mutex::new(HashMap::new());
+    let (turns, row) = (Mutex::new(HashMap::new()), sizes.row());
     let (made, recorded, expected) = (sizes.clone(), sizes.clone(), sizes.clone());
     Case {
         label: format!("{} x {}{attention}, {groups}", words(&sizes.rows), words(&sizes.cols)),
         variant,
         flops: 2 * weights as u64,
-        bytes: matrices + cache,
-        // Errors of a stage propagate to the next ones, and a cache is rounded.
+        bytes: matrices + stored,
+        // Errors of a stage propagate to the next ones, and the pool is rounded.
         tolerance: 1e-6,
         buffers: Box::new(move || buffers(&made, dtype)),
         record: Box::new(move |recorder, b| {
@@ -259,7 +258,7 @@ fn sized_case(caps: &Caps, sizes: Sizes, choice: Option<ChainChoice>, dtype: KvD
                 false
             });
             *turn = !*turn;
-            record(&recorded, choice, dtype, recorder, b, *turn);
+            record(&recorded, choice, (&row, dtype), recorder, b, *turn);
         }),
         reference: Box::new(move |b| reference_of(&expected, dtype, b)),
     }
@@ -292,12 +291,12 @@ fn buffers(sizes: &Sizes, dtype: KvDtype) -> Vec<CaseBuffer> {
     }
     all.extend([CaseBuffer::words(links.clone()), CaseBuffer::words(links)]);
     match heads {
-        Some(Heads { heads, head_dim, .. }) => {
+        Some(of @ Heads { heads, head_dim, .. }) => {
             all.extend(end.map(|_| matrix(3)).into_iter().flatten());
-            let turns = random.values(sizes.capacity() * head_dim);
+            let turns = random.values((sizes.position + 1) * head_dim);
             all.extend([CaseBuffer::input(&turns), CaseBuffer::output(heads * head_dim)]);
-            let purpose = Purpose::Kv(dtype, head_dim);
-            all.extend([(); 2].map(|()| CaseBuffer { words: sizes.cache(dtype, &mut random), purpose }));
+            let words = sizes.pool(of, dtype, &mut random);
+            all.extend([CaseBuffer { words, purpose: Purpose::Kv(dtype, head_dim) }, sizes.row().buffer()]);
         }
         None => all.extend([CaseBuffer::in_out(&random.values(hidden)), CaseBuffer::scratch(hidden)]),
     }
@@ -307,7 +306,7 @@ fn buffers(sizes: &Sizes, dtype: KvDtype) -> Vec<CaseBuffer> {
 fn record(
     sizes: &Sizes,
     choice: Option<ChainChoice>,
-    dtype: KvDtype,
+    (row, dtype): (&CaseRows, KvDtype),
     recorder: &mut Recorder,
     b: &[Buffer<u32>],
     turn: bool,
@@ -326,15 +325,14 @@ fn record(
         None => (None, rest),
     };
     let [first, second] = [after, after + 1].map(of);
-    let cache = sizes.shape.heads.map(|Heads { kv_heads, head_dim, .. }| {
-        let (k, v, capacity) = (b[after + 2].clone(), b[after + 3].clone(), sizes.capacity());
-        KvCache { k, v, kv_heads, capacity, head_dim, dtype }
+    let stored = sizes.shape.heads.map(|Heads { kv_heads, head_dim, .. }| {
+        (row.pool(&b[after + 2], [kv_heads, head_dim], dtype), row.on_device(recorder, &b[after + 3]))
     });
-    let attended = qkv.as_ref().zip(cache.as_ref()).map(|(qkv, cache)| AttentionStages {
+    let attended = qkv.as_ref().zip(stored.as_ref()).map(|(qkv, (cache, rows))| AttentionStages {
         qkv,
         rope: &first,
         shape: sizes.attention_shape(),
-        position: sizes.position,
+        rows,
         cache,
         y: &second,
     });
@@ -385,9 +383,9 @@ fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>
         }
         End::Attended(next) => {
             let parts = add(recorder, chain.down, &activated, chain.down_norm, &left, &squares);
-            let turn = GemvRope { parts, eps: chain.eps, heads: next.shape.heads, position: next.position };
+            let turn = GemvRope { parts, eps: chain.eps, heads: next.shape.heads };
             let q = recorder.temporary(next.shape.heads * next.cache.head_dim);
-            turn.record(recorder, next.qkv, &left, &squares, next.rope, &q, next.cache);
+            turn.record(recorder, next.qkv, &left, &squares, next.rope, next.rows, &q, next.cache);
             attend(recorder, next, &q);
         }
     }
@@ -395,19 +393,18 @@ fn apart(recorder: &mut Recorder, chain: &GemvChain<'_>, [x, sum]: [&Buffer<f32>
 
 /// Separate dispatches of the first layer's beginning.
 fn start_apart(recorder: &mut Recorder, start: &GemvStart<'_>, next: &AttentionStages<'_>) {
-    let AttentionStages { qkv, rope, shape, position, .. } = *next;
-    let (AttentionShape { heads, rotary_dim, .. }, cache) = (shape, next.cache);
+    let AttentionStages { qkv, rope, shape, rows, cache, .. } = *next;
+    let AttentionShape { heads, rotary_dim, .. } = shape;
     let [normed, products, q] = [qkv.cols, qkv.rows, heads * rotary_dim].map(|len| recorder.temporary(len));
     RmsNorm { rows: 1, cols: qkv.cols, eps: start.eps }.record(recorder, start.x, start.norm, &normed);
     Gemv { batch: 1, y_stride: qkv.rows }.record(recorder, qkv, &normed, &products);
-    let rotated = Rope { first_row: 0, rows: 1, heads, rotary_dim, past_len: position };
-    rotated.record(recorder, &products, rope, &q, cache);
+    Rope { heads, rotary_dim }.record(recorder, &products, rope, &q, cache, rows);
     attend(recorder, next, &q);
 }
 
 fn attend(recorder: &mut Recorder, next: &AttentionStages<'_>, q: &Buffer<f32>) {
-    let AttentionStages { shape, position: past_len, cache, y, .. } = *next;
-    Attention { shape, first_row: 0, rows: 1, past_len }.record(recorder, q, cache, y);
+    let AttentionStages { shape, rows, cache, y, .. } = *next;
+    Attention { shape }.record(recorder, q, cache, rows, y);
 }
 
 fn reference_of(sizes: &Sizes, dtype: KvDtype, b: &[CaseBuffer]) -> Vec<Vec<f32>> {
@@ -461,22 +458,21 @@ fn weights(sizes: &Sizes, b: &[CaseBuffer], i: usize, at: usize) -> Vec<f32> {
     cases::values(FORMAT, sizes.rows[i], sizes.cols[i], &b[at].words, &b[at + 1].words)
 }
 
-/// The output of attention, and the cache. `b`: buffers from the rotary table on.
+/// The output of attention, and the pool. `b`: buffers from the rotary table on.
 fn attention_of(sizes: &Sizes, dtype: KvDtype, qkv: &[f32], b: &[CaseBuffer]) -> Vec<Vec<f32>> {
     let Heads { heads, kv_heads, head_dim } = sizes.shape.heads.expect("a chain that ends with attention");
-    let [mut k, mut v] = [2, 3].map(|i: usize| dtype.values(head_dim, &b[i].words));
+    let mut kv = dtype.values(head_dim, &b[2].words);
     let [mut q, mut y] = [(); 2].map(|()| vec![0.0; heads * head_dim]);
-    let (past_len, capacity) = (sizes.position, sizes.capacity());
-    let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim, past_len, capacity };
-    rope(shape, qkv, b[0].values(), &mut q, &mut k, &mut v);
+    let (row, shape) = (sizes.row(), RopeShape { heads, kv_heads, head_dim, rotary_dim: head_dim });
+    rope(shape, &row.spans(), qkv, b[0].values(), &mut q, &mut kv);
     if dtype == KvDtype::F16 {
         // Attention sees the stored values.
         let largest = f16::MAX.to_f32();
         let stored = |value: &mut f32| *value = f16::from_f32(value.clamp(-largest, largest)).to_f32();
-        k.iter_mut().chain(&mut v).for_each(stored);
+        kv.iter_mut().for_each(stored);
     }
-    attention(sizes.attention_shape(), past_len, capacity, &q, [&k, &v], &mut y);
-    vec![y, k, v]
+    attention(sizes.attention_shape(), &row.spans(), &q, &kv, &mut y);
+    vec![y, kv]
 }
 
 /// The place of value n of `cols` in the links: see links.wgsl.

@@ -182,7 +182,7 @@ impl ChainChoice {
         if splits > 1 { lanes.div_ceil(self.workgroup as usize) as u32 } else { 0 }
     }
 
-    /// The variant for a shape, and for attention over `keys` keys in a cache of `dtype`.
+    /// The variant for a shape, and for attention over `keys` keys in a pool of `dtype`.
     pub(super) fn variant(&self, caps: &Caps, shape: &ChainShape, keys: usize, dtype: KvDtype) -> Variant {
         let lanes = cluster(caps).expect("the device supports the chain");
         let (first, products) = (shape.first(), shape.products());
@@ -208,6 +208,7 @@ impl ChainChoice {
             variant = dtype
                 .flag(variant)
                 .flag("ATTENTION")
+                .flag("TURNED3")
                 .constant_is("HEAD_DIM", heads.head_dim as u32)
                 .constant_is("EIGHTS", heads.head_dim as u32 / 8)
                 .constant_is("GROUP", heads.group() as u32)

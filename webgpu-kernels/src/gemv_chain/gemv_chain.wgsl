@@ -6,7 +6,7 @@
 //   1      gate_up.wgsl    groups1     v[i] = silu(g[i]) * g[rows1 / 2 + i], g[n] = sum over k of normed(u * norm0)[k] * w1[n, k]
 //   2      down.wgsl       groups2     sum[n] = u[n] + sum over k of v[k] * w2[n, k]
 //   3      qkv.wgsl        groups3     queries, keys and values: sum over k of normed(sum * norm2)[k] * w3[n, k], the former two rotated
-//   4      attention.wgsl  groups4     attention of heads over a range of keys; the new key and value are also stored in the cache
+//   4      attention.wgsl  groups4     attention of heads over a range of keys; the new key and value are also stored in the pool
 //   5      join.wgsl       groups5     attention of heads over all ranges, if there are several
 //
 // `x` is the output of the layer's attention, `sum` the residual stream, and normed(a * norm) is a * norm / sqrt(mean of a^2 + eps).
@@ -37,7 +37,7 @@ struct Params {
     rows$t: u32, blocks$t: u32, groups$t: u32, passes$t: u32,
 #endfor
     eps: f32, most_polls: u32, stale_words: u32,
-    heads: u32, kv_heads: u32, position: u32, capacity: u32,
+    heads: u32, kv_heads: u32,
     begin: u32, splits: u32, split_keys: u32, groups4: u32, groups5: u32, scale: f32,
 }
 
@@ -52,8 +52,8 @@ struct Params {
 @group(0) @binding(6) var<storage, read_write> stale: array<atomic<u32>>;     // the links of the dispatches before and after this one
 @group(0) @binding(7) var<storage, read> rope: array<vec2<f32>>;              // [positions, HEAD_DIM / 2]
 @group(0) @binding(8) var<storage, read_write> attended: array<vec4<f32>>;    // [heads, HEAD_DIM / 4]
-@group(0) @binding(9) var<storage, read_write> k_cache: array<Stored8>;       // [kv_heads, capacity] rows, see kv.wgsl
-@group(0) @binding(10) var<storage, read_write> v_cache: array<Stored8>;      // [kv_heads, capacity] rows
+@group(0) @binding(9) var<storage, read_write> kv: array<Stored8>;            // [pages, 2, kv_heads, KV_PAGE] rows, see kv.wgsl
+@group(0) @binding(10) var<storage, read> rows: array<u32>;                   // one row, see kv_pages.wgsl
 #else
 @group(0) @binding(1) var<storage, read> q_weight0: array<Words>;             // [rows0, blocks0], see unpack
 @group(0) @binding(2) var<storage, read> q_scale0: array<u32>;                // [rows0, blocks0 / 2], two f16 to a word
@@ -72,8 +72,8 @@ struct Params {
 @group(0) @binding(14) var<storage, read> q_scale3: array<u32>;
 @group(0) @binding(15) var<storage, read> rope: array<vec2<f32>>;
 @group(0) @binding(16) var<storage, read_write> attended: array<vec4<f32>>;
-@group(0) @binding(17) var<storage, read_write> k_cache: array<Stored8>;
-@group(0) @binding(18) var<storage, read_write> v_cache: array<Stored8>;
+@group(0) @binding(17) var<storage, read_write> kv: array<Stored8>;
+@group(0) @binding(18) var<storage, read> rows: array<u32>;
 #else
 @group(0) @binding(13) var<storage, read_write> y: array<f32>;                // [rows2]
 @group(0) @binding(14) var<storage, read_write> squares: array<f32>;          // [groups2]

@@ -13,7 +13,7 @@ mod tunable;
 mod words;
 
 use crate::{
-    Factor, Gpu, Kernel, KvCache, KvDtype,
+    Factor, Gpu, Kernel, KvDtype, KvPool, Rows,
     attention::AttentionShape,
     gemv::GemvRope,
     gpu::{Binding, Buffer, Recorder},
@@ -57,10 +57,10 @@ pub struct AttentionStages<'a> {
     pub rope: &'a Buffer<f32>,
     /// Heads, scale and mask. All of a head is rotated, and scores are not capped.
     pub shape: AttentionShape,
-    /// Tokens that the cache holds already.
-    pub position: usize,
-    /// The cache. The stages append the token's key and value.
-    pub cache: &'a KvCache,
+    /// The token: one row.
+    pub rows: &'a Rows,
+    /// Keys and values of the layer. The stages append the token's.
+    pub cache: &'a KvPool,
     /// The output of attention: `[heads * head_dim]`.
     pub y: &'a Buffer<f32>,
 }
@@ -83,7 +83,7 @@ params! {
         rows2: u32, blocks2: u32, groups2: u32, passes2: u32,
         rows3: u32, blocks3: u32, groups3: u32, passes3: u32,
         eps: f32, most_polls: u32, stale_words: u32,
-        heads: u32, kv_heads: u32, position: u32, capacity: u32,
+        heads: u32, kv_heads: u32,
         begin: u32, splits: u32, split_keys: u32, groups4: u32, groups5: u32, scale: f32,
     }
 }
@@ -118,7 +118,7 @@ pub static ATTENTION_KERNEL: Kernel = Kernel {
     wgsl: KERNEL.wgsl,
     bindings: &[
         Read, Read, Read, Read, Read, Read, Read, Read, Read, ReadWrite, ReadWrite, ReadWrite, Read, Read, Read,
-        ReadWrite, ReadWrite, ReadWrite,
+        ReadWrite, ReadWrite, Read,
     ],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &ATTENTION_KERNEL),
@@ -131,7 +131,7 @@ pub static ATTENTION_KERNEL: Kernel = Kernel {
 pub static START_KERNEL: Kernel = Kernel {
     name: "gemv_chain_start",
     wgsl: KERNEL.wgsl,
-    bindings: &[Read, Read, Read, Read, ReadWrite, ReadWrite, Read, ReadWrite, ReadWrite, ReadWrite],
+    bindings: &[Read, Read, Read, Read, ReadWrite, ReadWrite, Read, ReadWrite, ReadWrite, Read],
     params: ChainParams::LAYOUT,
     cases: |caps, set| cases::cases(caps, set, &START_KERNEL),
     has_substitute: true,
@@ -275,13 +275,17 @@ impl<'a> AttentionStages<'a> {
         Heads { heads, kv_heads, head_dim }
     }
 
+    fn position(&self) -> usize {
+        self.rows.position("gemv_chain")
+    }
+
     /// Number of earlier keys that the token sees.
     fn keys(&self) -> usize {
-        self.shape.window.map_or(self.position, |window| self.position.min(window - 1))
+        self.shape.seen_at(self.position()) - 1
     }
 
     fn buffers(&self) -> [Binding<'a>; 4] {
-        [self.rope.into(), self.y.into(), (&self.cache.k).into(), (&self.cache.v).into()]
+        [self.rope.into(), self.y.into(), (&self.cache.kv).into(), (&self.rows.words).into()]
     }
 }
 
@@ -325,20 +329,18 @@ impl Dispatch<'_> {
         }
         let (mut keys, mut stored) = (0, KvDtype::default());
         if let Some(next) = next {
-            let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *next.cache;
-            let (heads, position) = (next.heads(), next.position);
-            assert_eq!((kv_heads, head_dim), (heads.kv_heads, heads.head_dim), "gemv_chain: shape of the cache");
+            let KvPool { kv_heads, head_dim, dtype, .. } = *next.cache;
+            let heads = next.heads();
+            assert_eq!((kv_heads, head_dim), (heads.kv_heads, heads.head_dim), "gemv_chain: shape of the pool");
             assert!(GemvRope::supports(head_dim, head_dim, dtype), "gemv_chain: heads of {head_dim}");
-            assert!(position < capacity, "gemv_chain: position {position} in a cache for {capacity}");
+            next.cache.assert_has_pages(next.rows, "gemv_chain");
             (keys, stored) = (next.keys(), dtype);
             let (splits, range) = choice.splits(keys);
             let teams = choice.teams(&caps, heads, keys).expect("the device supports the chain");
             params = ChainParams {
                 heads: heads.heads as u32,
                 kv_heads: kv_heads as u32,
-                position: position as u32,
-                capacity: capacity as u32,
-                begin: (position - keys) as u32,
+                begin: (next.position() - keys) as u32,
                 splits: splits as u32,
                 split_keys: range as u32,
                 groups4: (heads.heads * splits) as u32 / teams.heads,

@@ -1,5 +1,6 @@
 // Stages 0 to 3 are products of a matrix and a row. This text is expanded once for each stage $t. Its flags: RESIDUAL$t (stages 0 and 2)
-// adds a residual, NORMED$t (1 and 3) norms the inputs, FROM_X$t (the first stage) reads `x`, and the others read `links`.
+// adds a residual, NORMED$t (1 and 3) norms the inputs, TURNED$t (3) needs the row's position, FROM_X$t (the first stage) reads `x`, and the
+// others read `links`.
 //
 // A workgroup of PARTS clusters computes `passes` tiles of ROWS$t outputs each. A lane has STEPS$t blocks of each row. It loads the
 // weights of the next tile before it multiplies those of the current one. It converts its inputs to fixed point once.
@@ -59,6 +60,9 @@ fn product$t(group: u32, invocation: Invocation) {
 #endfor
 #endfor
 
+#ifdef TURNED$t
+    let position = position_of(0u);
+#endif
 #ifdef FROM_X$t
     reset_stale(group * WORKGROUP + lane, params.groups$t * WORKGROUP);
 #endif
@@ -181,7 +185,13 @@ fn product$t(group: u32, invocation: Invocation) {
         total *= inverseSqrt(all_squares / f32(16u * params.blocks$t) + params.eps);
         // Rows come in pairs, and neighboring lanes have a pair.
         let pair = tile * (ROWS$t / 2u) + lane / 2u;
-        finish$t(pair, lane % 2u == 1u, lane < ROWS$t && pair < params.rows$t / 2u, total, subgroupShuffleXor(total, 1u));
+        let is_output = lane < ROWS$t && pair < params.rows$t / 2u;
+        let other = subgroupShuffleXor(total, 1u);
+#ifdef TURNED$t
+        finish$t(position, pair, lane % 2u == 1u, is_output, total, other);
+#else
+        finish$t(pair, lane % 2u == 1u, is_output, total, other);
+#endif
 #endif
     }
 #ifdef SQUARES$t

@@ -11,11 +11,11 @@ fn norm_weights3(quad: u32) -> vec4<f32> {
     return norm2[quad];
 }
 
-fn finish3(pair: u32, is_high: bool, is_output: bool, value: f32, other: f32) {
+fn finish3(position: u32, pair: u32, is_high: bool, is_output: bool, value: f32, other: f32) {
     let reach = HEAD_DIM / 2u;
     let head = pair / reach;
     let is_rotated = head < params.heads + params.kv_heads;
-    let turn = rope[params.position * reach + pair % reach];
+    let turn = rope[position * reach + pair % reach];
     let rotated = select(value, value * turn.x + select(-other, other, is_high) * turn.y, is_rotated);
     if (is_output) {
         let dim = pair % reach + select(0u, reach, is_high);

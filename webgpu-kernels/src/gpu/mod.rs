@@ -46,6 +46,7 @@ pub(crate) use buffer::SLICE_ALIGN;
 pub use buffer::{Buffer, Word};
 pub use device::Gpu;
 pub(crate) use lock::lock;
+pub(crate) use open::COOPERATIVE_BYTES;
 pub use pass_timer::PassTimer;
 pub use pipeline_cache::Spawn;
 pub use profile::{Around, Dispatched, Timed};

@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{Error, Result, tuning::Table};
 
-/// Most workgroup memory of kernels with cooperative matrices: twice WebGPU's default limit.
-const COOPERATIVE_BYTES: u32 = 32 << 10;
+/// Most workgroup memory of kernels with cooperative matrices: three times WebGPU's default limit.
+pub(crate) const COOPERATIVE_BYTES: u32 = 48 << 10;
 
 impl Gpu {
     /// All devices: discrete GPUs first, then integrated ones, software last.

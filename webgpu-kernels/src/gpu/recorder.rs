@@ -35,7 +35,7 @@ const MAX_GROUPS: u32 = 65_535;
 /// watchdog. A decoded token has fewer: if it were cut, the device would wait for the second half.
 const MAX_DISPATCHES: usize = 256;
 
-/// With at least this many rows, kernels compute each row by the same operations in the same order. Kernels for fewer rows round
+/// With at least this many rows, kernels compute each row by the same operations in the same order. Kernels for fewer rows may round
 /// differently.
 pub const FEWEST_ROWS: usize = 16;
 

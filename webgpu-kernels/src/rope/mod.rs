@@ -1,4 +1,4 @@
-//! Rotary position embedding of queries and keys, and the store of keys and values in the cache, in one kernel.
+//! Rotary position embedding of queries and keys, and the store of keys and values in a pool, in one kernel.
 //!
 //! For each row at position p, each head of q and k, and each pair i < half, half = rotary_dim / 2, with (c, s) the
 //! cosine and sine of the pair's angle at p:
@@ -8,8 +8,8 @@
 mod reference;
 
 use crate::{
-    Case, CaseSet, Kernel, KvCache, KvDtype, Variant,
-    cases::{Random, with_outliers},
+    Case, CaseSet, Kernel, KvDtype, KvPool, Rows, Variant,
+    cases::{CaseRows, Random, with_outliers},
     gpu::{Buffer, Caps, Recorder},
     kernel::{Access, CaseBuffer, Params, Purpose, params, product},
     kv::{GROUP, padded},
@@ -19,24 +19,17 @@ use half::f16;
 
 pub use reference::{Shape as RopeShape, rope};
 
-/// Rotates the queries and keys of some rows and appends keys and values to a cache.
+/// Rotates the queries and keys of a batch's rows and appends keys and values to the pages of their sequences.
 pub struct Rope {
-    /// First row in `qkv` and `q`.
-    pub first_row: usize,
-    /// Rows, one per token of the sequence.
-    pub rows: usize,
     /// Query heads.
     pub heads: usize,
     /// Rotated values of each head, from its first on.
     pub rotary_dim: usize,
-    /// Position of the first row: the number of tokens in the cache.
-    pub past_len: usize,
 }
 
 params! {
     struct RopeParams {
-        lanes: u32, first_row: u32, heads: u32, kv_heads: u32, head_dim: u32, rotary_dim: u32, past_len: u32,
-        capacity: u32, head_quads: u32, kv_row: u32,
+        lanes: u32, heads: u32, kv_heads: u32, head_dim: u32, rotary_dim: u32, head_quads: u32, kv_row: u32,
     }
 }
 
@@ -46,45 +39,43 @@ const WORKGROUP: usize = 64;
 pub static KERNEL: Kernel = Kernel {
     name: "rope",
     wgsl: include_str!("rope.wgsl"),
-    bindings: &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite, Access::ReadWrite],
+    bindings: &[Access::Read, Access::Read, Access::ReadWrite, Access::ReadWrite, Access::Read],
     params: RopeParams::LAYOUT,
     cases,
     ..Kernel::DEFAULTS
 };
 
 impl Rope {
-    /// `qkv`: [any, (heads + 2 * kv_heads) * head_dim]. `rope`: [positions, rotary_dim / 2, 2].
-    /// `q`: [any, heads * head_dim].
+    /// `qkv`: [rows, (heads + 2 * kv_heads) * head_dim]. `rope`: [positions, rotary_dim / 2, 2].
+    /// `q`: [rows, heads * head_dim].
     pub fn record(
         &self,
         recorder: &mut Recorder,
         qkv: &Buffer<f32>,
         rope: &Buffer<f32>,
         q: &Buffer<f32>,
-        cache: &KvCache,
+        pool: &KvPool,
+        rows: &Rows,
     ) {
-        let KvCache { kv_heads, capacity, head_dim, dtype, .. } = *cache;
+        let KvPool { kv_heads, head_dim, dtype, .. } = *pool;
         let whole = head_dim.is_multiple_of(4) && self.rotary_dim.is_multiple_of(4);
         assert!(whole, "rope: {} of {head_dim} elements, both must be multiples of 4", self.rotary_dim);
-        let end = self.past_len + self.rows;
-        assert!(end <= capacity, "rope: {end} tokens in a cache for {capacity}");
+        pool.assert_has_pages(rows, "rope");
+        let end = rows.end();
         assert!(end * self.rotary_dim <= rope.len(), "rope: position {end} is beyond the table");
         // Lanes that share a scale belong to one head.
         let quads = if dtype == KvDtype::Q8 { head_dim.next_multiple_of(GROUP) / 4 } else { head_dim / 4 };
-        let lanes = self.rows * (self.heads + 2 * kv_heads) * quads;
+        let lanes = rows.count() * (self.heads + 2 * kv_heads) * quads;
         let params = RopeParams {
             lanes: lanes as u32,
-            first_row: self.first_row as u32,
             heads: self.heads as u32,
             kv_heads: kv_heads as u32,
             head_dim: head_dim as u32,
             rotary_dim: self.rotary_dim as u32,
-            past_len: self.past_len as u32,
-            capacity: capacity as u32,
             head_quads: quads as u32,
             kv_row: dtype.row_words(head_dim) as u32,
         };
-        let buffers = [qkv.into(), rope.into(), q.into(), (&cache.k).into(), (&cache.v).into()];
+        let buffers = [qkv.into(), rope.into(), q.into(), (&pool.kv).into(), (&rows.words).into()];
         // Each lane reads and writes 16 bytes.
         recorder.expect_bytes(2 * 16 * lanes as u64);
         recorder.dispatch(&KERNEL, &variant(dtype), &params, &buffers, lanes.div_ceil(WORKGROUP));
@@ -96,10 +87,10 @@ fn variant(dtype: KvDtype) -> Variant {
 }
 
 /// Shape of a case.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Shape {
-    rows: usize,
-    past_len: usize,
+    /// Number of rows of each sequence, and position of the first one.
+    spans: Vec<(usize, usize)>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -107,13 +98,15 @@ struct Shape {
 }
 
 fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
-    let part = |rows, past_len, heads, kv_heads, head_dim, rotary_dim| Shape {
-        rows,
-        past_len,
+    let batch = |spans: &[(usize, usize)], [heads, kv_heads, head_dim, rotary_dim]: [usize; 4]| Shape {
+        spans: spans.to_vec(),
         heads,
         kv_heads,
         head_dim,
         rotary_dim,
+    };
+    let part = |rows, past_len, heads, kv_heads, head_dim, rotary_dim| {
+        batch(&[(rows, past_len)], [heads, kv_heads, head_dim, rotary_dim])
     };
     let shape = |rows, past_len, heads, kv_heads, head_dim| part(rows, past_len, heads, kv_heads, head_dim, head_dim);
     let shapes = match set {
@@ -134,63 +127,66 @@ fn cases(_: &Caps, set: CaseSet) -> Vec<Case> {
             shape(4, 4000, 8, 1, 128),
             part(33, 0, 24, 8, 128, 96),
             shape(6, 9, 1, 1, 512),
+            batch(&[(1, 0), (1, 699), (9, 20), (3, 60), (1, 31), (40, 90), (1, 300)], [9, 3, 64, 64]),
+            batch(&[(2, 31), (1, 32), (5, 63)], [2, 2, 20, 8]),
         ],
         CaseSet::Bench => vec![shape(1, 1000, 24, 8, 128), shape(512, 0, 24, 8, 128)],
     };
-    shapes.into_iter().flat_map(|shape| KvDtype::ALL.map(|dtype| case(shape, dtype))).collect()
+    shapes.into_iter().flat_map(|shape| KvDtype::ALL.map(|dtype| case(shape.clone(), dtype))).collect()
 }
 
 fn case(shape: Shape, dtype: KvDtype) -> Case {
-    let Shape { rows, past_len, heads, kv_heads, head_dim, rotary_dim } = shape;
-    let capacity = past_len + rows + 3;
+    let Shape { spans, heads, kv_heads, head_dim, rotary_dim } = shape;
+    let case_rows = CaseRows::new(&spans);
+    let (rows, positions) =
+        (case_rows.count(), spans.iter().map(|(rows, past_len)| rows + past_len).max().unwrap_or(0));
     let width = (heads + 2 * kv_heads) * head_dim;
-    let cache_words = kv_heads * capacity * dtype.row_words(head_dim);
+    let (kv_shape, pool_rows) = ([kv_heads, head_dim], case_rows.pool_rows(kv_heads));
+    let [made, recorded, expected] = [(); 3].map(|()| case_rows.clone());
     Case {
-        label: format!("{rows} after {past_len}, {heads}/{kv_heads} heads of {head_dim}, {rotary_dim} turned"),
+        label: format!("{}, {heads}/{kv_heads} heads of {head_dim}, {rotary_dim} turned", case_rows.label()),
         variant: variant(dtype),
         flops: product(&[3, rows, heads + kv_heads, head_dim]),
         bytes: (rows * (4 * width + 4 * heads * head_dim + 8 * kv_heads * dtype.row_words(head_dim))) as u64,
-        // The cache is rounded, and devices round differently.
+        // The pool is rounded, and devices round differently.
         tolerance: if dtype == KvDtype::F32 { 1e-12 } else { 1e-6 },
         buffers: Box::new(move || {
             let mut random = Random::new(width as u64);
-            let cache = || CaseBuffer { words: vec![0; cache_words], purpose: Purpose::Kv(dtype, head_dim) };
             vec![
                 CaseBuffer::input(&if rows.is_multiple_of(2) {
                     with_outliers(random.values(rows * width))
                 } else {
                     random.values(rows * width)
                 }),
-                CaseBuffer::input(&random.values(capacity * rotary_dim)),
+                CaseBuffer::input(&random.values(positions * rotary_dim)),
                 CaseBuffer::output(rows * heads * head_dim),
-                cache(),
-                cache(),
+                CaseBuffer {
+                    words: vec![0; pool_rows * dtype.row_words(head_dim)],
+                    purpose: Purpose::Kv(dtype, head_dim),
+                },
+                made.buffer(),
             ]
         }),
         record: Box::new(move |recorder, b| {
-            let cache = KvCache { k: b[3].clone(), v: b[4].clone(), kv_heads, capacity, head_dim, dtype };
-            let rope = Rope { first_row: 0, rows, heads, rotary_dim, past_len };
-            rope.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &cache);
+            let (pool, rows) = (recorded.pool(&b[3], kv_shape, dtype), recorded.on_device(recorder, &b[4]));
+            Rope { heads, rotary_dim }.record(recorder, &b[0].cast(), &b[1].cast(), &b[2].cast(), &pool, &rows);
         }),
         reference: Box::new(move |b| {
-            let len = kv_heads * capacity * padded(head_dim);
-            let (mut q, mut k, mut v) = (vec![0.0; rows * heads * head_dim], vec![0.0; len], vec![0.0; len]);
-            let shape = reference::Shape { heads, kv_heads, head_dim, rotary_dim, past_len, capacity };
-            rope(shape, b[0].values(), b[1].values(), &mut q, &mut k, &mut v);
-            let cached = k.iter_mut().chain(&mut v);
+            let (mut q, mut kv) = (vec![0.0; rows * heads * head_dim], vec![0.0; pool_rows * padded(head_dim)]);
+            let shape = RopeShape { heads, kv_heads, head_dim, rotary_dim };
+            rope(shape, &expected.spans(), b[0].values(), b[1].values(), &mut q, &mut kv);
             match dtype {
                 KvDtype::F32 => {}
                 KvDtype::F16 => {
                     let largest = f16::MAX.to_f32();
-                    cached.for_each(|value| *value = value.clamp(-largest, largest));
+                    kv.iter_mut().for_each(|value| *value = value.clamp(-largest, largest));
                 }
                 KvDtype::Q8 => {
-                    drop(cached);
-                    let rows = k.chunks_exact_mut(padded(head_dim)).chain(v.chunks_exact_mut(padded(head_dim)));
+                    let rows = kv.chunks_exact_mut(padded(head_dim));
                     rows.flat_map(|row| row.chunks_mut(GROUP)).for_each(reference::round_to_eight_bits);
                 }
             }
-            vec![q, k, v]
+            vec![q, kv]
         }),
     }
 }

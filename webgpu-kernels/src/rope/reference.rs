@@ -1,6 +1,6 @@
 //! `rope` in plain loops.
 
-use crate::kv::padded;
+use crate::{RowSpan, kv::padded};
 
 /// Sizes that do not follow from the lengths of the buffers.
 #[derive(Debug, Clone, Copy)]
@@ -13,27 +13,26 @@ pub struct Shape {
     pub head_dim: usize,
     /// Rotated values of each head, from its first on.
     pub rotary_dim: usize,
-    /// Position of the first row.
-    pub past_len: usize,
-    /// Tokens that the cache has room for.
-    pub capacity: usize,
 }
 
 /// `qkv`: [rows, heads + 2 * kv_heads, head_dim]. `table`: [positions, rotary_dim / 2, 2].
-/// `q`: [rows, heads, head_dim]. `k`, `v`: [kv_heads, capacity, head_dim padded to a multiple of 8].
-pub fn rope(shape: Shape, qkv: &[f32], table: &[f32], q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
-    let Shape { heads, kv_heads, head_dim, rotary_dim, past_len, capacity } = shape;
+/// `q`: [rows, heads, head_dim]. `kv`: [pages, 2, kv_heads, PAGE, head_dim padded to a multiple of 8].
+pub fn rope(shape: Shape, spans: &[RowSpan<'_>], qkv: &[f32], table: &[f32], q: &mut [f32], kv: &mut [f32]) {
+    let Shape { heads, kv_heads, head_dim, rotary_dim } = shape;
     let (all_heads, half) = (heads + 2 * kv_heads, rotary_dim / 2);
-    for (r, row) in qkv.chunks_exact(all_heads * head_dim).enumerate() {
-        let position = past_len + r;
+    let positions =
+        spans.iter().flat_map(|span| (span.past_len..span.past_len + span.rows).map(move |position| (span, position)));
+    for (r, (row, (span, position))) in qkv.chunks_exact(all_heads * head_dim).zip(positions).enumerate() {
         for (head, values) in row.chunks_exact(head_dim).enumerate() {
-            let cached = |kv_head: usize| (kv_head * capacity + position) * padded(head_dim);
+            let stored = |is_value: bool, kv_head: usize| {
+                span.pool_row(kv_heads, is_value, kv_head, position) * padded(head_dim)
+            };
             let out = if head < heads {
                 &mut q[(r * heads + head) * head_dim..][..head_dim]
             } else if head < heads + kv_heads {
-                &mut k[cached(head - heads)..][..head_dim]
+                &mut kv[stored(false, head - heads)..][..head_dim]
             } else {
-                v[cached(head - heads - kv_heads)..][..head_dim].copy_from_slice(values);
+                kv[stored(true, head - heads - kv_heads)..][..head_dim].copy_from_slice(values);
                 continue;
             };
             for i in 0..half {

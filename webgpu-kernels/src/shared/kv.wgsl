@@ -1,7 +1,8 @@
-// The KV cache: [kv_heads, capacity] rows of a head each. A row is padded with zeros to EIGHTS groups of eight values. Values are f16 in
+// Rows of a pool of keys and values. kv_pages.wgsl finds them. A row is padded with zeros to EIGHTS groups of eight values. Values are f16 in
 // pairs (KV_F16), 8-bit codes with a scale per KV_GROUP codes after the row's codes (KV_Q8), or f32. Every device reads and writes whole
-// words. The importing shader declares k_cache and v_cache as array<Stored8>. `eight` is the index of eight values in a row. `fetch_key` and
-// `fetch_value` return values as they are stored; `to_eight` converts them.
+// words. The importing shader declares `kv` as array<Stored8>. `eight` is the index of eight values in a row. `fetch_row` returns values as
+// they are stored; `to_eight` converts them.
+#import kv_pages
 
 // Eight consecutive values.
 struct Eight { a: vec4<f32>, b: vec4<f32> }
@@ -24,14 +25,9 @@ fn to_eight(fetched: Fetched8, eight: u32) -> Eight {
     return Eight(scale * signed_bytes(fetched.codes.x), scale * signed_bytes(fetched.codes.y));
 }
 
-fn fetch_key(row: u32, eight: u32) -> Fetched8 {
+fn fetch_row(row: u32, eight: u32) -> Fetched8 {
     let at = row * ROW;
-    return Fetched8(k_cache[at + eight], k_cache[at + EIGHTS + eight * 4u / KV_GROUP]);
-}
-
-fn fetch_value(row: u32, eight: u32) -> Fetched8 {
-    let at = row * ROW;
-    return Fetched8(v_cache[at + eight], v_cache[at + EIGHTS + eight * 4u / KV_GROUP]);
+    return Fetched8(kv[at + eight], kv[at + EIGHTS + eight * 4u / KV_GROUP]);
 }
 #else
 #ifdef KV_F16
@@ -63,19 +59,11 @@ fn to_stored(values: Eight) -> Stored8 {
 
 alias Fetched8 = Stored8;
 
-fn fetch_key(row: u32, eight: u32) -> Fetched8 {
-    return k_cache[row * EIGHTS + eight];
-}
-
-fn fetch_value(row: u32, eight: u32) -> Fetched8 {
-    return v_cache[row * EIGHTS + eight];
+fn fetch_row(row: u32, eight: u32) -> Fetched8 {
+    return kv[row * EIGHTS + eight];
 }
 #endif
 
-fn load_key(row: u32, eight: u32) -> Eight {
-    return to_eight(fetch_key(row, eight), eight);
-}
-
-fn load_value(row: u32, eight: u32) -> Eight {
-    return to_eight(fetch_value(row, eight), eight);
+fn load_row(row: u32, eight: u32) -> Eight {
+    return to_eight(fetch_row(row, eight), eight);
 }

@@ -81,25 +81,48 @@ fn score_of(q: Eight, k: Eight, cap: f32) -> f32 {
 #endif
 }
 
-// The row of a team's key `j`, counted from key `first`. Rows begin at `cache`. A key beyond the last is the last one.
-fn row_of(cache: u32, first: u32, j: u32, end: u32, place: Place) -> u32 {
-    return cache + min(first + j * TEAMS + place.team, max(end, 1u) - 1u);
+// The keys of a sequence that a workgroup reads: positions from `start` to `end` of a key head. `pages` is the index of the page list.
+struct Keys { pages: u32, kv_head: u32, start: u32, end: u32 }
+
+// Rows of the pool with a team's KEYS keys.
+struct KeyRows {
+#for j in 0..KEYS
+    of$j: u32,
+#endfor
 }
 
-fn fetch_keys(cache: u32, first: u32, end: u32, place: Place) -> Fetched {
-    return Fetched(
+// Keys and values that a team loads before it uses the first, and the rows of the next ones: a load of a page number delays no load of keys.
+struct Ahead { keys: Fetched, values: Fetched, next: KeyRows }
+
+// The rows of a team's keys, counted from key `first`. A key beyond the last is the last one.
+fn rows_of(keys: Keys, first: u32, place: Place) -> KeyRows {
+    return KeyRows(
 #for j in 0..KEYS
-        fetch_key(row_of(cache, first, $ju, end, place), place.eight),
+        key_row(keys.pages, keys.kv_head, min(first + $ju * TEAMS + place.team, max(keys.end, 1u) - 1u)),
 #endfor
     );
 }
 
-fn fetch_values(cache: u32, first: u32, end: u32, place: Place) -> Fetched {
+fn fetch_keys(at: KeyRows, place: Place) -> Fetched {
     return Fetched(
 #for j in 0..KEYS
-        fetch_value(row_of(cache, first, $ju, end, place), place.eight),
+        fetch_row(at.of$j, place.eight),
 #endfor
     );
+}
+
+fn fetch_values(at: KeyRows, place: Place) -> Fetched {
+    return Fetched(
+#for j in 0..KEYS
+        fetch_row(value_of_key(at.of$j), place.eight),
+#endfor
+    );
+}
+
+fn fetch_ahead(keys: Keys, place: Place) -> Ahead {
+    let at = rows_of(keys, keys.start, place);
+    let next = rows_of(keys, keys.start + KEYS * TEAMS, place);
+    return Ahead(fetch_keys(at, place), fetch_values(at, place), next);
 }
 
 fn scores_of(queries: Queries, keys: Fetched, cap: f32, place: Place) -> Scores {
@@ -144,20 +167,17 @@ fn weigh(before: Found, scores: Scores, values: Fetched, first: u32, end: u32, p
     return found;
 }
 
-// Adds the keys from `start` to `end`. It loads the next keys after computing the current scores, and the next values after adding the
-// current ones.
-fn attend(
-    before: Found, queries: Queries, first_keys: Fetched, first_values: Fetched, cache: u32, start: u32, end: u32, cap: f32,
-    place: Place,
-) -> Found {
+// Adds keys, of which the first are fetched already. It loads the next keys after computing the current scores, and the next values after
+// adding the current ones. Without a key nothing changes.
+fn attend(before: Found, queries: Queries, fetched: Ahead, keys: Keys, cap: f32, place: Place) -> Found {
     var found = before;
-    var keys = first_keys;
-    var values = first_values;
-    for (var first = start; first < end; first += KEYS * TEAMS) {
-        let scores = scores_of(queries, keys, cap, place);
-        keys = fetch_keys(cache, first + KEYS * TEAMS, end, place);
-        found = weigh(found, scores, values, first, end, place);
-        values = fetch_values(cache, first + KEYS * TEAMS, end, place);
+    var ahead = fetched;
+    for (var first = keys.start; first < keys.end; first += KEYS * TEAMS) {
+        let scores = scores_of(queries, ahead.keys, cap, place);
+        ahead.keys = fetch_keys(ahead.next, place);
+        found = weigh(found, scores, ahead.values, first, keys.end, place);
+        ahead.values = fetch_values(ahead.next, place);
+        ahead.next = rows_of(keys, first + 2u * KEYS * TEAMS, place);
     }
     return found;
 }

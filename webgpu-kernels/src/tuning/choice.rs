@@ -45,6 +45,8 @@ choices! {
     GemmSplits(GemmSplitsChoice),
     /// `gemm_cooperative`.
     GemmCooperative(GemmCooperativeChoice),
+    /// `gemm_few`.
+    GemmFew(GemmFewChoice),
     /// `attention_decode`.
     AttentionDecode(AttentionDecodeChoice),
     /// `attention_tile`.
@@ -127,6 +129,21 @@ pub struct GemmCooperativeChoice {
     pub frags_m: u32,
     /// Fragments of 16 x 16 outputs per subgroup, along the rows of the matrix.
     pub frags_n: u32,
+}
+
+/// The tile of `gemm_few`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+pub struct GemmFewChoice {
+    /// Subgroups along the rows of `x`, of those that share a range of inputs.
+    pub warps_m: u32,
+    /// Subgroups along the rows of the matrix, of those that share a range of inputs.
+    pub warps_n: u32,
+    /// Fragments of 16 x 16 outputs per subgroup, along the rows of the matrix.
+    pub frags_n: u32,
+    /// Blocks of each row that are multiplied at a time.
+    pub step_blocks: u32,
+    /// Steps whose values a lane loads before it uses the first.
+    pub depth: u32,
 }
 
 /// The kernel of attention for few rows, and its split-K.

@@ -23,7 +23,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 
 pub use choice::{
-    AttentionDecodeChoice, AttentionTileChoice, ChainChoice, Choice, GemmChoice, GemmCooperativeChoice,
+    AttentionDecodeChoice, AttentionTileChoice, ChainChoice, Choice, GemmChoice, GemmCooperativeChoice, GemmFewChoice,
     GemmSplitsChoice, GemvChainChoice, GemvChoice, Team, Teams,
 };
 use presets::Rule;

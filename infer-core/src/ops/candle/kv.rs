@@ -1,4 +1,4 @@
-//! [`CandleKv`]: the KV cache on the CPU, and attention for one new row per sequence.
+//! [`CandleKv`]: keys and values of a layer on the CPU, and attention for one new row per sequence.
 //!
 //! One row needs a few dot products per head. They cost less than a candle operation, so they are computed here. `mod.rs`
 //! computes many rows as matrix products.
@@ -13,17 +13,61 @@ use super::{
     threads::{in_parts, parts},
     vectorized::attend,
 };
-use crate::ops::{AttentionShape, KvShape, Span};
+use crate::ops::{AttentionShape, KvShape, PAGE, RowSpan};
 
 /// Number of values per scale in 8-bit caches.
 const GROUP: usize = 32;
 
-/// Keys and values of one layer, each `[kv_heads, capacity, head_dim]`.
+/// Keys and values of one layer, each `[kv_heads, pages, PAGE, head_dim]`: a sequence on consecutive pages is one slice of a head.
 #[derive(Debug)]
 pub struct CandleKv {
     shape: KvShape,
     keys: Rows,
     values: Rows,
+}
+
+/// The rows of a batch that belong to one sequence: [`RowSpan`], owned.
+#[derive(Debug)]
+pub(super) struct OwnSpan {
+    pub(super) rows: usize,
+    pub(super) past_len: usize,
+    pages: Vec<u32>,
+}
+
+/// The rows of a batch.
+#[derive(Debug)]
+pub struct CandleRows {
+    pub(super) spans: Vec<OwnSpan>,
+}
+
+impl CandleRows {
+    pub(super) fn new(spans: &[RowSpan<'_>]) -> CandleRows {
+        let own = |span: &RowSpan<'_>| OwnSpan { rows: span.rows, past_len: span.past_len, pages: span.pages.to_vec() };
+        CandleRows { spans: spans.iter().map(own).collect() }
+    }
+
+    /// The number of rows.
+    pub(super) fn count(&self) -> usize {
+        self.spans.iter().map(|span| span.rows).sum()
+    }
+}
+
+impl OwnSpan {
+    /// The ranges of rows of a head in the pool that hold these positions, in order.
+    fn runs(&self, positions: Range<usize>) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        let mut position = positions.start;
+        while position < positions.end {
+            let end = positions.end.min((position / PAGE + 1) * PAGE);
+            let first = self.pages[position / PAGE] as usize * PAGE + position % PAGE;
+            match runs.last_mut() {
+                Some(run) if run.end == first => run.end += end - position,
+                _ => runs.push(first..first + end - position),
+            }
+            position = end;
+        }
+        runs
+    }
 }
 
 /// Rows of `head_dim` values, in each number type of [`KvDtype`].
@@ -107,29 +151,33 @@ fn to_eight_bits(values: &[f32], codes: &mut [i8]) -> f32 {
 
 impl CandleKv {
     pub(super) fn new(shape: KvShape, kv: KvDtype) -> CandleKv {
-        let rows = Rows::new(kv, shape.kv_heads * shape.capacity, shape.head_dim);
+        let rows = Rows::new(kv, shape.kv_heads * shape.pages * PAGE, shape.head_dim);
         CandleKv { shape, keys: rows.clone(), values: rows }
     }
 
-    /// Writes rotated `keys` and `values`, each `[kv_heads, rows, head_dim]`, starting at position `past`.
-    pub(super) fn put(&mut self, past: usize, keys: &[f32], values: &[f32]) {
-        let KvShape { kv_heads, capacity, head_dim } = self.shape;
-        let part = keys.len() / kv_heads;
-        assert!(past * head_dim + part <= capacity * head_dim, "the cache is full at {capacity} tokens");
+    /// Writes rotated `keys` and `values`, each `[kv_heads, span.rows, head_dim]`.
+    pub(super) fn put(&mut self, span: &OwnSpan, keys: &[f32], values: &[f32]) {
+        let KvShape { kv_heads, pages, head_dim } = self.shape;
+        let runs = span.runs(span.past_len..span.past_len + span.rows);
         for (cache, new) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            for (head, new) in new.chunks_exact(part).enumerate() {
-                cache.put(head * capacity + past, head_dim, new);
+            for (head, mut new) in new.chunks_exact(new.len() / kv_heads).enumerate() {
+                for run in &runs {
+                    let part;
+                    (part, new) = new.split_at(run.len() * head_dim);
+                    cache.put(head * pages * PAGE + run.start, head_dim, part);
+                }
             }
         }
     }
 
-    /// Keys and values of the first `len` positions, each `[kv_heads, len, head_dim]`.
-    pub(super) fn tensors(&self, len: usize) -> candle_core::Result<(Tensor, Tensor)> {
-        let KvShape { kv_heads, capacity, head_dim } = self.shape;
+    /// Keys and values of all positions of a span's sequence, each `[kv_heads, positions, head_dim]`.
+    pub(super) fn tensors(&self, span: &OwnSpan) -> candle_core::Result<(Tensor, Tensor)> {
+        let KvShape { kv_heads, head_dim, .. } = self.shape;
+        let len = span.past_len + span.rows;
         let tensor = |cache: &Rows| {
             let mut all = Vec::with_capacity(kv_heads * len * head_dim);
             for head in 0..kv_heads {
-                all.extend_from_slice(&cache.values(head * capacity..head * capacity + len, head_dim));
+                all.extend_from_slice(&self.head_rows(cache, span, head, 0..len));
             }
             Tensor::from_vec(all, (kv_heads, len, head_dim), &Device::Cpu)
         };
@@ -137,10 +185,20 @@ impl CandleKv {
     }
 
     /// Keys and values of a head at `positions`, each `[positions, head_dim]`.
-    fn head(&self, head: usize, positions: Range<usize>) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
-        let KvShape { capacity, head_dim, .. } = self.shape;
-        let rows = head * capacity + positions.start..head * capacity + positions.end;
-        (self.keys.values(rows.clone(), head_dim), self.values.values(rows, head_dim))
+    fn head(&self, span: &OwnSpan, head: usize, positions: Range<usize>) -> (Cow<'_, [f32]>, Cow<'_, [f32]>) {
+        let keys = self.head_rows(&self.keys, span, head, positions.clone());
+        (keys, self.head_rows(&self.values, span, head, positions))
+    }
+
+    /// Rows of a head of `cache` at `positions`: `[positions, head_dim]`.
+    fn head_rows<'a>(&self, cache: &'a Rows, span: &OwnSpan, head: usize, positions: Range<usize>) -> Cow<'a, [f32]> {
+        let KvShape { pages, head_dim, .. } = self.shape;
+        let first = head * pages * PAGE;
+        let of_run = |run: &Range<usize>| cache.values(first + run.start..first + run.end, head_dim);
+        match &span.runs(positions)[..] {
+            [run] => of_run(run),
+            runs => Cow::Owned(runs.iter().flat_map(|run| of_run(run).into_owned()).collect()),
+        }
     }
 }
 
@@ -149,35 +207,36 @@ pub(super) fn first_key(position: usize, window: Option<usize>) -> usize {
     window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
-/// Attention of one row `[q | k | v]` per span. Appends its keys and values, and returns `[spans, heads * head_dim]`. `rope` is
-/// `[positions, rotary_dim / 2, (cos, sin)]`.
+/// Attention of one row `[q | k | v]` per span. Stores its keys and values in `kv`, and returns `[spans, heads * head_dim]`. `rope`
+/// is `[positions, rotary_dim / 2, (cos, sin)]`.
 pub(super) fn attend_rows(
     qkv: &[f32],
     rope: &[f32],
     shape: AttentionShape,
-    spans: &mut [Span<'_, CandleKv>],
+    kv: &mut CandleKv,
+    spans: &[OwnSpan],
 ) -> Vec<f32> {
     let AttentionShape { heads, kv_heads, head_dim, rotary_dim, window, .. } = shape;
     let group = heads / kv_heads;
     let mut rows = qkv.to_vec();
     let width = (heads + 2 * kv_heads) * head_dim;
-    for (row, span) in rows.chunks_exact_mut(width).zip(spans.iter_mut()) {
+    for (row, span) in rows.chunks_exact_mut(width).zip(spans) {
         let table = &rope[span.past_len * rotary_dim..][..rotary_dim];
         let (rotated, values) = row.split_at_mut((heads + kv_heads) * head_dim);
         rotated.chunks_exact_mut(head_dim).for_each(|head| rotate(&mut head[..rotary_dim], table));
-        span.kv.put(span.past_len, &rotated[heads * head_dim..], values);
+        kv.put(span, &rotated[heads * head_dim..], values);
     }
-    let caches: Vec<(&CandleKv, usize)> = spans.iter().map(|span| (&*span.kv, span.past_len)).collect();
+    let kv = &*kv;
     // Divide the heads of all sequences among threads if the texts are long.
-    let all = caches.len() * kv_heads;
-    let seen = caches.iter().map(|(_, position)| position + 1 - first_key(*position, window));
+    let all = spans.len() * kv_heads;
+    let seen = spans.iter().map(|span| span.past_len + 1 - first_key(span.past_len, window));
     let each = all.div_ceil(parts(2 * seen.sum::<usize>() * heads * head_dim));
     let outputs = in_parts(all.div_ceil(each), |part| {
         let (mut outputs, mut weights) = (Vec::new(), Vec::new());
         for i in part * each..((part + 1) * each).min(all) {
             let (span, kv_head) = (i / kv_heads, i % kv_heads);
-            let (kv, position) = caches[span];
-            let (keys, values) = kv.head(kv_head, first_key(position, window)..position + 1);
+            let position = spans[span].past_len;
+            let (keys, values) = kv.head(&spans[span], kv_head, first_key(position, window)..position + 1);
             let queries = &rows[span * width + kv_head * group * head_dim..][..group * head_dim];
             weights.resize(keys.len() / head_dim, 0.0);
             let first = outputs.len();

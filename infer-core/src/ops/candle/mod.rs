@@ -15,15 +15,15 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Storage, Tensor
 use model_format::{Role, Weight, decoder_config::Activation, quant::group_quant::dot::Interleaved};
 use rayon::prelude::*;
 
-use super::{AttentionShape, Backend, Choose, Forward, KvShape, Loading, Losses, Past, Rules, Span};
+use super::{AttentionShape, Backend, Choice, Choose, Forward, KvShape, Loading, Losses, Past, RowSpan, Rules, Source};
 use crate::Result;
 use integer::multiply;
-use kv::{attend_rows, first_key};
+use kv::{OwnSpan, attend_rows, first_key};
 use threads::parts;
 use vectorized::{rms_norm, silu_gate, softmax};
 
 pub use crate::device::cpu_options::{CpuOptions, CpuWeights};
-pub use kv::CandleKv;
+pub use kv::{CandleKv, CandleRows};
 
 /// Query rows per block of attention. Bounds the score matrix to `heads * 64 * context` numbers.
 const QUERY_BLOCK: usize = 64;
@@ -81,6 +81,7 @@ impl Backend for CandleOps {
     type Tensor = Tensor;
     type Matrix = CandleMatrix;
     type Kv = CandleKv;
+    type Rows = CandleRows;
 
     async fn read(&mut self, x: &Tensor) -> Result<Vec<f32>> {
         Ok(CandleOps::values(x))
@@ -147,30 +148,36 @@ impl Forward for CandleOps {
         ours(y, "linear")
     }
 
+    fn place_rows(&mut self, spans: &[RowSpan<'_>]) -> CandleRows {
+        CandleRows::new(spans)
+    }
+
     fn attention(
         &mut self,
         qkv: &Tensor,
         rope: &Tensor,
         shape: AttentionShape,
-        spans: &mut [Span<'_, CandleKv>],
+        kv: &mut CandleKv,
+        rows: &CandleRows,
     ) -> Tensor {
-        let rows: usize = spans.iter().map(|span| span.rows).sum();
+        let spans = &rows.spans;
+        let rows = rows.count();
         assert_eq!(rows, ours(qkv.dim(0), "attention"), "attention: spans must cover every row");
         if rows == spans.len() {
-            let output = with_values(qkv, |qkv| with_values(rope, |rope| attend_rows(qkv, rope, shape, spans)));
+            let output = with_values(qkv, |qkv| with_values(rope, |rope| attend_rows(qkv, rope, shape, kv, spans)));
             return ours(Tensor::from_vec(output, (rows, shape.heads * shape.head_dim), &Device::Cpu), "attention");
         }
-        let firsts = spans.iter().scan(0, |end, span| Some(std::mem::replace(end, *end + span.rows)));
-        let firsts: Vec<usize> = firsts.collect();
+        let mut first = 0;
+        let mut queries = Vec::with_capacity(spans.len());
+        for span in spans {
+            let rows = ours(qkv.narrow(0, first, span.rows), "attention rows");
+            queries.push(ours(rotate_and_store(&rows, rope, shape, kv, span), "attention"));
+            first += span.rows;
+        }
         // Attention mostly moves memory, so process several sequences in parallel.
-        let outputs: Vec<Tensor> = spans
-            .par_iter_mut()
-            .zip(firsts)
-            .map(|(span, first)| {
-                let rows = ours(qkv.narrow(0, first, span.rows), "attention rows");
-                ours(attend(&rows, rope, shape, span), "attention")
-            })
-            .collect();
+        let kv = &*kv;
+        let outputs = spans.par_iter().zip(queries).map(|(span, q)| ours(attend(&q, shape, kv, span), "attention"));
+        let outputs: Vec<Tensor> = outputs.collect();
         ours(Tensor::cat(&outputs, 0), "attention")
     }
 
@@ -206,36 +213,32 @@ impl Forward for CandleOps {
 }
 
 impl Choose for CandleOps {
-    type Token = u32;
+    type Tokens = Vec<u32>;
     type Draw = Infallible;
 
     fn ahead(&self) -> usize {
         0
     }
 
-    fn choose(&mut self, logits: &Tensor) -> Result<u32> {
-        Ok(most_likely(&CandleOps::values(logits)))
-    }
-
     fn new_draw(&mut self, _: Rules, _: usize, _: Option<&[Past]>) -> Result<Option<Infallible>> {
         Ok(None)
     }
 
-    fn draw(&mut self, _: &Tensor, with: &Infallible, _: f64) -> Result<u32> {
-        match *with {}
-    }
-
-    async fn choose_rows(&mut self, logits: &Tensor, rows: usize) -> Result<Vec<u32>> {
+    fn choose(&mut self, logits: &Tensor, choices: &[Choice<'_, Infallible>]) -> Result<Vec<u32>> {
         let values = CandleOps::values(logits);
-        Ok(values.chunks_exact(values.len() / rows).map(most_likely).collect())
+        Ok(values.chunks_exact(values.len() / choices.len()).map(most_likely).collect())
     }
 
-    fn embedding_of(&mut self, table: &CandleMatrix, token: &u32, scale: f32) -> Tensor {
-        self.embedding(table, &[*token], scale)
+    fn embedding_of(&mut self, table: &CandleMatrix, sources: &[Source], tokens: &Vec<u32>, scale: f32) -> Tensor {
+        let id = |source: &Source| match *source {
+            Source::Id(id) => id,
+            Source::Chosen(row) => tokens[row],
+        };
+        self.embedding(table, &sources.iter().map(id).collect::<Vec<_>>(), scale)
     }
 
-    async fn token(&mut self, token: u32) -> Result<u32> {
-        Ok(token)
+    async fn tokens(&mut self, tokens: Vec<u32>) -> Result<Vec<u32>> {
+        Ok(tokens)
     }
 }
 
@@ -269,23 +272,24 @@ fn norm_heads(
     Tensor::cat(&[normed_heads(0, heads, query)?, normed_heads(heads, kv_heads, key)?, values], 1)?.contiguous()
 }
 
-/// Attention of one sequence's rows `[rows, q | k | v]`; returns `[rows, heads * head_dim]`.
-fn attend(
+/// Rotates the queries and keys of one sequence's rows `[rows, q | k | v]`, and stores keys and values. Returns the scaled queries
+/// `[heads, rows, head_dim]`.
+fn rotate_and_store(
     qkv: &Tensor,
     rope: &Tensor,
     shape: AttentionShape,
-    span: &mut Span<'_, CandleKv>,
+    kv: &mut CandleKv,
+    span: &OwnSpan,
 ) -> candle_core::Result<Tensor> {
-    let AttentionShape { heads, kv_heads, head_dim, rotary_dim, scale, soft_cap, window } = shape;
-    let (rows, past) = (span.rows, span.past_len);
+    let AttentionShape { heads, kv_heads, head_dim, rotary_dim, scale, .. } = shape;
     let heads_of = |first: usize, count: usize| {
         // [heads, rows, head_dim]
         qkv.narrow(1, first * head_dim, count * head_dim)?
-            .reshape((rows, count, head_dim))?
+            .reshape((span.rows, count, head_dim))?
             .transpose(0, 1)?
             .contiguous()
     };
-    let pairs = rope.narrow(0, past, rows)?.reshape((rows, rotary_dim / 2, 2))?;
+    let pairs = rope.narrow(0, span.past_len, span.rows)?.reshape((span.rows, rotary_dim / 2, 2))?;
     let (cos, sin) =
         (pairs.narrow(2, 0, 1)?.squeeze(2)?.contiguous()?, pairs.narrow(2, 1, 1)?.squeeze(2)?.contiguous()?);
     let rotate = |x: Tensor| {
@@ -296,11 +300,16 @@ fn attend(
         }
         Tensor::cat(&[&turned, &x.narrow(2, rotary_dim, head_dim - rotary_dim)?], 2)?.contiguous()
     };
-
-    let queries = (rotate(heads_of(0, heads)?)? * f64::from(scale))?;
     let (new_keys, new_values) = (rotate(heads_of(heads, kv_heads)?)?, heads_of(heads + kv_heads, kv_heads)?);
-    with_values(&new_keys, |keys| with_values(&new_values, |values| span.kv.put(past, keys, values)));
-    let (all_keys, all_values) = span.kv.tensors(past + rows)?;
+    with_values(&new_keys, |keys| with_values(&new_values, |values| kv.put(span, keys, values)));
+    rotate(heads_of(0, heads)?)? * f64::from(scale)
+}
+
+/// Attention of one sequence's scaled queries `[heads, rows, head_dim]`; returns `[rows, heads * head_dim]`.
+fn attend(queries: &Tensor, shape: AttentionShape, kv: &CandleKv, span: &OwnSpan) -> candle_core::Result<Tensor> {
+    let AttentionShape { heads, kv_heads, head_dim, soft_cap, window, .. } = shape;
+    let (rows, past) = (span.rows, span.past_len);
+    let (all_keys, all_values) = kv.tensors(span)?;
 
     let group = heads / kv_heads;
     let mut outputs = Vec::new();
@@ -417,13 +426,14 @@ mod tests {
                 window: Some(3),
             };
             let rope = ops.upload(rows, rotary_dim, table).unwrap();
-            let mut kv = ops.new_kv(KvShape { kv_heads: 1, capacity: rows, head_dim: 4 }).unwrap();
+            let mut kv = ops.new_kv(KvShape { kv_heads: 1, pages: 2, head_dim: 4 }).unwrap();
             let mut found = Vec::new();
             for (i, values) in values.chunks(rows_at_a_time * width).enumerate() {
                 let count = values.len() / width;
                 let qkv = ops.upload(count, width, values).unwrap();
-                let span = Span { rows: count, past_len: i * rows_at_a_time, kv: &mut kv };
-                found.extend(CandleOps::values(&ops.attention(&qkv, &rope, shape, &mut [span])));
+                let span = RowSpan { rows: count, past_len: i * rows_at_a_time, pages: &[1] };
+                let rows = ops.place_rows(&[span]);
+                found.extend(CandleOps::values(&ops.attention(&qkv, &rope, shape, &mut kv, &rows)));
             }
             found
         };

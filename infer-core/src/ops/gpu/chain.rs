@@ -4,7 +4,7 @@ use model_format::decoder_config::Activation;
 use webgpu_kernels::gemv_chain::{self, AttentionStages, ChainChoice, ChainShape, GemvChain, GemvStart, Heads, Links};
 
 use super::{GpuOps, GpuTensor};
-use crate::ops::{AttentionShape, LayerEnd, LayerStart, Span};
+use crate::ops::{AttentionShape, LayerEnd, LayerStart};
 
 impl GpuOps {
     /// Records [`Forward::finish_layer`](crate::ops::Forward::finish_layer) as a chain. `None` if the device has no chain for it,
@@ -14,7 +14,7 @@ impl GpuOps {
         x: &GpuTensor,
         y: &GpuTensor,
         end: &LayerEnd<'_, GpuOps>,
-        next: Option<&LayerStart<'_, '_, GpuOps>>,
+        next: Option<&LayerStart<'_, GpuOps>>,
     ) -> Option<GpuTensor> {
         let LayerEnd { out, out_norm, gate_up, activation, down, next_norm, eps } = end;
         let is_whole = [out, gate_up, down].iter().all(|matrix| matrix.fuses(&self.gpu));
@@ -56,7 +56,7 @@ impl GpuOps {
         x: &GpuTensor,
         norm: &GpuTensor,
         eps: f32,
-        layer: &LayerStart<'_, '_, GpuOps>,
+        layer: &LayerStart<'_, GpuOps>,
     ) -> Option<GpuTensor> {
         if x.rows > 1 || !layer.qkv.fuses(&self.gpu) || !self.attends_in_chain(layer) {
             return None;
@@ -72,10 +72,9 @@ impl GpuOps {
     }
 
     /// True if a chain supports the projection and the attention of this layer.
-    fn attends_in_chain(&self, LayerStart { qkv, shape, spans, .. }: &LayerStart<'_, '_, GpuOps>) -> bool {
+    fn attends_in_chain(&self, LayerStart { qkv, shape, kv, .. }: &LayerStart<'_, GpuOps>) -> bool {
         let AttentionShape { head_dim, rotary_dim, soft_cap, .. } = *shape;
-        let [span] = &**spans else { return false };
-        soft_cap.is_none() && qkv.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
+        soft_cap.is_none() && qkv.turns(&self.gpu, head_dim, rotary_dim, kv.dtype)
     }
 
     /// The chain for a shape, and its links. The caller puts the links back into `self.links`.
@@ -98,21 +97,13 @@ impl GpuOps {
     }
 }
 
-fn heads_of(layer: &LayerStart<'_, '_, GpuOps>) -> Heads {
+fn heads_of(layer: &LayerStart<'_, GpuOps>) -> Heads {
     let AttentionShape { heads, kv_heads, head_dim, .. } = layer.shape;
     Heads { heads, kv_heads, head_dim }
 }
 
 /// The attention of a layer as part of a chain, with output `y`.
-fn attended_of<'a>(layer: &'a LayerStart<'_, '_, GpuOps>, y: &'a GpuTensor) -> AttentionStages<'a> {
-    let LayerStart { qkv, rope, shape, spans } = layer;
-    let Span { past_len: position, kv, .. } = &spans[0];
-    AttentionStages {
-        qkv: &qkv.slices[0],
-        rope: &rope.values,
-        shape: *shape,
-        position: *position,
-        cache: kv,
-        y: &y.values,
-    }
+fn attended_of<'a>(layer: &'a LayerStart<'_, GpuOps>, y: &'a GpuTensor) -> AttentionStages<'a> {
+    let LayerStart { qkv, rope, shape, kv, rows } = layer;
+    AttentionStages { qkv: &qkv.slices[0], rope: &rope.values, shape: *shape, rows, cache: kv, y: &y.values }
 }

@@ -1,32 +1,31 @@
-//! The choice of the next token on a GPU.
+//! The choice of the next tokens on a GPU.
 
-use webgpu_kernels::{Matrix, argmax::Argmax, gpu::Buffer, sample::Sample};
+use webgpu_kernels::{
+    Matrix,
+    argmax::Argmax,
+    gather_tokens::{CHOSEN, GatherTokens},
+    gpu::Buffer,
+    sample::{Sample, SampleRow, SampleRows},
+};
 
 use super::{GpuOps, GpuTensor, reads::Reading};
 use crate::{
     Result,
-    ops::{Choose, Past, Rules},
+    ops::{Choice, Choose, Past, Rules, Source},
 };
 
-/// A token chosen on the device.
-pub struct GpuToken {
-    id: Buffer<u32>,
+/// Tokens chosen on the device.
+pub struct GpuTokens {
+    ids: Buffer<u32>,
     reading: Reading<u32>,
 }
 
 impl Choose for GpuOps {
-    type Token = GpuToken;
+    type Tokens = GpuTokens;
     type Draw = Sample;
 
     fn ahead(&self) -> usize {
         self.ahead
-    }
-
-    fn choose(&mut self, logits: &GpuTensor) -> Result<GpuToken> {
-        assert_eq!(logits.rows, 1, "choose: from one row");
-        let id = self.token_word();
-        Argmax { rows: 1, cols: logits.cols }.record(&mut self.recorder, logits.values(), &id);
-        Ok(GpuToken { reading: self.begin_read(&id)?, id })
     }
 
     fn new_draw(&mut self, rules: Rules, cols: usize, history: Option<&[Past]>) -> Result<Option<Sample>> {
@@ -38,31 +37,55 @@ impl Choose for GpuOps {
         Ok(Some(self.recorder.with_room(|gpu| Sample::new(gpu, rules, cols, history))?))
     }
 
-    fn draw(&mut self, logits: &GpuTensor, with: &Sample, random: f64) -> Result<GpuToken> {
-        assert_eq!(logits.rows, 1, "draw: from one row");
-        let id = self.token_word();
-        with.record(&mut self.recorder, logits.values(), random, &id);
-        Ok(GpuToken { reading: self.begin_read(&id)?, id })
+    fn choose(&mut self, logits: &GpuTensor, choices: &[Choice<'_, Sample>]) -> Result<GpuTokens> {
+        assert_eq!(logits.rows, choices.len(), "choose: one choice for each row");
+        let ids = if logits.rows == 1 { self.token_word() } else { self.recorder.temporary(logits.rows) };
+        if choices.iter().all(|choice| matches!(choice, Choice::MostLikely)) {
+            let argmax = Argmax { rows: logits.rows, cols: logits.cols };
+            argmax.record(&mut self.recorder, logits.values(), &ids);
+        } else {
+            let rows: Vec<SampleRow<'_>> = choices.iter().map(sample_row).collect();
+            SampleRows { cols: logits.cols, rows: &rows }.record(&mut self.recorder, logits.values(), &ids);
+        }
+        Ok(GpuTokens { reading: self.begin_read(&ids)?, ids })
     }
 
-    async fn choose_rows(&mut self, logits: &GpuTensor, rows: usize) -> Result<Vec<u32>> {
-        assert_eq!(logits.rows, rows, "choose_rows: rows");
-        let ids = self.recorder.temporary(rows);
-        Argmax { rows, cols: logits.cols }.record(&mut self.recorder, logits.values(), &ids);
-        self.read_now(&ids).await
-    }
-
-    fn embedding_of(&mut self, table: &Matrix, token: &GpuToken, scale: f32) -> GpuTensor {
-        let y = self.temporary(1, table.cols);
-        table.embedding(&mut self.recorder, &token.id, 1, scale, &y.values);
+    fn embedding_of(&mut self, table: &Matrix, sources: &[Source], tokens: &GpuTokens, scale: f32) -> GpuTensor {
+        let is_same = sources.len() == tokens.ids.len()
+            && sources.iter().enumerate().all(|(row, source)| *source == Source::Chosen(row));
+        let y = self.temporary(sources.len(), table.cols);
+        if is_same {
+            table.embedding(&mut self.recorder, &tokens.ids, sources.len(), scale, &y.values);
+            return y;
+        }
+        let words: Vec<u32> = sources.iter().map(|source| source_word(*source)).collect();
+        let words = self.recorder.upload(&words);
+        let ids = self.recorder.temporary(sources.len());
+        GatherTokens { count: sources.len() }.record(&mut self.recorder, &words, &tokens.ids, &ids);
+        table.embedding(&mut self.recorder, &ids, sources.len(), scale, &y.values);
         y
     }
 
-    async fn token(&mut self, token: GpuToken) -> Result<u32> {
-        Ok(self.finish_read(token.reading).await?[0])
+    async fn tokens(&mut self, tokens: GpuTokens) -> Result<Vec<u32>> {
+        self.finish_read(tokens.reading).await
     }
 
     fn take_notice(&mut self) -> Option<String> {
         self.chains.take_notice()
+    }
+}
+
+fn sample_row<'a>(choice: &Choice<'a, Sample>) -> SampleRow<'a> {
+    match *choice {
+        Choice::MostLikely => SampleRow { with: None, random: 0.0 },
+        Choice::Drawn { by, random } => SampleRow { with: Some(by), random },
+    }
+}
+
+/// A source as [`GatherTokens`] reads it.
+fn source_word(source: Source) -> u32 {
+    match source {
+        Source::Id(id) => id,
+        Source::Chosen(row) => CHOSEN | u32::try_from(row).expect("a row number fits u32"),
     }
 }

@@ -2,7 +2,7 @@
 
 use model_format::decoder_config::Activation;
 use webgpu_kernels::{
-    KvCache, Matrix,
+    KvPool, Matrix, Rows,
     add::Add,
     attention::Attention,
     glu::Glu,
@@ -15,7 +15,7 @@ use webgpu_kernels::{
 };
 
 use super::{GpuOps, GpuTensor};
-use crate::ops::{AttentionShape, Forward, LayerEnd, LayerStart, Span, begin_layer, finish_layer};
+use crate::ops::{AttentionShape, Forward, LayerEnd, LayerStart, RowSpan, begin_layer, finish_layer};
 
 impl Forward for GpuOps {
     fn rows_at_once(&self, work: u64) -> usize {
@@ -54,32 +54,26 @@ impl Forward for GpuOps {
         y
     }
 
+    fn place_rows(&mut self, spans: &[RowSpan<'_>]) -> Rows {
+        Rows::upload(&mut self.recorder, spans)
+    }
+
     fn attention(
         &mut self,
         qkv: &GpuTensor,
         rope: &GpuTensor,
         shape: AttentionShape,
-        spans: &mut [Span<'_, KvCache>],
+        kv: &mut KvPool,
+        rows: &Rows,
     ) -> GpuTensor {
         let AttentionShape { heads, kv_heads, head_dim, rotary_dim, .. } = shape;
         assert_eq!(qkv.cols, (heads + 2 * kv_heads) * head_dim, "attention: columns of q | k | v");
-        assert_eq!(
-            spans.iter().map(|span| span.rows).sum::<usize>(),
-            qkv.rows,
-            "attention: spans must cover every row"
-        );
+        assert_eq!(rows.count(), qkv.rows, "attention: rows of the batch");
+        assert_eq!((kv.kv_heads, kv.head_dim), (kv_heads, head_dim), "attention: the pool's shape");
         let q = self.temporary(qkv.rows, heads * head_dim);
         let y = self.temporary(qkv.rows, heads * head_dim);
-        let mut first_row = 0;
-        for Span { rows, past_len, kv } in spans {
-            let (rows, past_len) = (*rows, *past_len);
-            assert_eq!((kv.kv_heads, kv.head_dim), (kv_heads, head_dim), "attention: the cache's shape");
-            let turn = Rope { first_row, rows, heads, rotary_dim, past_len };
-            turn.record(&mut self.recorder, qkv.values(), &rope.values, &q.values, kv);
-            let attention = Attention { shape, first_row, rows, past_len };
-            attention.record(&mut self.recorder, &q.values, kv, &y.values);
-            first_row += rows;
-        }
+        Rope { heads, rotary_dim }.record(&mut self.recorder, qkv.values(), &rope.values, &q.values, kv, rows);
+        Attention { shape }.record(&mut self.recorder, &q.values, kv, rows, &y.values);
         y
     }
 
@@ -89,21 +83,20 @@ impl Forward for GpuOps {
         matrix: &Matrix,
         rope: &GpuTensor,
         shape: AttentionShape,
-        spans: &mut [Span<'_, KvCache>],
+        kv: &mut KvPool,
+        rows: &Rows,
     ) -> GpuTensor {
         let AttentionShape { heads, head_dim, rotary_dim, .. } = shape;
-        if let (Some(factor), [span]) = (&x.factor, &mut *spans)
-            && matrix.turns(&self.gpu, head_dim, rotary_dim, span.kv.dtype)
+        if let Some(factor) = &x.factor
+            && matrix.turns(&self.gpu, head_dim, rotary_dim, kv.dtype)
         {
             let (q, y) = (self.temporary(1, heads * head_dim), self.temporary(1, heads * head_dim));
-            let (past_len, kv) = (span.past_len, &*span.kv);
-            matrix.linear_normed_turned(&mut self.recorder, &x.values, factor, &rope.values, past_len, &q.values, kv);
-            let attention = Attention { shape, first_row: 0, rows: 1, past_len };
-            attention.record(&mut self.recorder, &q.values, kv, &y.values);
+            matrix.linear_normed_turned(&mut self.recorder, &x.values, factor, &rope.values, rows, &q.values, kv);
+            Attention { shape }.record(&mut self.recorder, &q.values, kv, rows, &y.values);
             return y;
         }
         let qkv = self.linear(x, matrix);
-        self.attention(&qkv, rope, shape, spans)
+        self.attention(&qkv, rope, shape, kv, rows)
     }
 
     fn norm_heads(&mut self, qkv: &mut GpuTensor, query: &GpuTensor, key: &GpuTensor, shape: AttentionShape, eps: f32) {
@@ -190,13 +183,7 @@ impl Forward for GpuOps {
         }
     }
 
-    fn begin_layer(
-        &mut self,
-        x: &GpuTensor,
-        norm: &GpuTensor,
-        eps: f32,
-        layer: LayerStart<'_, '_, GpuOps>,
-    ) -> GpuTensor {
+    fn begin_layer(&mut self, x: &GpuTensor, norm: &GpuTensor, eps: f32, layer: LayerStart<'_, GpuOps>) -> GpuTensor {
         match self.chained_start(x, norm, eps, &layer) {
             Some(tensor) => tensor,
             None => begin_layer(self, x, norm, eps, layer),
@@ -208,7 +195,7 @@ impl Forward for GpuOps {
         x: &mut GpuTensor,
         y: &GpuTensor,
         end: LayerEnd<'_, GpuOps>,
-        next: Option<LayerStart<'_, '_, GpuOps>>,
+        next: Option<LayerStart<'_, GpuOps>>,
     ) -> GpuTensor {
         match self.chained(x, y, &end, next.as_ref()) {
             Some(tensor) => tensor,

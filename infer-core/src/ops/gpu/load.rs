@@ -1,7 +1,7 @@
 //! Uploads of weights to a GPU.
 
 use model_format::{Role, Weight};
-use webgpu_kernels::{KvCache, Matrix, gpu::Recorder};
+use webgpu_kernels::{KvPool, Matrix, gpu::Recorder};
 
 use super::{GpuOps, GpuTensor};
 use crate::{
@@ -82,11 +82,11 @@ impl Loading for GpuOps {
         Ok(GpuTensor { rows, cols, values, factor: None })
     }
 
-    fn new_kv(&mut self, shape: KvShape) -> Result<KvCache> {
-        let KvShape { kv_heads, capacity, head_dim } = shape;
+    fn new_kv(&mut self, shape: KvShape) -> Result<KvPool> {
+        let KvShape { kv_heads, pages, head_dim } = shape;
         if self.recorder.hollow::<u32>(0).is_some() {
-            return Ok(KvCache::hollow(&self.recorder, kv_heads, capacity, head_dim, self.kv_dtype));
+            return Ok(KvPool::hollow(&self.recorder, kv_heads, pages, head_dim, self.kv_dtype));
         }
-        Ok(self.recorder.with_room(|gpu| KvCache::new(gpu, kv_heads, capacity, head_dim, self.kv_dtype))?)
+        Ok(self.recorder.with_room(|gpu| KvPool::new(gpu, kv_heads, pages, head_dim, self.kv_dtype))?)
     }
 }

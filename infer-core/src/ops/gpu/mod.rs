@@ -1,6 +1,6 @@
 //! [`GpuOps`]: records the operations as kernels of `webgpu-kernels`.
 //!
-//! Nothing waits until [`Backend::read`] or [`Choose::token`](super::Choose::token). Outputs are temporaries of the device's
+//! Nothing waits until [`Backend::read`] or [`Choose::tokens`](super::Choose::tokens). Outputs are temporaries of the device's
 //! pool: a decode step records the same operations as the one before, and gets the same buffers. If an allocation fails between
 //! two reads, the next read returns the error.
 
@@ -12,7 +12,7 @@ mod losses;
 mod reads;
 
 use webgpu_kernels::{
-    Factor, Gpu, KvCache, KvDtype, WeightFormat,
+    Factor, Gpu, KvDtype, KvPool, Rows, WeightFormat,
     argmax::Argmax,
     gemv_chain::Links,
     gpu::{Buffer, Recorder},
@@ -22,7 +22,7 @@ use super::Backend;
 use crate::Result;
 use reads::Chains;
 
-pub use choose::GpuToken;
+pub use choose::GpuTokens;
 pub use webgpu_kernels::{Matrix, gemv_chain::ChainChoice};
 
 /// Lookahead in tokens: while one token is read and the next is recorded, the device works on a third.
@@ -66,7 +66,7 @@ impl GpuTensor {
 }
 
 impl GpuOps {
-    /// Operations on `gpu`, with KV caches of `kv_dtype`.
+    /// Operations on `gpu`, with keys and values in `kv_dtype`.
     pub fn new(gpu: Gpu, kv_dtype: KvDtype) -> GpuOps {
         // A software device shares the host's cores, so a dropped lookahead costs time.
         let ahead = if gpu.caps().is_software { 0 } else { AHEAD };
@@ -157,7 +157,8 @@ impl GpuOps {
 impl Backend for GpuOps {
     type Tensor = GpuTensor;
     type Matrix = Matrix;
-    type Kv = KvCache;
+    type Kv = KvPool;
+    type Rows = Rows;
 
     async fn read(&mut self, x: &GpuTensor) -> Result<Vec<f32>> {
         let mut values = self.read_now(&x.values).await?;

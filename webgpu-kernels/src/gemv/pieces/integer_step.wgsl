@@ -1,9 +1,10 @@
-        // Statements: set part$s_0_$r to the product of block $s with x in fixed point (fixed_point.wgsl).
+        // Statements: set part$s_$m_$r to the product of block $s with row m of x in fixed point (fixed_point.wgsl).
+#for m in 0..BATCH
         {
             var most = vec4<f32>(0.0);
 #for w in 0..X_WORDS
-            let left$w = x_quad(0u, at$s, 2u * $wu);
-            let right$w = x_quad(0u, at$s, 2u * $wu + 1u);
+            let left$w = x_quad($mu, at$s, 2u * $wu);
+            let right$w = x_quad($mu, at$s, 2u * $wu + 1u);
             most = max(most, max(abs(left$w), abs(right$w)));
 #endfor
             let unit = unit_of(most);
@@ -21,7 +22,8 @@
 #for w in 0..X_WORDS
                 products += plane_products(code_bytes(block$s_$r, $wu), planes$w);
 #endfor
-                part$s_0_$r = unit * joined(products);
+                part$s_$m_$r = unit * joined(products);
             }
 #endfor
         }
+#endfor

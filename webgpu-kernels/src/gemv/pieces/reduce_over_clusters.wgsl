@@ -1,13 +1,13 @@
     // Statements: reduce.wgsl for a team that is the workgroup, if its clusters can exchange all rows' sums at once.
 #include gemv/butterfly_sums
-    let output = invocation.cluster_lane % ROWS;
-    if (invocation.cluster_lane < ROWS) {
+    let output = invocation.cluster_lane % (ROWS * BATCH);
+    if (invocation.cluster_lane < ROWS * BATCH) {
         parts[invocation.cluster * OUTPUTS + output] = total;
     }
 #ifdef SCALED
     square = cluster_sum(square);
     if (invocation.cluster_lane == 0u) {
-        parts[invocation.cluster * OUTPUTS + ROWS] = square;
+        parts[invocation.cluster * OUTPUTS + ROWS * BATCH] = square;
     }
     square = 0.0;
 #endif
@@ -17,7 +17,7 @@
     for (var i = 0u; i < PARTS; i++) {
         total += parts[i * OUTPUTS + output];
 #ifdef SCALED
-        square += parts[i * OUTPUTS + ROWS];
+        square += parts[i * OUTPUTS + ROWS * BATCH];
 #endif
     }
 #ifdef SCALED

@@ -1,0 +1,414 @@
+//! [`Batch`]: the answers in progress on one model, run together step by step.
+//!
+//! [`Batch::step`] plans and records steps until enough are in flight, then waits for the first one and hands its tokens to
+//! their answers. Whichever generation needs a token calls it; nothing runs otherwise.
+
+use std::collections::{HashMap, VecDeque};
+
+use web_time::Instant;
+
+use super::{
+    chunk::{Chunk, FinishReason},
+    state::Answer,
+};
+use crate::{
+    Result,
+    loading::LoadedModel,
+    model::{
+        chunks::{FEWEST_ROWS, PREFILL_CHUNK},
+        steps::{PlannedRows, PlannedWant},
+    },
+    ops::Source,
+    schedule::{Limits, Request, Scheduler, Work},
+};
+
+/// Fewest rows of a step on a device that is too slow for more: two chunks beside decoding rows.
+const LEAST_ROWS: usize = 4 * FEWEST_ROWS;
+
+/// The answers in progress on one model.
+pub(super) struct Batch {
+    model: LoadedModel,
+    scheduler: Scheduler,
+    answers: HashMap<u64, InBatch>,
+    /// The work of each recorded step, in order.
+    in_flight: VecDeque<Vec<Work>>,
+    /// The start of the clock.
+    begun: Instant,
+    /// True while a step's results are awaited. Still true at the next step: the future was dropped, and the results are lost.
+    is_waiting: bool,
+}
+
+/// An answer, and its pieces that wait for their reader.
+struct InBatch {
+    answer: Answer,
+    way: Option<Way>,
+    outbox: VecDeque<Chunk>,
+    /// Tokens without complete text yet.
+    pending: Chunk,
+    error: Option<crate::Error>,
+}
+
+/// Where the tokens of an answer are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// On the device: the most likely one.
+    MostLikely,
+    /// On the device, by a sampler.
+    Drawn,
+    /// On the host.
+    Host,
+}
+
+/// The use of the cache, in pages of 32 tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheUse {
+    /// All pages.
+    pub pages: usize,
+    /// Pages of answers in progress. The others are empty, or stored for reuse.
+    pub owned_pages: usize,
+}
+
+/// What a generation finds.
+pub(super) enum Found {
+    /// A piece.
+    Chunk(Chunk),
+    /// The answer has ended, and all pieces are read.
+    End,
+    /// Nothing yet.
+    Nothing,
+}
+
+impl Batch {
+    /// No answers yet.
+    pub fn new(model: LoadedModel) -> Batch {
+        let scheduler = Scheduler::new(limits(&model));
+        Batch {
+            model,
+            scheduler,
+            answers: HashMap::new(),
+            in_flight: VecDeque::new(),
+            begun: Instant::now(),
+            is_waiting: false,
+        }
+    }
+
+    /// Adds an answer.
+    pub fn add(&mut self, id: u64, answer: Answer) {
+        let is_lookup = answer.params.is_plain_greedy() && answer.params.prompt_lookup > 0;
+        let tokens = answer.history.clone();
+        let request = Request { id, client: id, priority: 0, deadline: None, tokens };
+        let error = self.scheduler.add(request).err();
+        if is_lookup {
+            self.scheduler.look_ahead(id, 0);
+        }
+        let (outbox, pending) = (VecDeque::new(), Chunk::default());
+        self.answers.insert(id, InBatch { answer, way: None, outbox, pending, error });
+    }
+
+    /// Ends an answer. Returns its state.
+    pub fn remove(&mut self, id: u64) -> Option<Answer> {
+        self.scheduler.cancel(id);
+        self.model.drop_draw(id);
+        self.answers.remove(&id).map(|it| it.answer)
+    }
+
+    /// Forgets all keys and values. Answers in progress compute theirs again.
+    pub fn forget(&mut self) {
+        self.drop_steps();
+        self.scheduler.restart();
+    }
+
+    /// The use of the cache.
+    pub fn cache_use(&self) -> CacheUse {
+        let pages = self.model.pages();
+        CacheUse { pages, owned_pages: pages - self.scheduler.free_pages() }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &LoadedModel {
+        &self.model
+    }
+
+    /// The model, for other work than answers, after [`Batch::forget`].
+    pub fn model_mut(&mut self) -> &mut LoadedModel {
+        &mut self.model
+    }
+
+    /// Puts another model with the same shape in the place of this one.
+    pub fn replace_model(&mut self, model: LoadedModel) {
+        let former = std::mem::replace(&mut self.model, model);
+        self.forget();
+        self.model.take_over_from(former);
+    }
+
+    /// The next piece of an answer, if there is one.
+    pub fn take(&mut self, id: u64) -> Result<Found> {
+        let Some(it) = self.answers.get_mut(&id) else { return Ok(Found::End) };
+        if let Some(chunk) = it.outbox.pop_front() {
+            return Ok(Found::Chunk(chunk));
+        }
+        match it.error.take() {
+            Some(error) => Err(error),
+            None if it.answer.finished.is_some() => Ok(Found::End),
+            None => Ok(Found::Nothing),
+        }
+    }
+
+    /// Why an answer ended, if all its pieces are read.
+    pub fn finish_reason(&self, id: u64) -> Option<FinishReason> {
+        self.answers.get(&id).filter(|it| it.outbox.is_empty()).and_then(|it| it.answer.finished)
+    }
+
+    /// The state of an answer.
+    pub fn answer(&self, id: u64) -> Option<&Answer> {
+        self.answers.get(&id).map(|it| &it.answer)
+    }
+
+    /// Runs steps until one has results, and hands them out. Does nothing without answers in progress.
+    ///
+    /// After an error, keys and values are forgotten: a later step computes them again.
+    pub async fn step(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.is_waiting, false) {
+            self.rewind();
+        }
+        let result = match self.step_once().await {
+            // The wait of a workgroup for another one expired: run the step again, without chains.
+            Err(error) if error.is_expired_wait() => {
+                self.rewind();
+                self.step_once().await
+            }
+            result => result,
+        };
+        self.is_waiting = false;
+        if result.is_err() {
+            self.forget();
+        }
+        result
+    }
+
+    async fn step_once(&mut self) -> Result<()> {
+        let begun = Instant::now();
+        if self.in_flight.is_empty() {
+            // Work of one text may have used the pages.
+            self.model.clear();
+        }
+        while self.in_flight.len() <= self.model.ahead() {
+            self.guess();
+            let now = self.begun.elapsed().as_secs_f64();
+            let step = self.scheduler.plan(now);
+            if step.work.is_empty() {
+                break;
+            }
+            // Texts with the rotary frequencies of long texts run apart from the others.
+            let (long, short): (Vec<Work>, Vec<Work>) = step.work.into_iter().partition(|work| work.is_long);
+            for works in [short, long] {
+                if works.len() == 2 && works.iter().all(|work| work.rows == 1) && self.model.has_chained() {
+                    // A chain runs a row in less than half the time of two rows by separate dispatches.
+                    for work in works {
+                        self.record(vec![work], begun).await?;
+                    }
+                } else if !works.is_empty() {
+                    self.record(works, begun).await?;
+                }
+            }
+        }
+        self.wait(begun).await
+    }
+
+    /// Waits for the first step in flight, and hands out its results.
+    async fn wait(&mut self, begun: Instant) -> Result<()> {
+        if self.in_flight.is_empty() {
+            return Ok(());
+        }
+        self.is_waiting = true;
+        let results = self.model.finish_step().await?;
+        self.is_waiting = false;
+        let works = self.in_flight.pop_front().expect("the step that finished");
+        for (work, (tokens, logits)) in works.into_iter().zip(results.tokens.into_iter().zip(results.logits)) {
+            self.deliver(&work, tokens, logits, begun);
+        }
+        Ok(())
+    }
+
+    /// The step in flight that chooses the unknown token of a work, and the work's place there.
+    fn chosen_by(&self, work: &Work) -> Option<(usize, usize)> {
+        let is_before = |other: &Work| other.id == work.id && other.epoch == work.epoch;
+        let place = |works: &Vec<Work>| works.iter().position(is_before);
+        self.in_flight.iter().enumerate().rev().find_map(|(step, works)| Some((step, place(works)?)))
+    }
+
+    /// Records a step. All texts are short, or all are long.
+    async fn record(&mut self, mut works: Vec<Work>, begun: Instant) -> Result<()> {
+        let unknown = works.iter().filter(|work| work.known < work.rows);
+        let mut steps: Vec<usize> = unknown.filter_map(|work| self.chosen_by(work)).map(|(step, _)| step).collect();
+        steps.dedup();
+        if steps.len() > 1 {
+            // A kernel embeds the tokens of one step. After a change of the division into steps, wait until they are known.
+            while !self.in_flight.is_empty() {
+                self.wait(begun).await?;
+            }
+            works.retain(|work| self.scheduler.is_valid(work));
+            works.iter_mut().for_each(|work| work.known = work.rows);
+            steps.clear();
+        }
+        if works.is_empty() {
+            return Ok(());
+        }
+        for work in works.iter().filter(|work| work.wants_token) {
+            self.choose_way(work.id)?;
+        }
+        let mut planned = Vec::with_capacity(works.len());
+        for work in &works {
+            let tokens = self.scheduler.tokens_of(work);
+            let mut sources: Vec<Source> = tokens.iter().map(|&id| Source::Id(id)).collect();
+            if work.known < work.rows {
+                let (step, i) = self.chosen_by(work).expect("the step that chooses the token");
+                sources.push(Source::Chosen(self.model.chosen_row(step, i)));
+            }
+            let ahead = self.in_flight.iter().flatten();
+            let ahead = ahead.filter(|w| w.id == work.id && w.epoch == work.epoch && w.wants_token).count();
+            let it = self.answers.get_mut(&work.id).expect("an answer for each request");
+            let want = match it.way {
+                _ if !work.wants_token => PlannedWant::Nothing,
+                Some(Way::MostLikely) if work.guessed > 0 => PlannedWant::EachToken,
+                Some(Way::MostLikely) => PlannedWant::MostLikely,
+                Some(Way::Drawn) => PlannedWant::Drawn { by: work.id, random: it.answer.sampler.random(ahead) },
+                Some(Way::Host) | None => PlannedWant::Logits,
+            };
+            planned.push(PlannedRows {
+                sources,
+                past_len: work.start,
+                pages: self.scheduler.pages_of(work.id).to_vec(),
+                want,
+            });
+        }
+        self.model.record_step(&planned, steps.first().copied(), works[0].is_long)?;
+        self.in_flight.push_back(works);
+        Ok(())
+    }
+
+    /// Decides where the tokens of an answer are chosen.
+    fn choose_way(&mut self, id: u64) -> Result<()> {
+        let it = self.answers.get_mut(&id).expect("an answer for each request");
+        if it.way.is_none() {
+            let Answer { params, sampler, generated, .. } = &it.answer;
+            it.way = Some(if params.is_plain_greedy() {
+                Way::MostLikely
+            } else if params.logprobs.is_none() && self.model.set_draw(id, sampler, generated)? {
+                Way::Drawn
+            } else {
+                Way::Host
+            });
+            if it.way == Some(Way::Host) {
+                self.scheduler.look_ahead(id, 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Prompt lookup: appends guesses to the answers that use it.
+    fn guess(&mut self) {
+        if !self.model.may_guess() {
+            return;
+        }
+        let context = self.model.context();
+        for (&id, it) in &mut self.answers {
+            if it.answer.params.prompt_lookup > 0 && self.scheduler.may_guess(id) {
+                let guess = it.answer.guess((context + 1).saturating_sub(it.answer.history.len()));
+                self.scheduler.guess(id, guess);
+            }
+        }
+    }
+
+    /// Hands the results of a work to its answer.
+    fn deliver(&mut self, work: &Work, mut tokens: Vec<u32>, mut logits: Vec<f32>, begun: Instant) {
+        let is_void = !self.scheduler.is_valid(work);
+        let Some(it) = self.answers.get_mut(&work.id) else { return };
+        if is_void {
+            return;
+        }
+        it.answer.count_time(begun);
+        if !work.wants_token {
+            self.scheduler.done(work, &[]);
+            it.answer.stats.cached_tokens = self.scheduler.cached(work.id);
+            // A piece without text tells that the prompt advances.
+            it.outbox.push_back(Chunk::default());
+            return;
+        }
+        if !logits.is_empty() {
+            tokens = vec![it.answer.sample(&mut logits, &mut it.pending.logprobs)];
+        } else if it.way == Some(Way::Drawn) {
+            it.answer.sampler.advance();
+        }
+        if work.guessed > 0 {
+            let guess = &self.scheduler.tokens_of(work)[work.rows - work.guessed..];
+            let right = guess.iter().zip(&tokens).take_while(|(guessed, chosen)| guessed == chosen).count();
+            tokens.truncate(right + 1);
+            it.answer.stats.guessed_tokens += work.guessed;
+            it.answer.stats.right_tokens += right;
+            it.answer.lookup.learn(right);
+        }
+        self.scheduler.done(work, &tokens);
+        if it.answer.generated.is_empty() {
+            it.answer.stats.cached_tokens = self.scheduler.cached(work.id);
+        }
+        let context = self.model.context();
+        let mut shifts = false;
+        for token in tokens {
+            // The last token has no place in the cache yet.
+            let room = context.saturating_sub(it.answer.history.len());
+            match it.answer.push(token, room, &mut it.pending) {
+                Ok(shifted) => shifts |= shifted,
+                Err(error) => it.error = Some(error),
+            }
+            if it.answer.finished.is_some() || it.error.is_some() || shifts {
+                break;
+            }
+        }
+        let is_over = it.answer.finished.is_some() || it.error.is_some();
+        if !it.pending.text.is_empty() || !it.answer.has_text() || it.answer.finished.is_some() {
+            it.outbox.push_back(std::mem::take(&mut it.pending));
+        }
+        if shifts && !is_over {
+            let history = it.answer.history.clone();
+            it.way = None;
+            self.scheduler.replace(work.id, history).expect("the shifted text is shorter than the context");
+            self.model.drop_draw(work.id);
+        }
+        if is_over {
+            self.scheduler.cancel(work.id);
+            self.model.drop_draw(work.id);
+        }
+    }
+
+    /// Drops the steps in flight. Their rows run again.
+    fn rewind(&mut self) {
+        self.drop_steps();
+        self.scheduler.rewind();
+    }
+
+    fn drop_steps(&mut self) {
+        self.in_flight.clear();
+        self.model.clear();
+        for (&id, it) in &mut self.answers {
+            // A sampler on the device has counted the tokens of dropped steps.
+            self.model.drop_draw(id);
+            it.way = None;
+        }
+    }
+}
+
+/// The sizes of steps for a model on its device.
+fn limits(model: &LoadedModel) -> Limits {
+    let chunk = model.chunk_len(usize::MAX, PREFILL_CHUNK).max(LEAST_ROWS);
+    Limits {
+        pages: model.pages(),
+        // The last token has no place in the cache.
+        context: model.context() + 1,
+        long_from: model.long_from(),
+        rows: chunk,
+        prefill: chunk,
+        min_chunk: model.fewest_rows(),
+        ahead: model.ahead(),
+    }
+}
