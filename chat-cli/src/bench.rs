@@ -5,8 +5,9 @@ use std::{
     process::ExitCode,
 };
 
+use anyhow::bail;
 use chat_cli::{
-    bench_report,
+    bench_report, parallel,
     throughput::{Plan, measure},
 };
 use command_line::Bars;
@@ -20,6 +21,9 @@ use crate::{
 
 /// Runs `chat-cli bench`.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
+    if !arguments.parallel.is_empty() {
+        return parallel(arguments);
+    }
     let plan = Plan {
         prompt: arguments.prompt.clone(),
         decode: arguments.decode.clone(),
@@ -38,6 +42,40 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
         Output::Md => bench_report::markdown(&subject, &tests, at),
         Output::Json => format!("{:#}\n", bench_report::json(&subject, &tests, at)),
         Output::Csv => bench_report::csv(&subject, &tests),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `chat-cli bench --parallel`.
+fn parallel(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
+    let (Some(&prompt), Some(&decode)) = (arguments.prompt.first(), arguments.decode.first()) else {
+        bail!("`--parallel` needs a prompt length and a decoded length");
+    };
+    if prompt == 0 || decode < 2 || arguments.shared_prefix > prompt {
+        bail!(
+            "`--parallel` needs a prompt of 1 token or more (found: {prompt}), 2 decoded tokens or more (found: {decode}), and a shared \
+             prefix within the prompt (found: {})",
+            arguments.shared_prefix
+        );
+    }
+    let plan = parallel::Plan {
+        streams: arguments.parallel.clone(),
+        prompt,
+        decode,
+        shared_prefix: arguments.shared_prefix,
+        late_prompt: arguments.late_prompt,
+        repetitions: arguments.repetitions,
+    };
+    let mut bars = Bars::quiet_if(arguments.quiet);
+    let setup = load::setup(&arguments.device.device, &arguments.device.kernels)?;
+    let (name, weights) = load::weights(&arguments.subject, &mut bars)?;
+    let types = load::number_types(arguments.device.cache, arguments.device.cpu_weights);
+    let (device, tests) = block_on(parallel::measure(&weights, &setup, types, &plan, &mut Loading(&mut bars)))?;
+    let text = match arguments.output {
+        Output::Md => parallel::markdown(&name, &device, &tests),
+        Output::Json => format!("{:#}\n", parallel::json(&name, &device, &tests)),
+        Output::Csv => bail!("`--parallel` has no CSV report; use `-o md` or `-o json`"),
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)

@@ -17,6 +17,7 @@ pub mod bench_report;
 pub mod command;
 pub mod device;
 mod error;
+pub mod parallel;
 mod printable;
 mod progress;
 pub mod repl;

@@ -111,8 +111,12 @@ and deviation covers the counted runs; one more run before them warms up.
 --roofline compares the bandwidth of each kernel of a decoded token with a copy on the device. A kernel's time covers all its
 dispatches for one token, back to back between two timestamps.
 
+--parallel measures many conversations that run together: tokens/s of all and of each, the time to first token that half and that
+95 % of the streams meet, and the longest time between two tokens of a stream.
+
 Examples:
   chat-cli bench ./SmolLM2-135M-Instruct-q4f16_1 -p 512 -n 128 -d 0,2048
+  chat-cli bench --shape smollm2-135m --parallel 1,2,4,8,16,32 -p 512 -n 128
   chat-cli bench --shape smollm2-135m --roofline --at 336GB/s -o json")]
 pub struct BenchArguments {
     #[command(flatten)]
@@ -141,6 +145,18 @@ pub struct BenchArguments {
     /// Measure each kernel of a decoded token
     #[arg(long)]
     pub roofline: bool,
+
+    /// Measure so many streams at once, each with the first prompt length and the first decoded length
+    #[arg(long, value_delimiter = ',', value_name = "STREAMS", value_parser = parse::positive, conflicts_with_all = ["roofline", "depth"])]
+    pub parallel: Vec<usize>,
+
+    /// With --parallel: the number of leading tokens that all prompts share
+    #[arg(long, default_value_t = 0, value_name = "TOKENS", requires = "parallel")]
+    pub shared_prefix: usize,
+
+    /// With --parallel: one more prompt of this length arrives when half of the tokens are decoded
+    #[arg(long, default_value_t = 0, value_name = "TOKENS", requires = "parallel")]
+    pub late_prompt: usize,
 
     /// Estimate tokens/s with memory of this bandwidth, such as 336GB/s
     #[arg(long, value_name = "BANDWIDTH", value_parser = parse::bandwidth, requires = "roofline")]

@@ -1,0 +1,216 @@
+//! [`measure`]: many streams at once: tokens per second of all together, time to first token, and the longest gap between two
+//! tokens of a stream. `chat-cli bench --parallel` prints its result.
+
+use std::time::Instant;
+
+use infer_core::{Generation, SamplingParams, TokenEngine};
+use serde_json::{Value, json};
+
+use crate::{NumberTypes, Progress, Result, Setup, Weights, throughput::warm_up};
+
+/// The measurements to make: one for each number of streams.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Numbers of streams.
+    pub streams: Vec<usize>,
+    /// Tokens of each prompt.
+    pub prompt: usize,
+    /// Tokens that each stream decodes.
+    pub decode: usize,
+    /// Leading tokens that all prompts share.
+    pub shared_prefix: usize,
+    /// Tokens of one more prompt, which arrives when half of the tokens are decoded; 0: none.
+    pub late_prompt: usize,
+    /// Counted runs of each measurement, after one that is not counted.
+    pub repetitions: usize,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Test {
+    /// Number of streams.
+    pub streams: usize,
+    /// Tokens of each prompt.
+    pub prompt: usize,
+    /// Leading tokens that all prompts share.
+    pub shared_prefix: usize,
+    /// Tokens that each stream decodes.
+    pub decode: usize,
+    /// Each counted run.
+    pub runs: Vec<Run>,
+}
+
+/// One run of a measurement. Times are in seconds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// From the arrival of all prompts to the first token of each stream, in rising order.
+    pub first_tokens: Vec<f64>,
+    /// From the last stream's first token to the end of all streams.
+    pub decode_seconds: f64,
+    /// Tokens of all streams in that time.
+    pub decoded: usize,
+    /// The longest time between two tokens of a stream, from the last stream's first token on.
+    pub longest_gap: f64,
+}
+
+impl Test {
+    /// Decoded tokens per second of all streams together: the mean of the runs.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.mean(|run| run.decoded as f64 / run.decode_seconds)
+    }
+
+    /// The time to first token that this share of the streams meets: the mean of the runs.
+    fn first_token(&self, share: f64) -> f64 {
+        self.mean(|run| {
+            let rank = (share * run.first_tokens.len() as f64).ceil() as usize;
+            run.first_tokens[rank.clamp(1, run.first_tokens.len()) - 1]
+        })
+    }
+
+    fn longest_gap(&self) -> f64 {
+        self.runs.iter().map(|run| run.longest_gap).fold(0.0, f64::max)
+    }
+
+    fn mean(&self, of: impl Fn(&Run) -> f64) -> f64 {
+        self.runs.iter().map(of).sum::<f64>() / self.runs.len() as f64
+    }
+}
+
+/// Loads a model and makes the measurements of `plan`. Returns the device's name and the results.
+pub async fn measure(
+    weights: &Weights,
+    setup: &Setup,
+    types: NumberTypes,
+    plan: &Plan,
+    progress: &mut dyn Progress,
+) -> Result<(String, Vec<Test>)> {
+    let most = plan.streams.iter().max().copied().unwrap_or(1);
+    let context = (plan.prompt + plan.decode).max(plan.late_prompt) + 1;
+    // The late prompt needs the pages of one more conversation.
+    let conversations = most + usize::from(plan.late_prompt > 0);
+    let (mut model, device) = weights.load(setup, types, context, conversations, progress).await?;
+    warm_up(&mut model, plan.prompt).await?;
+    let engine = TokenEngine::new(model);
+    let mut tests = Vec::new();
+    for &streams in &plan.streams {
+        progress.message(&format!("{streams} streams"));
+        let mut runs = Vec::with_capacity(plan.repetitions);
+        for i in 0..=plan.repetitions {
+            let run = run(&engine, plan, streams).await?;
+            if i > 0 {
+                runs.push(run);
+            }
+        }
+        let Plan { prompt, shared_prefix, decode, .. } = *plan;
+        tests.push(Test { streams, prompt, shared_prefix, decode, runs });
+    }
+    Ok((device, tests))
+}
+
+/// A stream in progress.
+struct Stream {
+    generation: Generation,
+    first: Option<Instant>,
+    last: Instant,
+    tokens: usize,
+    is_over: bool,
+}
+
+async fn run(engine: &TokenEngine, plan: &Plan, streams: usize) -> Result<Run> {
+    engine.reset();
+    let params = SamplingParams { max_tokens: Some(plan.decode), ..SamplingParams::greedy() };
+    let start = Instant::now();
+    let open = |i: usize| {
+        let generation = engine.start(prompt(engine, plan.prompt, plan.shared_prefix, i), params.clone())?;
+        Ok(Stream { generation, first: None, last: start, tokens: 0, is_over: false })
+    };
+    let mut all = (0..streams).map(open).collect::<Result<Vec<Stream>>>()?;
+    let mut late: Option<Generation> = None;
+    let mut all_started = None;
+    let (mut decoded, mut longest_gap) = (0, 0.0f64);
+    while all.iter().any(|stream| !stream.is_over) {
+        for stream in all.iter_mut().filter(|stream| !stream.is_over) {
+            let Some(chunk) = stream.generation.next().await? else {
+                stream.is_over = true;
+                continue;
+            };
+            let now = Instant::now();
+            if chunk.tokens.is_empty() {
+                continue;
+            }
+            if all_started.is_some() {
+                decoded += chunk.tokens.len();
+                longest_gap = longest_gap.max((now - stream.last).as_secs_f64());
+            }
+            stream.first.get_or_insert(now);
+            stream.tokens += chunk.tokens.len();
+            stream.last = now;
+        }
+        if all_started.is_none() && all.iter().all(|stream| stream.first.is_some()) {
+            all_started = Some(Instant::now());
+        }
+        if plan.late_prompt > 0 && late.is_none() && all.iter().all(|stream| stream.tokens >= plan.decode / 2) {
+            let one = SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() };
+            late = Some(engine.start(prompt(engine, plan.late_prompt, 0, streams), one)?);
+        }
+    }
+    let end = all.iter().map(|stream| stream.last).max().unwrap_or(start);
+    let mut first_tokens: Vec<f64> =
+        all.iter().filter_map(|stream| stream.first).map(|first| (first - start).as_secs_f64()).collect();
+    first_tokens.sort_by(f64::total_cmp);
+    let decode_seconds = all_started.map_or(0.0, |begun| (end - begun).as_secs_f64());
+    Ok(Run { first_tokens, decode_seconds, decoded, longest_gap })
+}
+
+/// The prompt of stream `i`: different tokens for each stream after the shared prefix.
+fn prompt(engine: &TokenEngine, len: usize, shared: usize, i: usize) -> Vec<u32> {
+    let vocab_size = engine.config().vocab_size as u32;
+    let token = |position: usize| {
+        let seed = if position < shared { 0 } else { i as u32 + 1 };
+        (position as u32).wrapping_mul(7919).wrapping_add(seed.wrapping_mul(104_729)).wrapping_add(13) % vocab_size
+    };
+    (0..len).map(token).collect()
+}
+
+/// A table in Markdown.
+pub fn markdown(model: &str, device: &str, tests: &[Test]) -> String {
+    let mut out = String::from(
+        "| model | device | streams | prompt | shared | decoded | t/s, all | t/s, each | first token p50, ms | p95, ms | longest gap, \
+         ms |\n|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
+    );
+    for test in tests {
+        let rate = test.tokens_per_second();
+        out.push_str(&format!(
+            "| {model} | {device} | {} | {} | {} | {} | {rate:.1} | {:.1} | {:.1} | {:.1} | {:.1} |\n",
+            test.streams,
+            test.prompt,
+            test.shared_prefix,
+            test.decode,
+            rate / test.streams as f64,
+            test.first_token(0.5) * 1e3,
+            test.first_token(0.95) * 1e3,
+            test.longest_gap() * 1e3,
+        ));
+    }
+    out
+}
+
+/// An array with an object for each measurement, runs included. Times are in seconds.
+pub fn json(model: &str, device: &str, tests: &[Test]) -> Value {
+    let run = |run: &Run| {
+        json!({
+            "first_tokens": run.first_tokens, "decode_seconds": run.decode_seconds, "decoded": run.decoded,
+            "longest_gap": run.longest_gap,
+        })
+    };
+    let object = |test: &Test| {
+        json!({
+            "model": model, "device": device, "streams": test.streams, "prompt": test.prompt,
+            "shared_prefix": test.shared_prefix, "decode": test.decode,
+            "tokens_per_second": test.tokens_per_second(), "first_token_p50": test.first_token(0.5),
+            "first_token_p95": test.first_token(0.95), "longest_gap": test.longest_gap(),
+            "runs": test.runs.iter().map(run).collect::<Vec<_>>(),
+        })
+    };
+    tests.iter().map(object).collect()
+}
