@@ -96,7 +96,8 @@ impl Batch {
     pub fn add(&mut self, id: u64, answer: Answer) {
         let is_lookup = answer.params.is_plain_greedy() && answer.params.prompt_lookup > 0;
         let tokens = answer.history.clone();
-        let request = Request { id, client: id, priority: 0, deadline: None, tokens };
+        // One client: prompts run in the order of their arrival.
+        let request = Request { id, client: 0, priority: 0, deadline: None, tokens };
         let error = self.scheduler.add(request).err();
         if is_lookup {
             self.scheduler.look_ahead(id, 0);
@@ -197,6 +198,9 @@ impl Batch {
             let now = self.begun.elapsed().as_secs_f64();
             let step = self.scheduler.plan(now);
             if step.work.is_empty() {
+                let is_over = |it: &InBatch| it.answer.finished.is_some() || it.error.is_some();
+                let has_work = !self.in_flight.is_empty() || self.answers.values().all(is_over);
+                assert!(has_work, "batch: no rows for an answer in progress");
                 break;
             }
             // Texts with the rotary frequencies of long texts run apart from the others.
@@ -322,11 +326,8 @@ impl Batch {
 
     /// Hands the results of a work to its answer.
     fn deliver(&mut self, work: &Work, mut tokens: Vec<u32>, mut logits: Vec<f32>, begun: Instant) {
-        let is_void = !self.scheduler.is_valid(work);
-        let Some(it) = self.answers.get_mut(&work.id) else { return };
-        if is_void {
-            return;
-        }
+        let is_valid = self.scheduler.is_valid(work);
+        let Some(it) = self.answers.get_mut(&work.id).filter(|_| is_valid) else { return };
         it.answer.count_time(begun);
         if !work.wants_token {
             self.scheduler.done(work, &[]);
