@@ -60,7 +60,7 @@ fn tasks() -> Vec<(Vec<Message>, SamplingParams)> {
         SamplingParams { frequency_penalty: 0.5, repetition_penalty: 1.1, ..drawn(4) },
         SamplingParams { prompt_lookup: 4, ..greedy(40) },
         SamplingParams { presence_penalty: 0.4, ..greedy(40) },
-        greedy(3),
+        SamplingParams { prompt_lookup: 7, temperature: 0.2, ..drawn(9) },
     ];
     prompts.into_iter().map(|prompt| vec![Message::user(prompt)]).zip(params).collect()
 }

@@ -371,6 +371,7 @@ fn prompt_lookup_changes_no_answer() {
                 // Until the context is full, and with a shift.
                 SamplingParams { max_tokens: None, ..greedy(1) },
                 SamplingParams { shift: true, ..greedy(150) },
+                SamplingParams { temperature: 0.3, seed: Some(6), ..greedy(80) },
             ];
             for params in cases {
                 engine.reset();

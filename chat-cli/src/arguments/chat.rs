@@ -109,7 +109,7 @@ pub struct SamplingArguments {
     #[arg(long)]
     shift: bool,
     /// Prompt lookup: guess up to this many tokens (at most 7) from repeated text and verify them in one step; the answer
-    /// stays the same. For --temperature 0 without penalties [default: 0]
+    /// stays the same. Without penalties, biases and --logprobs [default: 0]
     #[arg(long, value_name = "TOKENS", default_value_t = 0, hide_default_value = true)]
     prompt_lookup: usize,
 }

@@ -94,14 +94,10 @@ impl Batch {
 
     /// Adds an answer.
     pub fn add(&mut self, id: u64, answer: Answer) {
-        let is_lookup = answer.params.is_plain_greedy() && answer.params.prompt_lookup > 0;
         let tokens = answer.history.clone();
         // One client: prompts run in the order of their arrival.
         let request = Request { id, client: 0, priority: 0, deadline: None, tokens };
         let error = self.scheduler.add(request).err();
-        if is_lookup {
-            self.scheduler.look_ahead(id, 0);
-        }
         let (outbox, pending) = (VecDeque::new(), Chunk::default());
         self.answers.insert(id, InBatch { answer, way: None, outbox, pending, error });
     }
@@ -274,9 +270,14 @@ impl Batch {
             let it = self.answers.get_mut(&work.id).expect("an answer for each request");
             let want = match it.way {
                 _ if !work.wants_token => PlannedWant::Nothing,
-                Some(Way::MostLikely) if work.guessed > 0 => PlannedWant::EachToken,
+                Some(Way::MostLikely) if work.guessed > 0 => PlannedWant::EachMostLikely,
                 Some(Way::MostLikely) => PlannedWant::MostLikely,
+                Some(Way::Drawn) if work.guessed > 0 => PlannedWant::EachDrawn {
+                    by: work.id,
+                    randoms: std::array::from_fn(|row| it.answer.sampler.random(row)),
+                },
                 Some(Way::Drawn) => PlannedWant::Drawn { by: work.id, random: it.answer.sampler.random(ahead) },
+                Some(Way::Host) | None if work.guessed > 0 => PlannedWant::EachLogits,
                 Some(Way::Host) | None => PlannedWant::Logits,
             };
             planned.push(PlannedRows {
@@ -304,6 +305,7 @@ impl Batch {
                 Way::Host
             });
             if it.way == Some(Way::Host) {
+                // The host knows the token before the next row runs.
                 self.scheduler.look_ahead(id, 0);
             }
         }
@@ -315,9 +317,14 @@ impl Batch {
         if !self.model.may_guess() {
             return;
         }
-        let context = self.model.context();
-        for (&id, it) in &mut self.answers {
-            if it.answer.params.prompt_lookup > 0 && self.scheduler.may_guess(id) {
+        let (context, ahead) = (self.model.context(), self.model.ahead());
+        for (&id, it) in self.answers.iter_mut().filter(|(_, it)| it.answer.params.may_guess()) {
+            // A guess needs all tokens before it. During a pause, the device runs ahead of the host.
+            let pause = it.answer.lookup.pause();
+            if it.way != Some(Way::Host) {
+                self.scheduler.look_ahead(id, pause.min(ahead));
+            }
+            if pause == 0 && self.scheduler.may_guess(id) {
                 let guess = it.answer.guess((context + 1).saturating_sub(it.answer.history.len()));
                 self.scheduler.guess(id, guess);
             }
@@ -336,18 +343,31 @@ impl Batch {
             it.outbox.push_back(Chunk::default());
             return;
         }
+        let guess = self.scheduler.tokens_of(work).split_off(work.known - work.guessed);
         if !logits.is_empty() {
-            tokens = vec![it.answer.sample(&mut logits, &mut it.pending.logprobs)];
-        } else if it.way == Some(Way::Drawn) {
-            it.answer.sampler.advance();
+            // In a step with other answers, the device also chose tokens from these rows.
+            tokens.clear();
+            // Draws until a token differs from the guess.
+            let mut guessed = guess.iter();
+            for row in logits.chunks_exact_mut(self.model.config().vocab_size) {
+                let token = it.answer.sample(row, &mut it.pending.logprobs);
+                tokens.push(token);
+                if guessed.next() != Some(&token) {
+                    break;
+                }
+            }
+        }
+        let right = guess.iter().zip(&tokens).take_while(|(guessed, chosen)| guessed == chosen).count();
+        tokens.truncate(right + 1);
+        if it.way == Some(Way::Drawn) {
+            tokens.iter().for_each(|_| it.answer.sampler.advance());
         }
         if work.guessed > 0 {
-            let guess = &self.scheduler.tokens_of(work)[work.rows - work.guessed..];
-            let right = guess.iter().zip(&tokens).take_while(|(guessed, chosen)| guessed == chosen).count();
-            tokens.truncate(right + 1);
             it.answer.stats.guessed_tokens += work.guessed;
             it.answer.stats.right_tokens += right;
             it.answer.lookup.learn(right);
+        } else {
+            it.answer.lookup.pass();
         }
         self.scheduler.done(work, &tokens);
         if it.answer.generated.is_empty() {

@@ -116,10 +116,9 @@ impl Answer {
         token
     }
 
-    /// A guess of the tokens after the history, for plain greedy answers with prompt lookup. `room`: tokens that fit into the
-    /// context. Empty if there is none.
+    /// A guess of the tokens after the history, by prompt lookup. `room`: tokens that fit into the context. Empty if there is none.
     pub fn guess(&mut self, room: usize) -> Vec<u32> {
-        if !self.params.is_plain_greedy() || self.generated.is_empty() {
+        if self.generated.is_empty() {
             return Vec::new();
         }
         // A guess exceeds neither `max_tokens` nor the context.

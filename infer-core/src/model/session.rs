@@ -229,18 +229,23 @@ impl<O: Choose> Session<O> {
     pub fn record(&mut self, rows: &[PlannedRows], chosen: Option<usize>, long: bool) -> Result<()> {
         assert!(self.cache.is_empty(), "record: drop the one text before");
         let draws = &self.draws;
-        let want = |want: PlannedWant| match want {
+        let want = |want: PlannedWant, rows: usize| match want {
             PlannedWant::Nothing => Want::Nothing,
             PlannedWant::MostLikely => Want::Token(Choice::MostLikely),
             PlannedWant::Drawn { by, random } => Want::Token(Choice::Drawn { by: &draws[&by], random }),
-            PlannedWant::EachToken => Want::EachToken,
+            PlannedWant::EachMostLikely => Want::EachToken((0..rows).map(|_| Choice::MostLikely).collect()),
+            PlannedWant::EachDrawn { by, randoms } => {
+                let drawn = |random: f64| Choice::Drawn { by: &draws[&by], random };
+                Want::EachToken(randoms.into_iter().take(rows).map(drawn).collect())
+            }
             PlannedWant::Logits => Want::Logits,
+            PlannedWant::EachLogits => Want::EachLogits,
         };
         let rows = rows.iter().map(|rows| StepRows {
             tokens: &rows.sources,
             past_len: rows.past_len,
             pages: &rows.pages,
-            want: want(rows.want),
+            want: want(rows.want, rows.sources.len()),
         });
         self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, rows.collect(), chosen, long)
     }
@@ -304,28 +309,6 @@ impl<O: Choose> Session<O> {
             self.decoder.hidden(&mut self.ops, &mut self.pool, &mut [Sequence { tokens, cache: &mut self.cache }]);
         let logits = self.decoder.head(&mut self.ops, &hidden);
         self.ops.read(&logits).await
-    }
-
-    /// Runs `token` and `guess`, a guess of its continuation, in one pass. Returns the most likely token after `token`, and
-    /// after each guessed token that was right. The cache keeps `token` and the right guesses.
-    pub async fn check_guess(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
-        retry_after_expired_wait!(self, self.check_guess_once(token, guess))
-    }
-
-    async fn check_guess_once(&mut self, token: u32, guess: &[u32]) -> Result<Vec<u32>> {
-        self.drop_lookahead();
-        let len = self.cache.len();
-        let tokens = [&[token], guess].concat();
-        let mut batch = [Sequence { tokens: &tokens, cache: &mut self.cache }];
-        let hidden = self.decoder.hidden(&mut self.ops, &mut self.pool, &mut batch);
-        let logits = self.decoder.head(&mut self.ops, &hidden);
-        let choices: Vec<_> = tokens.iter().map(|_| Choice::MostLikely).collect();
-        let chosen = self.ops.choose(&logits, &choices)?;
-        let mut chosen = self.ops.tokens(chosen).await?;
-        let right = guess.iter().zip(&chosen).take_while(|(guessed, chosen)| guessed == chosen).count();
-        chosen.truncate(right + 1);
-        self.cache.truncate(len + 1 + right);
-        Ok(chosen)
     }
 
     /// True if guesses may run. False for models in which a longer text changes the keys of earlier tokens.

@@ -6,6 +6,7 @@ use super::{decoder::Decoder, kv_pool::KvPool};
 use crate::{
     Result,
     ops::{Choice, Choose, RowSpan, Source},
+    sampling::prompt_lookup::MOST_GUESSED,
 };
 
 /// The rows of one sequence in a step.
@@ -54,9 +55,18 @@ pub enum PlannedWant {
         random: f64,
     },
     /// The most likely token after each row.
-    EachToken,
+    EachMostLikely,
+    /// A token after each row, drawn by the session's sampler with this id.
+    EachDrawn {
+        /// The id of the sampler. It has no history.
+        by: u64,
+        /// The random number of each row.
+        randoms: [f64; MOST_GUESSED + 1],
+    },
     /// The logits after the last row.
     Logits,
+    /// The logits after each row.
+    EachLogits,
 }
 
 /// Results of the rows of a sequence, with the sampler.
@@ -65,17 +75,19 @@ pub enum Want<'a, D> {
     Nothing,
     /// A token after the last row.
     Token(Choice<'a, D>),
-    /// The most likely token after each row.
-    EachToken,
+    /// A token after each row.
+    EachToken(Vec<Choice<'a, D>>),
     /// The logits after the last row.
     Logits,
+    /// The logits after each row.
+    EachLogits,
 }
 
 /// Results of a step, in the order of its sequences.
 pub struct StepResults {
     /// Tokens of each sequence: one, one for each row, or none.
     pub tokens: Vec<Vec<u32>>,
-    /// Logits of each sequence; empty if not wanted.
+    /// Logits of each sequence, `[rows, vocab_size]`; empty if not wanted.
     pub logits: Vec<Vec<f32>>,
 }
 
@@ -156,10 +168,15 @@ impl<O: Choose> Steps<O> {
             match rows.want {
                 Want::Nothing => {}
                 Want::Token(choice) => selected.add(end - 1, choice),
-                Want::EachToken => (begin..end).for_each(|row| selected.add(row, Choice::MostLikely)),
-                Want::Logits => {
-                    with_logits.push((i, first));
-                    selected.add(end - 1, Choice::MostLikely);
+                Want::EachToken(choices) => {
+                    (begin..end).zip(choices).for_each(|(row, choice)| selected.add(row, choice));
+                }
+                Want::Logits | Want::EachLogits => {
+                    let begin = if matches!(rows.want, Want::Logits) { end - 1 } else { begin };
+                    for row in begin..end {
+                        with_logits.push((i, selected.rows.len()));
+                        selected.add(row, Choice::MostLikely);
+                    }
                 }
             }
             ranges.push(first..selected.rows.len());
@@ -196,7 +213,7 @@ impl<O: Choose> Steps<O> {
         if let Some((sequences, logits)) = logits {
             let values = ops.read(&logits).await?;
             for (row, i) in values.chunks_exact(values.len() / sequences.len()).zip(sequences) {
-                results.logits[i] = row.to_vec();
+                results.logits[i].extend_from_slice(row);
             }
         }
         Ok(results)

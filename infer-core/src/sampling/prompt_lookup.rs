@@ -1,10 +1,11 @@
 //! [`Lookup`]: prompt-lookup decoding, a form of speculative decoding without a draft model.
 //!
 //! If the last tokens of a text occurred before, the tokens that followed them then are a guess of the continuation. The model
-//! checks the whole guess in one pass, and keeps the tokens that it would have chosen itself. Only greedy answers use it. They
-//! stay the same, except where kernels for several rows round differently from kernels for one row.
+//! runs the whole guess in one pass, and chooses or draws a token after each row, each with the random number that it would have
+//! alone. The guessed tokens that equal the chosen ones are kept, with the token after them. So answers stay the same, except
+//! where kernels for several rows round differently from kernels for one row.
 //!
-//! `answer/generation.rs` asks for guesses, `model/session.rs` checks them.
+//! `answer/batch.rs` asks for guesses and checks them. During a pause the device runs ahead of the host instead.
 
 /// Limit of the tokens of a guess. Together with the token before it, they fill the rows of a decoding kernel.
 pub const MOST_GUESSED: usize = 7;
@@ -15,6 +16,8 @@ const MIN_MATCH: usize = 2;
 const MAX_MATCH: usize = 4;
 /// Limit of the pause after wrong guesses, in tokens.
 const MAX_PAUSE: usize = 32;
+/// Pause after a text without a match, in tokens.
+const NO_MATCH_PAUSE: usize = 4;
 
 /// Guesses continuations. Pauses after wrong guesses.
 #[derive(Debug, Clone, Default)]
@@ -26,14 +29,27 @@ pub struct Lookup {
 }
 
 impl Lookup {
-    /// A guess of the continuation of `text`, of at most `most` tokens. Empty without a match, and during a pause.
+    /// A guess of the continuation of `text`, of at most `most` tokens. Empty during a pause, and without a match, which begins a
+    /// short pause.
     pub fn guess<'a>(&mut self, text: &'a [u32], most: usize) -> &'a [u32] {
         if self.pause > 0 {
-            self.pause -= 1;
             return &[];
         }
-        let at = earlier_match(text).unwrap_or(text.len());
+        let Some(at) = earlier_match(text) else {
+            self.pause = NO_MATCH_PAUSE;
+            return &[];
+        };
         &text[at..text.len().min(at + most)]
+    }
+
+    /// Tokens left in the current pause.
+    pub fn pause(&self) -> usize {
+        self.pause
+    }
+
+    /// Reports a token without a guess.
+    pub fn pass(&mut self) {
+        self.pause = self.pause.saturating_sub(1);
     }
 
     /// Reports that `right` tokens of the last guess were right.
@@ -78,7 +94,9 @@ mod tests {
         let (text, mut lookup) = ([1, 2, 3, 1, 2], Lookup::default());
         let mut guesses = 0;
         for _ in 0..200 {
-            if !lookup.guess(&text, 1).is_empty() {
+            if lookup.guess(&text, 1).is_empty() {
+                lookup.pass();
+            } else {
                 guesses += 1;
                 lookup.learn(0);
             }

@@ -46,7 +46,7 @@ pub struct SamplingParams {
     /// ends.
     pub shift: bool,
     /// Prompt-lookup decoding: guesses up to this number of tokens (at most [`MOST_GUESSED`]) from earlier text, and checks them
-    /// in one pass. Only for greedy answers. 0 disables it.
+    /// in one pass. Not for answers with penalties, biases or log-probabilities. 0 disables it.
     pub prompt_lookup: usize,
 }
 
@@ -81,6 +81,11 @@ impl SamplingParams {
     /// True if the next token is always the most likely one of the unchanged logits.
     pub fn is_plain_greedy(&self) -> bool {
         self.temperature == 0.0 && !self.has_penalties() && self.logit_bias.is_empty() && self.logprobs.is_none()
+    }
+
+    /// True if prompt lookup is on and possible: the tokens before a guess change no rule for the tokens after it.
+    pub fn may_guess(&self) -> bool {
+        self.prompt_lookup > 0 && !self.has_penalties() && self.logit_bias.is_empty() && self.logprobs.is_none()
     }
 
     fn has_penalties(&self) -> bool {
