@@ -1,8 +1,12 @@
 //! [`measure`]: many streams at once: tokens per second of all together, time to first token, and the longest gap between two
 //! tokens of a stream. `chat-cli bench --parallel` prints its result.
 
-use std::time::Instant;
+use std::{
+    cell::{Cell, RefCell},
+    time::Instant,
+};
 
+use futures_util::future::join_all;
 use infer_core::{Generation, SamplingParams, TokenEngine};
 use serde_json::{Value, json};
 
@@ -107,59 +111,67 @@ pub async fn measure(
     Ok((device, tests))
 }
 
-/// A stream in progress.
-struct Stream {
-    generation: Generation,
-    first: Option<Instant>,
-    last: Instant,
-    tokens: usize,
-    is_over: bool,
+/// One more prompt, which arrives while the streams decode.
+struct Late<'a> {
+    plan: &'a Plan,
+    engine: &'a TokenEngine,
+    /// Streams that have not decoded half of their tokens.
+    waits_for: Cell<usize>,
+    generation: RefCell<Option<Generation>>,
+}
+
+impl Late<'_> {
+    /// Reports that a stream has decoded half of its tokens.
+    fn half_done(&self, streams: usize) -> Result<()> {
+        self.waits_for.set(self.waits_for.get() - 1);
+        if self.plan.late_prompt > 0 && self.waits_for.get() == 0 {
+            let params = SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() };
+            let prompt = prompt(self.engine, self.plan.late_prompt, 0, streams);
+            *self.generation.borrow_mut() = Some(self.engine.start(prompt, params)?);
+        }
+        Ok(())
+    }
+}
+
+/// Pulls a stream to its end. Returns the time of each token.
+async fn pull(mut generation: Generation, streams: usize, late: &Late<'_>) -> Result<Vec<Instant>> {
+    let mut times = Vec::new();
+    while let Some(chunk) = generation.next().await? {
+        let now = Instant::now();
+        for _ in chunk.tokens {
+            times.push(now);
+            if times.len() == late.plan.decode / 2 {
+                late.half_done(streams)?;
+            }
+        }
+    }
+    Ok(times)
 }
 
 async fn run(engine: &TokenEngine, plan: &Plan, streams: usize) -> Result<Run> {
     engine.reset();
     let params = SamplingParams { max_tokens: Some(plan.decode), ..SamplingParams::greedy() };
+    let late = Late { plan, engine, waits_for: Cell::new(streams), generation: RefCell::new(None) };
     let start = Instant::now();
-    let open = |i: usize| {
+    let mut all = Vec::with_capacity(streams);
+    for i in 0..streams {
         let generation = engine.start(prompt(engine, plan.prompt, plan.shared_prefix, i), params.clone())?;
-        Ok(Stream { generation, first: None, last: start, tokens: 0, is_over: false })
-    };
-    let mut all = (0..streams).map(open).collect::<Result<Vec<Stream>>>()?;
-    let mut late: Option<Generation> = None;
-    let mut all_started = None;
-    let (mut decoded, mut longest_gap) = (0, 0.0f64);
-    while all.iter().any(|stream| !stream.is_over) {
-        for stream in all.iter_mut().filter(|stream| !stream.is_over) {
-            let Some(chunk) = stream.generation.next().await? else {
-                stream.is_over = true;
-                continue;
-            };
-            let now = Instant::now();
-            if chunk.tokens.is_empty() {
-                continue;
-            }
-            if all_started.is_some() {
-                decoded += chunk.tokens.len();
-                longest_gap = longest_gap.max((now - stream.last).as_secs_f64());
-            }
-            stream.first.get_or_insert(now);
-            stream.tokens += chunk.tokens.len();
-            stream.last = now;
-        }
-        if all_started.is_none() && all.iter().all(|stream| stream.first.is_some()) {
-            all_started = Some(Instant::now());
-        }
-        if plan.late_prompt > 0 && late.is_none() && all.iter().all(|stream| stream.tokens >= plan.decode / 2) {
-            let one = SamplingParams { max_tokens: Some(1), ..SamplingParams::greedy() };
-            late = Some(engine.start(prompt(engine, plan.late_prompt, 0, streams), one)?);
-        }
+        all.push(pull(generation, streams, &late));
     }
-    let end = all.iter().map(|stream| stream.last).max().unwrap_or(start);
-    let mut first_tokens: Vec<f64> =
-        all.iter().filter_map(|stream| stream.first).map(|first| (first - start).as_secs_f64()).collect();
+    let times: Vec<Vec<Instant>> = join_all(all).await.into_iter().collect::<Result<_>>()?;
+    let first_tokens: Vec<Instant> = times.iter().filter_map(|times| times.first().copied()).collect();
+    let all_started = first_tokens.iter().max().copied().unwrap_or(start);
+    let end = times.iter().filter_map(|times| times.last()).max().copied().unwrap_or(start);
+    let after_start = |times: &Vec<Instant>| times.iter().filter(|time| **time > all_started).count();
+    let gaps = times.iter().flat_map(|times| times.windows(2)).filter(|pair| pair[1] > all_started);
+    let mut first_tokens: Vec<f64> = first_tokens.iter().map(|first| (*first - start).as_secs_f64()).collect();
     first_tokens.sort_by(f64::total_cmp);
-    let decode_seconds = all_started.map_or(0.0, |begun| (end - begun).as_secs_f64());
-    Ok(Run { first_tokens, decode_seconds, decoded, longest_gap })
+    Ok(Run {
+        first_tokens,
+        decode_seconds: (end - all_started).as_secs_f64(),
+        decoded: times.iter().map(after_start).sum(),
+        longest_gap: gaps.map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max),
+    })
 }
 
 /// The prompt of stream `i`: different tokens for each stream after the shared prefix.
