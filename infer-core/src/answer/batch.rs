@@ -1,16 +1,13 @@
 //! [`Batch`]: the answers in progress on one model, run together step by step.
 //!
-//! [`Batch::step`] plans and records steps until enough are in flight, then waits for the first one and hands its tokens to
-//! their answers. Whichever generation needs a token calls it; nothing runs otherwise.
+//! [`Batch::step`] plans and records steps until enough are in flight, then waits for the first one and puts its tokens into the
+//! outboxes of their answers. A generation that finds its outbox empty calls it; nothing runs otherwise.
 
 use std::collections::{HashMap, VecDeque};
 
 use web_time::Instant;
 
-use super::{
-    chunk::{Chunk, FinishReason},
-    state::Answer,
-};
+use super::{chunk::Chunk, outbox::Outbox, state::Answer};
 use crate::{
     Result,
     loading::LoadedModel,
@@ -42,10 +39,9 @@ pub(super) struct Batch {
 struct InBatch {
     answer: Answer,
     way: Option<Way>,
-    outbox: VecDeque<Chunk>,
+    outbox: Outbox,
     /// Tokens without complete text yet.
     pending: Chunk,
-    error: Option<crate::Error>,
 }
 
 /// Where the tokens of an answer are chosen.
@@ -68,16 +64,6 @@ pub struct CacheUse {
     pub owned_pages: usize,
 }
 
-/// What a generation finds.
-pub(super) enum Found {
-    /// A piece.
-    Chunk(Chunk),
-    /// The answer has ended, and all pieces are read.
-    End,
-    /// Nothing yet.
-    Nothing,
-}
-
 impl Batch {
     /// No answers yet.
     pub fn new(model: LoadedModel) -> Batch {
@@ -92,14 +78,15 @@ impl Batch {
         }
     }
 
-    /// Adds an answer.
-    pub fn add(&mut self, id: u64, answer: Answer) {
+    /// Adds an answer, whose pieces go to `outbox`.
+    pub fn add(&mut self, id: u64, answer: Answer, outbox: Outbox) {
         let tokens = answer.history.clone();
         // One client: prompts run in the order of their arrival.
         let request = Request { id, client: 0, priority: 0, deadline: None, tokens };
-        let error = self.scheduler.add(request).err();
-        let (outbox, pending) = (VecDeque::new(), Chunk::default());
-        self.answers.insert(id, InBatch { answer, way: None, outbox, pending, error });
+        if let Err(error) = self.scheduler.add(request) {
+            outbox.fail(error);
+        }
+        self.answers.insert(id, InBatch { answer, way: None, outbox, pending: Chunk::default() });
     }
 
     /// Ends an answer. Returns its state.
@@ -138,29 +125,6 @@ impl Batch {
         self.model.take_over_from(former);
     }
 
-    /// The next piece of an answer, if there is one.
-    pub fn take(&mut self, id: u64) -> Result<Found> {
-        let Some(it) = self.answers.get_mut(&id) else { return Ok(Found::End) };
-        if let Some(chunk) = it.outbox.pop_front() {
-            return Ok(Found::Chunk(chunk));
-        }
-        match it.error.take() {
-            Some(error) => Err(error),
-            None if it.answer.finished.is_some() => Ok(Found::End),
-            None => Ok(Found::Nothing),
-        }
-    }
-
-    /// Why an answer ended, if all its pieces are read.
-    pub fn finish_reason(&self, id: u64) -> Option<FinishReason> {
-        self.answers.get(&id).filter(|it| it.outbox.is_empty()).and_then(|it| it.answer.finished)
-    }
-
-    /// The state of an answer.
-    pub fn answer(&self, id: u64) -> Option<&Answer> {
-        self.answers.get(&id).map(|it| &it.answer)
-    }
-
     /// Runs steps until one has results, and hands them out. Does nothing without answers in progress.
     ///
     /// After an error, keys and values are forgotten: a later step computes them again.
@@ -194,7 +158,7 @@ impl Batch {
             let now = self.begun.elapsed().as_secs_f64();
             let step = self.scheduler.plan(now);
             if step.work.is_empty() {
-                let is_over = |it: &InBatch| it.answer.finished.is_some() || it.error.is_some();
+                let is_over = |it: &InBatch| it.outbox.is_over();
                 let has_work = !self.in_flight.is_empty() || self.answers.values().all(is_over);
                 assert!(has_work, "batch: no rows for an answer in progress");
                 break;
@@ -340,7 +304,7 @@ impl Batch {
             self.scheduler.done(work, &[]);
             it.answer.stats.cached_tokens = self.scheduler.cached(work.id);
             // A piece without text tells that the prompt advances.
-            it.outbox.push_back(Chunk::default());
+            it.outbox.push(Chunk::default(), None, it.answer.stats);
             return;
         }
         let guess = self.scheduler.tokens_of(work).split_off(work.known - work.guessed);
@@ -380,16 +344,17 @@ impl Batch {
             let room = context.saturating_sub(it.answer.history.len());
             match it.answer.push(token, room, &mut it.pending) {
                 Ok(shifted) => shifts |= shifted,
-                Err(error) => it.error = Some(error),
+                Err(error) => it.outbox.fail(error),
             }
-            if it.answer.finished.is_some() || it.error.is_some() || shifts {
+            if it.answer.finished.is_some() || it.outbox.is_over() || shifts {
                 break;
             }
         }
-        let is_over = it.answer.finished.is_some() || it.error.is_some();
-        if !it.pending.text.is_empty() || !it.answer.has_text() || it.answer.finished.is_some() {
-            it.outbox.push_back(std::mem::take(&mut it.pending));
+        let finished = it.answer.finished;
+        if !it.pending.text.is_empty() || !it.answer.has_text() || finished.is_some() {
+            it.outbox.push(std::mem::take(&mut it.pending), finished, it.answer.stats);
         }
+        let is_over = it.outbox.is_over();
         if shifts && !is_over {
             let history = it.answer.history.clone();
             it.way = None;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use futures_util::stream::{self, Stream};
 
 use super::{
-    batch::Found,
     chunk::{Chunk, FinishReason},
+    outbox::{Found, Outbox},
     shared::Shared,
     state::Answer,
     stats::Stats,
@@ -15,11 +15,13 @@ use crate::Result;
 
 /// One answer, pulled piece by piece.
 ///
-/// A pull that finds no piece runs the next step of all answers in progress on the model. Nothing runs between pulls. Dropping
+/// A pull that finds no piece runs the next step of all answers in progress on the model, or waits for the one that another
+/// generation runs. Nothing runs between pulls. Dropping
 /// the generation ends the answer.
 pub struct Generation {
     shared: Arc<Shared>,
     id: u64,
+    outbox: Outbox,
     tokens: Vec<u32>,
     finished: Option<FinishReason>,
     stats: Stats,
@@ -35,7 +37,9 @@ impl Generation {
     pub(super) fn start(shared: Arc<Shared>, mut answer: Answer) -> Generation {
         answer.finished = None;
         let (tokens, stats) = (answer.generated.clone(), answer.stats);
-        Generation { id: shared.add(answer), shared, tokens, finished: None, stats, failed: None }
+        let outbox = Outbox::default();
+        let id = shared.add(answer, outbox.clone());
+        Generation { id, shared, outbox, tokens, finished: None, stats, failed: None }
     }
 
     /// The next piece of text, or `None` if the answer has ended.
@@ -46,33 +50,41 @@ impl Generation {
         if self.finished.is_some() || self.failed.is_some() {
             return Ok(None);
         }
-        let mut batch = self.shared.lock().await;
+        let shared = self.shared.clone();
         loop {
-            let found = match batch.take(self.id) {
-                Ok(Found::Nothing) => match batch.step().await {
-                    Ok(()) => continue,
-                    Err(error) => Err(error),
-                },
-                found => found,
-            };
-            if let Some(answer) = batch.answer(self.id) {
-                self.stats = answer.stats;
+            // Before the look into the outbox, so that no release is missed.
+            let released = shared.released();
+            if let Some(found) = self.find()? {
+                return Ok(found);
             }
-            return match found {
-                Ok(Found::Chunk(chunk)) => {
-                    self.tokens.extend(&chunk.tokens);
-                    if let Some(finished) = batch.finish_reason(self.id) {
-                        self.finished = Some(finished);
-                    }
-                    Ok(Some(chunk))
-                }
-                Ok(_) => Ok(None),
-                Err(error) => {
-                    self.failed = batch.remove(self.id);
-                    Err(error)
-                }
+            let Some(mut batch) = shared.try_lock() else {
+                released.await;
+                continue;
             };
+            // Another generation's step may have brought a piece since.
+            if let Some(found) = self.find()? {
+                return Ok(found);
+            }
+            if let Err(error) = batch.step().await {
+                self.failed = batch.remove(self.id);
+                return Err(error);
+            }
         }
+    }
+
+    /// Looks into the outbox. `None`: nothing yet.
+    fn find(&mut self) -> Result<Option<Option<Chunk>>> {
+        let (found, stats) = self.outbox.take()?;
+        self.stats = stats;
+        Ok(match found {
+            Found::Chunk(chunk, finished) => {
+                self.tokens.extend(&chunk.tokens);
+                self.finished = finished;
+                Some(Some(chunk))
+            }
+            Found::End => Some(None),
+            Found::Nothing => None,
+        })
     }
 
     /// The pieces as a stream, which ends after the first error.

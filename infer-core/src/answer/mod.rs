@@ -6,6 +6,7 @@ mod batch;
 mod chunk;
 mod engine;
 mod generation;
+mod outbox;
 mod shared;
 mod state;
 mod stats;

@@ -1,10 +1,14 @@
 //! [`Shared`]: the batch that an engine and its generations share.
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    ops::{Deref, DerefMut},
+    sync::{Mutex, PoisonError},
+};
 
 use async_lock::MutexGuard;
+use event_listener::{Event, EventListener};
 
-use super::{batch::Batch, state::Answer};
+use super::{batch::Batch, outbox::Outbox, state::Answer};
 
 /// The batch that an engine and its generations share.
 pub(super) struct Shared {
@@ -12,6 +16,8 @@ pub(super) struct Shared {
     /// Changes that wait for the next step.
     changes: Mutex<Changes>,
     notice: Mutex<Option<String>>,
+    /// Tells waiting generations that the batch is free, and that their outboxes may have pieces.
+    released: Event,
 }
 
 #[derive(Default)]
@@ -21,22 +27,27 @@ struct Changes {
 }
 
 enum Change {
-    Add { id: u64, answer: Box<Answer> },
+    Add { id: u64, answer: Box<Answer>, outbox: Outbox },
     Cancel(u64),
     Forget,
 }
 
 impl Shared {
     pub fn new(batch: Batch) -> Shared {
-        Shared { batch: async_lock::Mutex::new(batch), changes: Mutex::default(), notice: Mutex::default() }
+        Shared {
+            batch: async_lock::Mutex::new(batch),
+            changes: Mutex::default(),
+            notice: Mutex::default(),
+            released: Event::new(),
+        }
     }
 
     /// Starts an answer at the next step. Returns its id.
-    pub fn add(&self, answer: Answer) -> u64 {
+    pub fn add(&self, answer: Answer, outbox: Outbox) -> u64 {
         let mut changes = locked(&self.changes);
         let id = changes.next_id;
         changes.next_id += 1;
-        changes.list.push(Change::Add { id, answer: Box::new(answer) });
+        changes.list.push(Change::Add { id, answer: Box::new(answer), outbox });
         id
     }
 
@@ -51,11 +62,24 @@ impl Shared {
     }
 
     /// The batch, with all changes made. Waits while another generation runs a step.
-    pub async fn lock(&self) -> MutexGuard<'_, Batch> {
-        let mut batch = self.batch.lock().await;
+    pub async fn lock(&self) -> Held<'_> {
+        self.held(self.batch.lock().await)
+    }
+
+    /// The batch, with all changes made; `None` if it is in use.
+    pub fn try_lock(&self) -> Option<Held<'_>> {
+        self.batch.try_lock().map(|batch| self.held(batch))
+    }
+
+    /// A future that resolves when the batch is released the next time.
+    pub fn released(&self) -> EventListener {
+        self.released.listen()
+    }
+
+    fn held<'a>(&'a self, mut batch: MutexGuard<'a, Batch>) -> Held<'a> {
         for change in std::mem::take(&mut locked(&self.changes).list) {
             match change {
-                Change::Add { id, answer } => batch.add(id, *answer),
+                Change::Add { id, answer, outbox } => batch.add(id, *answer, outbox),
                 Change::Cancel(id) => drop(batch.remove(id)),
                 Change::Forget => batch.forget(),
             }
@@ -63,7 +87,7 @@ impl Shared {
         if let Some(notice) = batch.model_mut().take_notice() {
             *locked(&self.notice) = Some(notice);
         }
-        batch
+        Held { batch: Some(batch), released: &self.released }
     }
 
     /// Takes the message for the user about a device fault that was worked around.
@@ -71,6 +95,34 @@ impl Shared {
         // After the last step, the batch still has it.
         let own = self.batch.try_lock().and_then(|mut batch| batch.model_mut().take_notice());
         own.or_else(|| locked(&self.notice).take())
+    }
+}
+
+/// The batch in use. Its end wakes all waiting generations.
+pub(super) struct Held<'a> {
+    /// `None` only while it is dropped.
+    batch: Option<MutexGuard<'a, Batch>>,
+    released: &'a Event,
+}
+
+impl Deref for Held<'_> {
+    type Target = Batch;
+
+    fn deref(&self) -> &Batch {
+        self.batch.as_ref().expect("held")
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Batch {
+        self.batch.as_mut().expect("held")
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.batch = None;
+        self.released.notify(usize::MAX);
     }
 }
 

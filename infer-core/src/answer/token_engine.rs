@@ -5,13 +5,12 @@ use std::{
     sync::Arc,
 };
 
-use async_lock::MutexGuard;
 use model_format::DecoderConfig;
 
 use super::{
     batch::{Batch, CacheUse},
     generation::{Generation, Suspended},
-    shared::Shared,
+    shared::{Held, Shared},
     state::Answer,
 };
 use crate::{
@@ -103,7 +102,7 @@ impl TokenEngine {
 }
 
 /// The model of a batch.
-struct ModelGuard<'a>(MutexGuard<'a, Batch>);
+struct ModelGuard<'a>(Held<'a>);
 
 impl Deref for ModelGuard<'_> {
     type Target = LoadedModel;
