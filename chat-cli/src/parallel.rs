@@ -49,7 +49,8 @@ pub struct Test {
 pub struct Run {
     /// From the arrival of all prompts to the first token of each stream, in rising order.
     pub first_tokens: Vec<f64>,
-    /// From the last stream's first token to the end of all streams.
+    /// The time in which all streams decode: from the last stream's first token to the first stream's end. If that covers less
+    /// than a quarter of the tokens, to the end of all streams.
     pub decode_seconds: f64,
     /// Tokens of all streams in that time.
     pub decoded: usize,
@@ -161,15 +162,20 @@ async fn run(engine: &TokenEngine, plan: &Plan, streams: usize) -> Result<Run> {
     let times: Vec<Vec<Instant>> = join_all(all).await.into_iter().collect::<Result<_>>()?;
     let first_tokens: Vec<Instant> = times.iter().filter_map(|times| times.first().copied()).collect();
     let all_started = first_tokens.iter().max().copied().unwrap_or(start);
-    let end = times.iter().filter_map(|times| times.last()).max().copied().unwrap_or(start);
-    let after_start = |times: &Vec<Instant>| times.iter().filter(|time| **time > all_started).count();
+    let decoded_until = |end: Instant| -> usize {
+        let is_inside = |time: &&Instant| **time > all_started && **time <= end;
+        times.iter().map(|times| times.iter().filter(is_inside).count()).sum()
+    };
+    let ends = || times.iter().filter_map(|times| times.last()).copied();
+    let first_end = ends().min().filter(|end| 4 * decoded_until(*end) >= streams * plan.decode);
+    let end = first_end.or(ends().max()).unwrap_or(start);
     let gaps = times.iter().flat_map(|times| times.windows(2)).filter(|pair| pair[1] > all_started);
     let mut first_tokens: Vec<f64> = first_tokens.iter().map(|first| (*first - start).as_secs_f64()).collect();
     first_tokens.sort_by(f64::total_cmp);
     Ok(Run {
         first_tokens,
         decode_seconds: (end - all_started).as_secs_f64(),
-        decoded: times.iter().map(after_start).sum(),
+        decoded: decoded_until(end),
         longest_gap: gaps.map(|pair| (pair[1] - pair[0]).as_secs_f64()).fold(0.0, f64::max),
     })
 }
