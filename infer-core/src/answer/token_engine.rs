@@ -31,6 +31,7 @@ pub struct TokenEngine {
 
 impl TokenEngine {
     /// Answers by `model`.
+    #[allow(clippy::arc_with_non_send_sync, reason = "in a browser all tasks are on one thread")]
     pub fn new(model: LoadedModel) -> TokenEngine {
         let (config, context) = (model.config().clone(), model.context());
         TokenEngine { shared: Arc::new(Shared::new(Batch::new(model))), config, context }
