@@ -106,7 +106,7 @@ impl ChatEngine {
         let device_cache = Arc::new(PageCache(Mutex::new(device_cache)));
         let options = load_options(context, &device_cache);
         let loaded = Engine::load_mlc(&files, device, &options, &mut meter).await;
-        let mut engine = loaded.map_err(js_error)?;
+        let engine = loaded.map_err(js_error)?;
         let loaded_bytes = gpu.bytes_in_use();
         // A browser reports out-of-memory errors at the first read. The warm-up also compiles the kernels.
         engine.warm_up().await.map_err(js_error)?;
