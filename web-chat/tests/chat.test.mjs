@@ -96,7 +96,8 @@ test('answers are stopped, regenerated, edited and copied; conversations are sta
     await show(page, 'settings');
     await page.getByLabel('Maximum tokens').fill('12');
     await ask(page, 'And then?');
-    assert.match(await stats.last().innerText(), /^12 tokens .*cached.* cut off/);
+    // The two prompts share less than a page of the cache, so nothing may be cached.
+    assert.match(await stats.last().innerText(), /^12 tokens .* cut off/);
     assert.equal((await lastMessages(page)).length, 4);
 
     // Edit the first question: canceling changes nothing, sending replaces the later messages.
