@@ -87,6 +87,10 @@ impl Export {
             }
             let mut recorder = Recorder::tracing(gpu);
             (case.record)(&mut recorder, &device);
+            let mut uploads = Vec::new();
+            for upload in recorder.take_uploads() {
+                uploads.push(json!({"id": upload.id, "words": self.write(&upload.words)?}));
+            }
             let mut dispatches = Vec::new();
             let mut is_new = false;
             for traced in recorder.take_trace() {
@@ -112,6 +116,7 @@ impl Export {
                 "name": format!("{} {} [{}]", kernel.name, case.label, case.variant),
                 "tolerance": case.tolerance,
                 "buffers": buffers,
+                "uploads": uploads,
                 "dispatches": dispatches,
                 "expected": expected,
             }));

@@ -52,7 +52,7 @@ pub use pipeline_cache::Spawn;
 pub use profile::{Around, Dispatched, Timed};
 pub use readback::Readback;
 pub use recorder::{Binding, FEWEST_ROWS, Recorder};
-pub use trace::{Traced, TracedBinding};
+pub use trace::{Traced, TracedBinding, TracedUpload};
 #[cfg(not(target_arch = "wasm32"))]
 pub use wait::{Driver, block_on};
 

@@ -21,7 +21,7 @@ use super::{
     pool::Pool,
     profile::{Around, Dispatched, Profile},
     readback::Readback,
-    trace::{Traced, TracedBinding},
+    trace::{Traced, TracedBinding, TracedUpload},
 };
 use crate::{
     Error, Kernel, Result, Variant,
@@ -75,6 +75,8 @@ pub struct Recorder {
     work: u64,
     /// Dispatches of a tracing recorder, which runs nothing.
     trace: Option<Vec<Traced>>,
+    /// Uploads of a tracing recorder.
+    uploads: Vec<TracedUpload>,
     /// Stands for every temporary of a planning recorder.
     hollow: Option<Buffer<u32>>,
     /// Times submissions.
@@ -126,6 +128,7 @@ impl Recorder {
             max_dispatches: MAX_DISPATCHES,
             work: 0,
             trace: None,
+            uploads: Vec::new(),
             hollow: None,
             profile: None,
             bytes: None,
@@ -153,6 +156,11 @@ impl Recorder {
         self.trace.replace(Vec::new()).unwrap_or_default()
     }
 
+    /// Takes the uploads of a tracing recorder. A later temporary may use the memory of an upload that was dropped.
+    pub fn take_uploads(&mut self) -> Vec<TracedUpload> {
+        std::mem::take(&mut self.uploads)
+    }
+
     /// The device.
     pub fn gpu(&self) -> &Gpu {
         &self.gpu
@@ -176,6 +184,11 @@ impl Recorder {
         match self.gpu.temporary(&self.pool, values.len(), true) {
             Ok(buffer) => {
                 self.gpu.write(&buffer, values);
+                if self.trace.is_some() {
+                    let mut words: Vec<u32> = bytemuck::cast_slice(values).to_vec();
+                    words.resize(buffer.raw.buffer.size() as usize / 4, 0);
+                    self.uploads.push(TracedUpload { id: buffer.id(), words });
+                }
                 buffer
             }
             Err(error) => self.stand_in(error),

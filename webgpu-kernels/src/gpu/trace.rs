@@ -1,4 +1,5 @@
-//! [`Traced`]: a dispatch as data, to plan with or to run by another implementation of WebGPU.
+//! [`Traced`]: a dispatch as data, to plan with or to run by another implementation of WebGPU. [`TracedUpload`]: values that were
+//! uploaded for these dispatches.
 
 use crate::{Kernel, Variant};
 
@@ -26,6 +27,14 @@ impl Traced {
         let (_, offset) = self.kernel.params.fields.iter().find(|(field, _)| *field == name)?;
         Some(u32::from_le_bytes(self.params[*offset..offset + 4].try_into().expect("four bytes")))
     }
+}
+
+/// A temporary whose values the recorder uploaded before the dispatches that use it.
+pub struct TracedUpload {
+    /// Identifies the memory: see [`super::Buffer::id`].
+    pub id: u64,
+    /// The whole memory: the values, then zeros.
+    pub words: Vec<u32>,
 }
 
 /// A buffer of a dispatch.

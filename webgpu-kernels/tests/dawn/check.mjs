@@ -116,7 +116,7 @@ export async function check(opened, exported, testCase) {
     device.pushErrorScope('validation');
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
     const buffers = new Map();
-    for (const { id, words: at } of testCase.buffers) {
+    for (const { id, words: at } of [...testCase.buffers, ...testCase.uploads]) {
         const content = words(at);
         const buffer = device.createBuffer({ size: content.byteLength, usage });
         device.queue.writeBuffer(buffer, 0, content);
