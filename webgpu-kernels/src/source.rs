@@ -53,6 +53,7 @@ const SHARED: &[(&str, &str)] = &[
     ("reduce", include_str!("shared/reduce.wgsl")),
     ("sample/find_best", include_str!("sample/pieces/find_best.wgsl")),
     ("sample/keys", include_str!("sample/pieces/keys.wgsl")),
+    ("sample/place", include_str!("sample/pieces/place.wgsl")),
     ("sample/reduce_best", include_str!("sample/pieces/reduce_best.wgsl")),
     ("sample/resolve", include_str!("sample/pieces/resolve.wgsl")),
     ("sample/rows", include_str!("sample/pieces/rows.wgsl")),

@@ -15,13 +15,7 @@ fn main(
 #import arguments
 ) {
 #import from_arguments
-    let group = workgroup_index(workgroups);
-    let lane = invocation.lane;
-    if (group >= params.groups) {
-        return;
-    }
-    let row = params.first_row + group / params.chunks;
-    let chunk = group % params.chunks;
+#include sample/place
 #ifndef PENALTIES
     if (rules[row].is_drawn == 0u || rules[row].has_history == 1u) {
         return;

@@ -20,13 +20,7 @@ fn main(
 #import arguments
 ) {
 #import from_arguments
-    let group = workgroup_index(workgroups);
-    let lane = invocation.lane;
-    if (group >= params.groups) {
-        return;
-    }
-    let row = params.first_row + group / params.chunks;
-    let chunk = group % params.chunks;
+#include sample/place
     let level = params.level;
     if (level < rules[row].first_level || level >= rules[row].last_level) {
         return;

@@ -10,13 +10,7 @@ fn main(
 #import arguments
 ) {
 #import from_arguments
-    let group = workgroup_index(workgroups);
-    let lane = invocation.lane;
-    if (group >= params.groups) {
-        return;
-    }
-    let row = params.first_row + group / params.chunks;
-    let chunk = group % params.chunks;
+#include sample/place
     let inverse_temperature = rules[row].inverse_temperature;
     if (rules[row].is_drawn == 0u || inverse_temperature == 0.0) {
         return;
