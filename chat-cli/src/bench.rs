@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::bail;
 use chat_cli::{
-    bench_report, parallel,
+    NumberTypes, Setup, Weights, bench_report, parallel,
     throughput::{Plan, measure},
 };
 use command_line::Bars;
@@ -21,9 +21,20 @@ use crate::{
 
 /// Runs `chat-cli bench`.
 pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
-    if !arguments.parallel.is_empty() {
-        return parallel(arguments);
-    }
+    let text = if arguments.parallel.is_empty() { one_text(arguments)? } else { many_streams(arguments)? };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The model with its name, and where and how it runs.
+fn subject(arguments: &BenchArguments, bars: &mut Bars) -> anyhow::Result<(String, Weights, Setup, NumberTypes)> {
+    let setup = load::setup(&arguments.device.device, &arguments.device.kernels)?;
+    let (name, weights) = load::weights(&arguments.subject, bars)?;
+    Ok((name, weights, setup, load::number_types(arguments.device.cache, arguments.device.cpu_weights)))
+}
+
+/// The report of one text at a time.
+fn one_text(arguments: &BenchArguments) -> anyhow::Result<String> {
     let plan = Plan {
         prompt: arguments.prompt.clone(),
         decode: arguments.decode.clone(),
@@ -32,23 +43,19 @@ pub fn bench(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
         roofline: arguments.roofline,
     };
     let mut bars = Bars::quiet_if(arguments.quiet);
-    let setup = load::setup(&arguments.device.device, &arguments.device.kernels)?;
-    let (name, weights) = load::weights(&arguments.subject, &mut bars)?;
-    let types = load::number_types(arguments.device.cache, arguments.device.cpu_weights);
+    let (name, weights, setup, types) = subject(arguments, &mut bars)?;
     let measured = block_on(measure(name, &weights, &setup, types, &plan, &mut Loading(&mut bars)));
     let (subject, tests) = measured?;
     let at = arguments.at;
-    let text = match arguments.output {
+    Ok(match arguments.output {
         Output::Md => bench_report::markdown(&subject, &tests, at),
         Output::Json => format!("{:#}\n", bench_report::json(&subject, &tests, at)),
         Output::Csv => bench_report::csv(&subject, &tests),
-    };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    })
 }
 
-/// `chat-cli bench --parallel`.
-fn parallel(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
+/// The report of `--parallel`.
+fn many_streams(arguments: &BenchArguments) -> anyhow::Result<String> {
     let (Some(&prompt), Some(&decode)) = (arguments.prompt.first(), arguments.decode.first()) else {
         bail!("`--parallel` needs a prompt length and a decoded length");
     };
@@ -59,6 +66,11 @@ fn parallel(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
             arguments.shared_prefix
         );
     }
+    let is_json = match arguments.output {
+        Output::Md => false,
+        Output::Json => true,
+        Output::Csv => bail!("`--parallel` has no CSV report; use `-o md` or `-o json`"),
+    };
     let plan = parallel::Plan {
         streams: arguments.parallel.clone(),
         prompt,
@@ -68,15 +80,10 @@ fn parallel(arguments: &BenchArguments) -> anyhow::Result<ExitCode> {
         repetitions: arguments.repetitions,
     };
     let mut bars = Bars::quiet_if(arguments.quiet);
-    let setup = load::setup(&arguments.device.device, &arguments.device.kernels)?;
-    let (name, weights) = load::weights(&arguments.subject, &mut bars)?;
-    let types = load::number_types(arguments.device.cache, arguments.device.cpu_weights);
+    let (name, weights, setup, types) = subject(arguments, &mut bars)?;
     let (device, tests) = block_on(parallel::measure(&weights, &setup, types, &plan, &mut Loading(&mut bars)))?;
-    let text = match arguments.output {
-        Output::Md => parallel::markdown(&name, &device, &tests),
-        Output::Json => format!("{:#}\n", parallel::json(&name, &device, &tests)),
-        Output::Csv => bail!("`--parallel` has no CSV report; use `-o md` or `-o json`"),
-    };
-    io::stdout().write_all(text.as_bytes())?;
-    Ok(ExitCode::SUCCESS)
+    Ok(match is_json {
+        true => format!("{:#}\n", parallel::json(&name, &device, &tests)),
+        false => parallel::markdown(&name, &device, &tests),
+    })
 }

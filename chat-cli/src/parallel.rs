@@ -10,7 +10,10 @@ use futures_util::future::join_all;
 use infer_core::{Generation, SamplingParams, TokenEngine};
 use serde_json::{Value, json};
 
-use crate::{NumberTypes, Progress, Result, Setup, Weights, throughput::warm_up};
+use crate::{
+    NumberTypes, Progress, Result, Setup, Weights,
+    throughput::{token, warm_up},
+};
 
 /// The measurements to make: one for each number of streams.
 #[derive(Debug, Clone)]
@@ -182,12 +185,8 @@ async fn run(engine: &TokenEngine, plan: &Plan, streams: usize) -> Result<Run> {
 
 /// The prompt of stream `i`: different tokens for each stream after the shared prefix.
 fn prompt(engine: &TokenEngine, len: usize, shared: usize, i: usize) -> Vec<u32> {
-    let vocab_size = engine.config().vocab_size as u32;
-    let token = |position: usize| {
-        let seed = if position < shared { 0 } else { i as u32 + 1 };
-        (position as u32).wrapping_mul(7919).wrapping_add(seed.wrapping_mul(104_729)).wrapping_add(13) % vocab_size
-    };
-    (0..len).map(token).collect()
+    let seed_at = |position: usize| if position < shared { 0 } else { i as u32 + 1 };
+    (0..len).map(|position| token(position, seed_at(position), engine.config().vocab_size)).collect()
 }
 
 /// A table in Markdown.

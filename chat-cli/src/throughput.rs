@@ -113,7 +113,13 @@ pub(crate) async fn warm_up(model: &mut LoadedModel, len: usize) -> Result<()> {
 
 /// A fixed sequence of different tokens.
 fn tokens(model: &LoadedModel, len: usize) -> Vec<u32> {
-    (0..len as u32).map(|i| (i.wrapping_mul(7919) + 13) % model.config().vocab_size as u32).collect()
+    (0..len).map(|position| token(position, 0, model.config().vocab_size)).collect()
+}
+
+/// The token at a position of a fixed sequence, another one for each seed.
+pub(crate) fn token(position: usize, seed: u32, vocab_size: usize) -> u32 {
+    let seed = seed.wrapping_mul(104_729);
+    (position as u32).wrapping_mul(7919).wrapping_add(seed).wrapping_add(13) % vocab_size as u32
 }
 
 /// Fills the cache with `depth` tokens. Returns the most likely next token.
