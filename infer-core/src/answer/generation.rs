@@ -16,8 +16,7 @@ use crate::Result;
 /// One answer, pulled piece by piece.
 ///
 /// A pull that finds no piece runs the next step of all answers in progress on the model, or waits for the one that another
-/// generation runs. Nothing runs between pulls. Dropping
-/// the generation ends the answer.
+/// generation runs. Nothing runs between pulls. Dropping the generation ends the answer.
 pub struct Generation {
     shared: Arc<Shared>,
     id: u64,

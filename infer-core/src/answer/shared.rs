@@ -84,25 +84,20 @@ impl Shared {
                 Change::Forget => batch.forget(),
             }
         }
-        if let Some(notice) = batch.model_mut().take_notice() {
-            *locked(&self.notice) = Some(notice);
-        }
-        Held { batch: Some(batch), released: &self.released }
+        Held { batch: Some(batch), shared: self }
     }
 
     /// Takes the message for the user about a device fault that was worked around.
     pub fn take_notice(&self) -> Option<String> {
-        // After the last step, the batch still has it.
-        let own = self.batch.try_lock().and_then(|mut batch| batch.model_mut().take_notice());
-        own.or_else(|| locked(&self.notice).take())
+        locked(&self.notice).take()
     }
 }
 
-/// The batch in use. Its end wakes all waiting generations.
+/// The batch in use. Its end takes over the batch's notice, and wakes all waiting generations.
 pub(super) struct Held<'a> {
     /// `None` only while it is dropped.
     batch: Option<MutexGuard<'a, Batch>>,
-    released: &'a Event,
+    shared: &'a Shared,
 }
 
 impl Deref for Held<'_> {
@@ -121,8 +116,11 @@ impl DerefMut for Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
+        if let Some(notice) = self.model_mut().take_notice() {
+            *locked(&self.shared.notice) = Some(notice);
+        }
         self.batch = None;
-        self.released.notify(usize::MAX);
+        self.shared.released.notify(usize::MAX);
     }
 }
 
