@@ -13,7 +13,7 @@ use crate::{
     loading::LoadedModel,
     model::{
         chunks::{FEWEST_ROWS, PREFILL_CHUNK},
-        steps::{PlannedRows, PlannedWant},
+        steps::{StepChoice, StepRows},
     },
     ops::Source,
     schedule::{Limits, Request, Scheduler, Work},
@@ -232,24 +232,17 @@ impl Batch {
             let ahead = self.in_flight.iter().flatten();
             let ahead = ahead.filter(|w| w.id == work.id && w.epoch == work.epoch && w.wants_token).count();
             let it = self.answers.get_mut(&work.id).expect("an answer for each request");
-            let want = match it.way {
-                _ if !work.wants_token => PlannedWant::Nothing,
-                Some(Way::MostLikely) if work.guessed > 0 => PlannedWant::EachMostLikely,
-                Some(Way::MostLikely) => PlannedWant::MostLikely,
-                Some(Way::Drawn) if work.guessed > 0 => PlannedWant::EachDrawn {
-                    by: work.id,
-                    randoms: std::array::from_fn(|row| it.answer.sampler.random(row)),
-                },
-                Some(Way::Drawn) => PlannedWant::Drawn { by: work.id, random: it.answer.sampler.random(ahead) },
-                Some(Way::Host) | None if work.guessed > 0 => PlannedWant::EachLogits,
-                Some(Way::Host) | None => PlannedWant::Logits,
+            let results = if work.wants_token { work.guessed + 1 } else { 0 };
+            let choice = match it.way {
+                Some(Way::MostLikely) => StepChoice::MostLikely,
+                Some(Way::Drawn) => {
+                    let randoms = (ahead..ahead + results).map(|draw| it.answer.sampler.random(draw));
+                    StepChoice::Drawn { by: work.id, randoms: randoms.collect() }
+                }
+                Some(Way::Host) | None => StepChoice::Logits,
             };
-            planned.push(PlannedRows {
-                sources,
-                past_len: work.start,
-                pages: self.scheduler.pages_of(work.id).to_vec(),
-                want,
-            });
+            let pages = self.scheduler.pages_of(work.id).to_vec();
+            planned.push(StepRows { tokens: sources, past_len: work.start, pages, results, choice });
         }
         self.model.record_step(&planned, steps.first().copied(), works[0].is_long)?;
         self.in_flight.push_back(works);
@@ -307,7 +300,7 @@ impl Batch {
             it.outbox.push(Chunk::default(), None, it.answer.stats);
             return;
         }
-        let guess = self.scheduler.tokens_of(work).split_off(work.known - work.guessed);
+        let guess = self.scheduler.guess_of(work.id).to_vec();
         if !logits.is_empty() {
             // In a step with other answers, the device also chose tokens from these rows.
             tokens.clear();

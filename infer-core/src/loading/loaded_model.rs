@@ -19,7 +19,7 @@ use crate::{
     model::{
         Session, StepProfile, load_checkpoint, load_mlc, load_random,
         perplexity::ROWS,
-        steps::{PlannedRows, StepResults},
+        steps::{StepResults, StepRows},
     },
     ops::{Forward, gpu::GpuOps},
     sampling::sampler::Sampler,
@@ -298,7 +298,7 @@ impl LoadedModel {
     }
 
     /// Records a step of many sequences: see [`Session::record`].
-    pub(crate) fn record_step(&mut self, rows: &[PlannedRows], chosen: Option<usize>, long: bool) -> Result<()> {
+    pub(crate) fn record_step(&mut self, rows: &[StepRows], chosen: Option<usize>, long: bool) -> Result<()> {
         on_session!(&mut self.session, session => session.record(rows, chosen, long))
     }
 

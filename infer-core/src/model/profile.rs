@@ -4,7 +4,10 @@ use web_time::Instant;
 use webgpu_kernels::gpu::{Around, Timed};
 
 use super::session::Session;
-use crate::{Result, ops::gpu::GpuOps};
+use crate::{
+    Result,
+    ops::{Choose, gpu::GpuOps},
+};
 
 /// The time of a decoded token on a GPU, kernel by kernel.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,7 +70,7 @@ impl Session<GpuOps> {
             let start = Instant::now();
             let chosen = self.run_token(0)?;
             seconds += start.elapsed().as_secs_f64();
-            self.wait(chosen).await?;
+            self.ops_mut().tokens(chosen).await?;
         }
         self.cache_mut().truncate(depth);
         Ok(seconds)

@@ -11,7 +11,7 @@ use super::{
     kv_pool::KvPool,
     parts::Parts,
     perplexity::token_losses,
-    steps::{PlannedRows, PlannedWant, StepResults, StepRows, Steps, Want},
+    steps::{StepChoice, StepResults, StepRows, Steps},
 };
 use crate::{
     Result,
@@ -34,6 +34,9 @@ macro_rules! retry_after_expired_wait {
     }};
 }
 
+/// The id of the one text's sampler, which is present while its lookahead is drawn.
+const TEXT: u64 = u64::MAX;
+
 /// A decoder on one device, with its keys and values, and the cache of one text.
 ///
 /// The methods that take tokens run one text, on all pages. [`Session::record`] runs steps of many sequences, on the pages that
@@ -48,9 +51,7 @@ pub struct Session<O: Choose> {
     returned: Option<u32>,
     /// For the one text, the lookahead: each step runs the token that the step before it chose.
     steps: Steps<O>,
-    /// The sampler of the lookahead. `None` if its tokens are the most likely ones.
-    draw: Option<O::Draw>,
-    /// Samplers of many sequences.
+    /// Samplers on the device, by the ids of [`Session::set_draw`] and [`TEXT`].
     draws: HashMap<u64, O::Draw>,
 }
 
@@ -66,16 +67,7 @@ impl<O: Choose> Session<O> {
         let decoder = Decoder::new(&mut ops, config, parts, context)?;
         let (pool, mut caches) = KvPool::with_caches(&mut ops, config, conversations, context)?;
         let cache = caches.swap_remove(0);
-        Ok(Session {
-            ops,
-            decoder,
-            pool,
-            cache,
-            returned: None,
-            steps: Steps::default(),
-            draw: None,
-            draws: HashMap::new(),
-        })
+        Ok(Session { ops, decoder, pool, cache, returned: None, steps: Steps::default(), draws: HashMap::new() })
     }
 
     /// The number of the next `left` tokens to run at a time: see [`Decoder::chunk_len`].
@@ -140,11 +132,11 @@ impl<O: Choose> Session<O> {
     async fn most_likely_once(&mut self, tokens: &[u32]) -> Result<u32> {
         if !self.continues(tokens, false) {
             self.drop_lookahead();
-            self.run(tokens, Choice::MostLikely).await?;
+            self.run(tokens, None).await?;
         }
         if tokens.len() == 1 {
             while self.may_look_ahead() {
-                self.run_chosen(Choice::MostLikely)?;
+                self.run_chosen(None)?;
             }
         }
         self.next_ahead().await
@@ -159,16 +151,14 @@ impl<O: Choose> Session<O> {
     async fn drawn_once(&mut self, tokens: &[u32], sampler: &mut Sampler, generated: &[u32]) -> Result<Option<u32>> {
         if !self.continues(tokens, true) {
             self.drop_lookahead();
-            let Some(draw) = self.new_draw(sampler, generated)? else { return Ok(None) };
-            self.run(tokens, Choice::Drawn { by: &draw, random: sampler.random(0) }).await?;
-            self.draw = Some(draw);
+            if !self.set_draw(TEXT, sampler, generated)? {
+                return Ok(None);
+            }
+            self.run(tokens, Some(sampler.random(0))).await?;
         }
         if tokens.len() == 1 {
             while self.may_look_ahead() {
-                let draw = self.draw.take().expect("tokens are drawn");
-                let result = self.run_chosen(Choice::Drawn { by: &draw, random: sampler.random(self.steps.len()) });
-                self.draw = Some(draw);
-                result?;
+                self.run_chosen(Some(sampler.random(self.steps.len())))?;
             }
         }
         let token = self.next_ahead().await?;
@@ -176,18 +166,11 @@ impl<O: Choose> Session<O> {
         Ok(Some(token))
     }
 
-    /// A sampler on the device for an answer of which `generated` are the tokens so far. `None` if the host should draw.
-    pub fn new_draw(&mut self, sampler: &Sampler, generated: &[u32]) -> Result<Option<O::Draw>> {
-        let vocab_size = self.decoder.config().vocab_size;
-        let history = sampler.history(vocab_size, generated);
-        self.ops.new_draw(sampler.rules(), vocab_size, history.as_deref())
-    }
-
     /// True if the lookahead has the token after `tokens`. Then `tokens` is in the cache afterwards.
     fn continues(&mut self, tokens: &[u32], is_drawn: bool) -> bool {
         match (tokens, self.returned.take()) {
             (&[token], Some(returned))
-                if token == returned && !self.steps.is_empty() && self.draw.is_some() == is_drawn =>
+                if token == returned && !self.steps.is_empty() && self.draws.contains_key(&TEXT) == is_drawn =>
             {
                 self.cache.resolve(token);
                 true
@@ -200,13 +183,22 @@ impl<O: Choose> Session<O> {
         self.steps.len() <= self.lookahead() && self.cache.room() > 0
     }
 
-    /// Runs the token that the last recorded step chose.
-    fn run_chosen(&mut self, choice: Choice<'_, O::Draw>) -> Result<()> {
-        let (past_len, long) = (self.cache.place(1), self.cache.is_long());
-        let pages = self.cache.pages();
-        let rows = StepRows { tokens: &[Source::Chosen(0)], past_len, pages, want: Want::Token(choice) };
+    /// Runs the token that the last recorded step chose. `random`: the random number of the sampler's draw; `None`: the most
+    /// likely token.
+    fn run_chosen(&mut self, random: Option<f64>) -> Result<()> {
+        let rows = StepRows {
+            tokens: vec![Source::Chosen(0)],
+            past_len: self.cache.place(1),
+            pages: self.cache.pages().to_vec(),
+            results: 1,
+            choice: match random {
+                Some(random) => StepChoice::Drawn { by: TEXT, randoms: vec![random] },
+                None => StepChoice::MostLikely,
+            },
+        };
         let last = self.steps.len().checked_sub(1);
-        self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, vec![rows], last, long)?;
+        let long = self.cache.is_long();
+        self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, &self.draws, &[rows], last, long)?;
         self.cache.reserve();
         Ok(())
     }
@@ -226,33 +218,17 @@ impl<O: Choose> Session<O> {
     }
 
     /// Records a step of many sequences: see [`Steps::record`]. Its results are read in order by [`Session::finish`].
-    pub fn record(&mut self, rows: &[PlannedRows], chosen: Option<usize>, long: bool) -> Result<()> {
+    pub fn record(&mut self, rows: &[StepRows], chosen: Option<usize>, long: bool) -> Result<()> {
         assert!(self.cache.is_empty(), "record: drop the one text before");
-        let draws = &self.draws;
-        let want = |want: PlannedWant, rows: usize| match want {
-            PlannedWant::Nothing => Want::Nothing,
-            PlannedWant::MostLikely => Want::Token(Choice::MostLikely),
-            PlannedWant::Drawn { by, random } => Want::Token(Choice::Drawn { by: &draws[&by], random }),
-            PlannedWant::EachMostLikely => Want::EachToken((0..rows).map(|_| Choice::MostLikely).collect()),
-            PlannedWant::EachDrawn { by, randoms } => {
-                let drawn = |random: f64| Choice::Drawn { by: &draws[&by], random };
-                Want::EachToken(randoms.into_iter().take(rows).map(drawn).collect())
-            }
-            PlannedWant::Logits => Want::Logits,
-            PlannedWant::EachLogits => Want::EachLogits,
-        };
-        let rows = rows.iter().map(|rows| StepRows {
-            tokens: &rows.sources,
-            past_len: rows.past_len,
-            pages: &rows.pages,
-            want: want(rows.want, rows.sources.len()),
-        });
-        self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, rows.collect(), chosen, long)
+        self.steps.record(&mut self.ops, &self.decoder, &mut self.pool, &self.draws, rows, chosen, long)
     }
 
-    /// Puts a sampler on the device for [`PlannedWant::Drawn`]. False if the host should draw.
+    /// Puts a sampler on the device for [`StepChoice::Drawn`], for an answer of which `generated` are the tokens so far. False if
+    /// the host should draw.
     pub fn set_draw(&mut self, id: u64, sampler: &Sampler, generated: &[u32]) -> Result<bool> {
-        let draw = self.new_draw(sampler, generated)?;
+        let vocab_size = self.decoder.config().vocab_size;
+        let history = sampler.history(vocab_size, generated);
+        let draw = self.ops.new_draw(sampler.rules(), vocab_size, history.as_deref())?;
         let is_on_device = draw.is_some();
         self.draws.extend(draw.map(|draw| (id, draw)));
         Ok(is_on_device)
@@ -323,23 +299,22 @@ impl<O: Choose> Session<O> {
         self.ops.choose(&logits, &[Choice::MostLikely])
     }
 
-    /// Waits for tokens of [`Session::run_token`].
-    pub(crate) async fn wait(&mut self, tokens: O::Tokens) -> Result<()> {
-        self.ops.tokens(tokens).await.map(|_| ())
-    }
-
     fn drop_lookahead(&mut self) {
         self.returned = None;
-        self.draw = None;
+        self.drop_draw(TEXT);
         self.steps.clear();
         self.cache.drop_pending();
     }
 
-    /// Runs the text up to `tokens`, then `tokens`, and chooses the next one.
-    async fn run(&mut self, tokens: &[u32], choice: Choice<'_, O::Draw>) -> Result<()> {
+    /// Runs `tokens`, and chooses the next one as [`Session::run_chosen`] does.
+    async fn run(&mut self, tokens: &[u32], random: Option<f64>) -> Result<()> {
         let rest = self.run_chunks(tokens).await?;
         // A text that becomes long runs again first.
         let logits = self.forward(rest);
+        let choice = match random {
+            Some(random) => Choice::Drawn { by: &self.draws[&TEXT], random },
+            None => Choice::MostLikely,
+        };
         self.steps.push(self.ops.choose(&logits, &[choice])?);
         Ok(())
     }

@@ -1,93 +1,57 @@
 //! [`Steps`]: recorded steps of one or many sequences, whose results are read in order.
 
-use std::{collections::VecDeque, ops::Range};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::Range,
+};
 
 use super::{decoder::Decoder, kv_pool::KvPool};
 use crate::{
     Result,
     ops::{Choice, Choose, RowSpan, Source},
-    sampling::prompt_lookup::MOST_GUESSED,
 };
 
 /// The rows of one sequence in a step.
-pub struct StepRows<'a, D> {
+pub struct StepRows {
     /// The tokens. [`Source::Chosen`] is a row of the choices of an earlier step.
-    pub tokens: &'a [Source],
-    /// The position of the first row.
-    pub past_len: usize,
-    /// The pages of the sequence.
-    pub pages: &'a [u32],
-    /// The results that the caller needs.
-    pub want: Want<'a, D>,
-}
-
-impl<'a, D> StepRows<'a, D> {
-    fn span(&self) -> RowSpan<'a> {
-        RowSpan { rows: self.tokens.len(), past_len: self.past_len, pages: self.pages }
-    }
-}
-
-/// The rows of one sequence in a step, whose sampler is one of the session's: see
-/// [`Session::set_draw`](super::Session::set_draw).
-pub struct PlannedRows {
-    /// The tokens.
-    pub sources: Vec<Source>,
+    pub tokens: Vec<Source>,
     /// The position of the first row.
     pub past_len: usize,
     /// The pages of the sequence.
     pub pages: Vec<u32>,
-    /// The results that the caller needs.
-    pub want: PlannedWant,
+    /// Number of last rows whose results the caller needs.
+    pub results: usize,
+    /// The kind of these results.
+    pub choice: StepChoice,
 }
 
-/// Results of the rows of a sequence.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PlannedWant {
-    /// None.
-    Nothing,
-    /// The most likely token after the last row.
+impl StepRows {
+    fn span(&self) -> RowSpan<'_> {
+        RowSpan { rows: self.tokens.len(), past_len: self.past_len, pages: &self.pages }
+    }
+}
+
+/// The result of a row.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StepChoice {
+    /// The most likely token.
     MostLikely,
-    /// A token after the last row, drawn by the session's sampler with this id.
+    /// A token drawn by a sampler of the session: see [`Session::set_draw`](super::Session::set_draw).
     Drawn {
-        /// The id of the sampler.
+        /// The id of the sampler. With several rows, it has no history.
         by: u64,
-        /// The random number.
-        random: f64,
+        /// The random number of each row with a result.
+        randoms: Vec<f64>,
     },
-    /// The most likely token after each row.
-    EachMostLikely,
-    /// A token after each row, drawn by the session's sampler with this id.
-    EachDrawn {
-        /// The id of the sampler. It has no history.
-        by: u64,
-        /// The random number of each row.
-        randoms: [f64; MOST_GUESSED + 1],
-    },
-    /// The logits after the last row.
+    /// The logits, for a choice on the host.
     Logits,
-    /// The logits after each row.
-    EachLogits,
-}
-
-/// Results of the rows of a sequence, with the sampler.
-pub enum Want<'a, D> {
-    /// None.
-    Nothing,
-    /// A token after the last row.
-    Token(Choice<'a, D>),
-    /// A token after each row.
-    EachToken(Vec<Choice<'a, D>>),
-    /// The logits after the last row.
-    Logits,
-    /// The logits after each row.
-    EachLogits,
 }
 
 /// Results of a step, in the order of its sequences.
 pub struct StepResults {
-    /// Tokens of each sequence: one, one for each row, or none.
+    /// A token for each row with a result. Those of [`StepChoice::Logits`] have no meaning, and may be absent.
     pub tokens: Vec<Vec<u32>>,
-    /// Logits of each sequence, `[rows, vocab_size]`; empty if not wanted.
+    /// Logits `[results, vocab_size]` of each sequence; empty if not wanted.
     pub logits: Vec<Vec<f32>>,
 }
 
@@ -143,54 +107,55 @@ impl<O: Choose> Steps<O> {
     }
 
     /// Records a step, and submits it. [`Source::Chosen`] refers to the choices of step `chosen`, see [`Steps::chosen_row`].
-    /// `long`: the texts use the rotary frequencies of long ones.
+    /// `draws`: samplers by id. `long`: the texts use the rotary frequencies of long ones.
+    #[expect(clippy::too_many_arguments, reason = "the parts of a session")]
     pub fn record(
         &mut self,
         ops: &mut O,
         decoder: &Decoder<O>,
         pool: &mut KvPool<O>,
-        rows: Vec<StepRows<'_, O::Draw>>,
+        draws: &HashMap<u64, O::Draw>,
+        rows: &[StepRows],
         chosen: Option<usize>,
         long: bool,
     ) -> Result<()> {
-        let sources: Vec<Source> = rows.iter().flat_map(|rows| rows.tokens).copied().collect();
+        let sources: Vec<Source> = rows.iter().flat_map(|rows| &rows.tokens).copied().collect();
         let spans: Vec<RowSpan<'_>> = rows.iter().map(StepRows::span).collect();
         let x = decoder.embed_sources(ops, &sources, chosen.and_then(|step| self.recorded[step].tokens.as_ref()));
         let hidden = decoder.run(ops, pool, x, long, &spans);
 
-        let mut selected = Selected { rows: Vec::new(), choices: Vec::new() };
+        // The rows with results, and the choice from each.
+        let (mut selected, mut choices) = (Vec::new(), Vec::new());
         let mut ranges = Vec::with_capacity(rows.len());
         let mut with_logits = Vec::new();
         let mut end = 0;
-        for (i, rows) in rows.into_iter().enumerate() {
-            let (begin, first) = (end, selected.rows.len());
-            end += rows.tokens.len();
-            match rows.want {
-                Want::Nothing => {}
-                Want::Token(choice) => selected.add(end - 1, choice),
-                Want::EachToken(choices) => {
-                    (begin..end).zip(choices).for_each(|(row, choice)| selected.add(row, choice));
-                }
-                Want::Logits | Want::EachLogits => {
-                    let begin = if matches!(rows.want, Want::Logits) { end - 1 } else { begin };
-                    for row in begin..end {
-                        with_logits.push((i, selected.rows.len()));
-                        selected.add(row, Choice::MostLikely);
+        for (i, StepRows { tokens, results, choice, .. }) in rows.iter().enumerate() {
+            let first = selected.len();
+            end += tokens.len();
+            for (n, row) in (end - results..end).enumerate() {
+                choices.push(match choice {
+                    StepChoice::MostLikely => Choice::MostLikely,
+                    StepChoice::Drawn { by, randoms } => Choice::Drawn { by: &draws[by], random: randoms[n] },
+                    StepChoice::Logits => {
+                        with_logits.push((i, selected.len()));
+                        Choice::MostLikely
                     }
-                }
+                });
+                selected.push(row);
             }
-            ranges.push(first..selected.rows.len());
+            ranges.push(first..selected.len());
         }
-        if selected.rows.is_empty() {
+        if selected.is_empty() {
             // Reading a token tells when the device is done.
-            selected.add(end - 1, Choice::MostLikely);
+            selected.push(end - 1);
+            choices.push(Choice::MostLikely);
         }
-        let only_logits = with_logits.len() == selected.rows.len();
-        let logits = decoder.logits_of(ops, hidden, &selected.rows, end);
-        let tokens = if only_logits { None } else { Some(ops.choose(&logits, &selected.choices)?) };
+        let only_logits = with_logits.len() == selected.len();
+        let logits = decoder.logits_of(ops, hidden, &selected, end);
+        let tokens = if only_logits { None } else { Some(ops.choose(&logits, &choices)?) };
         let logits = (!with_logits.is_empty()).then(|| {
             let (sequences, rows): (Vec<usize>, Vec<usize>) = with_logits.into_iter().unzip();
-            let logits = if rows.len() < selected.rows.len() { ops.select_rows(&logits, &rows) } else { logits };
+            let logits = if rows.len() < selected.len() { ops.select_rows(&logits, &rows) } else { logits };
             (sequences, logits)
         });
         self.recorded.push_back(Recorded { tokens, rows: ranges, logits });
@@ -217,18 +182,5 @@ impl<O: Choose> Steps<O> {
             }
         }
         Ok(results)
-    }
-}
-
-/// The rows whose logits are computed, and the choice from each.
-struct Selected<'a, D> {
-    rows: Vec<usize>,
-    choices: Vec<Choice<'a, D>>,
-}
-
-impl<'a, D> Selected<'a, D> {
-    fn add(&mut self, row: usize, choice: Choice<'a, D>) {
-        self.rows.push(row);
-        self.choices.push(choice);
     }
 }

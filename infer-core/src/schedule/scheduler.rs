@@ -143,7 +143,7 @@ impl Scheduler {
 
     /// Plans the next step. `now` is the time of the caller's clock, in seconds.
     ///
-    /// Read [`Scheduler::pages_of`] and [`Scheduler::tokens`] for the step's work before the next call of another method.
+    /// Read [`Scheduler::pages_of`] and [`Scheduler::tokens_of`] for the step's work before the next call of another method.
     pub(crate) fn plan(&mut self, now: f64) -> Step {
         let mut step = Step::default();
         let is_late = |sequence: &Sequence| !sequence.has_answered && sequence.deadline.is_some_and(|time| time < now);
@@ -215,6 +215,11 @@ impl Scheduler {
         }
     }
 
+    /// The guess of a request until its work is done. Empty if there is none.
+    pub(crate) fn guess_of(&self, id: u64) -> &[u32] {
+        self.sequences.get(&id).map_or(&[], |sequence| &sequence.guess)
+    }
+
     /// Makes all work in flight void. Its rows run again.
     pub(crate) fn rewind(&mut self) {
         let epoch = self.tick();
@@ -283,7 +288,7 @@ impl Scheduler {
         self.pages.free()
     }
 
-    /// A row for every sequence that decodes, the first arrivals first.
+    /// A row for every sequence that decodes, and those of its guess, the first arrivals first.
     fn plan_decoding(&mut self, step: &mut Step) {
         let mut running: Vec<(Rank, u64)> = self.running().map(|(id, sequence)| (sequence.rank(), id)).collect();
         running.sort_unstable();
@@ -302,7 +307,7 @@ impl Scheduler {
                     self.preempt(id, step);
                 }
             } else if self.make_room(id, planned + 1 + guessed, step) {
-                self.push_work(id, 1, step);
+                self.push_work(id, 1 + guessed, step);
             }
         }
     }
@@ -446,18 +451,15 @@ impl Scheduler {
     /// Plans the next rows of a running sequence.
     fn push_work(&mut self, id: u64, rows: usize, step: &mut Step) {
         let sequence = self.sequences.get_mut(&id).expect("a present request");
-        let start = sequence.planned;
+        let (start, guessed) = (sequence.planned, sequence.guess.len());
         sequence.planned += rows;
-        let known = sequence.tokens.len().saturating_sub(start).min(rows);
-        let wants_token = sequence.planned == sequence.tokens.len() + sequence.wanted;
+        let all_known = sequence.tokens.len() + guessed;
+        let known = all_known.saturating_sub(start).min(rows);
+        let wants_token = sequence.planned == all_known + sequence.wanted;
         sequence.wanted += usize::from(wants_token);
         let is_long = sequence.table.as_ref().expect("a running sequence").is_long();
         self.clients.charge(sequence.client, rows as i64);
-        let work = Work { id, epoch: sequence.epoch, start, rows, known, wants_token, guessed: 0, is_long };
-        // Only a decoding row can be the last one while no work is in flight, so a guess follows it.
-        let guessed = sequence.guess.len();
-        sequence.planned += guessed;
-        step.work.push(Work { rows: rows + guessed, known: known + guessed, guessed, ..work });
+        step.work.push(Work { id, epoch: sequence.epoch, start, rows, known, wants_token, guessed, is_long });
     }
 
     /// Lets a running sequence wait again. Its work of this step is dropped: the new owner of its pages may write to them in the

@@ -50,7 +50,7 @@ pub(crate) struct Work {
     pub known: usize,
     /// True if the rows end at the last token. The step chooses the next one.
     pub wants_token: bool,
-    /// Number of last rows with guessed tokens. The step chooses a token after each row but the known ones before the guess.
+    /// Number of last rows with guessed tokens. One row comes before them, and the step chooses a token after each.
     pub guessed: usize,
     /// True for the rotary frequencies of long texts.
     pub is_long: bool,
